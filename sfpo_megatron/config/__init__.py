@@ -1,0 +1,1 @@
+"""Config: frozen dataclasses (`tree`), their loading (`load`) and their cross-checks (`check`)."""

@@ -1,0 +1,300 @@
+"""What one section cannot know: checks across sections, against the world size and the files.
+
+Torch-free, so that a login node refuses an impossible run before it is queued. Each rule is one
+function that yields `Problem`s; `check_config` raises the first error and returns the warnings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model_json
+from sfpo_megatron.config.tree import RunConfig
+
+Command = Literal["train", "sft"]
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ConfigWarning:
+    """Something that will not stop the run, or not yet."""
+
+    file: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"warning: {self.file}: {self.key}: {self.message}"
+
+
+def has_cuda() -> bool:
+    """True where the NVIDIA driver is loaded and its devices are not hidden; without torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return Path("/proc/driver/nvidia/version").exists() and not hidden
+
+
+def check_config(
+    config: RunConfig,
+    *,
+    file: str,
+    world_size: int | None = None,
+    for_training: bool = False,
+    command: Command = "train",
+) -> list[ConfigWarning]:
+    """Raise ConfigError on the first thing that cannot work; return what deserves a warning.
+
+    `world_size`: ranks that are running, None when this process will start them itself.
+    `for_training`: the run starts now, so that missing weights are an error, not a warning.
+    """
+    warnings = []
+    for problem in _problems(config, world_size, command):
+        if problem.level == "error" or (problem.level == "error_when_training" and for_training):
+            raise ConfigError(
+                file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
+            )
+        message = f"found {problem.found}, expected {problem.expected}; {problem.fix}"
+        warnings.append(ConfigWarning(file=file, key=problem.key, message=message))
+    return warnings
+
+
+def _problems(config: RunConfig, world_size: int | None, command: Command) -> Iterator[Problem]:
+    """Cheapest first: layout, then batch, then what is read from files."""
+    yield from _layout(config)
+    yield from _world_size(config, world_size)
+    for rule in _RULES:
+        yield from rule(config)
+    if command == "sft":
+        yield from _sft_batch(config)
+    model = None
+    for item in read_model_json(config):
+        if isinstance(item, Problem):
+            yield item
+        else:
+            model = item
+    if model is not None:
+        for model_rule in MODEL_RULES:
+            yield from model_rule(config, model, not has_cuda())
+
+
+def _layout(config: RunConfig) -> Iterator[Problem]:
+    parallel = config.parallel
+    for name, why in {
+        "context": "context parallelism needs TransformerEngine and is not built yet",
+        "expert": "the supported model families are dense: they have no experts",
+        "expert_tensor": "the supported model families are dense: they have no experts",
+    }.items():
+        size = getattr(parallel, name)
+        if size > 1:
+            yield Problem(f"parallel.{name}", str(size), "1", f"set it to 1: {why}")
+    if parallel.virtual_pipeline is not None and parallel.pipeline == 1:
+        yield Problem(
+            "parallel.virtual_pipeline",
+            str(parallel.virtual_pipeline),
+            "null when parallel.pipeline is 1",
+            "set it to null, or parallel.pipeline to 2 or more",
+        )
+
+
+def _world_size(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
+    parallel = config.parallel
+    shape = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context}"
+    if world_size is None:
+        if parallel.data is None:
+            yield Problem(
+                "parallel.data",
+                "null with no ranks running",
+                "a number",
+                "set parallel.data, or start the ranks with torchrun",
+                "error_when_training",
+            )
+        elif not has_cuda() and parallel.data * parallel.model_size > (os.cpu_count() or 1):
+            yield Problem(
+                "parallel",
+                f"{parallel.data * parallel.model_size} ranks",
+                f"at most one a core ({os.cpu_count()})",
+                "fewer ranks run faster here",
+                "warning",
+            )
+    elif parallel.data is None:
+        if world_size % parallel.model_size:
+            yield Problem(
+                "parallel",
+                f"{world_size} ranks",
+                f"a multiple of {parallel.model_size} ({shape})",
+                "start another number of ranks or change the layout",
+            )
+    elif parallel.data * parallel.model_size != world_size:
+        yield Problem(
+            "parallel",
+            f"{world_size} ranks",
+            f"{parallel.data * parallel.model_size} (data {parallel.data} x {shape})",
+            "start that many ranks, or set parallel.data to null to take what there is",
+        )
+
+
+def _batch(config: RunConfig) -> Iterator[Problem]:
+    train, data = config.train, config.parallel.data or 1
+    per_minibatch = train.prompts_per_step * train.group_size // train.minibatches_per_step
+    if per_minibatch % data:
+        yield Problem(
+            "train.prompts_per_step",
+            f"{per_minibatch} rollouts a minibatch ({train.prompts_per_step} x "
+            f"{train.group_size} / {train.minibatches_per_step})",
+            f"a multiple of parallel.data ({data})",
+            "change prompts_per_step, group_size or parallel.data",
+        )
+    length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if train.max_tokens_per_microbatch < length:
+        yield Problem(
+            "train.max_tokens_per_microbatch",
+            str(train.max_tokens_per_microbatch),
+            f"at least one whole rollout ({length} tokens: max_prompt_tokens + "
+            "max_response_tokens)",
+            f"set it to {length} or more",
+        )
+
+
+def _sft_batch(config: RunConfig) -> Iterator[Problem]:
+    data = config.parallel.data or 1
+    if config.sft.examples_per_step % data:
+        yield Problem(
+            "sft.examples_per_step",
+            str(config.sft.examples_per_step),
+            f"a multiple of parallel.data ({data})",
+            "change one of the two",
+        )
+
+
+def _algorithm(config: RunConfig) -> Iterator[Problem]:
+    if config.sfpo.num_fast_passes > 0 and config.sfpo.alpha == 0:
+        yield Problem(
+            "sfpo.alpha",
+            "0 with fast passes",
+            "a number above 0",
+            "alpha 0 throws the fast passes away; use sfpo.num_fast_passes=0 for plain GRPO",
+            "warning",
+        )
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
+        for index, source in enumerate(sources):
+            if source.source != "jsonl":
+                continue
+            key = f"data.{part}.{index}"
+            if not Path(source.path or "").expanduser().is_file():
+                yield Problem(
+                    f"{key}.path",
+                    f"no file {source.path!r} in {Path.cwd()}",
+                    "a jsonl file",
+                    "correct the path (it is relative to the current directory)",
+                )
+            if config.reward.function == "reasoning_gym":
+                yield Problem(
+                    "reward.function",
+                    f"reasoning_gym with {key}.source jsonl",
+                    "a reward that only needs the answer",
+                    "set reward.function to exact_match or last_number",
+                )
+    if not config.data.eval:
+        yield Problem(
+            "data.eval",
+            "no source",
+            "held-out prompts",
+            "without them there is no eval/accuracy",
+            "warning",
+        )
+
+
+def _outputs(config: RunConfig) -> Iterator[Problem]:
+    output = Path(config.output_dir).expanduser()
+    for folder in (output, *output.parents):
+        if folder.exists() and not folder.is_dir():
+            yield Problem(
+                "output_dir", f"a file at {str(folder)!r}", "a folder", "choose another output_dir"
+            )
+    if output.resolve() == Path(config.model.path).expanduser().resolve():
+        yield Problem(
+            "output_dir",
+            f"{config.output_dir!r}, which is model.path",
+            "a folder of its own",
+            "choose another output_dir: the run would write over the model",
+        )
+    rollouts = config.debug.train_only
+    if rollouts is not None and not Path(rollouts).expanduser().is_file():
+        yield Problem(
+            "debug.train_only",
+            f"no file {rollouts!r}",
+            "rollouts written by debug.save_rollouts",
+            "correct the path, or make the file with debug.save_rollouts first",
+        )
+
+
+_OWNED_BY_US: dict[str, dict[str, str]] = {
+    "rollout.engine_args": {
+        "model": "model.path",
+        "tokenizer": "model.path",
+        "dtype": "model.dtype",
+        "seed": "seed",
+        "tensor_parallel_size": "rollout.tensor_parallel",
+        "gpu_memory_utilization": "rollout.gpu_memory_utilization",
+        "logprobs_mode": "nothing: the trainer needs processed_logprobs",
+        "trust_remote_code": "nothing: a model's own code is never run",
+        "weight_transfer_config": "refit.transport",
+    },
+    "megatron.transformer": {
+        "tensor_model_parallel_size": "parallel.tensor",
+        "pipeline_model_parallel_size": "parallel.pipeline",
+        "virtual_pipeline_model_parallel_size": "parallel.virtual_pipeline",
+        "context_parallel_size": "parallel.context",
+        "expert_model_parallel_size": "parallel.expert",
+        "expert_tensor_parallel_size": "parallel.expert_tensor",
+        "sequence_parallel": "parallel.sequence",
+        "num_layers": "the model's config.json",
+        "hidden_size": "the model's config.json",
+        "num_attention_heads": "the model's config.json",
+        "params_dtype": "model.dtype",
+        "bf16": "model.dtype",
+    },
+    "megatron.optimizer": {
+        "lr": "train.optimizer.lr",
+        "weight_decay": "train.optimizer.weight_decay",
+        "adam_beta1": "train.optimizer.betas",
+        "adam_beta2": "train.optimizer.betas",
+        "adam_eps": "train.optimizer.eps",
+        "clip_grad": "train.optimizer.clip_grad",
+        "bf16": "model.dtype",
+        "params_dtype": "model.dtype",
+    },
+}
+
+
+def _passed_through(config: RunConfig) -> Iterator[Problem]:
+    """A setting with a key of its own may not also be set in what is handed through."""
+    given: dict[str, dict[str, Any]] = {
+        "rollout.engine_args": config.rollout.engine_args,
+        "megatron.transformer": config.megatron.transformer,
+        "megatron.optimizer": config.megatron.optimizer,
+    }
+    for section, owned in _OWNED_BY_US.items():
+        for name in given[section]:
+            if name in owned:
+                yield Problem(
+                    f"{section}.{name}",
+                    repr(given[section][name]),
+                    "no such key here",
+                    f"remove it and set {owned[name]}",
+                )
+
+
+_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    _batch,
+    _algorithm,
+    _passed_through,
+    _data,
+    _outputs,
+)

@@ -1,0 +1,398 @@
+"""The config tree: one frozen dataclass a section, every default stated once, here.
+
+Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
+A field that is wrong on its own is refused at construction with `FieldError`; what needs two
+sections or the model's files is refused by `check.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class FieldError(ValueError):
+    """One field of one section is wrong: which, what was found, what to do about it."""
+
+    def __init__(self, field_name: str, found: object, expected: str, fix: str) -> None:
+        super().__init__(f"{field_name}: found {found!r}, expected {expected}; {fix}")
+        self.field_name, self.found, self.expected, self.fix = field_name, found, expected, fix
+
+
+def _at_least(section: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value >= minimum:
+            raise FieldError(name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more")
+
+
+def _positive(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value > 0:
+            raise FieldError(name, value, "a number > 0", f"set {name} above zero")
+
+
+def _within(section: object, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if not low <= value <= high:
+            raise FieldError(name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ModelConfig:
+    """The policy that is trained."""
+
+    path: str
+    """A Hugging Face model directory (config.json, *.safetensors, tokenizer.json)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the model params (and of the engine); the optimizer's main params are always fp32."""
+    transformer_impl: Literal["auto", "te", "local"] = "auto"
+    """Megatron layer spec: TransformerEngine, torch, or the better of what is installed."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ParallelConfig:
+    """How the trainer's ranks are laid out; their product is the world size."""
+
+    data: int | None = 1
+    """Data-parallel size; null takes world size / (tensor x pipeline)."""
+    tensor: int = 1
+    """Tensor-parallel size."""
+    pipeline: int = 1
+    """Pipeline-parallel size."""
+    virtual_pipeline: int | None = None
+    """Model chunks per pipeline stage (interleaved schedule); null for one."""
+    expert: int = 1
+    """Expert-parallel size (mixture-of-experts models)."""
+    expert_tensor: int = 1
+    """Tensor-parallel size inside an expert."""
+    context: int = 1
+    """Context-parallel size (needs TransformerEngine)."""
+    sequence: bool = False
+    """Sequence parallelism: activations of norms are split over the tensor-parallel ranks."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "data", "tensor", "pipeline", "expert", "expert_tensor", "context")
+        _at_least(self, 2, "virtual_pipeline")
+        if self.sequence and self.tensor == 1:
+            raise FieldError(
+                "sequence", True, "false when tensor is 1", "set parallel.sequence=false or parallel.tensor=2"
+            )
+
+    @property
+    def model_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor * self.pipeline * self.context
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class MegatronConfig:
+    """Settings handed to Megatron-Core as they are; names are checked against it at setup."""
+
+    transformer: dict[str, Any] = field(default_factory=dict)
+    """Fields of TransformerConfig (recompute, fusions, FP8...)."""
+    ddp: dict[str, Any] = field(default_factory=dict)
+    """Fields of DistributedDataParallelConfig (overlap_grad_reduce, overlap_param_gather...)."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """Fields of OptimizerConfig."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class OptimizerSection:
+    """Adam with decoupled weight decay, as Megatron builds it."""
+
+    lr: float = 1.0e-6
+    """Learning rate; it ticks once per train step, whatever the number of passes."""
+    lr_warmup_steps: int = 0
+    """Train steps of linear warm-up from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's exponential decay rates."""
+    eps: float = 1.0e-8
+    """Adam's denominator term."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_grad: float = 1.0
+    """Global gradient-norm clip; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "lr", "weight_decay", "clip_grad", "lr_warmup_steps")
+        _positive(self, "eps")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise FieldError("betas", self.betas, "two numbers in [0, 1)", "use [0.9, 0.999]")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class TrainConfig:
+    """One train step: its rollout batch and how it is cut."""
+
+    num_steps: int = 100
+    """Train steps (rollout batches) of the run."""
+    prompts_per_step: int = 32
+    """Prompts in one rollout batch."""
+    group_size: int = 8
+    """Rollouts per prompt; the group that a GRPO advantage is taken in."""
+    minibatches_per_step: int = 2
+    """Optimizer steps per pass."""
+    microbatch_size: int | None = None
+    """Rollouts per microbatch; null packs up to max_tokens_per_microbatch."""
+    max_tokens_per_microbatch: int = 8192
+    """Token budget of one packed forward."""
+    logprob_chunk_tokens: int = 1024
+    """Tokens whose logits are turned into fp32 at a time in the log-prob kernel."""
+    control_timeout_s: float = 1800.0
+    """How long ranks wait on rank 0 (generation included) before the run is ended."""
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_steps", "prompts_per_step", "minibatches_per_step", "microbatch_size")
+        _at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
+        _at_least(self, 2, "group_size")
+        _positive(self, "control_timeout_s")
+        if self.prompts_per_step % self.minibatches_per_step:
+            raise FieldError(
+                "prompts_per_step",
+                self.prompts_per_step,
+                f"a multiple of minibatches_per_step ({self.minibatches_per_step})",
+                "change one of the two",
+            )
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class SFPOConfig:
+    """Slow-Fast Policy Optimization (arXiv 2510.04072); defaults are the released reference's."""
+
+    num_fast_passes: int = 3
+    """K: passes over the batch before the reposition; 0 is plain GRPO."""
+    alpha: float = 0.8
+    """Where the weights are put between the snapshot (0) and the fast point (1)."""
+    entropy_window: int = 30
+    """Train steps whose entropy the gate's z-score is taken over, the newest included."""
+    entropy_zscore_threshold: float = 1.0
+    """The gate closes at z >= this."""
+    trigger: Literal["one_sided", "two_sided"] = "one_sided"
+    """one_sided: entropy rises; two_sided: it moves either way."""
+    latch: bool = True
+    """True: once closed, closed for good."""
+    stop_step: int | None = None
+    """Close the gate at this train step whatever the entropy does; null for never."""
+    moments: Literal["keep"] = "keep"
+    """What the reposition does to Adam's moments and step count: it leaves them."""
+    snapshot: Literal["device"] = "device"
+    """Where the slow weights are kept."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "num_fast_passes", "stop_step")
+        _within(self, 0.0, 1.0, "alpha")
+        _at_least(self, 2, "entropy_window")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ObjectiveConfig:
+    """The policy objective of every pass."""
+
+    advantage: Literal["grpo"] = "grpo"
+    """Group-relative advantage: (reward - group mean) / (group std + 1e-6)."""
+    normalize_std: bool = True
+    """Divide by the group's unbiased standard deviation."""
+    loss: Literal["ppo_clip"] = "ppo_clip"
+    """Clipped importance-ratio surrogate."""
+    clip_low: float = 0.2
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above at 1 + clip_high."""
+    aggregation: Literal["token_mean"] = "token_mean"
+    """Sum over response tokens / their count over microbatches and data-parallel ranks."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+
+    def __post_init__(self) -> None:
+        _within(self, 0.0, 1.0, "clip_low")
+        _at_least(self, 0, "clip_high", "entropy_coef")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RolloutConfig:
+    """Generation by vLLM engines."""
+
+    num_engines: int = 1
+    """vLLM engines (data parallel)."""
+    tensor_parallel: int = 1
+    """Tensor-parallel size of each engine."""
+    placement: Literal["dedicated"] = "dedicated"
+    """dedicated: engines have devices of their own."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer's log-probs use the same."""
+    top_p: float = 1.0
+    """Nucleus sampling mass; 1 samples from the whole distribution."""
+    max_prompt_tokens: int = 64
+    """A longer prompt is an error (see data.on_bad_row)."""
+    max_response_tokens: int = 32
+    """Generation stops here if no end-of-sequence token came."""
+    timeout_s: float = 600.0
+    """A batch that takes longer ends the run."""
+    gpu_memory_utilization: float = 0.6
+    """Share of a GPU's memory that an engine may take."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """More of vLLM's AsyncEngineArgs, as they are."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens")
+        _positive(self, "temperature", "timeout_s", "top_p")
+        _within(self, 0.0, 1.0, "top_p", "gpu_memory_utilization")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RefitConfig:
+    """How the trainer's weights reach the engines."""
+
+    transport: Literal["auto", "shm"] = "auto"
+    """auto: shm (a shared-memory file; trainer rank 0 and engines on one node)."""
+    bucket_bytes: int = 536870912
+    """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 4096, "bucket_bytes")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class DataSource:
+    """One source of prompts."""
+
+    source: Literal["reasoning_gym", "jsonl"]
+    """reasoning_gym: a seeded generator; jsonl: lines with `prompt` and `answer`."""
+    task: str | None = None
+    """reasoning_gym: the generator's name, such as chain_sum."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """reasoning_gym: the generator's settings."""
+    size: int | None = None
+    """reasoning_gym: problems to make; jsonl: lines to take (null for all)."""
+    path: str | None = None
+    """jsonl: the file."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "size")
+        needed = {"reasoning_gym": ("task", "size"), "jsonl": ("path",)}[self.source]
+        for name in needed:
+            if getattr(self, name) is None:
+                raise FieldError(name, None, f"a value for source {self.source}", f"set {name}")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class DataConfig:
+    """Prompts to train and to evaluate on; a question of `eval` is never trained on."""
+
+    train: tuple[DataSource, ...]
+    """Mixed, shuffled by the run's seed, repeated when used up."""
+    eval: tuple[DataSource, ...] = ()
+    """Held-out prompts."""
+    chat_template: bool = False
+    """Wrap each prompt as a user message in the tokenizer's chat template."""
+    prompt_suffix: str = ""
+    """Appended to every prompt's text."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A malformed or too long row: end with its file and line, or skip and count it."""
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise FieldError("train", [], "at least one source", "add a source under data.train")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RewardConfig:
+    """The verifiable reward."""
+
+    function: Literal["reasoning_gym", "exact_match", "last_number"] = "reasoning_gym"
+    """One of the files in sfpo_megatron/rewards/."""
+    timeout_s: float = 2.0
+    """A response that takes longer to score gets 0."""
+    num_workers: int = 1
+    """Scoring processes."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "timeout_s")
+        _at_least(self, 1, "num_workers")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class EvalConfig:
+    """Held-out accuracy, also taken before the first step and after the last."""
+
+    every: int = 10
+    """Train steps between evaluations; 0 for only the first and the last."""
+    n: int = 1
+    """Rollouts per prompt (avg@n)."""
+    temperature: float = 1.0
+    """Sampling temperature; 0 is greedy."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "every", "temperature")
+        _at_least(self, 1, "n")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class SFTConfig:
+    """The warm start: next-token loss on `prompt + answer + end-of-sequence` of data.train."""
+
+    num_steps: int = 100
+    """Optimizer steps."""
+    examples_per_step: int = 64
+    """Examples in one optimizer step."""
+    lr: float = 1.0e-3
+    """Peak learning rate: linear warm-up over a tenth of the steps, cosine decay to a tenth of it."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_steps", "examples_per_step")
+        _positive(self, "lr")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class TrackingConfig:
+    """Where metrics go."""
+
+    sinks: tuple[Literal["console", "jsonl"], ...] = ("console", "jsonl")
+    """console: a progress line; jsonl: output_dir/metrics.jsonl."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class DebugConfig:
+    """Each half of the loop on its own."""
+
+    save_rollouts: str | None = None
+    """Write every rollout batch into this file (safetensors)."""
+    rollout_only: bool = False
+    """Generate and score, train nothing."""
+    train_only: str | None = None
+    """Train on the rollout batches of this file, with no engine."""
+
+    def __post_init__(self) -> None:
+        if self.rollout_only and self.train_only:
+            raise FieldError("rollout_only", True, "false with train_only", "unset one of the two")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RunConfig:
+    """One run."""
+
+    seed: int = 0
+    """Seeds data order, sampling and initialisation."""
+    output_dir: str
+    """Everything the run writes."""
+    model: ModelConfig
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    megatron: MegatronConfig = field(default_factory=MegatronConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sfpo: SFPOConfig = field(default_factory=SFPOConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    data: DataConfig
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "seed")

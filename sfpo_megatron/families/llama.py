@@ -1,0 +1,35 @@
+"""Llama 2 / 3, R1-Distill-Llama, SmolLM2: the plain pre-norm decoder layer."""
+
+from sfpo_megatron.families.rules import Rule
+
+_M = "decoder.layers.{layer}."
+_H = "model.layers.{layer}."
+
+LAYER = (
+    Rule(
+        megatron=_M + "self_attention.linear_qkv.layer_norm_weight",
+        hf=(_H + "input_layernorm.weight",),
+    ),
+    Rule(
+        megatron=_M + "self_attention.linear_qkv.weight",
+        hf=tuple(_H + f"self_attn.{x}_proj.weight" for x in "qkv"),
+        kind="qkv",
+        tp_dim=0,
+    ),
+    Rule(
+        megatron=_M + "self_attention.linear_proj.weight",
+        hf=(_H + "self_attn.o_proj.weight",),
+        tp_dim=1,
+    ),
+    Rule(
+        megatron=_M + "mlp.linear_fc1.layer_norm_weight",
+        hf=(_H + "post_attention_layernorm.weight",),
+    ),
+    Rule(
+        megatron=_M + "mlp.linear_fc1.weight",
+        hf=(_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"),
+        kind="gate_up",
+        tp_dim=0,
+    ),
+    Rule(megatron=_M + "mlp.linear_fc2.weight", hf=(_H + "mlp.down_proj.weight",), tp_dim=1),
+)

@@ -1,0 +1,15 @@
+"""Qwen3: Llama's layer plus RMSNorm on each head's query and key."""
+
+from sfpo_megatron.families import llama
+from sfpo_megatron.families.rules import Rule
+
+LAYER = (
+    *llama.LAYER,
+    *(
+        Rule(
+            megatron=f"decoder.layers.{{layer}}.self_attention.{x}_layernorm.weight",
+            hf=(f"model.layers.{{layer}}.self_attn.{x}_norm.weight",),
+        )
+        for x in "qk"
+    ),
+)

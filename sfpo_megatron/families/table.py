@@ -1,0 +1,39 @@
+"""The name table of a model: every Megatron tensor it has, in order, with its Hugging Face parts."""
+
+from __future__ import annotations
+
+from sfpo_megatron.families import llama, qwen2, qwen3
+from sfpo_megatron.families.rules import Rule
+from sfpo_megatron.families.shape import ModelShape
+
+_LAYER_RULES = {"llama": llama.LAYER, "qwen2": qwen2.LAYER, "qwen3": qwen3.LAYER}
+
+EMBEDDING = Rule(
+    megatron="embedding.word_embeddings.weight",
+    hf=("model.embed_tokens.weight",),
+    kind="vocab",
+    tp_dim=0,
+)
+FINAL_NORM = Rule(megatron="decoder.final_layernorm.weight", hf=("model.norm.weight",))
+OUTPUT = Rule(megatron="output_layer.weight", hf=("lm_head.weight",), kind="vocab", tp_dim=0)
+
+
+def rules_of(shape: ModelShape) -> list[Rule]:
+    """All rules, in Hugging Face order. With tied embeddings there is no output rule: the last
+    pipeline stage's copy of the embedding is loaded through `EMBEDDING` (see `rule_by_name`)."""
+    layers = _LAYER_RULES[shape.family]
+    rules = [EMBEDDING]
+    for layer in range(shape.num_layers):
+        rules.extend(rule.at_layer(layer) for rule in layers)
+    rules.append(FINAL_NORM)
+    if not shape.tied_embeddings:
+        rules.append(OUTPUT)
+    return rules
+
+
+def rule_by_name(shape: ModelShape) -> dict[str, Rule]:
+    """Megatron name -> rule; with tied embeddings `output_layer.weight` is the embedding."""
+    table = {rule.megatron: rule for rule in rules_of(shape)}
+    if shape.tied_embeddings:
+        table[OUTPUT.megatron] = EMBEDDING
+    return table

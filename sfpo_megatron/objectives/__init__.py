@@ -1,0 +1,1 @@
+"""Math on [T] tensors: advantages, policy losses. No model, no process group."""

@@ -1,0 +1,1 @@
+"""Predicts memory, time and layout of a run before it starts. Torch-free."""

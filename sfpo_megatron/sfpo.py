@@ -1,0 +1,163 @@
+"""Slow-Fast Policy Optimization (arXiv 2510.04072), the whole algorithm.
+
+For each rollout batch, with theta the fp32 main params and one *pass* = one sweep over all
+minibatches of the batch (one optimizer step each):
+
+    1. snapshot         theta_0 = theta
+    2. fast passes      theta_K = pass(...pass(theta_0))          K times, the same batch
+    3. reposition       theta_a = theta_0 + alpha * (theta_K - theta_0)
+    4. slow correction  theta   = pass(theta_a)                   once more, the same batch
+
+The entropy gate ends it: once the z-score of the policy entropy crosses a threshold, K becomes 0
+and every batch gets the plain single pass (GRPO).
+
+Only weights are repositioned: Adam's moments and step count carry through all passes. Steps 1 and 3
+are elementwise, so each rank does them on its own shard with no collective; only
+`WeightShards.publish` communicates. Nothing here knows about Megatron; `mcore.shards.MainParamShards`
+is the binding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class WeightShards(Protocol):
+    """This rank's part of the weights that the optimizer owns."""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """The shards themselves (not copies), same order and storage at each call."""
+
+    def publish(self) -> None:
+        """Make edits of the shards visible to the next forward. Collective: every rank calls it."""
+
+
+class SlowSnapshot:
+    """Holds theta_0 of this rank's shards and moves the shards back towards it.
+
+    The copy lives in one preallocated flat buffer per dtype and device: 4 bytes a parameter of the
+    shard for fp32 main params.
+    """
+
+    def __init__(self, shards: WeightShards) -> None:
+        self._shards = shards
+        self._slow: list[Tensor] = []  # views into the flat buffers, one per shard
+        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+        for shard in shards.tensors():
+            key = (shard.dtype, shard.device)
+            sizes[key] = sizes.get(key, 0) + shard.numel()
+        self._buffers = {
+            key: torch.empty(n, dtype=key[0], device=key[1]) for key, n in sizes.items()
+        }
+        used = dict.fromkeys(sizes, 0)
+        for shard in shards.tensors():
+            key = (shard.dtype, shard.device)
+            start = used[key]
+            used[key] += shard.numel()
+            self._slow.append(self._buffers[key][start : used[key]].view(shard.shape))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held on this rank."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """theta_0 = theta."""
+        for slow, shard in zip(self._slow, self._shards.tensors(), strict=True):
+            slow.copy_(shard)
+
+    @torch.no_grad()
+    def reposition(self, alpha: float) -> None:
+        """theta = theta_0 + alpha * (theta - theta_0), then publish.
+
+        `torch.lerp` is bit-exact at both ends (alpha 0 and 1); the formula written out is not.
+        """
+        for slow, shard in zip(self._slow, self._shards.tensors(), strict=True):
+            torch.lerp(slow, shard, alpha, out=shard)
+        self._shards.publish()
+
+
+def sfpo_step(
+    run_pass: Callable[[], T], snapshot: SlowSnapshot, *, num_fast_passes: int, alpha: float
+) -> list[T]:
+    """One SFPO update on one rollout batch; K = 0 is the plain update.
+
+    Returns what `run_pass` returned: the K fast passes', then the slow correction's. Collective:
+    every rank calls it with the same arguments.
+    """
+    results: list[T] = []
+    if num_fast_passes > 0:
+        snapshot.take()
+        for _ in range(num_fast_passes):
+            results.append(run_pass())
+        snapshot.reposition(alpha)
+    results.append(run_pass())
+    return results
+
+
+class EntropyGate:
+    """Decides, before each train step, whether SFPO is still on (the stopping rule of the paper; window
+    semantics of the released reference, ray_trainer.py).
+
+    `observe` takes the exact mean token entropy (nats) of a step's slow correction. With the last
+    `window` values in hand, the newest included, z = (newest - mean) / population std; the gate
+    closes at z >= threshold (two-sided: |z|). `latch` keeps it closed for good. To be decided on
+    one rank and broadcast: ranks that branch apart hang each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 30,
+        zscore_threshold: float = 1.0,
+        two_sided: bool = False,
+        latch: bool = True,
+        stop_step: int | None = None,
+    ) -> None:
+        self._window: deque[float] = deque(maxlen=window)
+        self._threshold = zscore_threshold
+        self._two_sided = two_sided
+        self._latch = latch
+        self._stop_step = stop_step
+        self._tripped = False
+
+    def observe(self, entropy: float) -> None:
+        """Add the entropy of the step that just ended."""
+        if not math.isfinite(entropy):
+            raise ValueError(f"entropy {entropy!r} of the last step is not a finite number")
+        self._window.append(entropy)
+        z = self.zscore
+        crossed = z is not None and (abs(z) if self._two_sided else z) >= self._threshold
+        self._tripped = crossed or (self._latch and self._tripped)
+
+    @property
+    def zscore(self) -> float | None:
+        """z of the newest entropy; None until the window is full."""
+        values = list(self._window)
+        if len(values) < (self._window.maxlen or 0):
+            return None
+        mean = math.fsum(values) / len(values)
+        std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+        return (values[-1] - mean) / (std + 1e-9)
+
+    def is_open(self, step: int) -> bool:
+        """Whether train step `step` (the first is 1) makes fast passes."""
+        stopped = self._stop_step is not None and step >= self._stop_step
+        return not (self._tripped or stopped)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": list(self._window), "tripped": self._tripped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._window.clear()
+        self._window.extend(state["window"])
+        self._tripped = state["tripped"]

@@ -1,0 +1,1 @@
+"""Renders sbatch scripts from a config and watches the walltime."""

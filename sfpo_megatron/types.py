@@ -1,0 +1,112 @@
+"""The nouns that travel through the loop, with their shapes.
+
+T = tokens of one packed microbatch, S = its sequences, N = rollouts of one batch,
+P / R = prompt / response tokens of one rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Prompt:
+    """One problem, ready to be generated from."""
+
+    id: str
+    """Stable name: `<source>/<index>`."""
+    text: str
+    """What the tokenizer saw (after template and suffix)."""
+    token_ids: tuple[int, ...]  # [P]
+    question: str
+    """The problem itself, as the source states it."""
+    answer: str
+    """The reference answer."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the verifier needs besides (reasoning_gym: its entry)."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Rollout:
+    """One sampled completion of a prompt, scored."""
+
+    prompt_id: str
+    sample: int
+    """Which sibling of its group, from 0."""
+    prompt_token_ids: tuple[int, ...]  # [P]
+    token_ids: tuple[int, ...]  # [R], the end-of-sequence token included when it came
+    generator_logprobs: tuple[float, ...]  # [R], nats, after temperature and top_p
+    finished: bool
+    """True: ended by itself; False: cut at max_response_tokens."""
+    text: str
+    reward: float
+    correct: bool
+    weight_version: int
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RolloutBatch:
+    """One train step's rollouts as flat tensors: what rank 0 sends to every rank, and what
+    `debug.save_rollouts` writes. Siblings are adjacent: group g is rows [g*G, (g+1)*G)."""
+
+    group_size: int  # G
+    prompt_lengths: Tensor  # [N] int64
+    response_lengths: Tensor  # [N] int64
+    token_ids: Tensor  # [sum(P + R)] int64, prompt then response, rollout after rollout
+    generator_logprobs: Tensor  # [sum R] float32
+    rewards: Tensor  # [N] float32
+    correct: Tensor  # [N] bool
+    weight_version: int
+
+    @property
+    def num_rollouts(self) -> int:
+        return self.prompt_lengths.numel()
+
+    @staticmethod
+    def from_rollouts(rollouts: list[Rollout], group_size: int) -> RolloutBatch:
+        """Flatten `rollouts`, given group after group."""
+        versions = {rollout.weight_version for rollout in rollouts}
+        if len(versions) != 1:
+            raise ValueError(f"a batch of mixed weight versions: {sorted(versions)}")
+        tokens = [t for r in rollouts for t in (*r.prompt_token_ids, *r.token_ids)]
+        logprobs = [x for r in rollouts for x in r.generator_logprobs]
+        return RolloutBatch(
+            group_size=group_size,
+            prompt_lengths=torch.tensor([len(r.prompt_token_ids) for r in rollouts]),
+            response_lengths=torch.tensor([len(r.token_ids) for r in rollouts]),
+            token_ids=torch.tensor(tokens, dtype=torch.int64),
+            generator_logprobs=torch.tensor(logprobs, dtype=torch.float32),
+            rewards=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
+            correct=torch.tensor([r.correct for r in rollouts]),
+            weight_version=versions.pop(),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Microbatch:
+    """One packed (THD) forward. Position t predicts `labels[t]`, the next token of its own
+    sequence; every per-token field below stands at the position that predicts the token."""
+
+    token_ids: Tensor  # [T] int64
+    position_ids: Tensor  # [T] int64, from 0 in each sequence
+    labels: Tensor  # [T] int64
+    loss_mask: Tensor  # [T] bool, True where labels[t] is a response token
+    cu_seqlens: Tensor  # [S + 1] int32
+    max_seqlen: int
+    advantages: Tensor  # [T] float32
+    generator_logprobs: Tensor  # [T] float32
+    old_logprobs: Tensor | None = None  # [T] float32, set once before the first update
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Minibatch:
+    """One optimizer step on one data-parallel rank."""
+
+    microbatches: tuple[Microbatch, ...]
+    global_valid_tokens: int
+    """Response tokens of the minibatch over all data-parallel ranks: the loss denominator."""
