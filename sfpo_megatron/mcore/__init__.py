@@ -1,0 +1,1 @@
+"""The Megatron-Core binding: the only package that imports `megatron`."""

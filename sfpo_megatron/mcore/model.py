@@ -1,0 +1,159 @@
+"""A GPTModel from a Hugging Face config: Megatron's own classes, TE spec or local spec."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from torch import Tensor
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.mcore.capabilities import Capabilities
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def overridden(section: str, cls: type, fields: dict[str, Any], extra: dict[str, Any]) -> Any:
+    """`cls(**fields)` with the user's `megatron.<section>` on top; unknown names are refused."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in extra:
+        if name not in known:
+            raise ValueError(
+                f"megatron.{section}.{name}: found a name that {cls.__name__} of this "
+                "megatron-core does not have, expected one of its fields; check the spelling"
+            )
+    return cls(**{**fields, **extra})
+
+
+def transformer_config(
+    shape: ModelShape, config: RunConfig, capabilities: Capabilities
+) -> TransformerConfig:
+    """The model's sizes and the run's layout, then `megatron.transformer` on top."""
+    parallel, dtype = config.parallel, DTYPES[config.model.dtype]
+    cuda = capabilities.cuda
+    fields: dict[str, Any] = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_size,
+        "num_attention_heads": shape.num_heads,
+        "num_query_groups": shape.num_kv_heads,
+        "kv_channels": shape.head_dim,
+        "qk_layernorm": shape.qk_norm,
+        "add_qkv_bias": shape.qkv_bias,
+        "add_bias_linear": False,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.norm_eps,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "pipeline_dtype": dtype,
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
+        "context_parallel_size": parallel.context,
+        "sequence_parallel": parallel.sequence,
+        "variable_seq_lengths": parallel.pipeline > 1,  # packs differ in length
+        "moe_token_dispatcher_type": "alltoall",  # the default refuses variable lengths
+        "use_cpu_initialization": not cuda,
+        "perform_initialization": False,  # every weight is loaded
+        # Megatron's fused kernels are CUDA extensions or jit-compiled for CUDA.
+        "gradient_accumulation_fusion": False,
+        "bias_activation_fusion": cuda,
+        "bias_dropout_fusion": cuda,
+        "masked_softmax_fusion": cuda,
+        "apply_rope_fusion": cuda and capabilities.layers == "te",
+    }
+    return overridden("transformer", TransformerConfig, fields, config.megatron.transformer)
+
+
+def _block_spec(config: TransformerConfig, layers: str, vp_stage: int | None) -> Any:
+    if layers == "te":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    from sfpo_megatron.mcore.local_spec import local_block_spec
+
+    return local_block_spec(config, get_num_layers_to_build(config, vp_stage))
+
+
+def build_chunks(
+    shape: ModelShape, config: TransformerConfig, capabilities: Capabilities
+) -> list[GPTModel]:
+    """This rank's model chunks: one, or one per virtual pipeline stage. Weights are not set.
+
+    Collective where embeddings are tied across pipeline stages (Megatron compares them).
+    """
+    scaling = shape.rope_scaling
+    if scaling and (
+        (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position)
+        != (1.0, 4.0, 8192)
+    ):
+        raise ValueError(
+            f"config.json: rope_scaling: found {scaling}, expected low_freq_factor 1, "
+            "high_freq_factor 4 and original_max_position_embeddings 8192: Megatron-Core fixes them"
+        )
+    virtual = config.virtual_pipeline_model_parallel_size
+    chunks = []
+    for index in range(virtual or 1):
+        stage = index if virtual else None
+        chunks.append(
+            GPTModel(
+                config,
+                _block_spec(config, capabilities.layers, stage),
+                vocab_size=shape.padded_vocab_size(config.tensor_model_parallel_size),
+                max_sequence_length=shape.max_position,
+                pre_process=parallel_state.is_pipeline_first_stage(
+                    ignore_virtual=False, vp_stage=stage
+                ),
+                post_process=parallel_state.is_pipeline_last_stage(
+                    ignore_virtual=False, vp_stage=stage
+                ),
+                share_embeddings_and_output_weights=shape.tied_embeddings,
+                position_embedding_type="rope",
+                rotary_base=shape.rope_base,
+                rope_scaling=scaling is not None,
+                rope_scaling_factor=scaling.factor if scaling else 8.0,
+                vp_stage=stage,
+            )
+        )
+    return chunks
+
+
+def unwrapped(chunk: torch.nn.Module) -> GPTModel:
+    """The GPTModel inside DistributedDataParallel and Float16Module."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk  # type: ignore[return-value]
+
+
+def named_params(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """(Megatron TE / dist-checkpoint name with the global layer index, param) of this rank.
+
+    The local spec keeps a layer's norms as modules of their own; Megatron's checkpoints file them
+    under the linear they feed (`sharded_state_dict_keys_map`), and so do we.
+    """
+    for chunk in chunks:
+        model = unwrapped(chunk)
+        renamed = {}
+        for local, layer in enumerate(model.decoder.layers):
+            prefix = f"decoder.layers.{local}."
+            target = f"decoder.layers.{layer.layer_number - 1}."
+            keys_map = layer.submodules_config.sharded_state_dict_keys_map
+            for name, _ in layer.named_parameters():
+                canonical = name
+                for old, new in keys_map.items():
+                    if name.startswith(old):
+                        canonical = new + name[len(old) :]
+                renamed[prefix + name] = target + canonical
+        for name, param in model.named_parameters():
+            yield renamed.get(name, name), param

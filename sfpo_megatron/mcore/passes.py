@@ -1,0 +1,201 @@
+"""One pass: for each minibatch zero_grad -> Megatron's forward-backward schedule -> optimizer.step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
+from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.objectives.objective import Objective
+from sfpo_megatron.types import Microbatch, Minibatch
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class MinibatchResult:
+    """One optimizer step, as every rank sees it; means are over the minibatch's valid tokens."""
+
+    loss: float
+    entropy: float
+    """Exact policy entropy (nats) before the step."""
+    grad_norm: float
+    """Before clipping; nan for a skipped step."""
+    stats: dict[str, float]
+    """The objective's own."""
+    num_tokens: int
+    skipped: bool
+    """Megatron found a non-finite gradient and left the weights as they were."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class PassResult:
+    """One sweep over all minibatches."""
+
+    minibatches: tuple[MinibatchResult, ...]
+
+    def mean(self, value: Callable[[MinibatchResult], float]) -> float:
+        """Token-weighted mean over the minibatches."""
+        tokens = sum(m.num_tokens for m in self.minibatches)
+        return math.fsum(value(m) * m.num_tokens for m in self.minibatches) / tokens
+
+    @property
+    def num_skipped(self) -> int:
+        return sum(m.skipped for m in self.minibatches)
+
+
+def run_pass(
+    policy: Policy, minibatches: Sequence[Minibatch], objective: Objective
+) -> PassResult:
+    """One optimizer step per minibatch, in order. Every rank calls it; collective throughout.
+
+    Returns the same result on every rank: sums come from the last pipeline stage's first
+    tensor-parallel ranks, added up over data-parallel ranks in one reduction at the end.
+    """
+    sums, norms, skipped = [], [], []
+    for minibatch in minibatches:
+        for chunk in policy.chunks:
+            chunk.zero_grad_buffer()
+        policy.optimizer.zero_grad()
+        sums.append(_forward_backward(policy, minibatch, objective))
+        successful, grad_norm, _ = policy.optimizer.step()
+        norms.append(float("nan") if grad_norm is None else float(grad_norm))
+        skipped.append(not successful)
+    totals = policy.control.sum(torch.stack(sums))  # [minibatches, 2 + stats]
+    results = []
+    for minibatch, total, norm, skip in zip(minibatches, totals, norms, skipped, strict=True):
+        loss, entropy, *stats = (total / minibatch.global_valid_tokens).tolist()
+        results.append(
+            MinibatchResult(
+                loss=loss,
+                entropy=entropy,
+                grad_norm=norm,
+                stats=dict(zip(objective.stat_names, stats, strict=True)),
+                num_tokens=minibatch.global_valid_tokens,
+                skipped=skip,
+            )
+        )
+    return PassResult(minibatches=tuple(results))
+
+
+@torch.no_grad()
+def compute_logprobs(policy: Policy, minibatches: Sequence[Minibatch]) -> list[list[Tensor]]:
+    """Log-probs under the current weights, [T] for each microbatch of each minibatch, on the ranks
+    of the last pipeline stage (empty lists elsewhere). Collective; same packs as the passes, so
+    the first pass's ratios are exactly 1."""
+    policy.shards.params_ready()
+    return [_schedule(policy, minibatch, _logprobs_only, forward_only=True) for minibatch in minibatches]
+
+
+def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[Tensor]]) -> None:
+    """Fix `old_logprobs` of every microbatch, once, before the first update."""
+    for minibatch, values in zip(minibatches, old_logprobs, strict=True):
+        for microbatch, value in zip(minibatch.microbatches, values, strict=False):
+            microbatch.old_logprobs = value
+
+
+def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective) -> Tensor:
+    """Gradients of one minibatch; returns this rank's [loss, entropy, *stats] sums."""
+    # Megatron divides the loss by the number of microbatches and DDP averages over data-parallel
+    # ranks; both are undone so that the loss is sum / global_valid_tokens whatever the split.
+    scale = len(minibatch.microbatches) * policy.layout.data_size / minibatch.global_valid_tokens
+
+    def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
+        logprobs, entropy = _logprobs(policy, logits, microbatch, objective.with_entropy_grad)
+        loss, stats = objective(logprobs, entropy, microbatch)
+        entropy_sum = torch.where(microbatch.loss_mask, entropy.detach(), 0.0).sum()
+        return loss * scale, torch.cat([torch.stack([loss.detach(), entropy_sum]), stats])
+
+    found = _schedule(policy, minibatch, loss_of, forward_only=False)
+    total = torch.zeros(2 + len(objective.stat_names), dtype=torch.float64)
+    if policy.layout.tensor_rank == 0:  # tensor-parallel ranks hold the same sums
+        for sums in found:
+            total += sums.double().cpu()
+    return total
+
+
+def _schedule(
+    policy: Policy, minibatch: Minibatch, head: Callable[..., Any], *, forward_only: bool
+) -> list[Any]:
+    """Megatron's schedule (plain, 1F1B or interleaved) over one minibatch."""
+    device = next(policy.chunks[0].parameters()).device
+
+    def loss_func(
+        microbatch: Microbatch, output: Tensor, non_loss_data: bool = False
+    ) -> Any:  # Megatron calls this on the last stage only
+        logits = output.squeeze(0)  # [1, T, V/TP]
+        return head(policy, logits, microbatch) if non_loss_data else head(logits, microbatch)
+
+    def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
+        microbatch = _to(next(iterator), device)
+        cu_seqlens, longest = microbatch.cu_seqlens, microbatch.max_seqlen
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        # Float16Module would copy the logits to fp32; the log-prob kernel does so chunk by chunk.
+        extra = {"fp32_output": False} if policy.config.model.dtype != "float32" else {}
+        output = model(
+            microbatch.token_ids[None],
+            microbatch.position_ids[None],
+            None,
+            packed_seq_params=packed,
+            **extra,
+        )
+        return output, partial(loss_func, microbatch)
+
+    count = len(minibatch.microbatches)
+    iterators = [iter(minibatch.microbatches) for _ in policy.chunks]
+    virtual = len(policy.chunks) > 1
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if virtual else iterators[0],
+        model=policy.chunks if virtual else policy.chunks[0],
+        num_microbatches=count,
+        seq_length=max(m.token_ids.numel() for m in minibatch.microbatches),
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+    )
+
+
+def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
+    if microbatch.token_ids.device == device:
+        return microbatch
+    return replace(
+        microbatch,
+        **{
+            name: getattr(microbatch, name).to(device, non_blocking=True)
+            for name in microbatch.__slots__
+            if isinstance(getattr(microbatch, name), Tensor)
+        },
+    )
+
+
+def _logprobs(
+    policy: Policy, logits: Tensor, microbatch: Microbatch, with_entropy_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return vocab_parallel_logprobs(
+        logits,
+        microbatch.labels,
+        vocab_size=policy.shape.vocab_size,
+        group=parallel_state.get_tensor_model_parallel_group(),
+        temperature=policy.config.rollout.temperature,
+        chunk_tokens=policy.config.train.logprob_chunk_tokens,
+        with_entropy_grad=with_entropy_grad,
+    )
+
+
+def _logprobs_only(policy: Policy, logits: Tensor, microbatch: Microbatch) -> Tensor:
+    return _logprobs(policy, logits, microbatch, False)[0]
