@@ -1,0 +1,147 @@
+"""Prompts of a run: sources read, filtered, tokenized once; then dealt out behind a cursor.
+
+The order is a function of (run seed, epoch) alone, so that the cursor is two integers and a
+resumed run draws exactly the prompts that the ended one would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from sfpo_megatron.config.tree import DataSource, RunConfig
+from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.jsonl import jsonl_rows
+from sfpo_megatron.data.reasoning_gym import derived_seed, reasoning_gym_rows
+from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.tokenize import tokenized_prompts
+from sfpo_megatron.types import Prompt
+
+
+class PromptStream:
+    """Training prompts without end: every epoch a new shuffle of all sources together.
+
+    A batch never straddles two epochs (it could hold a prompt twice): the few prompts that are
+    left when fewer than a batch remain are passed over, others in each epoch.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Any) -> None:
+        self._seed = config.seed
+        bad = BadRows(config.data.on_bad_row)
+        held_out = {question_key(row) for row in _rows(config, "eval", BadRows("skip"))}
+        rows = list(_rows(config, "train", bad))
+        kept = [row for row in rows if question_key(row) not in held_out]
+        if rows and not kept:
+            raise DataError(
+                "data.train",
+                found=f"{len(rows)} prompts, every one a question of data.eval too",
+                expected="questions that are not held out",
+                fix="train on other problems, or widen the task so that more of them exist",
+            )
+        self.prompts = tuple(tokenized_prompts(kept, config, tokenizer, bad))
+        if not self.prompts:
+            raise DataError(
+                "data.train", found=f"no prompt ({bad})", expected="at least one", fix="add prompts"
+            )
+        self.summary = (
+            f"{len(self.prompts)} training prompts, "
+            f"{len(rows) - len(kept)} left out as questions of data.eval, {bad}"
+        )
+        digest = hashlib.sha256(repr([(p.id, p.token_ids) for p in self.prompts]).encode())
+        self._fingerprint = digest.hexdigest()[:16]
+        self._epoch, self._position = 0, 0
+        self._order = self._shuffled(0)
+
+    def next_batch(self, num_prompts: int) -> list[Prompt]:
+        """The next `num_prompts` prompts, all different."""
+        if num_prompts > len(self.prompts):
+            raise DataError(
+                "data.train",
+                found=f"{len(self.prompts)} prompts",
+                expected=f"at least one batch of {num_prompts} different ones",
+                fix="add prompts, or lower train.prompts_per_step",
+            )
+        if self._position + num_prompts > len(self.prompts):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = self._shuffled(self._epoch)
+        chosen = self._order[self._position : self._position + num_prompts]
+        self._position += num_prompts
+        return [self.prompts[index] for index in chosen]
+
+    def state_dict(self) -> dict[str, int | str]:
+        """The cursor: plain numbers and the fingerprint of the prompts that it counts in."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "seed": self._seed,
+            "fingerprint": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved cursor, if it counts in these prompts, in this order."""
+        for name, mine in (("fingerprint", self._fingerprint), ("seed", self._seed)):
+            if state[name] != mine:
+                raise DataError(
+                    "data cursor",
+                    found=f"{name} {state[name]!r}",
+                    expected=f"{mine!r}, that of this run's data",
+                    fix="resume with the data, tokenizer and seed of the run that was saved",
+                )
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._order = self._shuffled(self._epoch)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(range(len(self.prompts)))
+        random.Random(derived_seed("order", self._seed, epoch)).shuffle(order)
+        return order
+
+
+def eval_prompts(config: RunConfig, tokenizer: Any) -> list[Prompt]:
+    """The held-out prompts, the same for every run seed so that runs can be compared."""
+    bad = BadRows(config.data.on_bad_row)
+    prompts = list(tokenized_prompts(_rows(config, "eval", bad), config, tokenizer, bad))
+    if config.data.eval and not prompts:
+        raise DataError(
+            "data.eval", found=f"no prompt ({bad})", expected="at least one", fix="add prompts"
+        )
+    return prompts
+
+
+def train_rows(config: RunConfig) -> list[Row]:
+    """The problems of data.train as they are, for what has no tokenizer yet."""
+    return list(_rows(config, "train", BadRows(config.data.on_bad_row)))
+
+
+def question_key(row: Row) -> str:
+    """What makes two questions the same one: their text, whatever the white space."""
+    return " ".join(row.question.split())
+
+
+def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
+    sources = config.data.train if split == "train" else config.data.eval
+    names = _names(sources, prefix="" if split == "train" else "eval.")
+    for number, (source, name) in enumerate(zip(sources, names, strict=True)):
+        key = f"data.{split}[{number}]"
+        if source.source == "jsonl":
+            assert source.path is not None  # DataSource refuses it
+            yield from bad.good(jsonl_rows(source.path, size=source.size, key=key, name=name))
+        else:
+            assert source.task is not None and source.size is not None
+            # eval: no run seed in it, see eval_prompts
+            seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
+            yield from bad.good(
+                reasoning_gym_rows(
+                    source.task, source.args, seed=seed, size=source.size, key=key, name=name
+                )
+            )
+
+
+def _names(sources: tuple[DataSource, ...], prefix: str) -> list[str]:
+    """A name for each source, the first part of its prompts' ids; no two alike."""
+    names: list[str] = []
+    for source in sources:
+        base = prefix + (source.task or (source.path or "").rsplit("/", 1)[-1].removesuffix(".jsonl"))
+        names.append(base if base not in names else f"{base}#{len(names)}")
+    return names

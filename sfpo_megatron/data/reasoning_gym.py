@@ -1,0 +1,103 @@
+"""Rows of a reasoning-gym generator, seeded, with the entry its verifier needs as metadata.
+
+reasoning-gym seeds problem i with `seed + i`, so neighbouring seeds give almost the same problems:
+the seeds used here are hashes (`derived_seed`), far apart for each run seed, split and source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sfpo_megatron.data.errors import DataError, shorten
+from sfpo_megatron.data.rows import Row
+
+
+def derived_seed(*parts: object) -> int:
+    """A 31-bit seed of its own for each tuple of `parts`, the same on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def reasoning_gym_rows(
+    task: str, args: Mapping[str, Any], *, seed: int, size: int, key: str, name: str
+) -> Iterator[Row | DataError]:
+    """`size` problems of `task`. `key` names the source in messages."""
+    dataset = build_dataset(task, args, seed=seed, size=size, key=key)
+    for index in range(size):
+        entry = dataset[index]
+        where = f"{key} (reasoning_gym {task}) entry {index}"
+        if index == 0:
+            _check_entry(entry, where)
+        yield Row(
+            id=f"{name}/{index}",
+            where=where,
+            question=str(entry["question"]),
+            answer=str(entry["answer"]),
+            metadata={"task": task, "args": dict(args), "entry": entry},
+        )
+
+
+def build_dataset(task: str, args: Mapping[str, Any], *, seed: int, size: int, key: str) -> Any:
+    """The generator, or a `DataError` that names the task or the setting that is wrong."""
+    factory = _load_factory(key)
+    if task not in factory.DATASETS:
+        near = difflib.get_close_matches(task, factory.DATASETS, n=4, cutoff=0.4)
+        raise DataError(
+            f"{key}.task",
+            found=shorten(task),
+            expected="one of reasoning-gym's tasks",
+            fix=f"did you mean {' or '.join(near)}?" if near else "see reasoning-gym's gallery",
+        )
+    config_class = factory.DATASETS[task][1]
+    settings = {f.name for f in dataclasses.fields(config_class)} - {"seed", "size"}
+    for unknown in sorted(set(args) - settings):
+        near = difflib.get_close_matches(unknown, settings, n=1, cutoff=0.4)
+        raise DataError(
+            f"{key}.args.{unknown}",
+            found=f"{unknown} = {shorten(args[unknown])}",
+            expected=f"a setting of {task}: {', '.join(sorted(settings))}",
+            fix=f"did you mean {near[0]}?" if near else "remove it",
+        )
+    try:
+        return factory.create_dataset(task, seed=seed, size=size, **args)
+    except (AssertionError, TypeError, ValueError) as error:  # its validate() asserts
+        raise DataError(
+            f"{key}.args",
+            found=shorten(dict(args)),
+            expected=f"settings that {task} takes ({error})",
+            fix="correct the setting that the message names",
+        ) from error
+
+
+def _load_factory(key: str) -> Any:
+    try:
+        with warnings.catch_warnings():  # a dependency of reasoning-gym compares with `is`
+            warnings.simplefilter("ignore", SyntaxWarning)
+            import reasoning_gym
+    except ImportError as error:
+        raise DataError(
+            f"{key}.source",
+            found=f"reasoning_gym, which does not import ({error})",
+            expected="the package reasoning-gym",
+            fix="pip install reasoning-gym",
+        ) from error
+    return reasoning_gym.factory
+
+
+def _check_entry(entry: Mapping[str, Any], where: str) -> None:
+    """The verifier runs in another process and gets the entry as JSON."""
+    try:
+        json.dumps(entry)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            where,
+            found=f"an entry that is not JSON ({error})",
+            expected="numbers, strings, lists and objects only",
+            fix="choose another task: this one's verifier needs Python objects",
+        ) from error

@@ -1,0 +1,159 @@
+"""What is sent: the list of tensors, its check against the engine's checkpoint, its buckets.
+
+vLLM's `load_weights` does not check that it was given everything: a missing half of a fused qkv
+leaves the old half in place, silently. So the whole list is compared with the checkpoint that the
+engine was started from before the first byte moves. Pure data: no vllm, no communication.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+_ALIGN_BYTES = 64  # a cache line; and every dtype's view starts at a multiple of its size
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+
+
+class ManifestError(ValueError):
+    """The trainer's tensors are not the ones that the engine's checkpoint has."""
+
+
+class _Declared(Protocol):
+    name: str
+    dtype: torch.dtype
+    shape: Any
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class TensorMeta:
+    """One full (unsharded) tensor under its Hugging Face name."""
+
+    name: str
+    dtype: str
+    """Name in the torch namespace, such as float32."""
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def from_declared(declared: _Declared) -> TensorMeta:
+        return TensorMeta(
+            name=declared.name,
+            dtype=str(declared.dtype).removeprefix("torch."),
+            shape=tuple(declared.shape),
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ManifestError(f"{self.name}: {self.dtype!r} is no torch dtype")
+        return dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Bucket:
+    """A run of consecutive tensors that fit into the buffer together."""
+
+    first: int
+    """Index in the manifest of its first tensor."""
+    offsets: tuple[int, ...]
+    """Where each of its tensors starts in the buffer, in bytes."""
+
+
+def plan_buckets(manifest: Sequence[TensorMeta], bucket_bytes: int) -> tuple[list[Bucket], int]:
+    """Cut the manifest into buckets, in order; also the buffer's size.
+
+    The buffer is no larger than the whole model, and never smaller than its largest tensor.
+    """
+    buckets: list[Bucket] = []
+    offsets: list[int] = []
+    first = used = buffer_bytes = 0
+    for index, meta in enumerate(manifest):
+        start = -(-used // _ALIGN_BYTES) * _ALIGN_BYTES
+        if offsets and start + meta.num_bytes > bucket_bytes:
+            buckets.append(Bucket(first=first, offsets=tuple(offsets)))
+            first, offsets, start = index, [], 0
+        offsets.append(start)
+        used = start + meta.num_bytes
+        buffer_bytes = max(buffer_bytes, used)
+    if offsets:
+        buckets.append(Bucket(first=first, offsets=tuple(offsets)))
+    return buckets, buffer_bytes
+
+
+def read_checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a Hugging Face directory, from the safetensors headers."""
+    index = model_dir / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({model_dir / f for f in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        files = sorted(model_dir.glob("*.safetensors"))
+    if not files:
+        raise ManifestError(
+            f"{model_dir}: found no *.safetensors, which tell what weights the engine takes; "
+            "save the model with save_pretrained"
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with open(file, "rb") as stream:
+            (header_bytes,) = struct.unpack("<Q", stream.read(8))
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise ManifestError(f"{file}: not a safetensors file (header {header_bytes} bytes)")
+            header = json.loads(stream.read(header_bytes))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                shapes[name] = tuple(entry["shape"])
+    return shapes
+
+
+def check_manifest(
+    manifest: Iterable[TensorMeta],
+    expected: dict[str, tuple[int, ...]],
+    *,
+    dtype: str,
+    tied_embeddings: bool,
+) -> None:
+    """Raise `ManifestError` unless `manifest` is exactly the checkpoint, each tensor once.
+
+    A tied `lm_head.weight` may be there or not: vLLM takes the embedding for both.
+    """
+    expected = {n: s for n, s in expected.items() if not n.endswith("rotary_emb.inv_freq")}
+    optional = {"lm_head.weight"} if tied_embeddings else set()
+    seen: set[str] = set()
+    for meta in manifest:
+        if meta.name in seen:
+            raise ManifestError(f"{meta.name}: sent twice; a refit sends each tensor once")
+        seen.add(meta.name)
+        if meta.name not in expected:
+            if meta.name in optional:
+                continue
+            raise ManifestError(
+                f"{meta.name}: the trainer would send it, but the engine's checkpoint has no such "
+                "tensor; the family's name table does not fit the model the engine runs"
+            )
+        if meta.shape != expected[meta.name]:
+            raise ManifestError(
+                f"{meta.name}: found shape {list(meta.shape)}, expected {list(expected[meta.name])} "
+                "as in the engine's checkpoint; full unpadded tensors are sent"
+            )
+        if meta.dtype != dtype:
+            raise ManifestError(
+                f"{meta.name}: found dtype {meta.dtype}, expected {dtype}, the engine's; set the "
+                "same model.dtype for trainer and engine"
+            )
+    missing = sorted(expected.keys() - seen - optional)
+    if missing:
+        raise ManifestError(
+            f"{missing[0]}: missing from what the trainer would send ({len(missing)} missing of "
+            f"{len(expected)}); vLLM would keep its old values without a word"
+        )

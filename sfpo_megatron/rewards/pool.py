@@ -1,0 +1,193 @@
+"""Scores responses in processes of their own, with a time limit for each response.
+
+A response is text that a model wrote under pressure to be rewarded: it may hang a verifier, eat
+its memory or crash it. So a verifier runs in a process (`worker.py`) that is killed and replaced
+when one response takes longer than `reward.timeout_s`; that response gets 0, all others their
+score. One thread per process feeds it, so `score` may be called in any thread, a Ray actor's too.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout
+
+log = logging.getLogger(__name__)
+
+_ITEMS_PER_MESSAGE = 256
+_SEND_TIMEOUT_S = 60.0
+_NUM_SEND_ATTEMPTS = 3
+
+Item = tuple[Problem, str]
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Score:
+    """What one response is worth."""
+
+    reward: float
+    correct: bool
+    """reward >= 1."""
+    timed_out: bool
+    """It took longer than reward.timeout_s, so it got 0."""
+
+
+class VerifierError(RuntimeError):
+    """A verifier cannot score a prompt whatever the response: a bug or a bad row, not a reward."""
+
+
+class ScoringPool:
+    """`reward.num_workers` scoring processes, started when the pool is made."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()  # one `score` at a time: a process holds one batch
+        self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="scoring")
+        self._closed = False
+        start = [self._threads.submit(self._start) for _ in range(config.num_workers)]
+        self._workers: list[WorkerProcess | None] = []
+        try:
+            self._workers = [future.result() for future in start]
+        except BaseException:
+            for future in start:
+                if future.exception() is None:
+                    future.result().kill()
+            self._threads.shutdown()
+            raise
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [worker.pid for worker in self._workers if worker is not None]
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        """A score for each (prompt, response), in their order."""
+        scores: list[Score | None] = [None] * len(items)
+        # Short batches are spread over all workers; long ones are cut so that none waits long.
+        step = min(_ITEMS_PER_MESSAGE, -(-len(items) // self._config.num_workers) or 1)
+        pending: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for start in range(0, len(items), step):
+            pending.put(start)
+
+        def feed(slot: int) -> None:
+            while True:
+                try:
+                    start = pending.get_nowait()
+                except queue.Empty:
+                    return
+                chunk = items[start : start + step]
+                scores[start : start + len(chunk)] = self._score_chunk(slot, chunk)
+
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the scoring pool is closed")
+            futures = [self._threads.submit(feed, s) for s in range(self._config.num_workers)]
+            errors = [error for future in futures if (error := future.exception())]
+        if errors:
+            raise errors[0]
+        return [score for score in scores if score is not None]
+
+    def close(self) -> None:
+        """End the processes."""
+        with self._lock:
+            self._closed = True
+            for worker in self._workers:
+                if worker is not None:
+                    worker.kill()
+            self._workers = []
+            self._threads.shutdown()
+
+    def __enter__(self) -> ScoringPool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _start(self) -> WorkerProcess:
+        return WorkerProcess(self._config.function)
+
+    def _score_chunk(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
+        """Score on worker `slot`; after a response that kills or outlasts it, go on behind that
+        response with a new worker."""
+        scores: list[Score] = []
+        while len(scores) < len(chunk):
+            rest = chunk[len(scores) :]
+            worker = self._send(slot, rest)
+            try:
+                for prompt, _ in rest:
+                    scores.append(_score(worker.read(self._config.timeout_s), prompt))
+            except (WorkerTimeout, WorkerDied) as error:
+                self._replace(slot)
+                timed_out = isinstance(error, WorkerTimeout)
+                prompt = chunk[len(scores)][0]
+                log.warning(
+                    "a response to prompt %s %s the scoring process: reward 0",
+                    prompt.id,
+                    f"took longer than {self._config.timeout_s:g} s in" if timed_out else "ended",
+                )
+                scores.append(Score(reward=0.0, correct=False, timed_out=timed_out))
+            except BaseException:
+                self._replace(slot)  # results of this batch are still on their way
+                raise
+        return scores
+
+    def _send(self, slot: int, items: Sequence[Item]) -> WorkerProcess:
+        """Hand a batch to worker `slot`. One that ended while it was idle did so for no fault of
+        these responses (someone killed it): start another and send again."""
+        for _ in range(_NUM_SEND_ATTEMPTS):
+            worker = self._workers[slot] or self._start()
+            self._workers[slot] = worker
+            try:
+                worker.send(self._message(items), _SEND_TIMEOUT_S)
+                return worker
+            except (WorkerDied, WorkerTimeout):
+                self._replace(slot)
+        raise RuntimeError(
+            f"reward.function {self._config.function}: {_NUM_SEND_ATTEMPTS} scoring processes in a "
+            "row took no batch; look for the reason in their output above (memory, a process limit)"
+        )
+
+    def _replace(self, slot: int) -> None:
+        worker, self._workers[slot] = self._workers[slot], None
+        if worker is not None:
+            worker.kill()
+
+    def _message(self, items: Sequence[Item]) -> dict[str, Any]:
+        """The batch as JSON; a prompt that several responses share is sent once."""
+        problems: list[dict[str, Any]] = []
+        index_of: dict[str, int] = {}
+        pairs: list[tuple[int, str]] = []
+        for prompt, response in items:
+            if prompt.id not in index_of:
+                index_of[prompt.id] = len(problems)
+                problems.append(
+                    {
+                        "id": prompt.id,
+                        "question": prompt.question,
+                        "answer": prompt.answer,
+                        "metadata": dict(prompt.metadata),
+                    }
+                )
+            pairs.append((index_of[prompt.id], response))
+        cpu_s = self._config.timeout_s * len(items)
+        return {"problems": problems, "items": pairs, "cpu_s": cpu_s}
+
+
+def _score(result: Any, prompt: Problem) -> Score:
+    if isinstance(result, dict):
+        raise VerifierError(
+            f"prompt {prompt.id}: the verifier raised, and does so on the reference answer "
+            f"{prompt.answer!r} too; correct the row or reward.function\n{result['error']}"
+        )
+    (reward,) = result
+    if not 0.0 <= reward <= 1.0:
+        raise VerifierError(f"prompt {prompt.id}: found reward {reward}, expected one in [0, 1]")
+    return Score(reward=reward, correct=reward >= 1.0, timed_out=False)

@@ -1,0 +1,149 @@
+"""What trainer rank 0 holds: calls to the controller that can be interrupted and that end.
+
+Every wait polls, so that Ctrl-C and SIGTERM are handled within a moment and a dead controller ends
+the run with one message.
+"""
+
+from __future__ import annotations
+
+import atexit
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from sfpo_megatron.rollout.cluster import stop_cluster
+from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.lifeline import ProcessIdentity
+from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes
+from sfpo_megatron.rollout.sampling import RolloutRequest
+from sfpo_megatron.types import Rollout
+
+_POLL_S = 0.2
+_CALL_S = 30.0  # calls that the controller answers at once
+_SLACK_S = 30.0  # on top of a limit that the controller keeps itself
+_SHUTDOWN_S = 12.0
+_GONE_S = 5.0
+
+
+class RolloutClient:
+    """Rank 0's end of the rollouts."""
+
+    def __init__(
+        self, controller: Any, *, owns_cluster: bool, log_dir: Path, request_timeout_s: float
+    ) -> None:
+        self._controller = controller
+        self._owns_cluster = owns_cluster
+        self._request_timeout_s = request_timeout_s
+        self._log_dir = log_dir
+        self._identities: list[ProcessIdentity] = []
+        self._closed = False
+        self.last_times = RolloutTimes(generate_s=0.0, reward_s=0.0)
+        """Where the time of the request collected last went."""
+        self.sync_client = WeightSyncClient(self)
+        """vLLM's `VLLMWeightSyncClient` for all engines at once."""
+        self._starting = controller.start.remote()
+        atexit.register(self.close)
+
+    def wait_ready(self, timeout_s: float = 600.0) -> None:
+        """Return when every engine can generate; raises what kept one from starting."""
+        self._wait(self._starting, timeout_s, "starting the engines")
+        self._learn_identities()
+
+    def submit(self, request: RolloutRequest) -> None:
+        """Begin a request and return; the engines must be ready."""
+        self._call("submit", request, doing=f"submitting request {request.id}")
+
+    def collect(self, request_id: str) -> list[Rollout]:
+        """Wait for a request: prompt after prompt, sample after sample, every rollout scored.
+
+        The controller ends a request that takes longer than rollout.timeout_s.
+        """
+        limit_s = self._request_timeout_s + _SLACK_S
+        call = self._controller.collect.remote(request_id)
+        answer = self._wait(call, limit_s, f"collecting request {request_id}")
+        self.last_times = answer.times
+        return answer.rollouts
+
+    def health(self) -> FleetHealth:
+        """Which engines are alive; answers while they generate."""
+        return self._call("health", doing="asking for the engines' health")
+
+    def close(self) -> None:
+        """End every process that this started; may be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if ray.is_initialized():
+            self._stop_actors()
+            if self._owns_cluster:
+                stop_cluster()
+        deadline = time.monotonic() + _GONE_S
+        while any(p.alive for p in self._identities) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in self._identities:
+            process.kill()
+
+    def _stop_actors(self) -> None:
+        try:
+            self._learn_identities()
+            self._wait(self._controller.shutdown.remote(), _SHUTDOWN_S, "shutting down")
+        except RolloutError:
+            pass  # a controller that is dead or stuck is killed below, with its engines
+        ray.kill(self._controller)
+
+    def _learn_identities(self) -> None:
+        host, identities = self._call("identities", doing="listing processes", timeout_s=5.0)
+        if host == socket.gethostname():
+            self._identities = sorted({*self._identities, *identities})
+
+    def _call(self, method: str, *args: Any, doing: str, timeout_s: float = _CALL_S) -> Any:
+        return self._wait(getattr(self._controller, method).remote(*args), timeout_s, doing)
+
+    def _wait(self, call: Any, timeout_s: float | None, doing: str) -> Any:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not ray.wait([call], timeout=_POLL_S)[0]:
+            if deadline is not None and time.monotonic() > deadline:
+                raise RolloutError(f"no answer after {timeout_s:g} s {doing}; logs: {self._log_dir}")
+        try:
+            return ray.get(call)
+        except RayTaskError as error:
+            if isinstance(error.cause, RolloutError):
+                raise RolloutError(str(error.cause)) from None
+            raise RolloutError(
+                f"the rollout controller failed while {doing}: {error.cause!r}; its log: "
+                f"{self._log_dir / 'controller.log'}"
+            ) from error
+        except RayActorError:
+            raise RolloutError(
+                f"the rollout controller died while {doing}; its log: "
+                f"{self._log_dir / 'controller.log'}"
+            ) from None
+
+
+class WeightSyncClient:
+    """vLLM's `VLLMWeightSyncClient`: each call reaches every engine through the controller."""
+
+    def __init__(self, client: RolloutClient) -> None:
+        self._client = client
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._update("init_weight_transfer_engine", init_info)
+
+    def start_weight_update(self) -> None:
+        self._update("start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._update("update_weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._update("finish_weight_update", weight_version)
+
+    def _update(self, method: str, *args: Any) -> None:
+        # No limit: a large bucket on a slow machine takes what it takes; a dead engine is noticed.
+        call = getattr(self._client._controller, method).remote(*args)
+        self._client._wait(call, None, "updating the engines' weights")

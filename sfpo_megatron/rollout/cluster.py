@@ -1,0 +1,45 @@
+"""The Ray cluster: one of our own on loopback, or the one that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import ray
+
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
+
+
+def start_cluster() -> bool:
+    """Connect this process to Ray; whether the cluster is ours to end."""
+    if ray.is_initialized():
+        return False
+    # No call home, and no warning about variables that Ray will stop setting.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # ray.init puts its own SIGTERM handler in place of the trainer's.
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            return False
+        ray.init(
+            address="local",
+            num_cpus=1,  # also how many idle workers Ray starts ahead; our actors ask for none
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+        return True
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def stop_cluster() -> None:
+    """Leave Ray; ends a cluster of our own with all its processes."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,174 @@
+"""One vLLM engine (AsyncLLM) behind plain methods: generate, and take new weights.
+
+A plain class; the controller makes a Ray actor of it. vllm is imported in `start`, in the actor's
+process: constructing an engine reseeds and patches torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rollout.environment import enter_actor
+from sfpo_megatron.rollout.errors import EngineDied
+from sfpo_megatron.rollout.lifeline import Lifeline, ProcessIdentity
+from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
+
+T = TypeVar("T")
+_WEIGHT_TRANSFER_BACKEND = {"auto": "sfpo_shm", "shm": "sfpo_shm"}
+_HEALTH_POLL_S = 1.0
+
+
+class Engine:
+    """A generator with a weight version."""
+
+    def __init__(self, config: RunConfig, *, model_path: str, log_file: Path) -> None:
+        enter_actor(log_file)
+        self._lifeline = Lifeline()
+        self._config = config
+        self._model_path = model_path
+        self._llm: Any = None
+        self._num_requests = 0
+
+    async def start(self) -> None:
+        """Load the model; returns when the engine can generate."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._llm = AsyncLLM.from_engine_args(self._engine_args())
+        # The first request compiles and imports for seconds: now, while Megatron sets up.
+        warm_up = GenerationSettings(
+            temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
+        )
+        await self.generate([(0,), (0,)], [0, 1], warm_up)
+
+    def _engine_args(self) -> Any:
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+
+        rollout = self._config.rollout
+        ours: dict[str, Any] = {
+            "model": self._model_path,
+            "dtype": self._config.model.dtype,
+            "seed": self._config.seed,
+            "tensor_parallel_size": rollout.tensor_parallel,
+            "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+            # Not Ray's workers, which vLLM may choose inside an actor.
+            "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
+            "enforce_eager": current_platform.is_cpu(),
+            # A seeded request whose prompt is cut rewinds its generator's offset, and CPU generators
+            # have none: EngineCore dies (gpu_model_runner.py, _bookkeeping_sync).
+            "enable_chunked_prefill": not current_platform.is_cpu(),
+            # The prompts are token ids and the controller decodes.
+            "skip_tokenizer_init": True,
+            # Not the sampling defaults of the model's generation_config.json.
+            "generation_config": "vllm",
+            # What the trainer recomputes: after temperature and top_p.
+            "logprobs_mode": "processed_logprobs",
+            "weight_transfer_config": {
+                "backend": _WEIGHT_TRANSFER_BACKEND[self._config.refit.transport]
+            },
+            "disable_log_stats": True,
+        }
+        return AsyncEngineArgs(**(ours | rollout.engine_args))
+
+    async def identities(self) -> list[ProcessIdentity]:
+        """Every process of this engine."""
+        return self._lifeline.identities()
+
+    async def alive(self) -> bool:
+        """Whether EngineCore and its workers run; answers while generating."""
+        return self._llm is not None and not self._llm.errored
+
+    async def generate(
+        self,
+        prompts: list[tuple[int, ...]],
+        seeds: list[int],
+        settings: GenerationSettings,
+    ) -> list[Completion]:
+        """One completion for each (prompt, seed), in order."""
+        pairs = zip(prompts, seeds, strict=True)
+        return await asyncio.gather(*(self._complete(p, seed, settings) for p, seed in pairs))
+
+    async def _complete(
+        self, prompt: tuple[int, ...], seed: int, settings: GenerationSettings
+    ) -> Completion:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parameters = SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_response_tokens,
+            stop_token_ids=list(settings.stop_token_ids),
+            seed=seed,
+            logprobs=0,  # only the sampled token's
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._num_requests += 1
+        last = None
+        try:
+            async for last in self._llm.generate(
+                {"prompt_token_ids": list(prompt)}, parameters, str(self._num_requests)
+            ):
+                pass
+        except EngineDeadError:
+            # vLLM's exceptions would have to be unpickled where vllm is not imported.
+            raise EngineDied("EngineCore or one of its workers ended") from None
+        assert last is not None
+        output = last.outputs[0]
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended a request with {output.finish_reason!r}")
+        tokens = tuple(output.token_ids)
+        return Completion(
+            token_ids=tokens,
+            logprobs=tuple(at[t].logprob for at, t in zip(output.logprobs, tokens, strict=True)),
+            finished=output.finish_reason == "stop",
+        )
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Meet the trainer's sending end; raises if the engine expects other tensors."""
+        await self._rpc("init_weight_transfer_engine", init_info=init_info)
+
+    async def start_weight_update(self) -> None:
+        """Stop scheduling, then begin an update. An update under a running request kills vLLM."""
+        await self._watched(self._llm.pause_generation(mode="wait", clear_cache=False))
+        await self._rpc("start_weight_update")
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one bucket."""
+        await self._rpc("update_weights", update_info=update_info)
+
+    async def finish_weight_update(self) -> None:
+        """End the update, forget what the old weights computed, and schedule again."""
+        await self._rpc("finish_weight_update")
+        await self.forget_prefixes()
+        await self._watched(self._llm.resume_generation())
+
+    async def forget_prefixes(self) -> None:
+        """Drop the cached keys and values: of old weights, they would be reused silently."""
+        if not await self._watched(self._llm.reset_prefix_cache()):
+            raise RuntimeError("vLLM did not reset its prefix cache: blocks are still in use")
+
+    async def shutdown(self) -> None:
+        """End EngineCore and the workers in good order."""
+        if self._llm is not None:
+            await asyncio.to_thread(self._llm.shutdown)
+
+    async def _rpc(self, method: str, **arguments: Any) -> None:
+        await self._watched(self._llm.collective_rpc(method, kwargs=arguments))
+
+    async def _watched(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await an engine call, but not for ever: vLLM leaves calls to a dead EngineCore open."""
+        task = asyncio.ensure_future(call)
+        while not task.done():
+            await asyncio.wait({task}, timeout=_HEALTH_POLL_S)
+            if not task.done() and self._llm.errored:
+                task.cancel()
+                raise EngineDied("EngineCore or one of its workers ended")
+        return task.result()

@@ -1,0 +1,11 @@
+"""What can go wrong between rank 0 and the engines; one message each, safe to send over Ray."""
+
+from __future__ import annotations
+
+
+class RolloutError(RuntimeError):
+    """Generation, scoring or a refit failed; the message says where and what to do."""
+
+
+class EngineDied(RuntimeError):
+    """Raised inside an engine actor when vLLM's EngineCore or one of its workers is gone."""

@@ -1,0 +1,84 @@
+"""What to generate: the request, each sample's seed, and the tokens that end a response."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfpo_megatron.types import Prompt
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RolloutRequest:
+    """`num_samples` rollouts of each prompt, under the engines' current weights."""
+
+    id: str
+    """Unique among the requests that are not collected yet."""
+    step: int
+    """The train step; part of every sample's seed."""
+    prompts: tuple[Prompt, ...]
+    num_samples: int
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    max_response_tokens: int
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class GenerationSettings:
+    """What all samples of a request share."""
+
+    temperature: float
+    top_p: float
+    max_response_tokens: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Completion:
+    """One generated response."""
+
+    token_ids: tuple[int, ...]  # [R], the stop token included when it came
+    logprobs: tuple[float, ...]  # [R], nats, after temperature and top_p
+    finished: bool
+    """True: a stop token came; False: cut at max_response_tokens."""
+
+
+def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
+    """The sampling seed of one rollout: 63 bits, whatever engine it runs on.
+
+    A hash, not Python's `hash`, which differs from process to process; the fields are separated so
+    that prompt "a/1" sample 12 is not prompt "a/11" sample 2.
+    """
+    text = json.dumps([run_seed, step, prompt_id, sample])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def stop_token_ids(model_path: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Every end-of-sequence token that the model's directory names.
+
+    The tokenizer's and the generation config's both count: chat models name the end of a turn in
+    one and the end of the text in the other. config.json decides only when both are silent.
+    """
+    found = set(_eos_of(model_path / "generation_config.json"))
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    found = found or set(_eos_of(model_path / "config.json"))
+    if not found:
+        raise ValueError(
+            f"{model_path}: found no eos_token_id in the tokenizer, generation_config.json or "
+            "config.json, expected one; without it no response ever ends: name it in one of them"
+        )
+    return tuple(sorted(found))
+
+
+def _eos_of(file: Path) -> list[int]:
+    if not file.is_file():
+        return []
+    value = json.loads(file.read_text()).get("eos_token_id")
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

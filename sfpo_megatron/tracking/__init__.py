@@ -1,0 +1,1 @@
+"""Metrics: where they go (`sinks`) and how phases are timed (`timers`)."""
