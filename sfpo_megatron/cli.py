@@ -1,0 +1,119 @@
+"""The command line: parse, validate, and only then import what is heavy.
+
+`--help` and `check` import none of torch, megatron, vllm, ray, transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from sfpo_megatron import __version__
+from sfpo_megatron.config.check import Command, check_config
+from sfpo_megatron.config.load import ConfigError, dump_config, load_config
+from sfpo_megatron.config.tree import RunConfig
+
+_LAUNCHED = "--launched"  # our launcher marks its ranks with it
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 (the run failed), 2 (the config is wrong), 130 (Ctrl-C)."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks find the same
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sfpo-megatron",
+        description="Train language models with SFPO on Megatron-Core and vLLM.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    texts: dict[Command | Literal["check"], str] = {
+        "train": "train with reinforcement learning (starts torchrun unless it runs under it)",
+        "sft": "warm-start the model with next-token loss on data.train",
+        "check": "validate a config, print it with every default filled in; starts nothing",
+    }
+    for name, text in texts.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
+        command.add_argument(
+            "overrides",
+            metavar="KEY=VALUE",
+            nargs="*",
+            help="set one key, such as train.num_steps=10",
+        )
+        if name == "check":
+            command.set_defaults(run=_check)
+        else:
+            command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
+            command.set_defaults(run=partial(_train, name))
+    text = "show versions, devices, and what falls back to what"
+    commands.add_parser("doctor", help=text, description=text).set_defaults(run=_doctor)
+    return parser
+
+
+def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
+    config = load_config(arguments.config, arguments.overrides)
+    for warning in check_config(config, file=arguments.config, **check):
+        if os.environ.get("RANK", "0") == "0" and not getattr(arguments, "launched", False):
+            print(warning, file=sys.stderr)
+    return config
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    print(dump_config(config), end="")
+    return 0
+
+
+def _train(command: Command, arguments: argparse.Namespace) -> int:
+    """`train` and `sft`: as one rank under torchrun, else as the launcher of all ranks."""
+    under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
+    world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
+    config = _load(arguments, world_size=world_size, for_training=True, command=command)
+    if not under_torchrun:
+        from sfpo_megatron.launcher import launch
+
+        assert config.parallel.data is not None, "check_config refuses null outside torchrun"
+        return launch(
+            [command, _LAUNCHED, arguments.config, *arguments.overrides],
+            num_ranks=config.parallel.data * config.parallel.model_size,
+            output_dir=config.output_dir,
+        )
+
+    from sfpo_megatron.worker import run_rank
+
+    run = partial(_run, command, config)
+    return run_rank(run, output_dir=config.output_dir, launched=arguments.launched)
+
+
+def _run(command: Command, config: RunConfig) -> None:
+    if command == "sft":
+        from sfpo_megatron import sft
+
+        sft.run(config)
+    else:
+        from sfpo_megatron import trainer
+
+        trainer.run(config)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from sfpo_megatron.doctor import report
+
+    print(report(), end="")
+    return 0

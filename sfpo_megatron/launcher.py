@@ -1,0 +1,159 @@
+"""Starts the ranks of a run on this machine through torchrun's API, and ends all of them.
+
+`sfpo-megatron train` outside torchrun comes here. torchrun's own report of a failure is a
+traceback and a table; ours is one line that names the rank that failed first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from sfpo_megatron.worker import error_file, log_dir
+
+SHUTDOWN_TIMEOUT_S = 15  # above the worker's own limit (worker.CLOSING_TIME_S), below 30 s in all
+LEFTOVER_GRACE_S = 3.0
+_PR_SET_CHILD_SUBREAPER = 36
+# Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
+_OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
+
+
+def launch(
+    arguments: list[str], *, num_ranks: int, output_dir: str, module: str = "sfpo_megatron"
+) -> int:
+    """Run `python -m MODULE ARGUMENTS` on `num_ranks` ranks; returns the exit code."""
+    # One OpenMP thread a process: two, beside any other busy process, ran 10x slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this launcher never leaves the machine
+    log_dir(output_dir).mkdir(parents=True, exist_ok=True)
+    for old in log_dir(output_dir).glob("rank_*.err"):
+        old.unlink()
+    _adopt_orphans()
+    try:
+        return _run_agent([module, *arguments], num_ranks, output_dir)
+    except KeyboardInterrupt:  # before torchrun has put its handlers in place
+        return 128 + signal.SIGINT
+    finally:
+        _end_descendants()
+
+
+def _run_agent(command: list[str], num_ranks: int, output_dir: str) -> int:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from sfpo_megatron import rendezvous
+
+    _quieten_torchrun()
+    rendezvous.register()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=f"sfpo-{os.getpid()}",
+        rdzv_backend=rendezvous.BACKEND,
+        rdzv_endpoint="",  # it binds a port that is free
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", *command)
+    except ChildFailedError as error:
+        exit_codes = {rank: (f.exitcode, f.pid) for rank, f in error.failures.items()}
+        line, exit_code = first_failure(exit_codes, output_dir)
+        print(line, file=sys.stderr, flush=True)
+        return exit_code
+    except SignalException as error:
+        print(f"error: stopped by {error.sigval.name}", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT if error.sigval == signal.SIGINT else 1
+    return 0
+
+
+def first_failure(exit_codes: Mapping[int, tuple[int, int]], output_dir: str) -> tuple[str, int]:
+    """The one line about a failed run, and the exit code of the launcher.
+
+    `exit_codes`: rank -> (exit code, pid), in the order in which they were seen. A rank that was
+    killed comes before one that raised (the survivors of a kill raise too, about a closed
+    connection), and ranks that this launcher ended itself come last.
+    """
+
+    def order(rank: int) -> tuple[int, float]:
+        code = exit_codes[rank][0]
+        if code in _OURS:
+            return 2, 0.0
+        if code < 0:
+            return 0, 0.0
+        file = error_file(output_dir, rank)
+        return 1, file.stat().st_mtime if file.exists() else float("inf")
+
+    rank = min(exit_codes, key=order)
+    code, pid = exit_codes[rank]
+    who = f"error: rank {rank} (pid {pid})"
+    file = error_file(output_dir, rank)
+    if code < 0 or code in _OURS:
+        signum = signal.Signals(-code if code < 0 else code % 128)
+        hint = "; the kernel does that when memory runs out" if signum == signal.SIGKILL else ""
+        return f"{who} was killed by {signum.name}{hint}", 1
+    if file.exists():
+        line = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+        return line, 2 if code == 2 else 1
+    return f"{who} ended with exit code {code} and no message", 1
+
+
+def _quieten_torchrun() -> None:
+    """Each of its loggers has a level of its own, so the parent's level does not reach them."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _adopt_orphans() -> None:
+    """What a killed rank leaves behind (Ray, vLLM) becomes our child, so that we can end it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_descendants() -> None:
+    for pid in descendants(os.getpid()):
+        _send(pid, signal.SIGTERM)
+    end = time.monotonic() + LEFTOVER_GRACE_S
+    while (left := descendants(os.getpid())) and time.monotonic() < end:
+        time.sleep(0.05)
+    for pid in left:
+        _send(pid, signal.SIGKILL)
+
+
+def descendants(root: int) -> list[int]:
+    """Live processes below `root`, read from /proc (zombies are not alive)."""
+    children: dict[int, list[int]] = {}
+    alive: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it ended while we were reading
+            continue
+        children.setdefault(int(parent), []).append(int(entry.parent.name))
+        if state != "Z":
+            alive.add(int(entry.parent.name))
+    found, todo = [], [root]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += [pid for pid in below if pid in alive]
+        todo += below
+    return found
+
+
+def _send(pid: int, signum: signal.Signals) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass

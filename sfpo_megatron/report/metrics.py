@@ -1,0 +1,63 @@
+"""A run's metrics.jsonl, read back: train lines and evaluation lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RunMetrics:
+    """The lines of one run, in step order; a step that was logged twice (a resumed run) counts
+    as its last writing."""
+
+    train: tuple[dict[str, Any], ...]
+    evals: tuple[dict[str, Any], ...]
+
+    @property
+    def gate_close_step(self) -> int | None:
+        """First train step without SFPO after one with it."""
+        was_active = False
+        for line in self.train:
+            active = line.get("sfpo_active")
+            if was_active and active is not None and not active:
+                return int(line["step"])
+            was_active = was_active or bool(active)
+        return None
+
+    def series(self, name: str, lines: tuple[dict[str, Any], ...]) -> list[tuple[int, float]]:
+        """(step, value) of the lines that have a value."""
+        return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+    def rollouts_at(self, step: int) -> int:
+        """Rollouts used up to and including `step` (0 before the first)."""
+        before = [x["num_rollouts"] for x in self.train if x["step"] <= step]
+        return int(before[-1]) if before else 0
+
+
+def read_metrics(path: str | Path) -> RunMetrics:
+    """Read a metrics.jsonl; ValueError names the line that is not JSON or has no step."""
+    train: dict[int, dict[str, Any]] = {}
+    evals: dict[int, dict[str, Any]] = {}
+    with Path(path).open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                line = json.loads(text)
+                step = int(line["step"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: found {text.strip()[:80]!r}, expected a JSON object with a "
+                    "step; remove the line (a killed run may leave half a line at the end)"
+                ) from error
+            if "eval/accuracy" in line:
+                evals[step] = line
+            if "num_rollouts" in line and ("loss" in line or "reward_mean" in line):
+                train[step] = line
+    return RunMetrics(
+        train=tuple(train[step] for step in sorted(train)),
+        evals=tuple(evals[step] for step in sorted(evals)),
+    )

@@ -1,0 +1,87 @@
+"""The warm start: next-token loss on `prompt + answer`, on the same Megatron stack as the RL run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from sfpo_megatron.batching import build_minibatches
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.sft import SFTExample, sft_examples
+from sfpo_megatron.mcore.passes import run_pass
+from sfpo_megatron.mcore.setup import LRSchedule, build_policy, init_distributed
+from sfpo_megatron.objectives.objective import NextTokenObjective
+from sfpo_megatron.resharding.export import export_hf
+from sfpo_megatron.resharding.source import MegatronWeightSource
+from sfpo_megatron.rollout_feed import share
+from sfpo_megatron.run_io import prepare_output
+from sfpo_megatron.tracking.sinks import Tracker
+from sfpo_megatron.tracking.timers import Timers
+from sfpo_megatron.trainer import batch_layout
+from sfpo_megatron.types import RolloutBatch
+
+
+def run(config: RunConfig) -> None:
+    """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it."""
+    config = replace(config, rollout=replace(config.rollout, temperature=1.0))  # plain cross-entropy
+    capabilities = init_distributed(config)
+    sft = config.sft
+    schedule = LRSchedule(
+        peak=sft.lr,
+        floor=0.1 * sft.lr,
+        warmup_ticks=sft.num_steps // 10,
+        total_ticks=sft.num_steps,
+        style="cosine",
+    )
+    policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
+    is_main = dist.get_rank() == 0
+    examples: Iterator[SFTExample] = iter(())
+    tracker = None
+    if is_main:
+        from transformers import AutoTokenizer
+
+        prepare_output(config, "metrics.jsonl")
+        tracker = Tracker(config, num_steps=sft.num_steps)
+        examples = sft_examples(config, AutoTokenizer.from_pretrained(config.model.path))
+    layout = batch_layout(config, policy, 1)
+    for step in range(1, sft.num_steps + 1):
+        timers = Timers()
+        with timers("step"):
+            chosen = list(islice(examples, sft.examples_per_step))
+            batch = share(policy.control, as_batch(chosen) if is_main else None)
+            minibatches = build_minibatches(batch, torch.zeros(batch.num_rollouts), layout)
+            policy.scheduler.step(increment=1)
+            (result,) = run_pass(policy, minibatches, NextTokenObjective()).minibatches
+        if tracker is not None and (step % 10 == 0 or step in (1, sft.num_steps)):
+            metrics = {"step": step, "loss": result.loss, "grad_norm": result.grad_norm}
+            tracker.log(metrics | {"entropy": result.entropy} | timers.take())
+    export_hf(
+        MegatronWeightSource(policy),
+        Path(config.output_dir) / "hf",
+        model_path=config.model.path,
+        dtype=config.model.dtype,
+        is_writer=is_main,
+    )
+    if tracker is not None:
+        tracker.close()
+
+
+def as_batch(examples: list[SFTExample]) -> RolloutBatch:
+    """Examples in the layout of rollouts: the answer stands where a response would."""
+    lengths = [(len(prompt), len(answer)) for prompt, answer in examples]
+    num_answer_tokens = sum(answer for _, answer in lengths)
+    return RolloutBatch(
+        group_size=1,
+        prompt_lengths=torch.tensor([prompt for prompt, _ in lengths]),
+        response_lengths=torch.tensor([answer for _, answer in lengths]),
+        token_ids=torch.tensor([t for prompt, answer in examples for t in (*prompt, *answer)]),
+        generator_logprobs=torch.zeros(num_answer_tokens),
+        rewards=torch.zeros(len(examples)),
+        correct=torch.zeros(len(examples), dtype=torch.bool),
+        weight_version=0,
+    )

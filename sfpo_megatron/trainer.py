@@ -1,0 +1,198 @@
+"""The RL loop. One train step, with what each line is backed by:
+
+    batch       = rollouts of this step       rollout/controller -> engines -> rewards; broadcast
+    advantages  = group-relative rewards      objectives/advantage
+    minibatches = the split, made once        batching
+    old_logprobs, fixed before any update     mcore/passes.compute_logprobs
+    sfpo_step   = K fast passes, reposition, slow correction      sfpo.py -> mcore/passes.run_pass
+    refit       = weights into the engines    resharding
+    log
+
+SPMD: every rank runs every line, in this order; rank 0 alone talks to the engines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from sfpo_megatron.batching import BatchLayout, build_minibatches
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, set_old_logprobs
+from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy, init_distributed
+from sfpo_megatron.objectives.advantage import grpo_advantages
+from sfpo_megatron.objectives.objective import PolicyObjective
+from sfpo_megatron.resharding.source import MegatronWeightSource
+from sfpo_megatron.rollout_feed import share
+from sfpo_megatron.run_io import RunIO, open_run
+from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, sfpo_step
+from sfpo_megatron.tracking.timers import Timers
+from sfpo_megatron.types import Minibatch, RolloutBatch
+
+
+def run(config: RunConfig) -> None:
+    """Train. Called on every rank under torchrun."""
+    capabilities = init_distributed(config)
+    with open_run(config) as io:  # engines start while Megatron sets up
+        lr = config.train.optimizer
+        schedule = LRSchedule(
+            peak=lr.lr,
+            floor=0.0,
+            warmup_ticks=lr.lr_warmup_steps,
+            total_ticks=config.train.num_steps,
+            style="constant",
+        )
+        policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
+        source = MegatronWeightSource(policy)
+        io.connect(policy.control, source)
+        _train(config, policy, io)
+        io.finish(source)
+
+
+def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
+    objective = PolicyObjective(config=config.objective)
+    snapshot = SlowSnapshot(policy.shards)
+    gate = EntropyGate(
+        window=config.sfpo.entropy_window,
+        zscore_threshold=config.sfpo.entropy_zscore_threshold,
+        two_sided=config.sfpo.trigger == "two_sided",
+        latch=config.sfpo.latch,
+        stop_step=config.sfpo.stop_step,
+    )
+    totals = Totals()
+    io.evaluate(step=0)
+    for step in range(1, config.train.num_steps + 1):
+        timers = Timers()
+        with timers("step"):
+            batch = share(policy.control, io.collect(step))
+            if config.debug.rollout_only:
+                io.log({"step": step, **batch_metrics(batch, totals)})
+                continue
+            minibatches = cut(config, policy, batch)
+            with timers("logprob"):
+                set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+            mismatch = logprob_difference(policy, minibatches)
+
+            num_fast = config.sfpo.num_fast_passes if gate.is_open(step) else 0
+            num_fast = policy.control.broadcast_json(num_fast)  # rank 0 decides
+            policy.control.agree(step=step, num_fast=num_fast, minibatches=len(minibatches))
+            policy.scheduler.step(increment=1)  # one tick a rollout batch, whatever K is
+            with timers("sfpo"):
+                one_pass = partial(_timed_pass, timers, policy, minibatches, objective)
+                results = sfpo_step(
+                    one_pass, snapshot, num_fast_passes=num_fast, alpha=config.sfpo.alpha
+                )
+            gate.observe(results[-1].mean(lambda m: m.entropy))
+            with timers("refit"):
+                io.refit(weight_version=step)
+        metrics = {"step": step, **batch_metrics(batch, totals), **mismatch}
+        metrics |= pass_metrics(results, totals) | io.times | _phase_times(timers)
+        metrics |= {
+            "sfpo_active": num_fast > 0,
+            "weight_version": step,
+            "lr": policy.optimizer.param_groups[0]["lr"],
+        }
+        io.log(metrics)
+        if config.eval.every and step % config.eval.every == 0 and step < config.train.num_steps:
+            io.evaluate(step=step)
+    io.evaluate(step=config.train.num_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class Totals:
+    """What is counted over the whole run."""
+
+    num_rollouts: int = 0
+    num_optimizer_steps: int = 0
+    num_skipped_steps: int = 0
+
+
+def _timed_pass(timers: Timers, *arguments: Any) -> PassResult:
+    with timers("passes"):
+        return run_pass(*arguments)
+
+
+def _phase_times(timers: Timers) -> dict[str, float]:
+    """Seconds by phase; what `sfpo_step` took beyond its passes is snapshot and reposition."""
+    times = timers.take()
+    times["time/reposition_s"] = times.pop("time/sfpo_s") - times["time/passes_s"]
+    return times
+
+
+def cut(config: RunConfig, policy: Policy, batch: RolloutBatch) -> list[Minibatch]:
+    """Advantages, then this rank's minibatches."""
+    advantages = grpo_advantages(
+        batch.rewards, batch.group_size, normalize_std=config.objective.normalize_std
+    )
+    return build_minibatches(
+        batch, advantages, batch_layout(config, policy, config.train.minibatches_per_step)
+    )
+
+
+def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> BatchLayout:
+    """How this rank's part of a batch is cut."""
+    parallel = config.parallel
+    return BatchLayout(
+        minibatches=num_minibatches,
+        data_rank=policy.layout.data_rank,
+        data_size=policy.layout.data_size,
+        max_tokens=config.train.max_tokens_per_microbatch,
+        microbatch_size=config.train.microbatch_size,
+        pad_multiple=parallel.tensor if parallel.sequence else 1,
+        microbatch_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
+    )
+
+
+def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:
+    """|generator - trainer| log-prob over all response tokens, before the update. Collective."""
+    total, highest = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
+        if microbatch.old_logprobs is None or policy.layout.tensor_rank != 0:
+            continue  # log-probs live on the last stage; tensor-parallel ranks hold the same
+        old = microbatch.old_logprobs.cpu()
+        gap = (old - microbatch.generator_logprobs).abs()[microbatch.loss_mask].double()
+        total += torch.tensor([gap.sum(), gap.numel()], dtype=torch.float64)
+        highest = torch.maximum(highest, gap.max() if gap.numel() else highest)
+    difference, count = policy.control.sum(total).tolist()
+    return {
+        "logprob_diff_mean": difference / count,
+        "logprob_diff_max": policy.control.max(highest).item(),
+    }
+
+
+def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
+    """What the rollouts say, before any update."""
+    totals.num_rollouts += batch.num_rollouts
+    rewards = batch.rewards.view(-1, batch.group_size)
+    return {
+        "num_rollouts": totals.num_rollouts,
+        "reward_mean": rewards.mean().item(),
+        "accuracy": batch.correct.float().mean().item(),
+        "zero_variance_groups": (rewards.std(dim=1) == 0).float().mean().item(),
+        "response_tokens_mean": batch.response_lengths.float().mean().item(),
+    }
+
+
+def pass_metrics(results: list[PassResult], totals: Totals) -> dict[str, float]:
+    """`loss, entropy, grad_norm, clip_frac, ppo_kl` of the slow correction; `*_first_pass` of the
+    first minibatch before any update, where the ratio must be 1."""
+    totals.num_optimizer_steps += sum(len(result.minibatches) for result in results)
+    totals.num_skipped_steps += sum(result.num_skipped for result in results)
+    slow, first = results[-1], results[0].minibatches[0]
+    norms = [m.grad_norm for m in slow.minibatches if math.isfinite(m.grad_norm)]
+    return {
+        "loss": slow.mean(lambda m: m.loss),
+        "entropy": slow.mean(lambda m: m.entropy),
+        "grad_norm": sum(norms) / len(norms) if norms else math.nan,
+        "clip_frac": slow.mean(lambda m: m.stats["clip_frac"]),
+        "ppo_kl": slow.mean(lambda m: m.stats["ppo_kl"]),
+        "ratio_mean_first_pass": first.stats["ratio_mean"],
+        "ppo_kl_first_pass": first.stats["ppo_kl"],
+        "num_passes": len(results),
+        "num_optimizer_steps": totals.num_optimizer_steps,
+        "num_skipped_steps": totals.num_skipped_steps,
+    }
