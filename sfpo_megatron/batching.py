@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -170,7 +171,7 @@ def pack(rows: Sequence[PackRow], pad_multiple: int = 1) -> Microbatch:
     if padding:
         position_ids[ends[-1] :] = torch.arange(padding)
         ends.append(total)
-    spans = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    spans = [b - a for a, b in pairwise(ends)]
     return Microbatch(
         token_ids=token_ids,
         position_ids=position_ids,

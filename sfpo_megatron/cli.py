@@ -103,13 +103,13 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
 
 def _run(command: Command, config: RunConfig) -> None:
     if command == "sft":
-        from sfpo_megatron import sft
+        import sfpo_megatron.sft
 
-        sft.run(config)
+        sfpo_megatron.sft.run(config)
     else:
-        from sfpo_megatron import trainer
+        import sfpo_megatron.trainer
 
-        trainer.run(config)
+        sfpo_megatron.trainer.run(config)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ minibatches of the batch (one optimizer step each):
 The entropy gate ends it: once the z-score of the policy entropy crosses a threshold, K becomes 0
 and every batch gets the plain single pass (GRPO).
 
-Only weights are repositioned: Adam's moments and step count carry through all passes. Steps 1 and 3
-are elementwise, so each rank does them on its own shard with no collective; only
-`WeightShards.publish` communicates. Nothing here knows about Megatron; `mcore.shards.MainParamShards`
-is the binding.
+Only weights are repositioned: Adam's moments and step count carry through all passes. Steps 1 and
+3 are elementwise, so each rank does them on its own shard with no collective; only
+`WeightShards.publish` communicates. Nothing here knows about Megatron: its binding is
+`mcore.shards.MainParamShards`.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def sfpo_step(
 
 
 class EntropyGate:
-    """Decides, before each train step, whether SFPO is still on (the stopping rule of the paper; window
-    semantics of the released reference, ray_trainer.py).
+    """Decides, before each train step, whether SFPO is still on (the paper's stopping rule, with
+    the window semantics of the released reference, ray_trainer.py).
 
     `observe` takes the exact mean token entropy (nats) of a step's slow correction. With the last
     `window` values in hand, the newest included, z = (newest - mean) / population std; the gate

@@ -1,4 +1,4 @@
-"""The warm start: next-token loss on `prompt + answer`, on the same Megatron stack as the RL run."""
+"""The warm start: next-token loss on `prompt + answer`, on the Megatron stack of the RL run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from sfpo_megatron.types import RolloutBatch
 
 def run(config: RunConfig) -> None:
     """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it."""
-    config = replace(config, rollout=replace(config.rollout, temperature=1.0))  # plain cross-entropy
+    # Plain cross-entropy: the rollouts' temperature has no say here.
+    config = replace(config, rollout=replace(config.rollout, temperature=1.0))
     capabilities = init_distributed(config)
     sft = config.sft
     schedule = LRSchedule(

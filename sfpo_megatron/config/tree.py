@@ -23,7 +23,9 @@ def _at_least(section: object, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         if value is not None and not value >= minimum:
-            raise FieldError(name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more")
+            raise FieldError(
+                name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more"
+            )
 
 
 def _positive(section: object, *names: str) -> None:
@@ -37,7 +39,9 @@ def _within(section: object, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         if not low <= value <= high:
-            raise FieldError(name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range")
+            raise FieldError(
+                name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range"
+            )
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -47,7 +51,7 @@ class ModelConfig:
     path: str
     """A Hugging Face model directory (config.json, *.safetensors, tokenizer.json)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the model params (and of the engine); the optimizer's main params are always fp32."""
+    """Dtype of the model params and of the engine; the optimizer's main params are fp32."""
     transformer_impl: Literal["auto", "te", "local"] = "auto"
     """Megatron layer spec: TransformerEngine, torch, or the better of what is installed."""
 
@@ -78,7 +82,10 @@ class ParallelConfig:
         _at_least(self, 2, "virtual_pipeline")
         if self.sequence and self.tensor == 1:
             raise FieldError(
-                "sequence", True, "false when tensor is 1", "set parallel.sequence=false or parallel.tensor=2"
+                "sequence",
+                True,
+                "false when tensor is 1",
+                "set parallel.sequence=false or parallel.tensor=2",
             )
 
     @property
@@ -146,7 +153,9 @@ class TrainConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_steps", "prompts_per_step", "minibatches_per_step", "microbatch_size")
+        _at_least(
+            self, 1, "num_steps", "prompts_per_step", "minibatches_per_step", "microbatch_size"
+        )
         _at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
         _at_least(self, 2, "group_size")
         _positive(self, "control_timeout_s")
@@ -238,7 +247,9 @@ class RolloutConfig:
     """More of vLLM's AsyncEngineArgs, as they are."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens")
+        _at_least(
+            self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens"
+        )
         _positive(self, "temperature", "timeout_s", "top_p")
         _within(self, 0.0, 1.0, "top_p", "gpu_memory_utilization")
 
@@ -333,14 +344,14 @@ class EvalConfig:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class SFTConfig:
-    """The warm start: next-token loss on `prompt + answer + end-of-sequence` of data.train."""
+    """The warm start: next-token loss on prompt, answer, end-of-sequence of data.train."""
 
     num_steps: int = 100
     """Optimizer steps."""
     examples_per_step: int = 64
     """Examples in one optimizer step."""
     lr: float = 1.0e-3
-    """Peak learning rate: linear warm-up over a tenth of the steps, cosine decay to a tenth of it."""
+    """Peak learning rate: warm-up over a tenth of the steps, cosine decay to a tenth of it."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_steps", "examples_per_step")

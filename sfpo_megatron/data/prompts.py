@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import DataSource, RunConfig
@@ -142,6 +143,6 @@ def _names(sources: tuple[DataSource, ...], prefix: str) -> list[str]:
     """A name for each source, the first part of its prompts' ids; no two alike."""
     names: list[str] = []
     for source in sources:
-        base = prefix + (source.task or (source.path or "").rsplit("/", 1)[-1].removesuffix(".jsonl"))
+        base = prefix + (source.task or Path(source.path or "").stem)
         names.append(base if base not in names else f"{base}#{len(names)}")
     return names

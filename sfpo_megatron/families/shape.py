@@ -57,7 +57,7 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
 
 
 def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling; transformers 5 writes `rope_parameters`, 4 `rope_theta` + `rope_scaling`."""
+    """Base and scaling: `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling` (4)."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
     base = float(found.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = found.get("rope_type", found.get("type", "default"))

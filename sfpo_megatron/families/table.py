@@ -1,4 +1,4 @@
-"""The name table of a model: every Megatron tensor it has, in order, with its Hugging Face parts."""
+"""The name table of a model: every Megatron tensor in order, with its Hugging Face parts."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ import torch
 _installed: list[tuple[Any, str, Any]] = []  # (owner, name, the original), newest last
 
 _FACTORIES = (
-    "arange empty empty_like empty_strided eye full full_like linspace ones ones_like rand randint "
-    "randn randperm tensor zeros zeros_like"
-).split()
+    *("arange", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace"),
+    *("ones", "ones_like", "rand", "randint", "randn", "randperm", "tensor", "zeros", "zeros_like"),
+)
 
 
 class _NullStream:
@@ -147,7 +147,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (cuda, "_lazy_call", lambda call, **kwargs: call()),
         (cuda, "_lazy_init", nothing()),
         (cuda, "default_generators", _DefaultGenerators()),
-        # Megatron's jit_fuser: on CPU it would compile C++ at the first call of each fused function.
+        # Megatron's jit_fuser: on CPU it would compile C++ at a fused function's first call.
         (torch, "compile", lambda model, **kwargs: model),
         *((torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES),
         (torch.Tensor, "cuda", lambda self, *args, **kwargs: self),

@@ -1,4 +1,4 @@
-"""One pass: for each minibatch zero_grad -> Megatron's forward-backward schedule -> optimizer.step."""
+"""One pass: for each minibatch zero_grad -> Megatron's forward-backward -> optimizer.step."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ class PassResult:
         return sum(m.skipped for m in self.minibatches)
 
 
-def run_pass(
-    policy: Policy, minibatches: Sequence[Minibatch], objective: Objective
-) -> PassResult:
+def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Objective) -> PassResult:
     """One optimizer step per minibatch, in order. Every rank calls it; collective throughout.
 
     Returns the same result on every rank: sums come from the last pipeline stage's first
@@ -92,7 +90,9 @@ def compute_logprobs(policy: Policy, minibatches: Sequence[Minibatch]) -> list[l
     of the last pipeline stage (empty lists elsewhere). Collective; same packs as the passes, so
     the first pass's ratios are exactly 1."""
     policy.shards.params_ready()
-    return [_schedule(policy, minibatch, _logprobs_only, forward_only=True) for minibatch in minibatches]
+    return [
+        _schedule(policy, minibatch, _logprobs_only, forward_only=True) for minibatch in minibatches
+    ]
 
 
 def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[Tensor]]) -> None:

@@ -233,7 +233,7 @@ def build_policy(
 
 
 def shut_down() -> None:
-    """Leave Megatron's parallel state and torch.distributed (tests build several in one process)."""
+    """Leave Megatron's parallel state and torch.distributed; tests build several in one process."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

@@ -94,4 +94,3 @@ def _copy_companions(source: Path, out: Path, dtype: str) -> None:
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-

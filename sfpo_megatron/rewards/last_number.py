@@ -20,12 +20,11 @@ _MAX_DIGITS = 1000  # a longer one is no answer, and costs time to compare
 
 def last_number(text: str) -> Decimal | None:
     """The last integer or decimal in `text`, None if it has none."""
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    if last is None or len(last.group()) > _MAX_DIGITS:
+    number = ""
+    for match in _NUMBER.finditer(text):
+        number = match.group()
+    if not 0 < len(number) <= _MAX_DIGITS:
         return None
-    number = last.group()
     if _THOUSANDS.fullmatch(number):
         return Decimal(number.replace(",", ""))
     return Decimal(number.rpartition(",")[2])  # `3,4` is a list, it ends in 4

@@ -13,6 +13,7 @@ from typing import Any
 
 from sfpo_megatron.rewards import Problem
 
+
 def score(response: str, prompt: Problem) -> float:
     """The task's score of the response, in [0, 1]."""
     metadata = prompt.metadata

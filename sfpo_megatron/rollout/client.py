@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from sfpo_megatron.rollout.cluster import stop_cluster
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.rollout.lifeline import ProcessIdentity
+from sfpo_megatron.rollout.lifeline import ActorProcesses, ProcessIdentity
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Rollout
@@ -39,7 +39,7 @@ class RolloutClient:
         self._owns_cluster = owns_cluster
         self._request_timeout_s = request_timeout_s
         self._log_dir = log_dir
-        self._identities: list[ProcessIdentity] = []
+        self._processes: list[ActorProcesses] = []
         self._closed = False
         self.last_times = RolloutTimes(generate_s=0.0, reward_s=0.0)
         """Where the time of the request collected last went."""
@@ -51,7 +51,7 @@ class RolloutClient:
     def wait_ready(self, timeout_s: float = 600.0) -> None:
         """Return when every engine can generate; raises what kept one from starting."""
         self._wait(self._starting, timeout_s, "starting the engines")
-        self._learn_identities()
+        self._learn_processes()
 
     def submit(self, request: RolloutRequest) -> None:
         """Begin a request and return; the engines must be ready."""
@@ -82,24 +82,25 @@ class RolloutClient:
             self._stop_actors()
             if self._owns_cluster:
                 stop_cluster()
-        deadline = time.monotonic() + _GONE_S
-        while any(p.alive for p in self._identities) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for process in self._identities:
-            process.kill()
+        members = [member for actor in self._processes for member in actor.members]
+        guards = [actor.guard for actor in self._processes if actor.guard is not None]
+        _wait_until_gone(members)
+        for member in members:
+            member.kill()
+        _wait_until_gone(guards)
 
     def _stop_actors(self) -> None:
         try:
-            self._learn_identities()
+            self._learn_processes()
             self._wait(self._controller.shutdown.remote(), _SHUTDOWN_S, "shutting down")
         except RolloutError:
             pass  # a controller that is dead or stuck is killed below, with its engines
         ray.kill(self._controller)
 
-    def _learn_identities(self) -> None:
-        host, identities = self._call("identities", doing="listing processes", timeout_s=5.0)
+    def _learn_processes(self) -> None:
+        host, found = self._call("processes", doing="listing processes", timeout_s=5.0)
         if host == socket.gethostname():
-            self._identities = sorted({*self._identities, *identities})
+            self._processes = [ActorProcesses(*actor) for actor in found]
 
     def _call(self, method: str, *args: Any, doing: str, timeout_s: float = _CALL_S) -> Any:
         return self._wait(getattr(self._controller, method).remote(*args), timeout_s, doing)
@@ -108,7 +109,9 @@ class RolloutClient:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not ray.wait([call], timeout=_POLL_S)[0]:
             if deadline is not None and time.monotonic() > deadline:
-                raise RolloutError(f"no answer after {timeout_s:g} s {doing}; logs: {self._log_dir}")
+                raise RolloutError(
+                    f"no answer after {timeout_s:g} s {doing}; logs: {self._log_dir}"
+                )
         try:
             return ray.get(call)
         except RayTaskError as error:
@@ -123,6 +126,12 @@ class RolloutClient:
                 f"the rollout controller died while {doing}; its log: "
                 f"{self._log_dir / 'controller.log'}"
             ) from None
+
+
+def _wait_until_gone(processes: list[ProcessIdentity]) -> None:
+    deadline = time.monotonic() + _GONE_S
+    while any(process.alive for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 class WeightSyncClient:

@@ -24,7 +24,7 @@ from sfpo_megatron.rollout.cluster import start_cluster
 from sfpo_megatron.rollout.engine import Engine
 from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, enter_actor
 from sfpo_megatron.rollout.errors import EngineDied, RolloutError
-from sfpo_megatron.rollout.lifeline import Lifeline, ProcessIdentity
+from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
 from sfpo_megatron.rollout.sampling import (
     Completion,
@@ -138,12 +138,13 @@ class RolloutController:
         except (RayActorError, TimeoutError):
             return False
 
-    async def identities(self) -> tuple[str, list[ProcessIdentity]]:
-        """Host name, and every process of ours on it (engines elsewhere have their guards)."""
-        found = self._lifeline.identities()
-        answers = (engine.identities.remote() for engine in self._engines)
+    async def processes(self) -> tuple[str, list[ActorProcesses]]:
+        """Host name, and every process of ours (engines on other hosts have their guards there)."""
+        found = [self._lifeline.processes()]
+        answers = (engine.processes.remote() for engine in self._engines)
         for answer in await asyncio.gather(*answers, return_exceptions=True):
-            found += answer if isinstance(answer, list) else []
+            if not isinstance(answer, BaseException):
+                found.append(ActorProcesses(*answer))
         return socket.gethostname(), found
 
     async def shutdown(self) -> None:
@@ -199,9 +200,7 @@ class RolloutController:
             stop_token_ids=self._stop_token_ids,
         )
         jobs = _jobs(request, len(self._engines))
-        generations = [
-            asyncio.create_task(self._generate(job, request, settings)) for job in jobs
-        ]
+        generations = [asyncio.create_task(self._generate(job, request, settings)) for job in jobs]
         scorings = [
             asyncio.create_task(self._score(job, generation, weight_version))
             for job, generation in zip(jobs, generations, strict=True)
@@ -225,9 +224,7 @@ class RolloutController:
                 task.cancel()
         return ScoredRequest(
             rollouts=[rollout for part in scored for rollout in part],
-            times=RolloutTimes(
-                generate_s=generated - began, reward_s=time.monotonic() - generated
-            ),
+            times=RolloutTimes(generate_s=generated - began, reward_s=time.monotonic() - generated),
         )
 
     async def _generate(
@@ -325,7 +322,9 @@ class RolloutController:
         try:
             return await call
         except (RayActorError, EngineDied) as error:
-            reason = "its actor's process ended" if isinstance(error, RayActorError) else _cause(error)
+            reason = (
+                "its actor's process ended" if isinstance(error, RayActorError) else _cause(error)
+            )
             raise RolloutError(
                 f"engine {index} died while {doing} ({reason}); its log: {self._log_file(index)}"
             ) from None

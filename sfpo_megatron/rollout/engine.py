@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.environment import enter_actor
 from sfpo_megatron.rollout.errors import EngineDied
-from sfpo_megatron.rollout.lifeline import Lifeline, ProcessIdentity
+from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 T = TypeVar("T")
@@ -75,9 +75,9 @@ class Engine:
         }
         return AsyncEngineArgs(**(ours | rollout.engine_args))
 
-    async def identities(self) -> list[ProcessIdentity]:
+    async def processes(self) -> ActorProcesses:
         """Every process of this engine."""
-        return self._lifeline.identities()
+        return self._lifeline.processes()
 
     async def alive(self) -> bool:
         """Whether EngineCore and its workers run; answers while generating."""

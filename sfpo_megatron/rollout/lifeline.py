@@ -55,12 +55,22 @@ class ProcessIdentity(NamedTuple):
                 pass
 
 
+class ActorProcesses(NamedTuple):
+    """What has to be gone when an actor is closed."""
+
+    members: tuple[ProcessIdentity, ...]
+    """The actor and every descendant seen so far."""
+    guard: ProcessIdentity | None
+    """Ends by itself, last: it must not be killed before it has tidied up."""
+
+
 class Lifeline:
     """Held by an actor for its whole life."""
 
     def __init__(self) -> None:
         self._known: set[ProcessIdentity] = set()
         self._told: set[str] = set()
+        self._lock = threading.Lock()
         self._guard = subprocess.Popen(
             [sys.executable, "-S", "-E", os.path.abspath(__file__)],
             stdin=subprocess.PIPE,
@@ -68,11 +78,12 @@ class Lifeline:
         )
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
-    def identities(self) -> list[ProcessIdentity]:
-        """The actor, its guard, and every descendant seen so far."""
+    def processes(self) -> ActorProcesses:
+        """As of now."""
         self._tell_news()
-        own = [ProcessIdentity.of(os.getpid()), ProcessIdentity.of(self._guard.pid)]
-        return [identity for identity in own if identity is not None] + sorted(self._known)
+        own = ProcessIdentity.of(os.getpid())
+        assert own is not None
+        return ActorProcesses((own, *sorted(self._known)), ProcessIdentity.of(self._guard.pid))
 
     def _watch(self) -> None:
         # EngineCore's own children appear over its first half minute.
@@ -81,6 +92,10 @@ class Lifeline:
             time.sleep(1.0)
 
     def _tell_news(self) -> None:
+        with self._lock:
+            self._tell_news_locked()
+
+    def _tell_news_locked(self) -> None:
         import psutil
 
         children = psutil.Process().children(recursive=True)

@@ -1,9 +1,9 @@
 """`MainParamShards`: this rank's fp32 main-param shards of whatever optimizer Megatron built.
 
-    shards = MainParamShards(optimizer)
-    for shard in shards.tensors(): ...   # edit in place, no communication
-    shards.publish()                     # main -> model params, then the param all-gather
-    shards.params_ready()                # before reading params outside a training forward
+shards = MainParamShards(optimizer)
+for shard in shards.tensors(): ...   # edit in place, no communication
+shards.publish()                     # main -> model params, then the param all-gather
+shards.params_ready()                # before reading params outside a training forward
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def main_params(optimizer: DistributedOptimizer) -> list[Tensor]:
 
 
 def _bucket_groups(optimizers: Sequence[DistributedOptimizer]) -> Iterator[Any]:
-    seen = []
+    seen: list[Any] = []
     for optimizer in optimizers:
         for chunk in optimizer.model_chunks:
             if not any(chunk is other for other in seen):  # dense and expert parts share chunks
@@ -49,7 +49,7 @@ def gather(optimizers: Sequence[DistributedOptimizer]) -> None:
 
 
 def gather_if_due(optimizers: Sequence[DistributedOptimizer]) -> None:
-    """Gather only what the lazy gather of `overlap_param_gather` has not done since the last step."""
+    """Gather what the lazy gather of `overlap_param_gather` has not done since the last step."""
     drain(optimizers)
     for group in _bucket_groups(optimizers):
         if group.ddp_config.overlap_param_gather and not group.param_gather_dispatched:

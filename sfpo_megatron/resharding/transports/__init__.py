@@ -49,5 +49,7 @@ def sender(
 
     register()
     assert backend_name(transport) == ShmTrainerInitInfo.backend
-    init_info = ShmTrainerInitInfo(rank=0, bucket_bytes=bucket_bytes, fallback_dir=str(fallback_dir))
+    init_info = ShmTrainerInitInfo(
+        rank=0, bucket_bytes=bucket_bytes, fallback_dir=str(fallback_dir)
+    )
     return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=source)

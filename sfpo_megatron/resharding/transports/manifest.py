@@ -95,7 +95,9 @@ def read_checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in a Hugging Face directory, from the safetensors headers."""
     index = model_dir / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({model_dir / f for f in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted(
+            {model_dir / f for f in json.loads(index.read_text())["weight_map"].values()}
+        )
     else:
         files = sorted(model_dir.glob("*.safetensors"))
     if not files:

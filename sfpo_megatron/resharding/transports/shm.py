@@ -190,9 +190,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
     ) -> Self:
         if source is None:
             raise ValueError("sfpo_shm sends whole models: trainer_init needs a source")
-        return cls(
-            client=client, source=source, is_sender=init_info.is_sender, init_info=init_info
-        )
+        return cls(client=client, source=source, is_sender=init_info.is_sender, init_info=init_info)
 
     def _introduce(self, fallback_dir: Path) -> None:
         path = shared_file.create(self._buffer_bytes, fallback_dir)
