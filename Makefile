@@ -17,7 +17,8 @@ RESULTS ?= results
 
 # Two OpenMP threads beside any other busy process ran 10x slower than one.
 export OMP_NUM_THREADS := 1
-export PYTHONDONTWRITEBYTECODE := 1
+# Byte code is written on first import: without it each process compiles thousands of modules.
+export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 
@@ -60,7 +61,7 @@ demo-smollm2: venv ## two SFPO steps on a real pretrained model: [SEED=0] [RUN=r
 	$(MAKE) _demo-smollm2 RUN=$(if $(filter runs/demo,$(RUN)),runs/smollm2,$(RUN))
 
 _demo-smollm2:
-	$(PY) tools/get_smollm2.py --output $(RUN)/model
+	$(PY) tools/get_smollm2.py --out $(RUN)/model
 	$(SFPO) train examples/smollm2/config.yaml output_dir=$(RUN) model.path=$(RUN)/model seed=$(SEED)
 
 # ---- check --------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ setup(
             "vllm==0.32.0",
             "ray==2.60.0",
             "nvidia-modelopt==0.47.0",
+            "matplotlib",
             *TASKS,
         ],
         "log": ["matplotlib"],

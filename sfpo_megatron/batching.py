@@ -31,6 +31,9 @@ class BatchLayout:
     """Pack lengths are padded to a multiple of this (sequence parallelism splits them)."""
     microbatch_multiple: int = 1
     """Microbatch counts are a multiple of this (the interleaved schedule needs it)."""
+    equal_lengths: bool = False
+    """Pad all packs of a minibatch to one length (the interleaved schedule needs it: Megatron's
+    exchange of lengths mixes up the two directions between two stages)."""
 
 
 def split_sizes(lengths: Sequence[int], layout: BatchLayout) -> int:
@@ -103,10 +106,15 @@ def build_minibatches(
         need = -(-need // layout.microbatch_multiple) * layout.microbatch_multiple
         mine = parts[layout.data_rank]
         bins = _balanced([lengths[i] for i in mine], need, layout)
+        longest = max(sum(lengths[mine[i]] for i in members_of) for members_of in bins)
         result.append(
             Minibatch(
                 microbatches=tuple(
-                    pack([rows[mine[i]] for i in members_of], layout.pad_multiple)
+                    pack(
+                        [rows[mine[i]] for i in members_of],
+                        layout.pad_multiple,
+                        at_least=longest if layout.equal_lengths else 1,
+                    )
                     for members_of in bins
                 ),
                 global_valid_tokens=int(batch.response_lengths[members.start : members.stop].sum()),
@@ -144,12 +152,13 @@ class _Rows:
         )
 
 
-def pack(rows: Sequence[PackRow], pad_multiple: int = 1) -> Microbatch:
+def pack(rows: Sequence[PackRow], pad_multiple: int = 1, *, at_least: int = 1) -> Microbatch:
     """Concatenate sequences (THD). Padding, and an empty pack, is a dummy sequence of token 0 that
-    no loss mask covers: every rank must run the same number of forwards."""
+    no loss mask covers: every rank must run the same number of forwards. The length is a multiple
+    of `pad_multiple`, not below `at_least`."""
     lengths = [row.token_ids.numel() for row in rows]
-    padding = -sum(lengths) % pad_multiple if rows else pad_multiple
-    total = sum(lengths) + padding
+    total = -(-max(sum(lengths), at_least) // pad_multiple) * pad_multiple
+    padding = total - sum(lengths)
     token_ids = torch.zeros(total, dtype=torch.int64)
     position_ids = torch.zeros(total, dtype=torch.int64)
     labels = torch.zeros(total, dtype=torch.int64)

@@ -102,14 +102,17 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
 
 
 def _run(command: Command, config: RunConfig) -> None:
+    from sfpo_megatron.mcore.setup import init_distributed
+
+    capabilities = init_distributed(config)  # before anything imports megatron
     if command == "sft":
         import sfpo_megatron.sft
 
-        sfpo_megatron.sft.run(config)
+        sfpo_megatron.sft.run(config, capabilities)
     else:
         import sfpo_megatron.trainer
 
-        sfpo_megatron.trainer.run(config)
+        sfpo_megatron.trainer.run(config, capabilities)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

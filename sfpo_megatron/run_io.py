@@ -120,6 +120,11 @@ class RunIO:
         if self._client is not None and self._eval_prompts:
             self.log(evaluate(self._config, self._client, self._eval_prompts, step=step))
 
+    def progress(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._tracker is not None:
+            self._tracker.progress(text)
+
     def log(self, metrics: Mapping[str, Any]) -> None:
         if self._tracker is not None:
             self._tracker.log(metrics)

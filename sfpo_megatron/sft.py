@@ -13,8 +13,9 @@ import torch.distributed as dist
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.sft import SFTExample, sft_examples
+from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.passes import run_pass
-from sfpo_megatron.mcore.setup import LRSchedule, build_policy, init_distributed
+from sfpo_megatron.mcore.setup import LRSchedule, build_policy
 from sfpo_megatron.objectives.objective import NextTokenObjective
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
@@ -26,11 +27,11 @@ from sfpo_megatron.trainer import batch_layout
 from sfpo_megatron.types import RolloutBatch
 
 
-def run(config: RunConfig) -> None:
-    """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it."""
+def run(config: RunConfig, capabilities: Capabilities) -> None:
+    """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it, after
+    `mcore.setup.init_distributed`."""
     # Plain cross-entropy: the rollouts' temperature has no say here.
     config = replace(config, rollout=replace(config.rollout, temperature=1.0))
-    capabilities = init_distributed(config)
     sft = config.sft
     schedule = LRSchedule(
         peak=sft.lr,

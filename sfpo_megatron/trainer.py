@@ -22,8 +22,9 @@ import torch
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, set_old_logprobs
-from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy, init_distributed
+from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy
 from sfpo_megatron.objectives.advantage import grpo_advantages
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.resharding.source import MegatronWeightSource
@@ -34,10 +35,11 @@ from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
 
-def run(config: RunConfig) -> None:
-    """Train. Called on every rank under torchrun."""
-    capabilities = init_distributed(config)
+def run(config: RunConfig, capabilities: Capabilities) -> None:
+    """Train. Called on every rank, after `mcore.setup.init_distributed`, which gave
+    `capabilities`: what Megatron finds missing has to be settled before it is first imported."""
     with open_run(config) as io:  # engines start while Megatron sets up
+        io.progress(capabilities.describe())
         lr = config.train.optimizer
         schedule = LRSchedule(
             peak=lr.lr,
@@ -144,6 +146,7 @@ def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> Bat
         microbatch_size=config.train.microbatch_size,
         pad_multiple=parallel.tensor if parallel.sequence else 1,
         microbatch_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
+        equal_lengths=parallel.virtual_pipeline is not None,
     )
 
 

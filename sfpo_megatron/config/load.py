@@ -18,7 +18,8 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from sfpo_megatron.config.tree import FieldError, RunConfig
+from sfpo_megatron.config.fields import FieldError
+from sfpo_megatron.config.tree import RunConfig
 
 COMMAND_LINE = "command line"
 # YAML 1.1 reads `1e-6` (no dot) as a string; a float field takes it for what it means.

@@ -10,38 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-class FieldError(ValueError):
-    """One field of one section is wrong: which, what was found, what to do about it."""
-
-    def __init__(self, field_name: str, found: object, expected: str, fix: str) -> None:
-        super().__init__(f"{field_name}: found {found!r}, expected {expected}; {fix}")
-        self.field_name, self.found, self.expected, self.fix = field_name, found, expected, fix
-
-
-def _at_least(section: object, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not value >= minimum:
-            raise FieldError(
-                name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more"
-            )
-
-
-def _positive(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not value > 0:
-            raise FieldError(name, value, "a number > 0", f"set {name} above zero")
-
-
-def _within(section: object, low: float, high: float, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if not low <= value <= high:
-            raise FieldError(
-                name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range"
-            )
+from sfpo_megatron.config.fields import FieldError, at_least, positive, within
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -78,8 +47,8 @@ class ParallelConfig:
     """Sequence parallelism: activations of norms are split over the tensor-parallel ranks."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "data", "tensor", "pipeline", "expert", "expert_tensor", "context")
-        _at_least(self, 2, "virtual_pipeline")
+        at_least(self, 1, "data", "tensor", "pipeline", "expert", "expert_tensor", "context")
+        at_least(self, 2, "virtual_pipeline")
         if self.sequence and self.tensor == 1:
             raise FieldError(
                 "sequence",
@@ -124,8 +93,8 @@ class OptimizerSection:
     """Global gradient-norm clip; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "lr", "weight_decay", "clip_grad", "lr_warmup_steps")
-        _positive(self, "eps")
+        at_least(self, 0, "lr", "weight_decay", "clip_grad", "lr_warmup_steps")
+        positive(self, "eps")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise FieldError("betas", self.betas, "two numbers in [0, 1)", "use [0.9, 0.999]")
 
@@ -153,12 +122,12 @@ class TrainConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             self, 1, "num_steps", "prompts_per_step", "minibatches_per_step", "microbatch_size"
         )
-        _at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
-        _at_least(self, 2, "group_size")
-        _positive(self, "control_timeout_s")
+        at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
+        at_least(self, 2, "group_size")
+        positive(self, "control_timeout_s")
         if self.prompts_per_step % self.minibatches_per_step:
             raise FieldError(
                 "prompts_per_step",
@@ -192,9 +161,9 @@ class SFPOConfig:
     """Where the slow weights are kept."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "num_fast_passes", "stop_step")
-        _within(self, 0.0, 1.0, "alpha")
-        _at_least(self, 2, "entropy_window")
+        at_least(self, 0, "num_fast_passes", "stop_step")
+        within(self, 0.0, 1.0, "alpha")
+        at_least(self, 2, "entropy_window")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -217,8 +186,8 @@ class ObjectiveConfig:
     """Weight of the entropy bonus."""
 
     def __post_init__(self) -> None:
-        _within(self, 0.0, 1.0, "clip_low")
-        _at_least(self, 0, "clip_high", "entropy_coef")
+        within(self, 0.0, 1.0, "clip_low")
+        at_least(self, 0, "clip_high", "entropy_coef")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -247,11 +216,11 @@ class RolloutConfig:
     """More of vLLM's AsyncEngineArgs, as they are."""
 
     def __post_init__(self) -> None:
-        _at_least(
+        at_least(
             self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens"
         )
-        _positive(self, "temperature", "timeout_s", "top_p")
-        _within(self, 0.0, 1.0, "top_p", "gpu_memory_utilization")
+        positive(self, "temperature", "timeout_s", "top_p")
+        within(self, 0.0, 1.0, "top_p", "gpu_memory_utilization")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -264,7 +233,7 @@ class RefitConfig:
     """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 4096, "bucket_bytes")
+        at_least(self, 4096, "bucket_bytes")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -283,7 +252,7 @@ class DataSource:
     """jsonl: the file."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "size")
+        at_least(self, 1, "size")
         needed = {"reasoning_gym": ("task", "size"), "jsonl": ("path",)}[self.source]
         for name in needed:
             if getattr(self, name) is None:
@@ -322,8 +291,8 @@ class RewardConfig:
     """Scoring processes."""
 
     def __post_init__(self) -> None:
-        _positive(self, "timeout_s")
-        _at_least(self, 1, "num_workers")
+        positive(self, "timeout_s")
+        at_least(self, 1, "num_workers")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -338,8 +307,8 @@ class EvalConfig:
     """Sampling temperature; 0 is greedy."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "every", "temperature")
-        _at_least(self, 1, "n")
+        at_least(self, 0, "every", "temperature")
+        at_least(self, 1, "n")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -354,8 +323,8 @@ class SFTConfig:
     """Peak learning rate: warm-up over a tenth of the steps, cosine decay to a tenth of it."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_steps", "examples_per_step")
-        _positive(self, "lr")
+        at_least(self, 1, "num_steps", "examples_per_step")
+        positive(self, "lr")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -406,4 +375,4 @@ class RunConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed")
+        at_least(self, 0, "seed")

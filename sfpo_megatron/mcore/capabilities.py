@@ -41,17 +41,22 @@ class Capabilities:
 
 
 def _probe(module: str) -> object | None:
-    """Import `module`; hide it from Megatron if it is installed but does not work here."""
-    if sys.modules.get(module, module) is None:
+    """Import `module`; hide its whole package from Megatron if it is there but does not work.
+
+    The package, not the module: Megatron takes `import transformer_engine` for a sign that all of
+    it works, and then imports the rest unguarded.
+    """
+    package = module.partition(".")[0]
+    if sys.modules.get(package, package) is None:
         return None
     try:
         return importlib.import_module(module)
-    except ImportError:
-        return None
     except Exception as error:  # a broken install raises whatever its loader raises
-        for name in [n for n in sys.modules if n == module or n.startswith(module + ".")]:
+        if isinstance(error, ImportError) and package not in sys.modules:
+            return None  # not installed
+        for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
             del sys.modules[name]
-        sys.modules[module] = None  # type: ignore[assignment]
+        sys.modules[package] = None  # type: ignore[assignment]
         log.warning("%s is installed but does not load here (%s); not used", module, error)
         return None
 

@@ -40,7 +40,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         for part in _chunks(size, chunk):
             if columns == 0:
                 break
-            z = logits[part, :columns].float().div_(temperature)
+            z = _scaled(logits[part, :columns], temperature)
             sums[2, part] = z.gather(1, local[part, None]).squeeze(1) * owned[part]
             peak[part] = z.amax(dim=1)
             weights = (z - peak[part, None]).exp_()
@@ -67,7 +67,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         for part in _chunks(logits.shape[0], chunk):
             if columns == 0:
                 break
-            log_p = logits[part, :columns].float().div_(temperature).sub_(logsumexp[part, None])
+            log_p = _scaled(logits[part, :columns], temperature).sub_(logsumexp[part, None])
             p = log_p.exp()
             grad = p * -grad_logprobs[part, None]
             if with_entropy_grad:
@@ -77,6 +77,12 @@ class _VocabParallelLogProbs(torch.autograd.Function):
             )
             out[part, :columns] = grad.div_(temperature).to(out.dtype)
         return out, None, None, None, None, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature as a fresh fp32 tensor: of fp32 logits, `.float()` is the same storage,
+    and an in-place operation on it would change the saved logits under the backward pass."""
+    return logits.to(torch.float32, copy=True).div_(temperature)
 
 
 def _chunks(size: int, chunk: int) -> list[slice]:

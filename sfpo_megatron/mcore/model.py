@@ -64,7 +64,12 @@ def transformer_config(
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
         "context_parallel_size": parallel.context,
         "sequence_parallel": parallel.sequence,
-        "variable_seq_lengths": parallel.pipeline > 1,  # packs differ in length
+        # Packs differ in length. Interleaved, batched sends of both directions would be mixed up
+        # between two stages, lengths and data alike: there packs are equal (batching) and sends go
+        # one by one.
+        "variable_seq_lengths": parallel.pipeline > 1 and not parallel.virtual_pipeline,
+        "overlap_p2p_comm": parallel.virtual_pipeline is not None,
+        "batch_p2p_comm": parallel.virtual_pipeline is None,
         "moe_token_dispatcher_type": "alltoall",  # the default refuses variable lengths
         "use_cpu_initialization": not cuda,
         "perform_initialization": False,  # every weight is loaded

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,10 @@ class Policy:
 
 def init_distributed(config: RunConfig) -> Capabilities:
     """Start torch.distributed and Megatron's parallel state. Collective; torchrun's environment."""
+    _quieten_dependencies()
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
+        log.warning("running on CUDA: unverified on this hardware, see docs/verified.md")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
         from sfpo_megatron.mcore import cpu
@@ -106,6 +109,13 @@ def init_distributed(config: RunConfig) -> Capabilities:
     torch.manual_seed(config.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(config.seed)
     return capabilities
+
+
+def _quieten_dependencies() -> None:
+    """Megatron warns on import of everything that it falls back from (`Capabilities` says that in
+    one line), and calls collectives by names that this torch calls old."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def current_layout() -> Layout:

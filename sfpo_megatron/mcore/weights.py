@@ -67,3 +67,13 @@ def load_hf_weights(
                     "from config.json"
                 )
         param.copy_(cut(rule, merge(rule, parts, shape), shape, rank=tp_rank, size=tp_size))
+        _mark_tensor_parallel(param, rule.tp_dim)
+
+
+def _mark_tensor_parallel(param: torch.Tensor, dim: int | None) -> None:
+    """Say that `param` is one of several shards. Megatron does so only where it initialises weights
+    itself (`perform_initialization`); without the mark, the gradient norm takes the shards of all
+    tensor-parallel ranks but the first for duplicates, and clips by a norm that is too small."""
+    param.tensor_model_parallel = dim is not None  # type: ignore[attr-defined]
+    param.partition_dim = -1 if dim is None else dim  # type: ignore[attr-defined]
+    param.partition_stride = 1  # type: ignore[attr-defined]

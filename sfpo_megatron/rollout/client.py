@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from sfpo_megatron.rollout.cluster import stop_cluster
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.rollout.lifeline import ActorProcesses, ProcessIdentity
+from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline, ProcessIdentity
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Rollout
@@ -45,6 +45,9 @@ class RolloutClient:
         """Where the time of the request collected last went."""
         self.sync_client = WeightSyncClient(self)
         """vLLM's `VLLMWeightSyncClient` for all engines at once."""
+        # Ray's agents outlive a driver that is killed with SIGKILL. Without a thread here: the
+        # cluster's processes are there when the engines are ready.
+        self._lifeline = Lifeline(watch=False) if owns_cluster else None
         self._starting = controller.start.remote()
         atexit.register(self.close)
 
@@ -88,6 +91,8 @@ class RolloutClient:
         for member in members:
             member.kill()
         _wait_until_gone(guards)
+        if self._lifeline is not None:
+            self._lifeline.close()
 
     def _stop_actors(self) -> None:
         try:
@@ -98,6 +103,8 @@ class RolloutClient:
         ray.kill(self._controller)
 
     def _learn_processes(self) -> None:
+        if self._lifeline is not None:
+            self._lifeline.tell_news()
         host, found = self._call("processes", doing="listing processes", timeout_s=5.0)
         if host == socket.gethostname():
             self._processes = [ActorProcesses(*actor) for actor in found]

@@ -10,6 +10,10 @@ import ray
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
 
+# A machine whose cores are all taken answers late; the guards of our own (client, lifeline) notice
+# a process that is really gone within seconds.
+_PATIENCE = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
+
 
 def start_cluster() -> bool:
     """Connect this process to Ray; whether the cluster is ours to end."""
@@ -32,6 +36,7 @@ def start_cluster() -> bool:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
+            _system_config=_PATIENCE,
         )
         return True
     finally:

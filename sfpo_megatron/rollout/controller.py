@@ -23,7 +23,7 @@ from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import start_cluster
 from sfpo_megatron.rollout.engine import Engine
 from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, enter_actor
-from sfpo_megatron.rollout.errors import EngineDied, RolloutError
+from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, RolloutError
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
 from sfpo_megatron.rollout.sampling import (
@@ -212,7 +212,8 @@ class RolloutController:
                 self._generating.discard(request.id)
                 scored = await asyncio.gather(*scorings)
         except TimeoutError:
-            done = sum(len(job.members) for job, task in zip(jobs, scorings) if task.done())
+            parts = zip(jobs, scorings, strict=True)
+            done = sum(len(job.members) for job, task in parts if task.done())
             raise RolloutError(
                 f"request {request.id}: {done} of {len(request.prompts) * request.num_samples} "
                 f"rollouts after rollout.timeout_s={self._config.rollout.timeout_s:g} s; raise it "
@@ -281,8 +282,8 @@ class RolloutController:
         """Pause every engine and begin; refused while a request is generating."""
         if self._generating:
             raise RolloutError(
-                f"refit refused: request {sorted(self._generating)[0]} is still generating; collect "
-                "it first (a rollout has one weight version)"
+                f"refit refused: request {min(self._generating)} is still generating; collect it "
+                "first (a rollout has one weight version)"
             )
         self._updating = True
         await self._in_update("start_weight_update")
@@ -342,7 +343,7 @@ class RolloutController:
 
 
 def _jobs(request: RolloutRequest, num_engines: int) -> list[_Job]:
-    """Cut a request into calls, in order, engines in turn; siblings share a prefix and an engine."""
+    """Cut a request into calls, in order, engines in turn; siblings share an engine."""
     prompts_per_job = max(1, _ROLLOUTS_PER_CALL // request.num_samples)
     return [
         _Job(
@@ -359,6 +360,8 @@ def _jobs(request: RolloutRequest, num_engines: int) -> list[_Job]:
 
 def _cause(error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
+    if isinstance(cause, EngineCallFailed):
+        return str(cause)
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
 
 

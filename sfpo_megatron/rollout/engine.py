@@ -7,19 +7,25 @@ process: constructing an engine reseeds and patches torch.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.environment import enter_actor
-from sfpo_megatron.rollout.errors import EngineDied
+from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 T = TypeVar("T")
 _WEIGHT_TRANSFER_BACKEND = {"auto": "sfpo_shm", "shm": "sfpo_shm"}
 _HEALTH_POLL_S = 1.0
+_WRAPPING = re.compile(
+    r"^Call to \w+ method failed: (?:Worker failed with error ['\"])?(?P<inner>.*?)"
+    r"(?:['\"], please check the stack trace above.*)?$",
+    re.DOTALL,
+)
 
 
 class Engine:
@@ -59,8 +65,8 @@ class Engine:
             # Not Ray's workers, which vLLM may choose inside an actor.
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
             "enforce_eager": current_platform.is_cpu(),
-            # A seeded request whose prompt is cut rewinds its generator's offset, and CPU generators
-            # have none: EngineCore dies (gpu_model_runner.py, _bookkeeping_sync).
+            # A seeded request whose prompt is cut rewinds its generator's offset, and CPU
+            # generators have none: EngineCore dies (gpu_model_runner.py, _bookkeeping_sync).
             "enable_chunked_prefill": not current_platform.is_cpu(),
             # The prompts are token ids and the controller decodes.
             "skip_tokenizer_init": True,
@@ -111,17 +117,17 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._num_requests += 1
-        last = None
+        final = None
         try:
-            async for last in self._llm.generate(
+            async for answer in self._llm.generate(
                 {"prompt_token_ids": list(prompt)}, parameters, str(self._num_requests)
             ):
-                pass
+                final = answer
         except EngineDeadError:
             # vLLM's exceptions would have to be unpickled where vllm is not imported.
             raise EngineDied("EngineCore or one of its workers ended") from None
-        assert last is not None
-        output = last.outputs[0]
+        assert final is not None
+        output = final.outputs[0]
         if output.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended a request with {output.finish_reason!r}")
         tokens = tuple(output.token_ids)
@@ -161,7 +167,13 @@ class Engine:
             await asyncio.to_thread(self._llm.shutdown)
 
     async def _rpc(self, method: str, **arguments: Any) -> None:
-        await self._watched(self._llm.collective_rpc(method, kwargs=arguments))
+        try:
+            await self._watched(self._llm.collective_rpc(method, kwargs=arguments))
+        except EngineDied:
+            raise
+        except Exception as error:
+            # vLLM sends a worker's error on as bare text, wrapped once or twice.
+            raise EngineCallFailed(_WRAPPING.sub(r"\g<inner>", str(error))) from None
 
     async def _watched(self, call: Coroutine[Any, Any, T]) -> T:
         """Await an engine call, but not for ever: vLLM leaves calls to a dead EngineCore open."""

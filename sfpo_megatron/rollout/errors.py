@@ -7,5 +7,9 @@ class RolloutError(RuntimeError):
     """Generation, scoring or a refit failed; the message says where and what to do."""
 
 
+class EngineCallFailed(RuntimeError):
+    """Raised inside an engine actor when vLLM refused a call; the message is the worker's own."""
+
+
 class EngineDied(RuntimeError):
     """Raised inside an engine actor when vLLM's EngineCore or one of its workers is gone."""

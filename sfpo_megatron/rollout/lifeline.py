@@ -1,10 +1,10 @@
 """Ends an actor's child processes when the actor is gone, however it went.
 
 vLLM's EngineCore outlives a parent that is killed with SIGKILL (its workers do watch EngineCore,
-EngineCore watches nobody). The guard is a small process of its own session that reads the children's
-identities from a pipe; the pipe closes when the actor ends, and the guard ends what is left and
-removes the shared memory of those it had to end (vLLM's ring buffers are 160 MiB each).
-Run as a script by path, so this file imports the standard library only (psutil when watching).
+EngineCore watches nobody). The guard is a small process of its own session that reads the
+children's identities from a pipe; the pipe closes when the actor ends, and the guard ends what is
+left and removes its shared memory (vLLM's ring buffers are 160 MiB each). Run as a script by path,
+so this file imports the standard library only (psutil when watching).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from typing import NamedTuple
+
+_SEGMENTS = ("/dev/shm/psm_", "/dev/shm/sem.mp-")
 
 
 class ProcessIdentity(NamedTuple):
@@ -39,11 +41,11 @@ class ProcessIdentity(NamedTuple):
         return ProcessIdentity.of(self.pid) == self
 
     def shared_memory(self) -> set[str]:
-        """Python shared-memory segments that it has mapped."""
+        """Python's shared-memory segments and named semaphores that it has mapped."""
         try:
             with open(f"/proc/{self.pid}/maps") as stream:
                 paths = (line.split(maxsplit=5)[-1].strip() for line in stream)
-                return {path for path in paths if path.startswith("/dev/shm/psm_")}
+                return {path for path in paths if path.startswith(_SEGMENTS)}
         except OSError:
             return set()
 
@@ -65,33 +67,47 @@ class ActorProcesses(NamedTuple):
 
 
 class Lifeline:
-    """Held by an actor for its whole life."""
+    """Held by an actor for its whole life, and by rank 0 for a Ray cluster of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, watch: bool = True) -> None:
+        """`watch`: look for new children every second, in a thread; else only when asked."""
         self._known: set[ProcessIdentity] = set()
         self._told: set[str] = set()
         self._lock = threading.Lock()
-        self._guard = subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-S", "-E", os.path.abspath(__file__)],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+        assert started.stdin is not None and started.stdout is not None
+        self._pipe = started.stdin
+        self._guard = ProcessIdentity.of(int(started.stdout.readline()))
+        started.stdout.close()
+        started.wait()
+        if watch:
+            threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def processes(self) -> ActorProcesses:
         """As of now."""
-        self._tell_news()
+        self.tell_news()
         own = ProcessIdentity.of(os.getpid())
         assert own is not None
-        return ActorProcesses((own, *sorted(self._known)), ProcessIdentity.of(self._guard.pid))
+        return ActorProcesses((own, *sorted(self._known)), self._guard)
 
     def _watch(self) -> None:
         # EngineCore's own children appear over its first half minute.
-        while self._guard.poll() is None:
-            self._tell_news()
+        while True:
+            self.tell_news()
             time.sleep(1.0)
 
-    def _tell_news(self) -> None:
+    def close(self) -> None:
+        """What was to be ended has ended: so does the guard."""
+        with self._lock:
+            self._pipe.close()
+
+    def tell_news(self) -> None:
+        """Name to the guard the children and segments that are new."""
         with self._lock:
             self._tell_news_locked()
 
@@ -99,16 +115,16 @@ class Lifeline:
         import psutil
 
         children = psutil.Process().children(recursive=True)
-        found = {ProcessIdentity.of(c.pid) for c in children if c.pid != self._guard.pid}
+        found = {ProcessIdentity.of(child.pid) for child in children}
         self._known |= {identity for identity in found if identity is not None}
         lines = {f"process {identity.pid} {identity.start_ticks}\n" for identity in self._known}
-        segments = {path for identity in self._known for path in identity.shared_memory()}
+        own = ProcessIdentity(os.getpid(), 0)  # for its segments: nobody has to kill it
+        segments = {path for p in (own, *self._known) for path in p.shared_memory()}
         lines |= {f"shared_memory {path}\n" for path in segments}
         if news := lines - self._told:
             self._told |= news
-            assert self._guard.stdin is not None
-            self._guard.stdin.write("".join(sorted(news)).encode())
-            self._guard.stdin.flush()
+            self._pipe.write("".join(sorted(news)).encode())
+            self._pipe.flush()
 
 
 def guard() -> None:
@@ -118,10 +134,22 @@ def guard() -> None:
         if kind == "process":
             ProcessIdentity(int(values[0]), int(values[1])).kill()
     for kind, *values in lines:
-        if kind == "shared_memory" and os.path.exists(values[0]):
-            os.unlink(values[0])
+        if kind == "shared_memory":
+            try:
+                os.unlink(values[0])
+            except FileNotFoundError:
+                pass  # its owner, or Python's resource tracker, was first
+
+
+def main() -> None:
+    """Say the guard's pid and be it, as nobody's child: Ray kills an actor's children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.fork():
+        os._exit(0)
+    print(os.getpid(), flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    guard()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    guard()
+    main()

@@ -145,8 +145,9 @@ def check_manifest(
             )
         if meta.shape != expected[meta.name]:
             raise ManifestError(
-                f"{meta.name}: found shape {list(meta.shape)}, expected {list(expected[meta.name])} "
-                "as in the engine's checkpoint; full unpadded tensors are sent"
+                f"{meta.name}: found shape {list(meta.shape)}, expected "
+                f"{list(expected[meta.name])} as in the engine's checkpoint; full unpadded tensors "
+                "are sent"
             )
         if meta.dtype != dtype:
             raise ManifestError(

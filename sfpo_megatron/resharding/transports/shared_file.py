@@ -72,8 +72,8 @@ def map_bytes(path: Path, num_bytes: int) -> Tensor:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path}: the refit buffer of trainer rank 0 is not on this machine; transport shm needs "
-            "trainer rank 0 and every engine on one node"
+            f"{path}: the refit buffer of trainer rank 0 is not on this machine; transport shm "
+            "needs trainer rank 0 and every engine on one node"
         ) from None
     try:
         status = os.fstat(descriptor)

@@ -1,0 +1,36 @@
+"""Checks of single fields, for the sections of the config tree. No torch."""
+
+from __future__ import annotations
+
+
+class FieldError(ValueError):
+    """One field of one section is wrong: which, what was found, what to do about it."""
+
+    def __init__(self, field_name: str, found: object, expected: str, fix: str) -> None:
+        super().__init__(f"{field_name}: found {found!r}, expected {expected}; {fix}")
+        self.field_name, self.found, self.expected, self.fix = field_name, found, expected, fix
+
+
+def at_least(section: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value >= minimum:
+            raise FieldError(
+                name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more"
+            )
+
+
+def positive(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value > 0:
+            raise FieldError(name, value, "a number > 0", f"set {name} above zero")
+
+
+def within(section: object, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if not low <= value <= high:
+            raise FieldError(
+                name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range"
+            )

@@ -1,0 +1,104 @@
+"""Real engines, started once for all e2e tests: a start costs half a minute."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from sfpo_megatron.rollout import controller as controller_module
+from sfpo_megatron.rollout.client import RolloutClient
+from sfpo_megatron.rollout.environment import ACTOR_VARIABLES
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fleet
+import tiny
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models of the same shape, with tied and with untied embeddings."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        f"{kind}_{name}": tiny.make_model(root / f"{kind}_{name}", seed=seed, tied=kind == "tied")
+        for kind in ("tied", "untied")
+        for name, seed in (("a", 1), ("b", 2))
+    }
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start a fleet; at the end all are closed, and no process of any may be left."""
+    import ray
+
+    clients: list[RolloutClient] = []
+
+    def start_fleet(model: Path, **rollout: Any) -> RolloutClient:
+        # Engine processes do not have tests/ on their path.
+        ray.cloudpickle.register_pickle_by_value(fleet)
+        config = fleet.make_config(model, tmp_path_factory.mktemp("run"), **rollout)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(controller_module, "RolloutController", fleet.SwitchableController)
+            # As torchrun sets them: an engine that saw these would wait for other ranks.
+            for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+                patch.setenv(name, value)
+            patch.setenv("MASTER_ADDR", "127.0.0.1")
+            patch.setenv("MASTER_PORT", "1")
+            client = controller_module.start_rollouts(config, model_path=str(model))
+        clients.append(client)
+        return client
+
+    yield start_fleet
+    identities = [identity for client in clients for identity in fleet.processes_of(client)]
+    for client in reversed(clients):  # the first owns the cluster
+        client.close()
+    assert identities
+    left = [identity for identity in identities if identity.alive]
+    assert not left, f"processes left behind: {left}"
+    names = {child.name() for child in psutil.Process().children(recursive=True)}
+    assert not names & {"raylet", "gcs_server"}, names
+    assert not list(Path("/dev/shm").glob("sfpo-refit-*"))
+
+
+@pytest.fixture(scope="session")
+def tied(start: Any, models: dict[str, Path]) -> RolloutClient:
+    """Tied embeddings, tensor_parallel 1, started on tied_a. Tests that refit it say to what."""
+    client = start(models["tied_a"])
+    client.wait_ready(300)
+    return client
+
+
+@pytest.fixture(scope="session")
+def untied_tp2(start: Any, models: dict[str, Path]) -> RolloutClient:
+    """Untied embeddings, tensor_parallel 2, started on untied_a."""
+    client = start(models["untied_a"], tensor_parallel=2)
+    client.wait_ready(300)
+    return client
+
+
+@pytest.fixture(scope="session")
+def llm(models: dict[str, Path]) -> Any:
+    """A vLLM engine inside this process, whose guards tests can take out; started on tied_b."""
+    os.environ.update(ACTOR_VARIABLES)
+    from vllm import LLM
+
+    with torch.random.fork_rng():
+        return LLM(
+            model=str(models["tied_b"]),
+            skip_tokenizer_init=True,
+            dtype="float32",
+            max_model_len=fleet.MAX_PROMPT_TOKENS + fleet.MAX_RESPONSE_TOKENS,
+            block_size=32,
+            enforce_eager=True,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            weight_transfer_config={"backend": "sfpo_shm"},
+            enable_prefix_caching=False,
+        )

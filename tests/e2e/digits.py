@@ -1,0 +1,142 @@
+"""A digits-only task that a random policy solves now and then: rewards without a warm start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")  # 15 tokens: not divisible by TP 2
+
+
+def make_model(directory: Path, *, tied: bool = True, layers: int = 2) -> Path:
+    """A random Qwen2 over 15 tokens, head_dim 32, GQA 4:2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(config).float()
+    model.generation_config = GenerationConfig(eos_token_id=1)
+    model.save_pretrained(directory)
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(VOCABULARY)}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<pad>", "<eos>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"})
+    )
+    return directory
+
+
+def write_config(folder: Path, model_path: Path, /, **changes: Any) -> Path:
+    """CONFIG.yaml for the task; `changes` are whole sections."""
+    data = folder / "sums.jsonl"
+    rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = folder / "held_out.jsonl"
+    held_out.write_text(json.dumps({"prompt": "9+0=", "answer": "9"}) + "\n")
+    config: dict[str, Any] = {
+        "output_dir": str(folder / "run"),
+        "model": {"path": str(model_path)},
+        "parallel": {"tensor": 2},
+        "train": {
+            "num_steps": 3,
+            "prompts_per_step": 16,
+            "group_size": 8,
+            "minibatches_per_step": 2,
+            "max_tokens_per_microbatch": 256,
+            "optimizer": {"lr": 1.0e-3},
+        },
+        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "timeout_s": 120},
+        "data": {
+            "train": [{"source": "jsonl", "path": str(data)}],
+            "eval": [{"source": "jsonl", "path": str(held_out)}],
+        },
+        "reward": {"function": "last_number"},
+        "eval": {"every": 0},
+    }
+    for section, values in changes.items():
+        config[section] = {**config.get(section, {}), **values}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start_train(config: Path, *overrides: str) -> subprocess.Popen[str]:
+    """`sfpo-megatron train` in a session of its own (its signals are not ours)."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sfpo_megatron", "train", str(config), *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+    )
+
+
+def train(config: Path, *overrides: str, timeout_s: float = 240) -> str:
+    """Run to the end; the output, or an AssertionError with it."""
+    process = start_train(config, *overrides)
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        end(process)
+        raise
+    assert process.returncode == 0, output
+    return output
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a run that a test is done with, and what it started."""
+    family = descendants(process)
+    process.send_signal(signal.SIGKILL)
+    for member in family:
+        if member.is_running():
+            member.kill()
+    process.wait()
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for(condition: Any, *, timeout_s: float, what: str) -> Any:
+    """Poll until `condition()` is truthy and return it."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout_s:g} s for {what}")
+
+
+def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(train lines, eval lines)."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [x for x in lines if "loss" in x], [x for x in lines if "eval/accuracy" in x]

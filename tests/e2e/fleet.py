@@ -1,0 +1,119 @@
+"""Shared by the e2e tests: configs, requests, a weight source, and an engine with a faulty twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from sfpo_megatron.config.tree import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    RefitConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from sfpo_megatron.rollout.client import RolloutClient
+from sfpo_megatron.rollout.controller import RolloutController
+from sfpo_megatron.rollout.engine import Engine
+from sfpo_megatron.rollout.lifeline import ProcessIdentity
+from sfpo_megatron.rollout.sampling import RolloutRequest
+from sfpo_megatron.types import Prompt
+
+MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 100, 256
+# Longer than two blocks of 32, of different lengths: prefix caching has whole blocks to get wrong.
+PROMPTS = tuple(
+    Prompt(
+        id=f"made/{i}",
+        text="",
+        token_ids=tuple((13 * i + j * j) % 300 + 5 for j in range(66 + 5 * i % 17)),
+        question="",
+        answer="7",
+    )
+    for i in range(8)
+)
+
+
+def make_config(model: Path, output_dir: Path, **rollout: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "max_prompt_tokens": MAX_PROMPT_TOKENS,
+        "max_response_tokens": MAX_RESPONSE_TOKENS,
+        "engine_args": {"block_size": 32},
+        "timeout_s": 120.0,
+    }
+    return RunConfig(
+        output_dir=str(output_dir),
+        model=ModelConfig(path=str(model)),
+        data=DataConfig(train=(DataSource(source="jsonl", path="unused.jsonl"),)),
+        rollout=RolloutConfig(**(settings | rollout)),
+        # Smaller than most layers: every layer is spread over buckets.
+        refit=RefitConfig(bucket_bytes=100_000),
+        reward=RewardConfig(function="exact_match"),
+    )
+
+
+def make_request(request_id: str, **changes: Any) -> RolloutRequest:
+    settings: dict[str, Any] = {
+        "id": request_id,
+        "step": 1,
+        "prompts": PROMPTS,
+        "num_samples": 2,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_response_tokens": 16,
+    }
+    return RolloutRequest(**(settings | changes))
+
+
+def processes_of(client: RolloutClient) -> list[ProcessIdentity]:
+    """Every process of a fleet, the guards too."""
+    return [
+        process
+        for actor in client._processes
+        for process in (*actor.members, actor.guard)
+        if process is not None
+    ]
+
+
+class StateSource:
+    """A weight source over full tensors that are already here."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self._state = state
+
+    def metadata(self) -> list[Any]:
+        return [SimpleNamespace(name=n, shape=t.shape, dtype=t.dtype) for n, t in self._items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self._items())
+
+    def _items(self) -> list[tuple[str, Tensor]]:
+        return list(self._state.items())
+
+
+class SwitchableEngine(Engine):
+    """The engine, and on demand the engine without its prefix-cache guard."""
+
+    forgets = True
+
+    async def forget_prefixes(self) -> None:
+        if self.forgets:
+            await super().forget_prefixes()
+
+    async def set_forgets(self, forgets: bool) -> None:
+        self.forgets = forgets
+
+
+class SwitchableController(RolloutController):
+    """Reaches the switch of its engines."""
+
+    engine_class = SwitchableEngine
+
+    async def set_forgets(self, forgets: bool) -> None:
+        for engine in self._engines:
+            await engine.set_forgets.remote(forgets)

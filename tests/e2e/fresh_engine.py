@@ -1,0 +1,48 @@
+"""A vLLM engine of its own process, started on a directory: what it says to given prompts, as JSON.
+
+`python fresh_engine.py MODEL GREEDY.json TENSOR_PARALLEL`: reads the prompts and lengths of
+GREEDY.json ([[prompt, tokens, logprobs], ...]) and prints its own in the same form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main(model: str, recorded: str, tensor_parallel: int) -> None:
+    from sfpo_megatron.rollout.environment import ACTOR_VARIABLES
+
+    os.environ.update(ACTOR_VARIABLES)
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=model,
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=128,
+        block_size=32,
+        enforce_eager=True,
+        tensor_parallel_size=tensor_parallel,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+    )
+    prompts = [prompt for prompt, _, _ in json.loads(Path(recorded).read_text())]
+    parameters = SamplingParams(
+        temperature=0.0, max_tokens=16, logprobs=0, detokenize=False, stop_token_ids=[1]
+    )
+    answers = []
+    for prompt in prompts:
+        request = {"prompt_token_ids": prompt}
+        output = llm.generate([request], parameters, use_tqdm=False)[0].outputs[0]
+        logprobs = [
+            at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)
+        ]
+        answers.append([prompt, list(output.token_ids), logprobs])
+    print("ANSWERS " + json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,114 @@
+"""A run that cannot go on: one clear message within 30 s, exit code not 0, no process left.
+
+Errors found before anything starts are in tests/unit; dead engines as the client sees them in
+test_zz_dead_engine.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import digits
+import psutil
+import pytest
+
+LIMIT_S = 30
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("failures")
+    model = digits.make_model(folder / "model")
+    # Far more steps than the test waits for: the run is alive when it is hit.
+    return digits.write_config(folder, model, train={"num_steps": 1000, "prompts_per_step": 16})
+
+
+@pytest.fixture
+def running(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that has made two train steps."""
+    metrics = config.parent / "run" / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    process = digits.start_train(config)
+
+    def two_steps() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return metrics.exists() and metrics.read_text().count('"loss"') >= 2
+
+    try:
+        digits.wait_for(two_steps, timeout_s=180, what="two train steps")
+        yield process
+    finally:
+        if process.poll() is None:
+            digits.end(process)
+
+
+def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    for child in digits.descendants(process):
+        environment = child.environ()
+        if environment.get("RANK") == str(rank) and "train" in child.cmdline():
+            return child
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def engine_process(process: subprocess.Popen[str]) -> psutil.Process:
+    for child in digits.descendants(process):
+        if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
+            return child
+    raise AssertionError("no EngineCore process")
+
+
+def assert_ends(process: subprocess.Popen[str], hit: psutil.Process, signum: int) -> str:
+    """Send the signal; the output of a run that ended in time, with an error and nothing left."""
+    family = digits.descendants(process)
+    begun = time.monotonic()
+    os.kill(hit.pid, signum)
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert time.monotonic() - begun < LIMIT_S
+    assert process.returncode != 0
+    _, left = psutil.wait_procs(family, timeout=2)
+    assert not left, left
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, output
+    assert "Traceback" not in output
+    return errors[0]
+
+
+def test_killed_rank_is_named(running: subprocess.Popen[str]) -> None:
+    error = assert_ends(running, rank_process(running, 1), signal.SIGKILL)
+    assert "rank 1" in error and "SIGKILL" in error
+
+
+@pytest.mark.full
+def test_killed_main_rank_is_named(running: subprocess.Popen[str]) -> None:
+    error = assert_ends(running, rank_process(running, 0), signal.SIGKILL)
+    assert "rank 0" in error and "SIGKILL" in error
+
+
+@pytest.mark.full
+def test_dead_engine_is_named(running: subprocess.Popen[str]) -> None:
+    error = assert_ends(running, engine_process(running), signal.SIGKILL)
+    assert "engine 0" in error and "rank 0" in error
+
+
+def test_ctrl_c(running: subprocess.Popen[str]) -> None:
+    """SIGINT to the launcher, as a shell's job control does to the foreground process."""
+    error = assert_ends(running, psutil.Process(running.pid), signal.SIGINT)
+    assert "SIGINT" in error
+    assert running.returncode == 130
+
+
+def test_wrong_line_of_the_data_is_named(config: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+1="}\n')
+    process = digits.start_train(config, f"data.train.0.path={bad}")
+    begun = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"{bad}:2" in output and "answer" in output, output
+    assert output.count("error:") == 1, output
+    assert time.monotonic() - begun < 60

@@ -1,0 +1,164 @@
+"""After a refit, a running engine is the engine that would start on the new weights.
+
+Reference: a fresh engine on the new checkpoint, and transformers. Not exercised: bf16, more than
+one engine, and the trainer's own gathering (tests/dist and the trainer's e2e test do that).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fleet
+import pytest
+import tiny
+import torch
+
+from sfpo_megatron.resharding.refit import Refit
+from sfpo_megatron.rollout.client import RolloutClient
+from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.types import Rollout
+
+
+def refit(client: RolloutClient, model: Path, version: int, tmp_path: Path) -> None:
+    sender = Refit(
+        fleet.make_config(model, tmp_path),
+        source=fleet.StateSource(tiny.load_state(model)),
+        client=client.sync_client,
+        is_sender=True,
+    )
+    sent = sender.send(version)
+    sender.close()
+    assert sent == sum(t.nbytes for t in tiny.load_state(model).values())
+
+
+def rollouts(client: RolloutClient, **changes: Any) -> list[Rollout]:
+    client.submit(fleet.make_request("refit", **changes))
+    return client.collect("refit")
+
+
+def assert_is_model(made: list[Rollout], model: Path, temperature: float = 1.0) -> None:
+    """Every token is transformers' greedy choice, every logprob its log-softmax."""
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    for rollout in made:
+        num_prompt = len(rollout.prompt_token_ids)
+        ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
+        with torch.no_grad():
+            logits = reference(ids).logits[0, num_prompt - 1 : -1]
+        expected = torch.log_softmax(logits.float() / temperature, -1)
+        tokens = torch.tensor(rollout.token_ids)
+        assert torch.equal(expected.argmax(-1), tokens)
+        found = torch.tensor(rollout.generator_logprobs)
+        assert (expected.gather(-1, tokens[:, None])[:, 0] - found).abs().max() < 1e-4
+
+
+def test_tied_engine_equals_a_fresh_one(
+    tied: RolloutClient, llm: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    before = rollouts(tied)
+    refit(tied, models["tied_b"], 1, tmp_path)
+    after = rollouts(tied)
+    fresh = greedy(llm, num_samples=2)
+    assert [r.token_ids for r in after] == [tokens for tokens, _ in fresh]
+    for rollout, (_, logprobs) in zip(after, fresh, strict=True):
+        assert rollout.generator_logprobs == pytest.approx(logprobs, abs=1e-4)
+    assert_is_model(after, models["tied_b"])
+    # The models differ enough for the comparison to mean something.
+    assert sum(a.token_ids != b.token_ids for a, b in zip(before, after, strict=True)) == len(after)
+    assert {r.weight_version for r in after} == {1}
+
+
+def test_untied_tensor_parallel_engine_equals_the_model(
+    untied_tp2: RolloutClient, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """vLLM splits the full tensors over its two ranks itself, vocabulary and fused qkv included."""
+    assert_is_model(rollouts(untied_tp2), models["untied_a"])
+    refit(untied_tp2, models["untied_b"], 1, tmp_path)
+    assert_is_model(rollouts(untied_tp2), models["untied_b"])
+    refit(untied_tp2, models["untied_a"], 2, tmp_path)
+    made = rollouts(untied_tp2)
+    assert_is_model(made, models["untied_a"])
+    assert {r.weight_version for r in made} == {2}
+
+
+def test_prefix_cache_is_forgotten(
+    tied: RolloutClient, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Fails without `Engine.forget_prefixes`: shown by an engine that lacks it."""
+    client: Any = tied
+    refit(tied, models["tied_a"], 5, tmp_path)
+    rollouts(tied)  # fills the cache with tied_a's keys and values
+    client._call("set_forgets", False, doing="test")
+    try:
+        refit(tied, models["tied_b"], 6, tmp_path)
+        with pytest.raises(AssertionError):
+            assert_is_model(rollouts(tied), models["tied_b"])
+    finally:
+        client._call("set_forgets", True, doing="test")
+    refit(tied, models["tied_b"], 7, tmp_path)
+    assert_is_model(rollouts(tied), models["tied_b"])
+
+
+def test_refused_while_generating(
+    tied: RolloutClient, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """And the engine stays usable: nothing was paused or begun."""
+    refit(tied, models["tied_b"], 8, tmp_path)
+    tied.submit(fleet.make_request("long", temperature=1.0, max_response_tokens=200))
+    with pytest.raises(RolloutError, match="refit refused: request long is still generating"):
+        refit(tied, models["tied_a"], 9, tmp_path)
+    assert len(tied.collect("long")) == 16
+    assert_is_model(rollouts(tied), models["tied_b"])
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied_tp2"])
+def test_wrong_weights_are_named_before_anything_is_sent(
+    kind: str, request: pytest.FixtureRequest, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """vLLM alone takes a fused qkv without its k half; here rank 0 gets the tensor's name."""
+    client = request.getfixturevalue(kind)
+    model = models["tied_b" if kind == "tied" else "untied_a"]
+    refit(client, model, 3, tmp_path)
+    state = tiny.load_state(model)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    wrong = {
+        "missing from what": {n: t for n, t in state.items() if n != name},
+        "no such tensor": state | {"model.layers.9.mlp.up_proj.weight": state[name]},
+        "found shape": state | {name: state[name][:-1]},
+        "found dtype bfloat16": state | {name: state[name].bfloat16()},
+    }
+    for message, tensors in wrong.items():
+        source = fleet.StateSource(tensors)
+        config = fleet.make_config(model, tmp_path)
+        sender = Refit(config, source=source, client=client.sync_client, is_sender=True)
+        expected = "model.layers.9.mlp.up_proj.weight" if "no such" in message else name
+        with pytest.raises(RolloutError, match=f"preparing a refit: {expected}.*{message}"):
+            sender.send(4)
+    made = rollouts(client)
+    assert {r.weight_version for r in made} == {3}
+    assert_is_model(made, model)
+
+
+def greedy(llm: Any, num_samples: int = 1) -> list[tuple[tuple[int, ...], list[float]]]:
+    """Tokens and logprobs of the in-process engine for the requests' prompts."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(
+        temperature=0.0, max_tokens=16, logprobs=0, detokenize=False, stop_token_ids=[tiny.EOS]
+    )
+    prompts = [{"prompt_token_ids": list(p.token_ids)} for p in fleet.PROMPTS]
+    outputs = llm.generate(
+        [p for p in prompts for _ in range(num_samples)], parameters, use_tqdm=False
+    )
+    return [
+        (
+            tuple(o.outputs[0].token_ids),
+            [
+                at[token].logprob
+                for at, token in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)
+            ],
+        )
+        for o in outputs
+    ]

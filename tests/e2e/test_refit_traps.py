@@ -1,0 +1,113 @@
+"""Each guard of the transport is needed: vLLM goes silently wrong without it.
+
+An engine inside this process, so that a guard can be taken out. Every test: with the guard out the
+engine does not become the sent model; with it, it does. If a newer vLLM no longer needs a guard,
+its test fails here and the guard can go.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fleet
+import pytest
+import tiny
+from test_refit import greedy
+from torch import Tensor
+
+from sfpo_megatron.resharding import transports
+from sfpo_megatron.resharding.transports import shm
+from sfpo_megatron.resharding.transports.manifest import ManifestError
+
+
+class LocalClient:
+    """vLLM's `VLLMWeightSyncClient` over the in-process engine."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self._llm.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._llm.finish_weight_update(weight_version)
+
+
+def send(llm: Any, state: dict[str, Tensor], tmp_path: Path) -> None:
+    transport = transports.sender(
+        "shm",
+        source=fleet.StateSource(state),
+        client=LocalClient(llm),
+        bucket_bytes=50_000,
+        fallback_dir=tmp_path,
+    )
+    transport.send_weights()
+    transport.shutdown()
+
+
+def tokens(llm: Any) -> list[tuple[int, ...]]:
+    return [made for made, _ in greedy(llm)]
+
+
+@pytest.fixture
+def states(models: dict[str, Path]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return tiny.load_state(models["tied_a"]), tiny.load_state(models["tied_b"])
+
+
+def test_tied_lm_head_is_packed_anew(
+    llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails without `ShmEngine.repack_tied_lm_head`: the CPU lm_head keeps its packed weights."""
+    a, b = states
+    send(llm, b, tmp_path)
+    expected = tokens(llm)
+    send(llm, a, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shm.ShmEngine, "repack_tied_lm_head", lambda self: None)
+        send(llm, b, tmp_path)
+        assert tokens(llm) != expected
+    send(llm, b, tmp_path)
+    assert tokens(llm) == expected
+
+
+def test_tensors_are_copied_out_of_the_buffer(
+    llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails without the copy in `ShmEngine.take`: a fused layer waits for its other half while the
+    next bucket overwrites the first."""
+    a, b = states
+    send(llm, b, tmp_path)
+    expected = tokens(llm)
+    send(llm, a, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shm.ShmEngine, "take", lambda self, tensor: tensor)
+        send(llm, b, tmp_path)
+        assert tokens(llm) != expected
+    send(llm, b, tmp_path)
+    assert tokens(llm) == expected
+
+
+def test_half_of_a_fused_qkv_is_refused(
+    llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails without `check_manifest`: vLLM keeps old values, or garbage, and says nothing."""
+    a, b = states
+    send(llm, b, tmp_path)
+    expected = tokens(llm)
+    half = {n: t for n, t in b.items() if "k_proj" not in n}
+    send(llm, a, tmp_path)
+    with pytest.raises(ManifestError, match=r"k_proj.*missing"):
+        send(llm, half, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shm, "check_manifest", lambda *args, **kwargs: None)
+        send(llm, half, tmp_path)
+        assert tokens(llm) != expected
+    send(llm, b, tmp_path)
+    assert tokens(llm) == expected

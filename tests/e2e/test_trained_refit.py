@@ -1,0 +1,94 @@
+"""After every refit, the running engine is the engine that a fresh start on the export would be.
+
+The whole path: SFPO steps on Megatron shards, MegatronWeightSource, shm transport, live AsyncLLM;
+reference: vLLM started anew on the exported Hugging Face directory. Not exercised: DP > 1 with
+overlap (tests/dist compares its exports).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import digits
+import pytest
+
+HERE = Path(__file__).parent
+LOGPROB_TOLERANCE = 1e-4
+"""The running engine decodes the prompts together, the fresh one alone: kernels round apart."""
+
+
+def run_trained_refit(
+    folder: Path, *, tied: bool, tensor: int, pipeline: int, engine_tensor: int, num_steps: int
+) -> None:
+    model = digits.make_model(folder / "model", tied=tied, layers=2 * pipeline)
+    config = digits.write_config(
+        folder,
+        model,
+        parallel={"tensor": tensor, "pipeline": pipeline},
+        rollout={
+            "tensor_parallel": engine_tensor,
+            "max_prompt_tokens": 100,
+            "max_response_tokens": 20,
+            "engine_args": {"block_size": 32},
+        },
+        refit={"bucket_bytes": 100_000},
+    )
+    ranks = tensor * pipeline
+    script = [str(HERE / "refit_ranks.py"), str(config), str(num_steps)]
+    (folder / "run").mkdir()
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(ranks), *script),
+        ],
+        check=True,
+        timeout=300,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for step in range(1, num_steps + 1):
+        run = folder / "run"
+        assert_same(run / f"hf_{step}", run / f"greedy_{step}.json", engine_tensor)
+
+
+def assert_same(exported: Path, recorded: Path, engine_tensor: int) -> None:
+    fresh = subprocess.run(
+        [
+            *(sys.executable, str(HERE / "fresh_engine.py")),
+            *(str(exported), str(recorded), str(engine_tensor)),
+        ],
+        check=True,
+        timeout=120,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    line = next(x for x in fresh.splitlines() if x.startswith("ANSWERS "))
+    expected = json.loads(line.removeprefix("ANSWERS "))
+    found = json.loads(recorded.read_text())
+    assert [tokens for _, tokens, _ in found] == [tokens for _, tokens, _ in expected]
+    for (_, _, a), (_, _, b) in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, abs=LOGPROB_TOLERANCE)
+
+
+def test_tensor_parallel_trainer_tied(tmp_path: Path) -> None:
+    run_trained_refit(tmp_path, tied=True, tensor=2, pipeline=1, engine_tensor=1, num_steps=1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("engine_tensor", [1, 2])
+def test_every_layout(
+    tmp_path: Path, tied: bool, tensor: int, pipeline: int, engine_tensor: int
+) -> None:
+    run_trained_refit(
+        tmp_path,
+        tied=tied,
+        tensor=tensor,
+        pipeline=pipeline,
+        engine_tensor=engine_tensor,
+        num_steps=3,
+    )

@@ -1,0 +1,101 @@
+"""te.pytorch.Linear and LayerNormLinear: weight [out, in], optional bias, norm fused in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Linear(torch.nn.Module):
+    """y = x W^T + b. With `return_bias`, b is handed back instead of added."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        sequence_parallel: bool = False,
+        fuse_wgrad_accumulation: bool = False,
+        tp_group: Any = None,
+        tp_size: int = 1,
+        get_rng_state_tracker: Callable[..., Any] | None = None,
+        init_method: Callable[[Tensor], Any] | None = None,
+        bias: bool = True,
+        return_bias: bool = False,
+        params_dtype: torch.dtype | None = None,
+        parallel_mode: str | None = None,
+        device: str | torch.device = "cpu",
+        rng_tracker_name: str | None = None,
+        ub_name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if tp_size != 1 or sequence_parallel or fuse_wgrad_accumulation:
+            raise NotImplementedError("the TransformerEngine stand-in runs at TP1, unfused")
+        self.in_features, self.out_features = in_features, out_features
+        self.use_bias, self.return_bias = bias, return_bias
+        self.tp_size, self.parallel_mode = tp_size, parallel_mode
+        self.weight = torch.nn.Parameter(
+            torch.empty(out_features, in_features, dtype=params_dtype, device=device)
+        )
+        if init_method is not None:
+            init_method(self.weight)
+        if bias:
+            self.bias = torch.nn.Parameter(
+                torch.zeros(out_features, dtype=params_dtype, device=device)
+            )
+        else:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Any:
+        y = F.linear(x, self.weight, None if self.return_bias else self.bias)
+        return (y, self.bias) if self.return_bias else y
+
+
+class LayerNormLinear(Linear):
+    """Linear(norm(x)); the norm's weight is a parameter of this module, `layer_norm_weight`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        eps: float = 1e-5,
+        normalization: str = "LayerNorm",
+        zero_centered_gamma: bool = False,
+        return_layernorm_output: bool = False,
+        params_dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        **linear: Any,
+    ) -> None:
+        super().__init__(
+            in_features, out_features, params_dtype=params_dtype, device=device, **linear
+        )
+        if normalization not in ("LayerNorm", "RMSNorm") or zero_centered_gamma:
+            raise NotImplementedError(f"normalization {normalization!r}, zero-centred or not")
+        self.eps, self.normalization = eps, normalization
+        self.layer_norm_weight = torch.nn.Parameter(
+            torch.ones(in_features, dtype=params_dtype, device=device)
+        )
+        if normalization == "LayerNorm":
+            self.layer_norm_bias = torch.nn.Parameter(
+                torch.zeros(in_features, dtype=params_dtype, device=device)
+            )
+
+    def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Any:
+        shape = (self.in_features,)
+        if self.normalization == "RMSNorm":
+            x = F.rms_norm(x, shape, self.layer_norm_weight, self.eps)
+        else:
+            x = F.layer_norm(x, shape, self.layer_norm_weight, self.layer_norm_bias, self.eps)
+        return super().forward(x, is_first_microbatch)
+
+
+class GroupedLinear(torch.nn.Module):
+    """The experts' linear: Megatron subclasses it at import; MoE is not in the stand-in."""
+
+    def __init__(self, num_gemms: int, in_features: int, out_features: int, **_: Any) -> None:
+        raise NotImplementedError("the TransformerEngine stand-in has no GroupedLinear (MoE)")

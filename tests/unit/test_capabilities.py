@@ -1,0 +1,95 @@
+"""What mcore.capabilities chooses, with packages that are absent, present, or broken on import.
+
+Packages are fakes on a sys.path of their own, in a process of their own. Not exercised here: real
+TransformerEngine or Apex, CUDA.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+TE = {"transformer_engine/__init__.py": "__version__ = '2.9'", "transformer_engine/pytorch.py": ""}
+NO_PYTORCH = {"transformer_engine/__init__.py": "__version__ = '2.9'"}  # without its [pytorch] extra
+# As TransformerEngine does without a driver: not an ImportError.
+BROKEN = {
+    "transformer_engine/__init__.py": "__version__ = '2.9'",
+    "transformer_engine/pytorch.py": "raise RuntimeError('libcuda.so.1: cannot open')",
+}
+APEX = {"apex/__init__.py": "", "apex/optimizers.py": "", "amp_C.py": ""}
+HALF_APEX = {"apex/__init__.py": "", "apex/optimizers.py": ""}
+SCRIPT = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from sfpo_megatron.mcore.capabilities import probe
+try:
+    found = probe(sys.argv[1])
+except ValueError as error:
+    print("ValueError", error)
+    sys.exit()
+assert "megatron" not in sys.modules, "Megatron was imported before the probe had decided"
+print("RESULT", found.layers, found.adam, found.transformer_engine, found.apex)
+try:
+    import transformer_engine
+    print("VISIBLE")
+except ImportError:
+    print("HIDDEN")
+"""
+
+
+def probe(tmp_path: Path, files: dict[str, str], choice: str) -> str:
+    for name, text in files.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text))
+    script = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n" + SCRIPT
+    done = subprocess.run(
+        [sys.executable, "-c", script, choice], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "choice", "expected"),
+    [
+        ({}, "auto", "RESULT local torch None False"),
+        (TE, "auto", "RESULT te te 2.9 False"),
+        (TE, "te", "RESULT te te 2.9 False"),
+        (TE, "local", "RESULT local te 2.9 False"),
+        (APEX, "auto", "RESULT local apex None True"),
+        (HALF_APEX, "auto", "RESULT local torch None False"),
+        (TE | APEX, "auto", "RESULT te te 2.9 True"),
+    ],
+    ids=["nothing", "te", "te_asked", "te_not_wanted", "apex", "half_apex", "both"],
+)
+def test_choice(tmp_path: Path, files: dict[str, str], choice: str, expected: str) -> None:
+    said = probe(tmp_path, files, choice)
+    assert expected in said
+    assert "layers: " in said and "adam: " in said, "the choice is not in the log"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [(BROKEN, "libcuda.so.1"), (NO_PYTORCH, "No module named 'transformer_engine.pytorch'")],
+    ids=["no_driver", "no_pytorch_extra"],
+)
+def test_a_broken_te_is_hidden_from_megatron_and_logged(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
+    """All of it: `import transformer_engine` alone makes Megatron import more, unguarded."""
+    said = probe(tmp_path, files, "auto")
+    assert "RESULT local torch None False" in said
+    assert "HIDDEN" in said, "Megatron would import it and fail"
+    assert "transformer_engine.pytorch is installed but does not load here" in said
+    assert reason in said
+
+
+@pytest.mark.parametrize("files", [{}, BROKEN], ids=["absent", "broken"])
+def test_te_asked_for_and_not_there(tmp_path: Path, files: dict[str, str]) -> None:
+    said = probe(tmp_path, files, "te")
+    assert "ValueError model.transformer_impl: found te" in said and "transformer_impl=auto" in said

@@ -1,0 +1,157 @@
+"""The command line as a process: help, check, torchrun's environment, and the wheel alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron import __version__, cli
+from sfpo_megatron.config.load import load_config
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """\
+output_dir: run
+model: {path: model}
+data: {train: [{source: reasoning_gym, task: chain_sum, size: 10}]}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    model_dir()
+    Path("run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def sfpo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sfpo_megatron", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | env,
+    )
+
+
+def test_help_is_quick() -> None:
+    """Under a second; the best of three, for a busy machine."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = sfpo("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert all(name in done.stdout for name in ("train", "sft", "check", "doctor"))
+        assert "--launched" not in done.stdout
+    assert min(seconds) < 1.0
+
+
+def test_check_prints_a_config_that_loads(here: Path) -> None:
+    done = sfpo("check", "run.yaml", "train.num_steps=7", "train.optimizer.lr=1e-5")
+    assert done.returncode == 0, done.stderr
+    assert "warning: run.yaml: data.eval: found no source" in done.stderr
+    Path("resolved.yaml").write_text(done.stdout)
+    expected = load_config("run.yaml", ["train.num_steps=7", "train.optimizer.lr=1e-5"])
+    assert load_config("resolved.yaml") == expected
+
+
+def test_torchrun_ranks_report_a_wrong_config_once(here: Path) -> None:
+    """All exit with 2; rank 0 alone says why. The world size is torchrun's."""
+    done = {
+        rank: sfpo("train", "run.yaml", RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2")
+        for rank in ("0", "1")
+    }
+    assert [d.returncode for d in done.values()] == [2, 2]
+    assert "error: run.yaml: parallel: found 2 ranks, expected 1 (data 1 x" in done["0"].stderr
+    assert done["1"].stderr == ""
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_launcher_gets_the_ranks_that_parallel_asks_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    calls: list[tuple[list[str], dict[str, object]]] = []
+
+    def launch(arguments: list[str], **rest: object) -> int:
+        calls.append((arguments, rest))
+        return 5
+
+    monkeypatch.setattr("sfpo_megatron.launcher.launch", launch)
+    overrides = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2"]
+    assert cli.main([command, "run.yaml", *overrides]) == 5
+    ((arguments, rest),) = calls
+    assert arguments == [command, "--launched", "run.yaml", *overrides]
+    assert rest == {"num_ranks": 8, "output_dir": "run"}
+    assert cli._parser().parse_args(arguments).launched
+
+
+def test_unknown_command_and_no_command() -> None:
+    assert sfpo("tarin").returncode == 2
+    assert sfpo().returncode == 2
+
+
+def test_version() -> None:
+    assert sfpo("--version").stdout == f"sfpo-megatron {__version__}\n"
+
+
+def test_doctor_says_what_falls_back(here: Path) -> None:
+    done = sfpo("doctor")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert f"torch {version('torch')}" in lines
+    assert f"megatron-core {version('megatron-core')}" in lines
+    assert any(line.startswith("layer spec ") for line in lines)
+    assert any(line.startswith("optimizer ") for line in lines)
+    assert any(line.startswith("shared memory ") for line in lines)
+
+
+def test_wheel_alone_gives_help_and_check(here: Path) -> None:
+    """Built, unpacked into an empty folder, run by a Python that sees nothing else but PyYAML."""
+    import yaml
+
+    # From a copy: a build/ folder of the checkout would put deleted files into the wheel.
+    source = here / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "sfpo_megatron"):
+        (source / name).symlink_to(ROOT / name)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    build += ["--disable-pip-version-check", "-w", str(here / "dist"), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (here / "dist").glob("*.whl")
+    assert wheel.name == f"sfpo_megatron-{__version__}-py3-none-any.whl"
+    site = here / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        info = f"sfpo_megatron-{__version__}.dist-info"
+        points = archive.read(f"{info}/entry_points.txt").decode()
+        metadata = archive.read(f"{info}/METADATA").decode()
+    assert "sfpo-megatron = sfpo_megatron.cli:main" in points
+    assert "[vllm.general_plugins]" in points
+    assert "Requires-Dist: PyYAML>=6\n" in metadata
+    assert all(f"Provides-Extra: {extra}\n" in metadata for extra in ("cpu", "gpu", "log", "dev"))
+    packaged = {p.relative_to(site).as_posix() for p in site.rglob("sfpo_megatron/**/*.py")}
+    assert {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("sfpo_megatron/**/*.py")} == packaged
+    (site / "yaml").symlink_to(Path(yaml.__file__).parent)
+    # -S: no site-packages; -P and the folder: nothing from the checkout either.
+    for arguments in (["--help"], ["doctor"], ["check", "run.yaml"]):
+        done = subprocess.run(
+            [sys.executable, "-S", "-P", "-m", "sfpo_megatron", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PYTHONPATH": str(site), "PATH": os.environ["PATH"]},
+        )
+        assert done.returncode == 0, done.stderr
+    assert "task: chain_sum" in done.stdout

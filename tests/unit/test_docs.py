@@ -1,0 +1,256 @@
+"""The documentation against the code: generated pages are fresh, names and links exist.
+
+Not exercised: whether the prose is right.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.config import reference
+from sfpo_megatron.config.load import dump_config, load_config
+from sfpo_megatron.config.tree import RunConfig
+from tools import verified
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("examples/*/*.md")])
+PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+
+# ---- configuration.md -----------------------------------------------------------------------
+
+
+def test_configuration_page_is_fresh() -> None:
+    assert (DOCS / "configuration.md").read_text(encoding="utf-8") == reference.page(), (
+        "run: python -m sfpo_megatron.config.reference > docs/configuration.md"
+    )
+
+
+def documented_keys() -> dict[str, reference.Key]:
+    return {key.name: key for section in reference.sections() for key in section.keys}
+
+
+def test_every_key_of_a_config_is_on_the_page(tmp_path: Path) -> None:
+    """The keys come from a dumped config, not from the dataclasses that the page is made of."""
+    file = tmp_path / "run.yaml"
+    source = "{source: reasoning_gym, task: chain_sum, size: 4}"
+    file.write_text(f"output_dir: r\nmodel: {{path: m}}\ndata: {{train: [{source}]}}\n")
+    dumped = dump_config(load_config(file))
+    keys = documented_keys()
+
+    def leaves(tree: Any, path: str) -> Iterator[str]:
+        if isinstance(tree, dict) and path not in keys:  # a section; `megatron.ddp` is a key
+            for name, value in tree.items():
+                yield from leaves(value, f"{path}.{name}" if path else name)
+        elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
+            yield path
+            yield from leaves(tree[0], f"{path}.N")
+        else:
+            yield path
+
+    import yaml
+
+    assert set(leaves(yaml.safe_load(dumped), "")) == set(keys)
+
+
+def test_types_and_defaults_are_said_as_yaml_says_them() -> None:
+    keys = documented_keys()
+    assert (
+        keys["parallel.data"].type == "integer or null" and keys["parallel.data"].default == "`1`"
+    )
+    assert keys["train.optimizer.betas"].type == "list of 2 numbers"
+    assert keys["train.optimizer.betas"].default == "`[0.9, 0.999]`"
+    assert keys["model.path"].default == "required"
+    assert keys["model.dtype"].type == "`float32`, `bfloat16`"
+    assert keys["data.train.N.source"].default == "required"
+    assert keys["sfpo.latch"].type == "true / false" and keys["sfpo.latch"].default == "`true`"
+
+
+def test_a_field_without_a_docstring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = copy.deepcopy(reference._field_docstrings())
+    del texts["SFPOConfig"]["alpha"]
+    monkeypatch.setattr(reference, "_field_docstrings", lambda: texts)
+    with pytest.raises(ValueError, match=r"SFPOConfig\.alpha has no docstring"):
+        reference.page()
+
+
+# ---- verified.md ----------------------------------------------------------------------------
+
+
+def test_verified_page_is_fresh() -> None:
+    """Making it also looks up every test that it names."""
+    assert (DOCS / "verified.md").read_text(encoding="utf-8") == verified.page(), (
+        "run: python tools/verified.py > docs/verified.md"
+    )
+
+
+def test_feature_keys_are_unique() -> None:
+    keys = [feature.key for features in verified.read_table().values() for feature in features]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("warp | Warp drive | works", "expected key"),
+        ("warp", "expected key"),
+        ("warp | Warp drive", "expected either tests or a status"),
+        (
+            "warp | Warp drive | not built\n    unit/test_docs.py",
+            "expected either tests or a status",
+        ),
+    ],
+)
+def test_a_row_that_claims_without_a_test_is_refused(row: str, message: str) -> None:
+    with pytest.raises(verified.Stale, match=message):
+        verified.read_table(f"## Title\n{row}\n")
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ("tests/dist/test_none.py::test_a", "found no file"),
+        ("tests/dist/test_it.py::test_b", "found no test_b"),
+        ("tests/dist/test_it.py::test_a[PP2]", "does not run under PP2"),
+    ],
+)
+def test_a_test_that_is_not_there_is_named(tmp_path: Path, test: str, message: str) -> None:
+    make_test_file(tmp_path)
+    with pytest.raises(verified.Stale, match=message):
+        verified.link(test, tmp_path)
+
+
+def test_links_say_layout_and_marker(tmp_path: Path) -> None:
+    make_test_file(tmp_path)
+    target = "(../tests/dist/test_it.py)"
+    assert verified.link("tests/dist/test_it.py::test_a[TP2]", tmp_path) == f"[a \\[TP2\\]]{target}"
+    assert verified.link("tests/dist/test_it.py::test_long", tmp_path) == f"[long (full)]{target}"
+    assert verified.link("tests/dist/test_it.py::test_mix", tmp_path) == (
+        f"[mix (partly full)]{target}"
+    )
+
+
+def make_test_file(root: Path) -> None:
+    file = root / "tests/dist/test_it.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "@on_ranks(TP1, TP2)\ndef test_a(): ...\n"
+        "@pytest.mark.full\ndef test_long(): ...\n"
+        "@pytest.mark.parametrize('x', [1, pytest.param(2, marks=pytest.mark.full)])\n"
+        "def test_mix(x): ...\n"
+    )
+
+
+def test_a_result_counts_for_the_features_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    results = tmp_path / "benchmarks/results"
+    results.mkdir(parents=True)
+    content = {"features": ["nccl"], "hardware": "1 x H100", "commit": "0123456789abcdef"}
+    (results / "smoke.json").write_text(json.dumps(content))
+    rows = verified.page(tmp_path).splitlines()
+    (nccl,) = (row for row in rows if row.startswith("| NCCL |"))
+    assert nccl.endswith("| [1 x H100, 0123456](../benchmarks/results/smoke.json) |")
+    assert sum("smoke.json" in row for row in rows) == 1
+
+    (results / "smoke.json").write_text(json.dumps({**content, "features": ["warp-drive"]}))
+    with pytest.raises(verified.Stale, match=r"smoke\.json: features: found 'warp-drive'"):
+        verified.page(tmp_path)
+    (results / "smoke.json").write_text(json.dumps({"features": []}))
+    with pytest.raises(verified.Stale, match=r"smoke\.json: found no 'hardware'"):
+        verified.page(tmp_path)
+
+
+# ---- outputs.md -----------------------------------------------------------------------------
+
+
+def logged_keys(file: str) -> set[str]:
+    """Metric names in a module: keys of dict displays, assigned subscripts, names of timers."""
+    found, dropped = set(), set()
+    for node in ast.walk(ast.parse((ROOT / "sfpo_megatron" / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Dict):
+            found |= {k.value for k in node.keys if isinstance(k, ast.Constant)}
+        elif isinstance(node, ast.Assign):
+            targets = (t.slice for t in node.targets if isinstance(t, ast.Subscript))
+            found |= {t.value for t in targets if isinstance(t, ast.Constant)}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            if isinstance(node.func, ast.Name) and node.func.id == "timers":
+                found.add(f"time/{node.args[0].value}_s")
+            elif isinstance(node.func, ast.Attribute) and node.func.attr == "pop":
+                dropped.add(node.args[0].value)
+    return found - dropped
+
+
+def table_keys(heading: str) -> set[str]:
+    """First cells of the table under a heading of outputs.md."""
+    text = (DOCS / "outputs.md").read_text(encoding="utf-8")
+    section = re.split(r"^#+ ", text.split(f"### {heading}\n")[1], flags=re.M)[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.M))
+
+
+def test_every_metric_of_a_train_step_is_described() -> None:
+    feed = {key for key in logged_keys("rollout_feed.py") if key.startswith("time/")}
+    assert len(feed) == 2
+    assert table_keys("A train step") == logged_keys("trainer.py") | feed
+
+
+def test_every_metric_of_an_evaluation_is_described() -> None:
+    assert table_keys("An evaluation") == logged_keys("evaluate.py")
+
+
+# ---- every page -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_links_lead_to_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?://|mailto:|#", target):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_names_in_code_marks_exist(page: Path) -> None:
+    """`section.key` is a key or section of the config, `make x` a target, `tests/x.py` a file."""
+    keys = documented_keys()
+    parts = [key.split(".") for key in keys]
+    free = tuple(f"{name}." for name, key in keys.items() if key.type == "section of any keys")
+    known = {".".join(part[: n + 1]) for part in parts for n in range(len(part))}
+    top = "|".join(RunConfig.__dataclass_fields__)
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
+    faults = []
+    for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+        match = re.fullmatch(rf"((?:{top})\.[a-z_][a-z0-9_.N]*?)(?:[:=]\s?.*)?", code)
+        if match and not code.endswith((".py", ".md", ".json", ".yaml")):
+            key = re.sub(r"^data\.(?:train|eval)\.(?:N|\d+)", "data.train.N", match[1])
+            if key not in known and not key.startswith(free):
+                faults.append(f"no config key {key}")
+        if (match := re.match(r"make ([a-z][a-z0-9-]*)", code)) and match[1] not in targets:
+            faults.append(f"no make target {match[1]}")
+        is_path = re.fullmatch(r"(sfpo_megatron|tests|tools|docs|examples|launch)/[\w./-]+", code)
+        if is_path and "NAME" not in code and not (ROOT / code).exists():
+            faults.append(f"no file {code}")
+    assert not faults
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("set `sfpo.alfa: 1`", "no config key sfpo.alfa"),
+        ("run `make coffee`", "no make target coffee"),
+        ("see `tests/unit/test_none.py`", "no file tests/unit/test_none.py"),
+    ],
+)
+def test_the_check_of_names_finds_faults(tmp_path: Path, text: str, fault: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{text}, `sfpo.alpha: 1`, `megatron.ddp.any_name`, `make venv`\n")
+    with pytest.raises(AssertionError, match=re.escape(f"['{fault}']")):
+        test_names_in_code_marks_exist(page)

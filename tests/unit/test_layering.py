@@ -1,0 +1,158 @@
+"""The architecture as tests: who may import whom, and how long a file or function may be.
+
+Static imports only, those inside functions included: a lazy import crosses a layer all the same.
+`TYPE_CHECKING` blocks count too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "sfpo_megatron"
+
+# Top-level module or package of sfpo_megatron -> layer. Imports go to the same layer or below.
+LAYER = {
+    "sfpo": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0, "families": 0, "data": 0,
+    "rewards": 0, "planner": 0,
+    "mcore": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
+    "trainer": 2, "run_io": 2, "rollout_feed": 2, "sft": 2, "evaluate": 2, "report": 2,
+    "cli": 3, "__main__": 3, "launcher": 3, "rendezvous": 3, "worker": 3, "doctor": 3,
+}  # fmt: skip
+# L1 packages do not import one another, but for this one.
+L1_ALLOWED = {("resharding/source.py", "mcore")}
+# Who may import a heavy dependency: path prefixes inside the package.
+OWNERS = {
+    "megatron": ("mcore/",),
+    "ray": ("rollout/",),
+    "vllm": ("rollout/", "resharding/transports/"),
+}
+TORCH_FREE = ("config/", "planner/", "cli.py", "__main__.py", "worker.py", "families/shape.py")
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+CHECKED = FILES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "tools").rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import; `from a import b` gives `a.b` as well as `a`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno}: write the import absolutely"
+            module = node.module or ""
+            yield node.lineno, module
+            if module == "sfpo_megatron":
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def layer_faults(path: Path) -> list[str]:
+    """Imports of `path` that go upwards, or sideways between L1 packages."""
+    inside = path.relative_to(PACKAGE)
+    own = inside.parts[0].removesuffix(".py")
+    if own == "__init__":  # lazy exports of everything
+        return []
+    assert own in LAYER, f"{own} has no layer: add it to LAYER and to the design"
+    faults = []
+    for line, module in imports(path):
+        parts = module.split(".")
+        if parts[0] != "sfpo_megatron" or len(parts) == 1 or parts[1] not in LAYER:
+            continue
+        other = parts[1]
+        sideways = LAYER[own] == LAYER[other] == 1 and own != other
+        if LAYER[other] > LAYER[own] or (sideways and (name(path), other) not in L1_ALLOWED):
+            faults.append(f"{name(path)}:{line}: {own} (L{LAYER[own]}) imports {module}")
+    return faults
+
+
+def dependency_faults(path: Path) -> list[str]:
+    """Imports of `path` that belong to other packages."""
+    faults = []
+    for line, module in imports(path):
+        top = module.split(".")[0]
+        if top in OWNERS and not name(path).startswith(OWNERS[top]):
+            faults.append(f"{name(path)}:{line}: imports {module}; only {OWNERS[top]} may")
+        if top in ("torch", "transformers", "numpy") and name(path).startswith(TORCH_FREE):
+            faults.append(f"{name(path)}:{line}: imports {module}; it must stay torch-free")
+    return faults
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_downwards(path: Path) -> None:
+    assert not layer_faults(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_heavy_dependencies_have_owners(path: Path) -> None:
+    assert not dependency_faults(path)
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=name)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{node.name}: {length} lines"
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.read_text().strip()], ids=name)
+def test_every_file_says_its_idea(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "no docstring"
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "expected"),
+    [
+        ("mcore/x.py", "def f():\n    from sfpo_megatron.trainer import run", "mcore (L1) imports"),
+        ("mcore/x.py", "from sfpo_megatron import rollout", "imports sfpo_megatron.rollout"),
+        ("rollout/x.py", "import megatron.core", "only ('mcore/',) may"),
+        ("config/x.py", "import torch", "torch-free"),
+    ],
+)
+def test_the_checks_find_faults(
+    file: str, code: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rule above fails on a file that breaks it."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    assert expected in "\n".join(layer_faults(path) + dependency_faults(path))
+
+
+HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotlib"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    """`-X importtime` lists every module that was imported, on stderr."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"output_dir: {tmp_path}/run\nmodel: {{path: owner/name}}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
+    )
+    arguments = [str(config) if a == "CONFIG" else a for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "sfpo_megatron", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+    assert "sfpo_megatron" in imported, "importtime was not read as it is written"
+    assert not imported & HEAVY

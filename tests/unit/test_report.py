@@ -1,0 +1,129 @@
+"""The table and the plot, from a synthetic metrics.jsonl whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron.report.metrics import read_metrics
+from sfpo_megatron.report.plot import plot
+from sfpo_megatron.report.table import summary_table
+
+NUM_STEPS, ROLLOUTS, GATE_CLOSES = 80, 256, 48
+
+
+def write_run(path: Path, *, gate_closes: int = GATE_CLOSES) -> Path:
+    """A run that learns: reward and accuracy rise, the gate closes at step `gate_closes`."""
+    rng = random.Random(0)
+    lines: list[dict[str, object]] = [{"step": 0, "eval/accuracy": 0.25}]
+    optimizer_steps = 0
+    for step in range(1, NUM_STEPS + 1):
+        level = 0.25 + 0.4 * (1 - math.exp(-step / 25))
+        active = step < gate_closes
+        optimizer_steps += 8 if active else 2
+        lines.append(
+            {
+                "step": step,
+                "num_rollouts": step * ROLLOUTS,
+                "reward_mean": level + rng.gauss(0, 0.03),
+                "accuracy": level + rng.gauss(0, 0.03),
+                "entropy": 1.2 * math.exp(-step / 60) + rng.gauss(0, 0.01),
+                "loss": rng.gauss(0, 0.01),
+                "clip_frac": abs(rng.gauss(0.04 if active else 0.01, 0.01)),
+                "sfpo_active": active,
+                "num_passes": 4 if active else 1,
+                "num_optimizer_steps": optimizer_steps,
+                "num_skipped_steps": 0,
+                "time/generate_s": 1.0,
+                "time/passes_s": 3.0,
+                "time/step_s": 5.0,
+            }
+        )
+        if step % 10 == 0:
+            lines.append({"step": step, "eval/accuracy": level})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def row(table: str, label: str) -> str:
+    (line,) = [line for line in table.splitlines() if line.startswith(label)]
+    return " ".join(line.removeprefix(label).split())
+
+
+def test_table_says_start_end_best_and_cost(tmp_path: Path) -> None:
+    table = summary_table(write_run(tmp_path / "metrics.jsonl"))
+    end = 0.25 + 0.4 * (1 - math.exp(-80 / 25))
+    assert row(table, "held-out accuracy") == (
+        f"0.250 (step 0) {end:.3f} (step 80) {end:.3f} (step 80)"
+    )
+    assert row(table, "rollouts") == "20,480"
+    assert row(table, "optimizer steps") == f"{47 * 8 + 33 * 2}"
+    assert row(table, "skipped steps") == "0"
+    assert row(table, "gate closed at step") == "48"
+    assert row(table, "passes") == "3.000 60%"
+    assert row(table, "step ") == "5.000"
+
+
+def test_gate_that_never_closes_and_plain_grpo(tmp_path: Path) -> None:
+    """A run that never had SFPO on (K=0) has no gate to close."""
+    path = write_run(tmp_path / "a.jsonl", gate_closes=NUM_STEPS + 1)
+    assert row(summary_table(path), "gate closed at step") == "never"
+    path = write_run(tmp_path / "b.jsonl", gate_closes=0)
+    assert read_metrics(path).gate_close_step is None
+
+
+def test_null_values_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "num_rollouts": 8, "loss": null, "reward_mean": null, "entropy": 1.0}\n'
+        '{"step": 2, "num_rollouts": 16, "loss": 0.1, "reward_mean": 0.5, "entropy": null}\n'
+    )
+    table = summary_table(path)
+    assert row(table, "train reward").startswith("0.500 (step 2) 0.500 (step 2)")
+    assert row(table, "entropy (nats)") == "1.000 (step 1) 1.000 (step 1)"
+
+
+def test_a_step_logged_twice_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "num_rollouts": 8, "reward_mean": 0.1}\n'
+        '{"step": 1, "num_rollouts": 8, "reward_mean": 0.9}\n'
+    )
+    assert [line["reward_mean"] for line in read_metrics(path).train] == [0.9]
+
+
+def test_a_bad_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "loss"')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: .*remove the line"):
+        read_metrics(path)
+
+
+def test_rollouts_at_is_cumulative(tmp_path: Path) -> None:
+    run = read_metrics(write_run(tmp_path / "metrics.jsonl"))
+    assert [run.rollouts_at(step) for step in (0, 1, 80, 99)] == [0, 256, 20480, 20480]
+
+
+def test_plot_writes_a_picture(tmp_path: Path) -> None:
+    """A PNG of the size asked for, with more than a blank page in it. Looks are not tested."""
+    from PIL import Image
+
+    plot(write_run(tmp_path / "metrics.jsonl"), tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.format == "PNG"
+        assert image.size == (1260, 1064)
+        assert len(set(image.convert("RGB").resize((300, 250)).getdata())) > 100
+
+
+def test_plot_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "eval/accuracy": 0.25}\n')
+    plot(path, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    path.write_text("")
+    with pytest.raises(ValueError, match="no train step"):
+        plot(path, tmp_path / "empty.png")

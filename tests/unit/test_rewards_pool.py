@@ -1,0 +1,186 @@
+"""The scoring pool against responses that hang, crash or flood their process.
+
+Everything here runs real processes. Not exercised: a pool inside a Ray actor (tests/e2e).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron import rewards
+from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.rewards.pool import ScoringPool, VerifierError
+from sfpo_megatron.rewards.worker import WireProblem
+
+TIMEOUT_S = 0.5
+
+
+def problem(answer="42", number=0):
+    return WireProblem(id=f"p/{number}", question="?", answer=answer, metadata={"n": [1, "é"]})
+
+
+def gone(pid, within_s=10.0):
+    """True if the process ends in time (a zombie has ended)."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+                if stat.read().rpartition(")")[2].split()[0] in "ZX":
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def hostile_pool():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(rewards.VERIFIERS, "hostile", "tests.unit.hostile_verifier")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        config = RewardConfig(timeout_s=TIMEOUT_S, num_workers=2)
+        # The config's Literal knows the shipped verifiers only; this one is the test's.
+        object.__setattr__(config, "function", "hostile")
+        with ScoringPool(config) as pool:
+            yield pool
+
+
+def test_scores_come_back_in_order_and_prompts_are_not_mixed_up(hostile_pool):
+    items = [(problem(str(i // 8), i // 8), str(i // 8 + i % 2)) for i in range(2000)]
+    scores = hostile_pool.score(items)
+    assert [s.correct for s in scores] == [i % 2 == 0 for i in range(2000)]
+    assert [s.reward for s in scores] == [float(i % 2 == 0) for i in range(2000)]
+    assert not any(s.timed_out for s in scores)
+    assert hostile_pool.score([]) == []
+
+
+@pytest.mark.parametrize("what", ["sleep", "loop", "loop-in-C", "catch-all"])
+def test_a_response_that_hangs_is_cut_and_all_others_are_scored(hostile_pool, what):
+    before = set(hostile_pool.worker_pids)
+    items = [(problem(), "42")] * 5 + [(problem(), what)] + [(problem(), "42"), (problem(), "41")]
+    start = time.monotonic()
+    scores = hostile_pool.score(items)
+    assert [s.timed_out for s in scores] == [False] * 5 + [True] + [False] * 2
+    assert [s.reward for s in scores] == [1.0] * 5 + [0.0] + [1.0, 0.0]
+    assert TIMEOUT_S <= time.monotonic() - start < 30
+    (killed,) = before - set(hostile_pool.worker_pids)
+    assert gone(killed)
+
+
+@pytest.mark.parametrize("what", ["memory", "crash", "exit", "raise", "print"])
+def test_a_response_that_harms_the_process_gets_0_and_harms_no_other(hostile_pool, what):
+    items = [(problem(), "42"), (problem(), what), (problem(), "42")]
+    scores = hostile_pool.score(items)
+    assert [s.reward for s in scores] == [1.0, 0.0, 1.0]
+    assert not any(s.timed_out for s in scores)
+
+
+def test_a_verifier_writes_no_file_and_has_no_torch(hostile_pool, tmp_path):
+    file = tmp_path / "written"
+    scores = hostile_pool.score([(problem(), f"write {file}"), (problem(), "torch")])
+    assert [s.reward for s in scores] == [0.0, 0.0]
+    assert not file.exists() or file.stat().st_size == 0
+
+
+@pytest.mark.parametrize("answer", ["broken", "out of range"])
+def test_a_broken_prompt_is_an_error_that_names_it(hostile_pool, answer):
+    with pytest.raises(VerifierError, match="prompt p/7: "):
+        hostile_pool.score([(problem(), "42"), (problem(answer, 7), "42")])
+    # Results of the failed batch that were still on their way are not taken for the next one's.
+    assert [s.reward for s in hostile_pool.score([(problem(), "41"), (problem(), "42")])] == [0, 1]
+
+
+def test_workers_that_were_killed_while_idle_are_replaced(hostile_pool):
+    for pid in hostile_pool.worker_pids:
+        os.kill(pid, signal.SIGKILL)
+        assert gone(pid)
+    assert [s.reward for s in hostile_pool.score([(problem(), "42")] * 4)] == [1.0] * 4
+
+
+def test_threads_may_share_a_pool_and_end_before_it(hostile_pool):
+    """A thread that ends takes no worker with it (PR_SET_PDEATHSIG would)."""
+    results = {}
+
+    def use(i):
+        results[i] = hostile_pool.score([(problem(str(i)), str(i))] * 50)
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(s.correct for i in range(4) for s in results[i])
+    time.sleep(0.2)
+    pids = hostile_pool.worker_pids
+    assert all(s.correct for s in hostile_pool.score([(problem(), "42")] * 8))
+    assert hostile_pool.worker_pids == pids
+
+
+CHILD = """
+import sys, threading, time
+from sfpo_megatron import rewards
+from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.rewards.pool import ScoringPool
+from sfpo_megatron.rewards.worker import WireProblem
+rewards.VERIFIERS["hostile"] = "tests.unit.hostile_verifier"
+config = RewardConfig(timeout_s=600, num_workers=2)
+object.__setattr__(config, "function", "hostile")
+pool = ScoringPool(config)
+problem = WireProblem(id="p", question="?", answer="42", metadata={})
+busy = threading.Thread(target=pool.score, args=([(problem, "loop-in-C")],), daemon=True)
+busy.start()
+time.sleep(0.5)
+print(*pool.worker_pids, flush=True)
+time.sleep(600)
+"""
+
+
+def test_killing_the_parent_leaves_no_worker_not_even_a_busy_one():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_close_ends_the_workers():
+    pool = ScoringPool(RewardConfig(function="exact_match", num_workers=2))
+    pids = pool.worker_pids
+    assert len(pids) == 2
+    pool.close()
+    assert all(gone(pid, within_s=2) for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.score([(problem(), "42")])
+
+
+def test_a_worker_that_cannot_start_is_an_error_at_once(monkeypatch, capfd):
+    monkeypatch.setitem(rewards.VERIFIERS, "exact_match", "sfpo_megatron.rewards.no_such_file")
+    with pytest.raises(RuntimeError, match="scoring process did not start"):
+        ScoringPool(RewardConfig(function="exact_match"))
+    assert "no_such_file" in capfd.readouterr().err
+
+
+def test_reasoning_gym_prompts_through_the_pool():
+    """The entry survives the trip as JSON: same scores as in this process."""
+    from sfpo_megatron.data.reasoning_gym import reasoning_gym_rows
+    from sfpo_megatron.rewards.reasoning_gym import score
+
+    rows = [
+        row
+        for task in ("chain_sum", "countdown", "number_sorting")
+        for row in reasoning_gym_rows(task, {}, seed=1, size=20, key="k", name=task)
+    ]
+    items = [(row, text) for row in rows for text in (row.answer, f"{row.answer}!", "x")]
+    with ScoringPool(RewardConfig(timeout_s=20)) as pool:
+        assert [s.reward for s in pool.score(items)] == [score(t, row) for row, t in items]

@@ -1,0 +1,115 @@
+"""The verifiers themselves, in this process: what is right, what is wrong, what is never raised."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfpo_megatron.data.reasoning_gym import reasoning_gym_rows
+from sfpo_megatron.rewards import VERIFIERS, exact_match, last_number, reasoning_gym
+from sfpo_megatron.rewards.worker import WireProblem
+
+
+def problem(answer="42", **metadata):
+    return WireProblem(id="p", question="6 * 7 =", answer=answer, metadata=metadata)
+
+
+def gym_problem(task="chain_sum", **args):
+    (row,) = reasoning_gym_rows(task, args, seed=3, size=1, key="k", name=task)
+    return WireProblem(id=row.id, question=row.question, answer=row.answer, metadata=row.metadata)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("42", 42),
+        ("so 6 * 7 = 42.", 42),
+        ("1 + 41 = 42, I think", 42),
+        ("minus: -42", -42),
+        ("7-3", 3),
+        ("x = +5", 5),
+        ("(4)-3", 3),
+        ("1,234", 1234),
+        ("-12,345.60 dollars", -12345.6),
+        ("3,4", 4),
+        ("the options are 1, 2, 3", 3),
+        ("12,34", 34),
+        ("3.50", 3.5),
+        ("3.5.", 3.5),
+        ("007", 7),
+        ("no number", None),
+        ("", None),
+        ("٤٢", None),  # only ASCII digits
+        ("9" * 5000, None),
+    ],
+)
+def test_last_number(text, number):
+    found = last_number.last_number(text)
+    assert (found is None) if number is None else (float(found) == number)
+
+
+def test_last_number_scores():
+    assert last_number.score("6 * 7 = 42", problem()) == 1
+    assert last_number.score("42.00", problem()) == 1
+    assert last_number.score("42 or 43", problem()) == 0
+    assert last_number.score("", problem()) == 0
+    assert last_number.score("0.30000000000000004", problem("0.3")) == 0
+    with pytest.raises(ValueError, match="found 'Paris', expected a number"):
+        last_number.score("Paris", problem("Paris"))
+
+
+def test_exact_match():
+    assert exact_match.score(" 42\n", problem()) == 1
+    assert exact_match.score("42.", problem()) == 0
+    assert exact_match.score("", problem()) == 0
+
+
+def test_reasoning_gym_scores_with_the_tasks_own_verifier():
+    prompt = gym_problem()
+    right = prompt.answer
+    assert reasoning_gym.score(right, prompt) == 1
+    assert reasoning_gym.score(f" {right}.0\n", prompt) == 1  # the task compares decimals
+    assert reasoning_gym.score("x", prompt) == 0
+    assert 0 < reasoning_gym.score(f"{right}{right}", prompt) < 1  # partial credit is kept
+    assert reasoning_gym.score(f"hm 1 <answer> {right} </answer> bye", prompt) == 1
+    assert reasoning_gym.score(f"<answer>{right}</answer> <answer>x</answer>", prompt) == 0
+    assert reasoning_gym.score("<answer>", prompt) == 0
+    # A verifier that reads the entry's metadata, with several right answers.
+    countdown = gym_problem("countdown")
+    solution = countdown.metadata["entry"]["metadata"]["expression"]
+    assert reasoning_gym.score(solution, countdown) == 1
+    assert reasoning_gym.score("1 + 1", countdown) < 1
+
+
+def test_reasoning_gym_refuses_other_prompts():
+    with pytest.raises(ValueError, match=r"set reward\.function to exact_match or last_number"):
+        reasoning_gym.score("42", problem())
+
+
+@given(st.text())
+def test_no_response_makes_a_verifier_raise_or_leave_its_range(response):
+    prompts = {"reasoning_gym": GYM_PROBLEM}
+    for name, module in (
+        ("exact_match", exact_match),
+        ("last_number", last_number),
+        ("reasoning_gym", reasoning_gym),
+    ):
+        assert name in VERIFIERS
+        assert 0 <= module.score(response, prompts.get(name, problem())) <= 1
+
+
+GYM_PROBLEM = gym_problem()
+
+
+@pytest.mark.parametrize(
+    "unit", ["1", "1,", "1.", "-", "(", "<answer>", "</answer>", "1,2", "+1-", "1,111"]
+)
+def test_time_is_linear_in_the_response(unit):
+    response = unit * (200_000 // len(unit))
+    start = time.process_time()
+    last_number.score(response, problem())
+    reasoning_gym.score(response, GYM_PROBLEM)
+    assert time.process_time() - start < 1.0  # quadratic: minutes

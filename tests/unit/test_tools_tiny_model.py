@@ -1,0 +1,93 @@
+"""The tiny model's directory: what transformers loads back is what was made.
+
+Not exercised: Megatron and vLLM on it (tests/dist, tests/e2e).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tools import make_tiny_model
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "config.yaml"
+
+
+def make(out, *more):
+    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2", *more]
+    make_tiny_model.make_tiny_model(make_tiny_model.parse_args(args))
+    return out
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Calculate 1 + 2 + 3 + 4.",
+        "  spaces   and\ttabs\n\nand lines ",
+        "digits 0123456789",
+        "héllo wörld 日本 🙂 ٤٢",
+        "",
+        "a<b>c",
+    ],
+)
+def test_text_round_trips(directory, text):
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_vocabulary(directory):
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text())
+    assert len(tokenizer) == config["vocab_size"]  # the loader added nothing
+    assert len(tokenizer) % 2 == 1
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id == config["eos_token_id"]
+    generation = json.loads((directory / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == tokenizer.eos_token_id
+    assert tokenizer.convert_ids_to_tokens(tokenizer("1234")["input_ids"]) == list("1234")
+    assert "Calculate" in tokenizer.get_vocab()  # a word of the task is one token
+
+
+def test_prompts_of_the_demo_fit(directory):
+    from sfpo_megatron.config.load import load_config
+    from sfpo_megatron.data import PromptStream, eval_prompts, sft_examples
+
+    config = load_config(DEMO)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert len(eval_prompts(config, tokenizer)) >= 512
+    assert len(PromptStream(config, tokenizer).prompts) > 5000
+    _, answer = next(sft_examples(config, tokenizer))
+    assert len(answer) <= config.rollout.max_response_tokens
+
+
+def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
+    again, other = make(tmp_path / "again"), make(tmp_path / "other", "--seed", "1")
+    for file in directory.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+    assert (directory / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+    weights = directory / "model.safetensors"
+    assert weights.read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("tied", ["--tied", "--untied"])
+def test_architectures(tmp_path, arch, tied):
+    out = make(tmp_path, "--arch", arch, tied)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert model.config.model_type == arch
+    assert len(tokenizer) == model.config.vocab_size
+    shared = model.lm_head.weight is model.model.embed_tokens.weight
+    assert shared == (tied == "--tied")
+    assert next(model.parameters()).dtype == torch.float32
+    with torch.no_grad():  # a sensible scale: nearly uniform, neither dead nor saturated
+        logits = model(**tokenizer("Calculate 1 + 2.", return_tensors="pt")).logits
+    assert torch.isfinite(logits).all() and 0 < logits.std() < 2

@@ -1,0 +1,150 @@
+"""Make a small random Qwen2-style model directory, with a tokenizer fitted to a task's prompts.
+
+    python tools/make_tiny_model.py --out runs/demo/model --config examples/demo/config.yaml
+
+The tokenizer is byte-level BPE, so any text round-trips: digits are one token each, the words of
+the task's prompts are whole tokens. Its size is made odd on purpose: no tensor-parallel size
+divides it, so every run with this model also exercises vocabulary padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+PAD, EOS = "<|pad|>", "<|endoftext|>"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--config", default="examples/demo/config.yaml", help="has data.train")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--arch", choices=("qwen2", "qwen3", "llama"), default="qwen2")
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--num-layers", type=int, default=2)
+    parser.add_argument("--num-heads", type=int, default=4)
+    parser.add_argument("--num-kv-heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=32, help="vLLM on CPU needs 32 or more")
+    parser.add_argument("--ffn", type=int, default=256)
+    parser.add_argument("--init-std", type=float, default=0.02)
+    parser.add_argument("--max-vocab", type=int, default=383, help="upper limit of the vocabulary")
+    parser.add_argument("--max-positions", type=int, default=256, help="longest sequence")
+    tied = parser.add_mutually_exclusive_group()
+    tied.add_argument("--tied", dest="tied", action="store_true", default=True)
+    tied.add_argument("--untied", dest="tied", action="store_false")
+    return parser.parse_args(argv)
+
+
+def task_texts(config_path: str) -> list[str]:
+    """Prompts and answers of the config's training sources."""
+    from sfpo_megatron.config.load import load_config
+    from sfpo_megatron.data.prompts import train_rows
+
+    config = load_config(config_path)
+    suffix = config.data.prompt_suffix
+    return [text for row in train_rows(config) for text in (row.question + suffix, row.answer)]
+
+
+def train_tokenizer(texts: list[str], max_vocab: int) -> Any:
+    """Qwen2's tokenizer with a vocabulary of its own, an odd number of tokens.
+
+    The class is Qwen2Tokenizer for every architecture: transformers 5 loads the tokenizer of a
+    qwen2 directory as that class whatever tokenizer_config.json says, so its text splitting is
+    the one to train under.
+    """
+    from transformers import Qwen2Tokenizer
+
+    backend = _byte_level_bpe(texts, max_vocab)
+    if backend.get_vocab_size() % 2 == 0:
+        backend = _byte_level_bpe(texts, backend.get_vocab_size() - 1)
+    model = json.loads(backend.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        unk_token=EOS,  # never produced (every byte is a token), but must be some token
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=1 << 30,
+    )
+
+
+def _byte_level_bpe(texts: list[str], max_vocab: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    splitting = Qwen2Tokenizer().backend_tokenizer
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = splitting.normalizer
+    tokenizer.pre_tokenizer = splitting.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=max_vocab,
+        min_frequency=2,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def model_config(args: argparse.Namespace, tokenizer: Any) -> Any:
+    """The Hugging Face config of `args.arch`."""
+    import transformers
+
+    name = {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[args.arch]
+    return getattr(transformers, name)(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=args.num_heads,
+        num_key_value_heads=args.num_kv_heads,
+        head_dim=args.head_dim,
+        intermediate_size=args.ffn,
+        max_position_embeddings=args.max_positions,
+        tie_word_embeddings=args.tied,
+        initializer_range=args.init_std,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def make_tiny_model(args: argparse.Namespace) -> Path:
+    """Write the directory; returns it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = train_tokenizer(task_texts(args.config), args.max_vocab)
+    config = model_config(args, tokenizer)
+    torch.manual_seed(args.seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _scale_down_residual_writes(model, args.num_layers)
+    model.save_pretrained(args.out)  # config.json, generation_config.json, model.safetensors
+    tokenizer.save_pretrained(args.out)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{args.out}: {args.arch}, {parameters:,} parameters, {len(tokenizer)} tokens")
+    return Path(args.out)
+
+
+def _scale_down_residual_writes(model: Any, num_layers: int) -> None:
+    """GPT-2's rule: what writes into the residual stream shrinks by sqrt(2 x layers), so that its
+    variance does not grow with depth."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter /= math.sqrt(2 * num_layers)
+
+
+if __name__ == "__main__":
+    # Run from a checkout as a script, so that the package need not be installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    make_tiny_model(parse_args())
