@@ -23,6 +23,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
 
+# How gloo, and our control group, say that another rank is gone.
+_LOST_PEER = ("PeerLostError", "Connection closed by peer", "Connection reset by peer")
+
 
 def launch(
     arguments: list[str], *, num_ranks: int, output_dir: str, module: str = "sfpo_megatron"
@@ -82,18 +85,23 @@ def first_failure(exit_codes: Mapping[int, tuple[int, int]], output_dir: str) ->
     """The one line about a failed run, and the exit code of the launcher.
 
     `exit_codes`: rank -> (exit code, pid), in the order in which they were seen. A rank that was
-    killed comes before one that raised (the survivors of a kill raise too, about a closed
-    connection), and ranks that this launcher ended itself come last.
+    killed comes first, then those that raised by the time of their message; ranks that raised about
+    a peer they lost come after that peer, whose own message may be later (rank 0 closes the
+    engines before it says why), and ranks that this launcher ended itself come last.
     """
 
     def order(rank: int) -> tuple[int, float]:
         code = exit_codes[rank][0]
         if code in _OURS:
-            return 2, 0.0
+            return 3, 0.0
         if code < 0:
             return 0, 0.0
         file = error_file(output_dir, rank)
-        return 1, file.stat().st_mtime if file.exists() else float("inf")
+        if not file.exists():
+            return 1, float("inf")
+        line = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
+        lost_a_peer = any(sign in line for sign in _LOST_PEER)
+        return 2 if lost_a_peer else 1, file.stat().st_mtime
 
     rank = min(exit_codes, key=order)
     code, pid = exit_codes[rank]

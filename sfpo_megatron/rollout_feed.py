@@ -41,11 +41,10 @@ def from_tensors(tensors: dict[str, Tensor]) -> RolloutBatch:
 class EngineFeed:
     """Rank 0's end: prompts out, scored rollouts back."""
 
-    def __init__(self, config: RunConfig, client: RolloutClient, tokenizer: Any) -> None:
+    def __init__(self, config: RunConfig, client: RolloutClient, prompts: PromptStream) -> None:
         self._config = config
         self._client = client
-        self._prompts = PromptStream(config, tokenizer)
-        self.summary = self._prompts.summary
+        self._prompts = prompts
 
     def collect(self, step: int) -> RolloutBatch:
         """Generate and score one train step's rollouts."""
@@ -77,7 +76,6 @@ class SavedFeed:
     def __init__(self, path: str) -> None:
         self._path = path
         self._tensors = load_file(path)
-        self.summary = f"rollouts of {path}"
         self.times = {"time/generate_s": 0.0, "time/reward_s": 0.0}
 
     def collect(self, step: int) -> RolloutBatch:

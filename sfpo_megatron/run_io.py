@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import eval_prompts
+from sfpo_megatron.data.prompts import PromptStream, eval_prompts
 from sfpo_megatron.evaluate import evaluate
 from sfpo_megatron.report.plot import plot
 from sfpo_megatron.report.table import summary_table
@@ -73,11 +73,13 @@ class RunIO:
 
         from sfpo_megatron.rollout.controller import start_rollouts
 
-        self._client = start_rollouts(config, model_path=config.model.path)
+        # Prompts first: a wrong row ends the run before any engine starts.
         tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-        self._feed = EngineFeed(config, self._client, tokenizer)
+        prompts = PromptStream(config, tokenizer)
         self._eval_prompts = eval_prompts(config, tokenizer)
-        self._tracker.progress(f"{self._feed.summary}, {len(self._eval_prompts)} held out")
+        self._tracker.progress(f"{prompts.summary}, {len(self._eval_prompts)} held out")
+        self._client = start_rollouts(config, model_path=config.model.path)
+        self._feed = EngineFeed(config, self._client, prompts)
 
     def connect(self, control: ControlGroup, source: MegatronWeightSource) -> None:
         """Wait for the engines and tie the refit to them. Collective."""

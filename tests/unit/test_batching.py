@@ -1,9 +1,11 @@
-"""The cut into minibatches and microbatches: every token once, within the budget, equal on all ranks.
+"""The cut into minibatches and microbatches: every token once, within the budget, equal counts.
 
 Property tests over ragged batches. Not exercised here: the forward passes over the packs.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def make_batch(lengths: list[tuple[int, int]]) -> RolloutBatch:
 def sequences(microbatch: Microbatch) -> list[slice]:
     """The real sequences of a pack (a dummy one starts with token 0)."""
     ends = microbatch.cu_seqlens.tolist()
-    spans = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    spans = [slice(a, b) for a, b in itertools.pairwise(ends)]
     return [span for span in spans if microbatch.token_ids[span.start] != 0]
 
 
@@ -97,14 +99,14 @@ def check_pack(microbatch: Microbatch, layout: BatchLayout) -> None:
     ends = microbatch.cu_seqlens.tolist()
     assert microbatch.cu_seqlens.dtype == torch.int32
     assert ends[0] == 0 and ends[-1] == total and sorted(set(ends)) == ends
-    assert microbatch.max_seqlen == max(b - a for a, b in zip(ends, ends[1:], strict=False))
+    assert microbatch.max_seqlen == max(b - a for a, b in itertools.pairwise(ends))
     assert total > 0 and total % layout.pad_multiple == 0
     real = sequences(microbatch)
     if layout.microbatch_size is None:
         assert sum(span.stop - span.start for span in real) <= layout.max_tokens
     else:
         assert len(real) <= layout.microbatch_size
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in itertools.pairwise(ends):
         assert microbatch.position_ids[start:stop].tolist() == list(range(stop - start))
 
 
@@ -168,7 +170,7 @@ def test_packs_are_filled_evenly() -> None:
 
 def test_a_sequence_over_the_budget_is_refused_with_both_numbers() -> None:
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=9)
-    with pytest.raises(ValueError, match=r"10 tokens .*max_tokens_per_microbatch=9; raise it to 10"):
+    with pytest.raises(ValueError, match=r"10 tokens .*per_microbatch=9; raise it to 10"):
         build_minibatches(make_batch([(5, 5)]), torch.zeros(1), layout)
 
 

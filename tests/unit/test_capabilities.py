@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 TE = {"transformer_engine/__init__.py": "__version__ = '2.9'", "transformer_engine/pytorch.py": ""}
-NO_PYTORCH = {"transformer_engine/__init__.py": "__version__ = '2.9'"}  # without its [pytorch] extra
+# Installed without its [pytorch] extra.
+NO_PYTORCH = {"transformer_engine/__init__.py": "__version__ = '2.9'"}
 # As TransformerEngine does without a driver: not an ImportError.
 BROKEN = {
     "transformer_engine/__init__.py": "__version__ = '2.9'",

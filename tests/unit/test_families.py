@@ -102,7 +102,7 @@ def test_vocabulary_is_padded_with_zeros_and_cut_again() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
-    """Expected names from transformers' modules on the meta device: nothing missing, nothing more."""
+    """Expected names from transformers' modules on the meta device: none missing, none more."""
     import transformers
 
     kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[shape.family]

@@ -18,6 +18,9 @@ from sfpo_megatron.objectives.objective import NextTokenObjective, PolicyObjecti
 from sfpo_megatron.objectives.surrogate import ppo_clip
 from sfpo_megatron.types import Microbatch
 
+# (prompt tokens, response tokens, advantage)
+ROWS = [(3, 5, 1.3), (1, 1, -0.7), (6, 0, 2.0), (2, 9, -1.1), (4, 2, 0.0), (2, 7, 0.4)]
+
 
 def ragged(seed: int) -> tuple[Microbatch, Tensor, Tensor]:
     """(pack with old_logprobs, new log-probs, entropies); ratios reach far beyond both clips."""
@@ -29,7 +32,7 @@ def ragged(seed: int) -> tuple[Microbatch, Tensor, Tensor]:
             advantage=a,
             generator_logprobs=torch.zeros(r),
         )
-        for p, r, a in [(3, 5, 1.3), (1, 1, -0.7), (6, 0, 2.0), (2, 9, -1.1), (4, 2, 0.0), (2, 7, 0.4)]
+        for p, r, a in ROWS
     ]
     microbatch = pack(rows, 8)
     size = microbatch.token_ids.numel()
@@ -37,13 +40,14 @@ def ragged(seed: int) -> tuple[Microbatch, Tensor, Tensor]:
     logprobs = microbatch.old_logprobs + 0.5 * torch.randn(size, generator=random)
     # Positions that no mask covers may hold anything finite.
     logprobs[~microbatch.loss_mask] = 60.0
-    return microbatch, logprobs.requires_grad_(), torch.rand(size, generator=random).requires_grad_()
+    entropy = torch.rand(size, generator=random)
+    return microbatch, logprobs.requires_grad_(), entropy.requires_grad_()
 
 
 def by_token(
     microbatch: Microbatch, logprobs: Tensor, low: float, high: float
 ) -> tuple[float, list[float], float, float, int]:
-    """(loss, its gradient by log-prob, sum of ratios, sum of old - new, clipped tokens), by hand."""
+    """(loss, its gradient by log-prob, sum of ratios, sum of old - new, clipped tokens)."""
     assert microbatch.old_logprobs is not None
     loss, ratios, kl, clipped = 0.0, 0.0, 0.0, 0
     grad = [0.0] * logprobs.numel()
@@ -118,7 +122,8 @@ def test_entropy_bonus(coef: float) -> None:
 def test_next_token_objective_is_the_negative_log_likelihood() -> None:
     microbatch, logprobs, entropy = ragged(3)
     loss, stats = NextTokenObjective()(logprobs, entropy, microbatch)
-    assert loss.item() == pytest.approx(-logprobs.detach().double()[microbatch.loss_mask].sum().item())
+    wanted = -logprobs.detach().double()[microbatch.loss_mask].sum().item()
+    assert loss.item() == pytest.approx(wanted)
     loss.backward()
     assert logprobs.grad is not None and torch.equal(logprobs.grad, -microbatch.loss_mask.float())
     assert stats.numel() == 0
@@ -127,7 +132,7 @@ def test_next_token_objective_is_the_negative_log_likelihood() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_advantages_against_plain_arithmetic(normalize: bool) -> None:
     """Unbiased std (n - 1), eps added to the std; a group of equal rewards gives exactly zero."""
-    groups = [[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [0.0, 0.1, 1.0, -2.0], [0.0, 0.0, 0.0, 1.0]]
+    groups = [[1.0, 0, 0, 1.0], [0.5, 0.5, 0.5, 0.5], [0, 0.1, 1.0, -2.0], [0, 0, 0, 1.0]]
     got = grpo_advantages(torch.tensor(groups).flatten(), 4, normalize_std=normalize).view(4, 4)
     for row, group in zip(got.tolist(), groups, strict=True):
         mean = sum(group) / 4
@@ -138,5 +143,5 @@ def test_advantages_against_plain_arithmetic(normalize: bool) -> None:
 
 
 def test_advantages_need_whole_groups() -> None:
-    with pytest.raises(ValueError, match="7 rewards .* groups of 4"):
+    with pytest.raises(ValueError, match=r"7 rewards .* groups of 4"):
         grpo_advantages(torch.zeros(7), 4)

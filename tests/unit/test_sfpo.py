@@ -37,8 +37,8 @@ def weights(seed: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize("k", [0, 1, 3])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8, 1.0])
 def test_sgd_on_a_quadratic_in_closed_form(k: int, alpha: float) -> None:
-    """A pass is SGD on |theta - c|^2 / 2: theta - c shrinks by (1 - lr). After K fast passes, the
-    reposition and the slow correction: (1 - lr) * (1 - alpha + alpha (1 - lr)^K) * (theta_0 - c)."""
+    """A pass is SGD on |theta - c|^2 / 2, so theta - c shrinks by s = 1 - lr. After K fast passes,
+    the reposition and the slow correction it is s (1 - alpha + alpha s^K) (theta_0 - c)."""
     lr, center = 0.3, 1.5
     start = weights()
     shards = Shards(*[t.clone() for t in start])

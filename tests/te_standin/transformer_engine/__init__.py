@@ -1,5 +1,6 @@
-"""A stand-in for TransformerEngine in plain torch: the names, constructors and parameter names of the
-classes that Megatron-Core subclasses, so that its TE layer spec runs on a CPU (tests only).
+"""A stand-in for TransformerEngine in plain torch, so that Megatron's TE layer spec runs on a CPU.
+
+It has the names, constructors and parameter names of the classes that Megatron-Core subclasses.
 
 Put on sys.path by tests/dist alone. It proves names, shapes and layout of the TE path, not TE's
 kernels: no FP8, no tensor parallelism, no dropout, no fused anything. What is missing raises.

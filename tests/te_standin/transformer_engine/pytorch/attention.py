@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -51,11 +52,9 @@ class DotProductAttention(torch.nn.Module):
         assert ends[0] == 0 and ends[-1] == query.shape[0], "cu_seqlens do not cover the pack"
         repeats = self.heads // self.groups
         rows = []
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in itertools.pairwise(ends):
             q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
             k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=self.softmax_scale
-            )
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale)
             rows.append(out[0].transpose(0, 1).flatten(1))
         return torch.cat(rows)

@@ -27,7 +27,8 @@ class FusedAdam(torch.optim.Optimizer):
     ) -> None:
         if not (adam_w_mode and bias_correction):
             raise NotImplementedError("decoupled weight decay with bias correction only")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:

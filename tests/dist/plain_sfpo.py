@@ -1,0 +1,104 @@
+"""SFPO written out on one process: a transformers model, torch's AdamW, the paper's formulas.
+
+Independent of sfpo_megatron (no import of it): the second opinion of the training cases. One
+sequence a forward, float64 sums, the reposition as theta_0 + alpha * (theta_K - theta_0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, frozen=True)
+class Settings:
+    k: int
+    alpha: float
+    minibatches: int
+    group_size: int
+    lr: float
+    weight_decay: float
+    clip_grad: float
+    clip: float
+    entropy_coef: float
+
+
+def token_logprobs(model: torch.nn.Module, tokens: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies [R] at the response tokens of one sequence [P + R]."""
+    logits = model(tokens[None]).logits[0]
+    every = torch.log_softmax(logits[prompt - 1 : -1], dim=-1)
+    entropy = -(every.exp() * every).sum(dim=-1)
+    return every.gather(1, tokens[prompt:, None])[:, 0], entropy
+
+
+def advantages(rewards: Tensor, group_size: int) -> list[float]:
+    """(r - mean) / (unbiased std + 1e-6) within each group."""
+    result: list[float] = []
+    for group in rewards.double().split(group_size):
+        mean = group.sum() / group_size
+        std = (((group - mean) ** 2).sum() / (group_size - 1)).sqrt()
+        result += ((group - mean) / (std + 1e-6)).tolist()
+    return result
+
+
+def minibatch_loss(
+    model: torch.nn.Module,
+    rows: Sequence[tuple[Tensor, int, float, Tensor]],
+    settings: Settings,
+) -> Tensor:
+    """Mean over the response tokens of -min(r A, clip(r, 1 - c, 1 + c) A) - coef * entropy."""
+    clip = settings.clip
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for tokens, prompt, advantage, old in rows:
+        logprobs, entropy = token_logprobs(model, tokens, prompt)
+        ratio = (logprobs - old).exp()
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        total = total - surrogate.double().sum() - settings.entropy_coef * entropy.double().sum()
+        count += ratio.numel()
+    return total / count
+
+
+def train(
+    model: torch.nn.Module, batches: Sequence[dict[str, Tensor]], settings: Settings
+) -> tuple[list[list[list[list[float]]]], dict[str, Tensor]]:
+    """((loss, gradient norm) [step][pass][minibatch], weights by Hugging Face name)."""
+    params = list(model.parameters())
+    groups = [
+        {"params": [p for p in params if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in params if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), eps=1e-8)
+
+    def one_pass(parts: Sequence[Sequence[tuple[Tensor, int, float, Tensor]]]) -> list[list[float]]:
+        losses = []
+        for rows in parts:
+            adam.zero_grad()
+            loss = minibatch_loss(model, rows, settings)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(params, settings.clip_grad)
+            adam.step()
+            losses.append([loss.item(), norm.item()])
+        return losses
+
+    history = []
+    for batch in batches:
+        lengths = (batch["prompt_lengths"] + batch["response_lengths"]).tolist()
+        tokens = batch["token_ids"].split(lengths)
+        prompts = batch["prompt_lengths"].tolist()
+        with torch.no_grad():
+            old = [token_logprobs(model, t, p)[0] for t, p in zip(tokens, prompts, strict=True)]
+        weights = advantages(batch["rewards"], settings.group_size)
+        rows = list(zip(tokens, prompts, weights, old, strict=True))
+        size = len(rows) // settings.minibatches
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        slow = [p.detach().clone() for p in params]
+        losses = [one_pass(parts) for _ in range(settings.k)]
+        with torch.no_grad():
+            for param, start in zip(params, slow, strict=True):
+                param.copy_(start + settings.alpha * (param - start))
+        losses.append(one_pass(parts))
+        history.append(losses)
+    return history, {n: p.detach().clone().contiguous() for n, p in model.named_parameters()}

@@ -1,0 +1,58 @@
+"""A rank for test_launcher.py: `python -m rank_script MODE OUTPUT_DIR`, real gloo, no model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sfpo_megatron import worker
+from sfpo_megatron.config.load import ConfigError
+
+
+def run(mode: str, folder: Path) -> None:
+    """What the mode says, with a process of its own in another session (as Ray's are)."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    (folder / f"pids_{rank}").write_text(f"{os.getpid()} {child.pid}")
+    try:
+        act(mode, rank, dist)
+    finally:
+        if mode != "kill":
+            child.kill()
+        (folder / f"closed_{rank}").touch()
+
+
+def act(mode: str, rank: int, dist: object) -> None:
+    from torch.distributed import barrier, distributed_c10d
+
+    barrier()
+    if mode == "ok":
+        return
+    if mode == "config":
+        raise ConfigError("file", "key", found="a", expected="b", fix="c")
+    if mode == "raise" and rank == 1:
+        time.sleep(0.5)
+        raise ValueError("two\nlines")
+    if mode in ("kill", "kill_while_stuck") and rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "kill_while_stuck":  # in C++, where no Python signal handler runs
+        distributed_c10d._get_default_store().wait(["never"])
+    if mode == "sleep":
+        time.sleep(600)
+    barrier()
+
+
+if __name__ == "__main__":
+    worker.CLOSING_TIME_S = 2.0
+    mode, folder = sys.argv[1:]
+    raise SystemExit(
+        worker.run_rank(lambda: run(mode, Path(folder)), output_dir=folder, launched=True)
+    )

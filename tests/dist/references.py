@@ -1,0 +1,103 @@
+"""What every case compares with: tiny random Hugging Face models, their logits, rollout batches.
+
+Made in the pytest process, by transformers alone, where the CPU bridge of mcore is not installed.
+Shapes that bite: 4 layers, GQA 6:2, head_dim 32 (hidden / heads is 16), 101 tokens, ragged lengths,
+random norm weights and biases (at their initial 1 and 0 a lost one would not show).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+MODELS = [f"{kind}_{tie}" for kind in ("qwen2", "qwen3", "llama") for tie in ("tied", "untied")]
+SEQUENCES = (7, 20, 13)
+"""Lengths of the three sequences whose logits are compared."""
+VOCAB_SIZE = 101
+NUM_STEPS, GROUP_SIZE, NUM_PROMPTS = 3, 4, 4
+K, ALPHA, MINIBATCHES, LR, WEIGHT_DECAY, CLIP_GRAD = 3, 0.8, 2, 1e-4, 0.05, 1.0
+ENTROPY_COEF = 0.01
+"""Where every token is clipped (these models learn a batch in two passes) the gradient is not 0."""
+TRAINED = ("qwen2_tied", "qwen3_untied")
+"""Models that the training cases use: tied embeddings and biases; q/k norms and a separate head."""
+
+
+def make_model(name: str, directory: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+    kind, tie = name.split("_")
+    config = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}[kind](
+        vocab_size=VOCAB_SIZE,
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=tie == "tied",
+        initializer_range=0.1,
+    )
+    torch.manual_seed(MODELS.index(name))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name:
+                parameter.normal_(1.0, 0.2)
+            elif parameter_name.endswith("bias"):
+                parameter.normal_(0.0, 0.2)
+    model.save_pretrained(directory / name)
+    return model
+
+
+@torch.no_grad()
+def save_logits(model: torch.nn.Module, file: Path) -> None:
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, VOCAB_SIZE, (sum(SEQUENCES),), generator=random)
+    logits = [model(part[None]).logits[0] for part in ids.split(SEQUENCES)]
+    save_file({"token_ids": ids, "logits": torch.cat(logits)}, file)
+
+
+def make_batch(step: int) -> dict[str, torch.Tensor]:
+    """One rollout batch: ragged, a one-token response, a group of equal rewards (advantage 0)."""
+    random = torch.Generator().manual_seed(100 + step)
+    num = NUM_PROMPTS * GROUP_SIZE
+    prompts = torch.randint(2, 9, (NUM_PROMPTS,), generator=random).repeat_interleave(GROUP_SIZE)
+    responses = torch.randint(1, 15, (num,), generator=random)
+    responses[1] = 1
+    # Each minibatch (half of the groups) has a mixed group: its gradient must not be zero.
+    rewards = torch.tensor([1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1], dtype=torch.float32)
+    size = int((prompts + responses).sum())
+    return {
+        "prompt_lengths": prompts,
+        "response_lengths": responses,
+        "token_ids": torch.randint(0, VOCAB_SIZE, (size,), generator=random),
+        "rewards": rewards,
+    }
+
+
+def make_references(directory: Path) -> None:
+    """Everything that workers read from `directory`, and the plain trainer's results."""
+    from plain_sfpo import Settings, train
+
+    batches = [make_batch(step) for step in range(NUM_STEPS)]
+    for step, batch in enumerate(batches):
+        save_file(batch, directory / f"batch{step}.safetensors")
+    for name in MODELS:
+        model = make_model(name, directory)
+        save_logits(model, directory / f"{name}.logits.safetensors")
+        if name in TRAINED:
+            settings = Settings(
+                k=K, alpha=ALPHA, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,
+                weight_decay=WEIGHT_DECAY, clip_grad=CLIP_GRAD, clip=0.2, entropy_coef=ENTROPY_COEF,
+            )  # fmt: skip
+            losses, weights = train(model, batches, settings)
+            (directory / f"{name}.plain.json").write_text(json.dumps(losses))
+            save_file(weights, directory / f"{name}.plain.safetensors")
+
+
+def load_batch(directory: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(directory / f"batch{step}.safetensors")

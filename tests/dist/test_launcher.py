@@ -1,0 +1,175 @@
+"""Ranks that end well, badly, or are killed: one line, the exit code, and no process left.
+
+Real torchrun and gloo on two ranks (`rank_script.py`). Not here: Ray and vLLM below rank 0, whose
+place a detached `sleep` takes (tests/e2e has the real ones).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron.launcher import first_failure
+from sfpo_megatron.worker import error_file, message_line
+
+LAUNCH = """
+import sys
+from sfpo_megatron.launcher import launch
+mode, folder = sys.argv[1:]
+sys.exit(launch([mode, folder], num_ranks=2, output_dir=folder, module="rank_script"))
+"""
+
+
+def start(mode: str, folder: Path) -> subprocess.Popen[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env["PYTHONPATH"] = str(Path(__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, mode, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(pid) for file in folder.glob("pids_*") for pid in file.read_text().split()]
+
+
+def alive(folder: Path) -> list[int]:
+    """Of the ranks and their children, those that still run (a zombie does not)."""
+    left = []
+    for pid in pids(folder):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            left.append(pid)
+    return left
+
+
+def listening_addresses(processes: list[int]) -> set[str]:
+    """Local addresses (hexadecimal, as /proc/net has them) on which the processes listen."""
+    inodes = set()
+    for pid in processes:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                inodes.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+            except OSError:
+                continue
+    rows = [
+        line.split()
+        for file in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(file).read_text().splitlines()[1:]
+    ]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def wait_until(condition: object, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:  # type: ignore[operator]
+        time.sleep(0.05)
+    assert condition()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("mode", "exit_code", "line"),
+    [
+        pytest.param("ok", 0, "", marks=pytest.mark.full),
+        ("raise", 1, "error: rank 1: ValueError: two lines (traceback: "),
+        pytest.param("config", 2, "error: file: key: found a, ", marks=pytest.mark.full),
+        pytest.param("kill", 1, "error: rank 1 (pid ", marks=pytest.mark.full),
+        ("kill_while_stuck", 1, "error: rank 1 (pid "),
+    ],
+)
+def test_end_of_a_run(tmp_path: Path, mode: str, exit_code: int, line: str) -> None:
+    process = start(mode, tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == exit_code, err
+    assert len(pids(tmp_path)) == 4, err
+    assert not alive(tmp_path)
+    assert out == ""
+    errors = [text for text in err.splitlines() if text.startswith("error:")]
+    assert len(errors) == (1 if line else 0), err
+    assert "Traceback" not in err
+    assert "ChildFailedError" not in err
+    if line:
+        assert errors[0].startswith(line)
+    if mode.startswith("kill"):
+        assert "was killed by SIGKILL" in errors[0]
+    if mode == "raise":
+        assert "two\nlines" in error_file(str(tmp_path), 1).read_text()
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+)
+def test_signal_ends_all_ranks(tmp_path: Path, signum: signal.Signals) -> None:
+    """Rank 0 unwinds (its `finally` runs), rank 1 dies at once, nobody is left."""
+    process = start("sleep", tmp_path)
+    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    time.sleep(1.0)  # past the barrier
+    assert listening_addresses([process.pid, *pids(tmp_path)]) == {"0100007F"}  # 127.0.0.1
+    began = time.monotonic()
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert process.returncode == (130 if signum == signal.SIGINT else 1)
+    assert [text for text in err.splitlines() if "error" in text] == [
+        f"error: stopped by {signum.name}"
+    ]
+    assert (tmp_path / "closed_0").exists()
+    assert not (tmp_path / "closed_1").exists()
+    assert not alive(tmp_path)
+
+
+def test_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
+    """The ranks; what they started in other sessions is theirs to end (rank 1 cannot)."""
+    process = start("sleep", tmp_path)
+    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    time.sleep(1.0)
+    process.kill()
+    process.wait(timeout=30)
+    ranks = [int((tmp_path / f"pids_{rank}").read_text().split()[0]) for rank in (0, 1)]
+    try:
+        wait_until(lambda: not set(ranks) & set(alive(tmp_path)), 10)
+        assert (tmp_path / "closed_0").exists()
+    finally:
+        for pid in alive(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+
+
+def test_the_first_cause_is_named(tmp_path: Path) -> None:
+    """A kill before an exception, an older exception before a younger, our own signals last."""
+    folder = str(tmp_path)
+    for rank, when in ((0, 200), (2, 100)):
+        file = error_file(folder, rank)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"error: rank {rank}: X\n\ntraceback")
+        os.utime(file, (when, when))
+    failures = {3: (-15, 13), 0: (1, 10), 2: (1, 12), 1: (-9, 11)}
+    assert first_failure(failures, folder)[0].startswith("error: rank 1 (pid 11) was killed by")
+    del failures[1]
+    assert first_failure(failures, folder) == ("error: rank 2: X", 1)
+    assert first_failure({0: (2, 10)}, folder) == ("error: rank 0: X", 2)
+    assert first_failure({3: (-15, 13), 0: (143, 10)}, folder)[0] == (
+        "error: rank 3 (pid 13) was killed by SIGTERM"
+    )
+    assert first_failure({5: (7, 15)}, folder)[0] == (
+        "error: rank 5 (pid 15) ended with exit code 7 and no message"
+    )
+
+
+def test_message_is_one_line() -> None:
+    assert message_line(KeyError("a\n  b"), 3) == "error: rank 3: KeyError: 'a\\n b'"
+    long = message_line(ValueError("x" * 5000), 0)
+    assert len(long) < 700
+    assert long.endswith("...")

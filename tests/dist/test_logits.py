@@ -1,0 +1,92 @@
+"""Megatron's logits equal transformers', for every family, layout, packed and alone.
+
+Not exercised here: Llama-3 rope scaling, context parallelism, CUDA kernels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from harness import PP2, SP2, TP1, TP2, TP2PP2, VPP2, on_ranks
+from references import MODELS, SEQUENCES, VOCAB_SIZE
+from safetensors.torch import load_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from workbench import Workbench
+
+
+def check_logits(bench: Workbench, model: str, bound: float, dtype: str = "float32") -> None:
+    """max |ours - transformers'| <= bound * max |transformers'|."""
+    from sfpo_megatron.batching import PackRow, pack
+
+    policy = bench.policy(model, dtype=dtype)
+    expected = load_file(bench.directory / f"{model}.logits.safetensors")
+    rows = [
+        PackRow(
+            token_ids=part, prompt_length=2, advantage=0.0, generator_logprobs=torch.zeros(n - 2)
+        )
+        for part, n in zip(expected["token_ids"].split(SEQUENCES), SEQUENCES, strict=True)
+    ]
+    multiple = bench.layout.tensor if bench.layout.sequence else 1
+    alone = [bench.logits(policy, pack([row], multiple)) for row in rows]
+    packed = bench.logits(policy, pack(rows, multiple))
+    if not policy.layout.is_last_stage:
+        assert packed is None and alone == [None] * len(rows)
+        return
+    padded = policy.shape.padded_vocab_size(bench.layout.tensor)
+    assert packed is not None and packed.shape[1] == padded
+
+    def close(name: str, got: Tensor, wanted: Tensor) -> None:
+        error = (got - wanted).abs().max() / wanted.abs().max()
+        assert error <= bound, f"{name}: relative error {error:.2e} > {bound}"
+
+    logits = expected["logits"]
+    total = sum(SEQUENCES)
+    close("packed", packed[:total, :VOCAB_SIZE], logits)
+    for i, (got, wanted) in enumerate(zip(alone, logits.split(SEQUENCES), strict=True)):
+        assert got is not None
+        close(f"sequence {i} alone", got[: SEQUENCES[i], :VOCAB_SIZE], wanted)
+    assert logits.std() > 0.5, "logits this flat would not show a fault"
+
+
+@on_ranks(TP1, TP2, SP2, PP2, TP2PP2, model=MODELS)
+def test_logits_equal_transformers(bench: Workbench, model: str) -> None:
+    """fp32, within 1e-4 of the largest logit (measured: about 1e-6)."""
+    check_logits(bench, model, 1e-4)
+
+
+@on_ranks(VPP2, model=["qwen2_tied", "llama_untied"])
+def test_logits_under_the_interleaved_schedule(bench: Workbench, model: str) -> None:
+    check_logits(bench, model, 1e-4)
+
+
+@on_ranks(TP1, TP2, model=["qwen2_tied", "qwen3_untied"])
+def test_logits_bf16(bench: Workbench, model: str) -> None:
+    """bf16 keeps 8 bits: 4 layers stay within 4% of the largest logit of the fp32 model."""
+    check_logits(bench, model, 0.04, dtype="bfloat16")
+
+
+@on_ranks(TP2, model=["qwen2_tied", "llama_untied"])
+def test_vocabulary_padding_is_cut_at_export(bench: Workbench, model: str) -> None:
+    """101 rows are 2 x 51 in Megatron; export gives the file's 101 rows back, bit for bit, and
+    every other tensor too. Padding rows are zero and stay so while training."""
+    from workbench import same_bits
+
+    from sfpo_megatron.mcore.model import named_params
+
+    policy = bench.policy(model)
+    original = load_file(bench.directory / model / "model.safetensors")
+    exported = bench.hf_weights(policy)
+    assert exported.keys() == original.keys()
+    for name, tensor in original.items():
+        assert exported[name].shape == tensor.shape, name
+        assert same_bits(exported[name], tensor), name
+    bench.one_pass(policy, bench.prepared(policy))()
+    for name, param in named_params(policy.chunks):
+        if "word_embeddings" in name or "output_layer" in name:
+            assert param.shape[0] == 51
+            padding = param[VOCAB_SIZE - 51 * policy.layout.tensor_rank :]
+            assert padding.shape[0] == policy.layout.tensor_rank
+            assert not padding.any(), name

@@ -1,0 +1,193 @@
+"""The private names of Megatron-Core that mcore/ leans on exist and mean what we read in 0.16.1.
+
+When an upstream release moves one, the failure here says which; the numeric tests then say no more
+than "wrong". Not exercised here: names used on CUDA only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from harness import DP2, TP1, TP2, on_ranks
+
+if TYPE_CHECKING:
+    from workbench import Workbench
+
+
+def parameters_of(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+@on_ranks(TP1, DP2, dtype=["float32", "bfloat16"])
+def test_distributed_optimizer(bench: Workbench, dtype: str) -> None:
+    """mcore/shards/distributed.py: shard lists, model_chunks, bucket groups, gather handles."""
+    from megatron.core.optimizer import ChainedOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    policy = bench.policy(dtype=dtype)
+    assert isinstance(policy.optimizer, ChainedOptimizer)
+    (member,) = policy.optimizer.chained_optimizers
+    assert isinstance(member, DistributedOptimizer)
+    masters = [t for group in member.shard_fp32_from_float16_groups for t in group]
+    plain = [t for group in member.shard_fp32_groups for t in group]
+    assert all(t.dtype == torch.float32 for t in masters + plain)
+    assert bool(masters) == (dtype == "bfloat16") and bool(plain) == (dtype == "float32")
+    buffers = [b.param_data for chunk in policy.chunks for b in chunk.buffers]
+    ends = [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in buffers]
+    assert all(any(lo <= t.data_ptr() < hi for lo, hi in ends) for t in plain), "no longer aliases"
+    assert not any(any(lo <= t.data_ptr() < hi for lo, hi in ends) for t in masters)
+    stepped = {p for group in member.optimizer.param_groups for p in group["params"]}
+    assert stepped == set(masters + plain), "Adam steps something else than the main shards"
+    assert len(member.model_chunks) == len(policy.chunks)
+    assert all(any(m is c for c in policy.chunks) for m in member.model_chunks)
+    assert callable(member._copy_main_params_to_model_params)
+    for chunk in policy.chunks:
+        assert chunk.bucket_groups and chunk.expert_parallel_bucket_groups == []
+        for group in chunk.bucket_groups:
+            assert group.param_gather_handle is None
+            assert isinstance(group.param_gather_dispatched, bool)
+            assert isinstance(group.ddp_config.overlap_param_gather, bool)
+            assert parameters_of(group.start_param_sync) == {"force_sync"}
+
+
+@on_ranks(DP2)
+def test_param_gather_flags(bench: Workbench) -> None:
+    """`param_gather_dispatched`: false after a step, true after a gather; the handle is outstanding
+    only between. distributed.gather_if_due decides by it."""
+    from workbench import OVERLAP
+
+    policy = bench.policy(ddp=OVERLAP)
+    groups = [g for chunk in policy.chunks for g in chunk.bucket_groups]
+    run_pass = bench.one_pass(policy, bench.prepared(policy))
+    run_pass()
+    assert not any(g.param_gather_dispatched for g in groups), "reset moved out of finish_grad_sync"
+    assert all(g.param_gather_handle is None for g in groups)
+    for group in groups:
+        group.start_param_sync()
+        assert group.param_gather_dispatched and group.param_gather_handle is not None
+        group.param_gather_handle.wait()
+        group.param_gather_handle = None
+    policy.shards.params_ready()
+    assert all(g.param_gather_dispatched and g.param_gather_handle is None for g in groups)
+
+
+@on_ranks(TP1)
+def test_undistributed_optimizers(bench: Workbench) -> None:
+    """mcore/shards/undistributed.py and refused.py."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
+    from megatron.core.optimizer.optimizer import FP32Optimizer
+
+    policy = bench.policy(dtype="bfloat16", ddp={"use_distributed_optimizer": False})
+    (member,) = policy.optimizer.chained_optimizers
+    assert member.fp32_from_float16_groups and hasattr(member, "fp32_from_fp32_groups")
+    assert issubclass(FP32Optimizer, MegatronOptimizer)
+    config = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    assert config >= {
+        "use_precision_aware_optimizer", "optimizer_cpu_offload", "loss_scale", "clip_grad",
+        "reuse_grad_buf_for_mxfp8_param_ag", "fp16", "overlap_param_gather",
+    }  # fmt: skip
+    ddp = {field.name for field in dataclasses.fields(DistributedDataParallelConfig)}
+    assert ddp >= {"fp8_param_gather", "use_megatron_fsdp", "align_param_gather"}
+
+
+@on_ranks(TP1)
+def test_local_layer_spec(bench: Workbench) -> None:
+    """mcore/local_spec.py and model.py: where the spec keeps what we replace; its names' map."""
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.transformer.transformer_block import (
+        TransformerBlockSubmodules,
+        get_num_layers_to_build,
+    )
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=True)
+    layer, attention = spec.submodules, spec.submodules.self_attention.submodules
+    for owner, name in [
+        (layer, "input_layernorm"), (layer, "pre_mlp_layernorm"), (attention, "core_attention"),
+        (attention, "q_layernorm"), (attention, "k_layernorm"),
+    ]:  # fmt: skip
+        assert hasattr(owner, name), name
+    assert layer.sharded_state_dict_keys_map == {
+        "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+    }
+    assert parameters_of(TransformerBlockSubmodules) == {"layer_specs", "layer_norm"}
+    assert {"config", "vp_stage"} <= parameters_of(get_num_layers_to_build)
+    names = {field.name for field in dataclasses.fields(PackedSeqParams)}
+    assert names >= {"qkv_format", "cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv"}
+    config = {field.name for field in dataclasses.fields(TransformerConfig)}
+    assert config >= {"window_size", "softmax_type", "variable_seq_lengths", "overlap_p2p_comm",
+                      "batch_p2p_comm", "perform_initialization"}  # fmt: skip
+    built = bench.policy("qwen3_untied").chunks[0].module.decoder.layers
+    assert [block.layer_number for block in built] == [1, 2, 3, 4]
+    assert built[0].submodules_config.sharded_state_dict_keys_map
+
+
+@on_ranks(TP2)
+def test_tensor_parallel_marks(bench: Workbench) -> None:
+    """mcore/weights.py sets what the gradient norm and the optimizer's shards read."""
+    from megatron.core.tensor_parallel import layers
+
+    from sfpo_megatron.families.table import rule_by_name
+    from sfpo_megatron.mcore.model import named_params
+
+    assert set(layers._MODEL_PARALLEL_ATTRIBUTE_DEFAULTS) >= {
+        "tensor_model_parallel", "partition_dim", "partition_stride",
+    }  # fmt: skip
+    policy = bench.policy("qwen2_tied")
+    table = rule_by_name(policy.shape)
+    for name, param in named_params(policy.chunks):
+        sharded = table[name].tp_dim is not None
+        assert param.tensor_model_parallel is sharded, name
+        counted = layers.param_is_not_tensor_parallel_duplicate(param)
+        assert counted == (sharded or policy.layout.tensor_rank == 0), name
+    (member,) = policy.optimizer.chained_optimizers
+    shards = [t for group in member.shard_fp32_groups for t in group]
+    assert any(shard.tensor_model_parallel for shard in shards)
+
+
+@on_ranks(TP1)
+def test_schedules_and_setup(bench: Workbench) -> None:
+    """mcore/passes.py and setup.py: arguments given by name, hooks of the config."""
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.module import Float16Module
+
+    assert parameters_of(get_forward_backward_func()) >= {
+        "forward_step_func", "data_iterator", "model", "num_microbatches", "seq_length",
+        "micro_batch_size", "forward_only", "collect_non_loss_data",
+    }  # fmt: skip
+    hooks = {field.name for field in dataclasses.fields(TransformerConfig)}
+    assert hooks >= {
+        "finalize_model_grads_func", "grad_scale_func", "no_sync_func", "grad_sync_func",
+        "param_sync_func",
+    }  # fmt: skip
+    assert "fp32_output" in parameters_of(Float16Module.forward)
+    assert "disable_bucketing" in parameters_of(DistributedDataParallel.__init__)
+    assert list(parameters_of(finalize_model_grads)) and callable(get_megatron_optimizer)
+    assert parameters_of(OptimizerParamScheduler.__init__) >= {
+        "init_lr", "max_lr", "min_lr", "lr_warmup_steps", "lr_decay_steps", "lr_decay_style",
+        "start_wd", "end_wd", "wd_incr_steps", "wd_incr_style",
+    }  # fmt: skip
+    assert "ignore_virtual" in parameters_of(parallel_state.is_pipeline_first_stage)
+    assert callable(tensor_parallel.model_parallel_cuda_manual_seed)
+    successful, norm, _ = _null_step(bench)
+    assert successful is True and norm >= 0
+
+
+def _null_step(bench: Workbench) -> tuple[bool, float, Any]:
+    """optimizer.step() returns (successful, gradient norm, number of zeros)."""
+    policy = bench.policy()
+    for chunk in policy.chunks:
+        chunk.zero_grad_buffer()
+    policy.optimizer.zero_grad()
+    return policy.optimizer.step()

@@ -1,0 +1,44 @@
+"""A non-finite gradient skips the optimizer step on every rank, is counted, and breaks nothing.
+
+Not exercised here: how the trainer logs it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from harness import DP2, PP2, TP1, TP2, on_ranks
+
+if TYPE_CHECKING:
+    from workbench import Workbench
+
+
+@on_ranks(TP1, TP2, PP2, DP2, dtype=["float32", "bfloat16"])
+def test_non_finite_gradient_is_skipped_and_counted(bench: Workbench, dtype: str) -> None:
+    """At DP2 only one rank's microbatch is bad: both must skip."""
+    from workbench import adam_states, all_same_bits, clones
+
+    policy = bench.policy(dtype=dtype)
+    minibatches = bench.prepared(policy)
+    run_pass = bench.one_pass(policy, minibatches)
+    assert run_pass().num_skipped == 0  # Adam has state from here on
+    bad = minibatches[0].microbatches[0]
+    good = bad.advantages.clone()
+    if policy.layout.data_rank == 0:
+        bad.advantages[bad.loss_mask] = math.inf
+    before = clones(policy.shards.tensors())
+    moments = clones(state["exp_avg"] for state in adam_states(policy))
+    result = bench.one_pass(policy, minibatches[:1])()
+    assert result.num_skipped == 1
+    (only,) = result.minibatches
+    assert only.skipped and math.isnan(only.grad_norm)
+    assert all_same_bits(before, policy.shards.tensors())
+    assert all_same_bits(moments, [state["exp_avg"] for state in adam_states(policy)])
+    params = [p for chunk in policy.chunks for p in chunk.parameters()]
+    assert all(torch.isfinite(p).all() for p in params)
+    bad.advantages.copy_(good)
+    again = run_pass()  # the next clean pass is as if nothing had been
+    assert again.num_skipped == 0 and all(math.isfinite(m.loss) for m in again.minibatches)
+    assert not all_same_bits(before, policy.shards.tensors())

@@ -1,0 +1,258 @@
+"""What a case works with on its rank: policies, batches, and weights gathered independently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import references
+import torch
+import torch.distributed as dist
+from harness import Layout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfpo_megatron.batching import BatchLayout, build_minibatches
+from sfpo_megatron.config.tree import (
+    DataConfig,
+    DataSource,
+    MegatronConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerSection,
+    ParallelConfig,
+    RolloutConfig,
+    RunConfig,
+    SFPOConfig,
+    TrainConfig,
+)
+from sfpo_megatron.mcore import setup
+from sfpo_megatron.objectives.advantage import grpo_advantages
+from sfpo_megatron.objectives.objective import PolicyObjective
+from sfpo_megatron.types import Microbatch, Minibatch, RolloutBatch
+
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+
+
+class Workbench:
+    """Megatron's parallel state is set up as `layout` says; `policy()` may be called repeatedly."""
+
+    def __init__(self, layout: Layout, directory: Path) -> None:
+        self.layout = layout
+        self.directory = directory
+        self.rank = dist.get_rank()
+        self.capabilities = setup.init_distributed(self.config("qwen2_tied"))
+
+    def config(
+        self,
+        model: str,
+        *,
+        dtype: str = "float32",
+        lr: float = references.LR,
+        temperature: float = 1.0,
+        ddp: dict[str, Any] | None = None,
+        optimizer: dict[str, Any] | None = None,
+        objective: ObjectiveConfig | None = None,
+    ) -> RunConfig:
+        layout = self.layout
+        return RunConfig(
+            output_dir=str(self.directory / "run"),
+            model=ModelConfig(
+                path=str(self.directory / model),
+                dtype=dtype,
+                transformer_impl="te" if layout.te else "local",
+            ),
+            parallel=ParallelConfig(
+                data=layout.data,
+                tensor=layout.tensor,
+                pipeline=layout.pipeline,
+                virtual_pipeline=layout.virtual,
+                sequence=layout.sequence,
+            ),
+            megatron=MegatronConfig(ddp=ddp or {}, optimizer=optimizer or {}),
+            train=TrainConfig(
+                prompts_per_step=references.NUM_PROMPTS,
+                group_size=references.GROUP_SIZE,
+                minibatches_per_step=references.MINIBATCHES,
+                max_tokens_per_microbatch=40,  # several microbatches a minibatch
+                logprob_chunk_tokens=16,  # several chunks a microbatch
+                control_timeout_s=60.0,
+                optimizer=OptimizerSection(
+                    lr=lr,
+                    weight_decay=references.WEIGHT_DECAY,
+                    clip_grad=references.CLIP_GRAD,
+                ),
+            ),
+            sfpo=SFPOConfig(num_fast_passes=references.K, alpha=references.ALPHA),
+            objective=objective or ObjectiveConfig(),
+            rollout=RolloutConfig(temperature=temperature),
+            data=DataConfig(train=(DataSource(source="reasoning_gym", task="chain_sum", size=4),)),
+        )
+
+    def policy(self, model: str = "qwen2_tied", **settings: Any) -> setup.Policy:
+        config = self.config(model, **settings)
+        lr = config.train.optimizer.lr
+        schedule = setup.LRSchedule(
+            peak=lr, floor=0.0, warmup_ticks=0, total_ticks=10, style="constant"
+        )
+        return setup.build_policy(config, self.capabilities, schedule, model_path=config.model.path)
+
+    def minibatches(self, policy: setup.Policy, step: int = 0) -> list[Minibatch]:
+        """This rank's part of saved batch `step`, cut as the trainer does; no old_logprobs yet."""
+        saved = references.load_batch(self.directory, step)
+        batch = RolloutBatch(
+            group_size=references.GROUP_SIZE,
+            generator_logprobs=torch.zeros(int(saved["response_lengths"].sum())),
+            correct=saved["rewards"] > 0,
+            weight_version=step,
+            **saved,
+        )
+        train = policy.config.train
+        minibatches = build_minibatches(
+            batch,
+            grpo_advantages(batch.rewards, batch.group_size),
+            BatchLayout(
+                minibatches=train.minibatches_per_step,
+                data_rank=policy.layout.data_rank,
+                data_size=policy.layout.data_size,
+                max_tokens=train.max_tokens_per_microbatch,
+                pad_multiple=self.layout.tensor if self.layout.sequence else 1,
+                microbatch_multiple=self.layout.pipeline if self.layout.virtual else 1,
+                equal_lengths=self.layout.virtual is not None,
+            ),
+        )
+        assert min(len(m.microbatches) for m in minibatches) >= 2, "the case is too small to bite"
+        return minibatches
+
+    def prepared(self, policy: setup.Policy, step: int = 0) -> list[Minibatch]:
+        """`minibatches` with old_logprobs of the current weights."""
+        from sfpo_megatron.mcore.passes import compute_logprobs, set_old_logprobs
+
+        minibatches = self.minibatches(policy, step)
+        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        return minibatches
+
+    def one_pass(self, policy: setup.Policy, minibatches: list[Minibatch]) -> Any:
+        """`run_pass` bound to its arguments, as the trainer hands it to sfpo_step."""
+        from sfpo_megatron.mcore.passes import run_pass
+
+        objective = PolicyObjective(config=policy.config.objective)
+        return partial(run_pass, policy, minibatches, objective)
+
+    def logits(self, policy: setup.Policy, microbatch: Microbatch) -> Tensor | None:
+        """[T, padded V] fp32 on the last pipeline stage, None elsewhere. Collective."""
+        from megatron.core import parallel_state
+
+        from sfpo_megatron.mcore import passes
+
+        def head(policy: setup.Policy, logits: Tensor, microbatch: Microbatch) -> Tensor:
+            parts = [torch.empty_like(logits) for _ in range(policy.layout.tensor_size)]
+            group = parallel_state.get_tensor_model_parallel_group()
+            dist.all_gather(parts, logits.contiguous(), group=group)
+            return torch.cat(parts, dim=1).float()
+
+        policy.shards.params_ready()
+        # The interleaved schedule wants a multiple of the pipeline size.
+        copies = policy.layout.pipeline_size if len(policy.chunks) > 1 else 1
+        minibatch = Minibatch(microbatches=(microbatch,) * copies, global_valid_tokens=1)
+        with torch.no_grad():
+            found = passes._schedule(policy, minibatch, head, forward_only=True)
+        return found[0] if found else None
+
+    def hf_weights(self, policy: setup.Policy) -> dict[str, Tensor]:
+        """Full Hugging Face tensors on every rank, not by way of resharding. Collective."""
+        from megatron.core import parallel_state
+
+        from sfpo_megatron.families.rules import join, split
+        from sfpo_megatron.families.table import rule_by_name
+        from sfpo_megatron.mcore.model import named_params
+
+        policy.shards.params_ready()
+        group = parallel_state.get_tensor_model_parallel_group()
+        table = rule_by_name(policy.shape)
+        mine: dict[str, Tensor] = {}
+        for name, param in named_params(policy.chunks):
+            shards = [torch.empty_like(param.data) for _ in range(policy.layout.tensor_size)]
+            dist.all_gather(shards, param.data.contiguous(), group=group)
+            rule = table[name]
+            if rule.tp_dim is None:
+                same = all(same_bits(shard, shards[0]) for shard in shards)
+                assert same, f"{name} differs over TP"
+            parts = split(rule, join(rule, shards), policy.shape)
+            mine.update(zip(rule.hf, (p.clone().contiguous() for p in parts), strict=True))
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        whole: dict[str, Tensor] = {}
+        for part in everyone:
+            for name, tensor in part.items():
+                # data-parallel ranks and, with tied embeddings, the first and last stage
+                assert name not in whole or same_bits(whole[name], tensor), f"{name}: copies differ"
+                whole[name] = tensor
+        return whole
+
+    def save(self, name: str, losses: Any, weights: dict[str, Tensor]) -> None:
+        if self.rank == 0:
+            save_file(weights, self.directory / f"{name}.safetensors")
+            (self.directory / f"{name}.json").write_text(json.dumps(losses))
+
+    def load(self, name: str) -> tuple[Any, dict[str, Tensor]]:
+        losses = json.loads((self.directory / f"{name}.json").read_text())
+        return losses, load_file(self.directory / f"{name}.safetensors")
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit: -0.0 is not 0.0, and nan is itself."""
+    return a.dtype == b.dtype and torch.equal(
+        a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
+    )
+
+
+def clones(tensors: Any) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def all_same_bits(a: Any, b: Any) -> bool:
+    return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+
+
+def adam_states(policy: setup.Policy) -> Iterator[dict[str, Any]]:
+    """Adam's state of every main param of this rank."""
+    for member in policy.optimizer.chained_optimizers:
+        yield from member.optimizer.state.values()
+
+
+def gathered_main_params(policy: setup.Policy) -> list[tuple[Tensor, Tensor]]:
+    """(live model param, its whole fp32 main param) for every param of this rank.
+
+    Independent of Megatron's own gather: each data-parallel rank puts its shard's bits into zeros,
+    and the bits are added up as integers (each element has exactly one owner, which is checked).
+    Collective over data-parallel ranks.
+    """
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    found = []
+    for member in policy.optimizer.chained_optimizers:
+        params = flat(member.model_float16_groups) + flat(member.model_fp32_groups)
+        shards = flat(member.shard_fp32_from_float16_groups) + flat(member.shard_fp32_groups)
+        shard_of = {id(p): shard for p, shard in zip(params, shards, strict=True)}
+        for param in (p for chunk in policy.chunks for p in chunk.parameters()):
+            bits = torch.zeros(param.numel(), dtype=torch.int32)
+            owners = torch.zeros(param.numel(), dtype=torch.int32)
+            shard = shard_of.get(id(param))
+            if shard is not None:
+                span = member._get_model_param_range_map(param)["param"]
+                bits[span.start : span.end] = shard.detach().view(-1).view(torch.int32)
+                owners[span.start : span.end] = 1
+            dist.all_reduce(bits, group=group)
+            dist.all_reduce(owners, group=group)
+            assert owners.eq(1).all(), "a main param has no owner, or two"
+            found.append((param.detach(), bits.view(torch.float32).view(param.shape)))
+    return found
+
+
+def flat(groups: Any) -> list[Tensor]:
+    return [tensor for group in groups for tensor in group]
