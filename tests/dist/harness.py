@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        module = Path(self.function.__code__.co_filename).stem
-        return f"{module}:{self.function.__name__}[{self.label}]"
+        return f"{module_of(self.function)}:{self.function.__name__}[{self.label}]"
 
     def needed(self) -> Case | None:
         if self.needs is None or self.needs == self.layout:
@@ -84,14 +83,24 @@ class Case:
         return CASES[self.id.replace(self.label, label)]
 
 
+def module_of(function: Callable[..., None]) -> str:
+    return Path(function.__code__.co_filename).stem
+
+
 CASES: dict[str, Case] = {}
 """Every case of the test modules imported so far, by id."""
 
 
 def on_ranks(
-    *layouts: Layout, needs: Layout | None = None, **parameters: Sequence[Any]
+    *layouts: Layout,
+    needs: Layout | None = None,
+    full: Collection[str] = (),
+    **parameters: Sequence[Any],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register `function(bench, **arguments)` under each layout and combination of parameters."""
+    """Register `function(bench, **arguments)` under each layout and combination of parameters.
+
+    Cases whose label is in `full` run in `make test-full` only.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         cases = [
@@ -111,7 +120,13 @@ def on_ranks(
 
         functools.update_wrapper(test, function)
         del test.__wrapped__  # pytest would read the fixtures of the wrapped signature
-        return pytest.mark.parametrize("case", cases, ids=[case.label for case in cases])(test)
+        unknown = set(full) - {case.label for case in cases}
+        assert not unknown, f"{module_of(function)}: no case is labelled {unknown}"
+        marked = [
+            pytest.param(case, id=case.label, marks=[pytest.mark.full] * (case.label in full))
+            for case in cases
+        ]
+        return pytest.mark.parametrize("case", marked)(test)
 
     return register
 

@@ -74,7 +74,7 @@ def sfpo_steps(bench: Workbench, policy: Any, count: int) -> WatchedShards:
     return shards
 
 
-@on_ranks(TP2, DP2, overlap=OVERLAPS)
+@on_ranks(TP2, DP2, overlap=OVERLAPS, full=["TP2-True"])
 def test_params_are_bf16_of_the_lerp_after_each_reposition(bench: Workbench, overlap: bool) -> None:
     """Three SFPO steps. With overlap, the last optimizer step of a pass leaves params ungathered
     (asserted at DP2, or the test would not bite), and params_ready() gathers them."""
@@ -103,7 +103,12 @@ def test_params_are_bf16_of_the_lerp_on_four_ranks(bench: Workbench) -> None:
     bench.hf_weights(policy)  # asserts that both stages hold the same embedding
 
 
-@on_ranks(TP2, DP2, overlap=OVERLAPS, dtype=["bfloat16", "float32"])
+@on_ranks(
+    *(TP2, DP2),
+    full=["TP2-True-bfloat16", "TP2-True-float32"],
+    overlap=OVERLAPS,
+    dtype=["bfloat16", "float32"],
+)
 def test_a_null_step_after_a_reposition_changes_nothing(
     bench: Workbench, overlap: bool, dtype: str
 ) -> None:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
 
-@on_ranks(TP1, TP2, SP2, PP2, VPP2, DP2, TP2PP2, model=["qwen2_tied", "qwen3_untied"])
+@on_ranks(
+    *(TP1, TP2, SP2, PP2, VPP2, DP2, TP2PP2),
+    full=["TP2+SP-qwen2_tied", "PP2xVPP2-qwen3_untied", "DP2-qwen3_untied"],
+    model=["qwen2_tied", "qwen3_untied"],
+)
 def test_source_equals_the_file_and_follows_training(bench: Workbench, model: str) -> None:
     from workbench import OVERLAP, same_bits
 

@@ -110,3 +110,20 @@ def test_wrong_requests_are_refused(tied: RolloutClient) -> None:
     with pytest.raises(RolloutError, match="already submitted"):
         tied.submit(fleet.make_request("twice"))
     assert len(tied.collect("twice")) == 16
+
+
+def test_every_server_listens_on_loopback(tied: RolloutClient) -> None:
+    """Ray's servers, the engines' and the driver's own: nobody outside this machine reaches them."""
+    import psutil
+
+    tied.health()
+    driver = psutil.Process()
+    family = {process.pid: process.name() for process in driver.children(recursive=True)}
+    family[driver.pid] = "driver"
+    listening = {
+        (family[connection.pid], connection.laddr.ip.removeprefix("::ffff:"))
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.pid in family
+    }
+    assert any(name == "gcs_server" for name, _ in listening), listening
+    assert {address for _, address in listening} <= {"127.0.0.1", "::1"}, listening
