@@ -113,7 +113,7 @@ def test_wrong_requests_are_refused(tied: RolloutClient) -> None:
 
 
 def test_every_server_listens_on_loopback(tied: RolloutClient) -> None:
-    """Ray's servers, the engines' and the driver's own: nobody outside this machine reaches them."""
+    """Ray's servers, the engines' and the driver's own: none is reached from outside."""
     import psutil
 
     tied.health()

