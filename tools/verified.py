@@ -53,7 +53,9 @@ overlap | overlap_grad_reduce and overlap_param_gather
     dist/test_training.py::test_four_ranks_train_like_the_plain_trainer
 skipped-step | A non-finite gradient skips the step on every rank
     dist/test_skipped_step.py::test_non_finite_gradient_is_skipped_and_counted
-gate | Entropy gate | no test
+gate | Entropy gate: window, z-score, latch, stop step, state
+    unit/test_sfpo.py::test_gate_table
+    unit/test_sfpo.py::test_state_round_trip_decides_the_same
 logprobs | Log-probs and exact entropy over a split vocabulary, with gradients
     dist/test_logprob_kernel.py::test_against_float64
     dist/test_logprob_kernel.py::test_a_rank_with_only_padding_columns
@@ -99,7 +101,9 @@ families | Qwen2, Qwen3, Llama, tied and untied: logits equal transformers'
 llama3-rope | Llama-3 rope scaling | never run
 vocab-padding | Vocabulary that TP does not divide
     dist/test_logits.py::test_vocabulary_padding_is_cut_at_export
-smollm2 | SmolLM2-135M-Instruct, a pretrained model | no test
+smollm2 | SmolLM2-135M-Instruct, a pretrained model, PP2
+    e2e/test_demo.py::test_demo_smollm2
+    e2e/test_demo.py::test_smollm2_logits_equal_transformers
 te-spec | Megatron's TransformerEngine layer spec over torch stand-ins, TP1
     dist/test_te_spec.py::test_te_spec_logits_equal_transformers
     dist/test_te_spec.py::test_te_spec_parameter_names_are_the_table

@@ -107,6 +107,7 @@ def assert_same_weights(left: Path, right: Path, tolerance: float) -> None:
     assert worst <= tolerance
 
 
+@pytest.mark.full
 def test_bfloat16_engine_and_trainer_agree(tmp_path: Path) -> None:
     """Both round to bf16, at different places: the bound is the issue's."""
     model = digits.make_model(tmp_path / "model", tied=False)

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -137,3 +138,27 @@ def test_demo_smollm2(tmp_path: Path) -> None:
             "held_out_accuracy": {line["step"]: line["eval/accuracy"] for line in evals},
         },
     )
+
+
+@pytest.mark.full
+def test_smollm2_logits_equal_transformers(tmp_path: Path) -> None:
+    """The real weights at PP=2, packed, against transformers in fp32: 1e-4 of the largest logit."""
+    model = tmp_path / "model"
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "get_smollm2.py"), "--out", str(model)],
+        check=True,
+        timeout=900,
+    )
+    out = tmp_path / "logits.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(Path(__file__).parent / "logit_ranks.py")),
+            *(str(model), str(out)),
+        ],
+        check=True,
+        timeout=600,
+    )
+    figures = json.loads(out.read_text())
+    assert figures["worst_relative_difference"] < 1e-4, figures
+    write_result("smollm2_logits", figures)

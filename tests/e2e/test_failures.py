@@ -95,6 +95,7 @@ def test_dead_engine_is_named(running: subprocess.Popen[str]) -> None:
     assert "engine 0" in error and "rank 0" in error
 
 
+@pytest.mark.full
 def test_ctrl_c(running: subprocess.Popen[str]) -> None:
     """SIGINT to the launcher, as a shell's job control does to the foreground process."""
     error = assert_ends(running, psutil.Process(running.pid), signal.SIGINT)

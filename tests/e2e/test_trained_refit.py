@@ -73,6 +73,7 @@ def assert_same(exported: Path, recorded: Path, engine_tensor: int) -> None:
         assert a == pytest.approx(b, abs=LOGPROB_TOLERANCE)
 
 
+@pytest.mark.full
 def test_tensor_parallel_trainer_tied(tmp_path: Path) -> None:
     run_trained_refit(tmp_path, tied=True, tensor=2, pipeline=1, engine_tensor=1, num_steps=1)
 
