@@ -40,14 +40,14 @@ $(STAMP): requirements/cpu-1.txt requirements/cpu-2.txt requirements/cpu-3.txt \
 	    echo "error: $(PYTHON) is not Python 3.11: install it, or run make PYTHON=/path/to/python3.11" >&2; \
 	    exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements/cpu-1.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile -r requirements/cpu-1.txt
 	@$(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || { \
 	    echo "error: pip chose a CUDA build of torch: put a CPU wheel of the torch in requirements/cpu-1.txt" \
 	         "into $(VENV) with $(PY) -m pip install WHEEL, then run make venv again" >&2; exit 1; }
-	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements/cpu-2.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps -r requirements/cpu-3.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-compile -r requirements/cpu-4.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e .
+	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile -r requirements/cpu-2.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile --no-deps -r requirements/cpu-3.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile -r requirements/cpu-4.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile --no-deps --no-build-isolation -e .
 	touch $@
 
 # ---- run ----------------------------------------------------------------------------------------

@@ -220,6 +220,7 @@ class RolloutConfig:
             self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens"
         )
         positive(self, "temperature", "timeout_s", "top_p")
+        within(self, 0.0, 2.0, "temperature")  # vLLM refuses more
         within(self, 0.0, 1.0, "top_p", "gpu_memory_utilization")
 
 
@@ -307,7 +308,8 @@ class EvalConfig:
     """Sampling temperature; 0 is greedy."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "every", "temperature")
+        at_least(self, 0, "every")
+        within(self, 0.0, 2.0, "temperature")
         at_least(self, 1, "n")
 
 

@@ -9,6 +9,7 @@ Call order:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def init_distributed(config: RunConfig) -> Capabilities:
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
+        distributed_timeout_minutes=math.ceil(config.train.control_timeout_s / 60),
     )
     torch.manual_seed(config.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(config.seed)

@@ -23,6 +23,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("num_passes", "passes", "d"),
     ("time/step_s", "s/step", "5.1f"),
 )
+_LOSS = ("loss", "loss", "6.3f")
 
 
 class JsonlSink:
@@ -63,7 +64,8 @@ class ConsoleSink:
         print(line, file=self._stream, flush=True)
 
     def _step(self, step: int, metrics: Metrics) -> None:
-        shown = [(h, _format(metrics[k], f)) for k, h, f in _COLUMNS if k in metrics]
+        columns = _COLUMNS if "reward_mean" in metrics else (_LOSS, *_COLUMNS)  # the warm start
+        shown = [(h, _format(metrics[k], f)) for k, h, f in columns if k in metrics]
         width = len(str(self._num_steps))
         cells = "  ".join(f"{heading} {value}" for heading, value in shown)
         self.text(f"step {step:>{width}}/{self._num_steps}  {cells}  {self._eta(step)}".rstrip())
