@@ -14,14 +14,15 @@ and every batch gets the plain single pass (GRPO).
 Only weights are repositioned: Adam's moments and step count carry through all passes. Steps 1 and
 3 are elementwise, so each rank does them on its own shard with no collective; only
 `WeightShards.publish` communicates. Nothing here knows about Megatron: its binding is
-`mcore.shards.MainParamShards`.
+`mcore.shards.MainParamShards`. Variants of the snapshot are in `snapshots/`: kept in host memory,
+or with Adam's moments put back too.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -33,61 +34,79 @@ T = TypeVar("T")
 class WeightShards(Protocol):
     """This rank's part of the weights that the optimizer owns."""
 
-    def tensors(self) -> Sequence[Tensor]:
-        """The shards themselves (not copies), same order and storage at each call."""
+    def tensors(self) -> Iterable[Tensor]:
+        """The shards one after another; order, sizes and dtypes are the same at each call. An edit
+        in place counts if it is made before the next shard is drawn."""
 
     def publish(self) -> None:
         """Make edits of the shards visible to the next forward. Collective: every rank calls it."""
 
 
+class Snapshot(Protocol):
+    """Steps 1 and 3; `SlowSnapshot` is the plain one."""
+
+    def take(self) -> None:
+        """theta_0 = theta."""
+
+    def reposition(self, alpha: float) -> None:
+        """theta = theta_0 + alpha * (theta - theta_0), then publish. Collective."""
+
+
+class FlatCopy:
+    """A copy of tensors in one preallocated flat buffer per dtype and device."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+        for tensor in tensors:
+            key = (tensor.dtype, tensor.device)
+            sizes[key] = sizes.get(key, 0) + tensor.numel()
+        self._buffers = {
+            key: torch.empty(size, dtype=key[0], device=key[1]) for key, size in sizes.items()
+        }
+
+    def paired(self, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(view into the copy, tensor) for each tensor, which is drawn only when asked for."""
+        used = dict.fromkeys(self._buffers, 0)
+        for tensor in tensors:
+            key = (tensor.dtype, tensor.device)
+            start, used[key] = used[key], used[key] + tensor.numel()
+            yield self._buffers[key][start : used[key]].view(tensor.shape), tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+
 class SlowSnapshot:
     """Holds theta_0 of this rank's shards and moves the shards back towards it.
 
-    The copy lives in one preallocated flat buffer per dtype and device: 4 bytes a parameter of the
-    shard for fp32 main params.
+    Costs 4 bytes a parameter of the shard for fp32 main params, on the shard's device.
     """
 
     def __init__(self, shards: WeightShards) -> None:
         self._shards = shards
-        self._slow: list[Tensor] = []  # views into the flat buffers, one per shard
-        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
-        for shard in shards.tensors():
-            key = (shard.dtype, shard.device)
-            sizes[key] = sizes.get(key, 0) + shard.numel()
-        self._buffers = {
-            key: torch.empty(n, dtype=key[0], device=key[1]) for key, n in sizes.items()
-        }
-        used = dict.fromkeys(sizes, 0)
-        for shard in shards.tensors():
-            key = (shard.dtype, shard.device)
-            start = used[key]
-            used[key] += shard.numel()
-            self._slow.append(self._buffers[key][start : used[key]].view(shard.shape))
+        self._slow = FlatCopy(shards.tensors())
 
     @property
     def num_bytes(self) -> int:
         """Bytes held on this rank."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        return self._slow.num_bytes
 
     @torch.no_grad()
     def take(self) -> None:
-        """theta_0 = theta."""
-        for slow, shard in zip(self._slow, self._shards.tensors(), strict=True):
+        for slow, shard in self._slow.paired(self._shards.tensors()):
             slow.copy_(shard)
 
     @torch.no_grad()
     def reposition(self, alpha: float) -> None:
-        """theta = theta_0 + alpha * (theta - theta_0), then publish.
-
-        `torch.lerp` is bit-exact at both ends (alpha 0 and 1); the formula written out is not.
-        """
-        for slow, shard in zip(self._slow, self._shards.tensors(), strict=True):
+        # torch.lerp is bit-exact at both ends (alpha 0 and 1); the formula written out is not.
+        for slow, shard in self._slow.paired(self._shards.tensors()):
             torch.lerp(slow, shard, alpha, out=shard)
         self._shards.publish()
 
 
 def sfpo_step(
-    run_pass: Callable[[], T], snapshot: SlowSnapshot, *, num_fast_passes: int, alpha: float
+    run_pass: Callable[[], T], snapshot: Snapshot, *, num_fast_passes: int, alpha: float
 ) -> list[T]:
     """One SFPO update on one rollout batch; K = 0 is the plain update.
 

@@ -14,7 +14,7 @@ from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.sft import SFTExample, sft_examples
 from sfpo_megatron.mcore.capabilities import Capabilities
-from sfpo_megatron.mcore.passes import run_pass
+from sfpo_megatron.mcore.passes import on_device, run_pass
 from sfpo_megatron.mcore.setup import LRSchedule, build_policy
 from sfpo_megatron.objectives.objective import NextTokenObjective
 from sfpo_megatron.resharding.export import export_hf
@@ -56,7 +56,8 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
         with timers("step"):
             chosen = list(islice(examples, sft.examples_per_step))
             batch = share(policy.control, as_batch(chosen) if is_main else None)
-            minibatches = build_minibatches(batch, torch.zeros(batch.num_rollouts), layout)
+            advantages = torch.zeros(batch.num_rollouts)
+            minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
             policy.scheduler.step(increment=1)
             (result,) = run_pass(policy, minibatches, NextTokenObjective()).minibatches
         if tracker is not None and (step % 10 == 0 or step in (1, sft.num_steps)):

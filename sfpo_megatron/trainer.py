@@ -16,23 +16,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.mcore.capabilities import Capabilities
-from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, set_old_logprobs
+from sfpo_megatron.mcore.passes import (
+    PassResult,
+    compute_logprobs,
+    on_device,
+    run_pass,
+    set_old_logprobs,
+)
 from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy
 from sfpo_megatron.objectives.advantage import grpo_advantages
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.rollout_feed import share
 from sfpo_megatron.run_io import RunIO, open_run
-from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, sfpo_step
+from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
+from sfpo_megatron.snapshots.moments import MomentSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
+
+if TYPE_CHECKING:
+    from sfpo_megatron.mcore.control import ControlGroup
 
 
 def run(config: RunConfig, capabilities: Capabilities) -> None:
@@ -56,8 +66,11 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
 
 
 def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
-    objective = PolicyObjective(config=config.objective)
-    snapshot = SlowSnapshot(policy.shards)
+    # With one minibatch a pass, the first pass's own forward is under the weights that generated:
+    # it yields old_logprobs, and no forward is paid for them.
+    one_minibatch = config.train.minibatches_per_step == 1
+    objective = PolicyObjective(config=config.objective, first_pass_is_old=one_minibatch)
+    snapshot = slow_snapshot(config, policy)
     gate = EntropyGate(
         window=config.sfpo.entropy_window,
         zscore_threshold=config.sfpo.entropy_zscore_threshold,
@@ -75,12 +88,11 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
                 io.log({"step": step, **batch_metrics(batch, totals)})
                 continue
             minibatches = cut(config, policy, batch)
-            with timers("logprob"):
-                set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
-            mismatch = logprob_difference(policy, minibatches)
+            if not one_minibatch:
+                with timers("logprob"):
+                    set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
 
-            num_fast = config.sfpo.num_fast_passes if gate.is_open(step) else 0
-            num_fast = policy.control.broadcast_json(num_fast)  # rank 0 decides
+            num_fast = fast_passes(config, policy.control, gate, step)
             policy.control.agree(step=step, num_fast=num_fast, minibatches=len(minibatches))
             policy.scheduler.step(increment=1)  # one tick a rollout batch, whatever K is
             with timers("sfpo"):
@@ -91,8 +103,11 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
             gate.observe(results[-1].mean(lambda m: m.entropy))
             with timers("refit"):
                 io.refit(weight_version=step)
-        metrics = {"step": step, **batch_metrics(batch, totals), **mismatch}
-        metrics |= pass_metrics(results, totals) | io.times | _phase_times(timers)
+        metrics = {"step": step, **batch_metrics(batch, totals), **pass_metrics(results, totals)}
+        mismatch = logprob_difference(policy, minibatches)
+        if one_minibatch:  # between old_logprobs and the first pass it would be 0 by construction
+            metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
+        metrics |= mismatch | io.times | _phase_times(timers)
         metrics |= {
             "sfpo_active": num_fast > 0,
             "weight_version": step,
@@ -102,6 +117,21 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
         if config.eval.every and step % config.eval.every == 0 and step < config.train.num_steps:
             io.evaluate(step=step)
     io.evaluate(step=config.train.num_steps)
+
+
+def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
+    """As `sfpo.snapshot` and `sfpo.moments` ask for."""
+    snapshot = SlowSnapshot(policy.shards)
+    if config.sfpo.moments == "keep":
+        return snapshot
+    return MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
+
+
+def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, step: int) -> int:
+    """K of this step. Rank 0's gate decides for all: a rank that branches alone hangs the rest.
+    Collective."""
+    mine = config.sfpo.num_fast_passes if gate.is_open(step) else 0
+    return int(control.broadcast_json(mine))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,9 +160,8 @@ def cut(config: RunConfig, policy: Policy, batch: RolloutBatch) -> list[Minibatc
     advantages = grpo_advantages(
         batch.rewards, batch.group_size, normalize_std=config.objective.normalize_std
     )
-    return build_minibatches(
-        batch, advantages, batch_layout(config, policy, config.train.minibatches_per_step)
-    )
+    layout = batch_layout(config, policy, config.train.minibatches_per_step)
+    return on_device(policy, build_minibatches(batch, advantages, layout))
 
 
 def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> BatchLayout:
@@ -151,19 +180,21 @@ def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> Bat
 
 
 def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:
-    """|generator - trainer| log-prob over all response tokens, before the update. Collective."""
-    total, highest = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    """Generator against trainer over all response tokens, by `old_logprobs`: mean and maximum of
+    |difference|, and the k1 estimate of KL(generator || trainer). Collective."""
+    total, highest = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
         if microbatch.old_logprobs is None or policy.layout.tensor_rank != 0:
             continue  # log-probs live on the last stage; tensor-parallel ranks hold the same
-        old = microbatch.old_logprobs.cpu()
-        gap = (old - microbatch.generator_logprobs).abs()[microbatch.loss_mask].double()
-        total += torch.tensor([gap.sum(), gap.numel()], dtype=torch.float64)
-        highest = torch.maximum(highest, gap.max() if gap.numel() else highest)
-    difference, count = policy.control.sum(total).tolist()
+        gap = microbatch.generator_logprobs - microbatch.old_logprobs
+        gap = gap[microbatch.loss_mask].double().cpu()
+        total += torch.tensor([gap.abs().sum(), gap.sum(), gap.numel()], dtype=torch.float64)
+        highest = torch.maximum(highest, gap.abs().max() if gap.numel() else highest)
+    difference, signed, count = policy.control.sum(total).tolist()
     return {
         "logprob_diff_mean": difference / count,
         "logprob_diff_max": policy.control.max(highest).item(),
+        "generator_kl": signed / count,
     }
 
 

@@ -100,7 +100,7 @@ class Microbatch:
     max_seqlen: int
     advantages: Tensor  # [T] float32
     generator_logprobs: Tensor  # [T] float32
-    old_logprobs: Tensor | None = None  # [T] float32, set once before the first update
+    old_logprobs: Tensor | None = None  # [T] float32, set once, before the first update
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

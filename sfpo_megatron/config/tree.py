@@ -155,8 +155,9 @@ class SFPOConfig:
     """True: once closed, closed for good."""
     stop_step: int | None = None
     """Close the gate at this train step whatever the entropy does; null for never."""
-    moments: Literal["keep"] = "keep"
-    """What the reposition does to Adam's moments and step count: it leaves them."""
+    moments: Literal["keep", "restore", "reset"] = "keep"
+    """Adam's moments and step count at the reposition: keep leaves them as the fast passes made
+    them, restore puts back the snapshot's (8 more bytes a parameter), reset zeroes them."""
     snapshot: Literal["device"] = "device"
     """Where the slow weights are kept."""
 

@@ -63,8 +63,10 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
         policy.optimizer.zero_grad()
+        policy.shards.ready_for_training()
         sums.append(_forward_backward(policy, minibatch, objective))
-        successful, grad_norm, _ = policy.optimizer.step()
+        with policy.shards.gathers_deferred():
+            successful, grad_norm, _ = policy.optimizer.step()
         norms.append(float("nan") if grad_norm is None else float(grad_norm))
         skipped.append(not successful)
     totals = policy.control.sum(torch.stack(sums))  # [minibatches, 2 + stats]
@@ -93,6 +95,21 @@ def compute_logprobs(policy: Policy, minibatches: Sequence[Minibatch]) -> list[l
     return [
         _schedule(policy, minibatch, _logprobs_only, forward_only=True) for minibatch in minibatches
     ]
+
+
+def on_device(policy: Policy, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
+    """The same minibatches where this rank's model is: moved once, used by all passes."""
+    device = next(policy.chunks[0].parameters()).device
+    return [
+        replace(minibatch, microbatches=tuple(_to(m, device) for m in minibatch.microbatches))
+        for minibatch in minibatches
+    ]
+
+
+def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
+    values = {name: getattr(microbatch, name) for name in microbatch.__slots__}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(microbatch, **{name: t.to(device) for name, t in tensors.items()})
 
 
 def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[Tensor]]) -> None:
@@ -126,7 +143,6 @@ def _schedule(
     policy: Policy, minibatch: Minibatch, head: Callable[..., Any], *, forward_only: bool
 ) -> list[Any]:
     """Megatron's schedule (plain, 1F1B or interleaved) over one minibatch."""
-    device = next(policy.chunks[0].parameters()).device
 
     def loss_func(
         microbatch: Microbatch, output: Tensor, non_loss_data: bool = False
@@ -135,7 +151,7 @@ def _schedule(
         return head(policy, logits, microbatch) if non_loss_data else head(logits, microbatch)
 
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
-        microbatch = _to(next(iterator), device)
+        microbatch = next(iterator)
         cu_seqlens, longest = microbatch.cu_seqlens, microbatch.max_seqlen
         packed = PackedSeqParams(
             qkv_format="thd",
@@ -167,19 +183,6 @@ def _schedule(
         micro_batch_size=1,
         forward_only=forward_only,
         collect_non_loss_data=forward_only,
-    )
-
-
-def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
-    if microbatch.token_ids.device == device:
-        return microbatch
-    return replace(
-        microbatch,
-        **{
-            name: getattr(microbatch, name).to(device, non_blocking=True)
-            for name in microbatch.__slots__
-            if isinstance(getattr(microbatch, name), Tensor)
-        },
     )
 
 

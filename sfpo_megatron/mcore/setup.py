@@ -239,7 +239,7 @@ def build_policy(
         chunks=chunks,
         optimizer=optimizer,
         scheduler=scheduler,
-        shards=MainParamShards(optimizer),
+        shards=MainParamShards(optimizer, defer_gathers=True),
         control=ControlGroup(config.train.control_timeout_s),
     )
 

@@ -35,6 +35,9 @@ class PolicyObjective:
 
     stat_names: ClassVar[tuple[str, ...]] = ("ratio_mean", "ppo_kl", "clip_frac")
     config: ObjectiveConfig
+    first_pass_is_old: bool = False
+    """Where `old_logprobs` are not set yet, the log-probs of this forward become them. Only right
+    with one minibatch a pass: no weight has moved then during the first one."""
 
     @property
     def with_entropy_grad(self) -> bool:
@@ -43,6 +46,8 @@ class PolicyObjective:
     def __call__(
         self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch
     ) -> tuple[Tensor, Tensor]:
+        if microbatch.old_logprobs is None and self.first_pass_is_old:
+            microbatch.old_logprobs = logprobs.detach()
         assert microbatch.old_logprobs is not None, "old_logprobs come before the first update"
         sums = ppo_clip(
             logprobs,

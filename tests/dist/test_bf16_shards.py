@@ -51,6 +51,7 @@ class WatchedShards:
             written_out = slow.double() + self.alpha * (fast.double() - slow.double())
             torch.testing.assert_close(now.double(), written_out, rtol=3e-7, atol=1e-9)
         self.policy.shards.publish()
+        self.policy.shards.params_ready()  # publish only marks the gather as due
         self.published += 1
         assert stale(self.policy) == 0, "after publish, a model param is not bf16(main)"
 
@@ -123,6 +124,7 @@ def test_a_null_step_after_a_reposition_changes_nothing(
     run_pass()
     theta_k = clones(policy.shards.tensors())
     snapshot.reposition(references.ALPHA)
+    policy.shards.params_ready()
     masters = clones(policy.shards.tensors())
     assert not all_same_bits(masters, theta_k)
     live = [p for chunk in policy.chunks for p in chunk.parameters()]
@@ -163,5 +165,8 @@ def test_publish_drains_outstanding_gathers(bench: Workbench) -> None:
 
     edit()
     policy.shards.publish()
+    assert all(group.param_gather_handle is None for group in groups)
+    assert stale(policy) > 0, "publish gathered: test_gathers.py counts on that it waits"
+    policy.shards.params_ready()
     assert stale(policy) == 0
     assert all(group.param_gather_handle is None for group in groups)

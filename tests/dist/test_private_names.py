@@ -23,7 +23,7 @@ def parameters_of(function: Any) -> set[str]:
 
 @on_ranks(TP1, DP2, dtype=["float32", "bfloat16"])
 def test_distributed_optimizer(bench: Workbench, dtype: str) -> None:
-    """mcore/shards/distributed.py: shard lists, model_chunks, bucket groups, gather handles."""
+    """mcore/shards/: shard lists, model_chunks, bucket groups, gather handles."""
     from megatron.core.optimizer import ChainedOptimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -56,7 +56,7 @@ def test_distributed_optimizer(bench: Workbench, dtype: str) -> None:
 @on_ranks(DP2)
 def test_param_gather_flags(bench: Workbench) -> None:
     """`param_gather_dispatched`: false after a step, true after a gather; the handle is outstanding
-    only between. distributed.gather_if_due decides by it."""
+    only between. ParamGathers decides by it."""
     from workbench import OVERLAP
 
     policy = bench.policy(ddp=OVERLAP)
@@ -76,7 +76,7 @@ def test_param_gather_flags(bench: Workbench) -> None:
 
 @on_ranks(TP1)
 def test_undistributed_optimizers(bench: Workbench) -> None:
-    """mcore/shards/undistributed.py and refused.py."""
+    """mcore/shards/main_params.py and refused.py."""
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
     from megatron.core.optimizer.optimizer import FP32Optimizer

@@ -94,7 +94,7 @@ def test_alpha_zero_goes_back_and_moments_carry_through(bench: Workbench) -> Non
         return result
 
     sfpo_step(watched, SlowSnapshot(policy.shards), num_fast_passes=3, alpha=0.0)
-    assert len(weights) == 4 and len(weights[0]) == len(policy.shards.tensors()) > 0
+    assert len(weights) == 4 and len(weights[0]) == len(list(policy.shards.tensors())) > 0
     assert all_same_bits(weights[3], weights[0]), "the slow correction did not start at theta_0"
     assert not all_same_bits(weights[2], weights[0])
     assert all_same_bits(before[3], after[2]), "the reposition touched Adam's moments or step"

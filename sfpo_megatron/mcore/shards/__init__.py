@@ -8,16 +8,17 @@ shards.params_ready()                # before reading params outside a training 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from torch import Tensor
 
-from sfpo_megatron.mcore.shards import distributed, undistributed
-from sfpo_megatron.mcore.shards.refused import refuse_unsupported
+from sfpo_megatron.mcore.shards import adam
+from sfpo_megatron.mcore.shards.gathers import ParamGathers
+from sfpo_megatron.mcore.shards.main_params import MainParams, bind
 
 
 class MainParamShards:
@@ -25,52 +26,76 @@ class MainParamShards:
 
     ValueError at construction for an optimizer whose main params cannot be edited safely, with the
     setting to change.
+
+    defer_gathers: the caller promises `with shards.gathers_deferred(): optimizer.step()` and
+    `ready_for_training()` before each training forward. Then an optimizer step or a `publish` only
+    marks the all-gather as due, and the last fast step does not gather what the reposition is about
+    to overwrite. Without it `publish` gathers at once, which is right in any training loop.
     """
 
-    def __init__(self, optimizer: MegatronOptimizer) -> None:
-        self._optimizers = (
+    def __init__(self, optimizer: MegatronOptimizer, *, defer_gathers: bool = False) -> None:
+        members = (
             list(optimizer.chained_optimizers)
             if isinstance(optimizer, ChainedOptimizer)
             else [optimizer]
         )
-        self._tensors: list[Tensor] = []
-        for member in self._optimizers:
-            refuse_unsupported(member)
-            if isinstance(member, DistributedOptimizer):
-                self._tensors += distributed.main_params(member)
-            elif isinstance(member, Float16OptimizerWithFloat16Params):
-                self._tensors += undistributed.float16_main_params(member)
-            elif isinstance(member, FP32Optimizer):
-                self._tensors += undistributed.fp32_main_params(member)
-            else:
-                raise ValueError(
-                    f"optimizer: found {type(member).__name__}, expected DistributedOptimizer, "
-                    "Float16OptimizerWithFloat16Params or FP32Optimizer; SFPO cannot edit its "
-                    "main params"
-                )
+        # A rank without trainable params of a kind (a pipeline stage without experts) has a stub.
+        self._optimizers = [m for m in members if not getattr(m, "is_stub_optimizer", False)]
+        self._members: list[MainParams] = [bind(member) for member in self._optimizers]
+        self._gathers = ParamGathers(
+            [m for m in members if isinstance(m, DistributedOptimizer)], defer=defer_gathers
+        )
 
-    def tensors(self) -> Sequence[Tensor]:
-        """fp32, flat or in the param's shape; the optimizer's own storage, never a copy."""
-        return self._tensors
+    def tensors(self) -> Iterator[Tensor]:
+        """fp32, flat or in the param's shape. Edit one in place before drawing the next: most are
+        the optimizer's own storage, those of the precision-aware optimizer are written back then.
+        """
+        for member in self._members:
+            yield from member.tensors()
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Copy main params into the model params and all-gather them over data-parallel ranks.
+        """Copy main params into the model params and all-gather them over data-parallel ranks: at
+        once, or, with `defer_gathers` or Megatron's `overlap_param_gather`, before the next
+        training forward (`params_ready` does it sooner).
 
         Collective, in the order of the optimizers, their chunks and their buckets.
         """
-        distributed.drain(self._distributed())
-        for member in self._optimizers:
-            if not isinstance(member, FP32Optimizer):  # there the params are their own masters
-                member._copy_main_params_to_model_params()
-        distributed.gather(self._distributed())
+        self._gathers.drain()
+        for member in self._members:
+            member.copy_to_model()
+        self._gathers.after_edit()
 
     @torch.no_grad()
     def params_ready(self) -> None:
-        """Finish every param all-gather that is still due: with `overlap_param_gather` it waits
-        for the next training forward, and until then live params are 1/DP new and the rest old.
-        Collective."""
-        distributed.gather_if_due(self._distributed())
+        """Finish every param all-gather that is still due: until then live params are 1/DP new and
+        the rest old. Before anything but a training forward reads them. Collective."""
+        self._gathers.finish()
 
-    def _distributed(self) -> list[DistributedOptimizer]:
-        return [o for o in self._optimizers if isinstance(o, DistributedOptimizer)]
+    @torch.no_grad()
+    def ready_for_training(self) -> None:
+        """Before a training forward: `params_ready`, but with `overlap_param_gather` Megatron's own
+        forward hooks gather, overlapped. Collective."""
+        self._gathers.before_training_forward()
+
+    @contextmanager
+    def gathers_deferred(self) -> Iterator[None]:
+        """Around `optimizer.step()`: it leaves its all-gather due instead of doing it."""
+        with self._gathers.deferred():
+            yield
+
+    def moments(self) -> Sequence[Tensor]:
+        """Adam's exp_avg and exp_avg_sq of every main param; empty before the first step."""
+        return [t for optimizer in self._optimizers for t in adam.moments(optimizer.optimizer)]
+
+    def step_counts(self) -> list[float]:
+        """Adam's step counts, one a param (torch) or one a group (TE and Apex)."""
+        return [c for optimizer in self._optimizers for c in adam.step_counts(optimizer.optimizer)]
+
+    def set_step_counts(self, counts: Sequence[float]) -> None:
+        """Inverse of `step_counts`."""
+        rest = list(counts)
+        for optimizer in self._optimizers:
+            rest = adam.set_step_counts(optimizer.optimizer, rest)
+        if rest:
+            raise ValueError(f"{len(rest)} step counts too many for this optimizer")
