@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests/results.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
 MODEL_JSON: dict[str, Any] = {

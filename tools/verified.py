@@ -42,6 +42,24 @@ sfpo-exact | SFPO exact: alpha 0 and 1, K=0, moments, determinism (fp32)
     dist/test_sfpo_exact.py::test_two_runs_are_equal_and_alpha_matters
 plain-trainer | Same losses and weights as an independent PyTorch trainer
     dist/test_training.py::test_every_layout_trains_like_tp1[TP1]
+    dist/test_exactness.py::test_every_k_and_alpha
+    dist/test_exactness.py::test_with_overlap
+    dist/test_exactness.py::test_other_microbatches
+    dist/test_exactness.py::test_eight_ranks
+moments | Adam's moments kept, put back or reset at the reposition
+    dist/test_sfpo_exact.py::test_alpha_zero_with_restored_moments_is_one_plain_pass
+    dist/test_sfpo_exact.py::test_reset_moments_are_zero_where_the_slow_correction_begins
+gathers | As many param all-gathers as without SFPO, none forgotten
+    dist/test_gathers.py::test_as_many_gathers_as_the_same_steps_without_sfpo
+    dist/test_gathers.py::test_when_gathers_run_does_not_change_the_weights
+    dist/test_gathers.py::test_what_is_sent_to_engines_is_the_shards_joined
+old-logprobs | With one minibatch a pass, the first pass yields old_logprobs
+    dist/test_sfpo_exact.py::test_the_first_pass_yields_the_old_logprobs
+fp16 | fp16 params with a dynamic loss scale, an overflow in a fast pass
+    dist/test_fp16.py::test_three_steps_with_an_overflow_in_a_fast_pass
+    dist/test_fp16.py::test_params_are_fp16_of_the_lerp
+mutants | The tests notice each part of SFPO that is turned off
+    dist/test_mutants.py::test_is_noticed
 bf16 | bf16 params with fp32 main shards: bf16(theta_a) after each reposition
     dist/test_bf16_shards.py::test_params_are_bf16_of_the_lerp_after_each_reposition
     dist/test_bf16_shards.py::test_params_are_bf16_of_the_lerp_on_four_ranks

@@ -259,6 +259,7 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "num_attention_heads": "the model's config.json",
         "params_dtype": "model.dtype",
         "bf16": "model.dtype",
+        "fp16": "model.dtype",
     },
     "megatron.optimizer": {
         "lr": "train.optimizer.lr",
@@ -268,6 +269,7 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "adam_eps": "train.optimizer.eps",
         "clip_grad": "train.optimizer.clip_grad",
         "bf16": "model.dtype",
+        "fp16": "model.dtype",
         "params_dtype": "model.dtype",
     },
 }

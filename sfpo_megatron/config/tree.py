@@ -19,8 +19,9 @@ class ModelConfig:
 
     path: str
     """A Hugging Face model directory (config.json, *.safetensors, tokenizer.json)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the model params and of the engine; the optimizer's main params are fp32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the model params and of the engine; the optimizer's main params are fp32. float16
+    has a dynamic loss scale (megatron.optimizer.initial_loss_scale, loss_scale_window ...)."""
     transformer_impl: Literal["auto", "te", "local"] = "auto"
     """Megatron layer spec: TransformerEngine, torch, or the better of what is installed."""
 

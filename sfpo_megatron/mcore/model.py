@@ -18,7 +18,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def overridden(section: str, cls: type, fields: dict[str, Any], extra: dict[str, Any]) -> Any:
@@ -58,6 +58,7 @@ def transformer_config(
         "attention_softmax_in_fp32": True,
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
         "pipeline_dtype": dtype,
         "tensor_model_parallel_size": parallel.tensor,
         "pipeline_model_parallel_size": parallel.pipeline,

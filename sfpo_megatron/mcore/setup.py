@@ -137,7 +137,7 @@ def current_layout() -> Layout:
 
 
 def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
-    """Float16Module where params are bf16, then DistributedDataParallel."""
+    """Float16Module where params are bf16 or fp16, then DistributedDataParallel."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module
 
@@ -149,7 +149,7 @@ def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
     for index, chunk in enumerate(chunks):
         if torch.cuda.is_available():
             chunk = chunk.cuda(torch.cuda.current_device())
-        if tconfig.bf16:
+        if tconfig.bf16 or tconfig.fp16:
             chunk = Float16Module(tconfig, chunk)
         wrapped.append(
             DistributedDataParallel(tconfig, ddp_config, chunk, disable_bucketing=index > 0)
@@ -175,11 +175,14 @@ def _build_optimizer(config: RunConfig, tconfig: Any, chunks: list[Any], lr: flo
         "clip_grad": section.clip_grad,
         "params_dtype": tconfig.params_dtype,
         "bf16": tconfig.bf16,
+        "fp16": tconfig.fp16,
         "use_distributed_optimizer": chunks[0].ddp_config.use_distributed_optimizer,
         "overlap_param_gather": chunks[0].ddp_config.overlap_param_gather,
         # A constant scale of 1 turns on Megatron's own check: a step with non-finite gradients is
-        # skipped on every rank instead of writing NaN into the weights.
-        "loss_scale": 1.0,
+        # skipped on every rank instead of writing NaN into the weights. fp16 needs a dynamic scale;
+        # from Megatron's default start of 2^32 it would skip the first 16 steps to find its way.
+        "loss_scale": None if tconfig.fp16 else 1.0,
+        "initial_loss_scale": 2.0**16,
     }
     optimizer_config = overridden("optimizer", OptimizerConfig, fields, config.megatron.optimizer)
     optimizer = get_megatron_optimizer(optimizer_config, chunks)

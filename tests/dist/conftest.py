@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,28 @@ from harness import Case, Jobs
 
 
 @pytest.fixture(scope="session")
-def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """Runs every selected case; `pytest -k` therefore starts only what it asks for."""
+def jobs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Jobs]:
+    """Runs every selected case; `pytest -k` therefore starts only what it asks for. A run of all
+    cases (`make test-full`) keeps their figures."""
     from references import make_references
 
     directory = tmp_path_factory.mktemp("dist")
-    make_references(directory)
     callspecs = [getattr(item, "callspec", None) for item in request.session.items]
-    cases = [spec.params.get("case") for spec in callspecs if spec is not None]
-    return Jobs([case for case in cases if isinstance(case, Case)], directory)
+    found = [spec.params.get("case") for spec in callspecs if spec is not None]
+    cases = [case for case in found if isinstance(case, Case)]
+    make_references(
+        directory,
+        plain=[
+            (case.arguments["model"], case.arguments["k"], case.arguments["alpha"])
+            for case in cases
+            if {"model", "k", "alpha"} <= case.arguments.keys()
+        ],
+    )
+    jobs = Jobs(cases, directory)
+    yield jobs
+    if not (request.config.option.keyword or request.config.option.markexpr):
+        from results import write_result
+
+        write_result("sfpo_exactness", {"cases": jobs.figures})

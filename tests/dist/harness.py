@@ -56,6 +56,8 @@ VPP2 = Layout(name="PP2xVPP2", pipeline=2, virtual=2)
 DP2 = Layout(name="DP2", data=2)
 TP2PP2 = Layout(name="TP2xPP2", tensor=2, pipeline=2)
 PP2DP2 = Layout(name="PP2xDP2", pipeline=2, data=2)
+TP2PP2DP2 = Layout(name="TP2xPP2xDP2", tensor=2, pipeline=2, data=2)
+
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -95,11 +97,13 @@ def on_ranks(
     *layouts: Layout,
     needs: Layout | None = None,
     full: Collection[str] = (),
+    only: Collection[str] | None = None,
     **parameters: Sequence[Any],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register `function(bench, **arguments)` under each layout and combination of parameters.
 
-    Cases whose label is in `full` run in `make test-full` only.
+    Cases whose label is in `full`, or with `only` all others than those, run in `make test-full`
+    only.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -120,10 +124,12 @@ def on_ranks(
 
         functools.update_wrapper(test, function)
         del test.__wrapped__  # pytest would read the fixtures of the wrapped signature
-        unknown = set(full) - {case.label for case in cases}
+        labels = {case.label for case in cases}
+        unknown = {*full, *(only or ())} - labels
         assert not unknown, f"{module_of(function)}: no case is labelled {unknown}"
+        long = set(full) if only is None else labels - set(only)
         marked = [
-            pytest.param(case, id=case.label, marks=[pytest.mark.full] * (case.label in full))
+            pytest.param(case, id=case.label, marks=[pytest.mark.full] * (case.label in long))
             for case in cases
         ]
         return pytest.mark.parametrize("case", marked)(test)
@@ -157,6 +163,12 @@ class Jobs:
         if failures:
             pytest.fail("\n".join(failures), pytrace=False)
         assert sorted(results) == list(range(case.layout.world)), f"ranks {sorted(results)} only"
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What the cases measured (`bench.figures` on rank 0), by case."""
+        found = {name: ranks[0].get("figures") for name, ranks in self._results.items() if 0 in ranks}
+        return {name: figures for name, figures in sorted(found.items()) if figures}
 
     def _run(self, layout: Layout) -> None:
         kind = (layout.world, layout.te)

@@ -7,7 +7,9 @@ random norm weights and biases (at their initial 1 and 0 a lost one would not sh
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -79,24 +81,32 @@ def make_batch(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def make_references(directory: Path) -> None:
-    """Everything that workers read from `directory`, and the plain trainer's results."""
+def plain_name(model: str, k: int, alpha: float) -> str:
+    """Where the plain trainer's results for these settings are saved, without the suffix."""
+    return f"{model}.plain-k{k}-alpha{alpha}"
+
+
+def make_references(directory: Path, plain: Iterable[tuple[str, int, float]]) -> None:
+    """Everything that workers read from `directory`; the plain trainer's results for each (model,
+    K, alpha) of `plain`."""
     from plain_sfpo import Settings, train
 
+    wanted = sorted({*plain, *((name, K, ALPHA) for name in TRAINED)})
     batches = [make_batch(step) for step in range(NUM_STEPS)]
     for step, batch in enumerate(batches):
         save_file(batch, directory / f"batch{step}.safetensors")
     for name in MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
-        if name in TRAINED:
+        for _, k, alpha in filter(lambda each: each[0] == name, wanted):
             settings = Settings(
-                k=K, alpha=ALPHA, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,
+                k=k, alpha=alpha, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,
                 weight_decay=WEIGHT_DECAY, clip_grad=CLIP_GRAD, clip=0.2, entropy_coef=ENTROPY_COEF,
             )  # fmt: skip
-            losses, weights = train(model, batches, settings)
-            (directory / f"{name}.plain.json").write_text(json.dumps(losses))
-            save_file(weights, directory / f"{name}.plain.safetensors")
+            losses, weights = train(copy.deepcopy(model), batches, settings)
+            file = directory / plain_name(name, k, alpha)
+            file.with_name(f"{file.name}.json").write_text(json.dumps(losses))
+            save_file(weights, file.with_name(f"{file.name}.safetensors"))
 
 
 def load_batch(directory: Path, step: int) -> dict[str, torch.Tensor]:

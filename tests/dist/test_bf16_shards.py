@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
-from harness import DP2, PP2DP2, TP2, on_ranks
+from harness import DP2, PP2, PP2DP2, TP2, VPP2, on_ranks
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -75,7 +75,7 @@ def sfpo_steps(bench: Workbench, policy: Any, count: int) -> WatchedShards:
     return shards
 
 
-@on_ranks(TP2, DP2, overlap=OVERLAPS, full=["TP2-True"])
+@on_ranks(TP2, DP2, PP2, VPP2, overlap=OVERLAPS, only=["TP2-False", "DP2-False", "DP2-True"])
 def test_params_are_bf16_of_the_lerp_after_each_reposition(bench: Workbench, overlap: bool) -> None:
     """Three SFPO steps. With overlap, the last optimizer step of a pass leaves params ungathered
     (asserted at DP2, or the test would not bite), and params_ready() gathers them."""

@@ -23,7 +23,6 @@ REFUSED = {
     ),
     "megatron.ddp.fp8_param_gather": ("ddp_config", "fp8_param_gather"),
     "megatron.ddp.use_megatron_fsdp": ("ddp_config", "use_megatron_fsdp"),
-    "fp16": ("config", "fp16"),
 }
 
 

