@@ -28,9 +28,9 @@ def jobs(
     make_references(
         directory,
         plain=[
-            (case.arguments["model"], case.arguments["k"], case.arguments["alpha"])
+            tuple(case.arguments[name] for name in ("model", "k", "alpha", "eps"))
             for case in cases
-            if {"model", "k", "alpha"} <= case.arguments.keys()
+            if "eps" in case.arguments
         ],
     )
     jobs = Jobs(cases, directory)

@@ -24,6 +24,7 @@ class Settings:
     clip_grad: float
     clip: float
     entropy_coef: float
+    eps: float
 
 
 def token_logprobs(model: torch.nn.Module, tokens: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ def train(
         {"params": [p for p in params if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in params if p.dim() == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), eps=1e-8)
+    adam = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), eps=settings.eps)
 
     def one_pass(parts: Sequence[Sequence[tuple[Tensor, int, float, Tensor]]]) -> list[list[float]]:
         losses = []

@@ -21,6 +21,8 @@ SEQUENCES = (7, 20, 13)
 VOCAB_SIZE = 101
 NUM_STEPS, GROUP_SIZE, NUM_PROMPTS = 3, 4, 4
 K, ALPHA, MINIBATCHES, LR, WEIGHT_DECAY, CLIP_GRAD = 3, 0.8, 2, 1e-4, 0.05, 1.0
+EPS = 1e-8
+"""Adam's default."""
 ENTROPY_COEF = 0.01
 """Where every token is clipped (these models learn a batch in two passes) the gradient is not 0."""
 TRAINED = ("qwen2_tied", "qwen3_untied")
@@ -81,30 +83,31 @@ def make_batch(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def plain_name(model: str, k: int, alpha: float) -> str:
+def plain_name(model: str, k: int = K, alpha: float = ALPHA, eps: float = EPS) -> str:
     """Where the plain trainer's results for these settings are saved, without the suffix."""
-    return f"{model}.plain-k{k}-alpha{alpha}"
+    return f"{model}.plain-k{k}-alpha{alpha}-eps{eps}"
 
 
-def make_references(directory: Path, plain: Iterable[tuple[str, int, float]]) -> None:
+def make_references(directory: Path, plain: Iterable[tuple[str, int, float, float]]) -> None:
     """Everything that workers read from `directory`; the plain trainer's results for each (model,
-    K, alpha) of `plain`."""
+    K, alpha, Adam's eps) of `plain`."""
     from plain_sfpo import Settings, train
 
-    wanted = sorted({*plain, *((name, K, ALPHA) for name in TRAINED)})
+    wanted = sorted({*plain, *((name, K, ALPHA, EPS) for name in TRAINED)})
     batches = [make_batch(step) for step in range(NUM_STEPS)]
     for step, batch in enumerate(batches):
         save_file(batch, directory / f"batch{step}.safetensors")
     for name in MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
-        for _, k, alpha in filter(lambda each: each[0] == name, wanted):
+        for _, k, alpha, eps in filter(lambda each: each[0] == name, wanted):
             settings = Settings(
                 k=k, alpha=alpha, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,
                 weight_decay=WEIGHT_DECAY, clip_grad=CLIP_GRAD, clip=0.2, entropy_coef=ENTROPY_COEF,
+                eps=eps,
             )  # fmt: skip
             losses, weights = train(copy.deepcopy(model), batches, settings)
-            file = directory / plain_name(name, k, alpha)
+            file = directory / plain_name(name, k, alpha, eps)
             file.with_name(f"{file.name}.json").write_text(json.dumps(losses))
             save_file(weights, file.with_name(f"{file.name}.safetensors"))
 

@@ -88,7 +88,7 @@ def test_every_layout_trains_like_tp1(bench: Workbench, model: str) -> None:
     got = train(bench, model)
     if bench.layout == TP1:
         bench.save(f"{model}.tp1", *got)
-        plain, weights = bench.load(references.plain_name(model, references.K, references.ALPHA))
+        plain, weights = bench.load(references.plain_name(model))
         compare(got, (plain, weights), loss_bound=1e-5, weight_bound=1e-4)
         start = load_file(bench.directory / model / "model.safetensors")
         moved = max((weights[n] - start[n]).abs().max() for n in start)
@@ -102,6 +102,6 @@ def test_four_ranks_train_like_the_plain_trainer(bench: Workbench, model: str) -
     """PP2 x DP2, with Megatron's overlapped grad reduce and param gather."""
     from workbench import OVERLAP
 
-    plain = bench.load(references.plain_name(model, references.K, references.ALPHA))
+    plain = bench.load(references.plain_name(model))
     got = train(bench, model, ddp=OVERLAP)
     compare(got, plain, loss_bound=1e-5, weight_bound=1e-4)

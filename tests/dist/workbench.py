@@ -59,6 +59,7 @@ class Workbench:
         objective: ObjectiveConfig | None = None,
         minibatches: int = references.MINIBATCHES,
         max_tokens: int = 40,  # several microbatches a minibatch
+        eps: float = references.EPS,
     ) -> RunConfig:
         layout = self.layout
         return RunConfig(
@@ -87,6 +88,7 @@ class Workbench:
                     lr=lr,
                     weight_decay=references.WEIGHT_DECAY,
                     clip_grad=references.CLIP_GRAD,
+                    eps=eps,
                 ),
             ),
             sfpo=SFPOConfig(num_fast_passes=references.K, alpha=references.ALPHA),
