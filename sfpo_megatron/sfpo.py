@@ -57,20 +57,21 @@ class FlatCopy:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+        places = []
         for tensor in tensors:
             key = (tensor.dtype, tensor.device)
-            sizes[key] = sizes.get(key, 0) + tensor.numel()
+            start = sizes.get(key, 0)
+            sizes[key] = start + tensor.numel()
+            places.append((key, slice(start, sizes[key]), tensor.shape))
         self._buffers = {
             key: torch.empty(size, dtype=key[0], device=key[1]) for key, size in sizes.items()
         }
+        self._views = [self._buffers[key][span].view(shape) for key, span, shape in places]
 
     def paired(self, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(view into the copy, tensor) for each tensor, which is drawn only when asked for."""
-        used = dict.fromkeys(self._buffers, 0)
-        for tensor in tensors:
-            key = (tensor.dtype, tensor.device)
-            start, used[key] = used[key], used[key] + tensor.numel()
-            yield self._buffers[key][start : used[key]].view(tensor.shape), tensor
+        # strict draws past the last one too: then its edit counts.
+        return zip(self._views, tensors, strict=True)
 
     @property
     def num_bytes(self) -> int:

@@ -6,7 +6,7 @@ Not exercised here: Megatron's optimizer and `publish` across ranks (tests/dist)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -105,6 +105,40 @@ def test_snapshot_reuses_its_storage_and_edits_in_place() -> None:
     assert [slow.data_ptr() for slow, _ in snapshot._slow.paired(tensors)] == storage
     assert all(a is b for a, b in zip(shards.tensors(), tensors, strict=True))
     assert not set(storage) & {t.data_ptr() for t in tensors if t.numel()}
+
+
+class StagedShards(Shards):
+    """Every shard is drawn into one buffer and written back when the next one is drawn."""
+
+    def tensors(self) -> Iterator[Tensor]:  # type: ignore[override]
+        buffer = torch.empty(max(t.numel() for t in self._tensors))
+        for tensor in self._tensors:
+            staged = buffer[: tensor.numel()].view(tensor.shape)
+            staged.copy_(tensor)
+            yield staged
+            tensor.copy_(staged)
+
+
+def test_shards_drawn_into_one_buffer_are_written_back_to_the_last() -> None:
+    start = weights()[:3]  # without the empty one
+    plain, staged = Shards(*[t.clone() for t in start]), StagedShards(*[t.clone() for t in start])
+    for shards in (plain, staged):
+        snapshot = SlowSnapshot(shards)
+        snapshot.take()
+        for tensor in shards._tensors:
+            tensor.mul_(1.1)
+        snapshot.reposition(0.8)
+    assert not any(torch.equal(a, b) for a, b in zip(plain._tensors, start, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain._tensors, staged._tensors, strict=True))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_other_shards_than_at_first_are_an_error(change: int) -> None:
+    shards = Shards(*weights())
+    snapshot = SlowSnapshot(shards)
+    shards._tensors = shards._tensors[:change] if change < 0 else [*shards._tensors, torch.ones(1)]
+    with pytest.raises(ValueError, match="zip"):
+        snapshot.take()
 
 
 def test_each_step_starts_from_a_new_snapshot() -> None:
