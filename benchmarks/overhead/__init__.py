@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/sfpo_overhead.py`."""

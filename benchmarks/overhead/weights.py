@@ -1,0 +1,68 @@
+"""fp32 tensors as a rank's main params are: sizes of Qwen2 models, a tensor of its own each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Sizes:
+    """A Qwen2-style model with tied embeddings, named as Hugging Face's config names them."""
+
+    hidden: int
+    ffn: int
+    layers: int
+    vocab: int
+    heads: int
+    kv_heads: int
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of every tensor, with qkv and gate-up fused as in Megatron."""
+        h = self.hidden
+        qkv = h + 2 * self.kv_heads * (h // self.heads)
+        layer = [(h,), (qkv, h), (qkv,), (h, h), (h,), (2 * self.ffn, h), (h, self.ffn)]
+        return [(self.vocab, h), *(shape for _ in range(self.layers) for shape in layer), (h,)]
+
+
+SIZES = {
+    "1M": Sizes(hidden=128, ffn=384, layers=4, vocab=2048, heads=4, kv_heads=2),
+    "10M": Sizes(hidden=256, ffn=1024, layers=8, vocab=8192, heads=4, kv_heads=2),
+    "100M": Sizes(hidden=512, ffn=2048, layers=16, vocab=81920, heads=8, kv_heads=2),
+    "500M": Sizes(hidden=896, ffn=4864, layers=24, vocab=151936, heads=14, kv_heads=2),
+}
+"""The largest is Qwen2.5-0.5B."""
+
+
+class PlainShards:
+    """`WeightShards` over separate tensors, as a distributed optimizer's fp32 masters of bf16
+    params are. Nothing to publish, so that only the algorithm's own work is measured."""
+
+    def __init__(self, sizes: Sizes, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        self._tensors = [
+            torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator).view(-1)
+            for shape in sizes.shapes()
+        ]
+
+    def tensors(self) -> list[Tensor]:
+        return self._tensors
+
+    def publish(self) -> None:
+        pass
+
+    @property
+    def num_params(self) -> int:
+        return sum(tensor.numel() for tensor in self._tensors)
+
+
+@torch.no_grad()
+def reference_way(params: list[Tensor], alpha: float) -> None:
+    """What the released reference does with each parameter: clone the slow weights, (fast passes,)
+    clone the fast ones, the formula written out, copy back."""
+    slow = [param.clone() for param in params]
+    fast = [param.clone() for param in params]
+    for param, before, after in zip(params, slow, fast, strict=True):
+        param.copy_(before + alpha * (after - before))
