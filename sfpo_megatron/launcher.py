@@ -20,6 +20,7 @@ from sfpo_megatron.worker import error_file, log_dir
 SHUTDOWN_TIMEOUT_S = 15  # above the worker's own limit (worker.CLOSING_TIME_S), below 30 s in all
 LEFTOVER_GRACE_S = 3.0
 _PR_SET_CHILD_SUBREAPER = 36
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 # Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
 
@@ -34,6 +35,10 @@ def launch(
     # One OpenMP thread a process: two, beside any other busy process, ran 10x slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this launcher never leaves the machine
+    if _HUGE_PAGES.exists():
+        # torch then asks for huge pages from 2 MiB on. malloc gives such blocks back to the kernel
+        # at each free, so that every embedding gradient is faulted in anew, 4 KiB at a time.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     log_dir(output_dir).mkdir(parents=True, exist_ok=True)
     for old in log_dir(output_dir).glob("rank_*.err"):
         old.unlink()

@@ -14,6 +14,12 @@ from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES
 MIN_HEAD_DIM_ON_CPU = 32  # vLLM's CPU attention kernels start there
 
 ModelJson = dict[str, Any]
+_UNEVEN_STAGES = (
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+)
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -228,6 +234,8 @@ def _by_tensor(config: RunConfig, model: ModelJson, on_cpu: bool) -> Iterator[Pr
 
 def _by_pipeline(config: RunConfig, model: ModelJson, on_cpu: bool) -> Iterator[Problem]:
     parallel, layers = config.parallel, model["num_hidden_layers"]
+    if any(name in config.megatron.transformer for name in _UNEVEN_STAGES):
+        return  # Megatron checks what the user divided by hand
     chunks = parallel.pipeline * (parallel.virtual_pipeline or 1)
     if layers % chunks:
         yield Problem(

@@ -5,7 +5,7 @@ Not exercised here: Llama-3 rope scaling, context parallelism, CUDA kernels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import PP2, SP2, TP1, TP2, TP2PP2, VPP2, on_ranks
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
 
-def check_logits(bench: Workbench, model: str, bound: float, dtype: str = "float32") -> None:
+def check_logits(bench: Workbench, model: str, bound: float, **settings: Any) -> None:
     """max |ours - transformers'| <= bound * max |transformers'|."""
     from sfpo_megatron.batching import PackRow, pack
 
-    policy = bench.policy(model, dtype=dtype)
+    policy = bench.policy(model, **settings)
     expected = load_file(bench.directory / f"{model}.logits.safetensors")
     rows = [
         PackRow(
@@ -60,6 +60,22 @@ def test_logits_equal_transformers(bench: Workbench, model: str) -> None:
 @on_ranks(VPP2, model=["qwen2_tied", "llama_untied"])
 def test_logits_under_the_interleaved_schedule(bench: Workbench, model: str) -> None:
     check_logits(bench, model, 1e-4)
+
+
+@on_ranks(PP2, model=["llama_tied"])
+def test_logits_of_stages_of_different_sizes(bench: Workbench, model: str) -> None:
+    """Three layers and one; every weight comes back under its own layer's name."""
+    from workbench import all_same_bits
+
+    stages = {"num_layers_in_first_pipeline_stage": 3, "num_layers_in_last_pipeline_stage": 1}
+    check_logits(bench, model, 1e-4, transformer=stages)
+    policy = bench.policy(model, transformer=stages)
+    layers = len(policy.chunks[0].module.decoder.layers)
+    assert layers == (1 if policy.layout.is_last_stage else 3)
+    original = load_file(bench.directory / model / "model.safetensors")
+    exported = bench.hf_weights(policy)
+    assert exported.keys() == original.keys()
+    assert all_same_bits(exported.values(), (original[name] for name in exported))
 
 
 @on_ranks(TP1, TP2, model=["qwen2_tied", "qwen3_untied"])

@@ -54,6 +54,7 @@ class Workbench:
         dtype: str = "float32",
         lr: float = references.LR,
         temperature: float = 1.0,
+        transformer: dict[str, Any] | None = None,
         ddp: dict[str, Any] | None = None,
         optimizer: dict[str, Any] | None = None,
         objective: ObjectiveConfig | None = None,
@@ -76,7 +77,9 @@ class Workbench:
                 virtual_pipeline=layout.virtual,
                 sequence=layout.sequence,
             ),
-            megatron=MegatronConfig(ddp=ddp or {}, optimizer=optimizer or {}),
+            megatron=MegatronConfig(
+                transformer=transformer or {}, ddp=ddp or {}, optimizer=optimizer or {}
+            ),
             train=TrainConfig(
                 prompts_per_step=references.NUM_PROMPTS,
                 group_size=references.GROUP_SIZE,

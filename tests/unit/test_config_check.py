@@ -300,6 +300,12 @@ def test_llama3_rope_is_supported(here: Path, model_dir: Callable[..., Path]) ->
     assert run_check() == []
 
 
+def test_stages_of_different_sizes_are_megatrons_to_check(here: Path) -> None:
+    """4 layers on 3 stages: refused (above) unless the first stage's size is given."""
+    first = "megatron.transformer.num_layers_in_first_pipeline_stage=2"
+    assert not [w for w in run_check("parallel.pipeline=3", first) if "layers" in w]
+
+
 @pytest.mark.parametrize(
     ("value", "is_path"),
     [
