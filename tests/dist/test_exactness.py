@@ -8,7 +8,8 @@ split, is 3e-6 off the reference already). alpha = 1 is, bit for bit, K + 1 plai
 (test_sfpo_exact.py), so its row says how far training WITHOUT SFPO is from the reference under the
 same split. The figures are kept in benchmarks/results/sfpo_exactness.json.
 
-Not exercised here: bf16 (test_bf16_shards.py), other optimizers than the DistributedOptimizer.
+Not exercised here: bf16 and fp16 (test_bf16_shards.py, test_fp16.py), optimizers whose main params
+are elsewhere.
 """
 
 from __future__ import annotations
@@ -85,6 +86,16 @@ def test_other_microbatches(
 ) -> None:
     """Gradient accumulation over many microbatches, and none (one microbatch a minibatch)."""
     check(bench, model, k, alpha, eps, max_tokens=max_tokens)
+
+
+@on_ranks(
+    *(TP1, DP2, TP2, PP2), only=[], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS
+)
+def test_without_sharding(
+    bench: Workbench, model: str, k: int, alpha: float, eps: float
+) -> None:
+    """use_distributed_optimizer off: FP32Optimizer, whose main params are the model params."""
+    check(bench, model, k, alpha, eps, ddp={"use_distributed_optimizer": False})
 
 
 @on_ranks(DP2, model=["qwen2_tied"])
