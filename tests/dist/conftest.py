@@ -36,6 +36,6 @@ def jobs(
     jobs = Jobs(cases, directory)
     yield jobs
     if not (request.config.option.keyword or request.config.option.markexpr):
-        from results import write_result
+        from benchmarks.common import provenance
 
-        write_result("sfpo_exactness", {"cases": jobs.figures})
+        provenance.write_cpu("sfpo_exactness", {"cases": jobs.figures})

@@ -13,7 +13,8 @@ from typing import Any
 import digits
 import pytest
 import torch
-from results import write_result
+
+from benchmarks.common import provenance
 
 ROOT = Path(__file__).parents[2]
 MIN_GAIN = 0.15
@@ -50,7 +51,7 @@ def test_demo_with_three_seeds(tmp_path: Path) -> None:
             "mean_step_s": sum(line["time/step_s"] for line in train) / len(train),
             "seconds": round(seconds, 1),
         }
-    write_result("demo", figures)
+    provenance.write_cpu("demo", figures)
 
 
 def check_every_step(train: list[dict[str, Any]]) -> None:
@@ -110,7 +111,7 @@ def test_demo_smollm2(tmp_path: Path) -> None:
     for line in train:
         assert line["num_passes"] == 4 and line["num_skipped_steps"] == 0
         assert abs(line["ppo_kl_first_pass"]) < 1e-6
-    write_result(
+    provenance.write_cpu(
         "smollm2",
         {
             "seconds_with_download": round(seconds, 1),
@@ -142,4 +143,4 @@ def test_smollm2_logits_equal_transformers(tmp_path: Path) -> None:
     )
     figures = json.loads(out.read_text())
     assert figures["worst_relative_difference"] < 1e-4, figures
-    write_result("smollm2_logits", figures)
+    provenance.write_cpu("smollm2_logits", figures)
