@@ -58,6 +58,11 @@ old-logprobs | With one minibatch a pass, the first pass yields old_logprobs
 fp16 | fp16 params with a dynamic loss scale, an overflow in a fast pass
     dist/test_fp16.py::test_three_steps_with_an_overflow_in_a_fast_pass
     dist/test_fp16.py::test_params_are_fp16_of_the_lerp
+megatron-loop | SFPO in a loop that is not ours (examples/megatron_loop)
+    dist/test_megatron_loop.py::test_it_prints_a_line_a_step_and_learns
+    dist/test_megatron_loop.py::test_alpha_one_is_the_plain_loop_with_four_passes
+    dist/test_megatron_loop.py::test_it_is_the_update_written_by_hand
+    unit/test_megatron_loop.py::test_only_public_pieces
 mutants | The tests notice each part of SFPO that is turned off
     dist/test_mutants.py::test_is_noticed
 bf16 | bf16 params with fp32 main shards: bf16(theta_a) after each reposition
