@@ -37,6 +37,7 @@ from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.rollout_feed import share
 from sfpo_megatron.run_io import RunIO, open_run
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
+from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
@@ -121,7 +122,8 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
 
 def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
     """As `sfpo.snapshot` and `sfpo.moments` ask for."""
-    snapshot = SlowSnapshot(policy.shards)
+    on_host = config.sfpo.snapshot == "host"
+    snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
     if config.sfpo.moments == "keep":
         return snapshot
     return MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)

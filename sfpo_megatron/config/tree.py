@@ -159,13 +159,23 @@ class SFPOConfig:
     moments: Literal["keep", "restore", "reset"] = "keep"
     """Adam's moments and step count at the reposition: keep leaves them as the fast passes made
     them, restore puts back the snapshot's (8 more bytes a parameter), reset zeroes them."""
-    snapshot: Literal["device"] = "device"
-    """Where the slow weights are kept."""
+    snapshot: Literal["device", "host"] = "device"
+    """Where the slow weights are kept: beside the main params, or in host memory, which frees 4
+    bytes a parameter of the shard on the device and costs one copy of the shard over PCIe a step;
+    not with moments: restore."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "num_fast_passes", "stop_step")
         within(self, 0.0, 1.0, "alpha")
         at_least(self, 2, "entropy_window")
+        if self.snapshot == "host" and self.moments == "restore":
+            raise FieldError(
+                "snapshot",
+                self.snapshot,
+                "device with moments: restore",
+                "set snapshot to device, or moments to keep or reset: restore holds two more "
+                "copies of the shard's size on the device, so moving the third away saves little",
+            )
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

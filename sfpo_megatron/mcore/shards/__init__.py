@@ -8,7 +8,7 @@ shards.params_ready()                # before reading params outside a training 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -83,6 +83,12 @@ class MainParamShards:
         """Around `optimizer.step()`: it leaves its all-gather due instead of doing it."""
         with self._gathers.deferred():
             yield
+
+    def before_step(self, callback: Callable[[], None]) -> None:
+        """From now on call `callback` at the start of each optimizer step that is not skipped,
+        before main params change."""
+        for optimizer in self._optimizers:
+            optimizer.optimizer.register_step_pre_hook(lambda *_: callback())
 
     def moments(self) -> Sequence[Tensor]:
         """Adam's exp_avg and exp_avg_sq of every main param; empty before the first step."""
