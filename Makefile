@@ -100,12 +100,13 @@ bench: venv ## benchmarks/*.py, results in benchmarks/results/
 
 # The interpreter that is given, nothing installed, no network: a GPU node in a container.
 # `make gpu PY=python3 RESULTS=DIR`: exit code 5 of pytest (no test chosen) is no failure.
-gpu: ## tests that need a CUDA device: PY=python3 RESULTS=DIR
+gpu: ## tests and benchmarks on a CUDA device: PY=python3 RESULTS=DIR
 	mkdir -p $(RESULTS)
 	$(PY) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device for this torch"'
 	$(PY) -m sfpo_megatron doctor | tee $(RESULTS)/doctor.txt
-	rc=0; $(PY) -m pytest -q -m gpu --junitxml=$(RESULTS)/gpu.xml tests || rc=$$?; \
+	rc=0; $(PY) -m pytest -q -m gpu --junitxml=$(RESULTS)/gpu.xml tests/gpu || rc=$$?; \
 	    test $$rc -eq 0 -o $$rc -eq 5
+	$(PY) benchmarks/sfpo_overhead.py --device cuda --out $(RESULTS)/sfpo_overhead_gpu.json
 
 slurm-deps: ## Slurm from Debian's packages (root)
 	apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins

@@ -3,7 +3,10 @@
     python benchmarks/sfpo_overhead.py [--device cpu|cuda] [--sizes 1M,500M] [--out FILE]
 
 (a) snapshot + reposition against the bytes they must move and against the reference's way
-    (overhead/speed.py), on 1M to 500M parameters.
+    (overhead/speed.py), on 1M to 500M parameters;
+(b) snapshot + reposition + extra gathers against the passes of the same Megatron train steps, on
+    two CPU ranks or one GPU (overhead/steps.py);
+(c) their peak extra memory (overhead/memory.py).
 
 Prints tables and writes benchmarks/results/sfpo_overhead.json. A target that is missed is printed
 as missed; it does not fail the run.
@@ -14,7 +17,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script in a checkout
 
@@ -22,7 +24,7 @@ import torch
 
 from benchmarks.common import provenance
 from benchmarks.common.isolated import isolated
-from benchmarks.overhead import speed
+from benchmarks.overhead import memory, speed, steps
 from benchmarks.overhead.weights import SIZES
 
 
@@ -32,6 +34,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--sizes", default=",".join(SIZES), help="of the weights, by comma")
     parser.add_argument("--budget-s", type=float, default=20.0, help="seconds for each size")
+    parser.add_argument("--steps", type=int, default=20, help="train steps of each kind in (b)")
+    parser.add_argument("--memory-size", choices=tuple(SIZES), default="100M", help="in (c)")
     parser.add_argument("--out", type=Path, help="file for the results")
     return parser.parse_args()
 
@@ -43,14 +47,34 @@ def main() -> None:
         "sfpo_overhead.json" if device.type == "cpu" else "sfpo_overhead_gpu.json"
     )
     print(provenance.hardware(device))
-    rows = []
-    print(f"\n(a) snapshot + reposition; targets: floor <= {speed.MAX_RATIO_TO_FLOOR}x, "
-          f"reference >= {speed.MIN_SPEEDUP}x\n{speed.HEADER}")  # fmt: skip
+    print("\n(a) snapshot + reposition, to reach: at most "
+          f"{speed.MAX_RATIO_TO_FLOOR} x floor, at least {speed.MIN_SPEEDUP} x faster than the "
+          f"reference's way\n{speed.HEADER}")  # fmt: skip
+    speeds = []
     for size in args.sizes.split(","):
-        rows.append(isolated(speed.measure, size, device, args.budget_s))
-        print(speed.line(rows[-1]), flush=True)
-    content: dict[str, Any] = {"speed": rows}
-    provenance.write(out, content, device=device, features=["overhead"])
+        speeds.append(isolated(speed.measure, size, device, args.budget_s))
+        print(speed.line(speeds[-1]), flush=True)
+
+    print(f"\n(b) overhead of a train step, to reach: at most {steps.MAX_OVERHEAD}", flush=True)
+    in_steps = steps.measure(device, args.steps)
+    if isinstance(in_steps, str):
+        print(in_steps)
+    else:
+        print("\n".join([steps.HEADER, *map(steps.line, in_steps)]))
+
+    print("\n(c) peak extra memory, to reach: one copy of the shard, three with moments: restore, "
+          f"two staging buckets beside it with host\n{memory.HEADER}")  # fmt: skip
+    memories = []
+    for arm in memory.ARMS:
+        memories.append(isolated(memory.measure, args.memory_size, device, arm))
+        print(memory.line(memories[-1]), flush=True)
+
+    provenance.write(
+        out,
+        {"speed": speeds, "steps": in_steps, "memory": memories},
+        device=device,
+        features=["overhead"],
+    )
 
 
 if __name__ == "__main__":

@@ -9,17 +9,23 @@ below 1. So the same two operations on ONE tensor are timed too: what is beyond 
 The reference's way allocates. `reference_s` is its best case, memory that its last call has freed
 (on a GPU the caching allocator sees to that); on CPU, `reference_default_malloc_s` is with glibc as
 it comes, which returns large blocks to the kernel and faults them in again.
+
+On a GPU `sfpo.snapshot: host` is timed too: what its snapshot and its reposition hold up on the
+current stream, against a plain copy of the shard from page-locked memory (the PCIe bandwidth).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common.clock import Clock, keep_freed_memory
 from benchmarks.overhead.weights import SIZES, PlainShards, reference_way
 from sfpo_megatron.sfpo import SlowSnapshot
+from sfpo_megatron.snapshots.host import HostSnapshot
 
 ALPHA = 0.8
 COPY_BYTES, SNAPSHOT_BYTES, REPOSITION_BYTES = 8, 8, 12
@@ -47,8 +53,12 @@ def measure(size: str, device: torch.device, budget_s: float) -> dict[str, Any]:
         alone = {"reference": arms["reference"]}
         plain = clock.compare(alone, budget_s=budget_s / 4)[0]["reference"].median_s
         keep_freed_memory()
+    elif device.type == "cuda":
+        arms |= _host_arms(shards, target)
     times, rounds = clock.compare(arms, budget_s=budget_s)
-    copy_s, snapshot_s, reposition_s, lerp_s, reference_s = (t.median_s for t in times.values())
+    copy_s, snapshot_s, reposition_s, lerp_s, reference_s, *host_s = (
+        t.median_s for t in times.values()
+    )
     floor_s = copy_s * (SNAPSHOT_BYTES + REPOSITION_BYTES) / COPY_BYTES
     ours_s = snapshot_s + reposition_s
     ratio, speedup = ours_s / floor_s, reference_s / ours_s
@@ -67,8 +77,30 @@ def measure(size: str, device: torch.device, budget_s: float) -> dict[str, Any]:
         "reference_s": reference_s,
         "reference_default_malloc_s": plain,
         "speedup_over_reference": speedup,
+        "host": _host_row(host_s, shards.num_params) if host_s else None,
         "reached": ratio <= MAX_RATIO_TO_FLOOR and speedup >= MIN_SPEEDUP,
         "quartiles_s": {name: t.quartiles_s for name, t in times.items()},
+    }
+
+
+def _host_arms(shards: PlainShards, target: Tensor) -> dict[str, Callable[[], object]]:
+    snapshot = HostSnapshot(shards)
+    pinned = torch.zeros(shards.num_params, pin_memory=True)
+    return {
+        "host_snapshot": snapshot.take,
+        "host_reposition": lambda: snapshot.reposition(ALPHA),
+        "pcie_copy": lambda: target.copy_(pinned, non_blocking=True),
+    }
+
+
+def _host_row(seconds: list[float], num_params: int) -> dict[str, float]:
+    snapshot_s, reposition_s, copy_s = seconds
+    return {
+        "exposed_snapshot_s": snapshot_s,
+        "exposed_reposition_s": reposition_s,
+        "pcie_copy_s": copy_s,
+        "pcie_gb_per_s": 4 * num_params / copy_s / 1e9,
+        "ratio_to_pcie": (snapshot_s + reposition_s) / copy_s,
     }
 
 
@@ -85,4 +117,11 @@ def line(row: dict[str, Any]) -> str:
         f"| {1e3 * row['ours_s']:.2f} | {1e3 * row['floor_s']:.2f} | {row['ratio_to_floor']:.2f} "
         f"| {row['ratio_to_one_tensor']:.2f} | {1e3 * row['reference_s']:.2f} "
         f"| {row['speedup_over_reference']:.1f} | {'yes' if row['reached'] else 'NO'} |"
+        + (
+            f"\nsnapshot: host exposes {1e3 * host['exposed_snapshot_s']:.2f} + "
+            f"{1e3 * host['exposed_reposition_s']:.2f} ms, {host['ratio_to_pcie']:.2f} x one copy "
+            f"of the shard at {host['pcie_gb_per_s']:.1f} GB/s"
+            if (host := row["host"])
+            else ""
+        )
     )

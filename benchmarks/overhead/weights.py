@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,9 @@ class PlainShards:
 
     def publish(self) -> None:
         pass
+
+    def before_step(self, callback: Callable[[], None]) -> None:
+        """No optimizer steps here."""
 
     @property
     def num_params(self) -> int:

@@ -35,7 +35,7 @@ def jobs(
     )
     jobs = Jobs(cases, directory)
     yield jobs
-    if not (request.config.option.keyword or request.config.option.markexpr):
+    if jobs.figures and not (request.config.option.keyword or request.config.option.markexpr):
         from benchmarks.common import provenance
 
         provenance.write_cpu("sfpo_exactness", {"cases": jobs.figures})

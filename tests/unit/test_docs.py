@@ -154,18 +154,24 @@ def test_a_result_counts_for_the_features_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     results = tmp_path / "benchmarks/results"
     results.mkdir(parents=True)
-    content = {"features": ["nccl"], "hardware": "1 x H100", "commit": "0123456789abcdef"}
+    content = {
+        "features": ["nccl"], "device": "cuda", "hardware": "1 x H100", "commit": "0123456789abcdef"
+    }  # fmt: skip
     (results / "smoke.json").write_text(json.dumps(content))
     rows = verified.page(tmp_path).splitlines()
     (nccl,) = (row for row in rows if row.startswith("| NCCL |"))
     assert nccl.endswith("| [1 x H100, 0123456](../benchmarks/results/smoke.json) |")
     assert sum("smoke.json" in row for row in rows) == 1
 
+    (results / "smoke.json").write_text(json.dumps({**content, "device": "cpu"}))
+    (nccl,) = (row for row in verified.page(tmp_path).splitlines() if row.startswith("| NCCL |"))
+    assert nccl.endswith("| [1 x H100, 0123456](../benchmarks/results/smoke.json) | never run |")
+
     (results / "smoke.json").write_text(json.dumps({**content, "features": ["warp-drive"]}))
     with pytest.raises(verified.Stale, match=r"smoke\.json: features: found 'warp-drive'"):
         verified.page(tmp_path)
     (results / "smoke.json").write_text(json.dumps({"features": []}))
-    with pytest.raises(verified.Stale, match=r"smoke\.json: found no 'hardware'"):
+    with pytest.raises(verified.Stale, match=r"smoke\.json: found no 'device'"):
         verified.page(tmp_path)
 
 

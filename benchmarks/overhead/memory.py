@@ -1,0 +1,120 @@
+"""(c) Peak extra memory of one snapshot and reposition: measured, not computed.
+
+On a CPU the growth of the process's peak resident memory, on a GPU that of the allocator's peak;
+there the host's growth is given too. Each in a fresh process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.overhead.weights import SIZES, PlainShards, reference_way
+from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
+from sfpo_megatron.snapshots.host import HostSnapshot
+from sfpo_megatron.snapshots.moments import MomentSnapshot
+
+ALPHA = 0.8
+ARMS = ("device", "device, moments: restore", "host", "reference")
+MAX_COPIES = {"device": 1.0, "device, moments: restore": 3.0, "host": 1.0}
+"""Copies of the shard in all; `host` needs two staging buckets on top, and on a GPU holds its copy
+in host memory."""
+_TOLERANCE = 0.02
+"""Of the shard: pages of code and of the allocator."""
+
+
+class PlainAdam:
+    """`AdamState` over plain tensors."""
+
+    def __init__(self, shards: PlainShards) -> None:
+        self._moments = [t.clone() for t in shards.tensors() for _ in ("exp_avg", "exp_avg_sq")]
+
+    def moments(self) -> Sequence[Tensor]:
+        return self._moments
+
+    def step_counts(self) -> list[float]:
+        return [1.0]
+
+    def set_step_counts(self, counts: Sequence[float]) -> None:
+        pass
+
+
+def measure(size: str, device: torch.device, arm: str) -> dict[str, Any]:
+    """One row. In a process of its own."""
+    torch.set_num_threads(1)
+    shards = PlainShards(SIZES[size], device)
+    adam = PlainAdam(shards) if "restore" in arm else None
+    peak = _Peak(device)
+    staging_bytes = 0
+    if arm == "reference":
+        reference_way(shards.tensors(), ALPHA)
+    else:
+        snapshot: Snapshot = (HostSnapshot if arm == "host" else SlowSnapshot)(shards)
+        staging_bytes = getattr(snapshot, "num_staging_bytes", 0)
+        if adam is not None:
+            snapshot = MomentSnapshot(snapshot, adam, mode="restore")
+        snapshot.take()
+        snapshot.reposition(ALPHA)
+    shard_bytes = 4 * shards.num_params
+    on_device, on_host = peak.growth()
+    copies = (on_device + on_host - staging_bytes) / shard_bytes
+    within = copies <= MAX_COPIES.get(arm, copies) + _TOLERANCE
+    if arm == "host" and device.type == "cuda":
+        within = within and on_device <= staging_bytes + _TOLERANCE * shard_bytes
+    return {
+        "arm": arm,
+        "num_params": shards.num_params,
+        "shard_bytes": shard_bytes,
+        "staging_bytes": staging_bytes,
+        "peak_extra_device_bytes": on_device,
+        "peak_extra_host_bytes": on_host,
+        "copies_beside_staging": copies,
+        "reached": within if arm in MAX_COPIES else None,
+    }
+
+
+class _Peak:
+    """Growth of peak memory since it was made: (on the GPU, in the process's resident memory)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._allocated = torch.cuda.memory_allocated()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+        self._resident = _status_bytes("VmRSS")
+
+    def growth(self) -> tuple[int, int]:
+        resident = _status_bytes("VmHWM") - self._resident
+        if not self._cuda:
+            return 0, resident
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - self._allocated, resident
+
+
+def _status_bytes(key: str) -> int:
+    for text in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if text.startswith(key):
+            return int(text.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+HEADER = (
+    "| snapshot | params | shard MiB | extra device MiB | extra host MiB | staging MiB "
+    "| copies of the shard | reached |\n" + "|---" * 8 + "|"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    mib = {key: row[key] / 2**20 for key in row if key.endswith("_bytes")}
+    reached = {True: "yes", False: "NO", None: ""}[row["reached"]]
+    return (
+        f"| {row['arm']} | {row['num_params']:,} | {mib['shard_bytes']:.1f} "
+        f"| {mib['peak_extra_device_bytes']:.1f} | {mib['peak_extra_host_bytes']:.1f} "
+        f"| {mib['staging_bytes']:.1f} | {row['copies_beside_staging']:.2f} | {reached} |"
+    )

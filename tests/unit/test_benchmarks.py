@@ -1,0 +1,113 @@
+"""The benchmarks' own arithmetic, and that their pieces run; the figures are in their results.
+
+Not exercised here: the train steps of overhead/steps.py, GPUs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.common import clock, provenance
+from benchmarks.common.isolated import isolated
+from benchmarks.overhead import memory, speed, weights
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_sizes_are_what_they_say() -> None:
+    for name, sizes in weights.SIZES.items():
+        said = float(name.removesuffix("M")) * 1e6
+        num = sum(torch.Size(shape).numel() for shape in sizes.shapes())
+        assert num == pytest.approx(said, rel=0.06), name
+
+
+def test_the_reference_way_is_the_same_update() -> None:
+    shards = weights.PlainShards(weights.SIZES["1M"], CPU)
+    start = [t.clone() for t in shards.tensors()]
+    weights.reference_way(shards.tensors(), 0.8)  # slow and fast are the same: nothing moves
+    assert all(torch.allclose(a, b) for a, b in zip(shards.tensors(), start, strict=True))
+
+
+SECONDS = {"copy": 0.8, "snapshot": 1.0, "reposition": 1.4, "one_tensor_lerp": 0.7,
+           "reference": 7.2}  # fmt: skip
+
+
+class FixedClock:
+    """Every arm runs once; the times are given."""
+
+    seconds: Mapping[str, float]
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def compare(
+        self, arms: Mapping[str, Callable[[], object]], *, budget_s: float
+    ) -> tuple[dict[str, clock.Times], int]:
+        for arm in arms.values():
+            arm()
+        return {n: clock.Times(median_s=self.seconds[n], quartiles_s=(0, 0)) for n in arms}, 1
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> dict[str, Any]:
+    monkeypatch.setattr(speed, "Clock", FixedClock)
+    monkeypatch.setattr(speed, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(FixedClock, "seconds", SECONDS | seconds, raising=False)
+    return speed.measure("1M", CPU, 0.0)
+
+
+def test_the_floor_is_twenty_bytes_a_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of 8 bytes a parameter takes 0.8 s, so 20 take 2.0 s; ours took 2.4 s."""
+    row = measured(monkeypatch)
+    assert row["floor_s"] == pytest.approx(2.0)
+    assert row["ratio_to_floor"] == pytest.approx(1.2)
+    assert row["ratio_to_one_tensor"] == pytest.approx(1.6)
+    assert row["speedup_over_reference"] == pytest.approx(3.0)
+    assert row["copy_gb_per_s"] == pytest.approx(8 * row["num_params"] / 0.8e9)
+    assert row["reached"] and "| yes |" in speed.line(row)
+
+
+@pytest.mark.parametrize("miss", [{"reposition": 1.7}, {"reference": 5.9}])
+def test_a_missed_target_is_said(monkeypatch: pytest.MonkeyPatch, miss: dict[str, float]) -> None:
+    row = measured(monkeypatch, **miss)
+    assert not row["reached"] and "| NO |" in speed.line(row)
+
+
+def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "_EVICT_BYTES", 64)
+    order: list[str] = []
+    arms = {name: lambda name=name: order.append(name) for name in "abc"}
+    times, rounds = clock.Clock(CPU).compare(arms, budget_s=0.0)
+    assert rounds == 11 and set(times) == set("abc")
+    assert order[:12] == [*"abc", *"abc", *"bca", *"cab"]  # the first round is not timed
+
+
+@pytest.mark.parametrize("arm", ["device", "reference"])
+def test_memory_is_measured(arm: str) -> None:
+    row = isolated(memory.measure, "10M", CPU, arm)
+    assert row["shard_bytes"] == 4 * row["num_params"]
+    if arm == "device":
+        assert 0.9 < row["copies_beside_staging"] < 1.1, row
+    else:
+        assert row["copies_beside_staging"] > 1.9, row
+
+
+def test_provenance_names_commit_versions_and_hardware(tmp_path: Path) -> None:
+    provenance.write(tmp_path / "r.json", {"x": 1}, device=CPU, features=["overhead"])
+    text = (tmp_path / "r.json").read_text()
+    assert f'"torch": "{torch.__version__}"' in text and '"device": "cpu"' in text
+
+
+def test_the_script_starts() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/sfpo_overhead.py", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and "seconds and bytes" in done.stdout, done.stderr
