@@ -89,6 +89,10 @@ gate | Entropy gate: window, z-score, latch, stop step, state
 logprobs | Log-probs and exact entropy over a split vocabulary, with gradients
     dist/test_logprob_kernel.py::test_against_float64
     dist/test_logprob_kernel.py::test_a_rank_with_only_padding_columns
+invariance | The gradient does not depend on microbatches, padding, order, DP, PP, VPP (fp32, bf16)
+    dist/test_invariance.py::test_gradients_fp32
+    dist/test_invariance.py::test_gradients_bf16
+    e2e/test_cli_splits.py::test_loss_and_grad_norm
 checkpoint | Checkpoint and resume of the training state | not built
 
 ## Layouts

@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
+from sfpo_megatron.mcore.model import unwrapped
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.objective import Objective
 from sfpo_megatron.types import Microbatch, Minibatch
@@ -123,13 +124,20 @@ def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective
     """Gradients of one minibatch; returns this rank's [loss, entropy, *stats] sums."""
     # Megatron divides the loss by the number of microbatches and DDP averages over data-parallel
     # ranks; both are undone so that the loss is sum / global_valid_tokens whatever the split.
-    scale = len(minibatch.microbatches) * policy.layout.data_size / minibatch.global_valid_tokens
+    # With calculate_per_token_loss neither happens: finalize_model_grads divides by the sum of the
+    # token counts that we return, which is global_valid_tokens.
+    per_token = unwrapped(policy.chunks[0]).config.calculate_per_token_loss
+    undone = len(minibatch.microbatches) * policy.layout.data_size
+    scale = 1.0 if per_token else undone / minibatch.global_valid_tokens
 
-    def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, Tensor]:
+    def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, ...]:
         logprobs, entropy = _logprobs(policy, logits, microbatch, objective.with_entropy_grad)
         loss, stats = objective(logprobs, entropy, microbatch)
         entropy_sum = torch.where(microbatch.loss_mask, entropy.detach(), 0.0).sum()
-        return loss * scale, torch.cat([torch.stack([loss.detach(), entropy_sum]), stats])
+        sums = torch.cat([torch.stack([loss.detach(), entropy_sum]), stats])
+        if per_token:
+            return loss * scale, microbatch.loss_mask.sum(dtype=torch.int), sums
+        return loss * scale, sums
 
     found = _schedule(policy, minibatch, loss_of, forward_only=False)
     total = torch.zeros(2 + len(objective.stat_names), dtype=torch.float64)

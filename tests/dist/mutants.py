@@ -69,6 +69,19 @@ def one_fast_pass_less() -> None:
     sfpo.sfpo_step = sfpo_step
 
 
+def mean_in_each_microbatch() -> None:
+    """The classic fault: the loss is a mean inside each microbatch, whatever its tokens."""
+    from sfpo_megatron.objectives.objective import PolicyObjective
+
+    original = PolicyObjective.__call__
+
+    def call(self: Any, logprobs: Any, entropy: Any, microbatch: Any) -> Any:
+        loss, stats = original(self, logprobs, entropy, microbatch)
+        return loss * 20.0 / microbatch.loss_mask.sum().clamp(min=1), stats
+
+    PolicyObjective.__call__ = call  # type: ignore[method-assign]
+
+
 MUTANTS = {
     "no_reposition": Mutant(
         apply=no_reposition,
@@ -90,6 +103,10 @@ MUTANTS = {
         apply=one_shard_not_taken,
         noticed_by=f"{DIST}/test_sfpo_exact.py::"
         "test_alpha_zero_goes_back_and_moments_carry_through[TP1]",
+    ),
+    "mean_in_each_microbatch": Mutant(
+        apply=mean_in_each_microbatch,
+        noticed_by=f"{DIST}/test_invariance.py::test_gradients_fp32[TP1-qwen2_tied-False]",
     ),
     "one_fast_pass_less": Mutant(
         apply=one_fast_pass_less,

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import exact_gradients
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +101,10 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
     for name in MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
+        if name in TRAINED:
+            exact_gradients.save(
+                model, batches[0], directory, name, group_size=GROUP_SIZE, entropy_coef=ENTROPY_COEF
+            )
         for _, k, alpha, eps in filter(lambda each: each[0] == name, wanted):
             settings = Settings(
                 k=k, alpha=alpha, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,19 +173,39 @@ class Workbench:
 
     def hf_weights(self, policy: setup.Policy) -> dict[str, Tensor]:
         """Full Hugging Face tensors on every rank, not by way of resharding. Collective."""
+        policy.shards.params_ready()
+        return self._hf_tensors(policy, lambda param: param.data)
+
+    def hf_gradients(self, policy: setup.Policy) -> dict[str, Tensor]:
+        """The same of the main grads that a forward-backward left. Collective."""
+        from megatron.core import parallel_state
+
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        for chunk in policy.chunks:
+            if not chunk.ddp_config.use_distributed_optimizer:
+                continue
+            for bucket in (b for g in chunk.bucket_groups for b in g.buckets):
+                # The reduce-scatter left each rank its own part: put the parts together again.
+                parts = list(bucket.grad_data.chunk(group.size()))
+                dist.all_gather(parts, parts[group.rank()].clone(), group=group)
+        return self._hf_tensors(policy, lambda param: param.main_grad)
+
+    def _hf_tensors(
+        self, policy: setup.Policy, value: Callable[[Any], Tensor]
+    ) -> dict[str, Tensor]:
         from megatron.core import parallel_state
 
         from sfpo_megatron.families.rules import join, split
         from sfpo_megatron.families.table import rule_by_name
         from sfpo_megatron.mcore.model import named_params
 
-        policy.shards.params_ready()
         group = parallel_state.get_tensor_model_parallel_group()
         table = rule_by_name(policy.shape)
         mine: dict[str, Tensor] = {}
         for name, param in named_params(policy.chunks):
-            shards = [torch.empty_like(param.data) for _ in range(policy.layout.tensor_size)]
-            dist.all_gather(shards, param.data.contiguous(), group=group)
+            tensor = value(param)
+            shards = [torch.empty_like(tensor) for _ in range(policy.layout.tensor_size)]
+            dist.all_gather(shards, tensor.contiguous(), group=group)
             rule = table[name]
             if rule.tp_dim is None:
                 same = all(same_bits(shard, shards[0]) for shard in shards)

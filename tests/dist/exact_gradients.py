@@ -1,0 +1,72 @@
+"""The gradient of one saved batch in float64, on a transformers model: what every split must give.
+
+Made in the pytest process beside the other references.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from plain_sfpo import Settings, advantages, minibatch_loss, token_logprobs
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@dataclass(kw_only=True, frozen=True)
+class ExactGradients:
+    """Of the whole batch as one minibatch."""
+
+    gradient: dict[str, Tensor]
+    """By Hugging Face name, float64."""
+    old_logprobs: Tensor  # [sum R] float32
+    loss: float
+
+
+@torch.no_grad()
+def _old_logprobs(model: torch.nn.Module, rows: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """Log-probs of each row's response, moved by +-0.05 or +-0.4: half of the ratios are beyond a
+    clip of 0.2, and none is so near to it that rounding decides."""
+    random = torch.Generator().manual_seed(5)
+    found = []
+    for tokens, prompt in rows:
+        logprobs = token_logprobs(model, tokens, prompt)[0]
+        pick = torch.randint(0, 4, logprobs.shape, generator=random)
+        found.append((logprobs + torch.tensor([-0.4, -0.05, 0.05, 0.4])[pick]).float())
+    return found
+
+
+def save(
+    model: torch.nn.Module,
+    batch: dict[str, Tensor],
+    directory: Path,
+    name: str,
+    *,
+    group_size: int,
+    entropy_coef: float,
+) -> None:
+    """Of `batch` (references.make_batch), by the plain trainer's loss."""
+    model = copy.deepcopy(model).double()
+    lengths = (batch["prompt_lengths"] + batch["response_lengths"]).tolist()
+    tokens, prompts = batch["token_ids"].split(lengths), batch["prompt_lengths"].tolist()
+    old = _old_logprobs(model, list(zip(tokens, prompts, strict=True)))
+    rows = list(zip(tokens, prompts, advantages(batch["rewards"], group_size), old, strict=True))
+    settings = Settings(
+        k=0, alpha=0.0, minibatches=1, group_size=group_size, lr=0.0, weight_decay=0.0,
+        clip_grad=0.0, clip=0.2, entropy_coef=entropy_coef, eps=1.0,
+    )  # fmt: skip
+    loss = minibatch_loss(model, rows, settings)
+    loss.backward()
+    tensors = {f"gradient.{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    file = directory / f"{name}.gradients.safetensors"
+    save_file({**tensors, "old_logprobs": torch.cat(old), "loss": loss.detach()}, file)
+
+
+def load(directory: Path, name: str) -> ExactGradients:
+    tensors = load_file(directory / f"{name}.gradients.safetensors")
+    loss, old = tensors.pop("loss").item(), tensors.pop("old_logprobs")
+    gradient = {key.removeprefix("gradient."): tensor for key, tensor in tensors.items()}
+    return ExactGradients(gradient=gradient, old_logprobs=old, loss=loss)
