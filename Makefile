@@ -107,6 +107,7 @@ gpu: ## tests and benchmarks on a CUDA device: PY=python3 RESULTS=DIR
 	rc=0; $(PY) -m pytest -q -m gpu --junitxml=$(RESULTS)/gpu.xml tests/gpu || rc=$$?; \
 	    test $$rc -eq 0 -o $$rc -eq 5
 	$(PY) benchmarks/sfpo_overhead.py --device cuda --out $(RESULTS)/sfpo_overhead_gpu.json
+	$(PY) benchmarks/logprobs.py --device cuda --out $(RESULTS)/logprobs_gpu.json
 
 slurm-deps: ## Slurm from Debian's packages (root)
 	apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins

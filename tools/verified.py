@@ -89,6 +89,8 @@ gate | Entropy gate: window, z-score, latch, stop step, state
 logprobs | Log-probs and exact entropy over a split vocabulary, with gradients
     dist/test_logprob_kernel.py::test_against_float64
     dist/test_logprob_kernel.py::test_a_rank_with_only_padding_columns
+    dist/test_logprob_kernel.py::test_reused_logits_that_others_need_are_an_error
+    dist/test_logprob_kernel.py::test_peak_memory
 invariance | The gradient does not depend on microbatches, padding, order, DP, PP, VPP (fp32, bf16)
     dist/test_invariance.py::test_gradients_fp32
     dist/test_invariance.py::test_gradients_bf16

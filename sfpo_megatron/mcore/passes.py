@@ -205,6 +205,7 @@ def _logprobs(
         temperature=policy.config.rollout.temperature,
         chunk_tokens=policy.config.train.logprob_chunk_tokens,
         with_entropy_grad=with_entropy_grad,
+        reuse_logits=True,  # nothing reads them later: the output layer saves its input only
     )
 
 
