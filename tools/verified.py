@@ -144,7 +144,8 @@ te-spec | Megatron's TransformerEngine layer spec over torch stand-ins, TP1
     dist/test_te_spec.py::test_te_spec_logits_equal_transformers
     dist/test_te_spec.py::test_te_spec_parameter_names_are_the_table
     dist/test_te_spec.py::test_te_spec_sfpo_step_equals_the_local_spec
-private-names | Private names of Megatron-Core that are used (0.16.1)
+private-names | Private names of Megatron-Core that are used: listed, with contracts
+    unit/test_private_names.py
     dist/test_private_names.py
 te | TransformerEngine itself, its fused Adam | needs CUDA
 apex | Apex's fused Adam | needs CUDA

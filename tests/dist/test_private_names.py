@@ -1,13 +1,15 @@
 """The private names of Megatron-Core that mcore/ leans on exist and mean what we read in 0.16.1.
 
-When an upstream release moves one, the failure here says which; the numeric tests then say no more
-than "wrong". Not exercised here: names used on CUDA only.
+`sfpo_megatron.mcore.private_names` lists them. When an upstream release moves one, the failure here
+says which; the numeric tests then say no more than "wrong". Not exercised here: names used on CUDA
+only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +32,7 @@ def test_distributed_optimizer(bench: Workbench, dtype: str) -> None:
     policy = bench.policy(dtype=dtype)
     assert isinstance(policy.optimizer, ChainedOptimizer)
     (member,) = policy.optimizer.chained_optimizers
-    assert isinstance(member, DistributedOptimizer)
+    assert isinstance(member, DistributedOptimizer) and member.is_stub_optimizer is False
     masters = [t for group in member.shard_fp32_from_float16_groups for t in group]
     plain = [t for group in member.shard_fp32_groups for t in group]
     assert all(t.dtype == torch.float32 for t in masters + plain)
@@ -131,6 +133,7 @@ def test_local_layer_spec(bench: Workbench) -> None:
 @on_ranks(TP2)
 def test_tensor_parallel_marks(bench: Workbench) -> None:
     """mcore/weights.py sets what the gradient norm and the optimizer's shards read."""
+    from megatron.core.distributed import finalize_model_grads
     from megatron.core.tensor_parallel import layers
 
     from sfpo_megatron.families.table import rule_by_name
@@ -139,6 +142,9 @@ def test_tensor_parallel_marks(bench: Workbench) -> None:
     assert set(layers._MODEL_PARALLEL_ATTRIBUTE_DEFAULTS) >= {
         "tensor_model_parallel", "partition_dim", "partition_stride",
     }  # fmt: skip
+    reader = inspect.getsource(sys.modules[finalize_model_grads.__module__])
+    mark = "sequence_parallel"  # set on the norms' weights by mcore/local_spec.py
+    assert f'getattr(param, "{mark}", False)' in reader.replace("'", '"')
     policy = bench.policy("qwen2_tied")
     table = rule_by_name(policy.shape)
     for name, param in named_params(policy.chunks):

@@ -3,8 +3,6 @@
 A param all-gather follows each optimizer step: at once, or with `overlap_param_gather` from forward
 pre-hooks during the next training forward. SFPO edits the main params after the last fast step, so
 a gather there would be overwritten; `deferred` leaves it due, as the overlapped one is.
-
-Private names of Megatron-Core used here are held by tests/dist/test_private_names.py.
 """
 
 from __future__ import annotations

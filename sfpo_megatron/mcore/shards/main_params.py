@@ -1,7 +1,4 @@
-"""One binding for each kind of optimizer that Megatron builds: its fp32 main params, editable.
-
-Private names of Megatron-Core used here are held by tests/dist/test_private_names.py.
-"""
+"""One binding for each kind of optimizer that Megatron builds: its fp32 main params, editable."""
 
 from __future__ import annotations
 

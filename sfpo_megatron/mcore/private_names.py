@@ -1,0 +1,38 @@
+"""The internals of Megatron-Core that mcore/ reaches into, all of them, with what they are to us.
+
+Megatron-Core documents no Python API below its constructors, config fields and functions; these
+attributes and methods may move in any release. tests/dist/test_private_names.py has a contract test
+for each, run on megatron-core 0.16.1 (`make test`) and on the newest (`make test-mcore-latest`);
+tests/unit/test_private_names.py finds what is not listed here.
+"""
+
+from __future__ import annotations
+
+PRIVATE_NAMES: dict[str, str] = {
+    # optimizers
+    "chained_optimizers": "ChainedOptimizer: its members, dense and expert",
+    "is_stub_optimizer": "MegatronOptimizer: this rank has no param of its kind",
+    "shard_fp32_from_float16_groups": "DistributedOptimizer: fp32 shards of bf16 or fp16 params",
+    "shard_fp32_groups": "DistributedOptimizer: views of fp32 params, no copies",
+    "fp32_from_float16_groups": "Float16OptimizerWithFloat16Params: fp32 main params",
+    "fp32_from_fp32_groups": "Float16OptimizerWithFloat16Params: params that are fp32 themselves",
+    "_copy_main_params_to_model_params": "both: after an edit, before the gather",
+    "model_chunks": "DistributedOptimizer: the DDP chunks whose params it gathers",
+    # DistributedDataParallel and its bucket groups
+    "ddp_config": "read by optimizer.step() to decide whether to gather",
+    "overlap_param_gather": "ddp_config: true during a step makes it leave its gather due",
+    "bucket_groups": "DDP chunk: what is gathered, in this order",
+    "expert_parallel_bucket_groups": "DDP chunk: the same for experts",
+    "param_gather_handle": "bucket group: an outstanding gather, or None",
+    "param_gather_dispatched": "bucket group: false while a gather is due",
+    # the model
+    "decoder": "GPTModel: its layers",
+    "layer_number": "TransformerLayer: global, from 1",
+    "submodules_config": "TransformerLayer: has sharded_state_dict_keys_map",
+    "sharded_state_dict_keys_map": "names of the local spec -> names in checkpoints",
+    # attributes of params that Megatron reads
+    "tensor_model_parallel": "gradient norm: sharded, so not counted once per tensor rank",
+    "partition_dim": "the sharded dimension",
+    "partition_stride": "1, or interleaved",
+    "sequence_parallel": "finalize_model_grads adds up these gradients over tensor ranks",
+}
