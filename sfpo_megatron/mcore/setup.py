@@ -106,6 +106,9 @@ def init_distributed(config: RunConfig) -> Capabilities:
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
+        num_distributed_optimizer_instances=config.megatron.ddp.get(
+            "num_distributed_optimizer_instances", 1
+        ),
         distributed_timeout_minutes=math.ceil(config.train.control_timeout_s / 60),
     )
     torch.manual_seed(config.seed)
