@@ -119,10 +119,23 @@ pp-dp | PP x DP
     dist/test_training.py::test_four_ranks_train_like_the_plain_trainer[PP2DP2]
 ep | Expert parallel, MoE families | not built
 cp | Context parallel | not built
+cpu-offload | CPU-offloaded optimizer (fractions 0.5 and 1; a device is simulated)
+    dist/test_hybrid_optimizer.py::test_three_sfpo_steps_equal_the_plain_optimizer
+    dist/test_hybrid_optimizer.py::test_precision_aware_offload_equals_offload
+    dist/test_hybrid_optimizer.py::test_a_null_step_after_a_reposition_changes_nothing
+    dist/test_hybrid_optimizer.py::test_moments_and_step_counts_are_put_back
+precision-aware | Precision-aware optimizer, over a torch stand-in of FusedAdam's state
+    dist/test_precision_aware.py::test_three_sfpo_steps_equal_megatrons_fp32_main_params
+    dist/test_precision_aware.py::test_a_null_step_after_a_reposition_changes_nothing
+    dist/test_precision_aware.py::test_codec
+    dist/test_precision_aware.py::test_moments_are_put_back
+optimizer-instances | num_distributed_optimizer_instances
+    dist/test_optimizer_instances.py::test_two_instances_train_like_one
 no-dist-opt | Megatron's optimizers without sharding
     dist/test_refused_optimizers.py::test_optimizers_without_sharding_are_repositioned
 refused | Optimizers that SFPO refuses, by name
     dist/test_refused_optimizers.py::test_refused_with_its_name
+    dist/test_refused_optimizers.py::test_layer_wise_and_muon_classes_are_refused
 control | Control messages, ranks out of step, a lost or silent rank
     dist/test_control_group.py::test_sums_and_agreement
     dist/test_control_group.py::test_a_dead_peer_is_reported_at_once

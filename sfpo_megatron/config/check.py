@@ -180,6 +180,26 @@ def _algorithm(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    settings = config.megatron.optimizer
+    if settings.get("optimizer_cpu_offload") and config.model.dtype == "float32":
+        yield Problem(
+            "megatron.optimizer.optimizer_cpu_offload",
+            "true with model.dtype: float32",
+            "bfloat16 params",
+            "set model.dtype: bfloat16: Megatron-Core cannot offload fp32 params",
+        )
+    for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
+        dtype = settings.get(name, "float32")
+        if config.sfpo.moments != "keep" and dtype != "float32":
+            yield Problem(
+                f"megatron.optimizer.{name}",
+                f"{dtype} with sfpo.moments: {config.sfpo.moments}",
+                "float32",
+                "set sfpo.moments: keep: only fp32 moments are put back or zeroed",
+            )
+
+
 def _data(config: RunConfig) -> Iterator[Problem]:
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
@@ -296,6 +316,7 @@ def _passed_through(config: RunConfig) -> Iterator[Problem]:
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
     _algorithm,
+    _optimizer,
     _passed_through,
     _data,
     _outputs,

@@ -22,15 +22,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def overridden(section: str, cls: type, fields: dict[str, Any], extra: dict[str, Any]) -> Any:
-    """`cls(**fields)` with the user's `megatron.<section>` on top; unknown names are refused."""
-    known = {field.name for field in dataclasses.fields(cls)}
-    for name in extra:
+    """`cls(**fields)` with the user's `megatron.<section>` on top; unknown names are refused. A
+    field of type torch.dtype takes the dtype's name."""
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
+    given = dict(extra)
+    for name, value in extra.items():
         if name not in known:
             raise ValueError(
                 f"megatron.{section}.{name}: found a name that {cls.__name__} of this "
                 "megatron-core does not have, expected one of its fields; check the spelling"
             )
-    return cls(**{**fields, **extra})
+        if known[name] == torch.dtype and isinstance(value, str):
+            given[name] = getattr(torch, value, None)
+            if not isinstance(given[name], torch.dtype):
+                raise ValueError(
+                    f"megatron.{section}.{name}: found {value!r}, expected the name of a torch "
+                    "dtype, such as bfloat16; check the spelling"
+                )
+    return cls(**{**fields, **given})
 
 
 def transformer_config(

@@ -18,6 +18,12 @@ PRIVATE_NAMES: dict[str, str] = {
     "fp32_from_fp32_groups": "Float16OptimizerWithFloat16Params: params that are fp32 themselves",
     "_copy_main_params_to_model_params": "both: after an edit, before the gather",
     "model_chunks": "DistributedOptimizer: the DDP chunks whose params it gathers",
+    "use_precision_aware_optimizer_no_fp8_or_ds_fp8": "FusedAdam holds main params",
+    "param_to_inner_param": "HybridDeviceOptimizer: outer param -> the one that Adam steps",
+    "sub_optimizers": "HybridDeviceOptimizer: those that really step, on either device",
+    # TransformerEngine's FusedAdam, and its state's "master_param"
+    "store_param_remainders": "main params of bf16 params are int16 remainders",
+    "initialize_state": "makes a param's state before its first step",
     # DistributedDataParallel and its bucket groups
     "ddp_config": "read by optimizer.step() to decide whether to gather",
     "overlap_param_gather": "ddp_config: true during a step makes it leave its gather due",

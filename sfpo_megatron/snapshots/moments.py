@@ -20,7 +20,7 @@ class AdamState(Protocol):
 
     def moments(self) -> Sequence[Tensor]:
         """exp_avg and exp_avg_sq of every shard, the optimizer's own storage, same order at each
-        call; empty before the first optimizer step."""
+        call; empty before the first optimizer step. ValueError if they cannot be moved."""
 
     def step_counts(self) -> list[float]:
         """Adam's step counts, as many as the optimizer keeps; empty before the first step."""
@@ -39,6 +39,7 @@ class MomentSnapshot:
     def __init__(
         self, weights: Snapshot, adam: AdamState, *, mode: Literal["restore", "reset"]
     ) -> None:
+        adam.moments()  # refuses now, at setup, what it could not move later
         self._weights = weights
         self._adam = adam
         self._restore = mode == "restore"

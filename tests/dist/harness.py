@@ -55,6 +55,7 @@ PP2 = Layout(name="PP2", pipeline=2)
 VPP2 = Layout(name="PP2xVPP2", pipeline=2, virtual=2)
 DP2 = Layout(name="DP2", data=2)
 TP2PP2 = Layout(name="TP2xPP2", tensor=2, pipeline=2)
+TEDP2 = Layout(name="TEDP2", data=2, te=True)
 PP2DP2 = Layout(name="PP2xDP2", pipeline=2, data=2)
 TP2PP2DP2 = Layout(name="TP2xPP2xDP2", tensor=2, pipeline=2, data=2)
 

@@ -82,6 +82,38 @@ def mean_in_each_microbatch() -> None:
     PolicyObjective.__call__ = call  # type: ignore[method-assign]
 
 
+def remainders_rounded_half_to_even() -> None:
+    from sfpo_megatron.mcore.shards import precision_aware
+
+    def split(main: Any, bf16: Any, remainder: Any) -> None:
+        bf16.copy_(main)
+        remainder.copy_(precision_aware._halves(main)[0])
+
+    precision_aware.split = split
+
+
+def fp32_masters_not_copied_to_model() -> None:
+    from sfpo_megatron.mcore.shards.precision_aware import PrecisionAwareMainParams
+
+    PrecisionAwareMainParams.copy_to_model = lambda self: None  # type: ignore[method-assign]
+
+
+def staged_edits_not_written_back() -> None:
+    from sfpo_megatron.mcore.shards.precision_aware import PrecisionAwareMainParams
+
+    PrecisionAwareMainParams._write_back = lambda *_: None  # type: ignore[method-assign]
+
+
+def offloaded_masters_not_edited() -> None:
+    from sfpo_megatron.mcore.shards import hybrid
+
+    def tensors(self: Any) -> Any:
+        for group in self._hybrid.param_groups:
+            yield from group["params"]
+
+    hybrid.HybridMainParams.tensors = tensors  # type: ignore[method-assign]
+
+
 MUTANTS = {
     "no_reposition": Mutant(
         apply=no_reposition,
@@ -111,6 +143,25 @@ MUTANTS = {
     "one_fast_pass_less": Mutant(
         apply=one_fast_pass_less,
         noticed_by=f"{DIST}/test_sfpo_exact.py::test_alpha_one_is_k_plus_one_plain_passes[TP1]",
+    ),
+    "remainders_rounded_half_to_even": Mutant(
+        apply=remainders_rounded_half_to_even,
+        noticed_by=f"{DIST}/test_precision_aware.py::test_codec[TE1]",
+    ),
+    "fp32_masters_not_copied_to_model": Mutant(
+        apply=fp32_masters_not_copied_to_model,
+        noticed_by=f"{DIST}/test_precision_aware.py::"
+        "test_a_null_step_after_a_reposition_changes_nothing[TE1-fp32_masters]",
+    ),
+    "staged_edits_not_written_back": Mutant(
+        apply=staged_edits_not_written_back,
+        noticed_by=f"{DIST}/test_precision_aware.py::"
+        "test_a_null_step_after_a_reposition_changes_nothing[TE1-remainders]",
+    ),
+    "offloaded_masters_not_edited": Mutant(
+        apply=offloaded_masters_not_edited,
+        noticed_by=f"{DIST}/test_hybrid_optimizer.py::"
+        "test_a_null_step_after_a_reposition_changes_nothing[DP2]",
     ),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import DP2, TP1, TP2, on_ranks
+from harness import DP2, TE1, TP1, TP2, on_ranks
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -90,10 +90,62 @@ def test_undistributed_optimizers(bench: Workbench) -> None:
     config = {field.name for field in dataclasses.fields(OptimizerConfig)}
     assert config >= {
         "use_precision_aware_optimizer", "optimizer_cpu_offload", "loss_scale", "clip_grad",
-        "reuse_grad_buf_for_mxfp8_param_ag", "fp16", "overlap_param_gather",
+        "reuse_grad_buf_for_mxfp8_param_ag", "fp16", "overlap_param_gather", "main_params_dtype",
+        "overlap_param_gather_with_optimizer_step", "optimizer", "exp_avg_dtype",
     }  # fmt: skip
     ddp = {field.name for field in dataclasses.fields(DistributedDataParallelConfig)}
     assert ddp >= {"fp8_param_gather", "use_megatron_fsdp", "align_param_gather"}
+
+
+@on_ranks(TE1)
+def test_precision_aware_optimizer(bench: Workbench) -> None:
+    """mcore/shards/precision_aware.py: whose params FusedAdam steps, and its constructor. That the
+    stand-in's state contract is TransformerEngine's is what its docstring says, not tested."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    policy = bench.policy(dtype="bfloat16", optimizer={"use_precision_aware_optimizer": True})
+    (member,) = policy.optimizer.chained_optimizers
+    assert isinstance(member, DistributedOptimizer)
+    assert member.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 is True
+    adam = member.optimizer
+    assert adam.store_param_remainders and adam.master_weights and adam.use_decoupled_grad
+    assert adam.exp_avg_dtype == adam.exp_avg_sq_dtype == torch.float32
+    assert parameters_of(adam.initialize_state) == {"param", "store_param_remainders"}
+    shards = [p for group in member.shard_float16_groups for p in group]
+    assert shards and all(p.dtype == torch.bfloat16 and p.dim() == 1 for p in shards)
+    stepped = [p for group in adam.param_groups for p in group["params"]]
+    assert {id(p) for p in stepped} == {id(p) for p in shards}
+    buffers = [b.param_data for chunk in policy.chunks for b in chunk.buffers]
+    ends = [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in buffers]
+    assert all(any(lo <= p.data_ptr() < hi for lo, hi in ends) for p in shards), "no longer views"
+    before = [p.clone() for p in shards]
+    member._copy_main_params_to_model_params()  # leaves model params to FusedAdam
+    assert all(torch.equal(a, b) for a, b in zip(before, shards, strict=True))
+
+
+@on_ranks(TP1)
+def test_cpu_offloaded_optimizer(bench: Workbench) -> None:
+    """mcore/shards/hybrid.py and adam.py: the maps, and that the sub-optimizers' states are one
+    with the optimizer's own."""
+    from test_hybrid_optimizer import offloaded_policy
+
+    policy = offloaded_policy(bench, 0.5)
+    (member,) = policy.optimizer.chained_optimizers
+    hybrid = member.optimizer
+    outer = [p for group in hybrid.param_groups for p in group["params"]]
+    masters = [t for group in member.shard_fp32_from_float16_groups for t in group]
+    assert {id(p) for p in outer} == {id(t) for t in masters}
+    assert hybrid.param_to_inner_param.keys() == set(outer)
+    inner = list(hybrid.param_to_inner_param.values())
+    stepped = [p for s in hybrid.sub_optimizers for g in s.param_groups for p in g["params"]]
+    assert {id(p) for p in stepped} == {id(p) for p in inner}
+    assert all(p.dtype == torch.float32 for p in inner)
+    copied = [p for p in outer if hybrid.param_to_inner_param[p] is not p]
+    assert {id(p) for p in copied} == {id(p) for p in hybrid.gpu_params_map_cpu_copy}
+    bench.one_pass(policy, bench.prepared(policy))()
+    for stepper in hybrid.sub_optimizers:
+        for param, state in stepper.state.items():
+            assert hybrid.state[hybrid.inner_param_to_orig_param[param]] is state
 
 
 @on_ranks(TP1)

@@ -5,30 +5,44 @@ Not exercised here: that these modes would be wrong (they need CUDA, Transformer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import DP2, TP1, on_ranks
+from harness import DP2, TE1, TP1, on_ranks
 
 if TYPE_CHECKING:
     from workbench import Workbench
 
-REFUSED = {
-    "megatron.optimizer.use_precision_aware_optimizer": ("config", "use_precision_aware_optimizer"),
-    "megatron.optimizer.optimizer_cpu_offload": ("config", "optimizer_cpu_offload"),
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "megatron.ddp.use_megatron_fsdp": ("ddp_config", {"use_megatron_fsdp": True}),
+    "megatron.ddp.fp8_param_gather": ("ddp_config", {"fp8_param_gather": True}),
     "megatron.optimizer.reuse_grad_buf_for_mxfp8_param_ag": (
         "config",
-        "reuse_grad_buf_for_mxfp8_param_ag",
+        {"reuse_grad_buf_for_mxfp8_param_ag": True},
     ),
-    "megatron.ddp.fp8_param_gather": ("ddp_config", "fp8_param_gather"),
-    "megatron.ddp.use_megatron_fsdp": ("ddp_config", "use_megatron_fsdp"),
+    "megatron.optimizer.overlap_param_gather_with_optimizer_step": (
+        "config",
+        {"overlap_param_gather_with_optimizer_step": True},
+    ),
+    "megatron.optimizer.optimizer_cpu_offload": ("config", {"optimizer_cpu_offload": True}),
+    "megatron.optimizer.use_precision_aware_optimizer": (
+        "config",
+        {"fp16": True, "use_precision_aware_optimizer": True},
+    ),
+    "megatron.optimizer.main_params_dtype": (
+        "config",
+        {"main_params_dtype": torch.float16, "use_precision_aware_optimizer": True},
+    ),
+    "megatron.optimizer.optimizer": ("config", {"optimizer": "muon"}),
 }
 
 
 @on_ranks(TP1, setting=list(REFUSED))
 def test_refused_with_its_name(bench: Workbench, setting: str) -> None:
-    """The field is set on Megatron's own config objects, so a renamed field fails here."""
+    """The fields are set on Megatron's own config objects, so a renamed field fails here."""
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig
 
@@ -39,15 +53,58 @@ def test_refused_with_its_name(bench: Workbench, setting: str) -> None:
         ddp_config=DistributedDataParallelConfig(),
     )
     refuse_unsupported(optimizer)  # type: ignore[arg-type]
-    owner, field = REFUSED[setting]
-    assert hasattr(getattr(optimizer, owner), field), f"Megatron no longer has {owner}.{field}"
-    setattr(getattr(optimizer, owner), field, True)
-    try:
+    owner, fields = REFUSED[setting]
+    for field, value in fields.items():
+        assert hasattr(getattr(optimizer, owner), field), f"Megatron no longer has {owner}.{field}"
+        setattr(getattr(optimizer, owner), field, value)
+    expected = {True: "true", torch.float16: "torch.float16", "muon": "muon (NoneType)"}
+    with refused(f"{setting}: found {expected[fields[setting.rpartition('.')[2]]]}, expected "):
         refuse_unsupported(optimizer)  # type: ignore[arg-type]
+
+
+@on_ranks(TP1, DP2)
+def test_layer_wise_and_muon_classes_are_refused(bench: Workbench) -> None:
+    """Megatron 0.16.1 builds Muon under `optimizer: adam`: the classes tell. Under a name as
+    Megatron's, because Muon itself needs a package that is not here."""
+    from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from sfpo_megatron.mcore.shards import MainParamShards
+
+    policy = bench.policy(ddp={"use_distributed_optimizer": False})
+    (member,) = policy.optimizer.chained_optimizers
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    layer_wise = LayerWiseDistributedOptimizer([member], member.config, groups)
+    with refused("megatron.optimizer.use_layer_wise_distributed_optimizer: found LayerWise"):
+        MainParamShards(layer_wise)
+    member.optimizer.__class__ = type("TensorParallelMuon", (torch.optim.AdamW,), {})
+    with refused("megatron.optimizer.optimizer: found adam (TensorParallelMuon), expected adam"):
+        MainParamShards(member)
+
+
+@on_ranks(TE1)
+def test_precision_aware_modes_are_refused_by_policy(bench: Workbench) -> None:
+    """Through the whole set-up, with dtypes named as a config file names them."""
+    precision_aware = {"use_precision_aware_optimizer": True}
+    with refused("megatron.optimizer.use_precision_aware_optimizer: found true"):
+        bench.policy(dtype="float16", optimizer=precision_aware)
+    with refused("megatron.optimizer.main_params_dtype: found torch.float16"):
+        bench.policy(
+            dtype="bfloat16", optimizer=precision_aware | {"main_params_dtype": "float16"}
+        )
+    with refused("megatron.optimizer.exp_avg_dtype: found 'bfloat', expected the name of a torch"):
+        bench.policy(dtype="bfloat16", optimizer=precision_aware | {"exp_avg_dtype": "bfloat"})
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    """The body raises a ValueError that starts with `message`."""
+    try:
+        yield
     except ValueError as error:
-        assert str(error).startswith(f"{setting}: found true, expected false"), error
+        assert str(error).startswith(message), error
     else:
-        raise AssertionError(f"{setting} was accepted")
+        raise AssertionError(f"accepted, expected {message!r}")
 
 
 @on_ranks(TP1)
@@ -56,15 +113,11 @@ def test_unknown_optimizer_class_is_refused(bench: Workbench) -> None:
 
     from sfpo_megatron.mcore.shards import MainParamShards
 
-    class Muon:
+    class Own:
         config = OptimizerConfig(optimizer="adam", lr=1e-3)
 
-    try:
-        MainParamShards(Muon())  # type: ignore[arg-type]
-    except ValueError as error:
-        assert "found Muon" in str(error)
-    else:
-        raise AssertionError("an unknown optimizer was accepted")
+    with refused("optimizer: found Own"):
+        MainParamShards(Own())  # type: ignore[arg-type]
 
 
 @on_ranks(TP1, DP2, dtype=["float32", "bfloat16"])

@@ -166,6 +166,13 @@ CASES = {
     "owned_optimizer_arg": case(
         "megatron.optimizer.lr", "0.1", "no such key", "set train.optimizer.lr",
         "megatron.optimizer.lr=0.1"),
+    "offloaded_fp32": case(
+        "megatron.optimizer.optimizer_cpu_offload", "true with model.dtype: float32",
+        "bfloat16 params", "model.dtype: bfloat16",
+        "megatron.optimizer.optimizer_cpu_offload=true"),
+    "scaled_moments": case(
+        "megatron.optimizer.exp_avg_dtype", "float16 with sfpo.moments: restore", "float32",
+        "sfpo.moments: keep", "megatron.optimizer.exp_avg_dtype=float16", "sfpo.moments=restore"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
 from torch import Tensor
 
 from sfpo_megatron.mcore.shards import adam
@@ -37,6 +38,7 @@ class MainParamShards:
         members = (
             list(optimizer.chained_optimizers)
             if isinstance(optimizer, ChainedOptimizer)
+            and not isinstance(optimizer, LayerWiseDistributedOptimizer)
             else [optimizer]
         )
         # A rank without trainable params of a kind (a pipeline stage without experts) has a stub.
@@ -47,8 +49,9 @@ class MainParamShards:
         )
 
     def tensors(self) -> Iterator[Tensor]:
-        """fp32, flat or in the param's shape. Edit one in place before drawing the next: most are
-        the optimizer's own storage, those of the precision-aware optimizer are written back then.
+        """fp32, flat or in the param's shape. Edit or read one, on the current stream, before
+        drawing the next: most are the optimizer's own storage, those of the precision-aware
+        optimizer share one buffer, and are written back then.
         """
         for member in self._members:
             yield from member.tensors()

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from torch import Tensor
 
+from sfpo_megatron.mcore.shards.hybrid import HybridMainParams
+from sfpo_megatron.mcore.shards.precision_aware import PrecisionAwareMainParams
 from sfpo_megatron.mcore.shards.refused import refuse_unsupported
 
 
@@ -78,6 +81,11 @@ def bind(optimizer: MegatronOptimizer) -> MainParams:
     """The binding for `optimizer`; ValueError names a setting or a class that none fits."""
     refuse_unsupported(optimizer)
     if isinstance(optimizer, DistributedOptimizer):
+        if isinstance(optimizer.optimizer, HybridDeviceOptimizer):
+            return HybridMainParams(optimizer)
+        # False with an FP8 recipe other than delayed: Megatron holds the main params then.
+        if optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+            return PrecisionAwareMainParams(optimizer)
         return DistributedMainParams(optimizer)
     if isinstance(optimizer, Float16OptimizerWithFloat16Params):
         return Float16MainParams(optimizer)

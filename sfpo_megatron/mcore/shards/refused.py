@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
+import torch
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
+
+_BOUND = {"Adam", "AdamW", "SGD", "FusedAdam", "FusedSGD", "HybridDeviceOptimizer"}
+"""Classes that may step the main params: torch's, TransformerEngine's, Apex's, Megatron's."""
 
 
 def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
     """ValueError with the setting to change."""
+    if isinstance(optimizer, LayerWiseDistributedOptimizer):
+        raise _refusal(
+            "megatron.optimizer.use_layer_wise_distributed_optimizer",
+            "found LayerWiseDistributedOptimizer",
+            "DistributedOptimizer",
+            "whole params are dealt to ranks, which its own step gathers",
+        )
     config = optimizer.config
     ddp_config = getattr(optimizer, "ddp_config", None)
-    refused = {
-        "megatron.optimizer.use_precision_aware_optimizer": (
-            config.use_precision_aware_optimizer,
-            "its main params are int16 remainders inside the fused optimizer",
-        ),
-        "megatron.optimizer.optimizer_cpu_offload": (
-            config.optimizer_cpu_offload,
-            "its CPU copies overwrite the shard at each step",
-        ),
-        "megatron.optimizer.reuse_grad_buf_for_mxfp8_param_ag": (
-            config.reuse_grad_buf_for_mxfp8_param_ag,
-            "gathered params share storage with gradients",
+    flags = {
+        "megatron.ddp.use_megatron_fsdp": (
+            getattr(ddp_config, "use_megatron_fsdp", False),
+            "its param buffers are managed elsewhere",
         ),
         "megatron.ddp.fp8_param_gather": (
             getattr(ddp_config, "fp8_param_gather", False),
             "model params are quantized",
         ),
-        "megatron.ddp.use_megatron_fsdp": (
-            getattr(ddp_config, "use_megatron_fsdp", False),
-            "its param buffers are managed elsewhere",
+        "megatron.ddp.fp4_param_gather": (
+            getattr(ddp_config, "fp4_param_gather", False),  # megatron-core 0.19
+            "model params are quantized",
+        ),
+        "megatron.optimizer.reuse_grad_buf_for_mxfp8_param_ag": (
+            config.reuse_grad_buf_for_mxfp8_param_ag,
+            "gathered params share storage with gradients",
+        ),
+        "megatron.optimizer.overlap_param_gather_with_optimizer_step": (
+            config.overlap_param_gather_with_optimizer_step,
+            "the last fast step would gather what the reposition is about to overwrite",
+        ),
+        "megatron.optimizer.optimizer_cpu_offload": (
+            config.optimizer_cpu_offload and not isinstance(optimizer, DistributedOptimizer),
+            "without the distributed optimizer Megatron replaces params that it has copied",
+        ),
+        "megatron.optimizer.use_precision_aware_optimizer": (
+            config.use_precision_aware_optimizer and config.fp16,
+            "of fp16 params its main params are not bound; set model.dtype: bfloat16",
         ),
     }
-    for setting, (found, reason) in refused.items():
+    for setting, (found, reason) in flags.items():
         if found:
-            raise ValueError(f"{setting}: found true, expected false with SFPO: {reason}")
+            raise _refusal(setting, "found true", "false", reason)
+    if config.use_precision_aware_optimizer and config.main_params_dtype != torch.float32:
+        raise _refusal(
+            "megatron.optimizer.main_params_dtype",
+            f"found {config.main_params_dtype}",
+            "torch.float32",
+            "lower precisions are scaled, and the scale changes with every edit",
+        )
+    stepper = getattr(optimizer, "optimizer", None)
+    if config.optimizer not in ("adam", "sgd") or (
+        stepper and type(stepper).__name__ not in _BOUND
+    ):
+        raise _refusal(
+            "megatron.optimizer.optimizer",
+            f"found {config.optimizer} ({type(stepper).__name__})",
+            "adam",
+            "what it keeps beside the main params is not known to SFPO",
+        )
+
+
+def _refusal(setting: str, found: str, expected: str, reason: str) -> ValueError:
+    return ValueError(f"{setting}: {found}, expected {expected} with SFPO: {reason}")
