@@ -82,12 +82,18 @@ def _balanced(lengths: Sequence[int], num_bins: int, layout: BatchLayout) -> lis
 
 
 def build_minibatches(
-    batch: RolloutBatch, advantages: Tensor, layout: BatchLayout
+    batch: RolloutBatch,
+    advantages: Tensor,
+    layout: BatchLayout,
+    *,
+    in_loss: Tensor | None = None,
 ) -> list[Minibatch]:
     """This rank's part of every minibatch.
 
-    advantages: [N]. Minibatch m takes consecutive rollouts (whole groups); inside it, rollout i
-    goes to data-parallel rank i mod data_size. All ranks get the same number of microbatches.
+    advantages: [N]. in_loss: [N] bool, rollouts outside it are packed and forwarded, but no loss
+    mask covers them; None for all. Minibatch m takes consecutive rollouts (whole groups); inside
+    it, rollout i goes to data-parallel rank i mod data_size. All ranks get the same number of
+    microbatches.
     """
     num = batch.num_rollouts
     if num % (layout.minibatches * layout.data_size):
@@ -96,7 +102,10 @@ def build_minibatches(
             f"{layout.data_size} data-parallel ranks"
         )
     lengths = (batch.prompt_lengths + batch.response_lengths).tolist()
-    rows = _Rows(batch, advantages)
+    if in_loss is None:
+        in_loss = torch.ones(num, dtype=torch.bool)
+    trained_lengths = batch.response_lengths * in_loss
+    rows = _Rows(batch, advantages, in_loss)
     per_minibatch = num // layout.minibatches
     result = []
     for m in range(layout.minibatches):
@@ -117,7 +126,10 @@ def build_minibatches(
                     )
                     for members_of in bins
                 ),
-                global_valid_tokens=int(batch.response_lengths[members.start : members.stop].sum()),
+                global_valid_tokens=int(trained_lengths[members.start : members.stop].sum()),
+                global_num_sequences=int(
+                    trained_lengths[members.start : members.stop].count_nonzero()
+                ),
             )
         )
     return result
@@ -131,17 +143,20 @@ class PackRow:
     prompt_length: int
     advantage: float
     generator_logprobs: Tensor  # [R] float32
+    in_loss: bool = True
+    """Whether the loss mask covers its response."""
 
 
 class _Rows:
     """Random access to a flat RolloutBatch."""
 
-    def __init__(self, batch: RolloutBatch, advantages: Tensor) -> None:
+    def __init__(self, batch: RolloutBatch, advantages: Tensor, in_loss: Tensor) -> None:
         lengths = batch.prompt_lengths + batch.response_lengths
         self._tokens = batch.token_ids.split(lengths.tolist())
         self._logprobs = batch.generator_logprobs.split(batch.response_lengths.tolist())
         self._prompt_lengths = batch.prompt_lengths.tolist()
         self._advantages = advantages.tolist()
+        self._in_loss = in_loss.tolist()
 
     def __getitem__(self, index: int) -> PackRow:
         return PackRow(
@@ -149,6 +164,7 @@ class _Rows:
             prompt_length=self._prompt_lengths[index],
             advantage=self._advantages[index],
             generator_logprobs=self._logprobs[index],
+            in_loss=self._in_loss[index],
         )
 
 
@@ -173,8 +189,8 @@ def pack(rows: Sequence[PackRow], pad_multiple: int = 1, *, at_least: int = 1) -
         labels[start : end - 1] = row.token_ids[1:]
         # Position t predicts token t + 1: the response is predicted from its last prompt token on.
         response = slice(start + row.prompt_length - 1, end - 1)
-        loss_mask[response] = True
-        advantages[response] = row.advantage
+        loss_mask[response] = row.in_loss
+        advantages[response] = row.advantage if row.in_loss else 0.0
         generator_logprobs[response] = row.generator_logprobs
         ends.append(end)
     if padding:

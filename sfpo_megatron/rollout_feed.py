@@ -88,6 +88,12 @@ class SavedFeed:
                 f"debug.train_only: found {saved} train steps in {self._path}, expected step "
                 f"{step}; set train.num_steps={saved} or save more rollouts"
             )
+        missing = {"numbers", *_TENSORS} - found.keys()
+        if missing:
+            raise ValueError(
+                f"debug.train_only: found no {', '.join(sorted(missing))} for train step {step} in "
+                f"{self._path}, expected what this version saves; save the rollouts again"
+            )
         return from_tensors(found)
 
 

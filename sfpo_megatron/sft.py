@@ -86,5 +86,6 @@ def as_batch(examples: list[SFTExample]) -> RolloutBatch:
         generator_logprobs=torch.zeros(num_answer_tokens),
         rewards=torch.zeros(len(examples)),
         correct=torch.zeros(len(examples), dtype=torch.bool),
+        finished=torch.ones(len(examples), dtype=torch.bool),
         weight_version=0,
     )

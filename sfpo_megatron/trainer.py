@@ -31,8 +31,14 @@ from sfpo_megatron.mcore.passes import (
     set_old_logprobs,
 )
 from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy
-from sfpo_megatron.objectives.advantage import grpo_advantages
+from sfpo_megatron.objectives.advantage import (
+    advantages_of,
+    in_loss,
+    soft_overlong_penalty,
+    zero_variance,
+)
 from sfpo_megatron.objectives.objective import PolicyObjective
+from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.rollout_feed import share
 from sfpo_megatron.run_io import RunIO, open_run
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 def run(config: RunConfig, capabilities: Capabilities) -> None:
     """Train. Called on every rank, after `mcore.setup.init_distributed`, which gave
     `capabilities`: what Megatron finds missing has to be settled before it is first imported."""
+    policy_loss(config.objective.loss)  # one's own may not import: say so before anything starts
     with open_run(config) as io:  # engines start while Megatron sets up
         io.progress(capabilities.describe())
         lr = config.train.optimizer
@@ -70,7 +77,7 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
     # With one minibatch a pass, the first pass's own forward is under the weights that generated:
     # it yields old_logprobs, and no forward is paid for them.
     one_minibatch = config.train.minibatches_per_step == 1
-    objective = PolicyObjective(config=config.objective, first_pass_is_old=one_minibatch)
+    objective = PolicyObjective.of(config, first_pass_is_old=one_minibatch)
     snapshot = slow_snapshot(config, policy)
     gate = EntropyGate(
         window=config.sfpo.entropy_window,
@@ -101,7 +108,8 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
                 results = sfpo_step(
                     one_pass, snapshot, num_fast_passes=num_fast, alpha=config.sfpo.alpha
                 )
-            gate.observe(results[-1].mean(lambda m: m.entropy))
+            if results[-1].num_tokens > 0:
+                gate.observe(results[-1].mean(lambda m: m.entropy))
             with timers("refit"):
                 io.refit(weight_version=step)
         metrics = {"step": step, **batch_metrics(batch, totals), **pass_metrics(results, totals)}
@@ -159,11 +167,12 @@ def _phase_times(timers: Timers) -> dict[str, float]:
 
 def cut(config: RunConfig, policy: Policy, batch: RolloutBatch) -> list[Minibatch]:
     """Advantages, then this rank's minibatches."""
-    advantages = grpo_advantages(
-        batch.rewards, batch.group_size, normalize_std=config.objective.normalize_std
-    )
+    objective, limit = config.objective, config.rollout.max_response_tokens
+    rewards = batch.rewards + soft_overlong_penalty(batch.response_lengths, limit, objective)
+    advantages = advantages_of(rewards, batch.group_size, objective)
     layout = batch_layout(config, policy, config.train.minibatches_per_step)
-    return on_device(policy, build_minibatches(batch, advantages, layout))
+    chosen = in_loss(batch, objective)
+    return on_device(policy, build_minibatches(batch, advantages, layout, in_loss=chosen))
 
 
 def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> BatchLayout:
@@ -193,6 +202,7 @@ def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str
         total += torch.tensor([gap.abs().sum(), gap.sum(), gap.numel()], dtype=torch.float64)
         highest = torch.maximum(highest, gap.abs().max() if gap.numel() else highest)
     difference, signed, count = policy.control.sum(total).tolist()
+    count = count or math.nan  # every rollout is masked out
     return {
         "logprob_diff_mean": difference / count,
         "logprob_diff_max": policy.control.max(highest).item(),
@@ -203,12 +213,13 @@ def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str
 def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
     """What the rollouts say, before any update."""
     totals.num_rollouts += batch.num_rollouts
-    rewards = batch.rewards.view(-1, batch.group_size)
+    same_rewards = zero_variance(batch.rewards, batch.group_size)
     return {
         "num_rollouts": totals.num_rollouts,
-        "reward_mean": rewards.mean().item(),
+        "reward_mean": batch.rewards.mean().item(),
         "accuracy": batch.correct.float().mean().item(),
-        "zero_variance_groups": (rewards.std(dim=1) == 0).float().mean().item(),
+        "zero_variance_groups": same_rewards.float().mean().item(),
+        "truncated": (~batch.finished).float().mean().item(),
         "response_tokens_mean": batch.response_lengths.float().mean().item(),
     }
 

@@ -61,6 +61,7 @@ class RolloutBatch:
     generator_logprobs: Tensor  # [sum R] float32
     rewards: Tensor  # [N] float32
     correct: Tensor  # [N] bool
+    finished: Tensor  # [N] bool, False where the response was cut at max_response_tokens
     weight_version: int
 
     @property
@@ -83,6 +84,7 @@ class RolloutBatch:
             generator_logprobs=torch.tensor(logprobs, dtype=torch.float32),
             rewards=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
             correct=torch.tensor([r.correct for r in rollouts]),
+            finished=torch.tensor([r.finished for r in rollouts]),
             weight_version=versions.pop(),
         )
 
@@ -95,7 +97,7 @@ class Microbatch:
     token_ids: Tensor  # [T] int64
     position_ids: Tensor  # [T] int64, from 0 in each sequence
     labels: Tensor  # [T] int64
-    loss_mask: Tensor  # [T] bool, True where labels[t] is a response token
+    loss_mask: Tensor  # [T] bool, True where labels[t] is a response token that is trained on
     cu_seqlens: Tensor  # [S + 1] int32
     max_seqlen: int
     advantages: Tensor  # [T] float32
@@ -109,4 +111,7 @@ class Minibatch:
 
     microbatches: tuple[Microbatch, ...]
     global_valid_tokens: int
-    """Response tokens of the minibatch over all data-parallel ranks: the loss denominator."""
+    """Tokens under the loss masks over all data-parallel ranks: what means over tokens divide by.
+    0 if every rollout is masked out."""
+    global_num_sequences: int
+    """Sequences with such tokens over all data-parallel ranks."""

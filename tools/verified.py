@@ -95,6 +95,13 @@ invariance | The gradient does not depend on microbatches, padding, order, DP, P
     dist/test_invariance.py::test_gradients_fp32
     dist/test_invariance.py::test_gradients_bf16
     e2e/test_cli_splits.py::test_loss_and_grad_norm
+objectives | Losses, ratios, aggregations: values and gradients against float64 formulas
+    unit/test_objectives_losses.py::test_value_and_gradient
+    unit/test_objectives_losses.py::test_the_split_does_not_matter
+    unit/test_objectives_advantages.py::test_against_plain_arithmetic
+own-loss | A policy loss of your own
+    unit/test_objectives_losses.py::test_own_loss_is_used_and_aggregated_like_the_built_in_ones
+    unit/test_objectives_losses.py::test_own_loss_that_cannot_be_had_is_refused
 checkpoint | Checkpoint and resume of the training state | not built
 
 ## Layouts

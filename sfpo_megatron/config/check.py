@@ -200,6 +200,17 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def _objective(config: RunConfig) -> Iterator[Problem]:
+    buffer, limit = config.objective.overlong.buffer_tokens, config.rollout.max_response_tokens
+    if buffer > limit:
+        yield Problem(
+            "objective.overlong.buffer_tokens",
+            str(buffer),
+            f"at most rollout.max_response_tokens ({limit})",
+            "shorten the buffer or raise the limit",
+        )
+
+
 def _data(config: RunConfig) -> Iterator[Problem]:
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
@@ -317,6 +328,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
     _algorithm,
     _optimizer,
+    _objective,
     _passed_through,
     _data,
     _outputs,

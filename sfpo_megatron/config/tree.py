@@ -1,4 +1,5 @@
-"""The config tree: one frozen dataclass a section, every default stated once, here.
+"""The config tree: one frozen dataclass a section, every default stated once, here
+or in objective.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sfpo_megatron.config.fields import FieldError, at_least, positive, within
+from sfpo_megatron.config.objective import ObjectiveConfig
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -176,30 +178,6 @@ class SFPOConfig:
                 "set snapshot to device, or moments to keep or reset: restore holds two more "
                 "copies of the shard's size on the device, so moving the third away saves little",
             )
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class ObjectiveConfig:
-    """The policy objective of every pass."""
-
-    advantage: Literal["grpo"] = "grpo"
-    """Group-relative advantage: (reward - group mean) / (group std + 1e-6)."""
-    normalize_std: bool = True
-    """Divide by the group's unbiased standard deviation."""
-    loss: Literal["ppo_clip"] = "ppo_clip"
-    """Clipped importance-ratio surrogate."""
-    clip_low: float = 0.2
-    """The ratio is clipped below at 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is clipped above at 1 + clip_high."""
-    aggregation: Literal["token_mean"] = "token_mean"
-    """Sum over response tokens / their count over microbatches and data-parallel ranks."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-
-    def __post_init__(self) -> None:
-        within(self, 0.0, 1.0, "clip_low")
-        at_least(self, 0, "clip_high", "entropy_coef")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

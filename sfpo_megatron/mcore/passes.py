@@ -26,6 +26,7 @@ class MinibatchResult:
     """One optimizer step, as every rank sees it; means are over the minibatch's valid tokens."""
 
     loss: float
+    """As the objective normalizes it."""
     entropy: float
     """Exact policy entropy (nats) before the step."""
     grad_norm: float
@@ -44,9 +45,15 @@ class PassResult:
     minibatches: tuple[MinibatchResult, ...]
 
     def mean(self, value: Callable[[MinibatchResult], float]) -> float:
-        """Token-weighted mean over the minibatches."""
-        tokens = sum(m.num_tokens for m in self.minibatches)
-        return math.fsum(value(m) * m.num_tokens for m in self.minibatches) / tokens
+        """Token-weighted mean over the minibatches; nan if every rollout is masked out."""
+        if self.num_tokens == 0:
+            return math.nan
+        return math.fsum(value(m) * m.num_tokens for m in self.minibatches) / self.num_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens under the loss masks, over all data-parallel ranks."""
+        return sum(m.num_tokens for m in self.minibatches)
 
     @property
     def num_skipped(self) -> int:
@@ -73,10 +80,10 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
     totals = policy.control.sum(torch.stack(sums))  # [minibatches, 2 + stats]
     results = []
     for minibatch, total, norm, skip in zip(minibatches, totals, norms, skipped, strict=True):
-        loss, entropy, *stats = (total / minibatch.global_valid_tokens).tolist()
+        entropy, *stats = (total[1:] / max(1, minibatch.global_valid_tokens)).tolist()
         results.append(
             MinibatchResult(
-                loss=loss,
+                loss=total[0].item() / max(1, objective.normalizer(minibatch)),
                 entropy=entropy,
                 grad_norm=norm,
                 stats=dict(zip(objective.stat_names, stats, strict=True)),
@@ -123,12 +130,13 @@ def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[T
 def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective) -> Tensor:
     """Gradients of one minibatch; returns this rank's [loss, entropy, *stats] sums."""
     # Megatron divides the loss by the number of microbatches and DDP averages over data-parallel
-    # ranks; both are undone so that the loss is sum / global_valid_tokens whatever the split.
-    # With calculate_per_token_loss neither happens: finalize_model_grads divides by the sum of the
-    # token counts that we return, which is global_valid_tokens.
+    # ranks; both are undone so that the loss is sum / normalizer whatever the split. With
+    # calculate_per_token_loss neither happens: finalize_model_grads divides by the sum of the token
+    # counts that we return, which is global_valid_tokens.
+    normalizer = max(1, objective.normalizer(minibatch))  # 0: every rollout is masked out
     per_token = unwrapped(policy.chunks[0]).config.calculate_per_token_loss
     undone = len(minibatch.microbatches) * policy.layout.data_size
-    scale = 1.0 if per_token else undone / minibatch.global_valid_tokens
+    scale = (minibatch.global_valid_tokens if per_token else undone) / normalizer
 
     def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, ...]:
         logprobs, entropy = _logprobs(policy, logits, microbatch, objective.with_entropy_grad)

@@ -1,22 +1,89 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300): a rollout against its siblings."""
+"""Advantages of rollouts from their rewards, and which rollouts the loss takes in at all.
+
+With m and s the mean and the unbiased standard deviation of the rewards of a group of G siblings:
+
+    grpo          (r - m) / (s + eps)       GRPO, arXiv 2402.03300; without the division Dr.GRPO,
+                                            arXiv 2503.20783
+    rloo          r - mean of the G - 1 others = (r - m) * G / (G - 1)         arXiv 2402.14740
+    reinforce_pp  (r - m) / (std of all r - m of the batch + eps)
+                                            REINFORCE++ with baseline, arXiv 2501.03262
+
+Each sums to 0 in every group, so a group of equal rewards has none. rewards: [N] float, siblings
+adjacent.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.types import RolloutBatch
 
 STD_EPS = 1e-6
 """Added to the standard deviation, as the released SFPO reference does."""
 
 
 def grpo_advantages(rewards: Tensor, group_size: int, *, normalize_std: bool = True) -> Tensor:
-    """(reward - group mean) / (unbiased group std + 1e-6), or without the division (Dr.GRPO).
-
-    rewards: [N] float, siblings adjacent. Returns [N].
-    """
-    if rewards.numel() % group_size:
-        raise ValueError(f"{rewards.numel()} rewards do not make whole groups of {group_size}")
-    groups = rewards.view(-1, group_size)
+    """[N]: see above."""
+    groups = _groups(rewards, group_size)
     centered = groups - groups.mean(dim=1, keepdim=True)
     if normalize_std:
         centered = centered / (groups.std(dim=1, keepdim=True) + STD_EPS)
     return centered.reshape(-1)
+
+
+def rloo_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """[N]: see above."""
+    groups = _groups(rewards, group_size)
+    centered = groups - groups.mean(dim=1, keepdim=True)
+    return (centered * (group_size / (group_size - 1))).reshape(-1)
+
+
+def reinforce_pp_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """[N]: see above; the batch is the whole rollout batch, one entry a rollout. Its mean is 0."""
+    groups = _groups(rewards, group_size)
+    centered = (groups - groups.mean(dim=1, keepdim=True)).reshape(-1)
+    return centered / (centered.std() + STD_EPS)
+
+
+def advantages_of(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
+    """[N], as `objective.advantage` names them."""
+    if config.advantage == "rloo":
+        return rloo_advantages(rewards, group_size)
+    if config.advantage == "reinforce_pp":
+        return reinforce_pp_advantages(rewards, group_size)
+    return grpo_advantages(rewards, group_size, normalize_std=config.normalize_std)
+
+
+def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
+    """[N / G] bool: groups of equal rewards. They have no gradient; DAPO samples others instead."""
+    groups = _groups(rewards, group_size)
+    return (groups == groups[:, :1]).all(dim=1)
+
+
+def soft_overlong_penalty(lengths: Tensor, limit: int, config: ObjectiveConfig) -> Tensor:
+    """[N] <= 0, to be added to the rewards (DAPO, arXiv 2503.14476, eq. 13): 0 up to
+    limit - buffer_tokens response tokens, from there linearly to -penalty at the limit."""
+    buffer = config.overlong.buffer_tokens
+    if buffer == 0:
+        return torch.zeros(lengths.shape)
+    into_buffer = (lengths - (limit - buffer)).clamp(0, buffer)
+    return -config.overlong.penalty * into_buffer / buffer
+
+
+def in_loss(batch: RolloutBatch, config: ObjectiveConfig) -> Tensor:
+    """[N] bool: the rollouts whose tokens enter the loss, its normalizer and its statistics."""
+    chosen = torch.ones(batch.num_rollouts, dtype=torch.bool)
+    if config.overlong.mask_truncated:
+        chosen &= batch.finished
+    if config.zero_variance_groups == "mask":
+        same = zero_variance(batch.rewards, batch.group_size)
+        chosen &= ~same.repeat_interleave(batch.group_size)
+    return chosen
+
+
+def _groups(rewards: Tensor, group_size: int) -> Tensor:
+    if rewards.numel() % group_size:
+        raise ValueError(f"{rewards.numel()} rewards do not make whole groups of {group_size}")
+    return rewards.view(-1, group_size)

@@ -1,44 +1,95 @@
-"""The clipped importance-ratio surrogate (PPO, arXiv 1707.06347) on packed tokens."""
+"""The policy loss of a pack, token by token: one importance ratio, bounded in one of three ways.
+
+d_t = log pi(y_t) - log pi_old(y_t)
+r_t = exp(d_t)                                      ratio: token
+r_t = exp(mean of d over the response of t)         ratio: sequence     GSPO, arXiv 2507.18071
+c_t = clip(r_t, 1 - clip_low, 1 + clip_high)        clip_high > clip_low: DAPO, arXiv 2503.14476
+
+ppo_clip   l_t = -min(r_t A_t, c_t A_t)                                 PPO, arXiv 1707.06347
+           l_t = min(l_t, -dual_clip A_t) where A_t < 0                 arXiv 1912.09729
+cispo      l_t = -stop_gradient(c_t) A_t log pi(y_t)                    arXiv 2506.13585
+no_clip    l_t = -r_t A_t
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.objectives.sequences import Sequences
+
 
 @dataclass(kw_only=True, frozen=True, slots=True)
-class SurrogateSums:
-    """Sums over the response tokens of one microbatch; a global count turns them into means."""
+class PolicyTokens:
+    """What a policy loss is made of. Positions outside `loss_mask` have ratio 1 and advantage 0;
+    their log-probs may be anything finite, and what a loss says there is dropped."""
 
-    loss: Tensor  # [] differentiable
-    ratio: Tensor  # []
-    ppo_kl: Tensor  # [] of old - new log-prob, the k1 estimate of KL(old || new)
-    clipped: Tensor  # [] tokens where the clip took the gradient away
+    logprobs: Tensor  # [T] differentiable
+    old_logprobs: Tensor  # [T]
+    ratio: Tensor  # [T] differentiable, r_t above as `objective.ratio` asks for
+    advantages: Tensor  # [T]
+    loss_mask: Tensor  # [T] bool
+    sequences: Sequences
 
 
-def ppo_clip(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    loss_mask: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-) -> SurrogateSums:
-    """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), summed over the mask.
+PolicyLoss = Callable[[PolicyTokens, ObjectiveConfig], Tensor]
+"""Token losses [T], unreduced: built in, or your own as `objective.loss: package.module:function`.
+"""
 
-    All arguments [T]; the mask is bool. Masked positions may hold anything finite.
-    """
-    log_ratio = torch.where(loss_mask, logprobs - old_logprobs, 0.0)
-    ratio = log_ratio.exp()
-    free = ratio * advantages
-    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    loss = torch.where(loss_mask, -torch.minimum(free, bounded), 0.0)
-    return SurrogateSums(
-        loss=loss.sum(),
-        ratio=torch.where(loss_mask, ratio, 0.0).sum().detach(),
-        ppo_kl=-log_ratio.sum().detach(),
-        clipped=((bounded < free) & loss_mask).sum(),
-    )
+
+def log_ratio_of(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Tensor:
+    """d_t [T], 0 outside the mask."""
+    return torch.where(loss_mask, logprobs - old_logprobs, 0.0)
+
+
+def ratio_of(log_ratio: Tensor, sequences: Sequences, config: ObjectiveConfig) -> Tensor:
+    """r_t [T]."""
+    if config.ratio == "sequence":
+        log_ratio = sequences.on_tokens(sequences.mean(log_ratio))
+    return log_ratio.exp()
+
+
+def ppo_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor:
+    free = tokens.ratio * tokens.advantages
+    loss = -torch.minimum(free, _clip(tokens.ratio, config) * tokens.advantages)
+    if config.dual_clip is not None:
+        most = -config.dual_clip * tokens.advantages
+        loss = torch.where(tokens.advantages < 0, torch.minimum(loss, most), loss)
+    return loss
+
+
+def cispo(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor:
+    return -_clip(tokens.ratio.detach(), config) * tokens.advantages * tokens.logprobs
+
+
+def no_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor:
+    return -tokens.ratio * tokens.advantages
+
+
+LOSSES: dict[str, PolicyLoss] = {"ppo_clip": ppo_clip, "cispo": cispo, "no_clip": no_clip}
+
+
+@torch.no_grad()
+def clipped(tokens: PolicyTokens, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """(low, high) [T] bool: the tokens that the lower and the upper bound (or the dual clip)
+    changed. Under ppo_clip those lost their gradient; for a loss of your own, ratios outside the
+    bounds."""
+    ratio, advantages = tokens.ratio, tokens.advantages
+    if config.loss == "no_clip":
+        return torch.zeros_like(tokens.loss_mask), torch.zeros_like(tokens.loss_mask)
+    if config.loss != "ppo_clip":
+        low, high = ratio < 1.0 - config.clip_low, ratio > 1.0 + config.clip_high
+        return low & tokens.loss_mask, high & tokens.loss_mask
+    lost = (_clip(ratio, config) * advantages < ratio * advantages) & tokens.loss_mask
+    low, high = lost & (advantages < 0), lost & (advantages > 0)
+    if config.dual_clip is not None:
+        high |= (advantages < 0) & (ratio > config.dual_clip) & tokens.loss_mask
+    return low, high
+
+
+def _clip(ratio: Tensor, config: ObjectiveConfig) -> Tensor:
+    return ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)

@@ -58,7 +58,7 @@ def plain_megatron_steps(policy: Any, minibatches: Any, count: int) -> None:
     from sfpo_megatron.mcore import passes
     from sfpo_megatron.objectives.objective import PolicyObjective
 
-    objective = PolicyObjective(config=policy.config.objective)
+    objective = PolicyObjective.of(policy.config)
     for index in range(count):
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()

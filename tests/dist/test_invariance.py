@@ -68,7 +68,7 @@ def gradients(
         chunk.zero_grad_buffer()
     policy.optimizer.zero_grad()
     policy.shards.ready_for_training()
-    objective = PolicyObjective(config=policy.config.objective)
+    objective = PolicyObjective.of(policy.config)
     sums = policy.control.sum(_forward_backward(policy, minibatch, objective))
     return bench.hf_gradients(policy), sums[0].item() / minibatch.global_valid_tokens
 
@@ -97,6 +97,7 @@ def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
         generator_logprobs=ordered(old, responses),
         rewards=saved["rewards"][order],
         correct=saved["rewards"][order] > 0,
+        finished=torch.ones(order.numel(), dtype=torch.bool),
         weight_version=0,
     )
     layout = dataclasses.replace(batch_layout(policy.config, policy, 1), **SPLITS[split])

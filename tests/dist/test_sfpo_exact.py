@@ -169,9 +169,7 @@ def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
         policy = bench.policy(minibatches=1)
         minibatches = (bench.minibatches if first_pass_is_old else bench.prepared)(policy)
         assert len(minibatches) == 1 and len(minibatches[0].microbatches) > 1
-        objective = PolicyObjective(
-            config=policy.config.objective, first_pass_is_old=first_pass_is_old
-        )
+        objective = PolicyObjective.of(policy.config, first_pass_is_old=first_pass_is_old)
         results = sfpo_step(
             partial(run_pass, policy, minibatches, objective),
             SlowSnapshot(policy.shards),

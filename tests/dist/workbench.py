@@ -115,6 +115,7 @@ class Workbench:
             group_size=references.GROUP_SIZE,
             generator_logprobs=torch.zeros(int(saved["response_lengths"].sum())),
             correct=saved["rewards"] > 0,
+            finished=torch.ones(saved["rewards"].numel(), dtype=torch.bool),
             weight_version=step,
             **saved,
         )
@@ -148,7 +149,7 @@ class Workbench:
         """`run_pass` bound to its arguments, as the trainer hands it to sfpo_step."""
         from sfpo_megatron.mcore.passes import run_pass
 
-        objective = PolicyObjective(config=policy.config.objective)
+        objective = PolicyObjective.of(policy.config)
         return partial(run_pass, policy, minibatches, objective)
 
     def logits(self, policy: setup.Policy, microbatch: Microbatch) -> Tensor | None:
@@ -166,7 +167,7 @@ class Workbench:
         policy.shards.params_ready()
         # The interleaved schedule wants a multiple of the pipeline size.
         copies = policy.layout.pipeline_size if len(policy.chunks) > 1 else 1
-        minibatch = Minibatch(microbatches=(microbatch,) * copies, global_valid_tokens=1)
+        minibatch = Minibatch(microbatches=(microbatch,) * copies, global_valid_tokens=1, global_num_sequences=1)
         with torch.no_grad():
             found = passes._schedule(policy, minibatch, head, forward_only=True)
         return found[0] if found else None

@@ -32,6 +32,7 @@ def synthetic_batch(step: int, num: int, vocab: int) -> RolloutBatch:
         generator_logprobs=torch.zeros(6 * num),
         rewards=torch.rand(num, generator=generator),
         correct=torch.zeros(num, dtype=torch.bool),
+        finished=torch.ones(num, dtype=torch.bool),
         weight_version=step,
     )
 
@@ -79,7 +80,7 @@ def main(config_file: str, num_steps: int) -> None:
         is_sender=is_main,
     )
     snapshot = SlowSnapshot(policy.shards)
-    objective = PolicyObjective(config=config.objective)
+    objective = PolicyObjective.of(config)
     for step in range(1, num_steps + 1):
         num = config.train.prompts_per_step * config.train.group_size
         minibatches = cut(config, policy, synthetic_batch(step, num, policy.shape.vocab_size))

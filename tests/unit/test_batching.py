@@ -28,6 +28,7 @@ def make_batch(lengths: list[tuple[int, int]]) -> RolloutBatch:
         generator_logprobs=-torch.arange(1.0, float(responses.sum()) + 1),
         rewards=torch.zeros(len(lengths)),
         correct=torch.zeros(len(lengths), dtype=torch.bool),
+        finished=torch.ones(len(lengths), dtype=torch.bool),
         weight_version=0,
     )
 

@@ -138,6 +138,9 @@ CASES = {
     "mlp_bias": case("model.path", "mlp_bias", "no MLP bias", "choose", mlp_bias=True),
     "attention_bias": case(
         "model.path", "attention_bias", "beyond the family's own", "choose", attention_bias=True),
+    "overlong_buffer": case(
+        "objective.overlong.buffer_tokens", "40", "at most rollout.max_response_tokens (32)",
+        "shorten the buffer", "objective.overlong.buffer_tokens=40"),
     # files and sections against one another
     "jsonl_not_there": case(
         "data.train.0.path", "no file 'none.jsonl'", "a jsonl file", "correct the path", JSONL,

@@ -1,0 +1,78 @@
+"""The objective's sections of the config tree; docs/objectives.md says which loss is which keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sfpo_megatron.config.fields import FieldError, at_least, within
+
+BUILT_IN_LOSSES = ("ppo_clip", "cispo", "no_clip")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class OverlongConfig:
+    """Rollouts that come close to rollout.max_response_tokens, or are cut there (DAPO)."""
+
+    mask_truncated: bool = False
+    """Leave rollouts that were cut out of the loss and of its normalizer; their rewards still count
+    in their group."""
+    buffer_tokens: int = 0
+    """Soft penalty: over the last this many tokens below the limit the reward falls linearly by
+    `penalty`; 0 turns it off."""
+    penalty: float = 1.0
+    """What a rollout as long as the limit loses."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "buffer_tokens", "penalty")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ObjectiveConfig:
+    """The policy objective of every pass; docs/objectives.md has the formulas."""
+
+    advantage: Literal["grpo", "rloo", "reinforce_pp"] = "grpo"
+    """grpo: (reward - group mean) / (group std + 1e-6); rloo: reward - mean of the others;
+    reinforce_pp: (reward - group mean) / (std of that over the whole batch + 1e-6)."""
+    normalize_std: bool = True
+    """grpo only: divide by the group's unbiased standard deviation (false: Dr.GRPO)."""
+    zero_variance_groups: Literal["keep", "mask"] = "keep"
+    """Groups whose rollouts all got the same reward; mask: out of the loss and its normalizer."""
+    ratio: Literal["token", "sequence"] = "token"
+    """token: new / old probability of each token; sequence: their geometric mean over the response
+    (GSPO)."""
+    loss: str = "ppo_clip"
+    """ppo_clip, cispo, no_clip, or `package.module:function` of your own."""
+    clip_low: float = 0.2
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above at 1 + clip_high."""
+    dual_clip: float | None = None
+    """ppo_clip only: with a negative advantage the loss is at most this times |advantage|."""
+    aggregation: Literal[
+        "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"
+    ] = "token_mean"
+    """From token losses to the loss of a minibatch. Counts are over microbatches and data-parallel
+    ranks: sum / response tokens; mean over rollouts of their token means; of their token sums; of
+    their token sums / rollout.max_response_tokens (Dr.GRPO)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+
+    def __post_init__(self) -> None:
+        within(self, 0.0, 1.0, "clip_low")
+        at_least(self, 0, "clip_high", "entropy_coef")
+        at_least(self, 1, "dual_clip")
+        if self.loss not in BUILT_IN_LOSSES and not _FUNCTION.fullmatch(self.loss):
+            raise FieldError(
+                "loss",
+                self.loss,
+                f"one of {', '.join(BUILT_IN_LOSSES)}, or package.module:function",
+                "name a loss, or write your function like my_losses:my_loss",
+            )
+        if self.dual_clip is not None and self.loss != "ppo_clip":
+            raise FieldError(
+                "dual_clip", self.dual_clip, f"null with loss {self.loss}", "set it to null"
+            )
