@@ -13,12 +13,8 @@ SPMD: every rank runs every line, in this order; rank 0 alone talks to the engin
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.tree import RunConfig
@@ -35,7 +31,6 @@ from sfpo_megatron.objectives.advantage import (
     advantages_of,
     in_loss,
     soft_overlong_penalty,
-    zero_variance,
 )
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.objectives.own_loss import policy_loss
@@ -45,6 +40,12 @@ from sfpo_megatron.run_io import RunIO, open_run
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.step_metrics import (
+    Totals,
+    batch_metrics,
+    logprob_difference,
+    pass_metrics,
+)
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -144,15 +145,6 @@ def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, ste
     return int(control.broadcast_json(mine))
 
 
-@dataclass(kw_only=True, slots=True)
-class Totals:
-    """What is counted over the whole run."""
-
-    num_rollouts: int = 0
-    num_optimizer_steps: int = 0
-    num_skipped_steps: int = 0
-
-
 def _timed_pass(timers: Timers, *arguments: Any) -> PassResult:
     with timers("passes"):
         return run_pass(*arguments)
@@ -188,58 +180,3 @@ def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> Bat
         microbatch_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
         equal_lengths=parallel.virtual_pipeline is not None,
     )
-
-
-def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:
-    """Generator against trainer over all response tokens, by `old_logprobs`: mean and maximum of
-    |difference|, and the k1 estimate of KL(generator || trainer). Collective."""
-    total, highest = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
-        if microbatch.old_logprobs is None or policy.layout.tensor_rank != 0:
-            continue  # log-probs live on the last stage; tensor-parallel ranks hold the same
-        gap = microbatch.generator_logprobs - microbatch.old_logprobs
-        gap = gap[microbatch.loss_mask].double().cpu()
-        total += torch.tensor([gap.abs().sum(), gap.sum(), gap.numel()], dtype=torch.float64)
-        highest = torch.maximum(highest, gap.abs().max() if gap.numel() else highest)
-    difference, signed, count = policy.control.sum(total).tolist()
-    count = count or math.nan  # every rollout is masked out
-    return {
-        "logprob_diff_mean": difference / count,
-        "logprob_diff_max": policy.control.max(highest).item(),
-        "generator_kl": signed / count,
-    }
-
-
-def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
-    """What the rollouts say, before any update."""
-    totals.num_rollouts += batch.num_rollouts
-    same_rewards = zero_variance(batch.rewards, batch.group_size)
-    return {
-        "num_rollouts": totals.num_rollouts,
-        "reward_mean": batch.rewards.mean().item(),
-        "accuracy": batch.correct.float().mean().item(),
-        "zero_variance_groups": same_rewards.float().mean().item(),
-        "truncated": (~batch.finished).float().mean().item(),
-        "response_tokens_mean": batch.response_lengths.float().mean().item(),
-    }
-
-
-def pass_metrics(results: list[PassResult], totals: Totals) -> dict[str, float]:
-    """`loss, entropy, grad_norm, clip_frac, ppo_kl` of the slow correction; `*_first_pass` of the
-    first minibatch before any update, where the ratio must be 1."""
-    totals.num_optimizer_steps += sum(len(result.minibatches) for result in results)
-    totals.num_skipped_steps += sum(result.num_skipped for result in results)
-    slow, first = results[-1], results[0].minibatches[0]
-    norms = [m.grad_norm for m in slow.minibatches if math.isfinite(m.grad_norm)]
-    return {
-        "loss": slow.mean(lambda m: m.loss),
-        "entropy": slow.mean(lambda m: m.entropy),
-        "grad_norm": sum(norms) / len(norms) if norms else math.nan,
-        "clip_frac": slow.mean(lambda m: m.stats["clip_frac"]),
-        "ppo_kl": slow.mean(lambda m: m.stats["ppo_kl"]),
-        "ratio_mean_first_pass": first.stats["ratio_mean"],
-        "ppo_kl_first_pass": first.stats["ppo_kl"],
-        "num_passes": len(results),
-        "num_optimizer_steps": totals.num_optimizer_steps,
-        "num_skipped_steps": totals.num_skipped_steps,
-    }

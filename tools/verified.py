@@ -99,6 +99,9 @@ objectives | Losses, ratios, aggregations: values and gradients against float64 
     unit/test_objectives_losses.py::test_value_and_gradient
     unit/test_objectives_losses.py::test_the_split_does_not_matter
     unit/test_objectives_advantages.py::test_against_plain_arithmetic
+mismatch | Importance weights and rejection against the generator/trainer mismatch
+    unit/test_objectives_mismatch.py::test_gradient_and_statistics
+    unit/test_objectives_mismatch.py::test_equal_log_probs_change_nothing
 own-loss | A policy loss of your own
     unit/test_objectives_losses.py::test_own_loss_is_used_and_aggregated_like_the_built_in_ones
     unit/test_objectives_losses.py::test_own_loss_that_cannot_be_had_is_refused

@@ -209,6 +209,15 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
             f"at most rollout.max_response_tokens ({limit})",
             "shorten the buffer or raise the limit",
         )
+    if config.objective.importance_sampling.is_on and config.rollout.top_p < 1:
+        yield Problem(
+            "objective.importance_sampling",
+            f"on with rollout.top_p {config.rollout.top_p:g}",
+            "top_p 1",
+            "the engine's log-probs are renormalized over the nucleus, the trainer's are not: all "
+            "weights come out too small",
+            "warning",
+        )
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sfpo_megatron.config.fields import FieldError, at_least, within
+from sfpo_megatron.config.fields import FieldError, at_least, positive, within
 
 BUILT_IN_LOSSES = ("ppo_clip", "cispo", "no_clip")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -27,6 +27,34 @@ class OverlongConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "buffer_tokens", "penalty")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ImportanceSamplingConfig:
+    """Correction for the gap between the engine's and the trainer's probabilities: weights on the
+    policy loss, from old_logprobs - generator_logprobs."""
+
+    weight: Literal["none", "token", "sequence"] = "none"
+    """Truncated importance sampling: the token's ratio, or the product of them over the response,
+    but at most max_weight."""
+    max_weight: float = 2.0
+    """Where the weight is cut off."""
+    reject: Literal["none", "token", "sequence"] = "none"
+    """Weight 0 for a token whose ratio is outside [low, high] (IcePop, with weight token), or for a
+    rollout whose geometric mean ratio is."""
+    low: float = 0.5
+    """Lower bound of `reject`."""
+    high: float = 2.0
+    """Upper bound of `reject`."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.weight != "none" or self.reject != "none"
+
+    def __post_init__(self) -> None:
+        positive(self, "max_weight")
+        within(self, 0.0, 1.0, "low")
+        at_least(self, 1, "high")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -60,6 +88,7 @@ class ObjectiveConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    importance_sampling: ImportanceSamplingConfig = field(default_factory=ImportanceSamplingConfig)
 
     def __post_init__(self) -> None:
         within(self, 0.0, 1.0, "clip_low")

@@ -32,7 +32,7 @@ class MinibatchResult:
     grad_norm: float
     """Before clipping; nan for a skipped step."""
     stats: dict[str, float]
-    """The objective's own."""
+    """The objective's own: means, and for `max_names` maxima."""
     num_tokens: int
     skipped: bool
     """Megatron found a non-finite gradient and left the weights as they were."""
@@ -55,6 +55,20 @@ class PassResult:
         """Tokens under the loss masks, over all data-parallel ranks."""
         return sum(m.num_tokens for m in self.minibatches)
 
+    def mean_of(self, stat: str) -> float:
+        """`mean` of one of the objective's statistics."""
+        return self.mean(lambda m: m.stats[stat])
+
+    def max(self, stat: str) -> float:
+        """Maximum of a statistic over the minibatches."""
+        return max(m.stats[stat] for m in self.minibatches)
+
+    @property
+    def grad_norm(self) -> float:
+        """Mean over the optimizer steps that were not skipped; nan if all were."""
+        norms = [m.grad_norm for m in self.minibatches if math.isfinite(m.grad_norm)]
+        return sum(norms) / len(norms) if norms else math.nan
+
     @property
     def num_skipped(self) -> int:
         return sum(m.skipped for m in self.minibatches)
@@ -64,29 +78,37 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
     """One optimizer step per minibatch, in order. Every rank calls it; collective throughout.
 
     Returns the same result on every rank: sums come from the last pipeline stage's first
-    tensor-parallel ranks, added up over data-parallel ranks in one reduction at the end.
+    tensor-parallel ranks, added up over data-parallel ranks in one reduction at the end (and maxima
+    in another).
     """
-    sums, norms, skipped = [], [], []
+    sums, maxima, norms, skipped = [], [], [], []
     for minibatch in minibatches:
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
         policy.optimizer.zero_grad()
         policy.shards.ready_for_training()
-        sums.append(_forward_backward(policy, minibatch, objective))
+        total, highest = _forward_backward(policy, minibatch, objective)
+        sums.append(total)
+        maxima.append(highest)
         with policy.shards.gathers_deferred():
             successful, grad_norm, _ = policy.optimizer.step()
         norms.append(float("nan") if grad_norm is None else float(grad_norm))
         skipped.append(not successful)
     totals = policy.control.sum(torch.stack(sums))  # [minibatches, 2 + stats]
-    results = []
-    for minibatch, total, norm, skip in zip(minibatches, totals, norms, skipped, strict=True):
+    peaks = torch.stack(maxima)  # [minibatches, maxima]
+    if objective.max_names:
+        peaks = policy.control.max(peaks)
+    names, results = (*objective.stat_names, *objective.max_names), []
+    for minibatch, total, peak, norm, skip in zip(
+        minibatches, totals, peaks, norms, skipped, strict=True
+    ):
         entropy, *stats = (total[1:] / max(1, minibatch.global_valid_tokens)).tolist()
         results.append(
             MinibatchResult(
                 loss=total[0].item() / max(1, objective.normalizer(minibatch)),
                 entropy=entropy,
                 grad_norm=norm,
-                stats=dict(zip(objective.stat_names, stats, strict=True)),
+                stats=dict(zip(names, [*stats, *peak.tolist()], strict=True)),
                 num_tokens=minibatch.global_valid_tokens,
                 skipped=skip,
             )
@@ -127,8 +149,10 @@ def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[T
             microbatch.old_logprobs = value
 
 
-def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective) -> Tensor:
-    """Gradients of one minibatch; returns this rank's [loss, entropy, *stats] sums."""
+def _forward_backward(
+    policy: Policy, minibatch: Minibatch, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Gradients of one minibatch; returns this rank's [loss, entropy, *stats] sums and maxima."""
     # Megatron divides the loss by the number of microbatches and DDP averages over data-parallel
     # ranks; both are undone so that the loss is sum / normalizer whatever the split. With
     # calculate_per_token_loss neither happens: finalize_model_grads divides by the sum of the token
@@ -140,19 +164,24 @@ def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective
 
     def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, ...]:
         logprobs, entropy = _logprobs(policy, logits, microbatch, objective.with_entropy_grad)
-        loss, stats = objective(logprobs, entropy, microbatch)
+        terms = objective(logprobs, entropy, microbatch)
         entropy_sum = torch.where(microbatch.loss_mask, entropy.detach(), 0.0).sum()
-        sums = torch.cat([torch.stack([loss.detach(), entropy_sum]), stats])
+        first = torch.stack([terms.loss.detach(), entropy_sum])
+        found = torch.cat([first, terms.sums, terms.maxima])
         if per_token:
-            return loss * scale, microbatch.loss_mask.sum(dtype=torch.int), sums
-        return loss * scale, sums
+            return terms.loss * scale, microbatch.loss_mask.sum(dtype=torch.int), found
+        return terms.loss * scale, found
 
     found = _schedule(policy, minibatch, loss_of, forward_only=False)
-    total = torch.zeros(2 + len(objective.stat_names), dtype=torch.float64)
+    num_sums = 2 + len(objective.stat_names)
+    total = torch.zeros(num_sums, dtype=torch.float64)
+    highest = torch.zeros(len(objective.max_names), dtype=torch.float64)
     if policy.layout.tensor_rank == 0:  # tensor-parallel ranks hold the same sums
-        for sums in found:
-            total += sums.double().cpu()
-    return total
+        for values in found:
+            values = values.double().cpu()
+            total += values[:num_sums]
+            highest = torch.maximum(highest, values[num_sums:])
+    return total, highest
 
 
 def _schedule(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.objectives.mismatch import mismatch_weights
 from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.objectives.sequences import Sequences
 from sfpo_megatron.objectives.surrogate import (
@@ -22,11 +23,25 @@ from sfpo_megatron.objectives.surrogate import (
 from sfpo_megatron.types import Microbatch, Minibatch
 
 
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ObjectiveTerms:
+    """What an objective finds in one microbatch."""
+
+    loss: Tensor  # [] sum of the token losses, differentiable
+    sums: Tensor  # [len(stat_names)]
+    maxima: Tensor  # [len(max_names)]
+
+
 class Objective(Protocol):
     """Called once a microbatch, on the ranks of the last pipeline stage."""
 
-    stat_names: ClassVar[tuple[str, ...]]
-    """What the statistics are, in order; each becomes a mean over response tokens."""
+    @property
+    def stat_names(self) -> tuple[str, ...]:
+        """What `sums` are, in order; each becomes a mean over response tokens."""
+
+    @property
+    def max_names(self) -> tuple[str, ...]:
+        """What `maxima` are, in order: of values >= 0."""
 
     @property
     def with_entropy_grad(self) -> bool:
@@ -35,17 +50,15 @@ class Objective(Protocol):
     def normalizer(self, minibatch: Minibatch) -> int:
         """What the loss sum of all microbatches and ranks is divided by: the same on all ranks."""
 
-    def __call__(
-        self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch
-    ) -> tuple[Tensor, Tensor]:
-        """(sum of the token losses [], sums of the statistics [len(stat_names)])."""
+    def __call__(self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch) -> ObjectiveTerms:
+        """logprobs, entropy: [T]."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class PolicyObjective:
     """A policy loss (surrogate.py) and an optional entropy bonus, aggregated as configured."""
 
-    stat_names: ClassVar[tuple[str, ...]] = ("ratio_mean", "ppo_kl", "clip_frac")
+    max_names: ClassVar[tuple[str, ...]] = ("ratio_max",)
     config: ObjectiveConfig
     loss: PolicyLoss
     max_response_tokens: int
@@ -65,6 +78,14 @@ class PolicyObjective:
         )
 
     @property
+    def stat_names(self) -> tuple[str, ...]:
+        mismatch = ("mismatch_weight_mean", "mismatch_rejected")
+        return (
+            *("ratio_mean", "ppo_kl", "clip_frac_low", "clip_frac_high"),
+            *(mismatch if self.config.importance_sampling.is_on else ()),
+        )
+
+    @property
     def with_entropy_grad(self) -> bool:
         return self.config.entropy_coef > 0
 
@@ -75,36 +96,46 @@ class PolicyObjective:
         constant = self.max_response_tokens if aggregation == "token_sum_norm" else 1
         return minibatch.global_num_sequences * constant
 
-    def __call__(
-        self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch) -> ObjectiveTerms:
         if microbatch.old_logprobs is None and self.first_pass_is_old:
             microbatch.old_logprobs = logprobs.detach()
         assert microbatch.old_logprobs is not None, "old_logprobs come before the first update"
-        mask = microbatch.loss_mask
+        config, mask, old = self.config, microbatch.loss_mask, microbatch.old_logprobs
         sequences = Sequences(microbatch.cu_seqlens, mask)
-        log_ratio = log_ratio_of(logprobs, microbatch.old_logprobs, mask)
+        log_ratio = log_ratio_of(logprobs, old, mask)
         tokens = PolicyTokens(
             logprobs=logprobs,
-            old_logprobs=microbatch.old_logprobs,
-            ratio=ratio_of(log_ratio, sequences, self.config),
+            old_logprobs=old,
+            ratio=ratio_of(log_ratio, sequences, config),
             advantages=microbatch.advantages,
             loss_mask=mask,
             sequences=sequences,
         )
-        token_loss = self.loss(tokens, self.config)
-        if token_loss.shape != mask.shape:
-            raise ValueError(
-                f"objective.loss: {self.config.loss} gave a shape {tuple(token_loss.shape)}, "
-                f"expected one loss a token, {tuple(mask.shape)}"
+        token_loss = self._token_loss(tokens)
+        ratio = torch.where(mask, tokens.ratio.detach(), 0.0)
+        stats = [ratio, -log_ratio.detach(), *clipped(tokens, config)]
+        if config.importance_sampling.is_on:
+            weights, rejected = mismatch_weights(
+                old, microbatch.generator_logprobs, mask, sequences, config.importance_sampling
             )
-        loss = self._sum(torch.where(mask, token_loss, 0.0), sequences)
+            token_loss = token_loss * weights
+            stats += [torch.where(mask, weights, 0.0), rejected]
+        loss = self._sum(token_loss, sequences)
         if self.with_entropy_grad:
             bonus = self._sum(torch.where(mask, entropy, 0.0), sequences)
-            loss = loss - self.config.entropy_coef * bonus
-        low, high = clipped(tokens, self.config)
-        ratio_sum = torch.where(mask, tokens.ratio, 0.0).sum().detach()
-        return loss, torch.stack([ratio_sum, -log_ratio.sum().detach(), (low | high).sum().float()])
+            loss = loss - config.entropy_coef * bonus
+        sums = torch.stack([stat.sum().float() for stat in stats])
+        return ObjectiveTerms(loss=loss, sums=sums, maxima=ratio.max().unsqueeze(0))
+
+    def _token_loss(self, tokens: PolicyTokens) -> Tensor:
+        """[T], 0 outside the mask."""
+        token_loss = self.loss(tokens, self.config)
+        if token_loss.shape != tokens.loss_mask.shape:
+            raise ValueError(
+                f"objective.loss: {self.config.loss} gave a shape {tuple(token_loss.shape)}, "
+                f"expected one loss a token, {tuple(tokens.loss_mask.shape)}"
+            )
+        return torch.where(tokens.loss_mask, token_loss, 0.0)
 
     def _sum(self, values: Tensor, sequences: Sequences) -> Tensor:
         """What `normalizer` turns into the aggregate; values [T] are 0 outside the mask."""
@@ -118,13 +149,13 @@ class NextTokenObjective:
     """Cross-entropy of the response tokens: the warm start."""
 
     stat_names: ClassVar[tuple[str, ...]] = ()
+    max_names: ClassVar[tuple[str, ...]] = ()
     with_entropy_grad: bool = False
 
     def normalizer(self, minibatch: Minibatch) -> int:
         return minibatch.global_valid_tokens
 
-    def __call__(
-        self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch) -> ObjectiveTerms:
         loss = torch.where(microbatch.loss_mask, -logprobs, 0.0).sum()
-        return loss, logprobs.new_zeros(0)
+        nothing = logprobs.new_zeros(0)
+        return ObjectiveTerms(loss=loss, sums=nothing, maxima=nothing)

@@ -69,7 +69,7 @@ def gradients(
     policy.optimizer.zero_grad()
     policy.shards.ready_for_training()
     objective = PolicyObjective.of(policy.config)
-    sums = policy.control.sum(_forward_backward(policy, minibatch, objective))
+    sums = policy.control.sum(_forward_backward(policy, minibatch, objective)[0])
     return bench.hf_gradients(policy), sums[0].item() / minibatch.global_valid_tokens
 
 

@@ -46,7 +46,7 @@ def train(
         assert abs(first.stats["ppo_kl"]) < 1e-6 and abs(first.stats["ratio_mean"] - 1) < 1e-6
         for one in (m for result in results for m in result.minibatches):
             assert one.grad_norm > 0 and not one.skipped, f"step {step}: {results}"
-            clipped = max(clipped, one.stats["clip_frac"])
+            clipped = max(clipped, one.stats["clip_frac_low"] + one.stats["clip_frac_high"])
         history.append([[[m.loss, m.grad_norm] for m in result.minibatches] for result in results])
     assert clipped > 0.05 or k < references.K, f"clipping was not active (at most {clipped:.3f} of the tokens)"
     return history, bench.hf_weights(policy)

@@ -104,14 +104,21 @@ def cut(data: Ragged, config: ObjectiveConfig, *, data_size: int = 2) -> list[Mi
     return parts
 
 
-def run(data: Ragged, config: ObjectiveConfig, *, data_size: int = 2) -> tuple[Tensor, Tensor]:
-    """(loss of the minibatch [] differentiable, statistic sums) over all packs of all ranks."""
+def run(
+    data: Ragged, config: ObjectiveConfig, *, data_size: int = 2
+) -> tuple[Tensor, dict[str, float]]:
+    """(loss of the minibatch [] differentiable, statistic sums and maxima) over all packs of all
+    ranks."""
     objective = objective_of(config)
-    loss, stats = torch.zeros(()), torch.zeros(len(objective.stat_names))
+    loss, sums = torch.zeros(()), torch.zeros(len(objective.stat_names))
+    maxima = torch.zeros(len(objective.max_names))
     parts = cut(data, config, data_size=data_size)
     for microbatch in (m for part in parts for m in part.microbatches):
         labels = microbatch.labels
-        one, sums = objective(data.new[labels], data.entropy[labels], microbatch)
-        loss, stats = loss + one, stats + sums
+        terms = objective(data.new[labels], data.entropy[labels], microbatch)
+        assert not terms.sums.requires_grad and not terms.maxima.requires_grad
+        loss, sums = loss + terms.loss, sums + terms.sums
+        maxima = torch.maximum(maxima, terms.maxima)
     (normalizer,) = {objective.normalizer(part) for part in parts}
-    return loss / normalizer, stats
+    names = (*objective.stat_names, *objective.max_names)
+    return loss / normalizer, dict(zip(names, [*sums.tolist(), *maxima.tolist()], strict=True))

@@ -277,6 +277,13 @@ def test_missing_shard_of_an_index(here: Path) -> None:
     assert "model-00002-of-00002.safetensors" in str(caught.value)
 
 
+def test_importance_sampling_beside_top_p(here: Path) -> None:
+    on = "objective.importance_sampling.weight=token"
+    assert run_check(on) == run_check("rollout.top_p=0.9") == []
+    (warning,) = run_check(on, "rollout.top_p=0.9")
+    assert "objective.importance_sampling: found on with rollout.top_p 0.9" in warning
+
+
 def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     alpha, data, ranks = (

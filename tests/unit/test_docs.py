@@ -179,11 +179,19 @@ def test_a_result_counts_for_the_features_that_it_names(tmp_path: Path) -> None:
 
 
 def logged_keys(file: str) -> set[str]:
-    """Metric names in a module: keys of dict displays, assigned subscripts, names of timers."""
+    """Metric names in a module: keys of dict displays (`f"pass_{k}/loss"` as pass_k/loss), assigned
+    subscripts, names of timers."""
     found, dropped = set(), set()
     for node in ast.walk(ast.parse((ROOT / "sfpo_megatron" / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Dict):
             found |= {k.value for k in node.keys if isinstance(k, ast.Constant)}
+            found |= {
+                "".join(
+                    ast.unparse(v.value) if hasattr(v, "conversion") else v.value for v in k.values
+                )
+                for k in node.keys
+                if isinstance(k, ast.JoinedStr)
+            }
         elif isinstance(node, ast.Assign):
             targets = (t.slice for t in node.targets if isinstance(t, ast.Subscript))
             found |= {t.value for t in targets if isinstance(t, ast.Constant)}
@@ -205,7 +213,9 @@ def table_keys(heading: str) -> set[str]:
 def test_every_metric_of_a_train_step_is_described() -> None:
     feed = {key for key in logged_keys("rollout_feed.py") if key.startswith("time/")}
     assert len(feed) == 2
-    assert table_keys("A train step") == logged_keys("trainer.py") | feed
+    logged = logged_keys("trainer.py") | logged_keys("step_metrics.py")
+    assert {"loss", "pass_k/ratio_max"} <= logged
+    assert table_keys("A train step") == logged | feed
 
 
 def test_every_metric_of_an_evaluation_is_described() -> None:

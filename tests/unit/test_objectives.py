@@ -33,7 +33,8 @@ from sfpo_megatron.objectives.objective import NextTokenObjective
 )
 def test_statistics_against_a_loop_over_tokens(settings: dict[str, Any], seed: int) -> None:
     data, config = ragged(seed), ObjectiveConfig(**settings)
-    wanted = dict.fromkeys(("ratio_mean", "ppo_kl", "clip_frac"), 0.0)
+    clip = ("clip_frac_low", "clip_frac_high")
+    wanted = dict.fromkeys(("ratio_mean", "ppo_kl", *clip, "ratio_max"), 0.0)
     for index, span in data.responses():
         gaps = (data.new[span] - data.old[span]).tolist()
         advantage = float(data.advantages[index])
@@ -48,20 +49,21 @@ def test_statistics_against_a_loop_over_tokens(settings: dict[str, Any], seed: i
                 low = high = False
             wanted["ratio_mean"] += ratio
             wanted["ppo_kl"] -= gap
-            wanted["clip_frac"] += low or high
-    _, sums = run(data, config)
-    found = dict(zip(objective_of(config).stat_names, sums.tolist(), strict=True))
+            wanted["ratio_max"] = max(wanted["ratio_max"], ratio)
+            wanted["clip_frac_low"] += low
+            wanted["clip_frac_high"] += high
+    _, found = run(data, config)
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     if config.loss != "no_clip":
-        assert 0 < found["clip_frac"] < data.batch.response_lengths.sum()
-    assert not sums.requires_grad
+        assert all(0 < found[name] < data.batch.response_lengths.sum() for name in clip)
 
 
 def test_first_pass_has_ratio_one_and_the_policy_gradient() -> None:
     data = ragged(1, spread=0.0)
-    loss, sums = run(data, ObjectiveConfig())
+    loss, found = run(data, ObjectiveConfig())
     count = int(data.batch.response_lengths.sum())
-    assert sums.tolist() == [count, 0.0, 0.0]
+    assert found.pop("ratio_mean") == count and found.pop("ratio_max") == 1
+    assert not any(found.values())
     loss.backward()
     assert data.new.grad is not None
     for index, span in data.responses():
@@ -79,9 +81,9 @@ def test_next_token_objective_is_the_negative_log_likelihood() -> None:
     objective, total = NextTokenObjective(), torch.zeros(())
     for microbatch in (m for part in cut(data, ObjectiveConfig()) for m in part.microbatches):
         labels = microbatch.labels
-        loss, stats = objective(data.new[labels], data.entropy[labels], microbatch)
-        total = total + loss
-        assert stats.numel() == len(objective.stat_names) == 0
+        terms = objective(data.new[labels], data.entropy[labels], microbatch)
+        total = total + terms.loss
+        assert terms.sums.numel() == len(objective.stat_names) == 0
     spans = [span for _, span in data.responses()]
     wanted = -sum(data.new.detach().double()[span].sum().item() for span in spans)
     assert total.item() == pytest.approx(wanted)

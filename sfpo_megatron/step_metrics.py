@@ -1,0 +1,98 @@
+"""One train step's line of metrics.jsonl, but for its times: docs/outputs.md describes each key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sfpo_megatron.mcore.passes import PassResult
+from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.objectives.advantage import zero_variance
+from sfpo_megatron.types import Minibatch, RolloutBatch
+
+
+@dataclass(kw_only=True, slots=True)
+class Totals:
+    """What is counted over the whole run."""
+
+    num_rollouts: int = 0
+    num_optimizer_steps: int = 0
+    num_skipped_steps: int = 0
+
+
+def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:
+    """Generator against trainer over all response tokens, by `old_logprobs`: mean and maximum of
+    |difference|, and the k1 estimate of KL(generator || trainer). Collective."""
+    total, highest = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
+        if microbatch.old_logprobs is None or policy.layout.tensor_rank != 0:
+            continue  # log-probs live on the last stage; tensor-parallel ranks hold the same
+        gap = microbatch.generator_logprobs - microbatch.old_logprobs
+        gap = gap[microbatch.loss_mask].double().cpu()
+        total += torch.tensor([gap.abs().sum(), gap.sum(), gap.numel()], dtype=torch.float64)
+        highest = torch.maximum(highest, gap.abs().max() if gap.numel() else highest)
+    difference, signed, count = policy.control.sum(total).tolist()
+    count = count or math.nan  # every rollout is masked out
+    return {
+        "logprob_diff_mean": difference / count,
+        "logprob_diff_max": policy.control.max(highest).item(),
+        "generator_kl": signed / count,
+    }
+
+
+def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
+    """What the rollouts say, before any update."""
+    totals.num_rollouts += batch.num_rollouts
+    same_rewards = zero_variance(batch.rewards, batch.group_size)
+    return {
+        "num_rollouts": totals.num_rollouts,
+        "reward_mean": batch.rewards.mean().item(),
+        "accuracy": batch.correct.float().mean().item(),
+        "zero_variance_groups": same_rewards.float().mean().item(),
+        "truncated": (~batch.finished).float().mean().item(),
+        "response_tokens_mean": batch.response_lengths.float().mean().item(),
+    }
+
+
+def pass_metrics(results: Sequence[PassResult], totals: Totals) -> dict[str, float]:
+    """`loss, entropy, grad_norm, clip_frac, ppo_kl` of the slow correction; `*_first_pass` of the
+    first minibatch before any update, where the ratio must be 1; `pass_k/...` of every pass."""
+    totals.num_optimizer_steps += sum(len(result.minibatches) for result in results)
+    totals.num_skipped_steps += sum(result.num_skipped for result in results)
+    slow, first = results[-1], results[0].minibatches[0]
+    clip_frac = slow.mean(lambda m: m.stats["clip_frac_low"] + m.stats["clip_frac_high"])
+    metrics = {
+        "loss": slow.mean(lambda m: m.loss),
+        "entropy": slow.mean(lambda m: m.entropy),
+        "grad_norm": slow.grad_norm,
+        "clip_frac": clip_frac,
+        "ppo_kl": slow.mean_of("ppo_kl"),
+        "ratio_mean_first_pass": first.stats["ratio_mean"],
+        "ppo_kl_first_pass": first.stats["ppo_kl"],
+        "num_passes": len(results),
+        "num_optimizer_steps": totals.num_optimizer_steps,
+        "num_skipped_steps": totals.num_skipped_steps,
+    }
+    if "mismatch_weight_mean" in first.stats:
+        metrics["mismatch_weight_mean"] = slow.mean_of("mismatch_weight_mean")
+        metrics["mismatch_rejected"] = slow.mean_of("mismatch_rejected")
+    for k, result in enumerate(results, start=1):
+        metrics |= one_pass_metrics(k, result)
+    return metrics
+
+
+def one_pass_metrics(k: int, result: PassResult) -> dict[str, float]:
+    """How far pass k (from 1; the last is the slow correction) has drifted from the old policy."""
+    return {
+        f"pass_{k}/ratio_mean": result.mean_of("ratio_mean"),
+        f"pass_{k}/ratio_max": result.max("ratio_max"),
+        f"pass_{k}/clip_frac_low": result.mean_of("clip_frac_low"),
+        f"pass_{k}/clip_frac_high": result.mean_of("clip_frac_high"),
+        f"pass_{k}/ppo_kl": result.mean_of("ppo_kl"),
+        f"pass_{k}/entropy": result.mean(lambda m: m.entropy),
+        f"pass_{k}/grad_norm": result.grad_norm,
+        f"pass_{k}/loss": result.mean(lambda m: m.loss),
+    }
