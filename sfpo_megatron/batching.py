@@ -135,6 +135,14 @@ def build_minibatches(
     return result
 
 
+def set_advantages(minibatches: Sequence[Minibatch], advantages: Tensor) -> None:
+    """Other advantages [N] for minibatches that are already cut."""
+    for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
+        values = advantages.to(microbatch.advantages)[microbatch.rollouts.clamp(min=0)]
+        on_tokens = values.repeat_interleave(microbatch.cu_seqlens.diff())
+        microbatch.advantages = torch.where(microbatch.loss_mask, on_tokens, 0.0)
+
+
 @dataclass(kw_only=True, frozen=True, slots=True)
 class PackRow:
     """One sequence on its way into a pack."""
@@ -145,6 +153,8 @@ class PackRow:
     generator_logprobs: Tensor  # [R] float32
     in_loss: bool = True
     """Whether the loss mask covers its response."""
+    rollout: int = -1
+    """Its row in the batch."""
 
 
 class _Rows:
@@ -165,6 +175,7 @@ class _Rows:
             advantage=self._advantages[index],
             generator_logprobs=self._logprobs[index],
             in_loss=self._in_loss[index],
+            rollout=index,
         )
 
 
@@ -197,12 +208,14 @@ def pack(rows: Sequence[PackRow], pad_multiple: int = 1, *, at_least: int = 1) -
         position_ids[ends[-1] :] = torch.arange(padding)
         ends.append(total)
     spans = [b - a for a, b in pairwise(ends)]
+    rollouts = [row.rollout for row in rows] + [-1] * (len(spans) - len(rows))
     return Microbatch(
         token_ids=token_ids,
         position_ids=position_ids,
         labels=labels,
         loss_mask=loss_mask,
         cu_seqlens=torch.tensor(ends, dtype=torch.int32),
+        rollouts=torch.tensor(rollouts, dtype=torch.int64),
         max_seqlen=max(spans),
         advantages=advantages,
         generator_logprobs=generator_logprobs,

@@ -79,6 +79,8 @@ def pass_metrics(results: Sequence[PassResult], totals: Totals) -> dict[str, flo
     if "mismatch_weight_mean" in first.stats:
         metrics["mismatch_weight_mean"] = slow.mean_of("mismatch_weight_mean")
         metrics["mismatch_rejected"] = slow.mean_of("mismatch_rejected")
+    if "ref_kl" in first.stats:
+        metrics["ref_kl"] = slow.mean_of("ref_kl")
     for k, result in enumerate(results, start=1):
         metrics |= one_pass_metrics(k, result)
     return metrics

@@ -4,6 +4,7 @@
     advantages  = group-relative rewards      objectives/advantage
     minibatches = the split, made once        batching
     old_logprobs, fixed before any update     mcore/passes.compute_logprobs
+    ref_logprobs, where there is a KL term    mcore/reference
     sfpo_step   = K fast passes, reposition, slow correction      sfpo.py -> mcore/passes.run_pass
     refit       = weights into the engines    resharding
     log
@@ -16,7 +17,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sfpo_megatron.batching import BatchLayout, build_minibatches
+from torch import Tensor
+
+from sfpo_megatron.batching import BatchLayout, build_minibatches, set_advantages
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.passes import (
@@ -26,12 +29,9 @@ from sfpo_megatron.mcore.passes import (
     run_pass,
     set_old_logprobs,
 )
+from sfpo_megatron.mcore.reference import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy
-from sfpo_megatron.objectives.advantage import (
-    advantages_of,
-    in_loss,
-    soft_overlong_penalty,
-)
+from sfpo_megatron.objectives.advantage import advantages_of, in_loss, shaped_rewards
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.resharding.source import MegatronWeightSource
@@ -75,10 +75,13 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
 
 
 def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
+    kl = config.objective.kl
+    kl_in_reward = kl.coef > 0 and kl.where == "reward"
     # With one minibatch a pass, the first pass's own forward is under the weights that generated:
     # it yields old_logprobs, and no forward is paid for them.
-    one_minibatch = config.train.minibatches_per_step == 1
-    objective = PolicyObjective.of(config, first_pass_is_old=one_minibatch)
+    first_pass_is_old = config.train.minibatches_per_step == 1 and not kl_in_reward
+    objective = PolicyObjective.of(config, first_pass_is_old=first_pass_is_old)
+    reference = ReferencePolicy(policy) if kl.coef > 0 else None
     snapshot = slow_snapshot(config, policy)
     gate = EntropyGate(
         window=config.sfpo.entropy_window,
@@ -97,9 +100,15 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
                 io.log({"step": step, **batch_metrics(batch, totals)})
                 continue
             minibatches = cut(config, policy, batch)
-            if not one_minibatch:
+            if not first_pass_is_old:
                 with timers("logprob"):
                     set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+            if reference is not None:
+                with timers("reference"):
+                    reference.set_ref_logprobs(minibatches)
+            if kl_in_reward:
+                penalty = rollout_kl(policy, minibatches, batch.num_rollouts)
+                set_advantages(minibatches, advantages(config, batch, penalty))
 
             num_fast = fast_passes(config, policy.control, gate, step)
             policy.control.agree(step=step, num_fast=num_fast, minibatches=len(minibatches))
@@ -115,7 +124,9 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
                 io.refit(weight_version=step)
         metrics = {"step": step, **batch_metrics(batch, totals), **pass_metrics(results, totals)}
         mismatch = logprob_difference(policy, minibatches)
-        if one_minibatch:  # between old_logprobs and the first pass it would be 0 by construction
+        if (
+            first_pass_is_old
+        ):  # between old_logprobs and the first pass it would be 0 by construction
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
         metrics |= mismatch | io.times | _phase_times(timers)
         metrics |= {
@@ -157,14 +168,19 @@ def _phase_times(timers: Timers) -> dict[str, float]:
     return times
 
 
+def advantages(config: RunConfig, batch: RolloutBatch, kl: Tensor | None = None) -> Tensor:
+    """[N], of the rewards as the objective shapes them; `kl`: [N] of each rollout."""
+    limit = config.rollout.max_response_tokens
+    rewards = shaped_rewards(batch, limit, config.objective, kl)
+    return advantages_of(rewards, batch.group_size, config.objective)
+
+
 def cut(config: RunConfig, policy: Policy, batch: RolloutBatch) -> list[Minibatch]:
-    """Advantages, then this rank's minibatches."""
-    objective, limit = config.objective, config.rollout.max_response_tokens
-    rewards = batch.rewards + soft_overlong_penalty(batch.response_lengths, limit, objective)
-    advantages = advantages_of(rewards, batch.group_size, objective)
+    """This rank's minibatches."""
     layout = batch_layout(config, policy, config.train.minibatches_per_step)
-    chosen = in_loss(batch, objective)
-    return on_device(policy, build_minibatches(batch, advantages, layout, in_loss=chosen))
+    chosen = in_loss(batch, config.objective)
+    minibatches = build_minibatches(batch, advantages(config, batch), layout, in_loss=chosen)
+    return on_device(policy, minibatches)
 
 
 def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> BatchLayout:

@@ -99,10 +99,12 @@ class Microbatch:
     labels: Tensor  # [T] int64
     loss_mask: Tensor  # [T] bool, True where labels[t] is a response token that is trained on
     cu_seqlens: Tensor  # [S + 1] int32
+    rollouts: Tensor  # [S] int64, row of each sequence in the batch; -1 for padding
     max_seqlen: int
     advantages: Tensor  # [T] float32
     generator_logprobs: Tensor  # [T] float32
     old_logprobs: Tensor | None = None  # [T] float32, set once, before the first update
+    ref_logprobs: Tensor | None = None  # [T] float32, set once, where a reference is kept
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -99,6 +99,16 @@ objectives | Losses, ratios, aggregations: values and gradients against float64 
     unit/test_objectives_losses.py::test_value_and_gradient
     unit/test_objectives_losses.py::test_the_split_does_not_matter
     unit/test_objectives_advantages.py::test_against_plain_arithmetic
+kl | KL penalty to a reference policy, in the loss or the reward
+    unit/test_objectives_kl.py::test_in_the_loss
+    unit/test_objectives_kl.py::test_rewards_as_the_objective_shapes_them
+    dist/test_reference.py::test_kl_of_a_rollout_is_the_same_everywhere
+reference | The reference's weights swapped in and out, bits restored
+    dist/test_reference.py::test_swap
+    dist/test_reference.py::test_training_goes_on_as_if_there_were_no_swap
+sequence-loss | A sequence-level loss with everything on, DP2, PP2, TP2 against TP1
+    dist/test_sequence_loss.py::test_every_layout_trains_like_tp1
+    dist/test_sequence_loss.py::test_with_megatrons_per_token_loss
 mismatch | Importance weights and rejection against the generator/trainer mismatch
     unit/test_objectives_mismatch.py::test_gradient_and_statistics
     unit/test_objectives_mismatch.py::test_equal_log_probs_change_nothing

@@ -92,6 +92,7 @@ def random_batch(vocab: int) -> Any:
         generator_logprobs=torch.zeros(int(responses.sum())),
         rewards=rewards,
         correct=rewards > 0,
+        finished=torch.ones(num, dtype=torch.bool),
         weight_version=0,
     )
 
@@ -172,7 +173,7 @@ def run_variant(
     batch = random_batch(policy.shape.vocab_size)
     minibatches = trainer.cut(config, policy, batch)
     set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
-    one_pass = partial(run_pass, policy, minibatches, PolicyObjective(config=config.objective))
+    one_pass = partial(run_pass, policy, minibatches, PolicyObjective.of(config))
 
     gathers.clear()
     for _ in range(K + 1):  # what the same optimizer steps gather without SFPO; also warms up

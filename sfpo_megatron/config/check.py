@@ -209,6 +209,15 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
             f"at most rollout.max_response_tokens ({limit})",
             "shorten the buffer or raise the limit",
         )
+    kl = config.objective.kl
+    if kl.coef > 0 and kl.where == "loss" and kl.estimator == "k1":
+        yield Problem(
+            "objective.kl.estimator",
+            "k1 in the loss",
+            "k2 or k3, or where: reward",
+            "k1's gradient is 0 in expectation: it adds noise and holds nothing back",
+            "warning",
+        )
     if config.objective.importance_sampling.is_on and config.rollout.top_p < 1:
         yield Problem(
             "objective.importance_sampling",

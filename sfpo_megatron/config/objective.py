@@ -30,6 +30,22 @@ class OverlongConfig:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
+class KLConfig:
+    """Penalty on KL(policy || reference); the reference is the policy that the run started from."""
+
+    coef: float = 0.0
+    """Its weight; 0 turns it off, and then no reference is kept."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """With d = log of reference / policy: -d, d^2 / 2, or exp(d) - 1 - d."""
+    where: Literal["loss", "reward"] = "loss"
+    """loss: a term of every token, of the policy as it moves; reward: the sum over a rollout's
+    tokens, before the update, is taken off its reward."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "coef")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
 class ImportanceSamplingConfig:
     """Correction for the gap between the engine's and the trainer's probabilities: weights on the
     policy loss, from old_logprobs - generator_logprobs."""
@@ -88,6 +104,7 @@ class ObjectiveConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
     importance_sampling: ImportanceSamplingConfig = field(default_factory=ImportanceSamplingConfig)
 
     def __post_init__(self) -> None:

@@ -167,10 +167,10 @@ def _forward_backward(
         terms = objective(logprobs, entropy, microbatch)
         entropy_sum = torch.where(microbatch.loss_mask, entropy.detach(), 0.0).sum()
         first = torch.stack([terms.loss.detach(), entropy_sum])
-        found = torch.cat([first, terms.sums, terms.maxima])
+        values = torch.cat([first, terms.sums, terms.maxima])
         if per_token:
-            return terms.loss * scale, microbatch.loss_mask.sum(dtype=torch.int), found
-        return terms.loss * scale, found
+            return terms.loss * scale, microbatch.loss_mask.sum(dtype=torch.int), values
+        return terms.loss * scale, values
 
     found = _schedule(policy, minibatch, loss_of, forward_only=False)
     num_sums = 2 + len(objective.stat_names)

@@ -72,6 +72,15 @@ def soft_overlong_penalty(lengths: Tensor, limit: int, config: ObjectiveConfig) 
     return -config.overlong.penalty * into_buffer / buffer
 
 
+def shaped_rewards(
+    batch: RolloutBatch, limit: int, config: ObjectiveConfig, kl: Tensor | None = None
+) -> Tensor:
+    """[N]: what advantages are made of: the verifier's reward, the soft overlong penalty, and with
+    `kl` [N], the KL of each rollout, its penalty."""
+    rewards = batch.rewards + soft_overlong_penalty(batch.response_lengths, limit, config)
+    return rewards if kl is None else rewards - (config.kl.coef * kl).to(rewards.dtype)
+
+
 def in_loss(batch: RolloutBatch, config: ObjectiveConfig) -> Tensor:
     """[N] bool: the rollouts whose tokens enter the loss, its normalizer and its statistics."""
     chosen = torch.ones(batch.num_rollouts, dtype=torch.bool)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.objectives.kl import kl_estimate
 from sfpo_megatron.objectives.mismatch import mismatch_weights
 from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.objectives.sequences import Sequences
@@ -56,7 +57,8 @@ class Objective(Protocol):
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class PolicyObjective:
-    """A policy loss (surrogate.py) and an optional entropy bonus, aggregated as configured."""
+    """A policy loss (surrogate.py), and optionally an entropy bonus and a KL penalty, aggregated as
+    configured."""
 
     max_names: ClassVar[tuple[str, ...]] = ("ratio_max",)
     config: ObjectiveConfig
@@ -83,6 +85,7 @@ class PolicyObjective:
         return (
             *("ratio_mean", "ppo_kl", "clip_frac_low", "clip_frac_high"),
             *(mismatch if self.config.importance_sampling.is_on else ()),
+            *(("ref_kl",) if self.config.kl.coef else ()),
         )
 
     @property
@@ -124,6 +127,12 @@ class PolicyObjective:
         if self.with_entropy_grad:
             bonus = self._sum(torch.where(mask, entropy, 0.0), sequences)
             loss = loss - config.entropy_coef * bonus
+        if config.kl.coef:
+            assert microbatch.ref_logprobs is not None, "ref_logprobs come before the first update"
+            kl = kl_estimate(logprobs, microbatch.ref_logprobs, mask, config.kl)
+            stats.append(kl.detach())
+            if config.kl.where == "loss":
+                loss = loss + config.kl.coef * self._sum(kl, sequences)
         sums = torch.stack([stat.sum().float() for stat in stats])
         return ObjectiveTerms(loss=loss, sums=sums, maxima=ratio.max().unsqueeze(0))
 

@@ -30,7 +30,7 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.mcore import setup
-from sfpo_megatron.objectives.advantage import grpo_advantages
+from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.types import Microbatch, Minibatch, RolloutBatch
 
@@ -115,7 +115,7 @@ class Workbench:
             group_size=references.GROUP_SIZE,
             generator_logprobs=torch.zeros(int(saved["response_lengths"].sum())),
             correct=saved["rewards"] > 0,
-            finished=torch.ones(saved["rewards"].numel(), dtype=torch.bool),
+            finished=saved["response_lengths"] < 11,  # the longest are as if cut
             weight_version=step,
             **saved,
         )
@@ -123,7 +123,8 @@ class Workbench:
         minibatches = build_minibatches(
             batch,
             grpo_advantages(batch.rewards, batch.group_size),
-            BatchLayout(
+            in_loss=in_loss(batch, policy.config.objective),
+            layout=BatchLayout(
                 minibatches=train.minibatches_per_step,
                 data_rank=policy.layout.data_rank,
                 data_size=policy.layout.data_size,

@@ -50,6 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         generator_logprobs=torch.full((int(responses.sum()),), -2.0),
         rewards=rewards,
         correct=rewards > 0,
+        finished=torch.ones(rewards.numel(), dtype=torch.bool),
         weight_version=0,
     )
     RolloutSaver(str(folder / "rollouts.safetensors")).add(1, batch)

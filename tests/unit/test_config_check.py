@@ -277,6 +277,13 @@ def test_missing_shard_of_an_index(here: Path) -> None:
     assert "model-00002-of-00002.safetensors" in str(caught.value)
 
 
+def test_k1_in_the_loss(here: Path) -> None:
+    k1 = ("objective.kl.coef=0.1", "objective.kl.estimator=k1")
+    assert run_check(*k1, "objective.kl.where=reward") == run_check("objective.kl.coef=0.1") == []
+    (warning,) = run_check(*k1)
+    assert "objective.kl.estimator: found k1 in the loss" in warning
+
+
 def test_importance_sampling_beside_top_p(here: Path) -> None:
     on = "objective.importance_sampling.weight=token"
     assert run_check(on) == run_check("rollout.top_p=0.9") == []
