@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--sizes", default=",".join(SIZES), help="of the weights, by comma")
-    parser.add_argument("--budget-s", type=float, default=20.0, help="seconds for each size")
+    parser.add_argument("--budget-s", type=float, default=10.0, help="seconds for each size")
     parser.add_argument("--steps", type=int, default=20, help="train steps of each kind in (b)")
     parser.add_argument("--memory-size", choices=tuple(SIZES), default="100M", help="in (c)")
     parser.add_argument("--out", type=Path, help="file for the results")

@@ -48,14 +48,14 @@ class Clock:
     def compare(
         self, arms: Mapping[str, Callable[[], object]], *, budget_s: float
     ) -> tuple[dict[str, Times], int]:
-        """Times of each arm and the number of rounds: as many as fit `budget_s`, 11 to 101. Every
+        """Times of each arm and the number of rounds: as many as fit `budget_s`, 7 to 101. Every
         round runs every arm once and starts with another one."""
         names = list(arms)
         found: dict[str, list[float]] = {name: [] for name in names}
         for name in names:  # pages are touched, kernels are loaded
             arms[name]()
         start, rounds = time.perf_counter(), 0
-        while rounds < 11 or (rounds < 101 and time.perf_counter() - start < budget_s):
+        while rounds < 7 or (rounds < 101 and time.perf_counter() - start < budget_s):
             for index in range(len(names)):
                 name = names[(index + rounds) % len(names)]
                 found[name].append(self.seconds(arms[name]))
