@@ -226,6 +226,11 @@ class RefitConfig:
     def __post_init__(self) -> None:
         at_least(self, 4096, "bucket_bytes")
 
+    @property
+    def backend(self) -> str:
+        """vLLM's name of the weight-transfer backend, which engines and trainer must agree on."""
+        return {"auto": "sfpo_shm", "shm": "sfpo_shm"}[self.transport]
+
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class DataSource:

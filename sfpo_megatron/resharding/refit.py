@@ -59,7 +59,7 @@ class Refit:
     def _send(self, weight_version: int) -> int:
         if self._transport is None:
             self._transport = transports.sender(
-                self._config.refit.transport,
+                self._config.refit.backend,
                 source=self._stream,
                 client=self._client,
                 bucket_bytes=self._config.refit.bucket_bytes,

@@ -8,7 +8,6 @@ takes part; peak extra memory is one weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -19,15 +18,7 @@ from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.mcore.groups import stage_leaders, tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class TensorMeta:
-    """One Hugging Face tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+from sfpo_megatron.resharding.transports.manifest import TensorMeta
 
 
 class MegatronWeightSource:

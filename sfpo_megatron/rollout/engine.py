@@ -19,7 +19,6 @@ from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 T = TypeVar("T")
-_WEIGHT_TRANSFER_BACKEND = {"auto": "sfpo_shm", "shm": "sfpo_shm"}
 _HEALTH_POLL_S = 1.0
 _WRAPPING = re.compile(
     r"^Call to \w+ method failed: (?:Worker failed with error ['\"])?(?P<inner>.*?)"
@@ -74,9 +73,7 @@ class Engine:
             "generation_config": "vllm",
             # What the trainer recomputes: after temperature and top_p.
             "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": {
-                "backend": _WEIGHT_TRANSFER_BACKEND[self._config.refit.transport]
-            },
+            "weight_transfer_config": {"backend": self._config.refit.backend},
             "disable_log_stats": True,
         }
         return AsyncEngineArgs(**(ours | rollout.engine_args))

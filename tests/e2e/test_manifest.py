@@ -25,7 +25,7 @@ from sfpo_megatron.resharding.transports.manifest import (
 from sfpo_megatron.rollout.sampling import request_seed, stop_token_ids
 
 Metas = st.lists(
-    st.tuples(st.integers(1, 300), st.sampled_from(["float32", "bfloat16"])),
+    st.tuples(st.integers(1, 300), st.sampled_from([torch.float32, torch.bfloat16])),
     min_size=1,
     max_size=30,
 )
@@ -54,17 +54,17 @@ def test_buckets_cover_every_tensor_once_without_overlap(sizes: Any, bucket_byte
 
 
 def test_check_manifest_takes_a_tied_head_or_none() -> None:
-    embedding = TensorMeta(name="model.embed_tokens.weight", dtype="float32", shape=(8, 4))
-    head = TensorMeta(name="lm_head.weight", dtype="float32", shape=(8, 4))
+    embedding = TensorMeta(name="model.embed_tokens.weight", dtype=torch.float32, shape=(8, 4))
+    head = TensorMeta(name="lm_head.weight", dtype=torch.float32, shape=(8, 4))
     expected = {embedding.name: (8, 4)}
-    check_manifest([embedding], expected, dtype="float32", tied_embeddings=True)
-    check_manifest([embedding, head], expected, dtype="float32", tied_embeddings=True)
+    check_manifest([embedding], expected, dtype=torch.float32, tied_embeddings=True)
+    check_manifest([embedding, head], expected, dtype=torch.float32, tied_embeddings=True)
     both = expected | {head.name: (8, 4)}
-    check_manifest([embedding], both, dtype="float32", tied_embeddings=True)
+    check_manifest([embedding], both, dtype=torch.float32, tied_embeddings=True)
     with pytest.raises(ManifestError, match=r"lm_head.weight: missing"):
-        check_manifest([embedding], both, dtype="float32", tied_embeddings=False)
+        check_manifest([embedding], both, dtype=torch.float32, tied_embeddings=False)
     with pytest.raises(ManifestError, match="sent twice"):
-        check_manifest([embedding, embedding], expected, dtype="float32", tied_embeddings=True)
+        check_manifest([embedding, embedding], expected, dtype=torch.float32, tied_embeddings=True)
 
 
 def test_checkpoint_shapes_from_shards(tmp_path: Path) -> None:

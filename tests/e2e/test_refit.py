@@ -115,10 +115,14 @@ def test_refused_while_generating(
 
 @pytest.mark.parametrize("kind", ["tied", "untied_tp2"])
 def test_wrong_weights_are_named_before_anything_is_sent(
-    kind: str, request: pytest.FixtureRequest, models: dict[str, Path], tmp_path: Path
+    kind: str,
+    tied: RolloutClient,
+    untied_tp2: RolloutClient,
+    models: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     """vLLM alone takes a fused qkv without its k half; here rank 0 gets the tensor's name."""
-    client = request.getfixturevalue(kind)
+    client = tied if kind == "tied" else untied_tp2
     model = models["tied_b" if kind == "tied" else "untied_a"]
     refit(client, model, 3, tmp_path)
     state = tiny.load_state(model)
@@ -127,7 +131,7 @@ def test_wrong_weights_are_named_before_anything_is_sent(
         "missing from what": {n: t for n, t in state.items() if n != name},
         "no such tensor": state | {"model.layers.9.mlp.up_proj.weight": state[name]},
         "found shape": state | {name: state[name][:-1]},
-        "found dtype bfloat16": state | {name: state[name].bfloat16()},
+        "found dtype torch.bfloat16": state | {name: state[name].bfloat16()},
     }
     for message, tensors in wrong.items():
         source = fleet.StateSource(tensors)

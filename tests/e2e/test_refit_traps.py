@@ -42,7 +42,7 @@ class LocalClient:
 
 def send(llm: Any, state: dict[str, Tensor], tmp_path: Path) -> None:
     transport = transports.sender(
-        "shm",
+        "sfpo_shm",
         source=fleet.StateSource(state),
         client=LocalClient(llm),
         bucket_bytes=50_000,

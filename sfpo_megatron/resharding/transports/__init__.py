@@ -29,16 +29,8 @@ def register() -> None:
             WeightTransferTrainerFactory.register_engine(backend, module, trainer_class)
 
 
-def backend_name(transport: str) -> str:
-    """vLLM's name of the backend that `refit.transport` asks for."""
-    # One transport so far; auto is where a GPU's ipc and nccl will be chosen.
-    return {"auto": "sfpo_shm", "shm": "sfpo_shm"}[transport]
-
-
-def sender(
-    transport: str, *, source: Any, client: Any, bucket_bytes: int, fallback_dir: Path
-) -> Any:
-    """The sending end on trainer rank 0, already introduced to every engine.
+def sender(backend: str, *, source: Any, client: Any, bucket_bytes: int, fallback_dir: Path) -> Any:
+    """The sending end of a backend on trainer rank 0, already introduced to every engine.
 
     Raises `ManifestError` (by way of `client`) where the engines expect other tensors than `source`
     declares: before any weight has been touched.
@@ -48,7 +40,7 @@ def sender(
     from sfpo_megatron.resharding.transports.shm import ShmTrainerInitInfo
 
     register()
-    assert backend_name(transport) == ShmTrainerInitInfo.backend
+    assert backend == ShmTrainerInitInfo.backend
     init_info = ShmTrainerInitInfo(
         rank=0, bucket_bytes=bucket_bytes, fallback_dir=str(fallback_dir)
     )

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
@@ -25,39 +24,17 @@ class ManifestError(ValueError):
     """The trainer's tensors are not the ones that the engine's checkpoint has."""
 
 
-class _Declared(Protocol):
-    name: str
-    dtype: torch.dtype
-    shape: Any
-
-
 @dataclass(kw_only=True, frozen=True, slots=True)
 class TensorMeta:
     """One full (unsharded) tensor under its Hugging Face name."""
 
     name: str
-    dtype: str
-    """Name in the torch namespace, such as float32."""
+    dtype: torch.dtype
     shape: tuple[int, ...]
-
-    @staticmethod
-    def from_declared(declared: _Declared) -> TensorMeta:
-        return TensorMeta(
-            name=declared.name,
-            dtype=str(declared.dtype).removeprefix("torch."),
-            shape=tuple(declared.shape),
-        )
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype = getattr(torch, self.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise ManifestError(f"{self.name}: {self.dtype!r} is no torch dtype")
-        return dtype
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.torch_dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -122,7 +99,7 @@ def check_manifest(
     manifest: Iterable[TensorMeta],
     expected: dict[str, tuple[int, ...]],
     *,
-    dtype: str,
+    dtype: torch.dtype,
     tied_embeddings: bool,
 ) -> None:
     """Raise `ManifestError` unless `manifest` is exactly the checkpoint, each tensor once.

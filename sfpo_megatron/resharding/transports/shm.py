@@ -75,11 +75,13 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         """Refuse a manifest that is not this engine's checkpoint, then map the buffer."""
         rows = zip(init_info.names, init_info.dtype_names, init_info.shapes, strict=True)
-        manifest = tuple(TensorMeta(name=n, dtype=d, shape=tuple(s)) for n, d, s in rows)
+        manifest = tuple(
+            TensorMeta(name=n, dtype=getattr(torch, d), shape=tuple(s)) for n, d, s in rows
+        )
         check_manifest(
             manifest,
             read_checkpoint_shapes(Path(self.model_config.model)),
-            dtype=str(self.model_config.dtype).removeprefix("torch."),
+            dtype=self.model_config.dtype,
             tied_embeddings=self.model_config.hf_config.tie_word_embeddings,
         )
         self._buffer = shared_file.map_bytes(Path(init_info.path), init_info.buffer_bytes)
@@ -106,7 +108,7 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         for index, offset in enumerate(update_info.offsets, update_info.first):
             meta = self._manifest[index]
             raw = self._buffer[offset : offset + meta.num_bytes]
-            yield meta.name, self.take(raw.view(meta.torch_dtype).view(meta.shape))
+            yield meta.name, self.take(raw.view(meta.dtype).view(meta.shape))
 
     def take(self, tensor: Tensor) -> Tensor:
         """Copy a tensor out of the buffer.
@@ -174,7 +176,10 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         init_info: ShmTrainerInitInfo,
     ) -> None:
         super().__init__(client=client, source=source, is_sender=is_sender)
-        self._manifest = [TensorMeta.from_declared(declared) for declared in source.metadata()]
+        self._manifest = [
+            TensorMeta(name=declared.name, dtype=declared.dtype, shape=tuple(declared.shape))
+            for declared in source.metadata()
+        ]
         self._buckets, self._buffer_bytes = plan_buckets(self._manifest, init_info.bucket_bytes)
         self._buffer: Tensor | None = None
         if is_sender:
@@ -201,7 +206,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
                     "path": str(path),
                     "buffer_bytes": self._buffer_bytes,
                     "names": [meta.name for meta in self._manifest],
-                    "dtype_names": [meta.dtype for meta in self._manifest],
+                    "dtype_names": [str(m.dtype).removeprefix("torch.") for m in self._manifest],
                     "shapes": [list(meta.shape) for meta in self._manifest],
                 }
             )
@@ -233,14 +238,12 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         name, tensor = next(weights, (None, None))
         if name is None or tensor is None:
             raise ManifestError(f"{meta.name}: in the source's metadata(), but not iterated")
-        found = TensorMeta(
-            name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape)
-        )
+        found = TensorMeta(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape))
         if found != meta:
             raise ManifestError(f"the source's metadata() says {meta}, its iteration gave {found}")
         target = self._buffer[offset : offset + meta.num_bytes]
         with torch.no_grad():
-            target.view(meta.torch_dtype).view(meta.shape).copy_(tensor)
+            target.view(meta.dtype).view(meta.shape).copy_(tensor)
 
     def shutdown(self) -> None:
         self._buffer = None
