@@ -97,13 +97,11 @@ def first_failure(exit_codes: Mapping[int, tuple[int, int]], output_dir: str) ->
 
     def order(rank: int) -> tuple[int, float]:
         code = exit_codes[rank][0]
-        if code in _OURS:
-            return 3, 0.0
-        if code < 0:
+        if code < 0 and code not in _OURS:
             return 0, 0.0
         file = error_file(output_dir, rank)
         if not file.exists():
-            return 1, float("inf")
+            return (3, 0.0) if code in _OURS else (1, float("inf"))
         line = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]
         lost_a_peer = any(sign in line for sign in _LOST_PEER)
         return 2 if lost_a_peer else 1, file.stat().st_mtime
@@ -112,7 +110,8 @@ def first_failure(exit_codes: Mapping[int, tuple[int, int]], output_dir: str) ->
     code, pid = exit_codes[rank]
     who = f"error: rank {rank} (pid {pid})"
     file = error_file(output_dir, rank)
-    if code < 0 or code in _OURS:
+    # Our own signal may reach a rank that has raised and is on its way out.
+    if not file.exists() if code in _OURS else code < 0:
         signum = signal.Signals(-code if code < 0 else code % 128)
         hint = "; the kernel does that when memory runs out" if signum == signal.SIGKILL else ""
         return f"{who} was killed by {signum.name}{hint}", 1

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from sfpo_megatron.rollout.cluster import stop_cluster
+from sfpo_megatron.rollout.cluster import ACTOR_GONE, stop_cluster, why_gone
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline, ProcessIdentity
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes
@@ -128,9 +128,9 @@ class RolloutClient:
                 f"the rollout controller failed while {doing}: {error.cause!r}; its log: "
                 f"{self._log_dir / 'controller.log'}"
             ) from error
-        except RayActorError:
+        except ACTOR_GONE as error:
             raise RolloutError(
-                f"the rollout controller died while {doing}; its log: "
+                f"the rollout controller died while {doing} ({why_gone(error)}); its log: "
                 f"{self._log_dir / 'controller.log'}"
             ) from None
 

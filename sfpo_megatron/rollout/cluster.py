@@ -7,12 +7,23 @@ import os
 import signal
 
 import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
 
 # A machine whose cores are all taken answers late; the guards of our own (client, lifeline) notice
 # a process that is really gone within seconds.
 _PATIENCE = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
+
+ACTOR_GONE = (RayActorError, OutOfMemoryError)
+"""What Ray raises from a call to an actor that is no longer there."""
+
+
+def why_gone(error: Exception) -> str:
+    """One of `ACTOR_GONE` in a few words; Ray's own text has fifty lines."""
+    if isinstance(error, OutOfMemoryError):
+        return "Ray ended it: the machine's memory is nearly full"
+    return "its actor's process ended"
 
 
 def start_cluster() -> bool:

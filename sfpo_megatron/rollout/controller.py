@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.client import RolloutClient
-from sfpo_megatron.rollout.cluster import start_cluster
+from sfpo_megatron.rollout.cluster import ACTOR_GONE, start_cluster, why_gone
 from sfpo_megatron.rollout.engine import Engine
-from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, enter_actor
+from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES, enter_actor
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, RolloutError
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
@@ -55,6 +55,7 @@ def start_rollouts(config: RunConfig, *, model_path: str) -> RolloutClient:
 
 def create_actor(actor_class: type, *args: Any, num_gpus: int = 0, **kwargs: Any) -> Any:
     """An actor in a process of its own, with the environment that vLLM needs here."""
+    variables = ACTOR_VARIABLES if num_gpus else CPU_ACTOR_VARIABLES
     return (
         ray.remote(actor_class)
         .options(
@@ -62,7 +63,7 @@ def create_actor(actor_class: type, *args: Any, num_gpus: int = 0, **kwargs: Any
             num_gpus=num_gpus,
             max_restarts=0,
             max_concurrency=1000,
-            runtime_env={"env_vars": ACTOR_VARIABLES},
+            runtime_env={"env_vars": variables},
         )
         .remote(*args, **kwargs)
     )
@@ -135,7 +136,7 @@ class RolloutController:
     async def _engine_alive(self, engine: Any) -> bool:
         try:
             return await asyncio.wait_for(engine.alive.remote(), timeout=2.0)
-        except (RayActorError, TimeoutError):
+        except (*ACTOR_GONE, TimeoutError):
             return False
 
     async def processes(self) -> tuple[str, list[ActorProcesses]]:
@@ -322,10 +323,8 @@ class RolloutController:
         """Await an engine's answer; its failure becomes one message that names the engine."""
         try:
             return await call
-        except (RayActorError, EngineDied) as error:
-            reason = (
-                "its actor's process ended" if isinstance(error, RayActorError) else _cause(error)
-            )
+        except (*ACTOR_GONE, EngineDied) as error:
+            reason = _cause(error) if isinstance(error, EngineDied) else why_gone(error)
             raise RolloutError(
                 f"engine {index} died while {doing} ({reason}); its log: {self._log_file(index)}"
             ) from None

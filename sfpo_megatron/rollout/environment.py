@@ -46,6 +46,13 @@ ACTOR_VARIABLES = {
 }
 """Set for every actor process before it imports anything."""
 
+CPU_ACTOR_VARIABLES = ACTOR_VARIABLES | {
+    # Even under enforce_eager vLLM compiles a helper of its sampler: on CPU that takes a C++
+    # compiler, without which EngineCore dies at its first request, and seconds of every start.
+    "TORCH_COMPILE_DISABLE": "1",
+}
+"""The same for an actor without a GPU."""
+
 
 def enter_actor(log_file: Path) -> None:
     """First thing in an actor: forget torchrun, and write to `log_file` instead of the console.

@@ -160,9 +160,13 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     del failures[1]
     assert first_failure(failures, folder) == ("error: rank 2: X", 1)
     assert first_failure({0: (2, 10)}, folder) == ("error: rank 0: X", 2)
-    assert first_failure({3: (-15, 13), 0: (143, 10)}, folder)[0] == (
+    assert first_failure({3: (-15, 13), 4: (143, 14)}, folder)[0] == (
         "error: rank 3 (pid 13) was killed by SIGTERM"
     )
+    # Rank 0 had raised; rank 6 lost it and was seen first, so rank 0 got our signal on its way out.
+    error_file(folder, 6).write_text("error: rank 6: RuntimeError: Connection closed by peer\n")
+    for code in (-15, 143):
+        assert first_failure({6: (1, 16), 0: (code, 10)}, folder) == ("error: rank 0: X", 1)
     assert first_failure({5: (7, 15)}, folder)[0] == (
         "error: rank 5 (pid 15) ended with exit code 7 and no message"
     )

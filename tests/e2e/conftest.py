@@ -14,7 +14,7 @@ import torch
 
 from sfpo_megatron.rollout import controller as controller_module
 from sfpo_megatron.rollout.client import RolloutClient
-from sfpo_megatron.rollout.environment import ACTOR_VARIABLES
+from sfpo_megatron.rollout.environment import CPU_ACTOR_VARIABLES
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -51,6 +51,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
                 patch.setenv(name, value)
             patch.setenv("MASTER_ADDR", "127.0.0.1")
             patch.setenv("MASTER_PORT", "1")
+            patch.setenv("CXX", "/nonexistent")  # a machine without a C++ compiler is enough
             client = controller_module.start_rollouts(config, model_path=str(model))
         clients.append(client)
         return client
@@ -68,25 +69,37 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def tied(start: Any, models: dict[str, Path]) -> RolloutClient:
-    """Tied embeddings, tensor_parallel 1, started on tied_a. Tests that refit it say to what."""
-    client = start(models["tied_a"])
-    client.wait_ready(300)
-    return client
+def fleets(
+    request: pytest.FixtureRequest, start: Any, models: dict[str, Path]
+) -> dict[str, RolloutClient]:
+    """Those of `tied` and `untied_tp2` that the chosen tests use: they load side by side."""
+    used = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    fleets = {"tied": (models["tied_a"], 1), "untied_tp2": (models["untied_a"], 2)}
+    return {
+        name: start(model, tensor_parallel=size)
+        for name, (model, size) in fleets.items()
+        if name in used
+    }
 
 
 @pytest.fixture(scope="session")
-def untied_tp2(start: Any, models: dict[str, Path]) -> RolloutClient:
+def tied(fleets: dict[str, RolloutClient]) -> RolloutClient:
+    """Tied embeddings, tensor_parallel 1, started on tied_a. Tests that refit it say to what."""
+    fleets["tied"].wait_ready(300)
+    return fleets["tied"]
+
+
+@pytest.fixture(scope="session")
+def untied_tp2(fleets: dict[str, RolloutClient]) -> RolloutClient:
     """Untied embeddings, tensor_parallel 2, started on untied_a."""
-    client = start(models["untied_a"], tensor_parallel=2)
-    client.wait_ready(300)
-    return client
+    fleets["untied_tp2"].wait_ready(300)
+    return fleets["untied_tp2"]
 
 
 @pytest.fixture(scope="session")
 def llm(models: dict[str, Path]) -> Any:
     """A vLLM engine inside this process, whose guards tests can take out; started on tied_b."""
-    os.environ.update(ACTOR_VARIABLES)
+    os.environ.update(CPU_ACTOR_VARIABLES)
     from vllm import LLM
 
     with torch.random.fork_rng():

@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def main(model: str, recorded: str, tensor_parallel: int) -> None:
-    from sfpo_megatron.rollout.environment import ACTOR_VARIABLES
+    from sfpo_megatron.rollout.environment import CPU_ACTOR_VARIABLES
 
-    os.environ.update(ACTOR_VARIABLES)
+    os.environ.update(CPU_ACTOR_VARIABLES)
     from vllm import LLM, SamplingParams
 
     llm = LLM(

@@ -103,6 +103,18 @@ def test_ctrl_c(running: subprocess.Popen[str]) -> None:
     assert running.returncode == 130
 
 
+@pytest.mark.full
+def test_full_memory_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends its workers when the machine's memory is nearly full: here from 1% on."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    process = digits.start_train(config)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "the machine's memory is nearly full" in errors[0], output
+    assert "Traceback" not in output
+
+
 def test_wrong_line_of_the_data_is_named(config: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+1="}\n')
