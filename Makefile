@@ -77,7 +77,7 @@ format: venv ## rewrite the code as lint wants it
 	$(PY) -m ruff check --no-cache --fix .
 	$(PY) -m ruff format --no-cache .
 
-test: test-unit test-dist test-e2e test-slurm ## all CPU tests
+test: test-unit test-slurm test-dist test-e2e ## all CPU tests
 
 test-unit: venv
 	$(PYTEST) tests/unit -m "not full"

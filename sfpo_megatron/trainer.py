@@ -97,7 +97,7 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
         with timers("step"):
             batch = share(policy.control, io.collect(step))
             if config.debug.rollout_only:
-                io.log({"step": step, **batch_metrics(batch, totals)})
+                io.log({"step": step, **batch_metrics(batch, totals), **io.times})
                 continue
             minibatches = cut(config, policy, batch)
             if not first_pass_is_old:

@@ -178,6 +178,15 @@ def _algorithm(config: RunConfig) -> Iterator[Problem]:
             "alpha 0 throws the fast passes away; use sfpo.num_fast_passes=0 for plain GRPO",
             "warning",
         )
+    if config.rollout.top_p < 1:
+        yield Problem(
+            "rollout.top_p",
+            f"{config.rollout.top_p:g}",
+            "1",
+            "the trainer's log-probs are of the whole distribution, so logprob_diff_* will contain "
+            "the engine's renormalization",
+            "warning",
+        )
 
 
 def _optimizer(config: RunConfig) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ Not exercised here: learning (examples/demo, `make test-full`), layouts beyond T
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -105,6 +106,21 @@ def assert_same_weights(left: Path, right: Path, tolerance: float) -> None:
     a, b = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
     worst = max((a[name] - b[name]).abs().max().item() for name in a)
     assert worst <= tolerance
+
+
+@pytest.mark.full
+def test_rollouts_alone(tmp_path: Path) -> None:
+    """`debug.rollout_only`: lines say what was generated and how long it took; no policy."""
+    config = digits.write_config(tmp_path, digits.make_model(tmp_path / "model"))
+    output = digits.train(config, "debug.rollout_only=true", "parallel.tensor=1")
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "num_rollouts" in line]
+    assert [line["num_rollouts"] for line in steps] == [128, 256, 384]
+    for line in steps:
+        assert line["time/generate_s"] > 0 and line["time/reward_s"] >= 0
+        assert "loss" not in line
+    assert "generate" in output
+    assert not (tmp_path / "run/hf").exists()
 
 
 @pytest.mark.full

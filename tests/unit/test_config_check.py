@@ -293,14 +293,16 @@ def test_importance_sampling_beside_top_p(here: Path) -> None:
 
 def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    alpha, data, ranks = (
+    alpha, data, ranks, top_p = (
         run_check("sfpo.alpha=0"),
         run_check("data.eval=[]"),
         run_check("parallel.data=4"),
+        run_check("rollout.top_p=0.9"),
     )
     assert "sfpo.num_fast_passes=0 for plain GRPO" in alpha[0]
     assert "there is no eval/accuracy" in data[0]
     assert "4 ranks" in ranks[0]
+    assert "found 0.9" in top_p[0] and "logprob_diff" in top_p[0]
     assert run_check("sfpo.alpha=0", "sfpo.num_fast_passes=0") == []
 
 
