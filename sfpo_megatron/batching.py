@@ -130,6 +130,7 @@ def build_minibatches(
                 global_num_sequences=int(
                     trained_lengths[members.start : members.stop].count_nonzero()
                 ),
+                global_tokens=sum(lengths[members.start : members.stop]),
             )
         )
     return result
@@ -217,6 +218,7 @@ def pack(rows: Sequence[PackRow], pad_multiple: int = 1, *, at_least: int = 1) -
         cu_seqlens=torch.tensor(ends, dtype=torch.int32),
         rollouts=torch.tensor(rollouts, dtype=torch.int64),
         max_seqlen=max(spans),
+        num_tokens=sum(lengths),
         advantages=advantages,
         generator_logprobs=generator_logprobs,
     )

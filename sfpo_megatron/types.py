@@ -101,6 +101,8 @@ class Microbatch:
     cu_seqlens: Tensor  # [S + 1] int32
     rollouts: Tensor  # [S] int64, row of each sequence in the batch; -1 for padding
     max_seqlen: int
+    num_tokens: int
+    """Tokens of real sequences; the rest, at the end, is padding."""
     advantages: Tensor  # [T] float32
     generator_logprobs: Tensor  # [T] float32
     old_logprobs: Tensor | None = None  # [T] float32, set once, before the first update
@@ -117,3 +119,5 @@ class Minibatch:
     0 if every rollout is masked out."""
     global_num_sequences: int
     """Sequences with such tokens over all data-parallel ranks."""
+    global_tokens: int
+    """All its tokens over all data-parallel ranks, without padding."""

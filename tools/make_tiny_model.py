@@ -19,19 +19,30 @@ from typing import Any
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 
 
+_CONFIGS = {
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "llama": "LlamaConfig",
+    "qwen3_moe": "Qwen3MoeConfig",
+    "mixtral": "MixtralConfig",
+}
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--config", default="examples/demo/config.yaml", help="has data.train")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    parser.add_argument("--arch", choices=("qwen2", "qwen3", "llama"), default="qwen2")
+    parser.add_argument("--arch", choices=tuple(_CONFIGS), default="qwen2")
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--num-kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=32, help="vLLM on CPU needs 32 or more")
-    parser.add_argument("--ffn", type=int, default=256)
+    parser.add_argument("--ffn", type=int, default=256, help="of the MLP, or of one expert")
+    parser.add_argument("--num-experts", type=int, default=8, help="qwen3_moe, mixtral: a layer's")
+    parser.add_argument("--experts-per-token", type=int, default=2)
     parser.add_argument("--init-std", type=float, default=0.02)
     parser.add_argument("--max-vocab", type=int, default=383, help="upper limit of the vocabulary")
     parser.add_argument("--max-positions", type=int, default=256, help="longest sequence")
@@ -97,8 +108,16 @@ def model_config(args: argparse.Namespace, tokenizer: Any) -> Any:
     """The Hugging Face config of `args.arch`."""
     import transformers
 
-    name = {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[args.arch]
-    return getattr(transformers, name)(
+    experts: dict[str, Any] = {}
+    if args.arch == "mixtral":
+        experts = {"num_local_experts": args.num_experts}
+    elif args.arch == "qwen3_moe":
+        experts = {"num_experts": args.num_experts, "norm_topk_prob": True}
+        experts["moe_intermediate_size"] = args.ffn
+    if experts:
+        experts["num_experts_per_tok"] = args.experts_per_token
+    return getattr(transformers, _CONFIGS[args.arch])(
+        **experts,
         vocab_size=len(tokenizer),
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_layers,
@@ -140,7 +159,7 @@ def _scale_down_residual_writes(model: Any, num_layers: int) -> None:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
                 parameter /= math.sqrt(2 * num_layers)
 
 

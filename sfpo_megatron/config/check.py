@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model_json
 from sfpo_megatron.config.tree import RunConfig
@@ -65,6 +66,7 @@ def _problems(config: RunConfig, world_size: int | None, command: Command) -> It
     """Cheapest first: layout, then batch, then what is read from files."""
     yield from _layout(config)
     yield from _world_size(config, world_size)
+    yield from expert_layout(config, world_size)
     for rule in _RULES:
         yield from rule(config)
     if command == "sft":
@@ -76,20 +78,19 @@ def _problems(config: RunConfig, world_size: int | None, command: Command) -> It
         else:
             model = item
     if model is not None:
-        for model_rule in MODEL_RULES:
+        for model_rule in (*MODEL_RULES, experts_of_model):
             yield from model_rule(config, model, not has_cuda())
 
 
 def _layout(config: RunConfig) -> Iterator[Problem]:
     parallel = config.parallel
-    for name, why in {
-        "context": "context parallelism needs TransformerEngine and is not built yet",
-        "expert": "the supported model families are dense: they have no experts",
-        "expert_tensor": "the supported model families are dense: they have no experts",
-    }.items():
-        size = getattr(parallel, name)
-        if size > 1:
-            yield Problem(f"parallel.{name}", str(size), "1", f"set it to 1: {why}")
+    if parallel.context > 1:
+        yield Problem(
+            "parallel.context",
+            str(parallel.context),
+            "1",
+            "set it to 1: context parallelism needs TransformerEngine and is not built yet",
+        )
     if parallel.virtual_pipeline is not None and parallel.pipeline == 1:
         yield Problem(
             "parallel.virtual_pipeline",
@@ -178,7 +179,7 @@ def _algorithm(config: RunConfig) -> Iterator[Problem]:
             "alpha 0 throws the fast passes away; use sfpo.num_fast_passes=0 for plain GRPO",
             "warning",
         )
-    if config.rollout.top_p < 1:
+    if config.rollout.top_p < 1 and not config.objective.importance_sampling.is_on:
         yield Problem(
             "rollout.top_p",
             f"{config.rollout.top_p:g}",
@@ -315,6 +316,17 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "num_layers": "the model's config.json",
         "hidden_size": "the model's config.json",
         "num_attention_heads": "the model's config.json",
+        "num_moe_experts": "the model's config.json",
+        "moe_ffn_hidden_size": "the model's config.json",
+        "moe_layer_freq": "the model's config.json",
+        "moe_router_pre_softmax": "the model's config.json",
+        "moe_router_score_function": "the model's config.json",
+        "moe_router_topk": "the model's config.json",
+        "moe_shared_expert_intermediate_size": "the model's config.json",
+        "moe_expert_capacity_factor": "nothing: the engine drops no token",
+        "moe_router_enable_expert_bias": "nothing: the bias is a buffer that no optimizer holds; "
+        "SFPO would not reposition it, and the engine would not get it",
+        "moe_use_legacy_grouped_gemm": "nothing: its stacked weights are in no table of names",
         "params_dtype": "model.dtype",
         "bf16": "model.dtype",
         "fp16": "model.dtype",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES
+from sfpo_megatron.families.shape import MOE_FAMILIES, SUPPORTED_ARCHITECTURES
 
 MIN_HEAD_DIM_ON_CPU = 32  # vLLM's CPU attention kernels start there
 
@@ -211,8 +211,9 @@ def _by_tensor(config: RunConfig, model: ModelJson, on_cpu: bool) -> Iterator[Pr
         "num_attention_heads": heads,
         "num_key_value_heads": model.get("num_key_value_heads") or heads,
         "hidden_size": model["hidden_size"],
-        "intermediate_size": model["intermediate_size"],
     }
+    if SUPPORTED_ARCHITECTURES[model["architectures"][0]] not in MOE_FAMILIES:
+        sizes["intermediate_size"] = model["intermediate_size"]
     tensor = config.parallel.tensor
     for name, size in sizes.items():
         if size % tensor:

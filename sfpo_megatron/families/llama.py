@@ -5,7 +5,7 @@ from sfpo_megatron.families.rules import Rule
 _M = "decoder.layers.{layer}."
 _H = "model.layers.{layer}."
 
-LAYER = (
+ATTENTION = (
     Rule(
         megatron=_M + "self_attention.linear_qkv.layer_norm_weight",
         hf=(_H + "input_layernorm.weight",),
@@ -21,6 +21,10 @@ LAYER = (
         hf=(_H + "self_attn.o_proj.weight",),
         tp_dim=1,
     ),
+)
+
+LAYER = (
+    *ATTENTION,
     Rule(
         megatron=_M + "mlp.linear_fc1.layer_norm_weight",
         hf=(_H + "post_attention_layernorm.weight",),

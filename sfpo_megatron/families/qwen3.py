@@ -3,13 +3,12 @@
 from sfpo_megatron.families import llama
 from sfpo_megatron.families.rules import Rule
 
-LAYER = (
-    *llama.LAYER,
-    *(
-        Rule(
-            megatron=f"decoder.layers.{{layer}}.self_attention.{x}_layernorm.weight",
-            hf=(f"model.layers.{{layer}}.self_attn.{x}_norm.weight",),
-        )
-        for x in "qk"
-    ),
+QK_NORMS = tuple(
+    Rule(
+        megatron=f"decoder.layers.{{layer}}.self_attention.{x}_layernorm.weight",
+        hf=(f"model.layers.{{layer}}.self_attn.{x}_norm.weight",),
+    )
+    for x in "qk"
 )
+
+LAYER = (*llama.LAYER, *QK_NORMS)

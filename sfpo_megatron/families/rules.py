@@ -7,7 +7,7 @@ and converters all go through these functions, so a layout is written down once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,20 +18,24 @@ from sfpo_megatron.families.shape import ModelShape
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Rule:
-    """One Megatron tensor and its Hugging Face parts; `{layer}` stands for the layer index."""
+    """One Megatron tensor and its Hugging Face parts. In a family's table `{layer}` stands for the
+    layer index and `{expert}` for the global expert index."""
 
     megatron: str
     hf: tuple[str, ...]
     kind: Literal["copy", "qkv", "gate_up", "vocab"] = "copy"
     tp_dim: int | None = None
     """Dimension that is cut over tensor-parallel ranks; None: every rank has all of it."""
+    expert: bool = False
+    """Belongs to one expert: on one expert-parallel rank only, and cut over the expert's own
+    tensor-parallel ranks."""
 
-    def at_layer(self, layer: int) -> Rule:
-        return Rule(
-            megatron=self.megatron.format(layer=layer),
-            hf=tuple(name.format(layer=layer) for name in self.hf),
-            kind=self.kind,
-            tp_dim=self.tp_dim,
+    def at(self, *, layer: int, expert: int = 0) -> Rule:
+        index = {"layer": layer, "expert": expert}
+        return replace(
+            self,
+            megatron=self.megatron.format(**index),
+            hf=tuple(name.format(**index) for name in self.hf),
         )
 
 
@@ -90,7 +94,8 @@ def join(rule: Rule, shards: Sequence[Tensor]) -> Tensor:
 
 def hf_shapes(rule: Rule, shape: ModelShape) -> list[tuple[int, ...]]:
     """Shapes of the rule's Hugging Face parts, from the model's sizes alone."""
-    hidden, ffn, d = shape.hidden_size, shape.ffn_size, shape.head_dim
+    hidden, d = shape.hidden_size, shape.head_dim
+    ffn = shape.moe.ffn_size if rule.expert and shape.moe else shape.ffn_size
     q, kv = shape.num_heads * d, shape.num_kv_heads * d
     name = rule.megatron
     if rule.kind == "vocab":
@@ -106,4 +111,7 @@ def hf_shapes(rule: Rule, shape: ModelShape) -> list[tuple[int, ...]]:
         return [(hidden, ffn)]
     if name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
         return [(d,)]
+    if name.endswith("router.weight"):
+        assert shape.moe is not None
+        return [(shape.moe.num_experts, hidden)]
     return [(hidden,)]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from sfpo_megatron.families import llama, qwen2, qwen3
+from sfpo_megatron.families import llama, mixtral, qwen2, qwen3, qwen3_moe
 from sfpo_megatron.families.rules import Rule
 from sfpo_megatron.families.shape import ModelShape
 
-_LAYER_RULES = {"llama": llama.LAYER, "qwen2": qwen2.LAYER, "qwen3": qwen3.LAYER}
+_LAYER_RULES = {
+    "llama": llama.LAYER,
+    "mixtral": mixtral.LAYER,
+    "qwen2": qwen2.LAYER,
+    "qwen3": qwen3.LAYER,
+    "qwen3_moe": qwen3_moe.LAYER,
+}
 
 EMBEDDING = Rule(
     megatron="embedding.word_embeddings.weight",
@@ -21,10 +27,13 @@ OUTPUT = Rule(megatron="output_layer.weight", hf=("lm_head.weight",), kind="voca
 def rules_of(shape: ModelShape) -> list[Rule]:
     """All rules, in Hugging Face order. With tied embeddings there is no output rule: the last
     pipeline stage's copy of the embedding is loaded through `EMBEDDING` (see `rule_by_name`)."""
-    layers = _LAYER_RULES[shape.family]
+    of_layer = [rule for rule in _LAYER_RULES[shape.family] if not rule.expert]
+    of_expert = [rule for rule in _LAYER_RULES[shape.family] if rule.expert]
     rules = [EMBEDDING]
     for layer in range(shape.num_layers):
-        rules.extend(rule.at_layer(layer) for rule in layers)
+        rules.extend(rule.at(layer=layer) for rule in of_layer)
+        for expert in range(shape.moe.num_experts if shape.moe else 0):
+            rules.extend(rule.at(layer=layer, expert=expert) for rule in of_expert)
     rules.append(FINAL_NORM)
     if not shape.tied_embeddings:
         rules.append(OUTPUT)

@@ -88,9 +88,18 @@ class PackedAttention(torch.nn.Module):
 def local_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
     """Megatron's local decoder spec with the two classes above, for `num_layers` layers."""
     spec = copy.deepcopy(
-        get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+        get_gpt_layer_local_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            normalization="RMSNorm",
+            qk_layernorm=config.qk_layernorm,
+        )
     )
     layer = spec.submodules
+    if config.num_moe_experts:
+        # Upstream files this norm under `mlp.linear_fc1`, which a MoE layer does not have; its TE
+        # spec keeps it as `pre_mlp_layernorm`, and so do we.
+        del layer.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules
     attention.core_attention = PackedAttention

@@ -17,6 +17,7 @@ from torch import Tensor
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
+from sfpo_megatron.mcore.experts import canonical_name, expert_fields
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,6 +82,7 @@ def transformer_config(
         "overlap_p2p_comm": parallel.virtual_pipeline is not None,
         "batch_p2p_comm": parallel.virtual_pipeline is None,
         "moe_token_dispatcher_type": "alltoall",  # the default refuses variable lengths
+        **expert_fields(shape, parallel, capabilities),
         "use_cpu_initialization": not cuda,
         "perform_initialization": False,  # every weight is loaded
         # Megatron's fused kernels are CUDA extensions or jit-compiled for CUDA.
@@ -95,7 +97,11 @@ def transformer_config(
 
 def _block_spec(config: TransformerConfig, layers: str, vp_stage: int | None) -> Any:
     if layers == "te":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            qk_layernorm=config.qk_layernorm,
+        )
     from sfpo_megatron.mcore.local_spec import local_block_spec
 
     return local_block_spec(config, get_num_layers_to_build(config, vp_stage))
@@ -155,7 +161,8 @@ def named_params(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """(Megatron TE / dist-checkpoint name with the global layer index, param) of this rank.
 
     The local spec keeps a layer's norms as modules of their own; Megatron's checkpoints file them
-    under the linear they feed (`sharded_state_dict_keys_map`), and so do we.
+    under the linear they feed (`sharded_state_dict_keys_map`), and so do we. Experts carry their
+    global index (families/experts.py).
     """
     for chunk in chunks:
         model = unwrapped(chunk)
@@ -165,7 +172,7 @@ def named_params(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
             target = f"decoder.layers.{layer.layer_number - 1}."
             keys_map = layer.submodules_config.sharded_state_dict_keys_map
             for name, _ in layer.named_parameters():
-                canonical = name
+                canonical = canonical_name(name, layer.mlp)
                 for old, new in keys_map.items():
                     if name.startswith(old):
                         canonical = new + name[len(old) :]

@@ -160,7 +160,10 @@ def _forward_backward(
     normalizer = max(1, objective.normalizer(minibatch))  # 0: every rollout is masked out
     per_token = unwrapped(policy.chunks[0]).config.calculate_per_token_loss
     undone = len(minibatch.microbatches) * policy.layout.data_size
-    scale = (minibatch.global_valid_tokens if per_token else undone) / normalizer
+    divisor = minibatch.global_valid_tokens if per_token else undone
+    scale = divisor / normalizer
+    if policy.aux_losses is not None:
+        scale /= policy.aux_losses.weigh(minibatch, divisor)
 
     def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, ...]:
         logprobs, entropy = _logprobs(policy, logits, microbatch, objective.with_entropy_grad)
@@ -206,7 +209,13 @@ def _schedule(
             max_seqlen_kv=longest,
         )
         # Float16Module would copy the logits to fp32; the log-prob kernel does so chunk by chunk.
-        extra = {"fp32_output": False} if policy.config.model.dtype != "float32" else {}
+        extra: dict[str, Any] = {}
+        if policy.config.model.dtype != "float32":
+            extra["fp32_output"] = False
+        if policy.aux_losses is not None and not forward_only:
+            extra["padding_mask"] = policy.aux_losses.padding_mask(
+                microbatch, pre_process=unwrapped(model).pre_process
+            )
         output = model(
             microbatch.token_ids[None],
             microbatch.position_ids[None],

@@ -33,9 +33,14 @@ PRIVATE_NAMES: dict[str, str] = {
     "param_gather_dispatched": "bucket group: false while a gather is due",
     # the model
     "decoder": "GPTModel: its layers",
+    "pre_process": "GPTModel: this chunk has the embedding",
     "layer_number": "TransformerLayer: global, from 1",
     "submodules_config": "TransformerLayer: has sharded_state_dict_keys_map",
     "sharded_state_dict_keys_map": "names of the local spec -> names in checkpoints",
+    # experts
+    "local_expert_indices": "MoE layer: global indices of this rank's experts",
+    "is_aux_loss_enabled": "TopKRouter: it has a load-balancing loss",
+    "calculate_per_token_loss": "TopKRouter: it multiplies its losses by its tokens",
     # attributes of params that Megatron reads
     "tensor_model_parallel": "gradient norm: sharded, so not counted once per tensor rank",
     "partition_dim": "the sharded dimension",

@@ -25,6 +25,7 @@ from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
 
 if TYPE_CHECKING:
+    from sfpo_megatron.mcore.aux_losses import AuxLosses
     from sfpo_megatron.mcore.shards import MainParamShards
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ class Layout:
     data_size: int
     tensor_rank: int
     tensor_size: int
+    expert_rank: int
+    expert_size: int
+    expert_tensor_rank: int
+    expert_tensor_size: int
     pipeline_rank: int
     pipeline_size: int
     is_last_stage: bool
@@ -69,6 +74,8 @@ class Policy:
     scheduler: Any
     shards: MainParamShards
     control: ControlGroup
+    aux_losses: AuxLosses | None
+    """The routers' auxiliary losses, where they are turned on."""
 
 
 def init_distributed(config: RunConfig) -> Capabilities:
@@ -132,6 +139,10 @@ def current_layout() -> Layout:
         data_size=ps.get_data_parallel_world_size(),
         tensor_rank=ps.get_tensor_model_parallel_rank(),
         tensor_size=ps.get_tensor_model_parallel_world_size(),
+        expert_rank=ps.get_expert_model_parallel_rank(),
+        expert_size=ps.get_expert_model_parallel_world_size(),
+        expert_tensor_rank=ps.get_expert_tensor_parallel_rank(),
+        expert_tensor_size=ps.get_expert_tensor_parallel_world_size(),
         pipeline_rank=ps.get_pipeline_model_parallel_rank(),
         pipeline_size=ps.get_pipeline_model_parallel_world_size(),
         is_last_stage=ps.get_pipeline_model_parallel_rank()
@@ -194,7 +205,6 @@ def _build_optimizer(config: RunConfig, tconfig: Any, chunks: list[Any], lr: flo
             group["fused"] = True  # one kernel a step instead of a dozen a tensor
     # A missing finalize function passes every test at DP = TP = 1 and is wrong everywhere else.
     tconfig.finalize_model_grads_func = finalize_model_grads
-    tconfig.grad_scale_func = optimizer.scale_loss
     if chunks[0].ddp_config.overlap_grad_reduce:
         tconfig.no_sync_func = _one_or_list([chunk.no_sync for chunk in chunks])
         tconfig.grad_sync_func = _one_or_list([chunk.start_grad_sync for chunk in chunks])
@@ -213,6 +223,7 @@ def build_policy(
     """Model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+    from sfpo_megatron.mcore.aux_losses import AuxLosses
     from sfpo_megatron.mcore.model import build_chunks, transformer_config
     from sfpo_megatron.mcore.shards import MainParamShards
     from sfpo_megatron.mcore.weights import load_hf_weights
@@ -222,10 +233,16 @@ def build_policy(
     tconfig = transformer_config(shape, config, capabilities)
     chunks = build_chunks(shape, tconfig, capabilities)
     load_hf_weights(
-        chunks, shape, model_path, tp_rank=layout.tensor_rank, tp_size=layout.tensor_size
+        chunks,
+        shape,
+        model_path,
+        tensor=(layout.tensor_rank, layout.tensor_size),
+        expert_tensor=(layout.expert_tensor_rank, layout.expert_tensor_size),
     )
     chunks = _wrap(config, tconfig, chunks)
     optimizer = _build_optimizer(config, tconfig, chunks, schedule.peak)
+    aux_losses = AuxLosses.of(chunks, optimizer.scale_loss)
+    tconfig.grad_scale_func = aux_losses.grad_scale if aux_losses else optimizer.scale_loss
     decay = config.train.optimizer.weight_decay
     scheduler = OptimizerParamScheduler(
         optimizer,
@@ -250,6 +267,7 @@ def build_policy(
         scheduler=scheduler,
         shards=MainParamShards(optimizer, defer_gathers=True),
         control=ControlGroup(config.train.control_timeout_s),
+        aux_losses=aux_losses,
     )
 
 

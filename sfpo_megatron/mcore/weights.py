@@ -1,4 +1,4 @@
-"""Hugging Face safetensors straight into tensor- and pipeline-parallel shards."""
+"""Hugging Face safetensors straight into tensor-, pipeline- and expert-parallel shards."""
 
 from __future__ import annotations
 
@@ -51,10 +51,14 @@ def load_hf_weights(
     shape: ModelShape,
     directory: str | Path,
     *,
-    tp_rank: int,
-    tp_size: int,
+    tensor: tuple[int, int],
+    expert_tensor: tuple[int, int],
 ) -> None:
-    """Fill every param of this rank; no communication. ValueError names what does not fit."""
+    """Fill every param of this rank; no communication. ValueError names what does not fit.
+
+    `tensor`, `expert_tensor`: this rank's place and the size of its tensor-parallel group, and of
+    the one that its experts are cut over.
+    """
     checkpoint = HFCheckpoint(directory, shape)
     table = rule_by_name(shape)
     for name, param in named_params(chunks):
@@ -66,7 +70,8 @@ def load_hf_weights(
                     f"{directory}: {hf_name}: found shape {tuple(part.shape)}, expected {wanted} "
                     "from config.json"
                 )
-        param.copy_(cut(rule, merge(rule, parts, shape), shape, rank=tp_rank, size=tp_size))
+        rank, size = expert_tensor if rule.expert else tensor
+        param.copy_(cut(rule, merge(rule, parts, shape), shape, rank=rank, size=size))
         _mark_tensor_parallel(param, rule.tp_dim)
 
 

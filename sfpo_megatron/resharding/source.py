@@ -1,8 +1,9 @@
 """Megatron shards -> full Hugging Face tensors, one after another, on rank 0.
 
-For each weight, in Hugging Face order: the pipeline stage that owns it gathers its tensor-parallel
-shards, the stage's first rank joins them and sends the whole to rank 0. Only data-parallel rank 0
-takes part; peak extra memory is one weight.
+For each weight, in Hugging Face order: one of the tensor-parallel groups that hold it (the one with
+the lowest ranks; other pipeline stages, expert-parallel ranks and data-parallel copies sit out)
+gathers its shards, the group's first rank joins them, splits them into the Hugging Face parts and
+sends these to rank 0. Peak extra memory is one weight.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sfpo_megatron.families.rules import Rule, hf_shapes, join, split
 from sfpo_megatron.families.table import rules_of
-from sfpo_megatron.mcore.groups import stage_leaders, tensor_parallel_group
+from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.resharding.transports.manifest import TensorMeta
@@ -34,7 +35,12 @@ class MegatronWeightSource:
         self._rules = rules_of(policy.shape)
         self._dtype = DTYPES[policy.config.model.dtype]
         self._params = dict(named_params(policy.chunks))
-        self._owner = self._find_owners()
+        # The first rank of this rank's tensor-parallel groups: it speaks for the group.
+        self._leader_here = {
+            expert: dist.get_process_group_ranks(tensor_parallel_group(expert=expert))[0]
+            for expert in (False, True)
+        }
+        self._leader = self._choose_leaders()
 
     def metadata(self) -> list[TensorMeta]:
         """Every tensor, the same list on every rank."""
@@ -46,57 +52,46 @@ class MegatronWeightSource:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._policy.shards.params_ready()
-        for rule in self._rules:
-            whole = self._whole(rule)
-            if whole is None:
-                yield from ((name, torch.empty(0)) for name in rule.hf)
-            else:
-                yield from zip(rule.hf, split(rule, whole, self._policy.shape), strict=True)
+        for rule, leader in zip(self._rules, self._leader, strict=True):
+            yield from zip(rule.hf, self._parts_on_rank_0(rule, leader), strict=True)
 
-    def _find_owners(self) -> dict[str, int]:
-        """Megatron name -> first pipeline stage that has it."""
-        stage = self._policy.layout.pipeline_rank
-        everyone = self._policy.control.all_gather_json([stage, sorted(self._params)])
-        owner: dict[str, int] = {}
-        for stage, names in sorted(everyone, key=lambda item: -item[0]):
-            owner.update(dict.fromkeys(names, stage))
-        missing = [rule.megatron for rule in self._rules if rule.megatron not in owner]
-        if missing:
-            raise RuntimeError(f"no pipeline stage holds {missing[0]} ({len(missing)} such names)")
-        return owner
+    def _choose_leaders(self) -> list[int]:
+        """For each rule, the lowest leader among the groups that hold its tensor. Collective."""
+        held = [i for i, rule in enumerate(self._rules) if rule.megatron in self._params]
+        here = [self._leader_here[False], self._leader_here[True], held]
+        leader = [dist.get_world_size()] * len(self._rules)
+        for dense, expert, indices in self._policy.control.all_gather_json(here):
+            for i in indices:
+                leader[i] = min(leader[i], expert if self._rules[i].expert else dense)
+        for rule, found in zip(self._rules, leader, strict=True):
+            if found == dist.get_world_size():
+                raise RuntimeError(f"no rank holds {rule.megatron}")
+        return leader
 
     @torch.no_grad()
-    def _whole(self, rule: Rule) -> Tensor | None:
-        """The whole Megatron tensor on rank 0, None elsewhere."""
-        layout, stage = self._policy.layout, self._owner[rule.megatron]
-        if layout.data_rank != 0:
-            return None
-        whole = None
-        if layout.pipeline_rank == stage:
-            whole = self._join_tensor_parallel(rule, self._params[rule.megatron].detach())
-        if layout.tensor_rank != 0 or stage == 0:
-            return whole if dist.get_rank() == 0 else None
-        leader = stage_leaders()[stage]
-        if dist.get_rank() == leader:
-            assert whole is not None
-            # Shapes differ by rule: the receiver knows them from the padded whole's own.
-            dist.send(torch.tensor(whole.shape, device=whole.device), dst=0)
-            dist.send(whole.contiguous(), dst=0)
-        elif dist.get_rank() == 0:
+    def _parts_on_rank_0(self, rule: Rule, leader: int) -> list[Tensor]:
+        """The Hugging Face tensors of `rule` on rank 0, empty ones elsewhere."""
+        rank = dist.get_rank()
+        parts = [torch.empty(0) for _ in rule.hf]
+        if leader == self._leader_here[rule.expert]:
+            shards = self._gather_shards(rule, self._params[rule.megatron].detach())
+            if rank == leader:
+                parts = split(rule, join(rule, shards), self._policy.shape)
+        if leader != 0 and rank == leader:
+            for part in parts:
+                dist.send(part.contiguous(), dst=0)
+        elif leader != 0 and rank == 0:
             device = next(iter(self._params.values())).device
-            dims = 2 if len(hf_shapes(rule, self._policy.shape)[0]) == 2 else 1
-            size = torch.empty(dims, dtype=torch.int64, device=device)
-            dist.recv(size, src=leader)
-            whole = torch.empty(size.tolist(), dtype=self._dtype, device=device)
-            dist.recv(whole, src=leader)
-            return whole
-        return None
+            for i, size in enumerate(hf_shapes(rule, self._policy.shape)):
+                parts[i] = torch.empty(size, dtype=self._dtype, device=device)
+                dist.recv(parts[i], src=leader)
+        return parts if rank == 0 else [torch.empty(0) for _ in rule.hf]
 
-    def _join_tensor_parallel(self, rule: Rule, shard: Tensor) -> Tensor:
-        """All-gather over this stage's tensor-parallel group; every rank of it calls this."""
-        size = self._policy.layout.tensor_size
-        if rule.tp_dim is None or size == 1:
-            return shard
-        shards = [torch.empty_like(shard) for _ in range(size)]
-        dist.all_gather(shards, shard.contiguous(), group=tensor_parallel_group())
-        return join(rule, shards)
+    def _gather_shards(self, rule: Rule, shard: Tensor) -> list[Tensor]:
+        """All shards of a cut tensor; every rank of the tensor-parallel group calls this."""
+        group = tensor_parallel_group(expert=rule.expert)
+        if rule.tp_dim is None or group.size() == 1:
+            return [shard]
+        shards = [torch.empty_like(shard) for _ in range(group.size())]
+        dist.all_gather(shards, shard.contiguous(), group=group)
+        return shards

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from plain_sfpo import Settings, advantages, minibatch_loss, token_logprobs
+from plain_sfpo import Settings, advantages, minibatch_loss, names_in_file, token_logprobs
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -60,7 +60,8 @@ def save(
     )  # fmt: skip
     loss = minibatch_loss(model, rows, settings)
     loss.backward()
-    tensors = {f"gradient.{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    tensors = {f"gradient.{n}": grad for n, grad in names_in_file(grads).items()}
     file = directory / f"{name}.gradients.safetensors"
     save_file({**tensors, "old_logprobs": torch.cat(old), "loss": loss.detach()}, file)
 

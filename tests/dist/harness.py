@@ -39,6 +39,9 @@ class Layout:
     pipeline: int = 1
     virtual: int | None = None
     sequence: bool = False
+    expert: int = 1
+    """Expert-parallel size: of the data x tensor ranks of a pipeline stage."""
+    expert_tensor: int = 1
     te: bool = False
     """Under Megatron's TransformerEngine layer spec, over tests/te_standin."""
 
@@ -58,6 +61,11 @@ TP2PP2 = Layout(name="TP2xPP2", tensor=2, pipeline=2)
 TEDP2 = Layout(name="TEDP2", data=2, te=True)
 PP2DP2 = Layout(name="PP2xDP2", pipeline=2, data=2)
 TP2PP2DP2 = Layout(name="TP2xPP2xDP2", tensor=2, pipeline=2, data=2)
+EP2 = Layout(name="DP2xEP2", data=2, expert=2)
+SP2EP2 = Layout(name="TP2+SPxEP2", tensor=2, sequence=True, expert=2)
+EP2DP4 = Layout(name="DP4xEP2", data=4, expert=2)
+TE_EP2 = Layout(name="TExDP2xEP2", te=True, data=2, expert=2)
+EP2PP2 = Layout(name="DP2xEP2xPP2", data=2, expert=2, pipeline=2)
 
 
 

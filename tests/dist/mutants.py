@@ -114,6 +114,30 @@ def offloaded_masters_not_edited() -> None:
     hybrid.HybridMainParams.tensors = tensors  # type: ignore[method-assign]
 
 
+def experts_left_out() -> None:
+    from sfpo_megatron.mcore.shards import MainParamShards
+
+    MainParamShards.tensors = lambda self: self._members[0].tensors()  # type: ignore[method-assign]
+
+
+def every_pack_weighs_the_same() -> None:
+    """Megatron's own way with auxiliary losses."""
+    from sfpo_megatron.mcore.aux_losses import AuxLosses
+
+    AuxLosses.of = lambda chunks, scale_loss: None  # type: ignore[method-assign,assignment]
+
+
+def padding_is_balanced_too() -> None:
+    from sfpo_megatron.mcore.aux_losses import AuxLosses
+
+    original = AuxLosses.padding_mask
+
+    def padding_mask(self: Any, microbatch: Any, *, pre_process: bool) -> Any:
+        return original(self, microbatch, pre_process=pre_process) & False
+
+    AuxLosses.padding_mask = padding_mask  # type: ignore[method-assign]
+
+
 MUTANTS = {
     "no_reposition": Mutant(
         apply=no_reposition,
@@ -162,6 +186,21 @@ MUTANTS = {
         apply=offloaded_masters_not_edited,
         noticed_by=f"{DIST}/test_hybrid_optimizer.py::"
         "test_a_null_step_after_a_reposition_changes_nothing[DP2]",
+    ),
+    "experts_left_out": Mutant(
+        apply=experts_left_out,
+        noticed_by=f"{DIST}/test_experts.py::"
+        "test_two_optimizers_whose_shards_cover_every_weight_once[DP2xEP2-float32]",
+    ),
+    "every_pack_weighs_the_same": Mutant(
+        apply=every_pack_weighs_the_same,
+        noticed_by=f"{DIST}/test_aux_losses.py::"
+        "test_gradients_are_those_of_a_mean_over_tokens[DP2xEP2-40]",
+    ),
+    "padding_is_balanced_too": Mutant(
+        apply=padding_is_balanced_too,
+        noticed_by=f"{DIST}/test_aux_losses.py::"
+        "test_gradients_are_those_of_a_mean_over_tokens[TP2+SPxEP2-40]",
     ),
 }  # fmt: skip
 

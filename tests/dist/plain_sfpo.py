@@ -102,4 +102,20 @@ def train(
                 param.copy_(start + settings.alpha * (param - start))
         losses.append(one_pass(parts))
         history.append(losses)
-    return history, {n: p.detach().clone().contiguous() for n, p in model.named_parameters()}
+    return history, names_in_file({n: p.detach().clone() for n, p in model.named_parameters()})
+
+
+def names_in_file(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers stacks the experts of a layer in memory, gate above up; a file has them apart
+    (under Qwen3-MoE's names; Mixtral is not trained here)."""
+    result = {}
+    for name, tensor in weights.items():
+        prefix, _, kind = name.rpartition(".")
+        if not prefix.endswith(".experts"):
+            result[name] = tensor.contiguous()
+            continue
+        for expert, of_expert in enumerate(tensor):
+            names = ["gate_proj", "up_proj"] if kind == "gate_up_proj" else ["down_proj"]
+            for part, matrix in zip(names, of_expert.chunk(len(names)), strict=True):
+                result[f"{prefix}.{expert}.{part}.weight"] = matrix.contiguous()
+    return result

@@ -11,12 +11,28 @@ import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import exact_gradients
 import torch
 from safetensors.torch import load_file, save_file
 
 MODELS = [f"{kind}_{tie}" for kind in ("qwen2", "qwen3", "llama") for tie in ("tied", "untied")]
+MOE_MODELS = ["qwen3moe_untied", "mixtral_tied", "qwen3moeraw_tied"]
+"""Mixtures of experts: 2 of 4 for each token; `raw`: their probabilities are not normalized."""
+_QWEN3_MOE: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,  # not the dense size
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+    "llama": ("LlamaConfig", {}),
+    "qwen3moe": ("Qwen3MoeConfig", _QWEN3_MOE | {"norm_topk_prob": True}),
+    "qwen3moeraw": ("Qwen3MoeConfig", _QWEN3_MOE | {"norm_topk_prob": False}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
 SEQUENCES = (7, 20, 13)
 """Lengths of the three sequences whose logits are compared."""
 VOCAB_SIZE = 101
@@ -28,13 +44,15 @@ ENTROPY_COEF = 0.01
 """Where every token is clipped (these models learn a batch in two passes) the gradient is not 0."""
 TRAINED = ("qwen2_tied", "qwen3_untied")
 """Models that the training cases use: tied embeddings and biases; q/k norms and a separate head."""
+TRAINED_MOE = "qwen3moe_untied"
 
 
 def make_model(name: str, directory: Path) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+    import transformers
 
     kind, tie = name.split("_")
-    config = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}[kind](
+    config_class, extra = KINDS[kind]
+    config = getattr(transformers, config_class)(
         vocab_size=VOCAB_SIZE,
         hidden_size=96,
         intermediate_size=160,
@@ -45,9 +63,12 @@ def make_model(name: str, directory: Path) -> torch.nn.Module:
         max_position_embeddings=256,
         tie_word_embeddings=tie == "tied",
         initializer_range=0.1,
+        **extra,
     )
-    torch.manual_seed(MODELS.index(name))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    torch.manual_seed((MODELS + MOE_MODELS).index(name))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    if name in MOE_MODELS:
+        model.set_experts_implementation("eager")  # the default has no float64
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
@@ -94,14 +115,14 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
     K, alpha, Adam's eps) of `plain`."""
     from plain_sfpo import Settings, train
 
-    wanted = sorted({*plain, *((name, K, ALPHA, EPS) for name in TRAINED)})
+    wanted = sorted({*plain, *((name, K, ALPHA, EPS) for name in (*TRAINED, TRAINED_MOE))})
     batches = [make_batch(step) for step in range(NUM_STEPS)]
     for step, batch in enumerate(batches):
         save_file(batch, directory / f"batch{step}.safetensors")
-    for name in MODELS:
+    for name in MODELS + MOE_MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
-        if name in TRAINED:
+        if name in (*TRAINED, TRAINED_MOE):
             exact_gradients.save(
                 model, batches[0], directory, name, group_size=GROUP_SIZE, entropy_coef=ENTROPY_COEF
             )

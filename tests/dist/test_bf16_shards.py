@@ -113,11 +113,16 @@ def test_params_are_bf16_of_the_lerp_on_four_ranks(bench: Workbench) -> None:
 def test_a_null_step_after_a_reposition_changes_nothing(
     bench: Workbench, overlap: bool, dtype: str
 ) -> None:
+    from workbench import OVERLAP
+
+    check_null_step(bench, bench.policy(dtype=dtype, ddp=OVERLAP if overlap else None))
+
+
+def check_null_step(bench: Workbench, policy: Any) -> None:
     """lr = 0 and weight_decay = 0: masters and gathered params stay at theta_a bit for bit. Any
     copy of the weights that the reposition did not reach would come back here."""
-    from workbench import OVERLAP, all_same_bits, clones
+    from workbench import all_same_bits, clones
 
-    policy = bench.policy(dtype=dtype, ddp=OVERLAP if overlap else None)
     run_pass = bench.one_pass(policy, bench.prepared(policy))
     snapshot = SlowSnapshot(policy.shards)
     snapshot.take()

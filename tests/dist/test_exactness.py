@@ -18,7 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
-from harness import DP2, PP2, PP2DP2, SP2, TP1, TP2, TP2PP2DP2, VPP2, Layout, on_ranks
+from harness import (
+    DP2,
+    EP2,
+    EP2DP4,
+    EP2PP2,
+    PP2,
+    PP2DP2,
+    SP2,
+    SP2EP2,
+    TP1,
+    TP2,
+    TP2PP2DP2,
+    VPP2,
+    Layout,
+    on_ranks,
+)
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -47,7 +62,8 @@ def check(bench: Workbench, model: str, k: int, alpha: float, eps: float, **sett
 
 
 def bound_of(layout: Layout) -> float:
-    return SAME_SUMS if layout.tensor == layout.pipeline == 1 else OTHER_SUMS
+    same = layout.tensor == layout.pipeline == layout.expert == 1
+    return SAME_SUMS if same else OTHER_SUMS
 
 
 @on_ranks(
@@ -59,6 +75,20 @@ def bound_of(layout: Layout) -> float:
     eps=EPS,
 )
 def test_every_k_and_alpha(bench: Workbench, model: str, k: int, alpha: float, eps: float) -> None:
+    check(bench, model, k, alpha, eps)
+
+
+@on_ranks(
+    *(TP1, EP2, SP2EP2, EP2DP4, EP2PP2),
+    only=[],
+    model=[references.TRAINED_MOE],
+    k=KS,
+    alpha=ALPHAS,
+    eps=EPS,
+)
+def test_experts_at_every_k_and_alpha(
+    bench: Workbench, model: str, k: int, alpha: float, eps: float
+) -> None:
     check(bench, model, k, alpha, eps)
 
 

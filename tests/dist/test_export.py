@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness import DP2, PP2, SP2, TP1, TP2, TP2PP2, VPP2, on_ranks
+from harness import DP2, EP2, EP2DP4, EP2PP2, PP2, SP2, SP2EP2, TP1, TP2, TP2PP2, VPP2, on_ranks
+from references import MOE_MODELS
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
     model=["qwen2_tied", "qwen3_untied"],
 )
 def test_source_equals_the_file_and_follows_training(bench: Workbench, model: str) -> None:
+    check_source(bench, model)
+
+
+@on_ranks(
+    *(TP1, EP2, SP2EP2, EP2DP4, EP2PP2),
+    only=["DP2xEP2-qwen3moe_untied", "TP2+SPxEP2-qwen3moe_untied", "DP2xEP2xPP2-mixtral_tied"],
+    model=MOE_MODELS[:2],
+)
+def test_source_collects_the_experts_of_every_rank(bench: Workbench, model: str) -> None:
+    check_source(bench, model)
+
+
+def check_source(bench: Workbench, model: str) -> None:
     from workbench import OVERLAP, same_bits
 
     from sfpo_megatron.resharding.source import MegatronWeightSource

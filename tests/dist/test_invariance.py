@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import exact_gradients
 import references
 import torch
-from harness import DP2, PP2, PP2DP2, TP1, VPP2, on_ranks
+from harness import DP2, EP2, EP2PP2, PP2, PP2DP2, TP1, VPP2, on_ranks
 from torch import Tensor
 
 from sfpo_megatron.batching import build_minibatches
@@ -155,6 +155,12 @@ def test_gradients_fp32(bench: Workbench, model: str, per_token: bool) -> None:
         from_exact=FROM_FLOAT64,
         transformer={"calculate_per_token_loss": per_token},
     )
+
+
+@on_ranks(TP1, EP2, PP2, EP2PP2, needs=TP1, only=[], model=[references.TRAINED_MOE])
+def test_gradients_of_experts_fp32(bench: Workbench, model: str) -> None:
+    """Without auxiliary losses (test_aux_losses.py)."""
+    compare_splits(bench, model, bound=BETWEEN_SPLITS, from_exact=FROM_FLOAT64)
 
 
 @on_ranks(TP1, DP2, PP2, VPP2, needs=TP1, only=[], model=references.TRAINED)

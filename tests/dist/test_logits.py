@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import PP2, SP2, TP1, TP2, TP2PP2, VPP2, on_ranks
-from references import MODELS, SEQUENCES, VOCAB_SIZE
+from harness import EP2, EP2PP2, PP2, SP2, SP2EP2, TP1, TP2, TP2PP2, VPP2, on_ranks
+from references import MODELS, MOE_MODELS, SEQUENCES, VOCAB_SIZE
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,6 +54,19 @@ def check_logits(bench: Workbench, model: str, bound: float, **settings: Any) ->
 @on_ranks(TP1, TP2, SP2, PP2, TP2PP2, model=MODELS)
 def test_logits_equal_transformers(bench: Workbench, model: str) -> None:
     """fp32, within 1e-4 of the largest logit (measured: about 1e-6)."""
+    check_logits(bench, model, 1e-4)
+
+
+@on_ranks(
+    *(TP1, EP2, PP2, VPP2, SP2EP2, EP2PP2),
+    full=[
+        *(f"{layout}-{model}" for layout in ("PP2xVPP2", "TP2+SPxEP2") for model in MOE_MODELS[1:]),
+        *(f"DP2xEP2xPP2-{model}" for model in MOE_MODELS[1:]),
+    ],
+    model=MOE_MODELS,
+)
+def test_moe_logits_equal_transformers(bench: Workbench, model: str) -> None:
+    """Experts on one rank and over two; every rank gives its own tokens, and gets them back."""
     check_logits(bench, model, 1e-4)
 
 

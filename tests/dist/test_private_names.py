@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import DP2, TE1, TP1, TP2, on_ranks
+from harness import DP2, EP2, TE1, TP1, TP2, on_ranks
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -207,6 +207,40 @@ def test_tensor_parallel_marks(bench: Workbench) -> None:
     (member,) = policy.optimizer.chained_optimizers
     shards = [t for group in member.shard_fp32_groups for t in group]
     assert any(shard.tensor_model_parallel for shard in shards)
+
+
+@on_ranks(EP2)
+def test_experts(bench: Workbench) -> None:
+    """mcore/experts.py, aux_losses.py, and what decides which optimizer a param joins."""
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    from sfpo_megatron.mcore.model import unwrapped
+
+    spec = get_gpt_layer_local_spec(num_experts=4, normalization="RMSNorm")
+    assert "pre_mlp_layernorm." in spec.submodules.sharded_state_dict_keys_map
+    assert "padding_mask" in parameters_of(GPTModel.forward)
+    policy = bench.policy("qwen3moe_untied", transformer={"moe_z_loss_coeff": 1e-3})
+    (chunk,) = policy.chunks
+    layer = unwrapped(chunk).decoder.layers[0].mlp
+    first = 2 * policy.layout.expert_rank
+    assert layer.local_expert_indices == [first, first + 1]
+    assert isinstance(layer.router, TopKRouter)
+    assert unwrapped(chunk).pre_process is True
+    assert layer.router.config is unwrapped(chunk).config
+    assert layer.router.calculate_per_token_loss is True  # set by AuxLosses
+    assert layer.router.is_aux_loss_enabled() is False
+    of_experts = {
+        f"mlp.experts.local_experts.{i}.linear_fc{n}.weight" for i in (0, 1) for n in (1, 2)
+    }
+    for name, param in unwrapped(chunk).decoder.layers[0].named_parameters():
+        assert getattr(param, "allreduce", True) == (name not in of_experts), name
+        of_experts.discard(name)
+    assert not of_experts
+    assert chunk.expert_parallel_buffers and chunk.expert_parallel_bucket_groups
+    groups = [g for m in policy.optimizer.chained_optimizers for g in m.param_groups]
+    assert {group["is_expert_parallel"] for group in groups} == {False, True}
 
 
 @on_ranks(TP1)

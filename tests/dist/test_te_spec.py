@@ -1,7 +1,7 @@
 """Megatron's own TransformerEngine layer spec, over tests/te_standin: names, layout and numerics of
 the CUDA path on a CPU.
 
-Not exercised here: TE's kernels, FP8, tensor parallelism, MoE (the stand-in refuses them).
+Not exercised here: TE's kernels, FP8, tensor parallelism (the stand-in refuses them).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
-from harness import TE1, TP1, on_ranks
+from harness import TE1, TE_EP2, TP1, on_ranks
 from test_logits import check_logits
 
 from sfpo_megatron.config.tree import ObjectiveConfig
@@ -44,6 +44,27 @@ def test_te_spec_parameter_names_are_the_table(bench: Workbench, model: str) -> 
     assert sorted(raw) == sorted(rule.megatron for rule in rules_of(policy.shape))
     assert [name for name, _ in named_params(policy.chunks)] == raw
     assert set(raw) <= set(rule_by_name(policy.shape))
+
+
+@on_ranks(TE1, TE_EP2, grouped=[True, False], only=["TE1-True"])
+def test_te_spec_of_experts(bench: Workbench, grouped: bool) -> None:
+    """TEGroupedMLP (the default with TE on CUDA) and SequentialMLP: with global indices the names
+    are the table's, and the logits transformers'."""
+    import torch.distributed as dist
+
+    from sfpo_megatron.families.table import rules_of
+    from sfpo_megatron.mcore.model import named_params, unwrapped
+
+    model, settings = references.TRAINED_MOE, {"transformer": {"moe_grouped_gemm": grouped}}
+    policy = bench.policy(model, **settings)
+    layer = unwrapped(policy.chunks[0]).decoder.layers[0]
+    assert type(layer.mlp.experts).__name__ == ("TEGroupedMLP" if grouped else "SequentialMLP")
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, [name for name, _ in named_params(policy.chunks)])
+    assert {name for names in everyone for name in names} == {
+        rule.megatron for rule in rules_of(policy.shape)
+    }
+    check_logits(bench, model, 1e-4, **settings)
 
 
 @on_ranks(TP1, TE1, needs=TP1, model=["qwen2_tied", "qwen3_untied"])

@@ -1,7 +1,7 @@
 """The same saved rollouts trained for 3 SFPO steps give the same losses and weights everywhere.
 
 Not exercised here: the learning-rate schedule, the entropy gate, saved rollouts read by the trainer
-(tests/e2e), MoE, context parallelism.
+(tests/e2e), context parallelism.
 """
 
 from __future__ import annotations
@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
-from harness import DP2, PP2, PP2DP2, SP2, TP1, TP2, VPP2, on_ranks
+from harness import (
+    DP2,
+    EP2,
+    EP2DP4,
+    EP2PP2,
+    PP2,
+    PP2DP2,
+    SP2,
+    SP2EP2,
+    TP1,
+    TP2,
+    VPP2,
+    on_ranks,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -104,4 +117,16 @@ def test_four_ranks_train_like_the_plain_trainer(bench: Workbench, model: str) -
 
     plain = bench.load(references.plain_name(model))
     got = train(bench, model, ddp=OVERLAP)
+    compare(got, plain, loss_bound=1e-5, weight_bound=1e-4)
+
+
+@on_ranks(TP1, EP2, PP2, VPP2, SP2EP2, EP2DP4, EP2PP2, only=["TP1", "DP2xEP2"])
+def test_experts_train_like_the_plain_trainer(bench: Workbench) -> None:
+    """A mixture of experts, whose dense and expert weights have an optimizer each; no auxiliary
+    loss on either side (test_aux_losses.py). On one rank, over two, and sharded over two more."""
+    from workbench import OVERLAP
+
+    model = references.TRAINED_MOE
+    got = train(bench, model, ddp=OVERLAP if bench.layout.data > 1 else None)
+    plain = bench.load(references.plain_name(model))
     compare(got, plain, loss_bound=1e-5, weight_bound=1e-4)

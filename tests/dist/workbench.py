@@ -45,7 +45,8 @@ class Workbench:
         self.directory = directory
         self.rank = dist.get_rank()
         self.figures: dict[str, float] = {}  # what the running case measured
-        self.capabilities = setup.init_distributed(self.config("qwen2_tied"))
+        model = references.TRAINED_MOE if layout.expert > 1 else "qwen2_tied"
+        self.capabilities = setup.init_distributed(self.config(model))
 
     def config(
         self,
@@ -76,6 +77,8 @@ class Workbench:
                 pipeline=layout.pipeline,
                 virtual_pipeline=layout.virtual,
                 sequence=layout.sequence,
+                expert=layout.expert,
+                expert_tensor=layout.expert_tensor,
             ),
             megatron=MegatronConfig(
                 transformer=transformer or {}, ddp=ddp or {}, optimizer=optimizer or {}
@@ -129,6 +132,8 @@ class Workbench:
                 data_rank=policy.layout.data_rank,
                 data_size=policy.layout.data_size,
                 max_tokens=train.max_tokens_per_microbatch,
+                # Over four ranks a minibatch has two rollouts a rank: one each.
+                microbatch_size=1 if policy.layout.data_size == 4 else None,
                 pad_multiple=self.layout.tensor if self.layout.sequence else 1,
                 microbatch_multiple=self.layout.pipeline if self.layout.virtual else 1,
                 equal_lengths=self.layout.virtual is not None,
@@ -168,7 +173,12 @@ class Workbench:
         policy.shards.params_ready()
         # The interleaved schedule wants a multiple of the pipeline size.
         copies = policy.layout.pipeline_size if len(policy.chunks) > 1 else 1
-        minibatch = Minibatch(microbatches=(microbatch,) * copies, global_valid_tokens=1, global_num_sequences=1)
+        minibatch = Minibatch(
+            microbatches=(microbatch,) * copies,
+            global_valid_tokens=1,
+            global_num_sequences=1,
+            global_tokens=1,
+        )
         with torch.no_grad():
             found = passes._schedule(policy, minibatch, head, forward_only=True)
         return found[0] if found else None
@@ -182,11 +192,14 @@ class Workbench:
         """The same of the main grads that a forward-backward left. Collective."""
         from megatron.core import parallel_state
 
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        everyone = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        experts = parallel_state.get_expert_data_parallel_group()
         for chunk in policy.chunks:
             if not chunk.ddp_config.use_distributed_optimizer:
                 continue
-            for bucket in (b for g in chunk.bucket_groups for b in g.buckets):
+            pairs = [(g, everyone) for g in chunk.bucket_groups]
+            pairs += [(g, experts) for g in chunk.expert_parallel_bucket_groups]
+            for bucket, group in ((b, group) for g, group in pairs for b in g.buckets):
                 # The reduce-scatter left each rank its own part: put the parts together again.
                 parts = list(bucket.grad_data.chunk(group.size()))
                 dist.all_gather(parts, parts[group.rank()].clone(), group=group)
@@ -201,14 +214,16 @@ class Workbench:
         from sfpo_megatron.families.table import rule_by_name
         from sfpo_megatron.mcore.model import named_params
 
-        group = parallel_state.get_tensor_model_parallel_group()
+        groups = {
+            False: parallel_state.get_tensor_model_parallel_group(),
+            True: parallel_state.get_expert_tensor_parallel_group(),
+        }
         table = rule_by_name(policy.shape)
         mine: dict[str, Tensor] = {}
         for name, param in named_params(policy.chunks):
-            tensor = value(param)
-            shards = [torch.empty_like(tensor) for _ in range(policy.layout.tensor_size)]
-            dist.all_gather(shards, tensor.contiguous(), group=group)
-            rule = table[name]
+            rule, tensor = table[name], value(param)
+            shards = [torch.empty_like(tensor) for _ in range(groups[rule.expert].size())]
+            dist.all_gather(shards, tensor.contiguous(), group=groups[rule.expert])
             if rule.tp_dim is None:
                 same = all(same_bits(shard, shards[0]) for shard in shards)
                 assert same, f"{name} differs over TP"
@@ -219,7 +234,8 @@ class Workbench:
         whole: dict[str, Tensor] = {}
         for part in everyone:
             for name, tensor in part.items():
-                # data-parallel ranks and, with tied embeddings, the first and last stage
+                # data-parallel ranks (experts: expert-data-parallel ones) and, with tied
+                # embeddings, the first and last stage
                 assert name not in whole or same_bits(whole[name], tensor), f"{name}: copies differ"
                 whole[name] = tensor
         return whole
@@ -260,17 +276,23 @@ def gathered_main_params(policy: setup.Policy) -> list[tuple[Tensor, Tensor]]:
 
     Independent of Megatron's own gather: each data-parallel rank puts its shard's bits into zeros,
     and the bits are added up as integers (each element has exactly one owner, which is checked).
-    Collective over data-parallel ranks.
+    Collective over data-parallel ranks; an expert's copies are on its expert-data-parallel ranks.
     """
     from megatron.core import parallel_state
 
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    everyone = parallel_state.get_data_parallel_group(with_context_parallel=True)
     found = []
     for member in policy.optimizer.chained_optimizers:
         params = flat(member.model_float16_groups) + flat(member.model_fp32_groups)
         shards = flat(member.shard_fp32_from_float16_groups) + flat(member.shard_fp32_groups)
         shard_of = {id(p): shard for p, shard in zip(params, shards, strict=True)}
+        of_experts = {g["is_expert_parallel"] for g in member.optimizer.param_groups}
+        assert len(of_experts) == 1, "one optimizer for experts and the rest"
+        expert = True in of_experts
+        group = parallel_state.get_expert_data_parallel_group() if expert else everyone
         for param in (p for chunk in policy.chunks for p in chunk.parameters()):
+            if getattr(param, "allreduce", True) is expert:
+                continue  # the other member's
             bits = torch.zeros(param.numel(), dtype=torch.int32)
             owners = torch.zeros(param.numel(), dtype=torch.int32)
             shard = shard_of.get(id(param))

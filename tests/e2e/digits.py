@@ -18,10 +18,17 @@ import yaml
 VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")  # 15 tokens: not divisible by TP 2
 
 
-def make_model(directory: Path, *, tied: bool = True, layers: int = 2) -> Path:
-    """A random Qwen2 whose samples spread over all 15 tokens."""
+def make_model(
+    directory: Path, *, tied: bool = True, layers: int = 2, num_experts: int = 0
+) -> Path:
+    """A random Qwen2, or with experts Qwen3-MoE, whose samples spread over all 15 tokens."""
     return tiny.make_model(
-        directory, vocabulary=VOCABULARY, tied=tied, layers=layers, initializer_range=0.02
+        directory,
+        vocabulary=VOCABULARY,
+        tied=tied,
+        layers=layers,
+        num_experts=num_experts,
+        initializer_range=0.02,
     )
 
 

@@ -65,7 +65,12 @@ def main(model: str, out: str) -> None:
         )
         for ids in sequences
     ]
-    minibatch = Minibatch(microbatches=(pack(rows),), global_valid_tokens=1, global_num_sequences=1)
+    minibatch = Minibatch(
+        microbatches=(pack(rows),),
+        global_valid_tokens=1,
+        global_num_sequences=1,
+        global_tokens=1,
+    )
 
     def logits_of(policy: Any, logits: Tensor, microbatch: Any) -> Tensor:
         return logits

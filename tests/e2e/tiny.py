@@ -1,4 +1,4 @@
-"""Tiny random Qwen2 models with a tokenizer, made on the spot: head_dim 32, GQA 4:2."""
+"""Tiny random Qwen2 and Qwen3-MoE models with a tokenizer, head_dim 32, GQA 4:2."""
 
 from __future__ import annotations
 
@@ -20,15 +20,22 @@ def make_model(
     seed: int = 0,
     tied: bool = True,
     layers: int = 2,
+    num_experts: int = 0,
     initializer_range: float = 0.2,
 ) -> Path:
     """A Hugging Face directory. `vocabulary` starts with `<pad>`, `<eos>`; one token a character.
 
     The large default weights make greedy text that differs with the seed.
     """
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
-    config = Qwen2Config(
+    kind, extra = "Qwen2", {}
+    if num_experts:
+        kind = "Qwen3Moe"
+        # 40 is not a multiple of 32: vLLM's CPU kernel pads the experts.
+        extra = {"num_experts": num_experts, "moe_intermediate_size": 40, "norm_topk_prob": True}
+        extra |= {"num_experts_per_tok": 2, "head_dim": 32}
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(vocabulary),
         hidden_size=128,
         intermediate_size=192,
@@ -40,10 +47,11 @@ def make_model(
         eos_token_id=EOS,
         bos_token_id=None,
         initializer_range=initializer_range,
+        **extra,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config).float()
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).float()
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero at initialisation, which would hide a lost bias
                 torch.nn.init.normal_(parameter, std=initializer_range)

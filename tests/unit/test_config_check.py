@@ -14,7 +14,6 @@ from sfpo_megatron import cli
 from sfpo_megatron.config import check
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, load_config
-from sfpo_megatron.config.model_files import looks_like_path
 
 BASE: dict[str, Any] = {
     "output_dir": "run",
@@ -44,6 +43,18 @@ def case(key: str, found: str, expected: str, fix: str, *overrides: str, **rest:
     return Case(key, found, expected, fix, overrides, rest, world_size)
 
 
+MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "norm_topk_prob": True,
+}
+MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
 JSONL = "data.train=[{source: jsonl, path: none.jsonl}]"
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
@@ -69,9 +80,62 @@ CASES = {
         "parallel.virtual_pipeline=2"),
     "context": case(
         "parallel.context", "2", "1", "needs TransformerEngine", "parallel.context=2"),
-    "expert": case("parallel.expert", "2", "1", "families are dense", "parallel.expert=2"),
-    "expert_tensor": case(
-        "parallel.expert_tensor", "2", "1", "families are dense", "parallel.expert_tensor=2"),
+    "expert_of_dense": case(
+        "parallel.expert", "2 with a qwen2 model", "1", "no experts", "parallel.expert=2",
+        "parallel.data=2"),
+    "expert_tensor_of_dense": case(
+        "parallel.expert_tensor", "2 with a qwen2 model", "1", "no experts",
+        "parallel.expert_tensor=2", "parallel.data=2"),
+    "expert_beyond_the_ranks": case(
+        "parallel.expert", "2 (x expert_tensor 1)", "data x tensor x context (1)",
+        "raise parallel.data", "parallel.expert=2", **MOE),
+    "expert_beyond_the_ranks_data_null": case(
+        "parallel.expert", "4 (x expert_tensor 1)", "data x tensor x context (2)",
+        "raise parallel.data", "parallel.expert=4", "parallel.data=null", "parallel.pipeline=2",
+        world_size=4, **MOE),
+    "experts_by_ep": case(
+        "parallel.expert", "3", "the model's experts (8)", "another size", "parallel.expert=3",
+        "parallel.data=3", "train.group_size=3", **MOE),
+    "expert_size_by_etp": case(
+        "parallel.expert_tensor", "3", "the model's expert size (128)", "another size",
+        "parallel.expert_tensor=3", "parallel.data=3", "train.group_size=3", **MOE),
+    "expert_size_by_engine_tp": case(
+        "rollout.tensor_parallel", "3", "the model's expert size (128)", "another size",
+        "rollout.tensor_parallel=3", **MOE),
+    "expert_tensor_on_cpu": case(
+        "parallel.expert_tensor", "2", "1 on CPU", "gloo", "parallel.expert_tensor=2",
+        "parallel.tensor=2", "parallel.sequence=true", **MOE),
+    "experts_need_sequence_parallel": case(
+        "parallel.sequence", "false with experts and tensor 2", "true", "sequence parallelism only",
+        "parallel.tensor=2", "parallel.expert=2", **MOE),
+    "experts_copied_over_tp": case(
+        "parallel.expert_tensor", "1 with expert 1 and tensor 2", "2, or parallel.expert above 1",
+        "set parallel.expert=2", "parallel.tensor=2", "parallel.sequence=true", **MOE),
+    "sinkhorn": case(
+        "megatron.transformer.moe_router_load_balancing_type", "sinkhorn", "aux_loss",
+        "route tokens otherwise",
+        "megatron.transformer.moe_router_load_balancing_type=sinkhorn", **MOE),
+    "dense_layers_among_experts": case(
+        "model.path", "mlp_only_layers [0]", "experts in every layer", "choose",
+        **MOE, mlp_only_layers=[0]),
+    "sparse_step": case(
+        "model.path", "decoder_sparse_step 2", "experts in every layer", "choose",
+        **MOE, decoder_sparse_step=2),
+    "shared_experts": case(
+        "model.path", "shared experts", "routed experts only", "choose",
+        **MOE, shared_expert_intermediate_size=64),
+    "no_expert_size": case(
+        "model.path", "no ffn_size", "all three", "choose",
+        **{**MOE, "moe_intermediate_size": None}),
+    "too_many_chosen": case(
+        "model.path", "num_experts_per_tok 9", "at most 8 experts", "choose",
+        **{**MOE, "num_experts_per_tok": 9}),
+    "router_without_gradient": case(
+        "model.path", "num_experts_per_tok 1, normalized", "2 or more", "choose",
+        **{**MOE, "num_experts_per_tok": 1}),
+    "mixtral_window": case(
+        "model.path", "sliding_window 4096", "full attention", "choose",
+        **MIXTRAL, sliding_window=4096),
     "world_size": case(
         "parallel", "4 ranks", "2 (data 1 x tensor 2", "start that many ranks",
         "parallel.tensor=2", world_size=4),
@@ -106,8 +170,8 @@ CASES = {
         "model.path", "no tokenizer.json", "beside config.json", "save_pretrained",
         tokenizer=False),
     "architecture": case(
-        "model.path", "architecture MixtralForCausalLM", "Qwen2ForCausalLM", "choose",
-        architectures=["MixtralForCausalLM"]),
+        "model.path", "architecture GemmaForCausalLM", "Qwen2ForCausalLM", "choose",
+        architectures=["GemmaForCausalLM"]),
     "no_architecture": case("model.path", "architecture None", "Qwen2", "choose",
         architectures=None),
     "missing_size": case(
@@ -166,6 +230,13 @@ CASES = {
     "owned_transformer_arg": case(
         "megatron.transformer.num_layers", "2", "no such key", "the model's config.json",
         "megatron.transformer.num_layers=2"),
+    "experts_of_the_model": case(
+        "megatron.transformer.moe_router_topk", "4", "no such key", "the model's config.json",
+        "megatron.transformer.moe_router_topk=4"),
+    "expert_bias": case(
+        "megatron.transformer.moe_router_enable_expert_bias", "True", "no such key",
+        "a buffer that no optimizer holds",
+        "megatron.transformer.moe_router_enable_expert_bias=true"),
     "owned_optimizer_arg": case(
         "megatron.optimizer.lr", "0.1", "no such key", "set train.optimizer.lr",
         "megatron.optimizer.lr=0.1"),
@@ -243,102 +314,3 @@ def test_refused_by_the_command_line(
     assert expected.expected in last
     assert out == ""
     assert not (here / "run").exists()
-
-
-MISSING = {
-    "weights": ({"weights": False}, (), "no *.safetensors"),
-    "hub_id": ({}, ("model.path=owner/name",), "the hub id 'owner/name'"),
-    "data_null": ({}, ("parallel.data=null",), "null with no ranks running"),
-}
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_warning_in_check_error_in_train(
-    here: Path, model_dir: Callable[..., Path], name: str
-) -> None:
-    model, overrides, found = MISSING[name]
-    (here / "model/model.safetensors").unlink()
-    model_dir(**model)
-    (warning,) = run_check(*overrides)
-    assert warning.startswith("warning: run.yaml: ")
-    assert found in warning
-    with pytest.raises(ConfigError, match="found"):
-        run_check(*overrides, for_training=True)
-
-
-def test_missing_shard_of_an_index(here: Path) -> None:
-    (here / "model/model.safetensors").unlink()
-    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    index = here / "model/model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    (here / "model/model-00001-of-00002.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="1 of 2 weight files missing") as caught:
-        run_check(for_training=True)
-    assert "model-00002-of-00002.safetensors" in str(caught.value)
-
-
-def test_k1_in_the_loss(here: Path) -> None:
-    k1 = ("objective.kl.coef=0.1", "objective.kl.estimator=k1")
-    assert run_check(*k1, "objective.kl.where=reward") == run_check("objective.kl.coef=0.1") == []
-    (warning,) = run_check(*k1)
-    assert "objective.kl.estimator: found k1 in the loss" in warning
-
-
-def test_importance_sampling_beside_top_p(here: Path) -> None:
-    on = "objective.importance_sampling.weight=token"
-    assert run_check(on) == run_check("rollout.top_p=0.9") == []
-    (warning,) = run_check(on, "rollout.top_p=0.9")
-    assert "objective.importance_sampling: found on with rollout.top_p 0.9" in warning
-
-
-def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    alpha, data, ranks, top_p = (
-        run_check("sfpo.alpha=0"),
-        run_check("data.eval=[]"),
-        run_check("parallel.data=4"),
-        run_check("rollout.top_p=0.9"),
-    )
-    assert "sfpo.num_fast_passes=0 for plain GRPO" in alpha[0]
-    assert "there is no eval/accuracy" in data[0]
-    assert "4 ranks" in ranks[0]
-    assert "found 0.9" in top_p[0] and "logprob_diff" in top_p[0]
-    assert run_check("sfpo.alpha=0", "sfpo.num_fast_passes=0") == []
-
-
-def test_sft_has_its_own_batch(here: Path) -> None:
-    overrides = ("sft.examples_per_step=33", "parallel.data=2")
-    assert run_check(*overrides) == []
-    with pytest.raises(ConfigError, match=r"sft\.examples_per_step"):
-        run_check(*overrides, command="sft")
-
-
-def test_narrow_heads_are_fine_on_a_gpu(
-    here: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(check, "has_cuda", lambda: True)
-    model_dir(head_dim=16)
-    assert run_check() == []
-
-
-def test_llama3_rope_is_supported(here: Path, model_dir: Callable[..., Path]) -> None:
-    model_dir(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0})
-    assert run_check() == []
-
-
-def test_stages_of_different_sizes_are_megatrons_to_check(here: Path) -> None:
-    """4 layers on 3 stages: refused (above) unless the first stage's size is given."""
-    first = "megatron.transformer.num_layers_in_first_pipeline_stage=2"
-    assert not [w for w in run_check("parallel.pipeline=3", first) if "layers" in w]
-
-
-@pytest.mark.parametrize(
-    ("value", "is_path"),
-    [
-        ("/a/b", True), ("./a", True), ("../a", True), ("~/a", True), ("a/b/c", True),
-        ("model/none", True), ("owner/name/", True), ("owner/name", False), ("gpt2", False),
-    ],
-)  # fmt: skip
-def test_path_or_hub_id(here: Path, value: str, is_path: bool) -> None:
-    """`model` exists in the folder, so `model/none` is a path; `owner` does not."""
-    assert looks_like_path(value) is is_path

@@ -5,6 +5,7 @@ Not exercised here: the models themselves (tests/dist/test_logits.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,8 +30,18 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": True,
     "vocab_size": 101,
 }
+EXPERTS: dict[str, dict[str, Any]] = {
+    "Qwen3MoeForCausalLM": {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+    },
+    "MixtralForCausalLM": {"num_local_experts": 3, "num_experts_per_tok": 2},
+}
 SHAPES = [
-    model_shape({**CONFIG, "architectures": [name], "tie_word_embeddings": tied})
+    model_shape(
+        {**CONFIG, **EXPERTS.get(name, {}), "architectures": [name], "tie_word_embeddings": tied}
+    )
     for name in SUPPORTED_ARCHITECTURES
     for tied in (True, False)
 ]
@@ -100,19 +111,42 @@ def test_vocabulary_is_padded_with_zeros_and_cut_again() -> None:
     assert torch.equal(back, whole)
 
 
+def apart(
+    shapes: dict[str, tuple[int, ...]], *, mixtral: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in a file: transformers stacks the experts of a layer in memory only."""
+    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    for name, size in shapes.items():
+        if mixtral:
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        prefix, _, kind = name.rpartition(".")
+        if not prefix.endswith(".experts"):
+            yield name, size
+            continue
+        experts, rows, columns = size
+        for expert in range(experts):
+            if kind == "gate_up_proj":
+                yield f"{prefix}.{expert}.{gate}.weight", (rows // 2, columns)
+                yield f"{prefix}.{expert}.{up}.weight", (rows // 2, columns)
+            else:
+                yield f"{prefix}.{expert}.{down}.weight", (rows, columns)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
     """Expected names from transformers' modules on the meta device: none missing, none more."""
     import transformers
 
-    kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[shape.family]
-    config = getattr(transformers, f"{kind}Config")(
+    (architecture,) = [n for n, family in SUPPORTED_ARCHITECTURES.items() if family == shape.family]
+    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
         **{k: v for k, v in CONFIG.items() if k != "architectures"}
+        | EXPERTS.get(architecture, {})
         | {"tie_word_embeddings": shape.tied_embeddings}
     )
     with torch.device("meta"):
-        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        model = getattr(transformers, architecture)(config)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = dict(apart(expected, mixtral=shape.family == "mixtral"))
     rules = rules_of(shape)
     listed = [
         (name, size)
@@ -126,6 +160,31 @@ def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
     assert output.hf == (tied_to,)
 
 
+def test_experts_carry_their_global_index() -> None:
+    shape = model_shape(
+        {**CONFIG, **EXPERTS["MixtralForCausalLM"], "architectures": ["MixtralForCausalLM"]}
+    )
+    (rule,) = [
+        rule
+        for rule in rules_of(shape)
+        if rule.megatron == "decoder.layers.2.mlp.experts.experts.1.linear_fc1.weight"
+    ]
+    expert = "model.layers.2.block_sparse_moe.experts.1."
+    assert rule.hf == (expert + "w1.weight", expert + "w3.weight")  # gate, up
+    assert rule.expert and rule.kind == "gate_up"
+
+
+def test_shape_reads_both_names_of_the_number_of_experts() -> None:
+    """transformers 5 saves Qwen3-MoE's `num_experts` as `num_local_experts`."""
+    four = {**CONFIG, **EXPERTS["Qwen3MoeForCausalLM"], "architectures": ["Qwen3MoeForCausalLM"]}
+    five = {**four, "num_local_experts": four["num_experts"]}
+    del five["num_experts"]
+    assert model_shape(four) == model_shape(five)
+    moe = model_shape(four).moe
+    assert moe is not None and (moe.num_experts, moe.ffn_size) == (3, 20)
+    assert not moe.normalize_topk  # transformers' default where norm_topk_prob is not given
+
+
 def test_shape_reads_both_rope_spellings() -> None:
     five = {k: v for k, v in CONFIG.items() if k != "rope_theta"}
     five["rope_parameters"] = {"rope_theta": 500000.0, "rope_type": "default"}
@@ -136,7 +195,16 @@ def test_shape_reads_both_rope_spellings() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "no num_experts"),
+        (
+            {
+                **EXPERTS["Qwen3MoeForCausalLM"],
+                "architectures": ["Qwen3MoeForCausalLM"],
+                "decoder_sparse_step": 2,
+            },
+            "decoder_sparse_step 2",
+        ),
         ({"architectures": None}, "none"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),

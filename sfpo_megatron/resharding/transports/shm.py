@@ -93,7 +93,24 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         if self._buffer is None:
             raise RuntimeError("start_weight_update before init_weight_transfer_engine")
         self._num_received = 0
+        self.forget_expert_kernels()
         initialize_layerwise_reload(self.model)
+
+    def forget_expert_kernels(self) -> None:
+        """Have the experts' weights packed again (CPU only).
+
+        vLLM packs them where it first builds the kernel of a mixture-of-experts layer. At a reload
+        it would find that kernel, skip the packing, and read plain weights as packed, silently.
+        """
+        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return
+        for module in self.model.modules():
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, FusedMoEMethodBase):
+                method.moe_kernel = None
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         if update_info.first != self._num_received:

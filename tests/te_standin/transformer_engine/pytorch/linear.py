@@ -95,7 +95,40 @@ class LayerNormLinear(Linear):
 
 
 class GroupedLinear(torch.nn.Module):
-    """The experts' linear: Megatron subclasses it at import; MoE is not in the stand-in."""
+    """The experts' linear: `num_gemms` weights (weight0, weight1, ...), each for its own rows."""
 
-    def __init__(self, num_gemms: int, in_features: int, out_features: int, **_: Any) -> None:
-        raise NotImplementedError("the TransformerEngine stand-in has no GroupedLinear (MoE)")
+    def __init__(
+        self,
+        num_gemms: int,
+        in_features: int,
+        out_features: int,
+        *,
+        sequence_parallel: bool = False,
+        fuse_wgrad_accumulation: bool = False,
+        tp_group: Any = None,
+        tp_size: int = 1,
+        get_rng_state_tracker: Callable[..., Any] | None = None,
+        init_method: Callable[[Tensor], Any] | None = None,
+        bias: bool = True,
+        return_bias: bool = False,
+        params_dtype: torch.dtype | None = None,
+        parallel_mode: str | None = None,
+        device: str | torch.device = "cpu",
+        rng_tracker_name: str | None = None,
+        ub_name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if tp_size != 1 or sequence_parallel or fuse_wgrad_accumulation or bias or return_bias:
+            raise NotImplementedError("the stand-in's GroupedLinear: TP1, unfused, no bias")
+        self.num_gemms = num_gemms
+        for i in range(num_gemms):
+            weight = torch.empty(out_features, in_features, dtype=params_dtype, device=device)
+            self.register_parameter(f"weight{i}", torch.nn.Parameter(weight))
+            if init_method is not None:
+                init_method(weight)
+
+    def forward(
+        self, x: Tensor, m_splits: list[int], is_first_microbatch: bool | None = None
+    ) -> Tensor:
+        parts = zip(x.split(m_splits), range(self.num_gemms), strict=True)
+        return torch.cat([F.linear(part, getattr(self, f"weight{i}")) for part, i in parts])

@@ -1,0 +1,99 @@
+"""Mixture of experts: does the layout fit the model's experts, and is there a way to train them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sfpo_megatron.config.model_files import ModelJson, Problem
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import (
+    SUPPORTED_ARCHITECTURES,
+    MoEShape,
+    moe_shape,
+    refused_experts,
+)
+
+
+def expert_layout(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
+    """Expert ranks are taken from the data x tensor x context ranks of a pipeline stage; how often
+    they fit in is the expert-data-parallel size."""
+    parallel = config.parallel
+    data = parallel.data or (world_size or 0) // parallel.model_size
+    stage = data * parallel.tensor * parallel.context
+    if stage % (parallel.expert * parallel.expert_tensor):
+        yield Problem(
+            "parallel.expert",
+            f"{parallel.expert} (x expert_tensor {parallel.expert_tensor})",
+            f"a divisor of data x tensor x context ({stage})",
+            "raise parallel.data or lower parallel.expert: experts are spread over these ranks",
+        )
+
+
+def experts_of_model(config: RunConfig, model: ModelJson, on_cpu: bool) -> Iterator[Problem]:
+    """What the model's config.json has to say about experts."""
+    parallel, family = config.parallel, SUPPORTED_ARCHITECTURES[model["architectures"][0]]
+    moe = moe_shape(model, family)
+    if moe is None:
+        for name in ("expert", "expert_tensor"):
+            if getattr(parallel, name) > 1:
+                yield Problem(
+                    f"parallel.{name}",
+                    f"{getattr(parallel, name)} with a {family} model",
+                    "1",
+                    "set it to 1: the model has no experts",
+                )
+        return
+    for found, expected in refused_experts(model, family):
+        yield Problem("model.path", f"{found} in its config.json", expected, "choose another model")
+    yield from _divisible(config, moe)
+    yield from _with_tensor_parallel(config)
+    if on_cpu and parallel.expert_tensor > 1:
+        yield Problem(
+            "parallel.expert_tensor",
+            str(parallel.expert_tensor),
+            "1 on CPU",
+            "set it to 1: gloo cannot gather the differing numbers of tokens of its ranks",
+        )
+    if "sinkhorn" in str(config.megatron.transformer.get("moe_router_load_balancing_type")):
+        yield Problem(
+            "megatron.transformer.moe_router_load_balancing_type",
+            "sinkhorn",
+            "none, aux_loss, seq_aux_loss or global_aux_loss",
+            "choose another: the engine would route tokens otherwise",
+        )
+
+
+def _divisible(config: RunConfig, moe: MoEShape) -> Iterator[Problem]:
+    for key, size, name, total in (
+        ("parallel.expert", config.parallel.expert, "experts", moe.num_experts),
+        ("parallel.expert_tensor", config.parallel.expert_tensor, "expert size", moe.ffn_size),
+        ("rollout.tensor_parallel", config.rollout.tensor_parallel, "expert size", moe.ffn_size),
+    ):
+        if total % size:
+            yield Problem(
+                key, str(size), f"a divisor of the model's {name} ({total})", "choose another size"
+            )
+
+
+def _with_tensor_parallel(config: RunConfig) -> Iterator[Problem]:
+    parallel = config.parallel
+    if parallel.tensor == 1:
+        return
+    if not parallel.sequence:
+        yield Problem(
+            "parallel.sequence",
+            f"false with experts and tensor {parallel.tensor}",
+            "true",
+            "set it: Megatron trains experts under tensor parallelism with sequence parallelism "
+            "only",
+        )
+    if parallel.expert == 1 and parallel.expert_tensor != parallel.tensor:
+        # Each tensor-parallel rank then has all experts and a part of the tokens, and Megatron adds
+        # gradients up over data-parallel ranks only (`allreduce` is True without expert parallel).
+        yield Problem(
+            "parallel.expert_tensor",
+            f"{parallel.expert_tensor} with expert 1 and tensor {parallel.tensor}",
+            f"{parallel.tensor}, or parallel.expert above 1",
+            f"set parallel.expert={parallel.tensor}: without it the gradients of experts would "
+            "miss the other tensor-parallel ranks' tokens",
+        )

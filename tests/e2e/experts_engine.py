@@ -1,0 +1,101 @@
+"""A vLLM engine of its own process on a mixture of experts, refitted with and without the guard
+that has its weights packed again. `python experts_engine.py DIR qwen3_moe|mixtral`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+
+def make_model(directory: Path, kind: str, seed: int) -> Path:
+    import transformers
+
+    name, extra = {
+        "qwen3_moe": (
+            "Qwen3MoeConfig",
+            {"num_experts": 4, "moe_intermediate_size": 64, "norm_topk_prob": True},
+        ),
+        "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
+    }[kind]
+    config = getattr(transformers, name)(
+        vocab_size=tiny.VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=72,  # not a multiple of 32: vLLM's CPU kernel pads it
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts_per_tok=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        eos_token_id=tiny.EOS,
+        bos_token_id=None,
+        initializer_range=0.2,
+        **extra,
+    )
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(directory)
+    tiny.make_tokenizer(directory)
+    return directory
+
+
+def main(folder: Path, kind: str) -> None:
+    from sfpo_megatron.rollout.environment import ACTOR_VARIABLES
+
+    os.environ.update(ACTOR_VARIABLES)
+    a, b = make_model(folder / "a", kind, 1), make_model(folder / "b", kind, 2)
+    import fleet
+    from test_refit import greedy
+    from test_refit_traps import send
+    from transformers import AutoModelForCausalLM
+    from vllm import LLM
+
+    from sfpo_megatron.resharding.transports.shm import ShmEngine
+
+    llm = LLM(
+        model=str(a),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=fleet.MAX_PROMPT_TOKENS + fleet.MAX_RESPONSE_TOKENS,
+        block_size=32,
+        enforce_eager=True,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        weight_transfer_config={"backend": "sfpo_shm"},
+        enable_prefix_caching=False,
+    )
+
+    def is_model(directory: Path) -> bool:
+        """Greedy choices are transformers'; their log-probs within 1e-3."""
+        reference: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        for (tokens, logprobs), prompt in zip(greedy(llm), fleet.PROMPTS, strict=True):
+            ids = torch.tensor([[*prompt.token_ids, *tokens]])
+            with torch.no_grad():
+                logits = reference(ids).logits[0, len(prompt.token_ids) - 1 : -1]
+            best = torch.log_softmax(logits, dim=-1).max(dim=-1)
+            found = torch.tensor(logprobs)
+            if best.indices.tolist() != list(tokens) or (best.values - found).abs().max() > 1e-3:
+                return False
+        return True
+
+    assert is_model(a)
+    send(llm, tiny.load_state(b), folder)
+    assert is_model(b) and not is_model(a)
+    guard = ShmEngine.forget_expert_kernels
+    ShmEngine.forget_expert_kernels = lambda self: None  # type: ignore[method-assign]
+    try:
+        send(llm, tiny.load_state(a), folder)
+        assert not is_model(a), "vLLM packs them by itself now: the guard can go"
+    except RuntimeError as error:  # padded experts do not even fit
+        assert "must match the size" in str(error), error
+    ShmEngine.forget_expert_kernels = guard  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

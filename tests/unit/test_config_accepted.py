@@ -1,0 +1,141 @@
+"""What `check` warns of, and what it accepts that looks like a refused case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_config_check import MIXTRAL, MOE, here, run_check
+
+from sfpo_megatron.config import check
+from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.model_files import looks_like_path
+
+__all__ = ["here"]  # the fixture
+
+MISSING = {
+    "weights": ({"weights": False}, (), "no *.safetensors"),
+    "hub_id": ({}, ("model.path=owner/name",), "the hub id 'owner/name'"),
+    "data_null": ({}, ("parallel.data=null",), "null with no ranks running"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_warning_in_check_error_in_train(
+    here: Path, model_dir: Callable[..., Path], name: str
+) -> None:
+    model, overrides, found = MISSING[name]
+    (here / "model/model.safetensors").unlink()
+    model_dir(**model)
+    (warning,) = run_check(*overrides)
+    assert warning.startswith("warning: run.yaml: ")
+    assert found in warning
+    with pytest.raises(ConfigError, match="found"):
+        run_check(*overrides, for_training=True)
+
+
+def test_missing_shard_of_an_index(here: Path) -> None:
+    (here / "model/model.safetensors").unlink()
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = here / "model/model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    (here / "model/model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="1 of 2 weight files missing") as caught:
+        run_check(for_training=True)
+    assert "model-00002-of-00002.safetensors" in str(caught.value)
+
+
+def test_k1_in_the_loss(here: Path) -> None:
+    k1 = ("objective.kl.coef=0.1", "objective.kl.estimator=k1")
+    assert run_check(*k1, "objective.kl.where=reward") == run_check("objective.kl.coef=0.1") == []
+    (warning,) = run_check(*k1)
+    assert "objective.kl.estimator: found k1 in the loss" in warning
+
+
+def test_importance_sampling_beside_top_p(here: Path) -> None:
+    on = "objective.importance_sampling.weight=token"
+    assert run_check(on) == []
+    (warning,) = run_check("rollout.top_p=0.9")
+    assert "rollout.top_p: found 0.9" in warning
+    (warning,) = run_check(on, "rollout.top_p=0.9")  # the one that says more
+    assert "objective.importance_sampling: found on with rollout.top_p 0.9" in warning
+
+
+def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    alpha, data, ranks, top_p = (
+        run_check("sfpo.alpha=0"),
+        run_check("data.eval=[]"),
+        run_check("parallel.data=4"),
+        run_check("rollout.top_p=0.9"),
+    )
+    assert "sfpo.num_fast_passes=0 for plain GRPO" in alpha[0]
+    assert "there is no eval/accuracy" in data[0]
+    assert "4 ranks" in ranks[0]
+    assert "found 0.9" in top_p[0] and "logprob_diff" in top_p[0]
+    assert run_check("sfpo.alpha=0", "sfpo.num_fast_passes=0") == []
+
+
+def test_sft_has_its_own_batch(here: Path) -> None:
+    overrides = ("sft.examples_per_step=33", "parallel.data=2")
+    assert run_check(*overrides) == []
+    with pytest.raises(ConfigError, match=r"sft\.examples_per_step"):
+        run_check(*overrides, command="sft")
+
+
+def test_narrow_heads_are_fine_on_a_gpu(
+    here: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "has_cuda", lambda: True)
+    model_dir(head_dim=16)
+    assert run_check() == []
+
+
+MOE_LAYOUTS = {
+    "one_rank": (),
+    "ep": ("parallel.data=2", "parallel.expert=2"),
+    "ep_dp": ("parallel.data=4", "parallel.expert=2"),
+    "tp_ep": ("parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2"),
+    "aux": ("megatron.transformer.moe_router_load_balancing_type=aux_loss",),
+}
+
+
+@pytest.mark.parametrize("model", [MOE, MIXTRAL], ids=["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("name", MOE_LAYOUTS)
+def test_layouts_of_experts(
+    here: Path,
+    model_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    model: dict[str, Any],
+    name: str,
+) -> None:
+    """No dense MLP: its size need not divide by anything."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    model_dir(**model, **({"intermediate_size": 385} if model is MOE else {}))
+    assert run_check(*MOE_LAYOUTS[name]) == []
+
+
+def test_llama3_rope_is_supported(here: Path, model_dir: Callable[..., Path]) -> None:
+    model_dir(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0})
+    assert run_check() == []
+
+
+def test_stages_of_different_sizes_are_megatrons_to_check(here: Path) -> None:
+    """4 layers on 3 stages: refused (above) unless the first stage's size is given."""
+    first = "megatron.transformer.num_layers_in_first_pipeline_stage=2"
+    assert not [w for w in run_check("parallel.pipeline=3", first) if "layers" in w]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_path"),
+    [
+        ("/a/b", True), ("./a", True), ("../a", True), ("~/a", True), ("a/b/c", True),
+        ("model/none", True), ("owner/name/", True), ("owner/name", False), ("gpt2", False),
+    ],
+)  # fmt: skip
+def test_path_or_hub_id(here: Path, value: str, is_path: bool) -> None:
+    """`model` exists in the folder, so `model/none` is a path; `owner` does not."""
+    assert looks_like_path(value) is is_path
