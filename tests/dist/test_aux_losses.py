@@ -110,7 +110,7 @@ def test_gradients_are_those_of_a_mean_over_tokens(bench: Workbench, max_tokens:
     passes.set_old_logprobs([minibatch], passes.compute_logprobs(policy, [minibatch]))
     for chunk in policy.chunks:
         chunk.zero_grad_buffer()
-    objective = PolicyObjective(config=policy.config.objective)
+    objective = PolicyObjective.of(policy.config)
     passes._forward_backward(policy, minibatch, objective)
 
     mine = [
