@@ -123,6 +123,8 @@ class _HostCopy:
         return sum(bucket.nbytes for bucket in self._staging)
 
     def rewind(self) -> None:
+        """Back to the first shard. Drawing one may overwrite what is still being copied out."""
+        self.finish_storing()
         self._position = 0
 
     def store(self, shard: Tensor) -> None:

@@ -34,7 +34,7 @@ class AdamShards:
     def __init__(self, *, staged: bool = False) -> None:
         random = torch.Generator("cuda").manual_seed(0)
         self.weights = [torch.randn(n, device="cuda", generator=random) for n in SIZES]
-        self.optimizer = torch.optim.Adam(self.weights, lr=1e-2)
+        self.optimizer = torch.optim.Adam([w for w in self.weights if w.numel()], lr=1e-2)
         self.random = random
         self.buffer = torch.empty(max(SIZES), device="cuda") if staged else None
 

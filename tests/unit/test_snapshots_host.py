@@ -200,6 +200,18 @@ def test_streams_wait_for_each_other(race: Race, staged: bool, bucket_bytes: int
     run_steps(race, staged=staged, bucket_bytes=bucket_bytes)
 
 
+def test_a_single_staged_shard_is_not_drawn_over_while_it_is_copied(race: Race) -> None:
+    """Nor is a second one: no step between them, so nothing else waits for the copy."""
+    shards = Shards(staged=True)
+    del shards.weights[1:]
+    snapshot = HostSnapshot(shards)
+    shards.race = race
+    snapshot.take()
+    snapshot.reposition(0.8)
+    snapshot.take()
+    snapshot.take()
+
+
 BREAKS = {
     "the optimizer step does not wait": ("finish_storing", "hold_current"),
     "drawing into a staging buffer does not wait": ("store", "hold_current"),
