@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import digits
 import pytest
@@ -51,9 +53,23 @@ def test_metrics_of_every_step(finished: tuple[Path, str]) -> None:
         assert abs(line["ppo_kl_first_pass"]) < 1e-6
         assert line["logprob_diff_mean"] < 1e-4
         assert math.isclose(line["ratio_mean_first_pass"], 1.0, abs_tol=1e-6)
+        check_passes(line)
     assert [line["num_passes"] for line in train] == [4, 4, 1]
     assert [line["sfpo_active"] for line in train] == [True, True, False]
     assert [line["num_optimizer_steps"] for line in train] == [8, 16, 18]
+
+
+def check_passes(line: dict[str, Any]) -> None:
+    """`pass_k/...` of each pass; the last is the slow correction, the first starts at ratio 1."""
+    last = line["num_passes"]
+    names = {name.split("/")[0] for name in line if name.startswith("pass_")}
+    assert names == {f"pass_{k}" for k in range(1, last + 1)}
+    for name in ("loss", "entropy", "grad_norm", "ppo_kl"):
+        assert line[f"pass_{last}/{name}"] == line[name]
+    clipped = line[f"pass_{last}/clip_frac_low"] + line[f"pass_{last}/clip_frac_high"]
+    assert math.isclose(clipped, line["clip_frac"])
+    for k in range(1, last + 1):
+        assert line[f"pass_{k}/ratio_max"] >= line[f"pass_{k}/ratio_mean"] > 0
 
 
 def test_outputs_and_table(finished: tuple[Path, str]) -> None:
@@ -98,6 +114,42 @@ def test_saved_rollouts_train_to_the_same_weights(
         for a, b in zip(live, replayed, strict=True):
             assert abs(a["loss"] - b["loss"]) <= tolerance, (layout, a["step"])
         assert_same_weights(run / "hf", again / "hf", 0.0 if not layout else 1e-4)
+
+
+OWN_LOSS = """
+def own(tokens, config):
+    return -tokens.ratio.clamp(max=2.0) * tokens.advantages
+"""
+
+
+def test_objective_settings(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of one's own, a sequence ratio, weights against the generator and a KL in the reward,
+    on the saved rollouts."""
+    (tmp_path / "own_losses.py").write_text(OWN_LOSS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    run = finished[0]
+    digits.train(
+        run / "config.yaml",
+        f"output_dir={tmp_path / 'run'}",
+        f"debug.train_only={run.parent / 'rollouts.safetensors'}",
+        "debug.save_rollouts=null",
+        "train.num_steps=2",
+        "objective.loss=own_losses:own",
+        "objective.ratio=sequence",
+        "objective.aggregation=seq_mean_token_sum",
+        "objective.importance_sampling={weight: sequence, reject: sequence}",
+        "objective.kl={coef: 0.1, where: reward}",
+    )
+    first, second = digits.read_metrics(tmp_path / "run")[0]
+    assert 0 < first["ref_kl"] < second["ref_kl"]
+    for line in (first, second):
+        assert line["grad_norm"] > 0 and line["num_skipped_steps"] == 0
+        assert line["time/reference_s"] > 0
+    # At the first step engine and trainer had the same weights.
+    assert math.isclose(first["mismatch_weight_mean"], 1.0, abs_tol=1e-3)
+    assert first["mismatch_rejected"] == 0
 
 
 def assert_same_weights(left: Path, right: Path, tolerance: float) -> None:
