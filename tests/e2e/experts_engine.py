@@ -23,7 +23,7 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
         "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
     }[kind]
     config = getattr(transformers, name)(
-        vocab_size=tiny.VOCAB_SIZE,
+        vocab_size=len(tiny.VOCABULARY),
         hidden_size=128,
         intermediate_size=72,  # not a multiple of 32: vLLM's CPU kernel pads it
         num_hidden_layers=2,
@@ -41,7 +41,7 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(directory)
-    tiny.make_tokenizer(directory)
+    tiny.make_tokenizer(directory, tiny.VOCABULARY)
     return directory
 
 

@@ -56,11 +56,11 @@ def make_model(
             if name.endswith("bias"):  # zero at initialisation, which would hide a lost bias
                 torch.nn.init.normal_(parameter, std=initializer_range)
     model.save_pretrained(directory)
-    _make_tokenizer(directory, vocabulary)
+    make_tokenizer(directory, vocabulary)
     return directory
 
 
-def _make_tokenizer(directory: Path, vocabulary: Sequence[str]) -> None:
+def make_tokenizer(directory: Path, vocabulary: Sequence[str]) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     numbers = {token: number for number, token in enumerate(vocabulary)}
