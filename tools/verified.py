@@ -137,7 +137,18 @@ tp-pp | TP x PP (logits only)
     dist/test_logits.py::test_logits_equal_transformers[TP2PP2]
 pp-dp | PP x DP
     dist/test_training.py::test_four_ranks_train_like_the_plain_trainer[PP2DP2]
-ep | Expert parallel, MoE families | not built
+ep | Expert parallel: DP x EP, TP x EP, with PP
+    dist/test_training.py::test_experts_train_like_the_plain_trainer[EP2]
+    dist/test_exactness.py::test_experts_at_every_k_and_alpha
+    dist/test_invariance.py::test_gradients_of_experts_fp32
+    dist/test_export.py::test_source_collects_the_experts_of_every_rank[EP2]
+ep-sfpo | SFPO on ChainedOptimizer (dense and expert), fp32 and bf16
+    dist/test_experts.py::test_two_optimizers_whose_shards_cover_every_weight_once
+    dist/test_experts.py::test_three_bf16_steps_leave_no_stale_weight
+    dist/test_experts.py::test_a_null_step_after_a_reposition_changes_nothing
+    dist/test_experts.py::test_optimizers_without_sharding
+aux-losses | Router auxiliary losses, the same under every split
+    dist/test_aux_losses.py::test_gradients_are_those_of_a_mean_over_tokens
 cp | Context parallel | not built
 cpu-offload | CPU-offloaded optimizer (fractions 0.5 and 1; a device is simulated)
     dist/test_hybrid_optimizer.py::test_three_sfpo_steps_equal_the_plain_optimizer
@@ -167,6 +178,10 @@ multi-node | Several machines | never run
 families | Qwen2, Qwen3, Llama, tied and untied: logits equal transformers'
     dist/test_logits.py::test_logits_equal_transformers
     dist/test_logits.py::test_logits_bf16
+moe-families | Qwen3-MoE, Mixtral: logits equal transformers'
+    dist/test_logits.py::test_moe_logits_equal_transformers
+te-experts | Experts under Megatron's TE layer spec, grouped and not, over torch stand-ins
+    dist/test_te_spec.py::test_te_spec_of_experts
 llama3-rope | Llama-3 rope scaling | never run
 vocab-padding | Vocabulary that TP does not divide
     dist/test_logits.py::test_vocabulary_padding_is_cut_at_export
@@ -198,6 +213,9 @@ refit-shm | Refit through shared memory: the engine equals a fresh one (weights 
 refit-trained | Refit of trained Megatron shards: the engine equals one started on the export
     e2e/test_trained_refit.py::test_tensor_parallel_trainer_tied
     e2e/test_trained_refit.py::test_every_layout
+refit-experts | Refit of a mixture of experts; the whole loop at EP2
+    e2e/test_experts.py::test_experts_are_packed_anew
+    e2e/test_experts.py::test_train_with_expert_parallel
 refit-file | Refit through a file where shared memory is full (the buffer alone)
     e2e/test_manifest.py::test_full_shared_memory_falls_back_to_a_file
 refit-traps | Refit traps: each test fails without its guard
