@@ -160,7 +160,7 @@ def _forward_backward(
     normalizer = max(1, objective.normalizer(minibatch))  # 0: every rollout is masked out
     per_token = unwrapped(policy.chunks[0]).config.calculate_per_token_loss
     undone = len(minibatch.microbatches) * policy.layout.data_size
-    divisor = minibatch.global_valid_tokens if per_token else undone
+    divisor = max(1, minibatch.global_valid_tokens) if per_token else undone
     scale = divisor / normalizer
     if policy.aux_losses is not None:
         scale /= policy.aux_losses.weigh(minibatch, divisor)
