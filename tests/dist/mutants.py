@@ -6,6 +6,7 @@ does nothing. test_mutants.py runs each mutant against the test that must notice
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,8 +77,9 @@ def mean_in_each_microbatch() -> None:
     original = PolicyObjective.__call__
 
     def call(self: Any, logprobs: Any, entropy: Any, microbatch: Any) -> Any:
-        loss, stats = original(self, logprobs, entropy, microbatch)
-        return loss * 20.0 / microbatch.loss_mask.sum().clamp(min=1), stats
+        terms = original(self, logprobs, entropy, microbatch)
+        mean = terms.loss * 20.0 / microbatch.loss_mask.sum().clamp(min=1)
+        return dataclasses.replace(terms, loss=mean)
 
     PolicyObjective.__call__ = call  # type: ignore[method-assign]
 
