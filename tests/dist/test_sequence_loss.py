@@ -7,6 +7,8 @@ Not exercised: bf16, context parallelism (a sequence would be split).
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -91,3 +93,21 @@ def test_with_megatrons_per_token_loss(bench: Workbench) -> None:
     """calculate_per_token_loss: Megatron divides the gradient by the token count, which is not this
     loss's normalizer."""
     compare(train(bench, steps=1, calculate_per_token_loss=True), train(bench, steps=1))
+
+
+@on_ranks(DP2, per_token=[False, True])
+def test_every_rollout_masked_out(bench: Workbench, per_token: bool) -> None:
+    """No token is left in either minibatch: no loss, a gradient of 0, nothing skipped, no NaN."""
+    objective = ObjectiveConfig(aggregation="seq_mean_token_mean", entropy_coef=0.01)
+    transformer = {"calculate_per_token_loss": per_token}
+    policy = bench.policy(objective=objective, transformer=transformer)
+    minibatches = [
+        replace(minibatch, global_valid_tokens=0, global_num_sequences=0)
+        for minibatch in bench.prepared(policy)
+    ]
+    for microbatch in (m for part in minibatches for m in part.microbatches):
+        microbatch.loss_mask.zero_()
+    result = bench.one_pass(policy, minibatches)()
+    assert result.num_tokens == 0 and math.isnan(result.mean_of("ratio_mean"))
+    for one in result.minibatches:
+        assert one.loss == one.entropy == one.grad_norm == 0 and not one.skipped
