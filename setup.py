@@ -13,7 +13,7 @@ VERSION = re.search(
 README = ROOT / "README.md"
 
 TASKS = ["reasoning-gym==0.1.25", "math-verify==0.9.0"]
-DEV = ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "wheel", "setuptools>=77"]
+DEV = ["pytest", "hypothesis==6.170.17", "ruff", "mypy", "types-PyYAML", "wheel", "setuptools>=77"]
 
 setup(
     name="sfpo-megatron",

@@ -17,12 +17,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from workbench import Workbench
 
-VOCAB, PADDED, TOKENS = 101, 104, 37
+VOCAB, TOKENS = 101, 37
 
 
-def full(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-prob of the label, entropy), in the dtype of `logits`, from its first VOCAB columns."""
-    log_p = torch.log_softmax(logits[:, :VOCAB] / temperature, dim=1)
+def full(
+    logits: Tensor, labels: Tensor, temperature: float, vocab: int
+) -> tuple[Tensor, Tensor]:
+    """(log-prob of the label, entropy), in the dtype of `logits`, from its first `vocab` columns."""
+    log_p = torch.log_softmax(logits[:, :vocab] / temperature, dim=1)
     return log_p.gather(1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=1)
 
 
@@ -53,22 +55,25 @@ def check(
     entropy_grad: bool,
     reuse: bool,
     dtype: torch.dtype,
+    vocab: int = VOCAB,
+    tokens: int = TOKENS,
 ) -> None:
     """Values within 1e-6, relative where they are above 1 (a log-prob of -200 has an fp32 spacing
     of 1.5e-5). Gradients, of size 1, within 1e-5, or half a bf16 step where they are stored so.
     Padding columns hold huge values that must not count."""
     from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
 
+    padded = vocab + 3
     random = torch.Generator().manual_seed(7)
-    whole = torch.empty(TOKENS, PADDED).uniform_(-scale, scale, generator=random)
-    whole[:, VOCAB:] = 1e4
+    whole = torch.empty(tokens, padded).uniform_(-scale, scale, generator=random)
+    whole[:, vocab:] = 1e4
     whole = whole.to(dtype)
-    labels = torch.randint(0, VOCAB, (TOKENS,), generator=random)
-    labels[:4] = torch.tensor([0, 51, 52, 100])  # the ends of both shards
-    labels[4] = whole[4, :VOCAB].argmax()  # at +-80 a log-prob of almost 0
-    weights = torch.randn(2, TOKENS, generator=random)
+    labels = torch.randint(0, vocab, (tokens,), generator=random)
+    labels[:4] = torch.tensor([0, padded // 2 - 1, padded // 2, vocab - 1])  # the ends of both shards
+    labels[4] = whole[4, :vocab].argmax()  # at +-80 a log-prob of almost 0
+    weights = torch.randn(2, tokens, generator=random)
     exact = whole.double().requires_grad_()
-    wanted = full(exact, labels, temperature)
+    wanted = full(exact, labels, temperature, vocab)
     loss = (wanted[0] * weights[0]).sum()
     if entropy_grad:
         loss = loss + (wanted[1] * weights[1]).sum()
@@ -80,7 +85,7 @@ def check(
     got = vocab_parallel_logprobs(
         mine,
         labels,
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         group=group,
         temperature=temperature,
         chunk_tokens=chunk,
@@ -103,8 +108,15 @@ def check(
     torch.testing.assert_close(grad.double(), wanted_grad, rtol=half_step, atol=1e-5)
     kept = torch.equal(mine.detach(), whole.chunk(size, dim=1)[rank])
     assert kept != reuse, "the logits were changed" if not kept else "the logits were not reused"
-    first = rank * PADDED // size
-    assert not grad[:, max(VOCAB - first, 0) :].any(), "padding columns got a gradient"
+    first = rank * padded // size
+    assert not grad[:, max(vocab - first, 0) :].any(), "padding columns got a gradient"
+
+
+@on_ranks(TP1, TP2)
+def test_a_large_vocabulary(bench: Workbench) -> None:
+    """As many terms in a sum as real models have."""
+    for dtype in (torch.float32, torch.bfloat16):
+        check(bench, 10.0, 1.0, 4, True, True, dtype, vocab=151_937, tokens=7)
 
 
 @on_ranks(TP2)
