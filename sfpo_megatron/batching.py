@@ -1,18 +1,25 @@
 """Cut one rollout batch into minibatches of packed microbatches, the same on every rank.
 
-A pure function of the batch: each rank computes the whole split and keeps its data-parallel part,
-so no communication decides it. Built once a train step; all K + 1 passes reuse it.
+A pure function of the batch: each rank computes the whole split and keeps its part, so no
+communication decides it. Built once a train step; all K + 1 passes reuse it.
+
+Which rollouts make up a minibatch is fixed (consecutive ones). Inside it they are dealt to
+data-parallel ranks, and each rank's to microbatches, costliest first, each to whoever has the least
+work so far. The work of a sequence of n tokens is n (1 + n / attention_break_even): its linear
+layers, then causal attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.types import Microbatch, Minibatch, RolloutBatch
 
 
@@ -23,62 +30,109 @@ class BatchLayout:
     minibatches: int
     data_rank: int
     data_size: int
+    context_rank: int = 0
+    context_size: int = 1
+    """Context-parallel ranks share every sequence: each has two of its 2 * context_size chunks."""
     max_tokens: int
-    """Token budget of a microbatch."""
+    """Token budget of a microbatch on a rank; what pads a pack to `pad_multiple` is not counted."""
     microbatch_size: int | None = None
     """Rollouts per microbatch; None packs up to max_tokens."""
     pad_multiple: int = 1
-    """Pack lengths are padded to a multiple of this (sequence parallelism splits them)."""
+    """A rank's part of a pack is padded to a multiple of this (`pad_multiple_of`)."""
     microbatch_multiple: int = 1
     """Microbatch counts are a multiple of this (the interleaved schedule needs it)."""
     equal_lengths: bool = False
     """Pad all packs of a minibatch to one length (the interleaved schedule needs it: Megatron's
     exchange of lengths mixes up the two directions between two stages)."""
+    attention_break_even: float = math.inf
+    """Length at which a sequence's attention costs as much as the rest of it."""
+
+    def work(self, num_tokens: int) -> float:
+        """Of one sequence, in tokens of linear layers."""
+        return num_tokens * (1 + num_tokens / self.attention_break_even)
+
+    def span(self, num_tokens: int) -> int:
+        """Tokens that a sequence takes in a pack."""
+        return _round_up(num_tokens, 2 * self.context_size if self.context_size > 1 else 1)
+
+    def total(self, spans: Iterable[int]) -> int:
+        """Tokens of the pack of these sequences; an empty pack has padding alone."""
+        multiple = math.lcm(self.span(1), self.context_size * self.pad_multiple)
+        return _round_up(max(sum(spans), 1), multiple)
 
 
-def split_sizes(lengths: Sequence[int], layout: BatchLayout) -> int:
-    """Microbatches that `lengths` (one rank's sequences of one minibatch) need at least."""
-    if layout.microbatch_size is not None:
-        return -(-len(lengths) // layout.microbatch_size)
-    longest = max(lengths, default=0)
-    if longest > layout.max_tokens:
-        raise ValueError(
-            f"a sequence of {longest} tokens does not fit train.max_tokens_per_microbatch="
-            f"{layout.max_tokens}; raise it to {longest} or more"
-        )
-    return len(_first_fit(lengths, layout.max_tokens))
+def pad_multiple_of(config: RunConfig) -> int:
+    """Sequence parallelism splits a pack over tensor-parallel ranks; FP8 kernels want multiples of
+    16, or of a block of 32, in each rank's part."""
+    settings = config.megatron.transformer
+    block = 32 if settings.get("fp8_recipe") == "mxfp8" else 16
+    parts = config.parallel.tensor if config.parallel.sequence else 1
+    return parts * (block if settings.get("fp8") else 1)
 
 
-def _first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of `lengths`, in order, into as few consecutive bins as the budget allows."""
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _deal(
+    items: Iterable[int], work: Sequence[float], size: Sequence[int], *, bins: int, room: int
+) -> list[list[int]] | None:
+    """Each item, costliest first, to the bin with the least work that has room for its size; None
+    if one finds no room."""
+    dealt: list[list[int]] = [[] for _ in range(bins)]
+    done, left = [0.0] * bins, [room] * bins
+    for item in sorted(items, key=lambda i: (-work[i], i)):
+        free = [b for b in range(bins) if left[b] >= size[item]]
+        if not free:
+            return None
+        chosen = min(free, key=lambda b: (done[b], b))
+        dealt[chosen].append(item)
+        done[chosen] += work[item]
+        left[chosen] -= size[item]
+    return dealt
+
+
+def _first_fit(items: Iterable[int], size: Sequence[int], *, room: int) -> list[list[int]]:
+    """Largest first, each into the first bin with room: about as few bins as can be."""
     bins: list[list[int]] = []
-    room = -1
-    for index, length in enumerate(lengths):
-        if length > room:
+    left: list[int] = []
+    for item in sorted(items, key=lambda i: (-size[i], i)):
+        chosen = next((b for b, free in enumerate(left) if free >= size[item]), len(bins))
+        if chosen == len(bins):
             bins.append([])
-            room = budget
-        bins[-1].append(index)
-        room -= length
+            left.append(room)
+        bins[chosen].append(item)
+        left[chosen] -= size[item]
     return bins
 
 
-def _balanced(lengths: Sequence[int], num_bins: int, layout: BatchLayout) -> list[list[int]]:
-    """Indices into exactly `num_bins` bins that respect the layout; a bin may be empty."""
+def split(lengths: Sequence[int], layout: BatchLayout) -> list[list[list[int]]]:
+    """Indices of `lengths` (one minibatch) by data-parallel rank and microbatch: each once, as many
+    microbatches on every rank. A microbatch may be empty."""
+    spans, share = [layout.span(length) for length in lengths], len(lengths)
+    size, room = spans, layout.max_tokens * layout.context_size
+    longest = max(spans, default=0)
     if layout.microbatch_size is not None:
-        size = layout.microbatch_size
-        bins = [list(range(i, min(i + size, len(lengths)))) for i in range(0, len(lengths), size)]
-    else:
-        # Even fill: the smallest budget (by bisection) whose first fit needs no more than num_bins.
-        low = max(max(lengths, default=1), -(-sum(lengths) // num_bins))
-        high = layout.max_tokens
-        while low < high:
-            middle = (low + high) // 2
-            if len(_first_fit(lengths, middle)) <= num_bins:
-                high = middle
-            else:
-                low = middle + 1
-        bins = _first_fit(lengths, high)
-    return bins + [[] for _ in range(num_bins - len(bins))]
+        # Equal shares, so that no rank needs more microbatches than the others.
+        size, room = [1] * len(lengths), layout.microbatch_size
+        share = -(-len(lengths) // layout.data_size)
+    elif longest > room:
+        raise ValueError(
+            f"a sequence of {longest} tokens does not fit train.max_tokens_per_microbatch="
+            f"{layout.max_tokens}; raise it to {-(-longest // layout.context_size)} or more"
+        )
+    work = [layout.work(length) for length in lengths]
+    ranks = range(layout.data_size)
+    parts = _deal(range(len(lengths)), work, [1] * len(lengths), bins=len(ranks), room=share)
+    assert parts is not None
+    fewest = [_first_fit(part, size, room=room) for part in parts]
+    count = _round_up(max(1, *(len(bins) for bins in fewest)), layout.microbatch_multiple)
+    result = []
+    for part, tight in zip(parts, fewest, strict=True):
+        # Where room is so tight that an even deal finds none, the fewest bins stay as they are.
+        bins = _deal(part, work, size, bins=count, room=room) or tight
+        result.append([sorted(bin) for bin in bins] + [[] for _ in range(count - len(bins))])
+    return result
 
 
 def build_minibatches(
@@ -91,16 +145,12 @@ def build_minibatches(
     """This rank's part of every minibatch.
 
     advantages: [N]. in_loss: [N] bool, rollouts outside it are packed and forwarded, but no loss
-    mask covers them; None for all. Minibatch m takes consecutive rollouts (whole groups); inside
-    it, rollout i goes to data-parallel rank i mod data_size. All ranks get the same number of
-    microbatches.
+    mask covers them; None for all. Minibatch m takes consecutive rollouts (whole groups). All ranks
+    get the same number of microbatches.
     """
     num = batch.num_rollouts
-    if num % (layout.minibatches * layout.data_size):
-        raise ValueError(
-            f"{num} rollouts do not split into {layout.minibatches} minibatches x "
-            f"{layout.data_size} data-parallel ranks"
-        )
+    if num % layout.minibatches:
+        raise ValueError(f"{num} rollouts do not split into {layout.minibatches} minibatches")
     lengths = (batch.prompt_lengths + batch.response_lengths).tolist()
     if in_loss is None:
         in_loss = torch.ones(num, dtype=torch.bool)
@@ -108,29 +158,23 @@ def build_minibatches(
     rows = _Rows(batch, advantages, in_loss)
     per_minibatch = num // layout.minibatches
     result = []
-    for m in range(layout.minibatches):
-        members = range(m * per_minibatch, (m + 1) * per_minibatch)
-        parts = [list(members[rank :: layout.data_size]) for rank in range(layout.data_size)]
-        need = max(split_sizes([lengths[i] for i in part], layout) for part in parts)
-        need = -(-need // layout.microbatch_multiple) * layout.microbatch_multiple
-        mine = parts[layout.data_rank]
-        bins = _balanced([lengths[i] for i in mine], need, layout)
-        longest = max(sum(lengths[mine[i]] for i in members_of) for members_of in bins)
+    for start in range(0, num, per_minibatch):
+        part = slice(start, start + per_minibatch)
+        spans = [layout.span(length) for length in lengths[part]]
+        ranks = split(lengths[part], layout)
+        totals = [[layout.total(spans[i] for i in bin) for bin in bins] for bins in ranks]
+        if layout.equal_lengths:
+            totals = [[max(of_rank)] * len(of_rank) for of_rank in totals]
+        mine = zip(ranks[layout.data_rank], totals[layout.data_rank], strict=True)
         result.append(
             Minibatch(
                 microbatches=tuple(
-                    pack(
-                        [rows[mine[i]] for i in members_of],
-                        layout.pad_multiple,
-                        at_least=longest if layout.equal_lengths else 1,
-                    )
-                    for members_of in bins
+                    pack_into(total, [rows[start + i] for i in bin], layout) for bin, total in mine
                 ),
-                global_valid_tokens=int(trained_lengths[members.start : members.stop].sum()),
-                global_num_sequences=int(
-                    trained_lengths[members.start : members.stop].count_nonzero()
-                ),
-                global_tokens=sum(lengths[members.start : members.stop]),
+                global_valid_tokens=int(trained_lengths[part].sum()),
+                global_num_sequences=int(trained_lengths[part].count_nonzero()),
+                global_tokens=sum(lengths[part]),
+                global_padded_tokens=sum(map(sum, totals)),
             )
         )
     return result
@@ -181,12 +225,22 @@ class _Rows:
 
 
 def pack(rows: Sequence[PackRow], pad_multiple: int = 1, *, at_least: int = 1) -> Microbatch:
-    """Concatenate sequences (THD). Padding, and an empty pack, is a dummy sequence of token 0 that
-    no loss mask covers: every rank must run the same number of forwards. The length is a multiple
-    of `pad_multiple`, not below `at_least`."""
+    """One pack of its own, without context parallelism. Its length is a multiple of `pad_multiple`,
+    not below `at_least`."""
+    layout = BatchLayout(
+        minibatches=1, data_rank=0, data_size=1, max_tokens=0, pad_multiple=pad_multiple
+    )
+    length = sum(row.token_ids.numel() for row in rows)
+    return pack_into(layout.total([max(length, at_least)]), rows, layout)
+
+
+def pack_into(total: int, rows: Sequence[PackRow], layout: BatchLayout) -> Microbatch:
+    """Concatenate sequences (THD) into `total` tokens; this context-parallel rank's part of them.
+
+    Padding, and an empty pack, is a dummy sequence of token 0 that no loss mask covers: every rank
+    must run the same number of forwards.
+    """
     lengths = [row.token_ids.numel() for row in rows]
-    total = -(-max(sum(lengths), at_least) // pad_multiple) * pad_multiple
-    padding = total - sum(lengths)
     token_ids = torch.zeros(total, dtype=torch.int64)
     position_ids = torch.zeros(total, dtype=torch.int64)
     labels = torch.zeros(total, dtype=torch.int64)
@@ -197,28 +251,44 @@ def pack(rows: Sequence[PackRow], pad_multiple: int = 1, *, at_least: int = 1) -
     for row, length in zip(rows, lengths, strict=True):
         start, end = ends[-1], ends[-1] + length
         token_ids[start:end] = row.token_ids
-        position_ids[start:end] = torch.arange(length)
         labels[start : end - 1] = row.token_ids[1:]
         # Position t predicts token t + 1: the response is predicted from its last prompt token on.
         response = slice(start + row.prompt_length - 1, end - 1)
         loss_mask[response] = row.in_loss
         advantages[response] = row.advantage if row.in_loss else 0.0
         generator_logprobs[response] = row.generator_logprobs
-        ends.append(end)
-    if padding:
-        position_ids[ends[-1] :] = torch.arange(padding)
+        ends.append(start + layout.span(length))
+    if total > ends[-1]:
         ends.append(total)
-    spans = [b - a for a, b in pairwise(ends)]
-    rollouts = [row.rollout for row in rows] + [-1] * (len(spans) - len(rows))
+    for start, end in pairwise(ends):
+        position_ids[start:end] = torch.arange(end - start)
+    mine = _context_part(ends, layout)
+    cu_seqlens = torch.tensor(ends, dtype=torch.int32)
+    rollouts = [row.rollout for row in rows] + [-1] * (len(ends) - 1 - len(rows))
     return Microbatch(
-        token_ids=token_ids,
-        position_ids=position_ids,
-        labels=labels,
-        loss_mask=loss_mask,
-        cu_seqlens=torch.tensor(ends, dtype=torch.int32),
+        token_ids=token_ids[mine],
+        position_ids=position_ids[mine],
+        labels=labels[mine],
+        loss_mask=loss_mask[mine],
+        cu_seqlens=cu_seqlens // layout.context_size,
         rollouts=torch.tensor(rollouts, dtype=torch.int64),
-        max_seqlen=max(spans),
-        num_tokens=sum(lengths),
-        advantages=advantages,
-        generator_logprobs=generator_logprobs,
+        max_seqlen=int(cu_seqlens.diff().max()),
+        num_tokens=sum(map(layout.span, lengths)) // layout.context_size,
+        advantages=advantages[mine],
+        generator_logprobs=generator_logprobs[mine],
     )
+
+
+def _context_part(ends: Sequence[int], layout: BatchLayout) -> Tensor | slice:
+    """Which tokens of a pack are this context-parallel rank's: of each sequence, cut into 2 * size
+    chunks, chunk `rank` and its mirror image. So every rank has the same causal attention to do; it
+    is the order that TransformerEngine's attention and Megatron's rotary embedding expect."""
+    rank, size = layout.context_rank, layout.context_size
+    if size == 1:
+        return slice(None)
+    parts = []
+    for start, end in pairwise(ends):
+        chunk = (end - start) // (2 * size)
+        for place in (rank, 2 * size - 1 - rank):
+            parts.append(torch.arange(start + place * chunk, start + (place + 1) * chunk))
+    return torch.cat(parts)

@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
-from sfpo_megatron.config.check import Command, check_config
+from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.tree import RunConfig
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+Command = Literal["train", "sft"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,7 +86,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     """`train` and `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
-    config = _load(arguments, world_size=world_size, for_training=True, command=command)
+    config = _load(arguments, world_size=world_size, for_training=True)
     if not under_torchrun:
         from sfpo_megatron.launcher import launch
 

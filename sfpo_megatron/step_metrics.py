@@ -57,6 +57,16 @@ def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
     }
 
 
+def split_metrics(minibatches: Sequence[Minibatch]) -> dict[str, float]:
+    """What the split costs."""
+    tokens = sum(minibatch.global_tokens for minibatch in minibatches)
+    padded = sum(minibatch.global_padded_tokens for minibatch in minibatches)
+    return {
+        "num_microbatches": sum(len(minibatch.microbatches) for minibatch in minibatches),
+        "padding": 1 - tokens / padded,
+    }
+
+
 def pass_metrics(results: Sequence[PassResult], totals: Totals) -> dict[str, float]:
     """`loss, entropy, grad_norm, clip_frac, ppo_kl` of the slow correction; `*_first_pass` of the
     first minibatch before any update, where the ratio must be 1; `pass_k/...` of every pass."""

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sfpo_megatron.batching import BatchLayout, build_minibatches, set_advantages
+from sfpo_megatron.batching import (
+    BatchLayout,
+    build_minibatches,
+    pad_multiple_of,
+    set_advantages,
+)
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.passes import (
@@ -45,6 +50,7 @@ from sfpo_megatron.step_metrics import (
     batch_metrics,
     logprob_difference,
     pass_metrics,
+    split_metrics,
 )
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
@@ -128,7 +134,7 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
             first_pass_is_old
         ):  # between old_logprobs and the first pass it would be 0 by construction
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
-        metrics |= mismatch | io.times | _phase_times(timers)
+        metrics |= split_metrics(minibatches) | mismatch | io.times | _phase_times(timers)
         metrics |= {
             "sfpo_active": num_fast > 0,
             "weight_version": step,
@@ -185,14 +191,17 @@ def cut(config: RunConfig, policy: Policy, batch: RolloutBatch) -> list[Minibatc
 
 def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> BatchLayout:
     """How this rank's part of a batch is cut."""
-    parallel = config.parallel
+    parallel, layout = config.parallel, policy.layout
     return BatchLayout(
         minibatches=num_minibatches,
-        data_rank=policy.layout.data_rank,
-        data_size=policy.layout.data_size,
+        data_rank=layout.data_rank,
+        data_size=layout.data_size,
+        context_rank=layout.context_rank,
+        context_size=layout.context_size,
         max_tokens=config.train.max_tokens_per_microbatch,
         microbatch_size=config.train.microbatch_size,
-        pad_multiple=parallel.tensor if parallel.sequence else 1,
+        pad_multiple=pad_multiple_of(config),
         microbatch_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
         equal_lengths=parallel.virtual_pipeline is not None,
+        attention_break_even=policy.shape.attention_break_even,
     )

@@ -1,6 +1,6 @@
 """The nouns that travel through the loop, with their shapes.
 
-T = tokens of one packed microbatch, S = its sequences, N = rollouts of one batch,
+T = tokens of one packed microbatch on a rank, S = its sequences, N = rollouts of one batch,
 P / R = prompt / response tokens of one rollout.
 """
 
@@ -91,18 +91,20 @@ class RolloutBatch:
 
 @dataclass(kw_only=True, slots=True)
 class Microbatch:
-    """One packed (THD) forward. Position t predicts `labels[t]`, the next token of its own
+    """A packed (THD) forward of a rank. Position t predicts `labels[t]`, the next token of its own
     sequence; every per-token field below stands at the position that predicts the token."""
 
     token_ids: Tensor  # [T] int64
     position_ids: Tensor  # [T] int64, from 0 in each sequence
     labels: Tensor  # [T] int64
     loss_mask: Tensor  # [T] bool, True where labels[t] is a response token that is trained on
-    cu_seqlens: Tensor  # [S + 1] int32
+    cu_seqlens: Tensor  # [S + 1] int32, of this rank's tokens
     rollouts: Tensor  # [S] int64, row of each sequence in the batch; -1 for padding
     max_seqlen: int
+    """Of whole sequences, where context-parallel ranks share them."""
     num_tokens: int
-    """Tokens of real sequences; the rest, at the end, is padding."""
+    """Tokens of real sequences (context parallelism pads each of them); the rest, at the end, is
+    padding."""
     advantages: Tensor  # [T] float32
     generator_logprobs: Tensor  # [T] float32
     old_logprobs: Tensor | None = None  # [T] float32, set once, before the first update
@@ -121,3 +123,5 @@ class Minibatch:
     """Sequences with such tokens over all data-parallel ranks."""
     global_tokens: int
     """All its tokens over all data-parallel ranks, without padding."""
+    global_padded_tokens: int
+    """The same with padding."""

@@ -10,14 +10,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from sfpo_megatron.config.context_parallel import context_parallel
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model_json
 from sfpo_megatron.config.tree import RunConfig
-
-Command = Literal["train", "sft"]
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -44,7 +43,6 @@ def check_config(
     file: str,
     world_size: int | None = None,
     for_training: bool = False,
-    command: Command = "train",
 ) -> list[ConfigWarning]:
     """Raise ConfigError on the first thing that cannot work; return what deserves a warning.
 
@@ -52,7 +50,7 @@ def check_config(
     `for_training`: the run starts now, so that missing weights are an error, not a warning.
     """
     warnings = []
-    for problem in _problems(config, world_size, command):
+    for problem in _problems(config, world_size):
         if problem.level == "error" or (problem.level == "error_when_training" and for_training):
             raise ConfigError(
                 file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
@@ -62,15 +60,13 @@ def check_config(
     return warnings
 
 
-def _problems(config: RunConfig, world_size: int | None, command: Command) -> Iterator[Problem]:
+def _problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
     """Cheapest first: layout, then batch, then what is read from files."""
     yield from _layout(config)
     yield from _world_size(config, world_size)
     yield from expert_layout(config, world_size)
     for rule in _RULES:
         yield from rule(config)
-    if command == "sft":
-        yield from _sft_batch(config)
     model = None
     for item in read_model_json(config):
         if isinstance(item, Problem):
@@ -84,13 +80,6 @@ def _problems(config: RunConfig, world_size: int | None, command: Command) -> It
 
 def _layout(config: RunConfig) -> Iterator[Problem]:
     parallel = config.parallel
-    if parallel.context > 1:
-        yield Problem(
-            "parallel.context",
-            str(parallel.context),
-            "1",
-            "set it to 1: context parallelism needs TransformerEngine and is not built yet",
-        )
     if parallel.virtual_pipeline is not None and parallel.pipeline == 1:
         yield Problem(
             "parallel.virtual_pipeline",
@@ -138,35 +127,17 @@ def _world_size(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
 
 
 def _batch(config: RunConfig) -> Iterator[Problem]:
-    train, data = config.train, config.parallel.data or 1
-    per_minibatch = train.prompts_per_step * train.group_size // train.minibatches_per_step
-    if per_minibatch % data:
-        yield Problem(
-            "train.prompts_per_step",
-            f"{per_minibatch} rollouts a minibatch ({train.prompts_per_step} x "
-            f"{train.group_size} / {train.minibatches_per_step})",
-            f"a multiple of parallel.data ({data})",
-            "change prompts_per_step, group_size or parallel.data",
-        )
-    length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if train.max_tokens_per_microbatch < length:
+    train, context = config.train, config.parallel.context
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    room = train.max_tokens_per_microbatch * context
+    if train.microbatch_size is None and room < longest:
         yield Problem(
             "train.max_tokens_per_microbatch",
             str(train.max_tokens_per_microbatch),
-            f"at least one whole rollout ({length} tokens: max_prompt_tokens + "
-            "max_response_tokens)",
-            f"set it to {length} or more",
-        )
-
-
-def _sft_batch(config: RunConfig) -> Iterator[Problem]:
-    data = config.parallel.data or 1
-    if config.sft.examples_per_step % data:
-        yield Problem(
-            "sft.examples_per_step",
-            str(config.sft.examples_per_step),
-            f"a multiple of parallel.data ({data})",
-            "change one of the two",
+            f"at least one whole rollout ({longest} tokens: max_prompt_tokens + "
+            "max_response_tokens"
+            + (f", over {context} context-parallel ranks)" if context > 1 else ")"),
+            f"set it to {-(-longest // context)} or more",
         )
 
 
@@ -365,6 +336,7 @@ def _passed_through(config: RunConfig) -> Iterator[Problem]:
 
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
+    context_parallel,
     _algorithm,
     _optimizer,
     _objective,

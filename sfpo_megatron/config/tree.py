@@ -45,7 +45,7 @@ class ParallelConfig:
     expert_tensor: int = 1
     """Tensor-parallel size inside an expert."""
     context: int = 1
-    """Context-parallel size (needs TransformerEngine)."""
+    """Context-parallel size: ranks that share every sequence (needs TransformerEngine)."""
     sequence: bool = False
     """Sequence parallelism: activations of norms are split over the tensor-parallel ranks."""
 
@@ -115,9 +115,10 @@ class TrainConfig:
     minibatches_per_step: int = 2
     """Optimizer steps per pass."""
     microbatch_size: int | None = None
-    """Rollouts per microbatch; null packs up to max_tokens_per_microbatch."""
+    """Rollouts per microbatch; null packs up to max_tokens_per_microbatch, as evenly in work
+    (attention and linear layers) as can be."""
     max_tokens_per_microbatch: int = 8192
-    """Token budget of one packed forward."""
+    """Token budget of one packed forward on a rank."""
     logprob_chunk_tokens: int = 1024
     """Tokens whose logits are turned into fp32 at a time in the log-prob kernel."""
     control_timeout_s: float = 1800.0

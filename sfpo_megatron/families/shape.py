@@ -69,6 +69,17 @@ class ModelShape:
         """Vocabulary rows in Megatron: each tensor-parallel rank holds the same number."""
         return -(-self.vocab_size // tensor_parallel) * tensor_parallel
 
+    @property
+    def attention_break_even(self) -> float:
+        """Tokens of a sequence at which its causal attention takes as many multiplications as its
+        linear layers: of n tokens, n^2 * heads * head_dim a layer (two products, half masked)."""
+        heads = self.num_heads * self.head_dim
+        attention = 2 * self.hidden_size * (heads + self.num_kv_heads * self.head_dim)
+        ffn = self.moe.experts_per_token * self.moe.ffn_size if self.moe else self.ffn_size
+        mlp = 3 * self.hidden_size * ffn
+        linear = self.num_layers * (attention + mlp) + self.hidden_size * self.vocab_size
+        return linear / (self.num_layers * heads)
+
 
 def read_hf_config(directory: str | Path) -> dict[str, Any]:
     """The config.json of a Hugging Face directory."""

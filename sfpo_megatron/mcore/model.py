@@ -47,6 +47,12 @@ def transformer_config(
     shape: ModelShape, config: RunConfig, capabilities: Capabilities
 ) -> TransformerConfig:
     """The model's sizes and the run's layout, then `megatron.transformer` on top."""
+    if config.parallel.context > 1 and capabilities.layers != "te":
+        raise ValueError(
+            f"parallel.context: found {config.parallel.context}, expected 1 without "
+            "TransformerEngine, whose attention alone exchanges keys and values between ranks; "
+            "set it to 1"
+        )
     parallel, dtype = config.parallel, DTYPES[config.model.dtype]
     cuda = capabilities.cuda
     fields: dict[str, Any] = {

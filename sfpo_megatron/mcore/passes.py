@@ -191,6 +191,7 @@ def _schedule(
     policy: Policy, minibatch: Minibatch, head: Callable[..., Any], *, forward_only: bool
 ) -> list[Any]:
     """Megatron's schedule (plain, 1F1B or interleaved) over one minibatch."""
+    context_size = policy.layout.context_size
 
     def loss_func(
         microbatch: Microbatch, output: Tensor, non_loss_data: bool = False
@@ -200,7 +201,7 @@ def _schedule(
 
     def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
         microbatch = next(iterator)
-        cu_seqlens, longest = microbatch.cu_seqlens, microbatch.max_seqlen
+        cu_seqlens, longest = microbatch.cu_seqlens * context_size, microbatch.max_seqlen
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,
@@ -233,7 +234,7 @@ def _schedule(
         data_iterator=iterators if virtual else iterators[0],
         model=policy.chunks if virtual else policy.chunks[0],
         num_microbatches=count,
-        seq_length=max(m.token_ids.numel() for m in minibatch.microbatches),
+        seq_length=max(m.token_ids.numel() for m in minibatch.microbatches) * context_size,
         micro_batch_size=1,
         forward_only=forward_only,
         collect_non_loss_data=forward_only,

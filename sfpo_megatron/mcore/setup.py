@@ -57,6 +57,8 @@ class Layout:
     expert_tensor_size: int
     pipeline_rank: int
     pipeline_size: int
+    context_rank: int
+    context_size: int
     is_last_stage: bool
 
 
@@ -145,6 +147,8 @@ def current_layout() -> Layout:
         expert_tensor_size=ps.get_expert_tensor_parallel_world_size(),
         pipeline_rank=ps.get_pipeline_model_parallel_rank(),
         pipeline_size=ps.get_pipeline_model_parallel_world_size(),
+        context_rank=ps.get_context_parallel_rank(),
+        context_size=ps.get_context_parallel_world_size(),
         is_last_stage=ps.get_pipeline_model_parallel_rank()
         == ps.get_pipeline_model_parallel_world_size() - 1,
     )

@@ -39,6 +39,7 @@ class Layout:
     pipeline: int = 1
     virtual: int | None = None
     sequence: bool = False
+    context: int = 1
     expert: int = 1
     """Expert-parallel size: of the data x tensor ranks of a pipeline stage."""
     expert_tensor: int = 1
@@ -47,11 +48,12 @@ class Layout:
 
     @property
     def world(self) -> int:
-        return self.data * self.tensor * self.pipeline
+        return self.data * self.tensor * self.pipeline * self.context
 
 
 TP1 = Layout(name="TP1")
 TE1 = Layout(name="TE1", te=True)
+CP2 = Layout(name="CP2", context=2, te=True)
 TP2 = Layout(name="TP2", tensor=2)
 SP2 = Layout(name="TP2+SP", tensor=2, sequence=True)
 PP2 = Layout(name="PP2", pipeline=2)

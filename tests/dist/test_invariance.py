@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import exact_gradients
 import references
 import torch
-from harness import DP2, EP2, EP2PP2, PP2, PP2DP2, TP1, VPP2, on_ranks
+from harness import CP2, DP2, EP2, EP2PP2, PP2, PP2DP2, TP1, VPP2, on_ranks
 from torch import Tensor
 
 from sfpo_megatron.batching import build_minibatches
@@ -54,7 +54,6 @@ SPLITS: dict[str, dict[str, Any]] = {
 """BatchLayout's fields."""
 BETWEEN_SPLITS, FROM_FLOAT64 = 1e-6, 3e-6
 BF16_BETWEEN_SPLITS, BF16_FROM_FLOAT64 = 0.04, 0.06
-DP2_PER_TOKEN = "DP2-qwen2_tied-True"
 
 
 def gradients(
@@ -70,7 +69,7 @@ def gradients(
     policy.shards.ready_for_training()
     objective = PolicyObjective.of(policy.config)
     sums = policy.control.sum(_forward_backward(policy, minibatch, objective)[0])
-    return bench.hf_gradients(policy), sums[0].item() / minibatch.global_valid_tokens
+    return bench.hf_gradients(policy), sums[0].item() / objective.normalizer(minibatch)
 
 
 def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
@@ -138,16 +137,7 @@ def compare_splits(
         assert beyond[split] <= from_exact, f"{split}: {beyond[split]:.1e} from float64"
 
 
-@on_ranks(
-    *(TP1, DP2, PP2, VPP2, PP2DP2),
-    needs=TP1,
-    only=[*("TP1-qwen2_tied-False", "DP2-qwen2_tied-False", "PP2-qwen2_tied-False"), DP2_PER_TOKEN],
-    model=references.TRAINED,
-    per_token=[False, True],
-)
-def test_gradients_fp32(bench: Workbench, model: str, per_token: bool) -> None:
-    """`per_token`: megatron.transformer.calculate_per_token_loss, with which Megatron divides by the
-    global token count instead of the microbatch count."""
+def compare_fp32(bench: Workbench, model: str, per_token: bool) -> None:
     compare_splits(
         bench,
         model,
@@ -161,6 +151,39 @@ def test_gradients_fp32(bench: Workbench, model: str, per_token: bool) -> None:
 def test_gradients_of_experts_fp32(bench: Workbench, model: str) -> None:
     """Without auxiliary losses (test_aux_losses.py)."""
     compare_splits(bench, model, bound=BETWEEN_SPLITS, from_exact=FROM_FLOAT64)
+
+
+@on_ranks(
+    *(TP1, DP2, PP2, VPP2, PP2DP2),
+    needs=TP1,
+    only=[f"{layout.name}-qwen2_tied-False" for layout in (TP1, DP2, PP2)],
+    model=references.TRAINED,
+    per_token=[False, True],
+)
+def test_gradients_fp32(bench: Workbench, model: str, per_token: bool) -> None:
+    """`per_token`: megatron.transformer.calculate_per_token_loss, with which Megatron divides by the
+    global token count instead of the microbatch count."""
+    compare_fp32(bench, model, per_token)
+
+
+@on_ranks(CP2, TP1, needs=TP1, only=[], model=references.TRAINED, per_token=[False, True])
+def test_context_parallel_gradients_te_spec(bench: Workbench, model: str, per_token: bool) -> None:
+    """Every sequence split over two ranks, under Megatron's TransformerEngine layer spec over
+    tests/te_standin; TP1 is under the local spec."""
+    compare_fp32(bench, model, per_token)
+
+
+@on_ranks(DP2, model=["qwen2_tied"])
+def test_per_token_loss_with_another_normalizer(bench: Workbench, model: str) -> None:
+    """A mean over sequences is not divided by tokens, however Megatron goes about it."""
+    objective = ObjectiveConfig(aggregation="seq_mean_token_mean")
+    found = []
+    for per_token in (False, True):
+        transformer = {"calculate_per_token_loss": per_token}
+        policy = bench.policy(model, objective=objective, transformer=transformer)
+        found.append(gradients(bench, policy, model, "50 tokens"))
+    assert abs(found[1][1] - found[0][1]) < 1e-6
+    assert difference(found[1][0], found[0][0]) <= BETWEEN_SPLITS
 
 
 @on_ranks(TP1, DP2, PP2, VPP2, needs=TP1, only=[], model=references.TRAINED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +16,7 @@ from harness import Layout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfpo_megatron.batching import BatchLayout, build_minibatches
+from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import (
     DataConfig,
     DataSource,
@@ -77,6 +78,7 @@ class Workbench:
                 pipeline=layout.pipeline,
                 virtual_pipeline=layout.virtual,
                 sequence=layout.sequence,
+                context=layout.context,
                 expert=layout.expert,
                 expert_tensor=layout.expert_tensor,
             ),
@@ -113,6 +115,8 @@ class Workbench:
 
     def minibatches(self, policy: setup.Policy, step: int = 0) -> list[Minibatch]:
         """This rank's part of saved batch `step`, cut as the trainer does; no old_logprobs yet."""
+        from sfpo_megatron.trainer import batch_layout
+
         saved = references.load_batch(self.directory, step)
         batch = RolloutBatch(
             group_size=references.GROUP_SIZE,
@@ -127,16 +131,10 @@ class Workbench:
             batch,
             grpo_advantages(batch.rewards, batch.group_size),
             in_loss=in_loss(batch, policy.config.objective),
-            layout=BatchLayout(
-                minibatches=train.minibatches_per_step,
-                data_rank=policy.layout.data_rank,
-                data_size=policy.layout.data_size,
-                max_tokens=train.max_tokens_per_microbatch,
-                # Over four ranks a minibatch has two rollouts a rank: one each.
+            # Over four ranks a minibatch has two rollouts a rank: one each.
+            layout=dataclasses.replace(
+                batch_layout(policy.config, policy, train.minibatches_per_step),
                 microbatch_size=1 if policy.layout.data_size == 4 else None,
-                pad_multiple=self.layout.tensor if self.layout.sequence else 1,
-                microbatch_multiple=self.layout.pipeline if self.layout.virtual else 1,
-                equal_lengths=self.layout.virtual is not None,
             ),
         )
         few = min(len(m.microbatches) for m in minibatches) < 2
@@ -178,6 +176,7 @@ class Workbench:
             global_valid_tokens=1,
             global_num_sequences=1,
             global_tokens=1,
+            global_padded_tokens=1,
         )
         with torch.no_grad():
             found = passes._schedule(policy, minibatch, head, forward_only=True)

@@ -70,6 +70,7 @@ def main(model: str, out: str) -> None:
         global_valid_tokens=1,
         global_num_sequences=1,
         global_tokens=1,
+        global_padded_tokens=1,
     )
 
     def logits_of(policy: Any, logits: Tensor, microbatch: Any) -> Tensor:

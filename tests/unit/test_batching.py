@@ -6,13 +6,30 @@ Property tests over ragged batches. Not exercised here: the forward passes over 
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfpo_megatron.batching import BatchLayout, PackRow, build_minibatches, pack
+from sfpo_megatron.batching import (
+    BatchLayout,
+    PackRow,
+    build_minibatches,
+    pack,
+    pad_multiple_of,
+)
+from sfpo_megatron.config.tree import (
+    DataConfig,
+    DataSource,
+    MegatronConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+)
 from sfpo_megatron.types import Microbatch, RolloutBatch
 
 
@@ -45,54 +62,103 @@ lengths_strategy = st.tuples(st.integers(1, 9), st.integers(0, 12))
 
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[list[tuple[int, int]], BatchLayout]:
+    """Ragged lengths, empty responses and sometimes one giant sequence; any layout."""
     minibatches, data = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    count = minibatches * data * draw(st.integers(1, 4))
+    count = minibatches * draw(st.integers(1, 9))
     lengths = draw(st.lists(lengths_strategy, min_size=count, max_size=count))
-    longest = max(p + r for p, r in lengths)
+    if draw(st.booleans()):
+        lengths[draw(st.integers(0, count - 1))] = (5, 400)
+    context = draw(st.sampled_from([1, 1, 2, 3]))
     layout = BatchLayout(
         minibatches=minibatches,
         data_rank=0,
         data_size=data,
-        max_tokens=longest + draw(st.integers(0, 30)),
+        context_size=context,
+        max_tokens=0,
         microbatch_size=draw(st.sampled_from([None, None, 1, 2])),
-        pad_multiple=draw(st.sampled_from([1, 2, 4])),
+        pad_multiple=draw(st.sampled_from([1, 2, 4, 16])),
         microbatch_multiple=draw(st.sampled_from([1, 2])),
         equal_lengths=draw(st.booleans()),
+        attention_break_even=draw(st.sampled_from([math.inf, 8.0])),
     )
-    return lengths, layout
+    longest = -(-max(layout.span(p + r) for p, r in lengths) // context)
+    return lengths, replace(layout, max_tokens=longest + draw(st.integers(0, 30)))
 
 
-def rank_of(layout: BatchLayout, rank: int) -> BatchLayout:
-    fields = {name: getattr(layout, name) for name in BatchLayout.__slots__}
-    return BatchLayout(**{**fields, "data_rank": rank})
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(cuts())
 def test_every_token_once_and_equal_counts(cut: tuple[list[tuple[int, int]], BatchLayout]) -> None:
+    """Over all data- and context-parallel ranks; `rollouts` leads back to the batch's order."""
     lengths, layout = cut
     batch = make_batch(lengths)
     advantages = torch.arange(1.0, len(lengths) + 1)
-    ranks = [
-        build_minibatches(batch, advantages, rank_of(layout, rank))
-        for rank in range(layout.data_size)
-    ]
-    seen: list[int] = []
+    size, seen = len(lengths) // layout.minibatches, []
     for m in range(layout.minibatches):
-        parts = [rank[m] for rank in ranks]
-        assert len({len(part.microbatches) for part in parts}) == 1, "ranks would wait for ever"
-        assert len(parts[0].microbatches) % layout.microbatch_multiple == 0
-        valid = sum(int(b.loss_mask.sum()) for part in parts for b in part.microbatches)
-        assert {part.global_valid_tokens for part in parts} == {valid}
-        size = len(lengths) // layout.minibatches
+        by_rank = [
+            [
+                build_minibatches(
+                    batch, advantages, replace(layout, data_rank=data, context_rank=context)
+                )[m]
+                for context in range(layout.context_size)
+            ]
+            for data in range(layout.data_size)
+        ]
+        every = [part for ranks in by_rank for part in ranks]
+        assert len({len(part.microbatches) for part in every}) == 1, "ranks would wait for ever"
+        assert len(every[0].microbatches) % layout.microbatch_multiple == 0
+        packs = [pack for part in every for pack in part.microbatches]
+        valid = sum(int(pack.loss_mask.sum()) for pack in packs)
         assert valid == sum(r for _, r in lengths[m * size : (m + 1) * size])
-        for part in parts:
-            if layout.equal_lengths:
-                assert len({b.token_ids.numel() for b in part.microbatches}) == 1
-            for microbatch in part.microbatches:
-                check_pack(microbatch, layout)
-                seen += microbatch.token_ids[microbatch.token_ids != 0].tolist()
-    assert sorted(seen) == batch.token_ids.tolist()
+        tokens = sum(pack.token_ids.numel() for pack in packs)
+        real = sum(p + r for p, r in lengths[m * size : (m + 1) * size])
+        for part in every:
+            assert part.global_valid_tokens == valid
+            assert (part.global_tokens, part.global_padded_tokens) == (real, tokens)
+        for ranks in by_rank:
+            for shared in zip(*(part.microbatches for part in ranks), strict=True):
+                seen.append(check_shared_pack(list(shared), layout, batch, advantages))
+            for part in ranks:
+                sizes = {pack.token_ids.numel() for pack in part.microbatches}
+                assert len(sizes) == 1 or not layout.equal_lengths
+    order = torch.cat([rollouts for rollouts, _ in seen])
+    restored = torch.argsort(order)
+    assert order[restored].tolist() == list(range(len(lengths)))
+    sequences = [tokens for _, found in seen for tokens in found]
+    assert torch.equal(torch.cat([sequences[i] for i in restored]), batch.token_ids)
+
+
+def check_shared_pack(
+    parts: list[Microbatch], layout: BatchLayout, batch: RolloutBatch, advantages: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One pack, of which each context-parallel rank has a part: (rollouts in it, their tokens)."""
+    for part in parts:
+        check_pack(part, layout)
+        assert torch.equal(part.cu_seqlens, parts[0].cu_seqlens)
+    rollouts = parts[0].rollouts[parts[0].rollouts >= 0]
+    spans = list(itertools.pairwise(parts[0].cu_seqlens.tolist()))
+    longest = max(stop - start for start, stop in spans) * len(parts)
+    assert parts[0].max_seqlen == longest
+    lengths = (batch.prompt_lengths + batch.response_lengths)[rollouts].tolist()
+    room = [layout.span(length) for length in lengths]
+    if layout.microbatch_size is None:
+        assert sum(room) <= layout.max_tokens * layout.context_size
+    else:
+        assert len(room) <= layout.microbatch_size
+    whole = []
+    for rollout, (start, stop), length in zip(rollouts.tolist(), spans, lengths, strict=False):
+        positions = torch.cat([part.position_ids[start:stop] for part in parts])
+        order = torch.argsort(positions)
+        assert positions[order].tolist() == list(range(len(parts) * (stop - start)))
+        tokens, labels, mask, credit = (
+            torch.cat([getattr(part, name)[start:stop] for part in parts])[order]
+            for name in ("token_ids", "labels", "loss_mask", "advantages")
+        )
+        assert not tokens[length:].any() and not mask[length - 1 :].any()
+        prompt = int(batch.prompt_lengths[rollout])
+        assert labels[mask].tolist() == tokens[prompt:length].tolist()
+        assert credit[mask].eq(advantages[rollout]).all() and not credit[~mask].any()
+        whole.append(tokens[:length])
+    return rollouts, whole
 
 
 def check_pack(microbatch: Microbatch, layout: BatchLayout) -> None:
@@ -100,15 +166,7 @@ def check_pack(microbatch: Microbatch, layout: BatchLayout) -> None:
     ends = microbatch.cu_seqlens.tolist()
     assert microbatch.cu_seqlens.dtype == torch.int32
     assert ends[0] == 0 and ends[-1] == total and sorted(set(ends)) == ends
-    assert microbatch.max_seqlen == max(b - a for a, b in itertools.pairwise(ends))
     assert total > 0 and total % layout.pad_multiple == 0
-    real = sequences(microbatch)
-    if layout.microbatch_size is None:
-        assert sum(span.stop - span.start for span in real) <= layout.max_tokens
-    else:
-        assert len(real) <= layout.microbatch_size
-    for start, stop in itertools.pairwise(ends):
-        assert microbatch.position_ids[start:stop].tolist() == list(range(stop - start))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -140,6 +198,28 @@ def test_labels_mask_and_logprobs_stand_where_the_token_is_predicted(
     assert not packed.loss_mask[covered:].any() and packed.token_ids[covered:].eq(0).all()
 
 
+@pytest.mark.parametrize(
+    ("transformer", "sequence", "multiple"),
+    [
+        ({}, False, 1),
+        ({}, True, 2),
+        ({"fp8": "hybrid"}, False, 16),
+        ({"fp8": "e4m3", "fp8_recipe": "mxfp8"}, True, 64),
+    ],
+)
+def test_packs_are_padded_to_what_the_layout_needs(
+    transformer: dict[str, Any], sequence: bool, multiple: int
+) -> None:
+    config = RunConfig(
+        output_dir="run",
+        model=ModelConfig(path="model"),
+        parallel=ParallelConfig(tensor=2, sequence=sequence),
+        megatron=MegatronConfig(transformer=transformer),
+        data=DataConfig(train=(DataSource(source="jsonl", path="data.jsonl"),)),
+    )
+    assert pad_multiple_of(config) == multiple
+
+
 def test_an_empty_pack_is_a_dummy_sequence() -> None:
     empty = pack([], 4)
     assert empty.token_ids.tolist() == [0] * 4 and empty.cu_seqlens.tolist() == [0, 4]
@@ -147,35 +227,86 @@ def test_an_empty_pack_is_a_dummy_sequence() -> None:
     assert pack([], 4, at_least=9).token_ids.numel() == 12
 
 
-def test_ranks_take_turns_inside_consecutive_minibatches() -> None:
-    """Rollout i of a minibatch goes to rank i mod data_size, so that groups are spread."""
-    batch = make_batch([(1, 1)] * 8)
-    advantages = torch.arange(8.0)
-
-    def owned(rank: int) -> list[list[float]]:
-        layout = BatchLayout(minibatches=2, data_rank=rank, data_size=2, max_tokens=100)
-        return [
-            [a for b in m.microbatches for a in b.advantages[b.loss_mask].tolist()]
-            for m in build_minibatches(batch, advantages, layout)
-        ]
-
-    assert owned(0) == [[0.0, 2.0], [4.0, 6.0]] and owned(1) == [[1.0, 3.0], [5.0, 7.0]]
+def lengths_by_rank(batch: RolloutBatch, layout: BatchLayout) -> list[list[list[int]]]:
+    """[rank][microbatch] -> lengths of its sequences, one minibatch."""
+    found = []
+    for rank in range(layout.data_size):
+        (minibatch,) = build_minibatches(
+            batch, torch.zeros(batch.num_rollouts), replace(layout, data_rank=rank)
+        )
+        found.append(
+            [[s.stop - s.start for s in sequences(pack)] for pack in minibatch.microbatches]
+        )
+    return found
 
 
 def test_packs_are_filled_evenly() -> None:
     """9 sequences of 10 tokens under a budget of 40: 3 packs of 30, not 40 + 40 + 10."""
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=40)
-    (minibatch,) = build_minibatches(make_batch([(5, 5)] * 9), torch.zeros(9), layout)
-    assert [b.token_ids.numel() for b in minibatch.microbatches] == [30, 30, 30]
+    assert lengths_by_rank(make_batch([(5, 5)] * 9), layout) == [[[10] * 3] * 3]
 
 
-def test_a_sequence_over_the_budget_is_refused_with_both_numbers() -> None:
-    layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=9)
-    with pytest.raises(ValueError, match=r"10 tokens .*per_microbatch=9; raise it to 10"):
+@pytest.mark.parametrize("of", ["ranks", "packs"])
+def test_dealt_are_equal_parts_of_work_not_of_tokens(of: str) -> None:
+    """One sequence of 400 tokens and 20 of 40; attention costs as much as the rest at 400. The long
+    one is worth 800 tokens and a short one 44, so it goes with 1 of them, not with 5."""
+    batch = make_batch([(10, 390)] + [(10, 30)] * 20)
+    size, room = {"ranks": (2, 1200), "packs": (1, 800)}[of]
+    layout = BatchLayout(minibatches=1, data_rank=0, data_size=size, max_tokens=room)
+    parts = {}
+    for break_even in (400.0, math.inf):
+        dealt = lengths_by_rank(batch, replace(layout, attention_break_even=break_even))
+        two = [rank[0] for rank in dealt] if of == "ranks" else dealt[0]
+        parts[break_even] = sorted(len(part) for part in two)
+    assert parts == {400.0: [2, 19], math.inf: [6, 15]}
+
+
+def test_heavy_tailed_lengths_are_dealt_evenly() -> None:
+    """No rank has 1% more work than the mean, no pack 10%."""
+    random = torch.Generator().manual_seed(0)
+    tail = torch.rand(128, generator=random).pow(-0.7).mul(40).clamp(max=500).long().tolist()
+    layout = BatchLayout(
+        minibatches=1, data_rank=0, data_size=4, max_tokens=1024, attention_break_even=1000.0
+    )
+    dealt = lengths_by_rank(make_batch([(10, n) for n in tail]), layout)
+    packs = torch.tensor([[sum(map(layout.work, pack)) for pack in rank] for rank in dealt])
+    ranks = packs.sum(dim=1)
+    assert ranks.max() < 1.01 * ranks.mean() and packs.max() < 1.1 * packs.mean()
+
+
+def test_a_deal_that_finds_no_room_keeps_the_fewest_packs() -> None:
+    """6 6 4 4 4 under 12: two packs hold them only as 6 6 and 4 4 4, which is no even deal."""
+    layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=12)
+    batch = make_batch([(3, 3), (2, 2), (3, 3), (2, 2), (2, 2)])
+    assert lengths_by_rank(batch, layout) == [[[6, 6], [4, 4, 4]]]
+
+
+def test_fewer_rollouts_than_ranks() -> None:
+    """A rank without any runs as many dummy packs."""
+    layout = BatchLayout(minibatches=1, data_rank=0, data_size=3, max_tokens=10)
+    assert lengths_by_rank(make_batch([(5, 5), (1, 1)]), layout) == [[[10]], [[2]], [[]]]
+
+
+def test_only_empty_responses() -> None:
+    """No token is trained on; the counts say so."""
+    layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=10)
+    (minibatch,) = build_minibatches(make_batch([(5, 0), (3, 0)]), torch.ones(2), layout)
+    assert (minibatch.global_valid_tokens, minibatch.global_num_sequences) == (0, 0)
+    assert not any(pack.loss_mask.any() for pack in minibatch.microbatches)
+
+
+@pytest.mark.parametrize(("context", "least"), [(1, 10), (2, 6)])
+def test_a_sequence_over_the_budget_is_refused_with_both_numbers(context: int, least: int) -> None:
+    """Two context-parallel ranks share 10 tokens as 12: in 4 chunks of 3."""
+    layout = BatchLayout(
+        minibatches=1, data_rank=0, data_size=1, max_tokens=5, context_size=context
+    )
+    with pytest.raises(ValueError, match=rf"tokens .*per_microbatch=5; raise it to {least}"):
         build_minibatches(make_batch([(5, 5)]), torch.zeros(1), layout)
+    build_minibatches(make_batch([(5, 5)]), torch.zeros(1), replace(layout, max_tokens=least))
 
 
 def test_a_batch_that_does_not_split_is_refused() -> None:
     layout = BatchLayout(minibatches=2, data_rank=0, data_size=2, max_tokens=9)
-    with pytest.raises(ValueError, match="6 rollouts do not split into 2 minibatches x 2"):
-        build_minibatches(make_batch([(1, 1)] * 6), torch.zeros(6), layout)
+    with pytest.raises(ValueError, match="5 rollouts do not split into 2 minibatches"):
+        build_minibatches(make_batch([(1, 1)] * 5), torch.zeros(5), layout)

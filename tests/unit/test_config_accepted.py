@@ -79,11 +79,12 @@ def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_check("sfpo.alpha=0", "sfpo.num_fast_passes=0") == []
 
 
-def test_sft_has_its_own_batch(here: Path) -> None:
-    overrides = ("sft.examples_per_step=33", "parallel.data=2")
-    assert run_check(*overrides) == []
-    with pytest.raises(ConfigError, match=r"sft\.examples_per_step"):
-        run_check(*overrides, command="sft")
+def test_context_parallelism_without_te_ends_a_run_that_starts(here: Path) -> None:
+    """A login node may have no TransformerEngine where the job will have one."""
+    (warning,) = run_check("parallel.context=2")
+    assert "no TransformerEngine in this Python" in warning
+    with pytest.raises(ConfigError, match=r"parallel\.context.*install transformer-engine"):
+        run_check("parallel.context=2", for_training=True)
 
 
 def test_narrow_heads_are_fine_on_a_gpu(

@@ -78,8 +78,6 @@ CASES = {
     "vpp_without_pp": case(
         "parallel.virtual_pipeline", "2", "null when parallel.pipeline is 1", "set it to null",
         "parallel.virtual_pipeline=2"),
-    "context": case(
-        "parallel.context", "2", "1", "needs TransformerEngine", "parallel.context=2"),
     "expert_of_dense": case(
         "parallel.expert", "2 with a qwen2 model", "1", "no experts", "parallel.expert=2",
         "parallel.data=2"),
@@ -146,13 +144,30 @@ CASES = {
         "rollout.tensor_parallel", "4", "num_attention_heads (6)", "1, 2, 3, 6",
         "rollout.tensor_parallel=4"),
     # batch
-    "batch_by_dp": case(
-        "train.prompts_per_step", "32 rollouts a minibatch (8 x 8 / 2)",
-        "a multiple of parallel.data (3)", "change prompts_per_step",
-        "train.prompts_per_step=8", "parallel.data=3"),
     "microbatch_below_one_rollout": case(
         "train.max_tokens_per_microbatch", "64", "(96 tokens", "set it to 96",
         "train.max_tokens_per_microbatch=64"),
+    "microbatch_below_one_rollout_cp": case(
+        "train.max_tokens_per_microbatch", "47", "over 2 context-parallel ranks", "set it to 48",
+        "train.max_tokens_per_microbatch=47", "parallel.context=2"),
+    "context_local": case(
+        "parallel.context", "2 with model.transformer_impl local", "1 (the torch attention",
+        "set it to 1", "parallel.context=2", "model.transformer_impl=local"),
+    "context_sequence_ratio": case(
+        "objective.ratio", "sequence with parallel.context 2", "averaged over a whole response",
+        "set it to token", "parallel.context=2", "objective.ratio=sequence"),
+    "context_sequence_mean": case(
+        "objective.aggregation", "seq_mean_token_mean with parallel.context 2",
+        "averaged over a whole response", "set it to token_mean",
+        "parallel.context=2", "objective.aggregation=seq_mean_token_mean"),
+    "context_sequence_weight": case(
+        "objective.importance_sampling.weight", "sequence with parallel.context 2",
+        "averaged over a whole response", "set it to token",
+        "parallel.context=2", "objective.importance_sampling.weight=sequence"),
+    "context_auxiliary_loss": case(
+        "megatron.transformer.moe_z_loss_coeff", "0.1 with parallel.context 2",
+        "no auxiliary loss", "set it to 0",
+        "parallel.context=2", "megatron.transformer.moe_z_loss_coeff=0.1"),
     "beyond_positions": case(
         "rollout.max_response_tokens", "564 tokens", "max_position_embeddings (512)", "lower",
         "rollout.max_response_tokens=500"),
@@ -292,7 +307,10 @@ def test_refused(here: Path, model_dir: Callable[..., Path], name: str) -> None:
     )
 
 
-CLI_CASES = ("heads_by_tp", "layers_by_pp", "batch_by_dp", "path_not_there", "narrow_heads_on_cpu")
+CLI_CASES = (
+    *("heads_by_tp", "layers_by_pp", "microbatch_below_one_rollout"),
+    *("path_not_there", "narrow_heads_on_cpu"),
+)
 
 
 @pytest.mark.parametrize("command", ["check", "train", "sft"])

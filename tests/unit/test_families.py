@@ -216,3 +216,25 @@ def test_shape_reads_both_rope_spellings() -> None:
 def test_what_is_not_supported_is_named(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         model_shape({**CONFIG, **change})
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+def test_attention_and_matrices_of_a_sequence_cost_the_same_at_break_even(
+    shape: ModelShape,
+) -> None:
+    """Multiplications of n tokens: n for each element of a matrix they pass (of the experts, the
+    chosen ones; the head once, tied or not; the router not counted); attention, pair by pair."""
+    elements = 0.0
+    for rule in rules_of(shape):
+        for name, sizes in zip(rule.hf, hf_shapes(rule, shape), strict=True):
+            if len(sizes) < 2 or "embed_tokens" in name or "lm_head" in name:
+                continue
+            if shape.moe and name.endswith("gate.weight"):
+                continue
+            chosen = shape.moe.experts_per_token / shape.moe.num_experts if shape.moe else 1.0
+            elements += sizes[0] * sizes[1] * (chosen if "experts" in name else 1.0)
+    elements += shape.hidden_size * shape.vocab_size
+    n = 1000 * round(shape.attention_break_even)
+    pairs = n * n / 2  # of a query and a key not after it
+    attention = shape.num_layers * pairs * 2 * shape.num_heads * shape.head_dim
+    assert attention / (n * elements) == pytest.approx(n / shape.attention_break_even)

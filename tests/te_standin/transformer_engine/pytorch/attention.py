@@ -1,4 +1,9 @@
-"""te.pytorch.DotProductAttention for packed (THD) causal self-attention, one sequence at a time."""
+"""te.pytorch.DotProductAttention for packed (THD) causal self-attention, one sequence at a time.
+
+Under context parallelism every rank has two chunks of each sequence, one and its mirror image, and
+cu_seqlens are of whole sequences, as in TE. TE passes keys and values around; here all
+ranks gather everything, attend, and keep their part.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,36 @@ import itertools
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    """[T, ...] of every rank, one after another; the gradient is added up over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(group.size())]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        whole = grads[0].contiguous().clone()
+        dist.all_reduce(whole, group=ctx.group)
+        return whole.chunk(ctx.group.size())[ctx.group.rank()], None
+
+
+def _places(ends: list[int], size: int) -> Tensor:
+    """Where the tokens of rank 0, then 1, ... stand in the whole pack."""
+    places = []
+    for rank in range(size):
+        for start, end in itertools.pairwise(ends):
+            chunks = torch.arange(start, end).chunk(2 * size)
+            places += [chunks[rank], chunks[2 * size - 1 - rank]]
+    return torch.cat(places)
 
 
 class DotProductAttention(torch.nn.Module):
@@ -22,6 +55,7 @@ class DotProductAttention(torch.nn.Module):
         tp_size: int = 1,
         softmax_scale: float | None = None,
         window_size: Any = None,
+        cp_group: dist.ProcessGroup | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -30,6 +64,7 @@ class DotProductAttention(torch.nn.Module):
         self.heads = num_attention_heads
         self.groups = num_gqa_groups or num_attention_heads
         self.softmax_scale = softmax_scale
+        self.context_group = cp_group
 
     def forward(
         self,
@@ -49,6 +84,16 @@ class DotProductAttention(torch.nn.Module):
         assert cu_seqlens_q is not None and cu_seqlens_kv is not None
         assert torch.equal(cu_seqlens_q, cu_seqlens_kv)
         ends = cu_seqlens_q.tolist()
+        group = self.context_group
+        if group is not None and group.size() > 1:
+            places = _places(ends, group.size())
+            restore = torch.argsort(places)
+            query, key, value = (_Gather.apply(x, group)[restore] for x in (query, key, value))
+            whole = self._attend(query, key, value, ends)
+            return whole[places.chunk(group.size())[group.rank()]]
+        return self._attend(query, key, value, ends)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, ends: list[int]) -> Tensor:
         assert ends[0] == 0 and ends[-1] == query.shape[0], "cu_seqlens do not cover the pack"
         repeats = self.heads // self.groups
         rows = []

@@ -1,0 +1,55 @@
+"""What context parallelism (parallel.context above 1) cannot go with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from sfpo_megatron.config.model_files import Problem
+from sfpo_megatron.config.tree import RunConfig
+
+
+def context_parallel(config: RunConfig) -> Iterator[Problem]:
+    """Only TransformerEngine's attention exchanges keys and values between ranks; a sequence is
+    split over them, so what needs a whole sequence on one rank cannot be computed."""
+    if config.parallel.context == 1:
+        return
+    found = str(config.parallel.context)
+    objective = config.objective
+    sampling = objective.importance_sampling
+    for key, value, instead in (
+        ("ratio", objective.ratio, "token"),
+        ("aggregation", objective.aggregation, "token_mean"),
+        ("importance_sampling.weight", sampling.weight, "token"),
+        ("importance_sampling.reject", sampling.reject, "token"),
+    ):
+        if value in ("sequence", "seq_mean_token_mean"):
+            yield Problem(
+                f"objective.{key}",
+                f"{value} with parallel.context {found}",
+                "nothing that is averaged over a whole response: ranks hold parts of it",
+                f"set it to {instead}, or parallel.context to 1",
+            )
+    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
+        if coefficient := config.megatron.transformer.get(name):
+            yield Problem(
+                f"megatron.transformer.{name}",
+                f"{coefficient} with parallel.context {found}",
+                "no auxiliary loss: the padding inside of sequences would count",
+                "set it to 0, or parallel.context to 1",
+            )
+    if config.model.transformer_impl == "local":
+        yield Problem(
+            "parallel.context",
+            f"{found} with model.transformer_impl local",
+            "1 (the torch attention keeps a sequence on one rank)",
+            "set it to 1, or model.transformer_impl to te",
+        )
+    elif find_spec("transformer_engine") is None:
+        yield Problem(
+            "parallel.context",
+            f"{found}, and no TransformerEngine in this Python",
+            "1 without TransformerEngine",
+            "set it to 1, or install transformer-engine[pytorch]",
+            "error_when_training",
+        )
