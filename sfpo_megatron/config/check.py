@@ -15,7 +15,7 @@ from typing import Any
 from sfpo_megatron.config.context_parallel import context_parallel
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model_json
+from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.tree import RunConfig
 
 
@@ -67,15 +67,12 @@ def _problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
     yield from expert_layout(config, world_size)
     for rule in _RULES:
         yield from rule(config)
-    model = None
-    for item in read_model_json(config):
+    for item in read_model(config):
         if isinstance(item, Problem):
             yield item
-        else:
-            model = item
-    if model is not None:
+            continue
         for model_rule in (*MODEL_RULES, experts_of_model):
-            yield from model_rule(config, model, not has_cuda())
+            yield from model_rule(config, item, not has_cuda())
 
 
 def _layout(config: RunConfig) -> Iterator[Problem]:

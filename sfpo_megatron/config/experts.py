@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sfpo_megatron.config.model_files import ModelJson, Problem
+from sfpo_megatron.config.model_files import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.shape import (
-    SUPPORTED_ARCHITECTURES,
-    MoEShape,
-    moe_shape,
-    refused_experts,
-)
+from sfpo_megatron.families.shape import ModelShape, MoEShape
 
 
 def expert_layout(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
@@ -29,22 +24,19 @@ def expert_layout(config: RunConfig, world_size: int | None) -> Iterator[Problem
         )
 
 
-def experts_of_model(config: RunConfig, model: ModelJson, on_cpu: bool) -> Iterator[Problem]:
-    """What the model's config.json has to say about experts."""
-    parallel, family = config.parallel, SUPPORTED_ARCHITECTURES[model["architectures"][0]]
-    moe = moe_shape(model, family)
+def experts_of_model(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
+    """Does the layout fit the model's experts, or their absence?"""
+    parallel, moe = config.parallel, shape.moe
     if moe is None:
         for name in ("expert", "expert_tensor"):
             if getattr(parallel, name) > 1:
                 yield Problem(
                     f"parallel.{name}",
-                    f"{getattr(parallel, name)} with a {family} model",
+                    f"{getattr(parallel, name)} with a {shape.family} model",
                     "1",
                     "set it to 1: the model has no experts",
                 )
         return
-    for found, expected in refused_experts(model, family):
-        yield Problem("model.path", f"{found} in its config.json", expected, "choose another model")
     yield from _divisible(config, moe)
     yield from _with_tensor_parallel(config)
     if on_cpu and parallel.expert_tensor > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,26 @@ SUPPORTED_ARCHITECTURES = {
 MOE_FAMILIES = ("mixtral", "qwen3_moe")
 
 
-@dataclass(kw_only=True, frozen=True, slots=True)
-class RopeScaling:
-    """Llama 3's frequency scaling; the only kind that is supported."""
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
+    "vocab_size",
+)
+_LLAMA3_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Megatron-Core fixes these of Llama 3's frequency scaling and leaves the factor free."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
+
+class UnsupportedModel(ValueError):
+    """A config.json that nothing here trains, or that is broken."""
+
+    def __init__(self, found: str, expected: str, fix: str = "choose another model") -> None:
+        super().__init__(f"config.json: found {found}, expected {expected}; {fix}")
+        self.found = found
+        self.expected = expected
+        self.fix = fix
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -62,7 +75,8 @@ class ModelShape:
     qk_norm: bool
     norm_eps: float
     rope_base: float
-    rope_scaling: RopeScaling | None
+    rope_factor: float | None
+    """Of Llama 3's frequency scaling; None without it."""
     max_position: int
 
     def padded_vocab_size(self, tensor_parallel: int) -> int:
@@ -82,32 +96,23 @@ class ModelShape:
 
 
 def read_hf_config(directory: str | Path) -> dict[str, Any]:
-    """The config.json of a Hugging Face directory."""
+    """The config.json of a Hugging Face directory; ValueError where it is no JSON object."""
     path = Path(directory) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"found a {type(config).__name__}, not an object")
+    return config
 
 
-def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling: `rope_parameters` (transformers 5) or `rope_theta`, `rope_scaling` (4)."""
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4)."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    base = float(found.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = found.get("rope_type", found.get("type", "default"))
-    if kind == "default":
-        return base, None
-    if kind != "llama3":
-        raise ValueError(
-            f"config.json: rope_scaling: found type {kind!r}, expected default or llama3; "
-            "this kind of rope scaling is not supported"
-        )
-    return base, RopeScaling(
-        factor=float(found["factor"]),
-        low_freq_factor=float(found["low_freq_factor"]),
-        high_freq_factor=float(found["high_freq_factor"]),
-        original_max_position=int(found["original_max_position_embeddings"]),
-    )
+    theta = found.get("rope_theta", config.get("rope_theta", 10000.0))
+    return {**found, "rope_type": kind, "rope_theta": float(theta)}
 
 
-def moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
+def _moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
     """Sizes of the experts; None for a dense family."""
     if family not in MOE_FAMILIES:
         return None
@@ -123,9 +128,9 @@ def moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
     )
 
 
-def refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str, str]]:
-    """(found, expected) of what a mixture-of-experts config.json asks for and nobody here does."""
-    moe = moe_shape(config, family)
+def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
+    """What a mixture-of-experts config.json asks for and nobody here does."""
+    moe = _moe_shape(config, family)
     if moe is None:
         return
     for name in ("num_experts", "experts_per_token", "ffn_size"):
@@ -148,32 +153,73 @@ def refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str, 
         yield f"sliding_window {config['sliding_window']}", "full attention"
 
 
-def model_shape(config: dict[str, Any]) -> ModelShape:
-    """Read a config.json; ValueError names what is not supported."""
-    architecture = (config.get("architectures") or ["none"])[0]
-    family = SUPPORTED_ARCHITECTURES.get(architecture)
-    if family is None:
-        raise ValueError(
-            f"config.json: architectures: found {architecture}, expected one of "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)}; this family is not supported"
+def _family(config: dict[str, Any]) -> str:
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise UnsupportedModel(
+            f"architecture {name}",
+            f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
+            "choose a model of these families",
         )
-    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
-        if config.get(key):
-            raise ValueError(f"config.json: {key}: found true, expected false; not supported")
+    return SUPPORTED_ARCHITECTURES[name]
+
+
+def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """(found, expected, what to do) of sizes that cannot be."""
+    fix = "restore the model's config.json"
+    for name in _SIZES:
+        value = config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield f"{name} = {value!r}", "a positive integer", fix
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if config.get("head_dim") is None and hidden % heads:
+        yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
+
+
+def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """(found, expected[, what to do]) of what any family may ask for and nobody here does."""
+    if config.get("quantization_config") is not None:
+        fix = "use the model before quantization"
+        yield "quantization_config", "unquantized weights", fix
+    rope = _rope(config)
+    kind, fix = rope["rope_type"], "use a model without it"
+    if kind not in ("default", "llama3"):
+        yield f"rope type {kind}", "rope type default or llama3", fix
+    if kind == "llama3":
+        if not rope.get("factor"):
+            yield "rope type llama3 without a factor", "one", "restore the model's config.json"
+        for name, value in _LLAMA3_ROPE.items():
+            if rope.get(name) != value:
+                yield f"{name} {rope.get(name)} of rope type llama3", f"{value:g}", fix
+    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
+    if partial != 1.0:
+        yield f"partial_rotary_factor {partial}", "rotary embeddings on the whole head"
+    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
+        fix = "set use_sliding_window to false in config.json if the context fits the window"
+        yield "sliding-window attention", "full attention", fix
     if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(
-            f"config.json: hidden_act: found {config['hidden_act']!r}, expected 'silu'"
-        )
-    for found, expected in refused_experts(config, family):
-        raise ValueError(f"config.json: found {found}, expected {expected}; not supported")
-    rope_base, rope_scaling = _rope(config)
+        yield f"hidden_act {config['hidden_act']}", "silu", "choose a model with a SwiGLU MLP"
+    if config.get("attention_bias"):
+        yield "attention_bias", "no attention bias beyond the family's own"
+    if config.get("mlp_bias"):
+        yield "mlp_bias", "no MLP bias"
+
+
+def model_shape(config: dict[str, Any]) -> ModelShape:
+    """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
+    family = _family(config)
+    findings = chain(_broken(config), _refused(config), _refused_experts(config, family))
+    if first := next(findings, None):
+        raise UnsupportedModel(*first)
+    rope = _rope(config)
     num_heads = int(config["num_attention_heads"])
     return ModelShape(
         family=family,
         num_layers=int(config["num_hidden_layers"]),
         hidden_size=int(config["hidden_size"]),
         ffn_size=int(config["intermediate_size"]),
-        moe=moe_shape(config, family),
+        moe=_moe_shape(config, family),
         num_heads=num_heads,
         num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
         head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
@@ -182,7 +228,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         qkv_bias=family == "qwen2",
         qk_norm=family in ("qwen3", "qwen3_moe"),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_base=rope_base,
-        rope_scaling=rope_scaling,
+        rope_base=rope["rope_theta"],
+        rope_factor=float(rope["factor"]) if rope["rope_type"] == "llama3" else None,
         max_position=int(config.get("max_position_embeddings", 32768)),
     )

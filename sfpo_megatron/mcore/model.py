@@ -120,15 +120,6 @@ def build_chunks(
 
     Collective where embeddings are tied across pipeline stages (Megatron compares them).
     """
-    scaling = shape.rope_scaling
-    if scaling and (
-        (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position)
-        != (1.0, 4.0, 8192)
-    ):
-        raise ValueError(
-            f"config.json: rope_scaling: found {scaling}, expected low_freq_factor 1, "
-            "high_freq_factor 4 and original_max_position_embeddings 8192: Megatron-Core fixes them"
-        )
     virtual = config.virtual_pipeline_model_parallel_size
     chunks = []
     for index in range(virtual or 1):
@@ -148,8 +139,8 @@ def build_chunks(
                 share_embeddings_and_output_weights=shape.tied_embeddings,
                 position_embedding_type="rope",
                 rotary_base=shape.rope_base,
-                rope_scaling=scaling is not None,
-                rope_scaling_factor=scaling.factor if scaling else 8.0,
+                rope_scaling=shape.rope_factor is not None,
+                rope_scaling_factor=shape.rope_factor or 8.0,
                 vp_stage=stage,
             )
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config_check import MIXTRAL, MOE, here, run_check
+from test_config_check import LLAMA3_ROPE, MIXTRAL, MOE, here, run_check
 
 from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
@@ -120,7 +120,7 @@ def test_layouts_of_experts(
 
 
 def test_llama3_rope_is_supported(here: Path, model_dir: Callable[..., Path]) -> None:
-    model_dir(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0})
+    model_dir(rope_parameters=LLAMA3_ROPE)
     assert run_check() == []
 
 

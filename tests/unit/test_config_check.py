@@ -55,6 +55,14 @@ MIXTRAL: dict[str, Any] = {
     "num_local_experts": 8,
     "num_experts_per_tok": 2,
 }
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 JSONL = "data.train=[{source: jsonl, path: none.jsonl}]"
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
@@ -207,6 +215,12 @@ CASES = {
     "rope_transformers_4": case(
         "model.path", "rope type linear", "default or llama3", "use a model",
         rope_parameters=None, rope_scaling={"type": "linear", "factor": 2}),
+    "rope_of_another_llama": case(
+        "model.path", "high_freq_factor 8.0 of rope type llama3", "4", "use a model",
+        rope_parameters={**LLAMA3_ROPE, "high_freq_factor": 8.0}),
+    "rope_without_factor": case(
+        "model.path", "rope type llama3 without a factor", "one", "restore",
+        rope_parameters={**LLAMA3_ROPE, "factor": None}),
     "partial_rotary": case(
         "model.path", "partial_rotary_factor 0.5", "the whole head", "choose",
         partial_rotary_factor=0.5),

@@ -205,7 +205,7 @@ def test_shape_reads_both_rope_spellings() -> None:
             },
             "decoder_sparse_step 2",
         ),
-        ({"architectures": None}, "none"),
+        ({"architectures": None}, "architecture None"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"use_sliding_window": True}, "use_sliding_window"),
