@@ -70,7 +70,6 @@ TE_EP2 = Layout(name="TExDP2xEP2", te=True, data=2, expert=2)
 EP2PP2 = Layout(name="DP2xEP2xPP2", data=2, expert=2, pipeline=2)
 
 
-
 @dataclass(kw_only=True, frozen=True)
 class Case:
     """One function under one layout with one set of arguments."""
@@ -178,7 +177,9 @@ class Jobs:
     @property
     def figures(self) -> dict[str, dict[str, float]]:
         """What the cases measured (`bench.figures` on rank 0), by case."""
-        found = {name: ranks[0].get("figures") for name, ranks in self._results.items() if 0 in ranks}
+        found = {
+            name: ranks[0].get("figures") for name, ranks in self._results.items() if 0 in ranks
+        }
         return {name: figures for name, figures in sorted(found.items()) if figures}
 
     def _run(self, layout: Layout) -> None:

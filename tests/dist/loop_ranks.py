@@ -32,7 +32,9 @@ def main(directory: Path) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     init = dist.init_process_group
     results = {}
-    for index, (name, file, arguments) in enumerate(json.loads((directory / "runs.json").read_text())):
+    for index, (name, file, arguments) in enumerate(
+        json.loads((directory / "runs.json").read_text())
+    ):
         # A store of its own: in torchrun's, this run would read the last one's addresses and hang.
         store = dist.FileStore(str(directory / f"store{index}"), world)
         dist.init_process_group = partial(init, store=store, rank=rank, world_size=world)

@@ -100,7 +100,9 @@ def test_with_overlap(bench: Workbench, model: str, k: int, alpha: float, eps: f
     check(bench, model, k, alpha, eps, ddp=OVERLAP)
 
 
-@on_ranks(TP2PP2DP2, only=[], overlap=[False, True], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS)
+@on_ranks(
+    TP2PP2DP2, only=[], overlap=[False, True], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS
+)
 def test_eight_ranks(
     bench: Workbench, overlap: bool, model: str, k: int, alpha: float, eps: float
 ) -> None:
@@ -110,7 +112,9 @@ def test_eight_ranks(
     check(bench, model, k, alpha, eps, ddp=OVERLAP if overlap else None)
 
 
-@on_ranks(TP1, DP2, only=[], max_tokens=[22, 400], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS)
+@on_ranks(
+    TP1, DP2, only=[], max_tokens=[22, 400], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS
+)
 def test_other_microbatches(
     bench: Workbench, max_tokens: int, model: str, k: int, alpha: float, eps: float
 ) -> None:
@@ -118,12 +122,8 @@ def test_other_microbatches(
     check(bench, model, k, alpha, eps, max_tokens=max_tokens)
 
 
-@on_ranks(
-    *(TP1, DP2, TP2, PP2), only=[], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS
-)
-def test_without_sharding(
-    bench: Workbench, model: str, k: int, alpha: float, eps: float
-) -> None:
+@on_ranks(*(TP1, DP2, TP2, PP2), only=[], model=["qwen2_tied"], k=[3], alpha=[0.8], eps=EPS)
+def test_without_sharding(bench: Workbench, model: str, k: int, alpha: float, eps: float) -> None:
     """use_distributed_optimizer off: FP32Optimizer, whose main params are the model params."""
     check(bench, model, k, alpha, eps, ddp={"use_distributed_optimizer": False})
 

@@ -83,9 +83,7 @@ def test_as_many_gathers_as_the_same_steps_without_sfpo(bench: Workbench, overla
         )
         policy.shards.params_ready()
         policy.shards.params_ready()  # nothing is due a second time
-    buckets = sum(
-        len(group.buckets) for chunk in policy.chunks for group in chunk.bucket_groups
-    )
+    buckets = sum(len(group.buckets) for chunk in policy.chunks for group in chunk.bucket_groups)
     assert len(plain) == NUM_STEPS * buckets, "the count of plain steps is not what we think"
     assert sorted(ours) == sorted(plain), f"{len(ours)} gathers with SFPO, {len(plain)} without"
 

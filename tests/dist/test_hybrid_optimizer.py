@@ -23,7 +23,9 @@ OFFLOAD = LOSS_SCALE | {"optimizer_cpu_offload": True, "pin_cpu_grads": False}
 PRECISION_AWARE = {"use_precision_aware_optimizer": True}
 
 
-def offloaded_policy(bench: Workbench, fraction: float, dtype: str = "bfloat16", **extra: Any) -> Any:
+def offloaded_policy(
+    bench: Workbench, fraction: float, dtype: str = "bfloat16", **extra: Any
+) -> Any:
     """One CPU optimizer a param at fraction 1 (overlapped copies), one for all at 0.5."""
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from offload import offloading
@@ -161,9 +163,7 @@ def test_moments_and_step_counts_are_put_back(bench: Workbench) -> None:
         run_pass()  # from here on there are moments
         counts = policy.shards.step_counts()
         assert set(counts) == {float(references.MINIBATCHES)}
-        snapshot = MomentSnapshot(
-            SlowSnapshot(policy.shards), policy.shards, mode="restore"
-        )
+        snapshot = MomentSnapshot(SlowSnapshot(policy.shards), policy.shards, mode="restore")
         sfpo_step(run_pass, snapshot, num_fast_passes=num_fast_passes, alpha=0.0)
         assert set(policy.shards.step_counts()) == {2.0 * references.MINIBATCHES}
         assert len(policy.shards.step_counts()) == len(counts)

@@ -188,4 +188,6 @@ def test_per_token_loss_with_another_normalizer(bench: Workbench, model: str) ->
 
 @on_ranks(TP1, DP2, PP2, VPP2, needs=TP1, only=[], model=references.TRAINED)
 def test_gradients_bf16(bench: Workbench, model: str) -> None:
-    compare_splits(bench, model, bound=BF16_BETWEEN_SPLITS, from_exact=BF16_FROM_FLOAT64, dtype="bfloat16")
+    compare_splits(
+        bench, model, bound=BF16_BETWEEN_SPLITS, from_exact=BF16_FROM_FLOAT64, dtype="bfloat16"
+    )

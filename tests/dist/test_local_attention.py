@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
 HEADS, GROUPS, DIM = 6, 2, 32
-LENGTHS = {"even": [9, 8, 9, 10], "uneven": [3, 120, 1, 17, 2, 16, 64, 5], "one": [40], "single": [1]}
+LENGTHS = {
+    "even": [9, 8, 9, 10],
+    "uneven": [3, 120, 1, 17, 2, 16, 64, 5],
+    "one": [40],
+    "single": [1],
+}
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
@@ -69,5 +74,7 @@ def test_packed_attention(bench: Workbench, name: str, by_length: bool) -> None:
     wanted = written_out(*exact, lengths)
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)
     found = torch.autograd.grad((got * weights).sum(), ours)
-    for mine, theirs in zip(found, torch.autograd.grad((wanted * weights).sum(), exact), strict=True):
+    for mine, theirs in zip(
+        found, torch.autograd.grad((wanted * weights).sum(), exact), strict=True
+    ):
         torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1e-5)

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 VOCAB, TOKENS = 101, 37
 
 
-def full(
-    logits: Tensor, labels: Tensor, temperature: float, vocab: int
-) -> tuple[Tensor, Tensor]:
+def full(logits: Tensor, labels: Tensor, temperature: float, vocab: int) -> tuple[Tensor, Tensor]:
     """(log-prob of the label, entropy), in the dtype of `logits`, from its first `vocab` columns."""
     log_p = torch.log_softmax(logits[:, :vocab] / temperature, dim=1)
     return log_p.gather(1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=1)
@@ -69,7 +67,9 @@ def check(
     whole[:, vocab:] = 1e4
     whole = whole.to(dtype)
     labels = torch.randint(0, vocab, (tokens,), generator=random)
-    labels[:4] = torch.tensor([0, padded // 2 - 1, padded // 2, vocab - 1])  # the ends of both shards
+    labels[:4] = torch.tensor(
+        [0, padded // 2 - 1, padded // 2, vocab - 1]
+    )  # the ends of both shards
     labels[4] = whole[4, :vocab].argmax()  # at +-80 a log-prob of almost 0
     weights = torch.randn(2, tokens, generator=random)
     exact = whole.double().requires_grad_()

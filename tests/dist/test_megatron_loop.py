@@ -20,9 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "megatron_loop" / "train.py"
 SHORT = ["--steps", "2"]
 LAYOUTS = {"DP2+overlap": ["--overlap"], "DP2": [], "TP2": ["--tensor", "2"]}
-ALL = [
-    pytest.param(name, marks=[pytest.mark.full] * (name != "DP2+overlap")) for name in LAYOUTS
-]
+ALL = [pytest.param(name, marks=[pytest.mark.full] * (name != "DP2+overlap")) for name in LAYOUTS]
 Results = list[dict[str, dict[str, str]]]  # by rank, by run
 
 

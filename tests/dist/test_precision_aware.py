@@ -210,8 +210,9 @@ def bit_patterns() -> Iterator[tuple[str, Tensor]]:
     yield "normal", normal * 0.02
     high = torch.randint(-(1 << 15), 1 << 15, (100_000,), generator=random, dtype=torch.int32)
     yield "ties", (high << 16 | 0x8000).view(torch.float32)
-    yield "any bits", (high << 16 | torch.arange(100_000, dtype=torch.int32) & 0xFFFF).view(
-        torch.float32
+    yield (
+        "any bits",
+        (high << 16 | torch.arange(100_000, dtype=torch.int32) & 0xFFFF).view(torch.float32),
     )
     yield "denormals", normal * 1e-40
     special = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 3.4028235e38, -3.4028235e38]

@@ -89,9 +89,7 @@ def test_precision_aware_modes_are_refused_by_policy(bench: Workbench) -> None:
     with refused("megatron.optimizer.use_precision_aware_optimizer: found true"):
         bench.policy(dtype="float16", optimizer=precision_aware)
     with refused("megatron.optimizer.main_params_dtype: found torch.float16"):
-        bench.policy(
-            dtype="bfloat16", optimizer=precision_aware | {"main_params_dtype": "float16"}
-        )
+        bench.policy(dtype="bfloat16", optimizer=precision_aware | {"main_params_dtype": "float16"})
     with refused("megatron.optimizer.exp_avg_dtype: found 'bfloat', expected the name of a torch"):
         bench.policy(dtype="bfloat16", optimizer=precision_aware | {"exp_avg_dtype": "bfloat"})
 

@@ -61,7 +61,9 @@ def train(
             assert one.grad_norm > 0 and not one.skipped, f"step {step}: {results}"
             clipped = max(clipped, one.stats["clip_frac_low"] + one.stats["clip_frac_high"])
         history.append([[[m.loss, m.grad_norm] for m in result.minibatches] for result in results])
-    assert clipped > 0.05 or k < references.K, f"clipping was not active (at most {clipped:.3f} of the tokens)"
+    assert clipped > 0.05 or k < references.K, (
+        f"clipping was not active (at most {clipped:.3f} of the tokens)"
+    )
     return history, bench.hf_weights(policy)
 
 
