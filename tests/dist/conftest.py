@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import Case, Jobs
 
-
 MATRIX_SIZE = 100
 """Cases with figures from which on a run was that of the whole matrix."""
 

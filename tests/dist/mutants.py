@@ -156,7 +156,9 @@ MUTANTS = {
         noticed_by=f"{DIST}/test_gathers.py::"
         "test_what_is_sent_to_engines_is_the_shards_joined[DP2-True]",
     ),
-    "gate_always_open": Mutant(apply=gate_always_open, noticed_by=f"{UNIT}/test_sfpo.py::test_gate_table"),
+    "gate_always_open": Mutant(
+        apply=gate_always_open, noticed_by=f"{UNIT}/test_sfpo.py::test_gate_table"
+    ),
     "one_shard_not_taken": Mutant(
         apply=one_shard_not_taken,
         noticed_by=f"{DIST}/test_sfpo_exact.py::"

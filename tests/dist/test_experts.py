@@ -1,7 +1,7 @@
 """SFPO on a mixture of experts: two optimizers in a chain, both repositioned, shards all covered.
 
-Its losses and weights are in test_training.py. Not exercised here: experts under TransformerEngine's
-grouped GEMM (test_te_spec.py has its names), CUDA streams.
+Its losses and weights are in test_training.py. Not exercised here: experts under
+TransformerEngine's grouped GEMM (test_te_spec.py has its names), CUDA streams.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The gradient of a minibatch does not depend on how it is split.
 
 Main grads (fp32, as the optimizer finds them) of the same 16 rollouts under every split of SPLITS
-in every layout, clipping active on both sides, against float64 on a transformers model (exact_gradients.py) and against one another. What is compared is the whole gradient as one vector: the
-relative difference of its norm, and the largest difference over the largest element.
+in every layout, clipping active on both sides, against float64 on a transformers model
+(exact_gradients.py) and against one another. What is compared is the whole gradient as one vector:
+the relative difference of its norm, and the largest difference over the largest element.
 
 Bounds:
 - fp32, 1e-6 between splits: each element is a sum over the tokens, in another order. The forward
@@ -73,7 +74,7 @@ def gradients(
 
 
 def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
-    """This rank's part of batch 0 as one minibatch, its old_logprobs those of exact_gradients.py."""
+    """This rank's part of batch 0 as one minibatch; its old_logprobs are exact_gradients.py's."""
     from sfpo_megatron.trainer import batch_layout
 
     saved = references.load_batch(bench.directory, 0)
@@ -161,8 +162,8 @@ def test_gradients_of_experts_fp32(bench: Workbench, model: str) -> None:
     per_token=[False, True],
 )
 def test_gradients_fp32(bench: Workbench, model: str, per_token: bool) -> None:
-    """`per_token`: megatron.transformer.calculate_per_token_loss, with which Megatron divides by the
-    global token count instead of the microbatch count."""
+    """`per_token`: megatron.transformer.calculate_per_token_loss, with which Megatron divides by
+    the global token count instead of the microbatch count."""
     compare_fp32(bench, model, per_token)
 
 

@@ -21,7 +21,7 @@ VOCAB, TOKENS = 101, 37
 
 
 def full(logits: Tensor, labels: Tensor, temperature: float, vocab: int) -> tuple[Tensor, Tensor]:
-    """(log-prob of the label, entropy), in the dtype of `logits`, from its first `vocab` columns."""
+    """(log-prob of the label, entropy) in the dtype of `logits`, from its first `vocab` columns."""
     log_p = torch.log_softmax(logits[:, :vocab] / temperature, dim=1)
     return log_p.gather(1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=1)
 

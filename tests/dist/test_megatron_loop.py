@@ -89,7 +89,7 @@ def test_it_prints_a_line_a_step_and_learns(results: Results) -> None:
     assert [m and int(m[1]) for m in matches] == [1, 2, 3, 4, 5, 6]
     unseen = [float(m[2]) for m in matches if m]
     assert unseen == sorted(unseen, reverse=True)
-    assert 3.5 < unseen[0] and unseen[-1] < 1.5
+    assert unseen[0] > 3.5 and unseen[-1] < 1.5
     held_out = re.fullmatch(r"held-out loss ([\d.]+)", last)
     assert held_out and float(held_out[1]) < 1.2
     assert results[1]["learn"]["printed"] == ""
