@@ -130,9 +130,7 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
                 io.refit(weight_version=step)
         metrics = {"step": step, **batch_metrics(batch, totals), **pass_metrics(results, totals)}
         mismatch = logprob_difference(policy, minibatches)
-        if (
-            first_pass_is_old
-        ):  # between old_logprobs and the first pass it would be 0 by construction
+        if first_pass_is_old:  # to old_logprobs it would be 0 by construction
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
         metrics |= split_metrics(minibatches) | mismatch | io.times | _phase_times(timers)
         metrics |= {
