@@ -56,10 +56,11 @@ def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 
 def engine_process(process: subprocess.Popen[str]) -> psutil.Process:
-    for child in digits.descendants(process):
-        if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
-            return child
-    raise AssertionError("no EngineCore process")
+    """vLLM's EngineCore: the process that the engine's actor spawned."""
+    for actor in digits.descendants(process):
+        if "ray::Engine" in " ".join(actor.cmdline()):
+            return next(p for p in actor.children() if "spawn_main" in " ".join(p.cmdline()))
+    raise AssertionError("no engine actor")
 
 
 def assert_ends(process: subprocess.Popen[str], hit: psutil.Process, signum: int) -> str:
