@@ -24,7 +24,8 @@ Command = Literal["train", "sft"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 (the run failed), 2 (the config is wrong), 130 (Ctrl-C)."""
+    """Returns the exit code: 0, 1 (the run failed), 2 (the config is wrong), 85 (stopped and saved,
+    stopping.py), 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -87,6 +88,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
     config = _load(arguments, world_size=world_size, for_training=True)
+    saves = command == "train" and config.saves_state
     if not under_torchrun:
         from sfpo_megatron.launcher import launch
 
@@ -95,15 +97,22 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
             [command, _LAUNCHED, arguments.config, *arguments.overrides],
             num_ranks=config.parallel.data * config.parallel.model_size,
             output_dir=config.output_dir,
+            saves_when_stopped=saves,
         )
 
     from sfpo_megatron.worker import run_rank
 
     run = partial(_run, command, config)
-    return run_rank(run, output_dir=config.output_dir, launched=arguments.launched)
+    return run_rank(
+        run,
+        output_dir=config.output_dir,
+        launched=arguments.launched,
+        saves_when_stopped=saves,
+    )
 
 
-def _run(command: Command, config: RunConfig) -> None:
+def _run(command: Command, config: RunConfig) -> bool:
+    """True if the run was asked to stop, and saved."""
     from sfpo_megatron.mcore.setup import init_distributed
 
     capabilities = init_distributed(config)  # before anything imports megatron
@@ -111,10 +120,10 @@ def _run(command: Command, config: RunConfig) -> None:
         import sfpo_megatron.sft
 
         sfpo_megatron.sft.run(config, capabilities)
-    else:
-        import sfpo_megatron.trainer
+        return False
+    import sfpo_megatron.trainer
 
-        sfpo_megatron.trainer.run(config, capabilities)
+    return sfpo_megatron.trainer.run(config, capabilities)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
+from sfpo_megatron import stopping
 from sfpo_megatron.worker import error_file, log_dir
 
 SHUTDOWN_TIMEOUT_S = 15  # above the worker's own limit (worker.CLOSING_TIME_S), below 30 s in all
@@ -29,9 +31,17 @@ _LOST_PEER = ("PeerLostError", "Connection closed by peer", "Connection reset by
 
 
 def launch(
-    arguments: list[str], *, num_ranks: int, output_dir: str, module: str = "sfpo_megatron"
+    arguments: list[str],
+    *,
+    num_ranks: int,
+    output_dir: str,
+    module: str = "sfpo_megatron",
+    saves_when_stopped: bool = False,
 ) -> int:
-    """Run `python -m MODULE ARGUMENTS` on `num_ranks` ranks; returns the exit code."""
+    """Run `python -m MODULE ARGUMENTS` on `num_ranks` ranks; returns the exit code.
+
+    `saves_when_stopped`: SIGTERM and SIGUSR1 ask the run to save and end; a second SIGTERM ends it.
+    """
     # One OpenMP thread a process: two, beside any other busy process, ran 10x slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this launcher never leaves the machine
@@ -43,15 +53,33 @@ def launch(
     for old in log_dir(output_dir).glob("rank_*.err"):
         old.unlink()
     _adopt_orphans()
+    stopping.forget(output_dir)
+    signals = "SIGINT,SIGHUP,SIGQUIT"
+    if saves_when_stopped:
+        _ask_on_signal(output_dir)
+    else:
+        signals += ",SIGTERM"
     try:
-        return _run_agent([module, *arguments], num_ranks, output_dir)
+        return _run_agent([module, *arguments], num_ranks, output_dir, signals)
     except KeyboardInterrupt:  # before torchrun has put its handlers in place
         return 128 + signal.SIGINT
     finally:
         _end_descendants()
 
 
-def _run_agent(command: list[str], num_ranks: int, output_dir: str) -> int:
+def _ask_on_signal(output_dir: str) -> None:
+    stopping.request_on_signal(output_dir, signal.SIGTERM, signal.SIGUSR1)
+    ask = signal.getsignal(signal.SIGTERM)
+    assert callable(ask)
+
+    def ask_once(signum: int, frame: FrameType | None) -> None:
+        ask(signum, frame)
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+    signal.signal(signal.SIGTERM, ask_once)
+
+
+def _run_agent(command: list[str], num_ranks: int, output_dir: str, signals: str) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -72,13 +100,15 @@ def _run_agent(command: list[str], num_ranks: int, output_dir: str) -> int:
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        signals_to_handle=signals,
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", *command)
     except ChildFailedError as error:
         exit_codes = {rank: (f.exitcode, f.pid) for rank, f in error.failures.items()}
         line, exit_code = first_failure(exit_codes, output_dir)
-        print(line, file=sys.stderr, flush=True)
+        if exit_code != stopping.STOPPED_EXIT_CODE:  # rank 0 has said it
+            print(line, file=sys.stderr, flush=True)
         return exit_code
     except SignalException as error:
         print(f"error: stopped by {error.sigval.name}", file=sys.stderr, flush=True)
@@ -95,8 +125,10 @@ def first_failure(exit_codes: Mapping[int, tuple[int, int]], output_dir: str) ->
     engines before it says why), and ranks that this launcher ended itself come last.
     """
 
-    def order(rank: int) -> tuple[int, float]:
+    def order(rank: int) -> tuple[float, float]:
         code = exit_codes[rank][0]
+        if code == stopping.STOPPED_EXIT_CODE:
+            return 1.5, 0.0  # after what failed by itself, before what lost it as a peer
         if code < 0 and code not in _OURS:
             return 0, 0.0
         file = error_file(output_dir, rank)
@@ -108,6 +140,8 @@ def first_failure(exit_codes: Mapping[int, tuple[int, int]], output_dir: str) ->
 
     rank = min(exit_codes, key=order)
     code, pid = exit_codes[rank]
+    if code == stopping.STOPPED_EXIT_CODE:
+        return "stopped as asked", code
     who = f"error: rank {rank} (pid {pid})"
     file = error_file(output_dir, rank)
     # Our own signal may reach a rank that has raised and is on its way out.

@@ -63,6 +63,14 @@ class EngineFeed:
         self._client.submit(request)
         return RolloutBatch.from_rollouts(self._client.collect(request.id), train.group_size)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The data cursor."""
+        return self._prompts.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved cursor."""
+        self._prompts.load_state_dict(state)
+
     @property
     def times(self) -> dict[str, float]:
         """Where the last `collect` went."""
@@ -96,13 +104,24 @@ class SavedFeed:
             )
         return from_tensors(found)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a train step names its batch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
+
 
 class RolloutSaver:
     """`debug.save_rollouts`: every batch so far in one safetensors file, rewritten whole."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, up_to_step: int = 0) -> None:
+        """`up_to_step`: keep what a run that is resumed has saved of its steps up to this one."""
         self._path = Path(path)
         self._tensors: dict[str, Tensor] = {}
+        if up_to_step and self._path.is_file():
+            saved = load_file(self._path)
+            self._tensors = {n: t for n, t in saved.items() if int(n.split(".")[0]) <= up_to_step}
 
     def add(self, step: int, batch: RolloutBatch) -> None:
         self._tensors.update({f"{step}.{n}": t for n, t in to_tensors(batch).items()})
@@ -112,6 +131,8 @@ class RolloutSaver:
         aside.rename(self._path)
 
 
-def share(control: ControlGroup, batch: RolloutBatch | None) -> RolloutBatch:
-    """Rank 0's batch on every rank. Collective."""
-    return from_tensors(control.broadcast(None if batch is None else to_tensors(batch)))
+def share(control: ControlGroup, batch: RolloutBatch | None) -> RolloutBatch | None:
+    """Rank 0's batch on every rank; None if rank 0 has none. Collective."""
+    mine = {} if batch is None else to_tensors(batch)
+    tensors = control.broadcast(mine if control.rank == 0 else None)
+    return from_tensors(tensors) if tensors else None

@@ -56,6 +56,7 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
         with timers("step"):
             chosen = list(islice(examples, sft.examples_per_step))
             batch = share(policy.control, as_batch(chosen) if is_main else None)
+            assert batch is not None, "rank 0 has examples"
             advantages = torch.zeros(batch.num_rollouts)
             minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
             policy.scheduler.step(increment=1)

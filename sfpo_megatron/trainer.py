@@ -7,7 +7,7 @@
     ref_logprobs, where there is a KL term    mcore/reference
     sfpo_step   = K fast passes, reposition, slow correction      sfpo.py -> mcore/passes.run_pass
     refit       = weights into the engines    resharding
-    log
+    log, evaluate, save                       run_io, evaluate, run_state
 
 SPMD: every rank runs every line, in this order; rank 0 alone talks to the engines.
 """
@@ -42,6 +42,7 @@ from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.rollout_feed import share
 from sfpo_megatron.run_io import RunIO, open_run
+from sfpo_megatron.run_state import Checkpoints
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
@@ -52,6 +53,7 @@ from sfpo_megatron.step_metrics import (
     pass_metrics,
     split_metrics,
 )
+from sfpo_megatron.stopping import OutOfTime
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -59,9 +61,10 @@ if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
 
 
-def run(config: RunConfig, capabilities: Capabilities) -> None:
-    """Train. Called on every rank, after `mcore.setup.init_distributed`, which gave
-    `capabilities`: what Megatron finds missing has to be settled before it is first imported."""
+def run(config: RunConfig, capabilities: Capabilities) -> bool:
+    """Train; True if the run was asked to stop before its last step. Called on every rank, after
+    `mcore.setup.init_distributed`, which gave `capabilities`: what Megatron finds missing has to be
+    settled before it is first imported."""
     policy_loss(config.objective.loss)  # one's own may not import: say so before anything starts
     with open_run(config) as io:  # engines start while Megatron sets up
         io.progress(capabilities.describe())
@@ -76,11 +79,16 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
         policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
         source = MegatronWeightSource(policy)
         io.connect(policy.control, source)
-        _train(config, policy, io)
-        io.finish(source)
+        try:
+            stopped = _train(config, policy, io)
+        except OutOfTime:  # on every rank: the last checkpoint is what there is
+            return True
+        if not stopped:
+            io.finish(source)
+        return stopped
 
 
-def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
+def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
     kl = config.objective.kl
     kl_in_reward = kl.coef > 0 and kl.where == "reward"
     # With one minibatch a pass, the first pass's own forward is under the weights that generated:
@@ -97,11 +105,17 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
         stop_step=config.sfpo.stop_step,
     )
     totals = Totals()
-    io.evaluate(step=0)
-    for step in range(1, config.train.num_steps + 1):
+    checkpoints = Checkpoints(config, policy, io, gate, totals)
+    first = checkpoints.resume() + 1  # after the reference policy has taken the initial weights
+    if first == 1:
+        io.evaluate(step=0)
+    for step in range(first, config.train.num_steps + 1):
         timers = Timers()
         with timers("step"):
             batch = share(policy.control, io.collect(step))
+            if batch is None:  # asked to stop, and no time to generate them
+                checkpoints.give_up(step)
+                return True
             if config.debug.rollout_only:
                 io.log({"step": step, **batch_metrics(batch, totals), **io.times})
                 continue
@@ -122,7 +136,10 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
             with timers("sfpo"):
                 one_pass = partial(_timed_pass, timers, policy, minibatches, objective)
                 results = sfpo_step(
-                    one_pass, snapshot, num_fast_passes=num_fast, alpha=config.sfpo.alpha
+                    checkpoints.guarded(one_pass, num_passes=num_fast + 1),
+                    snapshot,
+                    num_fast_passes=num_fast,
+                    alpha=config.sfpo.alpha,
                 )
             if results[-1].num_tokens > 0:
                 gate.observe(results[-1].mean(lambda m: m.entropy))
@@ -138,10 +155,12 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> None:
             "weight_version": step,
             "lr": policy.optimizer.param_groups[0]["lr"],
         }
-        io.log(metrics)
-        if config.eval.every and step % config.eval.every == 0 and step < config.train.num_steps:
+        io.log(metrics | checkpoints.times)
+        if step == config.train.num_steps or (config.eval.every and step % config.eval.every == 0):
             io.evaluate(step=step)
-    io.evaluate(step=config.train.num_steps)
+        if checkpoints.after_step(step):
+            return True
+    return False
 
 
 def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:

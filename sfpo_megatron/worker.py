@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from sfpo_megatron import stopping
 from sfpo_megatron.config.load import ConfigError
 
 CLOSING_TIME_S = 10.0
+_PEERS_POLL_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -30,20 +32,33 @@ def error_file(output_dir: str, rank: int) -> Path:
     return log_dir(output_dir) / f"rank_{rank}.err"
 
 
-def run_rank(run: Callable[[], object], *, output_dir: str, launched: bool) -> int:
-    """Run one rank to its end and return its exit code.
+def run_rank(
+    run: Callable[[], bool],
+    *,
+    output_dir: str,
+    launched: bool,
+    saves_when_stopped: bool = False,
+) -> int:
+    """Run one rank to its end and return its exit code. `run` returns True if it was asked to stop.
 
     `launched`: our launcher started it and prints the first failure of all ranks; under plain
-    torchrun each rank prints its own.
+    torchrun each rank prints its own. `saves_when_stopped`: SIGTERM and SIGUSR1 are requests.
     """
     rank = int(os.environ.get("RANK", "0"))
     if launched:
         _end_with_parent()
-    install_signal_handlers(rank)
+    elif rank == 0:
+        stopping.forget(output_dir)
+    install_signal_handlers(rank, asks=saves_when_stopped)
+    if saves_when_stopped:
+        stopping.request_on_signal(output_dir, signal.SIGTERM, signal.SIGUSR1)
     try:
-        run()
+        stopped = run()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except stopping.StopRequested as reason:
+        print(f"stopped by {reason} before the first train step", flush=True)
+        return stopping.STOPPED_EXIT_CODE
     except Exception as error:
         line = f"error: {error}" if isinstance(error, ConfigError) else message_line(error, rank)
         file = error_file(output_dir, rank)
@@ -53,7 +68,8 @@ def run_rank(run: Callable[[], object], *, output_dir: str, launched: bool) -> i
         if not launched:
             print(line, file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
-    return 0
+    # One rank says so: torchrun ends the others as soon as one returns a code that is not 0.
+    return stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0
 
 
 def message_line(error: BaseException, rank: int) -> str:
@@ -64,13 +80,14 @@ def message_line(error: BaseException, rank: int) -> str:
     return f"error: rank {rank}: {type(error).__name__}: {text}"
 
 
-def install_signal_handlers(rank: int) -> None:
+def install_signal_handlers(rank: int, *, asks: bool = False) -> None:
     """Rank 0 owns Ray: SIGTERM and SIGINT unwind it, so that `finally` blocks close the engines.
-    The other ranks own nothing outside themselves and die at once."""
+    The other ranks own nothing outside themselves and die at once. `asks`: SIGTERM only asks to
+    stop, unless another rank is gone: then it is torchrun's way of ending the rest."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _unwind if rank == 0 else signal.SIG_DFL)
     if rank == 0:
-        _exit_if_unwinding_hangs()
+        _exit_if_unwinding_hangs(asks)
 
 
 def _unwind(signum: int, frame: FrameType | None) -> None:
@@ -79,7 +96,7 @@ def _unwind(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
-def _exit_if_unwinding_hangs() -> None:
+def _exit_if_unwinding_hangs(asks: bool) -> None:
     """Python runs a handler between two bytecodes: never while the main thread waits in a gloo
     call for a rank that is gone. The wake-up fd is written by the C handler, so this thread hears
     of the signal anyway and ends the process when closing has had its time."""
@@ -87,17 +104,21 @@ def _exit_if_unwinding_hangs() -> None:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
+    def end(signum: int) -> None:
+        while asks and signum == signal.SIGTERM and stopping.lost_peer() is None:
+            time.sleep(_PEERS_POLL_S)
+        time.sleep(CLOSING_TIME_S)
+        os._exit(128 + signum)
+
     def watch(keep_open: socket.socket = writer) -> None:
-        ending = {signal.SIGTERM, signal.SIGINT}
         while received := reader.recv(1):
-            if received[0] in ending:
-                time.sleep(CLOSING_TIME_S)
-                os._exit(128 + received[0])
+            if received[0] in (signal.SIGTERM, signal.SIGINT):
+                threading.Thread(target=end, args=(received[0],), daemon=True).start()
 
     threading.Thread(target=watch, name="exit-if-unwinding-hangs", daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """If the launcher itself is killed, the kernel ends this rank."""
+    """If the launcher itself is killed, the kernel ends this rank: SIGTERM would only ask it."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)

@@ -261,6 +261,34 @@ def _outputs(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _checkpoints(config: RunConfig) -> Iterator[Problem]:
+    checkpoint = config.checkpoint
+    if checkpoint.resume not in ("auto", "never") and not Path(checkpoint.resume).is_dir():
+        yield Problem(
+            "checkpoint.resume",
+            f"no directory {checkpoint.resume!r} in {Path.cwd()}",
+            "auto, never, or the directory of a checkpoint",
+            "correct the path",
+        )
+    if checkpoint.every == 0 and (
+        checkpoint.must_save_within_s or checkpoint.stop_before_walltime_s
+    ):
+        yield Problem(
+            "checkpoint.every",
+            "0 with a time limit for the last save",
+            "1 or more",
+            "set checkpoint.every, or remove must_save_within_s and stop_before_walltime_s",
+        )
+    if checkpoint.stop_before_walltime_s and "SLURM_JOB_ID" not in os.environ:
+        yield Problem(
+            "checkpoint.stop_before_walltime_s",
+            "no Slurm job around this process",
+            "SLURM_JOB_END_TIME, which Slurm sets in a job",
+            "it has no effect here",
+            "warning",
+        )
+
+
 _OWNED_BY_US: dict[str, dict[str, str]] = {
     "rollout.engine_args": {
         "model": "model.path",
@@ -340,4 +368,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _passed_through,
     _data,
     _outputs,
+    _checkpoints,
 )

@@ -1,5 +1,5 @@
-"""The config tree: one frozen dataclass a section, every default stated once, here
-or in objective.py.
+"""The config tree: one frozen dataclass a section, every default stated once, here,
+in objective.py or in checkpoint.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.fields import FieldError, at_least, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
 
@@ -203,6 +204,9 @@ class RolloutConfig:
     """A batch that takes longer ends the run."""
     gpu_memory_utilization: float = 0.6
     """Share of a GPU's memory that an engine may take."""
+    reproducible: bool = False
+    """Each call to an engine is one batch that no other call joins, without a prefix cache: the
+    same seed gives the same bits, a resumed run those of one without a break; slower."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """More of vLLM's AsyncEngineArgs, as they are."""
 
@@ -369,8 +373,14 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
+
+    @property
+    def saves_state(self) -> bool:
+        """Whether there are checkpoints, and a stop request therefore saves."""
+        return self.checkpoint.every > 0 and not self.debug.rollout_only

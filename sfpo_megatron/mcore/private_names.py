@@ -21,6 +21,12 @@ PRIVATE_NAMES: dict[str, str] = {
     "use_precision_aware_optimizer_no_fp8_or_ds_fp8": "FusedAdam holds main params",
     "param_to_inner_param": "HybridDeviceOptimizer: outer param -> the one that Adam steps",
     "sub_optimizers": "HybridDeviceOptimizer: those that really step, on either device",
+    # checkpoints
+    "_get_main_param_and_optimizer_states": "DistributedOptimizer: what it saves of a model param",
+    "_set_main_param_and_optimizer_states": "DistributedOptimizer: puts it back",
+    "model_param_group_index_map": "DistributedOptimizer: model param -> its group, its place",
+    "_sync_sub_optimizers_state_to_hdo": "HybridDeviceOptimizer: shows the states as its own",
+    "_results_queue": "dist_checkpointing's writer: where a writing process leaves its results",
     # TransformerEngine's FusedAdam, and its state's "master_param"
     "store_param_remainders": "main params of bf16 params are int16 remainders",
     "initialize_state": "makes a param's state before its first step",

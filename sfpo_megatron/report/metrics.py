@@ -61,3 +61,22 @@ def read_metrics(path: str | Path) -> RunMetrics:
         train=tuple(train[step] for step in sorted(train)),
         evals=tuple(evals[step] for step in sorted(evals)),
     )
+
+
+def cut_metrics(path: str | Path, step: int) -> None:
+    """Drop the lines after train step `step`, and half a line at the end: what a run that continues
+    after `step` is going to write. No file is no error."""
+    file = Path(path)
+    if not file.exists():
+        return
+    kept = []
+    for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a killed run may leave half a line
+        if text.endswith("\n") and isinstance(line, dict) and line.get("step", 0) <= step:
+            kept.append(text)
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.rename(file)

@@ -10,12 +10,13 @@ from sfpo_megatron.report.metrics import RunMetrics, read_metrics
 PHASES = ("generate", "reward", "logprob", "passes", "reposition", "refit", "step")
 
 
-def summary_table(metrics_path: str | Path) -> str:
-    """A plain aligned table of a run's metrics.jsonl."""
+def summary_table(metrics_path: str | Path, *, resumed_after: int | None = None) -> str:
+    """A plain aligned table of a run's metrics.jsonl; `resumed_after`: the train step whose
+    checkpoint it continued from, where it did."""
     run = read_metrics(metrics_path)
     if not run.train and not run.evals:
         return f"{metrics_path}: no train step and no evaluation yet\n"
-    parts = [_progress(run), _counts(run), _seconds(run)]
+    parts = [_progress(run), _counts(run, resumed_after), _seconds(run)]
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -34,7 +35,7 @@ def _progress(run: RunMetrics) -> str:
     return _aligned([("", "start", "end", "best"), *rows]) if rows else ""
 
 
-def _counts(run: RunMetrics) -> str:
+def _counts(run: RunMetrics, resumed_after: int | None) -> str:
     if not run.train:
         return ""
     last = run.train[-1]
@@ -46,6 +47,8 @@ def _counts(run: RunMetrics) -> str:
         ("skipped steps", _count(last.get("num_skipped_steps"))),
         ("gate closed at step", "never" if gate is None else str(gate)),
     ]
+    if resumed_after is not None:
+        rows.append(("resumed after step", str(resumed_after)))
     return _aligned(rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class RolloutClient:
         """Where the time of the request collected last went."""
         self.sync_client = WeightSyncClient(self)
         """vLLM's `VLLMWeightSyncClient` for all engines at once."""
+        self.on_poll: Callable[[], None] | None = None
+        """Called while a wait polls; what it raises ends the wait."""
         # Ray's agents outlive a driver that is killed with SIGKILL. Without a thread here: the
         # cluster's processes are there when the engines are ready.
         self._lifeline = Lifeline(watch=False) if owns_cluster else None
@@ -115,6 +118,8 @@ class RolloutClient:
     def _wait(self, call: Any, timeout_s: float | None, doing: str) -> Any:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not ray.wait([call], timeout=_POLL_S)[0]:
+            if self.on_poll is not None:
+                self.on_poll()
             if deadline is not None and time.monotonic() > deadline:
                 raise RolloutError(
                     f"no answer after {timeout_s:g} s {doing}; logs: {self._log_dir}"

@@ -37,6 +37,7 @@ class Engine:
         self._model_path = model_path
         self._llm: Any = None
         self._num_requests = 0
+        self._one_call = asyncio.Lock()
 
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
@@ -76,6 +77,8 @@ class Engine:
             "weight_transfer_config": {"backend": self._config.refit.backend},
             "disable_log_stats": True,
         }
+        if rollout.reproducible:
+            ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
         return AsyncEngineArgs(**(ours | rollout.engine_args))
 
     async def processes(self) -> ActorProcesses:
@@ -93,17 +96,54 @@ class Engine:
         settings: GenerationSettings,
     ) -> list[Completion]:
         """One completion for each (prompt, seed), in order."""
-        pairs = zip(prompts, seeds, strict=True)
-        return await asyncio.gather(*(self._complete(p, seed, settings) for p, seed in pairs))
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        pairs = list(zip(prompts, seeds, strict=True))
+        try:
+            if self._config.rollout.reproducible:
+                return await self._complete_as_one_batch(pairs, settings)
+            return await asyncio.gather(*(self._complete(p, seed, settings) for p, seed in pairs))
+        except EngineDeadError:
+            # vLLM's exceptions would have to be unpickled where vllm is not imported.
+            raise EngineDied("EngineCore or one of its workers ended") from None
+
+    async def _complete_as_one_batch(
+        self, pairs: list[tuple[tuple[int, ...], int]], settings: GenerationSettings
+    ) -> list[Completion]:
+        """Logits depend, in their last bits, on the batch that a sequence is computed in, and that
+        on which requests have arrived when a step begins: here always all of this call."""
+        async with self._one_call:
+            await self._watched(self._llm.pause_generation(mode="keep", clear_cache=False))
+            answers = []
+            for prompt, seed in pairs:  # in order: the place in a batch counts too
+                request = {"prompt_token_ids": list(prompt)}
+                parameters = self._parameters(seed, settings)
+                answers.append(await self._llm.add_request(self._next_id(), request, parameters))
+            await self._watched(self._llm.resume_generation())
+            finals = [answer.get_nowait() or await answer.get() for answer in answers]
+        return [_completion(final) for final in finals]
 
     async def _complete(
         self, prompt: tuple[int, ...], seed: int, settings: GenerationSettings
     ) -> Completion:
+        final = None
+        async for answer in self._llm.generate(
+            {"prompt_token_ids": list(prompt)}, self._parameters(seed, settings), self._next_id()
+        ):
+            final = answer
+        assert final is not None
+        return _completion(final)
+
+    def _next_id(self) -> str:
+        self._num_requests += 1
+        return str(self._num_requests)
+
+    @staticmethod
+    def _parameters(seed: int, settings: GenerationSettings) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
 
-        parameters = SamplingParams(
+        return SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=settings.max_response_tokens,
@@ -112,26 +152,6 @@ class Engine:
             logprobs=0,  # only the sampled token's
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        self._num_requests += 1
-        final = None
-        try:
-            async for answer in self._llm.generate(
-                {"prompt_token_ids": list(prompt)}, parameters, str(self._num_requests)
-            ):
-                final = answer
-        except EngineDeadError:
-            # vLLM's exceptions would have to be unpickled where vllm is not imported.
-            raise EngineDied("EngineCore or one of its workers ended") from None
-        assert final is not None
-        output = final.outputs[0]
-        if output.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM ended a request with {output.finish_reason!r}")
-        tokens = tuple(output.token_ids)
-        return Completion(
-            token_ids=tokens,
-            logprobs=tuple(at[t].logprob for at, t in zip(output.logprobs, tokens, strict=True)),
-            finished=output.finish_reason == "stop",
         )
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -181,3 +201,16 @@ class Engine:
                 task.cancel()
                 raise EngineDied("EngineCore or one of its workers ended")
         return task.result()
+
+
+def _completion(final: Any) -> Completion:
+    """vLLM's last word on a request."""
+    output = final.outputs[0]
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with {output.finish_reason!r}")
+    tokens = tuple(output.token_ids)
+    return Completion(
+        token_ids=tokens,
+        logprobs=tuple(at[t].logprob for at, t in zip(output.logprobs, tokens, strict=True)),
+        finished=output.finish_reason == "stop",
+    )

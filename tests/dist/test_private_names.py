@@ -283,3 +283,34 @@ def _null_step(bench: Workbench) -> tuple[bool, float, Any]:
         chunk.zero_grad_buffer()
     policy.optimizer.zero_grad()
     return policy.optimizer.step()
+
+
+@on_ranks(TP1)
+def test_checkpoint_hooks(bench: Workbench) -> None:
+    """mcore/optimizer_state.py and writing.py: the getter and the setter that the optimizer calls
+    on itself, and the writer's queue, looked up when a save is planned."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    policy = bench.policy()
+    bench.one_pass(policy, bench.prepared(policy))()
+    (member,) = policy.optimizer.chained_optimizers
+    assert parameters_of(member._get_main_param_and_optimizer_states) == {"model_param"}
+    assert parameters_of(member._set_main_param_and_optimizer_states) == {"model_param", "tensors"}
+    for param, (group, index) in member.model_param_group_index_map.items():
+        found = member._get_main_param_and_optimizer_states(param)
+        assert found["param"] is member.optimizer.param_groups[group]["params"][index]
+        assert {"exp_avg", "exp_avg_sq", "step"} < set(found)
+    for name, caller in (
+        ("get", DistributedOptimizer.get_parameter_state_dp_zero),
+        ("set", DistributedOptimizer.load_parameter_state_from_fully_reshardable),
+    ):
+        assert f"self._{name}_main_param_and_optimizer_states(" in inspect.getsource(caller)
+    assert callable(HybridDeviceOptimizer._sync_sub_optimizers_state_to_hdo)
+    kept = filesystem_async._results_queue
+    try:
+        filesystem_async._results_queue = self_made = object()
+        assert filesystem_async._get_write_results_queue() is self_made
+    finally:
+        filesystem_async._results_queue = kept

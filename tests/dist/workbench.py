@@ -270,8 +270,11 @@ def adam_states(policy: setup.Policy) -> Iterator[dict[str, Any]]:
         yield from member.optimizer.state.values()
 
 
-def gathered_main_params(policy: setup.Policy) -> list[tuple[Tensor, Tensor]]:
-    """(live model param, its whole fp32 main param) for every param of this rank.
+def gathered_main_params(
+    policy: setup.Policy, of: Callable[[Any, Tensor], Tensor] = lambda member, shard: shard
+) -> list[tuple[Tensor, Tensor]]:
+    """(live model param, its whole fp32 main param) for every param of this rank; with `of`, what
+    an optimizer has of each shard in place of the shard itself.
 
     Independent of Megatron's own gather: each data-parallel rank puts its shard's bits into zeros,
     and the bits are added up as integers (each element has exactly one owner, which is checked).
@@ -284,7 +287,7 @@ def gathered_main_params(policy: setup.Policy) -> list[tuple[Tensor, Tensor]]:
     for member in policy.optimizer.chained_optimizers:
         params = flat(member.model_float16_groups) + flat(member.model_fp32_groups)
         shards = flat(member.shard_fp32_from_float16_groups) + flat(member.shard_fp32_groups)
-        shard_of = {id(p): shard for p, shard in zip(params, shards, strict=True)}
+        shard_of = {id(p): of(member, shard) for p, shard in zip(params, shards, strict=True)}
         of_experts = {g["is_expert_parallel"] for g in member.optimizer.param_groups}
         assert len(of_experts) == 1, "one optimizer for experts and the rest"
         expert = True in of_experts

@@ -58,12 +58,41 @@ def write_config(folder: Path, model_path: Path, /, **changes: Any) -> Path:
         },
         "reward": {"function": "last_number"},
         "eval": {"every": 0},
+        "checkpoint": {"every": 0},
     }
     for section, values in changes.items():
         config[section] = {**config.get(section, {}), **values}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_size: int = 4) -> None:
+    """Made-up rollouts for `debug.train_only`: ragged, every group with both rewards."""
+    import torch
+
+    from sfpo_megatron.rollout_feed import RolloutSaver
+    from sfpo_megatron.types import RolloutBatch
+
+    random, saver = torch.Generator().manual_seed(0), RolloutSaver(str(path))
+    for step in range(1, num_steps + 1):
+        prompts = torch.randint(2, 9, (num_prompts,), generator=random)
+        prompts = prompts.repeat_interleave(group_size)
+        responses = torch.randint(1, 9, prompts.shape, generator=random)
+        rewards = torch.tensor([0.0, 1.0]).repeat(prompts.numel() // 2)
+        size = int((prompts + responses).sum())
+        batch = RolloutBatch(
+            group_size=group_size,
+            prompt_lengths=prompts,
+            response_lengths=responses,
+            token_ids=torch.randint(2, len(VOCABULARY), (size,), generator=random),
+            generator_logprobs=torch.full((int(responses.sum()),), -2.0),
+            rewards=rewards,
+            correct=rewards > 0,
+            finished=torch.ones(rewards.numel(), dtype=torch.bool),
+            weight_version=step - 1,
+        )
+        saver.add(step, batch)
 
 
 def start_train(config: Path, *overrides: str) -> subprocess.Popen[str]:

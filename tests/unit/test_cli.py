@@ -92,7 +92,8 @@ def test_launcher_gets_the_ranks_that_parallel_asks_for(
     assert cli.main([command, "run.yaml", *overrides]) == 5
     ((arguments, rest),) = calls
     assert arguments == [command, "--launched", "run.yaml", *overrides]
-    assert rest == {"num_ranks": 8, "output_dir": "run"}
+    saves = {"saves_when_stopped": command == "train"}
+    assert rest == {"num_ranks": 8, "output_dir": "run"} | saves
     assert cli._parser().parse_args(arguments).launched
 
 

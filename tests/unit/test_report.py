@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron.report.metrics import read_metrics
+from sfpo_megatron.report.metrics import cut_metrics, read_metrics
 from sfpo_megatron.report.plot import plot
 from sfpo_megatron.report.table import summary_table
 
@@ -127,3 +127,14 @@ def test_plot_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(ValueError, match="no train step"):
         plot(path, tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 3, "lo', '{"step": 3}', "[1]\n", "garbage\n"])
+def test_cut_metrics_keeps_lines_up_to_the_step(tmp_path: Path, tail: str) -> None:
+    """Byte for byte; half a line at the end goes."""
+    kept = '{"step": 0, "eval/accuracy": 0.1}\n{"step": 1, "loss": 1e-07}\n{"step": 2}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(kept + '{"step": 3}\n{"step": 4}\n' + tail)
+    cut_metrics(path, 2)
+    assert path.read_text() == kept
+    cut_metrics(tmp_path / "none.jsonl", 2)

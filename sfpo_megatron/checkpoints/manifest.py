@@ -1,0 +1,129 @@
+"""manifest.json: size and sha256 of every file of a checkpoint. No torch.
+
+    {"format": 1, "step": 50, "files": {"common.pt": {"bytes": 1234, "sha256": "..."}, ...}}
+
+It is the last file of a checkpoint to be written; a directory without it is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "manifest.json"
+FORMAT = 1
+_CHUNK_BYTES = 1 << 22
+_THREADS = 8  # hashing releases the interpreter's lock
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class FileDigest:
+    """What a file must be."""
+
+    num_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileDigest:
+        """Read `path` to its end."""
+        digest, size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        return cls(num_bytes=size, sha256=digest.hexdigest())
+
+
+def write_manifest(directory: Path, step: int, known: Mapping[str, FileDigest]) -> None:
+    """Write the manifest of all files in `directory`; those not in `known` are read for it."""
+    files = {name: known.get(name) or FileDigest.of(directory / name) for name in _files(directory)}
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "files": {n: {"bytes": d.num_bytes, "sha256": d.sha256} for n, d in files.items()},
+    }
+    write_durably(directory / NAME, json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(directory: Path) -> dict[str, FileDigest]:
+    """File name -> what it must be. ValueError says what is wrong with the manifest itself."""
+    path = directory / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"found format {content['format']!r}, expected {FORMAT}")
+        return {
+            str(name): FileDigest(num_bytes=int(entry["bytes"]), sha256=str(entry["sha256"]))
+            for name, entry in content["files"].items()
+        }
+    except FileNotFoundError:
+        raise ValueError(f"{path}: found no such file, expected a whole checkpoint") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: found no readable manifest ({error})") from error
+
+
+def faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
+    """What does not hold, one line a file; empty for a whole checkpoint. Reads every byte.
+
+    drop_cache: read from the disk, not from what the kernel remembers having been written.
+    """
+    try:
+        expected = read_manifest(directory)
+    except ValueError as error:
+        return [str(error)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(
+            lambda name: _fault(directory / name, expected[name], drop_cache), sorted(expected)
+        )
+        return [fault for fault in found if fault]
+
+
+def _fault(path: Path, expected: FileDigest, drop_cache: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.num_bytes:
+            return f"{path}: found {size} bytes, expected {expected.num_bytes}"
+        if drop_cache:
+            _drop_cache(path)
+        found = FileDigest.of(path)
+    except OSError as error:
+        return f"{path}: found {error.strerror}, expected {expected.num_bytes} bytes"
+    if found != expected:
+        return f"{path}: found sha256 {found.sha256[:12]}, expected {expected.sha256[:12]}"
+    return None
+
+
+def _drop_cache(path: Path) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _files(directory: Path) -> Iterator[str]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != NAME:
+            yield path.relative_to(directory).as_posix()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace `path` in one go; the content has reached the disk before the name has."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,194 @@
+"""The folder of a run's checkpoints: one is whole or absent, the newest good one is found, old ones
+go once a newer one has been verified. No torch; rank 0 alone writes here.
+
+    RUN/checkpoints/step_0000050/       native, or iter_0000050/ (megatron_lm)
+    RUN/checkpoints/latest              its name; latest_checkpointed_iteration.txt (megatron_lm)
+    RUN/checkpoints/best                the name of the best one
+    RUN/checkpoints/.writing-.../       not a checkpoint yet
+    RUN/checkpoints/NAME.broken-1/      one that did not hold when a run wanted to continue from it
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sfpo_megatron.checkpoints import manifest
+
+Format = Literal["native", "megatron_lm"]
+MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
+RUN_STATE = "run_state.json"
+_PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
+_NAME = re.compile(r"(step|iter)_(\d{7,})")
+_ASIDE = ".writing-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read: which, what was found, what to do."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Found:
+    """A checkpoint to continue from."""
+
+    directory: Path
+    step: int
+    has_run_state: bool
+    """False: made by Megatron-LM; it gives the weights."""
+
+
+class CheckpointStore:
+    """See the module's docstring."""
+
+    def __init__(self, folder: Path, *, form: Format, keep_last: int, keep_best: bool) -> None:
+        self.folder = folder
+        self._form = form
+        self._keep_last = keep_last
+        self._keep_best = keep_best
+
+    def steps(self) -> dict[int, Path]:
+        """Train step -> directory of every checkpoint, oldest first; of either format."""
+        found = {}
+        for path in self.folder.glob("*_*"):
+            match = _NAME.fullmatch(path.name)
+            if match and path.is_dir():
+                found[int(match.group(2))] = path
+        return dict(sorted(found.items()))
+
+    def begin(self, step: int) -> Path:
+        """An empty directory to write a checkpoint into; what an ended run left is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        aside = self.folder / f"{_ASIDE}{self._name(step)}"
+        aside.mkdir()
+        return aside
+
+    def commit(self, aside: Path, step: int, known: dict[str, manifest.FileDigest]) -> Path:
+        """Make what is in `aside` the checkpoint of `step`, in one rename, and the latest one."""
+        manifest.write_manifest(aside, step, known)
+        manifest.sync_directory(aside)
+        directory = self.folder / self._name(step)
+        if directory.exists():  # of an earlier course of this run, or the same state once more
+            set_aside(directory, "replaced")
+        aside.rename(directory)
+        manifest.sync_directory(self.folder)
+        self._point(step)
+        return directory
+
+    def _point(self, step: int) -> None:
+        manifest.write_durably(self.folder / "latest", self._name(step) + "\n")
+        if self._form == "megatron_lm":
+            manifest.write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
+
+    def mark_best(self, step: int) -> None:
+        """The checkpoint of `step` is the best one so far."""
+        manifest.write_durably(self.folder / "best", self._name(step) + "\n")
+
+    @property
+    def best(self) -> Path | None:
+        pointer = self.folder / "best"
+        name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        return self.folder / name if _NAME.fullmatch(name) else None
+
+    def prune(self) -> list[Path]:
+        """Remove what retention does not keep, after reading the newest checkpoint back from the
+        disk; CheckpointError, and nothing is removed, if it does not hold."""
+        directories = list(self.steps().values())
+        newest = directories[-self._keep_last :]
+        kept = {*newest, self.best if self._keep_best else None}
+        leaving = [path for path in directories if path not in kept]
+        leaving += self.folder.glob("*.replaced-*")
+        if newest and (problems := manifest.faults(newest[-1], drop_cache=True)):
+            raise CheckpointError(
+                f"checkpoint {newest[-1].name} does not hold what was written: {problems[0]}; "
+                "older ones are kept; check the disk"
+            )
+        for path in leaving:
+            shutil.rmtree(path)
+        return leaving
+
+    def abandon(self, aside: Path) -> None:
+        """Give the space of an unfinished checkpoint back."""
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _name(self, step: int) -> str:
+        return f"{_PREFIX[self._form]}_{step:07d}"
+
+    # --- continuing ---------------------------------------------------------------------------
+
+    def newest_good(self, warn: Callable[[str], None]) -> Found | None:
+        """The newest checkpoint whose manifest holds; None where there is none at all. Broken ones
+        are named to `warn` and renamed. CheckpointError if all are broken."""
+        candidates = self.steps()
+        for step, directory in reversed(candidates.items()):
+            problems = manifest.faults(directory)
+            if not problems:
+                return Found(directory=directory, step=step, has_run_state=True)
+            renamed = set_aside(directory, "broken")
+            more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+            warn(
+                f"checkpoint {directory.name} is broken: {problems[0]}{more}; kept as "
+                f"{renamed.name}, trying the one before"
+            )
+        if candidates:
+            raise CheckpointError(
+                f"{self.folder}: found {len(candidates)} checkpoints, all broken, expected a whole "
+                "one; set checkpoint.resume=never to begin anew"
+            )
+        return None
+
+    def abandon_after(self, step: int) -> None:
+        """The run goes back to `step`: keep newer checkpoints, but do not continue from them."""
+        for newer, directory in self.steps().items():
+            if newer > step:
+                set_aside(directory, "abandoned")
+
+    def retire(self) -> Path | None:
+        """Keep all checkpoints of an earlier run under another name; where to, if there are any."""
+        return set_aside(self.folder, "previous") if self.steps() else None
+
+
+def at(path: Path) -> Found:
+    """The checkpoint that `path` is, or the newest of the folder that it is, whoever made it.
+
+    CheckpointError says what is not there or does not hold.
+    """
+    directory = path
+    if not (path / "metadata.json").is_file():
+        directory = _pointed_at(path)
+    if not (directory / "metadata.json").is_file():
+        raise CheckpointError(
+            f"{path}: found no checkpoint, expected a directory with metadata.json, or a folder "
+            f"with `latest` or {MEGATRON_TRACKER}; correct checkpoint.resume"
+        )
+    if (directory / manifest.NAME).is_file() and (problems := manifest.faults(directory)):
+        raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
+    match = _NAME.fullmatch(directory.name)
+    return Found(
+        directory=directory,
+        step=int(match.group(2)) if match else 0,
+        has_run_state=(directory / RUN_STATE).is_file(),
+    )
+
+
+def _pointed_at(folder: Path) -> Path:
+    for pointer, form in (("latest", None), (MEGATRON_TRACKER, "iter_{:07d}")):
+        file = folder / pointer
+        if file.is_file():
+            text = file.read_text(encoding="utf-8").strip()
+            return folder / (form.format(int(text)) if form and text.isdigit() else text)
+    return folder
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename to the first free `NAME.why-N`."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.{why}-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target

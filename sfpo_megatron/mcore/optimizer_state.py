@@ -1,0 +1,164 @@
+"""Megatron's optimizers to sharded state and back, past what upstream gets wrong.
+
+The DistributedOptimizer walks its buffers and asks `_get_main_param_and_optimizer_states` for what
+it saves of a model param, `_set_main_param_and_optimizer_states` to put it back. `fp32_states`
+answers both with fp32 main param and moments, whoever holds them. What it is for (0.16.1):
+
+- Without TransformerEngine and Apex, the setter copies every key of torch's state and finds no
+  `step` in what was loaded: KeyError.
+- load_state_dict gives all params ONE `step` tensor: the next Adam step counts it up once a param,
+  and the bias correction is silently wrong. `load` gives each its own.
+- state_dict() asserts that there is a step count: a state that no step has made yet is made here.
+- With the precision-aware optimizer the getter returns int16 remainders, which are saved as if they
+  were the main param; of fp32 params it returns FusedAdam's "master_param", a copy that is never
+  stepped.
+- Megatron's init_state_fn calls FusedAdam.initialize_state without an argument that
+  TransformerEngine 2.1 and later require.
+- With CPU offload the inner fp32 copies, which Adam steps, would not be loaded.
+- Loaded param groups bring the settings of the run that was saved; this run's own count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
+
+from sfpo_megatron.mcore.shards.precision_aware import join, split
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def members(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimizers of this rank that have params."""
+    chained = isinstance(optimizer, ChainedOptimizer)
+    found = list(optimizer.chained_optimizers) if chained else [optimizer]
+    return [member for member in found if not getattr(member, "is_stub_optimizer", False)]
+
+
+def sharded(optimizer: MegatronOptimizer, model: Any, metadata: Any, *, loading: bool) -> Any:
+    """The optimizer's part of a sharded state dict. Collective: data-parallel ranks gather."""
+    for member in members(optimizer):
+        _make_states(member)
+    with fp32_states(optimizer):
+        return optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+
+
+def load(optimizer: MegatronOptimizer, state: Any) -> None:
+    """Inverse of `sharded`. No communication."""
+    settings = [_settings(member) for member in members(optimizer)]
+    with fp32_states(optimizer):
+        optimizer.load_state_dict(state)
+    for member, groups in zip(members(optimizer), settings, strict=True):
+        for group, mine in zip(member.optimizer.param_groups, groups, strict=True):
+            group.update(mine)
+        for stepper in _steppers(member):
+            for each in stepper.state.values():
+                if isinstance(each.get("step"), Tensor):
+                    each["step"] = each["step"].clone()
+
+
+def _settings(member: Any) -> list[dict[str, Any]]:
+    """Each param group but for its params and its step count (TransformerEngine, Apex)."""
+    return [
+        {name: value for name, value in group.items() if name not in ("params", "step")}
+        for group in member.optimizer.param_groups
+    ]
+
+
+def _steppers(member: Any) -> list[Any]:
+    return list(getattr(member.optimizer, "sub_optimizers", [member.optimizer]))
+
+
+def _make_states(member: Any) -> None:
+    """As the first step would make them: zero moments, no step taken. TransformerEngine's and
+    Apex's, which keep no step count there, are made by Megatron."""
+    for stepper in _steppers(member):
+        for param in (p for group in stepper.param_groups for p in group["params"]):
+            if stepper.state.get(param):
+                continue
+            if isinstance(stepper, torch.optim.Adam | torch.optim.AdamW):
+                stepper.state[param] = {
+                    # on the param's device, as the fused kernel wants it
+                    "step": torch.zeros((), dtype=torch.float32, device=param.device),
+                    **{name: torch.zeros_like(param.data) for name in MOMENTS},
+                }
+            elif hasattr(stepper, "store_param_remainders"):
+                remainders = stepper.store_param_remainders and param.dtype == torch.bfloat16
+                stepper.initialize_state(param, remainders)
+    if isinstance(member.optimizer, HybridDeviceOptimizer):
+        member.optimizer._sync_sub_optimizers_state_to_hdo()
+
+
+@contextmanager
+def fp32_states(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Inside, DistributedOptimizers save and load fp32 main params and moments, nothing else."""
+    found = [m for m in members(optimizer) if isinstance(m, DistributedOptimizer)]
+    for member in found:
+        member._get_main_param_and_optimizer_states = partial(_get, member)
+        member._set_main_param_and_optimizer_states = partial(_set, member)
+    try:
+        yield
+    finally:
+        for member in found:
+            del member._get_main_param_and_optimizer_states
+            del member._set_main_param_and_optimizer_states
+
+
+def _stepped(member: Any, model_param: Tensor) -> Any:
+    """What the optimizer holds of this rank's shard of `model_param`."""
+    group, index = member.model_param_group_index_map[model_param]
+    return member.optimizer.param_groups[group]["params"][index]
+
+
+def _get(member: Any, model_param: Tensor) -> dict[str, Tensor]:
+    adam, shard = member.optimizer, _stepped(member, model_param)
+    if isinstance(adam, HybridDeviceOptimizer):
+        state = adam.state[shard]
+        return {"param": adam.param_to_inner_param[shard], **{n: state[n] for n in MOMENTS}}
+    if not member.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+        return {"param": shard, **{name: adam.state[shard][name] for name in MOMENTS}}
+    moments = {name: adam.get_unscaled_state(shard, name) for name in MOMENTS}
+    master = adam.state[shard]["master_param"]
+    if shard.dtype == torch.float32:
+        return {"param": shard, **moments}  # stepped in place; the master beside it is stale
+    if master.dtype == torch.int16:
+        main = torch.empty(shard.shape, dtype=torch.float32, device=shard.device)
+        join(shard, master, main)
+        return {"param": main, **moments}
+    return {"param": adam.get_unscaled_state(shard, "master_param"), **moments}
+
+
+@torch.no_grad()
+def _set(member: Any, model_param: Tensor, tensors: dict[str, Tensor]) -> None:
+    adam, shard = member.optimizer, _stepped(member, model_param)
+    if isinstance(adam, HybridDeviceOptimizer):
+        inner = adam.param_to_inner_param[shard]
+        inner.copy_(tensors["param"])
+        if inner is not shard:
+            shard.copy_(inner)
+        for name in MOMENTS:
+            adam.state[shard][name].copy_(tensors[name])
+        return
+    if not member.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+        shard.copy_(tensors["param"])
+        for name in MOMENTS:
+            adam.state[shard][name].copy_(tensors[name])
+        return
+    for name in MOMENTS:
+        adam.set_scaled_state(shard, name, tensors[name].to(shard.device))
+    main = tensors["param"].to(shard.device).contiguous()
+    master = adam.state[shard]["master_param"]
+    if shard.dtype == torch.bfloat16 and master.dtype == torch.int16:
+        split(main, shard.data, master)
+        return
+    if shard.dtype == torch.float32:
+        shard.copy_(main)
+    adam.set_scaled_state(shard, "master_param", main)

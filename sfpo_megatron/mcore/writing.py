@@ -1,0 +1,119 @@
+"""Writing a sharded state dict: planned and copied to the host now, on the disk when it is.
+
+Megatron's writer forks a process for each file. For results of these it starts a manager process,
+which a run that is killed leaves behind; a file beside the checkpoint takes its place here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import pickle
+import queue
+import signal
+import sys
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from sfpo_megatron.checkpoints.manifest import FileDigest
+
+_NOTE = ".note-"  # ours, beside the files of a checkpoint that is being written
+_FILES_PER_RANK = 2
+_PR_SET_PDEATHSIG = 1
+
+
+class _ResultsFile:
+    """What Megatron's writer uses of a queue: one `put` by the writing process, one `get_nowait`
+    by the process that forked it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def put(self, results: Any) -> None:
+        self._path.write_bytes(pickle.dumps(results))
+
+    def get_nowait(self) -> Any:
+        try:
+            return pickle.loads(self._path.read_bytes())  # noqa: S301 (by our own child)
+        except FileNotFoundError:
+            raise queue.Empty from None
+
+
+class Writing:
+    """A checkpoint on its way to the disk. `finish` is collective, `is_done` and `join` are not."""
+
+    def __init__(self, request: Any, directory: Path) -> None:
+        self._request = request
+        self._directory = directory
+        self._process: BaseProcess | None = None
+        arguments = list(request.async_fn_args)
+        if request.async_fn is None:
+            return  # all that this rank holds is written by others
+        if request.preload_fn is not None:
+            arguments[1] = request.preload_fn()  # device tensors to the host
+        target = partial(_write, request.async_fn, directory, dist.get_rank())
+        # fork: it sees the tensors as they are now, without a copy.
+        self._process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+        self._process.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this rank's files are written."""
+        return self._process is None or not self._process.is_alive()
+
+    def finish(self) -> dict[str, FileDigest]:
+        """Wait for all ranks' files and complete the metadata; on rank 0, the files' digests as
+        their writers read them back. Collective. Raises on every rank if one could not write."""
+        if self._process is not None:
+            self._process.join()
+        dist.barrier()
+        for finalize in self._request.finalize_fns:
+            finalize()
+        dist.barrier()
+        return _take_notes(self._directory) if dist.get_rank() == 0 else {}
+
+
+def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
+    """Begin to write `state` (a sharded state dict) into the empty `directory`. Collective."""
+    filesystem_async._results_queue = _ResultsFile(directory / f"{_NOTE}results-{dist.get_rank()}")
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=_FILES_PER_RANK)
+    request = dist_checkpointing.save(
+        state,
+        str(directory),
+        sharded_strategy=strategy,
+        async_sharded_save=True,
+        content_metadata=content,
+    )
+    return Writing(request, directory)
+
+
+def _write(write: Any, directory: Path, rank: int, *arguments: Any) -> None:
+    """In the forked process: write, then read back for the manifest."""
+    if sys.platform == "linux":  # ends with the rank
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    write(*arguments)
+    digests = {}
+    for path, name, _ in arguments[1]:
+        found = FileDigest.of(Path(path))
+        digests[name] = [found.num_bytes, found.sha256]
+    (directory / f"{_NOTE}digests-{rank}").write_text(json.dumps(digests), encoding="utf-8")
+
+
+def _take_notes(directory: Path) -> dict[str, FileDigest]:
+    """Read and remove what the writers left for us."""
+    found = {}
+    for note in directory.glob(f"{_NOTE}digests-*"):
+        for name, (num_bytes, sha256) in json.loads(note.read_text(encoding="utf-8")).items():
+            found[name] = FileDigest(num_bytes=num_bytes, sha256=sha256)
+    for note in directory.glob(f"{_NOTE}*"):
+        note.unlink()
+    return found

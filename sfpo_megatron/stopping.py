@@ -1,0 +1,125 @@
+"""Stop requests: a run that is asked to end saves first, and exits with a code that says so.
+
+There is one channel, the file RUN/stop-requested. Signal handlers write it, on any rank and in the
+launcher; so may a batch script (`touch`). Rank 0 asks for it at safe points: while it waits for
+rollouts, between passes, after a train step. The end of a Slurm job counts as a request too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+
+STOPPED_EXIT_CODE = 85
+"""Of a run that saved and can be resumed; Slurm's RequeueExit understands it."""
+STOP_FILE = "stop-requested"
+JOB_END = "SLURM_JOB_END_TIME"
+
+
+class StopRequested(Exception):
+    """There is nothing to wait for: the run was asked to stop before its first train step."""
+
+
+class OutOfTime(Exception):
+    """The train step cannot end within checkpoint.must_save_within_s of the stop request."""
+
+
+def stop_file(output_dir: str | Path) -> Path:
+    """Whose existence asks the run in `output_dir` to stop."""
+    return Path(output_dir).expanduser() / STOP_FILE
+
+
+def request_on_signal(output_dir: str | Path, *signums: signal.Signals) -> None:
+    """From now on these signals to this process are stop requests."""
+    file = stop_file(output_dir)
+
+    def request(signum: int, frame: FrameType | None) -> None:
+        if not file.exists():
+            file.write_text(f"{signal.Signals(signum).name}\n", encoding="utf-8")
+
+    for signum in signums:
+        signal.signal(signum, request)
+
+
+def forget(output_dir: str | Path) -> None:
+    """Drop the request that ended the run before this one."""
+    stop_file(output_dir).unlink(missing_ok=True)
+
+
+class StopWatch:
+    """Rank 0's view of the requests."""
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        must_save_within_s: float | None = None,
+        stop_before_walltime_s: float | None = None,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._file = stop_file(output_dir)
+        self._limit_s = must_save_within_s
+        self._clock = clock
+        self._since: float | None = None
+        self._walltime: float | None = None
+        self.in_train_step = False
+        """False: a request ends the run at once, for there is nothing to save."""
+        self.save_s = 0.0
+        """What the last save took; it belongs into the time that is left."""
+        if stop_before_walltime_s is not None and environ.get(JOB_END, "").isdigit():
+            self._walltime = int(environ[JOB_END]) - stop_before_walltime_s
+
+    @property
+    def reason(self) -> str | None:
+        """Who asked, or None. Cheap: a look at one file."""
+        if self._file.exists():
+            if self._since is None:
+                self._since = min(self._clock(), self._file.stat().st_mtime)
+            return self._file.read_text(encoding="utf-8").strip() or STOP_FILE
+        if self._walltime is not None and self._clock() >= self._walltime:
+            self._since = self._since if self._since is not None else self._walltime
+            return "the end of the Slurm job"
+        return None
+
+    def check(self, remaining_s: float = 0.0) -> None:
+        """Raise if there is no time for `remaining_s` more seconds of this train step and a save.
+
+        StopRequested outside a train step, OutOfTime inside."""
+        if self.reason is None:
+            return
+        if not self.in_train_step:
+            raise StopRequested(self.reason)
+        if self._limit_s is None or self._since is None:
+            return
+        if self._clock() + remaining_s + self.save_s > self._since + self._limit_s:
+            raise OutOfTime(self.reason)
+
+
+# --- ranks that are gone ----------------------------------------------------------------------
+
+
+_peers: list[int] = []
+
+
+def watch_peers(pids: list[int]) -> None:
+    """The other ranks on this machine. torchrun sends SIGTERM both when it is asked to stop and
+    when a rank has failed; which of the two it was shows in whether they are all alive."""
+    _peers[:] = pids
+
+
+def lost_peer() -> int | None:
+    """The pid of one that has ended, or None."""
+    return next((pid for pid in _peers if not _alive(pid)), None)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")

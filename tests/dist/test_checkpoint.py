@@ -1,0 +1,308 @@
+"""Checkpoints of model, optimizer, schedule and RNG: what is loaded is what was saved, bit for bit,
+under the same layout and under others; what upstream gets wrong in loading is handled.
+
+Weights and moments are compared as full Hugging Face tensors that the test gathers by itself. Not
+exercised: CUDA, TransformerEngine (its FusedAdam's state contract is, over tests/te_standin).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from harness import DP2, EP2, PP2, PP2DP2, TE1, TP1, TP2, VPP2, on_ranks
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from workbench import Workbench
+
+    from sfpo_megatron.mcore.setup import Policy
+
+
+def save(bench: Workbench, policy: Policy, name: str, **settings: Any) -> Path:
+    """A whole checkpoint with its manifest. Collective."""
+    from sfpo_megatron.checkpoints.manifest import write_manifest
+    from sfpo_megatron.mcore.checkpoint import begin_save
+
+    directory = bench.directory / name
+    if bench.rank == 0:
+        directory.mkdir()
+    dist.barrier()
+    settings = {"step": 3, "form": "native"} | settings
+    digests = begin_save(policy, directory, **settings).finish()
+    if bench.rank == 0:
+        write_manifest(directory, settings["step"], digests)
+    dist.barrier()
+    return directory
+
+
+def training_state(bench: Workbench, policy: Policy) -> dict[str, Tensor]:
+    """Model params, main params and moments as Hugging Face tensors. Collective."""
+    from workbench import gathered_main_params
+
+    policy.shards.params_ready()
+    found = {f"model/{n}": t for n, t in bench.hf_weights(policy).items()}
+    parts: dict[str, Any] = {"main": lambda member, shard: shard}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        parts[moment] = lambda member, shard, m=moment: member.optimizer.state[shard][m]
+    for part, of in parts.items():
+        whole = {id_of(param): value for param, value in gathered_main_params(policy, of)}
+        tensors = bench._hf_tensors(policy, lambda param, whole=whole: whole[id_of(param)])
+        found |= {f"{part}/{name}": tensor for name, tensor in tensors.items()}
+    return found
+
+
+def id_of(param: Tensor) -> tuple[int, torch.Size]:
+    return param.data_ptr(), param.shape
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    from workbench import same_bits
+
+    assert found.keys() == expected.keys()
+    odd = [name for name in found if not same_bits(found[name], expected[name])]
+    assert not odd, f"{len(odd)} of {len(found)} differ: {odd[:4]}"
+
+
+def trained(bench: Workbench, **settings: Any) -> Policy:
+    """A policy after one pass (two optimizer steps), three ticks of the schedule."""
+    policy = bench.policy(**settings)
+    policy.scheduler.step(increment=3)
+    bench.one_pass(policy, bench.prepared(policy))()
+    return policy
+
+
+def step_counts(policy: Policy) -> set[float]:
+    return set(policy.shards.step_counts())
+
+
+@on_ranks(
+    TP1,
+    TP2,
+    DP2,
+    PP2,
+    dtype=["float32", "bfloat16"],
+    full=["TP1-bfloat16", "PP2-bfloat16", "TP2-bfloat16", "DP2-float32", "PP2-float32"],
+)
+def test_training_goes_on_as_if_it_had_not_stopped(bench: Workbench, dtype: str) -> None:
+    """The next pass of a loaded policy ends in the bits of the pass of the policy that was saved."""
+    policy = trained(bench, dtype=dtype)
+    directory = save(bench, policy, f"same-{bench.layout.name}-{dtype}")
+    saved = training_state(bench, policy)
+    loaded = bench.policy(dtype=dtype)
+    load(loaded, directory)
+    assert_equal(training_state(bench, loaded), saved)
+    assert loaded.scheduler.num_steps == policy.scheduler.num_steps == 3
+    bench.one_pass(policy, bench.prepared(policy, 1))()
+    bench.one_pass(loaded, bench.prepared(loaded, 1))()
+    assert_equal(training_state(bench, loaded), training_state(bench, policy))
+    assert step_counts(loaded) == step_counts(policy) == {4.0}
+
+
+def load(policy: Policy, directory: Path) -> None:
+    from sfpo_megatron.checkpoints.manifest import faults
+    from sfpo_megatron.mcore import checkpoint
+
+    assert not faults(directory)
+    checkpoint.load(policy, directory)
+
+
+@on_ranks(
+    TP1,
+    TP2,
+    PP2,
+    VPP2,
+    DP2,
+    needs=TP2,
+    model=["qwen2_tied", "qwen3_untied"],
+    full=[
+        "PP2xVPP2-qwen2_tied",
+        "DP2-qwen2_tied",
+        "PP2-qwen2_tied",
+        "TP1-qwen2_tied",
+        "TP2-qwen2_tied",
+    ],
+)
+def test_other_layouts(bench: Workbench, model: str) -> None:
+    """One by TP2 under every layout of one and two ranks; what those save again, under TP1. A
+    vocabulary of 101 has other padding in each."""
+    if bench.layout == TP2:
+        policy = trained(bench, model=model)
+        save(bench, policy, f"cross-{model}-TP2")
+        bench.save(f"cross-{model}", {}, training_state(bench, policy))
+        return
+    expected = bench.load(f"cross-{model}")[1]
+    sources = ["TP2"]
+    if bench.layout == TP1:  # runs last: what world 2 saved is there, if it was asked for
+        sources += [
+            n
+            for n in ("PP2", "DP2", "PP2xVPP2")
+            if (bench.directory / f"cross-{model}-{n}").exists()
+        ]
+    for source in sources:
+        policy = bench.policy(model=model)
+        load(policy, bench.directory / f"cross-{model}-{source}")
+        assert_equal(training_state(bench, policy), expected)
+        assert step_counts(policy) == {2.0}
+    if bench.layout != TP1:
+        save(bench, policy, f"cross-{model}-{bench.layout.name}")
+
+
+@on_ranks(EP2)
+def test_experts(bench: Workbench) -> None:
+    """Two optimizers, of experts and of the rest."""
+    import references
+
+    policy = trained(bench, model=references.TRAINED_MOE)
+    directory = save(bench, policy, "experts")
+    loaded = bench.policy(model=references.TRAINED_MOE)
+    load(loaded, directory)
+    assert_equal(training_state(bench, loaded), training_state(bench, policy))
+    assert step_counts(loaded) == {2.0}
+
+
+@on_ranks(TP1)
+def test_upstreams_two_faults(bench: Workbench) -> None:
+    """Each shows without our handling, and not with it."""
+    from unittest.mock import patch
+
+    import pytest
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    from sfpo_megatron.mcore import checkpoint, optimizer_state
+
+    directory = save(bench, trained(bench), "faults")
+    nothing = patch.object(optimizer_state, "fp32_states", lambda _: contextlib.nullcontext())
+    with nothing, pytest.raises(KeyError, match="step"):
+        checkpoint.load(bench.policy(), directory)
+
+    policy, shared = bench.policy(), []
+    original = DistributedOptimizer.load_state_dict
+
+    def watch(self: Any, state: Any) -> None:
+        original(self, state)
+        shared.append(len({s["step"].data_ptr() for s in self.optimizer.state.values()}))
+
+    with patch.object(DistributedOptimizer, "load_state_dict", watch):
+        checkpoint.load(policy, directory)
+    assert shared[-1] == 1, "upstream gives each param a step count of its own now"
+    bench.one_pass(policy, bench.prepared(policy, 1))()
+    assert step_counts(policy) == {4.0}
+
+
+@on_ranks(TP1)
+def test_before_the_first_step(bench: Workbench) -> None:
+    """There are no moments yet; loaded, the first step is that of a new policy."""
+    policy, loaded = bench.policy(), bench.policy()
+    directory = save(bench, policy, "unstepped")
+    load(loaded, directory)
+    fresh = bench.policy()
+    for each in (policy, loaded, fresh):
+        bench.one_pass(each, bench.prepared(each))()
+    assert_equal(training_state(bench, loaded), training_state(bench, fresh))
+    assert_equal(training_state(bench, policy), training_state(bench, fresh))
+
+
+@on_ranks(TP1)
+def test_settings_are_those_of_the_run_that_loads(bench: Workbench) -> None:
+    """Upstream takes lr, betas and the fused kernel from the checkpoint's param groups."""
+    directory = save(bench, trained(bench), "settings")
+    loaded = bench.policy(lr=7e-5)
+    load(loaded, directory)
+    loaded.scheduler.step(increment=1)
+    for group in loaded.optimizer.param_groups:
+        assert group["lr"] == group["max_lr"] == 7e-5
+        assert group["fused"] is True
+
+
+@on_ranks(DP2)
+def test_random_numbers_of_every_rank(bench: Workbench) -> None:
+    policy = bench.policy()
+    torch.manual_seed(5 + bench.rank)
+    random.seed(6 + bench.rank)
+    np.random.seed(7 + bench.rank)
+    random.gauss(0, 1), np.random.standard_normal()  # both keep half of a pair
+    directory = save(bench, policy, "rng")
+    expected = draw()
+    everyone: list[Any] = [None] * 2
+    dist.all_gather_object(everyone, expected)
+    assert everyone[0] != everyone[1]
+    draw()
+    load(policy, directory)
+    assert draw() == expected
+
+
+def draw() -> list[float]:
+    from megatron.core import tensor_parallel
+
+    with tensor_parallel.get_cuda_rng_tracker().fork():
+        tracked = torch.rand(1).item()
+    return [torch.rand(1).item(), random.gauss(0, 1), np.random.standard_normal(), tracked]
+
+
+@on_ranks(TE1, dtype=["bfloat16"])
+def test_precision_aware_optimizer(bench: Workbench, dtype: str) -> None:
+    """fp32 main params are saved, not their int16 remainders, and joined and split without loss;
+    Megatron's plain optimizer loads them too."""
+    from sfpo_megatron.mcore.optimizer_state import _get, members
+
+    precise = {"use_precision_aware_optimizer": True}
+    policy = trained(bench, dtype=dtype, optimizer=precise)
+    directory = save(bench, policy, "precise")
+    loaded = bench.policy(dtype=dtype, optimizer=precise)
+    load(loaded, directory)
+    plain = bench.policy(dtype=dtype)
+    load(plain, directory)
+
+    def states(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+        (member,) = members(policy.optimizer)
+        for index, param in enumerate(member.model_param_group_index_map):
+            yield from ((f"{index}/{n}", t.clone()) for n, t in _get(member, param).items())
+
+    assert_equal(dict(states(loaded)), dict(states(policy)))
+    assert_equal(dict(states(plain)), dict(states(policy)))
+    bench.one_pass(policy, bench.prepared(policy, 1))()
+    bench.one_pass(loaded, bench.prepared(loaded, 1))()
+    assert_equal(dict(states(loaded)), dict(states(policy)))
+
+
+@on_ranks(TP1, TP2, full=["TP2"])
+def test_megatron_lm_format(bench: Workbench) -> None:
+    """Its arguments and random state are beside the tensors; its weights load without ours."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+
+    from sfpo_megatron.mcore.checkpoint import load_weights
+
+    policy = trained(bench)
+    directory = save(bench, policy, f"lm-{bench.layout.name}", form="megatron_lm", step=7)
+    common = dist_checkpointing.load_common_state_dict(str(directory))
+    assert common["iteration"] == 7 and common["checkpoint_version"] == 3.0
+    assert common["args"].num_layers == policy.shape.num_layers
+    assert common["args"].padded_vocab_size == policy.shape.padded_vocab_size(bench.layout.tensor)
+    assert common["opt_param_scheduler"]["num_steps"] == 3
+    keys = load_sharded_metadata(str(directory))
+    assert any(key.startswith("rng_state") for key in keys)
+    assert "embedding.word_embeddings.weight" in keys
+    assert "optimizer.state.exp_avg.embedding.word_embeddings.weight" in keys
+    fresh = bench.policy(lr=0.0)
+    load_weights(fresh, directory)
+    weights = bench.hf_weights(policy)
+    assert_equal(bench.hf_weights(fresh), weights)
+    bench.one_pass(fresh, bench.prepared(fresh))()  # lr 0: the main params are the loaded ones
+    assert_equal(bench.hf_weights(fresh), weights)
+
+
+@on_ranks(PP2DP2)
+def test_four_ranks(bench: Workbench) -> None:
+    policy = trained(bench, dtype="bfloat16")
+    directory = save(bench, policy, "four")
+    loaded = bench.policy(dtype="bfloat16")
+    load(loaded, directory)
+    assert_equal(training_state(bench, loaded), training_state(bench, policy))

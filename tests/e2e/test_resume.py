@@ -1,0 +1,206 @@
+"""A run that is killed, or asked to stop, and started again with the same command gives the
+metrics.jsonl and the weights of one without a break: every key but times, bit for bit.
+
+The entropy gate closes at step 7 (its window of 6 is full then), so that a window that was not
+saved shows. By default on saved rollouts, without engines; with engines, TP2 and DP2, and at 20
+random moments: `make test-full`. Not exercised: Slurm (tests/slurm), more than two ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import digits
+import pytest
+
+from benchmarks.common import provenance
+from sfpo_megatron.stopping import STOPPED_EXIT_CODE
+
+NUM_STEPS = 10
+LAYOUTS = {
+    "TP2": ("parallel.tensor=2", "parallel.data=1"),
+    "DP2": ("parallel.tensor=1", "parallel.data=2"),
+}
+
+
+def make_config(folder: Path, *, engines: bool, **checkpoint: Any) -> Path:
+    changes: dict[str, Any] = {}
+    train: dict[str, Any] = {"num_steps": NUM_STEPS, "prompts_per_step": 8, "group_size": 4}
+    if not engines:
+        rollouts = folder / "rollouts.safetensors"
+        digits.save_rollouts(rollouts, num_steps=NUM_STEPS)
+        changes["debug"] = {"train_only": str(rollouts)}
+        train["num_steps"] = NUM_STEPS
+    return digits.write_config(
+        folder,
+        digits.make_model(folder / "model"),
+        train=train,
+        sfpo={"entropy_window": 6, "entropy_zscore_threshold": -1e9},
+        rollout={"reproducible": True},
+        eval={"every": 5},
+        checkpoint={"every": 2} | checkpoint,
+        **changes,
+    )
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what is a time."""
+    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
+    whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in whole]
+
+
+def assert_same_run(run: Path, straight: Path) -> None:
+    found, expected = lines(run), lines(straight)
+    for mine, other in zip(found, expected, strict=True):
+        odd = {
+            k: (mine.get(k), other.get(k)) for k in {*mine, *other} if mine.get(k) != other.get(k)
+        }
+        assert not odd, f"step {other['step']}: {odd}"
+    active = [line["sfpo_active"] for line in found if "sfpo_active" in line]
+    assert active == [True] * 6 + [False] * (NUM_STEPS - 6)
+    weights = [(folder / "hf/model.safetensors").read_bytes() for folder in (run, straight)]
+    assert weights[0] == weights[1]
+
+
+def interrupt(
+    config: Path, overrides: tuple[str, ...], run: Path, when: Callable[[], bool], signum: int
+) -> tuple[int, str]:
+    """Start the run, hit it when `when` says so: (exit code, output). SIGKILL ends all its
+    processes at once."""
+    process = digits.start_train(config, *overrides, f"output_dir={run}")
+
+    def due() -> bool:
+        return process.poll() is not None or when()
+
+    try:
+        digits.wait_for(due, timeout_s=200, what="the moment")
+        if signum == signal.SIGKILL:
+            digits.end(process)
+        elif process.poll() is None:
+            process.send_signal(signum)
+        output, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        digits.end(process)
+        raise
+    return process.returncode, output
+
+
+def time_is_up(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
+def after_lines(run: Path, count: int, delay_s: float = 0.0) -> Callable[[], bool]:
+    def when() -> bool:
+        if sum("loss" in line for line in lines(run)) < count:
+            return False
+        time.sleep(delay_s)
+        return True
+
+    return when
+
+
+def test_killed_and_stopped(tmp_path: Path) -> None:
+    """kill -9, then SIGTERM, then SIGUSR1, each in another step, each resumed."""
+    config = make_config(tmp_path, engines=False)
+    layout = LAYOUTS["TP2"]
+    straight, run = tmp_path / "straight", tmp_path / "interrupted"
+    digits.train(config, *layout, f"output_dir={straight}")
+    code, _ = interrupt(config, layout, run, after_lines(run, 3), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    for signum, count in ((signal.SIGTERM, 5), (signal.SIGUSR1, 7)):
+        code, output = interrupt(config, layout, run, after_lines(run, count), signum)
+        assert code == STOPPED_EXIT_CODE, output
+        assert f"stopped by {signum.name}" in output and "resumed from" in output, output
+    output = digits.train(config, *layout, f"output_dir={run}")
+    assert "resumed from" in output and "held-out accuracy" not in output.split("resumed")[0]
+    assert_same_run(run, straight)
+    kept = sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
+    assert kept == ["step_0000008", "step_0000010"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_five_then_kill_then_five_with_engines(
+    tmp_path: Path, layout: str, async_save: bool
+) -> None:
+    config = make_config(tmp_path, engines=True, every=5, async_save=async_save)
+    straight, run = tmp_path / "straight", tmp_path / "killed"
+    digits.train(config, *LAYOUTS[layout], f"output_dir={straight}")
+    # One line more than the checkpoint's step: it is cut off, and made again.
+    interrupt(config, LAYOUTS[layout], run, after_lines(run, 6), signal.SIGKILL)
+    assert sum("loss" in line for line in lines(run)) >= 6
+    output = digits.train(config, *LAYOUTS[layout], f"output_dir={run}")
+    assert "step_0000005 after step 5" in output
+    assert_same_run(run, straight)
+
+
+@pytest.mark.full
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    config = make_config(tmp_path, engines=False, every=3)
+    straight, run = tmp_path / "straight", tmp_path / "broken"
+    digits.train(config, *LAYOUTS["DP2"], f"output_dir={straight}")
+    interrupt(config, LAYOUTS["DP2"], run, after_lines(run, 7), signal.SIGKILL)
+    newest = run / "checkpoints/step_0000006"
+    file = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    output = digits.train(config, *LAYOUTS["DP2"], f"output_dir={run}")
+    assert "step_0000006 is broken" in output and file.name in output
+    assert "step_0000003 after step 3" in output
+    assert_same_run(run, straight)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("must_save_within_s", [None, 0.5])
+def test_stopped_at_20_random_moments(tmp_path: Path, must_save_within_s: float | None) -> None:
+    """SIGTERM and SIGUSR1 in turn, from the first moment of the process on; a run that ends before
+    its moment is begun anew. With a limit some steps are given up and redone."""
+    config = make_config(tmp_path, engines=False, every=4, must_save_within_s=must_save_within_s)
+    straight = tmp_path / "straight"
+    digits.train(config, *LAYOUTS["TP2"], f"output_dir={straight}")
+    moments = random.Random(0)
+    counts = {"stopped": 0, "finished": 0, "given_up": 0}
+    run = tmp_path / "run-0"
+    while counts["stopped"] < 20:
+        delay_s = moments.uniform(0.0, 9.0)
+        signum = (signal.SIGTERM, signal.SIGUSR1)[counts["stopped"] % 2]
+        due = functools.partial(time_is_up, time.monotonic() + delay_s)
+        code, output = interrupt(config, LAYOUTS["TP2"], run, due, signum)
+        # Python itself starts for a moment: the signal's own action then.
+        assert code in (0, STOPPED_EXIT_CODE) or (delay_s < 1.5 and code == -signum), output
+        counts["stopped"] += code != 0
+        counts["given_up"] += "no time to end this step" in output
+        if code == 0:
+            counts["finished"] += 1
+            assert_same_run(run, straight)
+            run = tmp_path / f"run-{counts['finished']}"
+    digits.train(config, *LAYOUTS["TP2"], f"output_dir={run}")
+    assert_same_run(run, straight)
+    provenance.write_cpu(f"signals_{must_save_within_s or 'no_limit'}", counts)
+
+
+@pytest.mark.full
+def test_stopped_while_generating(tmp_path: Path) -> None:
+    """With engines, within a limit that no step meets: the state before the step is saved, and the
+    step is redone from its prompts."""
+    config = make_config(tmp_path, engines=True, every=50, must_save_within_s=0.01)
+    straight, run = tmp_path / "straight", tmp_path / "stopped"
+    digits.train(config, *LAYOUTS["DP2"], f"output_dir={straight}")
+    for count in (2, 5):
+        code, output = interrupt(
+            config, LAYOUTS["DP2"], run, after_lines(run, count), signal.SIGUSR1
+        )
+        assert code == STOPPED_EXIT_CODE, output
+    digits.train(config, *LAYOUTS["DP2"], f"output_dir={run}")
+    assert_same_run(run, straight)

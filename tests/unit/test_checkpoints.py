@@ -1,0 +1,213 @@
+"""Checkpoint directories: manifest, retention, fallback, explicit ones. No Megatron: the files are
+anything. What is in them is tested in tests/dist/test_checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron.checkpoints import manifest
+from sfpo_megatron.checkpoints.store import (
+    MEGATRON_TRACKER,
+    RUN_STATE,
+    CheckpointError,
+    CheckpointStore,
+    at,
+)
+
+
+def make_store(folder: Path, **settings: object) -> CheckpointStore:
+    return CheckpointStore(
+        folder, **({"form": "native", "keep_last": 2, "keep_best": True} | settings)
+    )
+
+
+def add(store: CheckpointStore, step: int, *, best: bool = False) -> Path:
+    aside = store.begin(step)
+    (aside / "metadata.json").write_text("{}")
+    (aside / RUN_STATE).write_text(json.dumps({"step": step}))
+    (aside / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
+    directory = store.commit(aside, step, {})
+    if best:
+        store.mark_best(step)
+    store.prune()
+    return directory
+
+
+# ---- manifest --------------------------------------------------------------------------------
+
+
+def test_manifest_of_a_whole_directory(tmp_path: Path) -> None:
+    directory = add(make_store(tmp_path), 5)
+    assert set(manifest.read_manifest(directory)) == {"metadata.json", RUN_STATE, "__0_0.distcp"}
+    assert manifest.faults(directory) == manifest.faults(directory, drop_cache=True) == []
+    # sha256 of another implementation
+    line = json.loads((directory / manifest.NAME).read_text())["files"]["metadata.json"]
+    assert line == {
+        "bytes": 2,
+        "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    }
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "sha256": flip,
+    "bytes": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "No such file": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+@pytest.mark.parametrize("name", ["__0_0.distcp", "metadata.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, message: str, name: str) -> None:
+    directory = add(make_store(tmp_path), 5)
+    DAMAGES[message](directory / name)
+    (fault,) = manifest.faults(directory)
+    assert str(directory / name) in fault and message in fault
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1, "files": 3}'])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    directory = add(make_store(tmp_path), 5)
+    (directory / manifest.NAME).write_text(content)
+    (fault,) = manifest.faults(directory)
+    assert str(directory / manifest.NAME) in fault
+
+
+# ---- complete or absent ----------------------------------------------------------------------
+
+
+def test_what_was_being_written_is_no_checkpoint(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    add(store, 5)
+    aside = store.begin(10)
+    (aside / "__0_0.distcp").write_bytes(b"half")
+    again = make_store(tmp_path)
+    assert list(again.steps()) == [5]
+    assert again.begin(10) == aside and not list(aside.iterdir())
+
+
+def test_the_name_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that looks like a checkpoint exists before its manifest holds."""
+    store = make_store(tmp_path)
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if Path(target).name == "step_0000005":
+            assert manifest.faults(self) == []
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    add(store, 5)
+    assert (tmp_path / "latest").read_text() == "step_0000005\n"
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    add(store, 5)
+    add(store, 5)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["step_0000005"]
+
+
+# ---- retention -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "kept"),
+    [(1, False, [40]), (2, False, [30, 40]), (2, True, [10, 30, 40]), (9, True, [10, 20, 30, 40])],
+)
+def test_retention(tmp_path: Path, keep_last: int, keep_best: bool, kept: list[int]) -> None:
+    store = make_store(tmp_path, keep_last=keep_last, keep_best=keep_best)
+    for step in (10, 20, 30, 40):
+        add(store, step, best=step == 10)
+    assert list(store.steps()) == kept
+
+
+def test_the_old_one_stays_if_the_new_one_does_not_hold(tmp_path: Path) -> None:
+    store = make_store(tmp_path, keep_last=1)
+    add(store, 5)
+    aside = store.begin(10)
+    (aside / "data").write_bytes(b"x" * 100)
+    flip(store.commit(aside, 10, {}) / "data")
+    with pytest.raises(CheckpointError, match="step_0000010 does not hold"):
+        store.prune()
+    assert list(store.steps()) == [5, 10]
+
+
+# ---- continuing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_falls_back_to_the_newest_good_one(tmp_path: Path, damage: object) -> None:
+    store, warnings = make_store(tmp_path, keep_last=3), []
+    for step in (5, 10, 15):
+        add(store, step)
+    damage(tmp_path / "step_0000015/__0_0.distcp")
+    (tmp_path / "step_0000010" / manifest.NAME).unlink()
+    found = store.newest_good(warnings.append)
+    assert found is not None and (found.step, found.has_run_state) == (5, True)
+    assert "step_0000015 is broken" in warnings[0] and "__0_0.distcp" in warnings[0]
+    assert "step_0000010 is broken" in warnings[1] and manifest.NAME in warnings[1]
+    assert (tmp_path / "step_0000015.broken-1").is_dir()
+    assert list(store.steps()) == [5]
+
+
+def test_none_at_all_is_a_new_run_but_all_broken_is_an_error(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.newest_good(pytest.fail) is None
+    flip(add(store, 5) / RUN_STATE)
+    with pytest.raises(CheckpointError, match="resume=never"):
+        store.newest_good(lambda _: None)
+
+
+def test_going_back_keeps_newer_ones_but_does_not_continue_from_them(tmp_path: Path) -> None:
+    store = make_store(tmp_path, keep_last=3)
+    for step in (5, 10, 15):
+        add(store, step)
+    found = at(tmp_path / "step_0000005")
+    assert (found.step, found.has_run_state) == (5, True)
+    store.abandon_after(found.step)
+    assert list(store.steps()) == [5] and (tmp_path / "step_0000015.abandoned-1").is_dir()
+
+
+def test_megatron_lms_names(tmp_path: Path) -> None:
+    store = make_store(tmp_path, form="megatron_lm")
+    directory = add(store, 10)
+    assert directory.name == "iter_0000010"
+    assert (tmp_path / MEGATRON_TRACKER).read_text().strip() == "10"
+    (tmp_path / "latest").unlink()
+    (directory / RUN_STATE).unlink()
+    (directory / manifest.NAME).unlink()
+    found = at(tmp_path)  # as Megatron-LM leaves it
+    assert (found.directory, found.step, found.has_run_state) == (directory, 10, False)
+    (tmp_path / MEGATRON_TRACKER).write_text("release\n")
+    directory.rename(tmp_path / "release")
+    assert at(tmp_path).directory == tmp_path / "release"
+
+
+def test_explicit_ones_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="found no checkpoint"):
+        at(tmp_path)
+    directory = add(make_store(tmp_path), 5)
+    flip(directory / "__0_0.distcp")
+    with pytest.raises(CheckpointError, match="__0_0"):
+        at(tmp_path)
+
+
+def test_retire_keeps_an_earlier_run(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    store = make_store(folder)
+    assert store.retire() is None
+    add(store, 5)
+    assert store.retire() == tmp_path / "checkpoints.previous-1"
+    assert not folder.exists()
+    add(store, 5)
+    assert store.retire() == tmp_path / "checkpoints.previous-2"

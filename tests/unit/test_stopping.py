@@ -1,0 +1,140 @@
+"""When a run is asked to stop, and whether there is time left. Signals to a whole run:
+tests/e2e/test_resume.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron import stopping
+from sfpo_megatron.stopping import OutOfTime, StopRequested, StopWatch
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def ask(folder: Path, clock: Clock, who: str = "SIGUSR1\n") -> None:
+    file = stopping.stop_file(folder)
+    file.write_text(who)
+    os.utime(file, (clock.now, clock.now))
+
+
+def test_nobody_asked(tmp_path: Path, clock: Clock) -> None:
+    watch = StopWatch(tmp_path, must_save_within_s=1.0, clock=clock)
+    assert watch.reason is None
+    watch.check(1e9)
+
+
+def test_before_the_first_step_there_is_nothing_to_wait_for(tmp_path: Path, clock: Clock) -> None:
+    watch = StopWatch(tmp_path, clock=clock)
+    ask(tmp_path, clock)
+    with pytest.raises(StopRequested, match="SIGUSR1"):
+        watch.check()
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "later_s", "remaining_s", "save_s", "in_time"),
+    [
+        (None, 1e6, 1e6, 1e6, True),
+        (60, 0, 0, 0, True),
+        (60, 59, 0, 0, True),
+        (60, 61, 0, 0, False),
+        (60, 10, 49, 0, True),
+        (60, 10, 51, 0, False),
+        (60, 10, 40, 9, True),
+        (60, 10, 40, 11, False),
+    ],
+)
+def test_time_left(
+    tmp_path: Path,
+    clock: Clock,
+    limit_s: float | None,
+    later_s: float,
+    remaining_s: float,
+    save_s: float,
+    in_time: bool,
+) -> None:
+    watch = StopWatch(tmp_path, must_save_within_s=limit_s, clock=clock)
+    watch.in_train_step, watch.save_s = True, save_s
+    ask(tmp_path, clock)
+    clock.now += later_s
+    if in_time:
+        watch.check(remaining_s)
+        assert watch.reason == "SIGUSR1"
+    else:
+        with pytest.raises(OutOfTime, match="SIGUSR1"):
+            watch.check(remaining_s)
+
+
+def test_an_empty_file_is_a_request(tmp_path: Path, clock: Clock) -> None:
+    """`touch RUN/stop-requested` in a batch script."""
+    watch = StopWatch(tmp_path, clock=clock)
+    ask(tmp_path, clock, "")
+    assert watch.reason == stopping.STOP_FILE
+    stopping.forget(tmp_path)
+    assert StopWatch(tmp_path, clock=clock).reason is None
+    stopping.forget(tmp_path)  # again: nothing to forget
+
+
+@pytest.mark.parametrize(
+    ("environ", "at_s", "stops"),
+    [
+        ({stopping.JOB_END: "2000"}, 1879, False),
+        ({stopping.JOB_END: "2000"}, 1881, True),
+        ({}, 1e9, False),
+        ({stopping.JOB_END: "soon"}, 1e9, False),
+    ],
+)
+def test_end_of_the_slurm_job(
+    tmp_path: Path, clock: Clock, environ: dict[str, str], at_s: float, stops: bool
+) -> None:
+    watch = StopWatch(tmp_path, stop_before_walltime_s=120, environ=environ, clock=clock)
+    clock.now = at_s
+    assert (watch.reason is not None) is stops
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    kept = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for signum, handler in kept.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_writes_the_file(tmp_path: Path, signum: signal.Signals) -> None:
+    stopping.request_on_signal(tmp_path, signal.SIGTERM, signal.SIGUSR1)
+    os.kill(os.getpid(), signum)
+    os.kill(os.getpid(), signal.SIGUSR1)  # a second one changes nothing
+    assert StopWatch(tmp_path).reason == signum.name
+
+
+def test_a_peer_that_ended_is_noticed_even_as_a_zombie() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        stopping.watch_peers([os.getpid(), child.pid])
+        assert stopping.lost_peer() is None
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
+        assert stopping.lost_peer() == child.pid
+    finally:
+        child.kill()
+        child.wait()
+        stopping.watch_peers([])
