@@ -150,6 +150,7 @@ class Checkpoints:
                 late = str(error)
         late = self._policy.control.broadcast_json(late)
         if late is not None:
+            self.close()  # what is being written is a state to come back to
             self._io.progress(
                 f"stopped by {late}: no time to end this step within checkpoint.must_save_within_s;"
                 f" the last checkpoint is of step {self._saved_step}"

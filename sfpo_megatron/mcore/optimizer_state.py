@@ -1,8 +1,8 @@
 """Megatron's optimizers to sharded state and back, past what upstream gets wrong.
 
-The DistributedOptimizer walks its buffers and asks `_get_main_param_and_optimizer_states` for what
-it saves of a model param, `_set_main_param_and_optimizer_states` to put it back. `fp32_states`
-answers both with fp32 main param and moments, whoever holds them. What it is for (0.16.1):
+The DistributedOptimizer asks itself for what it saves of a model param and to put it back.
+`fp32_states` answers both with fp32 main param and moments, whoever holds them. What it is for
+(0.16.1):
 
 - Without TransformerEngine and Apex, the setter copies every key of torch's state and finds no
   `step` in what was loaded: KeyError.
@@ -14,12 +14,16 @@ answers both with fp32 main param and moments, whoever holds them. What it is fo
   stepped.
 - Megatron's init_state_fn calls FusedAdam.initialize_state without an argument that
   TransformerEngine 2.1 and later require.
-- With CPU offload the inner fp32 copies, which Adam steps, would not be loaded.
+- With CPU offload, load_state_dict fails on params that have no fp32 copy, and does not load the
+  inner copies, which Adam steps: left out, for `_set` writes both in place.
+- What is gathered of several buckets is shifted (gathered_states.py).
+- It collects garbage each time: a third of a second with all that an RL process has imported.
 - Loaded param groups bring the settings of the run that was saved; this run's own count.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +35,7 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from sfpo_megatron.mcore.gathered_states import gathered_states
 from sfpo_megatron.mcore.shards.precision_aware import join, split
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,8 +52,24 @@ def sharded(optimizer: MegatronOptimizer, model: Any, metadata: Any, *, loading:
     """The optimizer's part of a sharded state dict. Collective: data-parallel ranks gather."""
     for member in members(optimizer):
         _make_states(member)
-    with fp32_states(optimizer):
-        return optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+    gc.freeze()  # leaves nothing to look through
+    try:
+        with fp32_states(optimizer):
+            state = optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+    finally:
+        gc.unfreeze()
+    for group in _param_groups(state):
+        for name in [name for name, value in group.items() if isinstance(value, type)]:
+            del group[name]  # of the offloaded optimizer: classes, which no load accepts
+    return state
+
+
+def _param_groups(state: Any) -> Iterator[dict[str, Any]]:
+    """Of an optimizer's state dict: its own, or one below for each member, or under `optimizer`."""
+    yield from state.get("param_groups", ())
+    for name, below in state.items():
+        if name == "optimizer" or isinstance(name, int):
+            yield from _param_groups(below)
 
 
 def load(optimizer: MegatronOptimizer, state: Any) -> None:
@@ -59,10 +80,21 @@ def load(optimizer: MegatronOptimizer, state: Any) -> None:
     for member, groups in zip(members(optimizer), settings, strict=True):
         for group, mine in zip(member.optimizer.param_groups, groups, strict=True):
             group.update(mine)
+        _unshare_step_counts(member)
+
+
+def _unshare_step_counts(member: Any) -> None:
+    counts = []
+    for stepper in _steppers(member):
+        for each in stepper.state.values():
+            if isinstance(each.get("step"), Tensor):
+                each["step"] = each["step"].clone()
+                counts.append(float(each["step"]))
+    if counts and isinstance(member.optimizer, HybridDeviceOptimizer):
         for stepper in _steppers(member):
-            for each in stepper.state.values():
-                if isinstance(each.get("step"), Tensor):
-                    each["step"] = each["step"].clone()
+            if not isinstance(stepper, torch.optim.Adam | torch.optim.AdamW):
+                for group in stepper.param_groups:  # the fused kernel beside torch's on the host
+                    group["step"] = int(counts[0])
 
 
 def _settings(member: Any) -> list[dict[str, Any]]:
@@ -104,12 +136,20 @@ def fp32_states(optimizer: MegatronOptimizer) -> Iterator[None]:
     for member in found:
         member._get_main_param_and_optimizer_states = partial(_get, member)
         member._set_main_param_and_optimizer_states = partial(_set, member)
+        member.get_parameter_state_dp_zero = partial(gathered_states, member, _get)
+        if isinstance(member.optimizer, HybridDeviceOptimizer):
+            member.optimizer.load_state_dict = lambda state: None
+            member.optimizer._sync_hdo_state_to_sub_optimizers = lambda: None
     try:
         yield
     finally:
         for member in found:
             del member._get_main_param_and_optimizer_states
             del member._set_main_param_and_optimizer_states
+            del member.get_parameter_state_dp_zero
+            if isinstance(member.optimizer, HybridDeviceOptimizer):
+                del member.optimizer.load_state_dict
+                del member.optimizer._sync_hdo_state_to_sub_optimizers
 
 
 def _stepped(member: Any, model_param: Tensor) -> Any:

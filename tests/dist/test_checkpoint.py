@@ -196,6 +196,82 @@ def test_upstreams_two_faults(bench: Workbench) -> None:
     assert step_counts(policy) == {4.0}
 
 
+@on_ranks(TP1, DP2, full=["TP1"])
+def test_several_buckets(bench: Workbench) -> None:
+    """Loaded by an optimizer with one bucket. Upstream saves all but the first shifted."""
+    from unittest.mock import patch
+
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from workbench import OVERLAP, same_bits
+
+    from sfpo_megatron.mcore import optimizer_state
+
+    policy = trained(bench, ddp=OVERLAP | {"bucket_size": 20_000})
+    (member,) = optimizer_state.members(policy.optimizer)
+    assert len(member.buffers[0].buckets) > 2
+    assert member.buffers[0].numel_unpadded < member.buffers[0].numel
+    directory = save(bench, policy, f"buckets-{bench.layout.name}")
+    loaded = bench.policy()
+    load(loaded, directory)
+    expected = training_state(bench, policy)
+    assert_equal(training_state(bench, loaded), expected)
+
+    def upstreams(member: Any, states_of: Any, **settings: Any) -> Any:
+        return DistributedOptimizer.get_parameter_state_dp_zero(member, **settings)
+
+    with patch.object(optimizer_state, "gathered_states", upstreams):
+        directory = save(bench, policy, f"buckets-upstream-{bench.layout.name}")
+    load(loaded, directory)
+    found = training_state(bench, loaded)
+    shifted = [name for name in found if not same_bits(found[name], expected[name])]
+    assert shifted, "upstream no longer saves several buckets shifted"
+
+
+@on_ranks(TP1, TP2, dtype=["float32", "bfloat16"], full=["TP1-float32", "TP1-bfloat16", "TP2-float32", "TP2-bfloat16"])
+def test_optimizers_without_sharding(bench: Workbench, dtype: str) -> None:
+    """Megatron's other two: of fp32 params, and of bf16 ones with fp32 copies."""
+    from workbench import clones
+
+    def state(policy: Policy) -> list[Tensor]:
+        return clones([*policy.shards.tensors(), *policy.shards.moments()])
+
+    plain = {"use_distributed_optimizer": False}
+    policy = trained(bench, dtype=dtype, ddp=plain)
+    directory = save(bench, policy, f"plain-{bench.layout.name}-{dtype}")
+    loaded = bench.policy(dtype=dtype, ddp=plain)
+    load(loaded, directory)
+    for step in (1, 2):
+        found, expected = state(loaded), state(policy)
+        assert len(found) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), step
+        assert step_counts(loaded) == step_counts(policy) == {2.0 * step}
+        for each in (policy, loaded):
+            bench.one_pass(each, bench.prepared(each, 1))()
+
+
+@on_ranks(TP1, full=["TP1-0.5", "TP1-1.0"], fraction=[0.5, 1.0])
+def test_cpu_offloaded_optimizer(bench: Workbench, fraction: float) -> None:
+    """The inner fp32 params, which Adam steps, are saved and loaded."""
+    from test_hybrid_optimizer import offloaded_policy
+    from workbench import clones
+
+    def state(policy: Policy) -> list[Tensor]:
+        return clones([*policy.shards.tensors(), *policy.shards.moments()])
+
+    policy = offloaded_policy(bench, fraction)
+    bench.one_pass(policy, bench.prepared(policy))()
+    directory = save(bench, policy, f"offloaded-{fraction}")
+    loaded = offloaded_policy(bench, fraction)
+    load(loaded, directory)
+    for step in (1, 2):
+        found, expected = state(loaded), state(policy)
+        assert len(found) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), step
+        assert step_counts(loaded) == step_counts(policy) == {2.0 * step}
+        for each in (policy, loaded):
+            bench.one_pass(each, bench.prepared(each, 1))()
+
+
 @on_ranks(TP1)
 def test_before_the_first_step(bench: Workbench) -> None:
     """There are no moments yet; loaded, the first step is that of a new policy."""

@@ -211,8 +211,9 @@ def table_keys(heading: str) -> set[str]:
 
 
 def test_every_metric_of_a_train_step_is_described() -> None:
-    feed = {key for key in logged_keys("rollout_feed.py") if key.startswith("time/")}
-    assert len(feed) == 2
+    files = ("rollout_feed.py", "run_state.py")
+    feed = {key for file in files for key in logged_keys(file) if key.startswith("time/")}
+    assert len(feed) == 3
     logged = logged_keys("trainer.py") | logged_keys("step_metrics.py")
     assert {"loss", "pass_k/ratio_max"} <= logged
     assert table_keys("A train step") == logged | feed
