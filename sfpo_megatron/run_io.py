@@ -99,13 +99,14 @@ class RunIO:
     def _open_checkpoints(self) -> None:
         """Find out what to continue from, before anything is written and any engine starts."""
         config, section = self._config, self._config.checkpoint
-        if not config.saves_state:
+        if config.debug.rollout_only:
             return
-        self.stop = StopWatch(
-            config.output_dir,
-            must_save_within_s=section.must_save_within_s,
-            stop_before_walltime_s=section.stop_before_walltime_s,
-        )
+        if config.saves_state:
+            self.stop = StopWatch(
+                config.output_dir,
+                must_save_within_s=section.must_save_within_s,
+                stop_before_walltime_s=section.stop_before_walltime_s,
+            )
         self.store = store = CheckpointStore(
             Path(config.output_dir).expanduser() / "checkpoints",
             form=section.format,

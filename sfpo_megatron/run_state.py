@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sfpo_megatron import stopping
 from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError
+from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.control import PeerLostError
@@ -275,20 +276,6 @@ class Checkpoints:
             "parallel": dataclasses.asdict(self._config.parallel),
             "config": dataclasses.asdict(self._config),
         }
-
-
-_FREE = ("output_dir", "checkpoint", "tracking", "train.num_steps", "debug")
-
-
-def changes(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, then, now) of every setting that bears on the course of a run and is another now."""
-    if key in _FREE:
-        return
-    if isinstance(then, dict) and isinstance(now, dict):
-        for name in {**then, **now}:
-            yield from changes(then.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif json.dumps(then) != json.dumps(now):
-        yield key, then, now
 
 
 def _cause(error: BaseException) -> str:

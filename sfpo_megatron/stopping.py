@@ -39,6 +39,7 @@ def request_on_signal(output_dir: str | Path, *signums: signal.Signals) -> None:
 
     def request(signum: int, frame: FrameType | None) -> None:
         if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{signal.Signals(signum).name}\n", encoding="utf-8")
 
     for signum in signums:

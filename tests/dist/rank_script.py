@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from sfpo_megatron import worker
+from sfpo_megatron import stopping, worker
 from sfpo_megatron.config.load import ConfigError
 
 
-def run(mode: str, folder: Path) -> None:
+def run(mode: str, folder: Path) -> bool:
     """What the mode says, with a process of its own in another session (as Ray's are)."""
     import torch.distributed as dist
 
@@ -22,14 +22,15 @@ def run(mode: str, folder: Path) -> None:
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
     (folder / f"pids_{rank}").write_text(f"{os.getpid()} {child.pid}")
     try:
-        act(mode, rank, dist)
+        act(mode, rank, dist, folder)
+        return mode == "stop"
     finally:
         if mode != "kill":
             child.kill()
         (folder / f"closed_{rank}").touch()
 
 
-def act(mode: str, rank: int, dist: object) -> None:
+def act(mode: str, rank: int, dist: object, folder: Path) -> None:
     from torch.distributed import barrier, distributed_c10d
 
     barrier()
@@ -40,11 +41,22 @@ def act(mode: str, rank: int, dist: object) -> None:
     if mode == "raise" and rank == 1:
         time.sleep(0.5)
         raise ValueError("two\nlines")
-    if mode in ("kill", "kill_while_stuck") and rank == 1:
+    if mode in ("kill", "kill_while_stuck", "stop_kill") and rank == 1:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "kill_while_stuck":  # in C++, where no Python signal handler runs
         distributed_c10d._get_default_store().wait(["never"])
+    if mode == "stop":
+        while not stopping.stop_file(folder).exists():
+            time.sleep(0.05)
+        return
+    if mode == "stop_kill":  # as rank 0 does while it waits for rollouts
+        stopping.watch_peers([int((folder / "pids_1").read_text().split()[0])])
+        while stopping.lost_peer() is None:
+            time.sleep(0.05)
+        raise RuntimeError("another rank is gone")
+    if mode == "stop_never":
+        time.sleep(600)
     if mode == "sleep":
         time.sleep(600)
     barrier()
@@ -54,5 +66,10 @@ if __name__ == "__main__":
     worker.CLOSING_TIME_S = 2.0
     mode, folder = sys.argv[1:]
     raise SystemExit(
-        worker.run_rank(lambda: run(mode, Path(folder)), output_dir=folder, launched=True)
+        worker.run_rank(
+            lambda: run(mode, Path(folder)),
+            output_dir=folder,
+            launched=True,
+            saves_when_stopped=mode.startswith("stop"),
+        )
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from sfpo_megatron import stopping
 from sfpo_megatron.launcher import first_failure
 from sfpo_megatron.worker import error_file, message_line
 
@@ -22,13 +23,23 @@ LAUNCH = """
 import sys
 from sfpo_megatron.launcher import launch
 mode, folder = sys.argv[1:]
-sys.exit(launch([mode, folder], num_ranks=2, output_dir=folder, module="rank_script"))
+saves = mode.startswith("stop")
+sys.exit(
+    launch(
+        [mode, folder],
+        num_ranks=2,
+        output_dir=folder,
+        module="rank_script",
+        saves_when_stopped=saves,
+    )
+)
 """
 
 
 def start(mode: str, folder: Path) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env["PYTHONPATH"] = str(Path(__file__).parent)
+    here = Path(__file__).parent
+    env["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parents[1])])
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCH, mode, str(folder)],
         stdout=subprocess.PIPE,
@@ -130,6 +141,46 @@ def test_signal_ends_all_ranks(tmp_path: Path, signum: signal.Signals) -> None:
     assert not alive(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.full)]
+)
+def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signals) -> None:
+    """The ranks end by themselves, when rank 0 has seen the request; nothing is reported."""
+    process = start("stop", tmp_path)
+    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    time.sleep(1.0)  # past the barrier
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (stopping.STOPPED_EXIT_CODE, "")
+    assert stopping.stop_file(tmp_path).read_text() == f"{signum.name}\n"
+    assert (tmp_path / "closed_0").exists() and (tmp_path / "closed_1").exists()
+    assert not alive(tmp_path)
+
+
+@pytest.mark.full
+def test_a_second_sigterm_ends_a_run_that_saves(tmp_path: Path) -> None:
+    process = start("stop_never", tmp_path)
+    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.0)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "stopped by SIGINT" in err, err
+    assert (tmp_path / "closed_0").exists() and not alive(tmp_path)
+
+
+@pytest.mark.full
+def test_a_killed_rank_is_no_request(tmp_path: Path) -> None:
+    """torchrun's agent then sends rank 0 the SIGTERM that would ask it to stop."""
+    process = start("stop_kill", tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: rank 1 (pid ") and "SIGKILL" in err, err
+    assert (tmp_path / "closed_0").exists() and not alive(tmp_path)
+
+
 def test_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     """The ranks; what they started in other sessions is theirs to end (rank 1 cannot)."""
     process = start("sleep", tmp_path)
@@ -164,7 +215,11 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
         "error: rank 3 (pid 13) was killed by SIGTERM"
     )
     # Rank 0 had raised; rank 6 lost it and was seen first, so rank 0 got our signal on its way out.
+    stopped = stopping.STOPPED_EXIT_CODE
+    assert first_failure({0: (stopped, 10), 4: (-15, 14)}, folder) == ("stopped as asked", stopped)
+    assert first_failure({0: (stopped, 10), 2: (1, 12)}, folder) == ("error: rank 2: X", 1)
     error_file(folder, 6).write_text("error: rank 6: RuntimeError: Connection closed by peer\n")
+    assert first_failure({6: (1, 16), 7: (stopped, 10)}, folder)[1] == stopped
     for code in (-15, 143):
         assert first_failure({6: (1, 16), 0: (code, 10)}, folder) == ("error: rank 0: X", 1)
     assert first_failure({5: (7, 15)}, folder)[0] == (

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import digits
+import psutil
 import pytest
 
 from benchmarks.common import provenance
+from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.stopping import STOPPED_EXIT_CODE
 
 NUM_STEPS = 10
@@ -158,6 +160,33 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path: Path
     output = digits.train(config, *LAYOUTS["DP2"], f"output_dir={run}")
     assert "step_0000006 is broken" in output and file.name in output
     assert "step_0000003 after step 3" in output
+    assert_same_run(run, straight)
+
+
+@pytest.mark.full
+def test_a_disk_that_fills_up_in_mid_save(tmp_path: Path) -> None:
+    """Here a limit on the size of files, put on the running ranks: the run ends with one message,
+    the checkpoint before is as it was, and with room the same command continues."""
+    config = make_config(tmp_path, engines=False, every=3)
+    straight, run = tmp_path / "straight", tmp_path / "full"
+    digits.train(config, *LAYOUTS["DP2"], f"output_dir={straight}")
+    process = digits.start_train(config, *LAYOUTS["DP2"], f"output_dir={run}")
+    try:
+        first = run / "checkpoints/step_0000003"
+        digits.wait_for(first.exists, timeout_s=60, what="a checkpoint")
+        for child in digits.descendants(process):
+            if "RANK" in child.environ():
+                child.rlimit(psutil.RLIMIT_FSIZE, (300_000, psutil.RLIM_INFINITY))
+        output, _ = process.communicate(timeout=60)
+    finally:
+        digits.end(process)
+    assert process.returncode == 1
+    (error,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "could not be written" in error and "File too large" in error, output
+    assert "that of step 3 is kept" in error and "Traceback" not in output
+    assert [p.name for p in first.parent.iterdir() if p.is_dir()] == [first.name]
+    assert manifest.faults(first) == []
+    digits.train(config, *LAYOUTS["DP2"], f"output_dir={run}")
     assert_same_run(run, straight)
 
 

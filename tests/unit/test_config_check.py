@@ -276,6 +276,12 @@ CASES = {
     "scaled_moments": case(
         "megatron.optimizer.exp_avg_dtype", "float16 with sfpo.moments: restore", "float32",
         "sfpo.moments: keep", "megatron.optimizer.exp_avg_dtype=float16", "sfpo.moments=restore"),
+    "resume_from_nowhere": case(
+        "checkpoint.resume", "no directory 'runs/none'", "auto, never, or the directory",
+        "correct the path", "checkpoint.resume=runs/none"),
+    "limit_without_checkpoints": case(
+        "checkpoint.every", "0 with a time limit", "1 or more", "set checkpoint.every",
+        "checkpoint.every=0", "checkpoint.must_save_within_s=60"),
 }  # fmt: skip
 
 
@@ -346,3 +352,12 @@ def test_refused_by_the_command_line(
     assert expected.expected in last
     assert out == ""
     assert not (here / "run").exists()
+
+
+def test_walltime_outside_slurm_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    override = "checkpoint.stop_before_walltime_s=60"
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (warning,) = run_check(override)
+    assert "checkpoint.stop_before_walltime_s" in warning and "no effect" in warning
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert run_check(override) == []
