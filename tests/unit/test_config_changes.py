@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.changes import changes
+from sfpo_megatron.config.load import load_config
 
 
 @pytest.fixture
