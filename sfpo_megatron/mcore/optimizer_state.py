@@ -39,6 +39,8 @@ from sfpo_megatron.mcore.gathered_states import gathered_states
 from sfpo_megatron.mcore.shards.precision_aware import join, split
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_KINDS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+"""What tells the param groups of a run apart."""
 
 
 def members(optimizer: MegatronOptimizer) -> list[Any]:
@@ -74,13 +76,27 @@ def _param_groups(state: Any) -> Iterator[dict[str, Any]]:
 
 def load(optimizer: MegatronOptimizer, state: Any) -> None:
     """Inverse of `sharded`. No communication."""
-    settings = [_settings(member) for member in members(optimizer)]
+    all_members = members(optimizer)
+    parts = [state] if len(all_members) == 1 else [part for _, part in sorted(state.items())]
+    for member, part in zip(all_members, parts, strict=True):
+        _keep_settings(member, part)
     with fp32_states(optimizer):
         optimizer.load_state_dict(state)
-    for member, groups in zip(members(optimizer), settings, strict=True):
-        for group, mine in zip(member.optimizer.param_groups, groups, strict=True):
-            group.update(mine)
+    for member in all_members:
         _unshare_step_counts(member)
+
+
+def _keep_settings(member: Any, state: Any) -> None:
+    """Put this run's lr, betas, kernel... into the loaded param groups; the step count stays. Newer
+    releases also tell groups apart by settings that may have changed (0.19: max_lr)."""
+
+    def kind(group: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(group.get(name) for name in _KINDS)
+
+    mine = {kind(group): group for group in member.optimizer.param_groups}
+    for group in _param_groups(state):
+        settings = mine.get(kind(group), {})
+        group.update({n: value for n, value in settings.items() if n not in ("params", "step")})
 
 
 def _unshare_step_counts(member: Any) -> None:
@@ -95,14 +111,6 @@ def _unshare_step_counts(member: Any) -> None:
             if not isinstance(stepper, torch.optim.Adam | torch.optim.AdamW):
                 for group in stepper.param_groups:  # the fused kernel beside torch's on the host
                     group["step"] = int(counts[0])
-
-
-def _settings(member: Any) -> list[dict[str, Any]]:
-    """Each param group but for its params and its step count (TransformerEngine, Apex)."""
-    return [
-        {name: value for name, value in group.items() if name not in ("params", "step")}
-        for group in member.optimizer.param_groups
-    ]
 
 
 def _steppers(member: Any) -> list[Any]:

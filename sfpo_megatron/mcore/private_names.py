@@ -26,6 +26,13 @@ PRIVATE_NAMES: dict[str, str] = {
     "_set_main_param_and_optimizer_states": "DistributedOptimizer: puts it back",
     "model_param_group_index_map": "DistributedOptimizer: model param -> its group, its place",
     "_sync_sub_optimizers_state_to_hdo": "HybridDeviceOptimizer: shows the states as its own",
+    "_sync_hdo_state_to_sub_optimizers": "HybridDeviceOptimizer: called at the end of a load",
+    "gbuf_ranges": "DistributedOptimizer: which part of each bucket of each buffer is this rank's",
+    "param_index_map": "param-and-grad buffer: param -> start, end, bucket; padding included",
+    "grad_data": "bucket: padded to what data-parallel ranks divide",
+    "offset": "bucket: its start in the buffer",
+    "data_parallel_group": "DistributedOptimizer: the ranks that share its buffers",
+    "data_parallel_group_gloo": "DistributedOptimizer: the same over gloo, or None",
     "_results_queue": "dist_checkpointing's writer: where a writing process leaves its results",
     # TransformerEngine's FusedAdam, and its state's "master_param"
     "store_param_remainders": "main params of bf16 params are int16 remainders",

@@ -7,6 +7,7 @@ which a run that is killed leaves behind; a file beside the checkpoint takes its
 from __future__ import annotations
 
 import ctypes
+import inspect
 import json
 import multiprocessing
 import pickle
@@ -85,12 +86,15 @@ def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Wr
     """Begin to write `state` (a sharded state dict) into the empty `directory`. Collective."""
     filesystem_async._results_queue = _ResultsFile(directory / f"{_NOTE}results-{dist.get_rank()}")
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=_FILES_PER_RANK)
+    # Newer releases prefer a writer in another package (0.19: nvidia-resiliency-ext).
+    own = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
     request = dist_checkpointing.save(
         state,
         str(directory),
         sharded_strategy=strategy,
         async_sharded_save=True,
         content_metadata=content,
+        **({"async_strategy": "mcore"} if own else {}),
     )
     return Writing(request, directory)
 

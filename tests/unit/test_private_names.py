@@ -120,9 +120,9 @@ def test_every_listed_name_has_a_contract() -> None:
     ("code", "found"),
     [
         ("optimizer._get_model_param_range_map(p)", ["_get_model_param_range_map"]),
-        ("self.optimizer.gbuf_ranges", ["gbuf_ranges"]),
+        ("self.optimizer.model_param_gbuf_map", ["model_param_gbuf_map"]),
         ("hasattr(group, 'next_param_gather_bucket_group')", ["next_param_gather_bucket_group"]),
-        ("chunk.zero_grad_buffer(); config.bf16; self.gbuf_ranges", []),
+        ("chunk.zero_grad_buffer(); config.bf16; self.model_param_gbuf_map", []),
     ],
 )
 def test_the_check_finds_faults(code: str, found: list[str]) -> None:
