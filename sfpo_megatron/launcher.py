@@ -49,16 +49,16 @@ def launch(
         # torch then asks for huge pages from 2 MiB on. malloc gives such blocks back to the kernel
         # at each free, so that every embedding gradient is faulted in anew, 4 KiB at a time.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    log_dir(output_dir).mkdir(parents=True, exist_ok=True)
-    for old in log_dir(output_dir).glob("rank_*.err"):
-        old.unlink()
-    _adopt_orphans()
     stopping.forget(output_dir)
     signals = "SIGINT,SIGHUP,SIGQUIT"
     if saves_when_stopped:
         _ask_on_signal(output_dir)
     else:
         signals += ",SIGTERM"
+    log_dir(output_dir).mkdir(parents=True, exist_ok=True)
+    for old in log_dir(output_dir).glob("rank_*.err"):
+        old.unlink()
+    _adopt_orphans()
     try:
         return _run_agent([module, *arguments], num_ranks, output_dir, signals)
     except KeyboardInterrupt:  # before torchrun has put its handlers in place

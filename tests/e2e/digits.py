@@ -95,7 +95,9 @@ def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_siz
         saver.add(step, batch)
 
 
-def start_train(config: Path, *overrides: str) -> subprocess.Popen[str]:
+def start_train(
+    config: Path, *overrides: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """`sfpo-megatron train` in a session of its own (its signals are not ours)."""
     return subprocess.Popen(
         [sys.executable, "-m", "sfpo_megatron", "train", str(config), *overrides],
@@ -103,13 +105,18 @@ def start_train(config: Path, *overrides: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
     )
 
 
-def train(config: Path, *overrides: str, timeout_s: float = 240) -> str:
+def train(
+    config: Path,
+    *overrides: str,
+    timeout_s: float = 240,
+    environment: dict[str, str] | None = None,
+) -> str:
     """Run to the end; the output, or an AssertionError with it."""
-    process = start_train(config, *overrides)
+    process = start_train(config, *overrides, environment=environment)
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
