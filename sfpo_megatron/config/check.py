@@ -263,7 +263,10 @@ def _outputs(config: RunConfig) -> Iterator[Problem]:
 
 def _checkpoints(config: RunConfig) -> Iterator[Problem]:
     checkpoint = config.checkpoint
-    if checkpoint.resume not in ("auto", "never") and not Path(checkpoint.resume).is_dir():
+    if (
+        checkpoint.resume not in ("auto", "never")
+        and not Path(checkpoint.resume).expanduser().is_dir()
+    ):
         yield Problem(
             "checkpoint.resume",
             f"no directory {checkpoint.resume!r} in {Path.cwd()}",

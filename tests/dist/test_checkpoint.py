@@ -91,7 +91,7 @@ def step_counts(policy: Policy) -> set[float]:
     full=["TP1-bfloat16", "PP2-bfloat16", "TP2-bfloat16", "DP2-float32", "PP2-float32"],
 )
 def test_training_goes_on_as_if_it_had_not_stopped(bench: Workbench, dtype: str) -> None:
-    """The next pass of a loaded policy ends in the bits of the pass of the policy that was saved."""
+    """The next pass of a loaded policy ends in the bits of that of the policy that was saved."""
     policy = trained(bench, dtype=dtype)
     directory = save(bench, policy, f"same-{bench.layout.name}-{dtype}")
     saved = training_state(bench, policy)
@@ -215,7 +215,12 @@ def test_several_buckets(bench: Workbench) -> None:
     assert not all(everyone), "upstream no longer saves several buckets shifted"
 
 
-@on_ranks(TP1, TP2, dtype=["float32", "bfloat16"], full=["TP1-float32", "TP1-bfloat16", "TP2-float32", "TP2-bfloat16"])
+@on_ranks(
+    TP1,
+    TP2,
+    dtype=["float32", "bfloat16"],
+    full=["TP1-float32", "TP1-bfloat16", "TP2-float32", "TP2-bfloat16"],
+)
 def test_optimizers_without_sharding(bench: Workbench, dtype: str) -> None:
     """Megatron's other two: of fp32 params, and of bf16 ones with fp32 copies."""
     from workbench import clones

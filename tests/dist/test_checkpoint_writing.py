@@ -63,7 +63,7 @@ def test_what_is_written_is_the_state_when_it_began(bench: Workbench, dtype: str
 
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """In this process and those that it forks, as on a disk that is full then (EFBIG, not ENOSPC)."""
+    """In this process and those that it forks, as on a full disk (but EFBIG, not ENOSPC)."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
