@@ -118,6 +118,8 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
                 return True
             if config.debug.rollout_only:
                 io.log({"step": step, **batch_metrics(batch, totals), **io.times})
+                if step == config.train.num_steps:
+                    io.evaluate(step=step)
                 continue
             minibatches = cut(config, policy, batch)
             if not first_pass_is_old:
