@@ -60,13 +60,62 @@ def _parser() -> argparse.ArgumentParser:
             help="set one key, such as train.num_steps=10",
         )
         if name == "check":
+            command.add_argument(
+                "--world-size",
+                type=int,
+                metavar="RANKS",
+                help="as that many ranks under torchrun would find it when the run starts",
+            )
             command.set_defaults(run=_check)
         else:
             command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
             command.set_defaults(run=partial(_train, name))
+    _add_slurm(commands)
     text = "show versions, devices, and what falls back to what"
     commands.add_parser("doctor", help=text, description=text).set_defaults(run=_doctor)
     return parser
+
+
+def _add_slurm(commands: Any) -> None:
+    text = "make a run's job script in output_dir/slurm and hand it to sbatch"
+    command = commands.add_parser("slurm", help=text, description=text)
+    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
+    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set one key")
+    command.add_argument("--nodes", type=int, required=True, help="nodes of the job")
+    command.add_argument("--time", required=True, help="time limit, as sbatch takes it: 4:00:00")
+    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
+    command.add_argument(
+        "--train-nodes",
+        type=int,
+        metavar="N",
+        help="nodes with trainer ranks; default: all when engines are colocated, else as few as "
+        "the ranks need",
+    )
+    command.add_argument("--env", metavar="FILE", help="your copy of launch/slurm/env.sh")
+    command.add_argument(
+        "--save-budget",
+        type=int,
+        metavar="SECONDS",
+        help="what a run that is asked to stop may take to save",
+    )
+    command.add_argument(
+        "--max-failures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="failures in a row, without a new checkpoint, before the job gives up (default: 3)",
+    )
+    command.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="one more option of sbatch, such as --sbatch=--partition=h100; may be repeated",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the script, write and submit nothing"
+    )
+    command.set_defaults(run=_slurm)
 
 
 def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
@@ -78,7 +127,8 @@ def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+    ranks = arguments.world_size
+    config = _load(arguments, world_size=ranks, for_training=ranks is not None)
     print(dump_config(config), end="")
     return 0
 
@@ -124,6 +174,16 @@ def _run(command: Command, config: RunConfig) -> bool:
     import sfpo_megatron.trainer
 
     return sfpo_megatron.trainer.run(config, capabilities)
+
+
+def _slurm(arguments: argparse.Namespace) -> int:
+    from sfpo_megatron.slurm.command import SlurmError, slurm
+
+    try:
+        return slurm(arguments)
+    except SlurmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

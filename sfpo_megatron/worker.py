@@ -72,6 +72,16 @@ def run_rank(
     return stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0
 
 
+def record_exit_code(code: int, output_dir: str) -> int:
+    """Leave this rank's exit code, unless it is 0, in logs/rank_N.exit for a job script: torchrun's
+    own is 1 whatever its ranks say. Returns it."""
+    if code:
+        file = log_dir(output_dir) / f"rank_{os.environ.get('RANK', '0')}.exit"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{code}\n", encoding="utf-8")
+    return code
+
+
 def message_line(error: BaseException, rank: int) -> str:
     """`error: rank R: Type: message` on one line, whatever the message holds."""
     text = " ".join(str(error).split())

@@ -43,14 +43,17 @@ def check_config(
     file: str,
     world_size: int | None = None,
     for_training: bool = False,
+    on_cpu: bool | None = None,
 ) -> list[ConfigWarning]:
     """Raise ConfigError on the first thing that cannot work; return what deserves a warning.
 
     `world_size`: ranks that are running, None when this process will start them itself.
     `for_training`: the run starts now, so that missing weights are an error, not a warning.
+    `on_cpu`: where it will run; None for a machine like this one.
     """
     warnings = []
-    for problem in _problems(config, world_size):
+    on_cpu = not has_cuda() if on_cpu is None else on_cpu
+    for problem in _problems(config, world_size, on_cpu):
         if problem.level == "error" or (problem.level == "error_when_training" and for_training):
             raise ConfigError(
                 file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
@@ -60,7 +63,7 @@ def check_config(
     return warnings
 
 
-def _problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
+def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:
     """Cheapest first: layout, then batch, then what is read from files."""
     yield from _layout(config)
     yield from _world_size(config, world_size)
@@ -72,7 +75,7 @@ def _problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
             yield item
             continue
         for model_rule in (*MODEL_RULES, experts_of_model):
-            yield from model_rule(config, item, not has_cuda())
+            yield from model_rule(config, item, on_cpu)
 
 
 def _layout(config: RunConfig) -> Iterator[Problem]:

@@ -1,1 +1,1 @@
-"""Renders sbatch scripts from a config and watches the walltime."""
+"""Slurm jobs: the script of a run from its config, and what the script asks of this package."""

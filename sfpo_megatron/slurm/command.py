@@ -1,0 +1,87 @@
+"""`sfpo-megatron slurm`: load, check, lay out, render, submit."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from sfpo_megatron.config.check import check_config
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.slurm.layout import LayoutError, job_layout
+from sfpo_megatron.slurm.render import FOLDER, SIGNAL_MARGIN_S, TEMPLATES, Job, render
+from sfpo_megatron.slurm.submit import SubmitError, submit
+from sfpo_megatron.slurm.walltime import format_time, parse_time
+
+DEFAULT_SAVE_BUDGET_S = 300
+
+
+class SlurmError(ValueError):
+    """One option is wrong, or Slurm did not take the job."""
+
+
+def slurm(options: argparse.Namespace) -> int:
+    """Returns 0; raises ConfigError or SlurmError before anything is written."""
+    config = load_config(options.config, options.overrides)
+    output_dir = str(Path(config.output_dir).expanduser().resolve())
+    config = dataclasses.replace(config, output_dir=output_dir)
+    for name in ("nodes", "gpus_per_node", "max_failures", "train_nodes", "save_budget"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
+    env_file = Path(options.env).expanduser() if options.env else TEMPLATES / "env.sh"
+    if not env_file.is_file():
+        raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
+    try:
+        layout = job_layout(
+            config,
+            nodes=options.nodes,
+            gpus_per_node=options.gpus_per_node,
+            train_nodes=options.train_nodes,
+        )
+        job = Job(
+            script="train",
+            nodes=options.nodes,
+            time=options.time,
+            gpus_per_node=options.gpus_per_node,
+            work_dir=Path.cwd(),
+            python=sys.executable,
+            save_budget_s=options.save_budget or DEFAULT_SAVE_BUDGET_S,
+            max_failures=options.max_failures,
+            env_file=env_file,
+            more_sbatch=tuple(options.sbatch),
+        )
+        _check_time(job)
+        for warning in check_config(
+            config,
+            file=options.config,
+            world_size=layout.world_size,
+            for_training=True,
+            on_cpu=False,  # of the nodes; the job checks again, there
+        ):
+            print(warning, file=sys.stderr)
+        files = render(config, job, layout)
+        script = f"{job.script}.sbatch"
+        if options.dry_run:
+            print(files[script], end="")
+            return 0
+        number = submit(Path(output_dir), script, files)
+    except (LayoutError, SubmitError) as error:
+        raise SlurmError(str(error)) from error
+    folder = Path(output_dir) / FOLDER
+    print(f"submitted job {number}: {folder / script}; its log: {folder / f'{number}.out'}")
+    return 0
+
+
+def _check_time(job: Job) -> None:
+    try:
+        seconds = parse_time(job.time)
+    except ValueError as error:
+        raise SlurmError(f"--time: {error}") from error
+    kept = job.save_budget_s + SIGNAL_MARGIN_S
+    if seconds <= kept:
+        raise SlurmError(
+            f"--time: found {job.time}, expected more than the {format_time(kept)} that are kept "
+            "for the last save; raise it or lower --save-budget"
+        )

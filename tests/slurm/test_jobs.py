@@ -1,0 +1,64 @@
+"""Jobs on two nodes of a real Slurm: a whole run, and one that is wrong from the start.
+
+Not exercised: GPUs, several hosts, cgroups, containers.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jobs
+import yaml
+from lab import SlurmLab, wait_for
+
+
+def test_run_on_two_nodes_equals_the_run_without_slurm(
+    lab: SlurmLab, model: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Ray and torchrun across both nodes; the same metrics to the last bit; nothing left."""
+    run = tmp_path / "run"
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model))
+    lab.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=150)
+    text = jobs.output(run, job)
+    assert lab.state(job) == "COMPLETED", text
+    assert "job 1.0 on node1 node2" in text or f"job {job}.0 on node1 node2" in text
+    assert jobs.metrics(run) == jobs.metrics(reference)
+    logs = run / "slurm" / "logs" / f"{job}.0"
+    for node in (0, 1):
+        assert "Ray runtime started" in (logs / f"ray-{node}.log").read_text()
+        assert list((logs / f"node-{node}").rglob("stdout.log")), "a log for each rank"
+    assert not (logs / "ray-token").exists()
+    assert not wait_for_none(job)
+
+
+def test_wrong_config_fails_before_anything_starts(
+    lab: SlurmLab, model: Path, tmp_path: Path
+) -> None:
+    """The config is broken while the job waits: it says within seconds what `check` says."""
+    run = tmp_path / "run"
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--sbatch=--hold")
+    config = run / "slurm" / "config.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree["train"]["max_tokens_per_microbatch"] = 8
+    config.write_text(yaml.safe_dump(tree))
+    expected = jobs.check(config, "--world-size=2")
+    assert expected.returncode == 2 and "max_tokens_per_microbatch" in expected.stderr
+    lab.run("scontrol", "release", job)
+    begun = time.monotonic()
+    lab.wait_for_state(job, "FAILED", "COMPLETED", timeout_s=30)
+    assert time.monotonic() - begun < 15
+    assert lab.job(job)["ExitCode"] == "2:0" and lab.job(job)["Restarts"] == "0"
+    text = jobs.output(run, job)
+    assert expected.stderr in text, text
+    assert not list((run / "slurm" / "logs").rglob("ray-*")), text
+    assert not (run / "metrics.jsonl").exists()
+
+
+def wait_for_none(job: str) -> dict[int, str]:
+    """Processes of the job that are still there when they have had 10 s to go."""
+    try:
+        wait_for(lambda: not jobs.processes(job), timeout_s=10, what="processes to end")
+    except AssertionError:
+        pass
+    return jobs.processes(job)
