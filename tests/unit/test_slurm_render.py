@@ -1,0 +1,220 @@
+"""Job scripts as text, the spread of ranks over nodes, Slurm's times: no Slurm needed.
+
+That the scripts do what they say is tests/slurm's business.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sfpo_megatron import cli
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.slurm.layout import JobLayout, LayoutError, job_layout
+from sfpo_megatron.slurm.render import TEMPLATES
+from sfpo_megatron.slurm.walltime import format_time, parse_time
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = ["--nodes=4", "--time=4:00:00"]
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """`config(parallel={...}, rollout={...})` -> run.yaml in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    model_dir()
+
+    def write(**sections: Any) -> Path:
+        tree = {
+            "output_dir": "run",
+            "model": {"path": "model"},
+            "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 4}]},
+        }
+        Path("run.yaml").write_text(yaml.safe_dump(tree | sections))
+        return Path("run.yaml")
+
+    return write
+
+
+def rendered(config: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert cli.main(["slurm", str(config), *OPTIONS, *options, "--dry-run"]) == 0
+    return capsys.readouterr().out
+
+
+def sruns(script: str) -> dict[str, str]:
+    """Step name -> its whole srun command."""
+    joined = re.sub(r"\\\n\s*", "", script)
+    lines = [line for line in joined.splitlines() if "srun --job-name=" in line]
+    return {line.split("--job-name=")[1].split()[0]: line for line in lines}
+
+
+def test_what_the_script_has_to_say(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = rendered(
+        config(parallel={"data": 16}),
+        capsys,
+        "--save-budget=240",
+        "--sbatch=--partition=h100",
+        "--sbatch=--account=me",
+    )
+    header = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+    for option in (
+        "--nodes=4", "--gpus-per-node=8", "--time=4:00:00", "--requeue", "--open-mode=append",
+        "--signal=B:USR1@300", "--partition=h100", "--account=me",
+        f"--output={tmp_path}/run/slurm/%j.out",
+    ):  # fmt: skip
+        assert f"#SBATCH {option}" in header
+    assert not re.search(r"@[A-Z_]+@", script), "every hole is filled"
+    for line in (f"RUN={tmp_path}/run ", "TRAIN_NODES=2", "RANKS_PER_NODE=8", "SAVE_BUDGET_S=240 "):
+        assert f"\n{line}" in script
+    steps = sruns(script)
+    assert steps.keys() == {"check", "preflight", "bandwidth", "ray", "train"}
+    for name in steps:
+        for flag in ("--overlap", '--gres="gpu:$GPUS_PER_NODE"', "--mem=0"):
+            assert flag in steps[name], (name, flag)
+    train = steps["train"]
+    assert train.startswith("RAY_ADDRESS=$HEAD_ADDRESS:$RAY_PORT")
+    for flag in (
+        "--kill-on-bad-exit=1", '--shutdown-timeout="$SAVE_BUDGET_S"', "--rdzv-backend=static",
+        "PET_NODE_RANK=$SLURM_NODEID", '--master-port="$MASTER_PORT"',
+    ):  # fmt: skip
+        assert flag in train
+    assert "trap 'stop USR1' USR1" in script and "exit 85" in script
+    assert "pkill" not in script and "killall" not in script
+    order = [script.index(f"--job-name={name} ") for name in steps]
+    assert order == sorted(order)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_is_content(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = rendered(config(), capsys)
+    Path("train.sbatch").write_text(script)
+    sources = sorted((ROOT / "launch/slurm").iterdir())
+    done = subprocess.run(
+        ["shellcheck", "-x", f"--source-path={ROOT}", "train.sbatch", *map(str, sources)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_templates_are_the_ones_in_launch() -> None:
+    assert TEMPLATES.resolve() == ROOT / "launch/slurm"
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any], int, int | None, tuple[int, int]]] = {
+    # parallel, rollout, nodes, --train-nodes -> training nodes, ranks on each
+    "one node, the rest generates": ({"data": None}, {"num_engines": 4}, 1, None, (1, 4)),
+    "one node, all given": ({"data": 2, "tensor": 2}, {"num_engines": 2}, 1, None, (1, 4)),
+    "engine nodes of their own": ({"data": None}, {"num_engines": 9}, 4, None, (2, 8)),
+    "tp 4 engines": ({"data": None}, {"num_engines": 4, "tensor_parallel": 4}, 4, None, (2, 8)),
+    "as few nodes as the ranks need": ({"data": 12}, {}, 4, None, (2, 6)),
+    "spread": ({"data": 4}, {}, 4, 4, (4, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(config: Callable[..., Path], name: str) -> None:
+    parallel, rollout, nodes, train_nodes, expected = LAYOUTS[name]
+    loaded = load_config(config(parallel=parallel, rollout=rollout))
+    layout = job_layout(loaded, nodes=nodes, gpus_per_node=8, train_nodes=train_nodes)
+    assert layout == JobLayout(train_nodes=expected[0], ranks_per_node=expected[1])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rollout", "train_nodes", "message"),
+    [
+        ({"data": 32}, {}, None, "found 2, expected at least the 4 that 32 ranks take"),
+        ({"data": 16}, {}, None, "found 2 nodes of 8 GPUs, expected 16 for the trainer and 1"),
+        ({"data": 3}, {}, 2, "found 3 ranks on 2 training nodes, expected the same number on each"),
+        ({"data": 12}, {}, 1, "found 12 ranks on 1 training nodes, expected the same number"),
+        (
+            {"data": None, "tensor": 3},
+            {},
+            None,
+            "found 8 GPUs for the trainer, expected a multiple",
+        ),
+        ({"data": None}, {"num_engines": 99}, None, "parallel: found 0 GPUs for the trainer"),
+        ({}, {"tensor_parallel": 16}, None, "rollout.tensor_parallel: found 16, expected at most"),
+    ],
+)
+def test_layouts_that_do_not_fit(
+    config: Callable[..., Path],
+    parallel: dict[str, Any],
+    rollout: dict[str, Any],
+    train_nodes: int | None,
+    message: str,
+) -> None:
+    loaded = load_config(config(parallel=parallel, rollout=rollout))
+    with pytest.raises(LayoutError, match=re.escape(message)):
+        job_layout(loaded, nodes=2, gpus_per_node=8, train_nodes=train_nodes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--time=later"], "--time: found 'later', expected a time limit like"),
+        (["--time=5"], "--time: found 5, expected more than the 0:06:00 that are kept"),
+        (["--nodes=0"], "--nodes: found 0, expected 1 or more"),
+        (["--env=none.sh"], "--env: found no file none.sh"),
+        (["output_dir=a b"], "output_dir: found"),
+        (["model.path=none"], "model.path: found"),
+        (["parallel.tensor=3"], "parallel.tensor"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(
+    config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    overrides = [one for one in options if not one.startswith("--")]
+    flags = [one for one in options if one.startswith("--")]
+    assert cli.main(["slurm", str(config()), *overrides, *OPTIONS, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("run").exists() and not Path("a b").exists()
+
+
+def test_without_slurm_it_says_so(
+    config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert cli.main(["slurm", str(config()), *OPTIONS]) == 2
+    assert "sbatch: found no such program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("4:00:00", 14400),
+        ("1-12", 129600),
+        ("2-0:30", 174600),
+        ("0-1:2:3", 3723),
+    ],
+)
+def test_times(text: str, seconds: int) -> None:
+    assert parse_time(text) == seconds
+    assert parse_time(format_time(seconds)) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "1h", "4:00:00:00", "-5", "1-", "UNLIMITED"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parse_time(text)
