@@ -45,9 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    texts: dict[Command | Literal["check"], str] = {
+    texts: dict[Command | Literal["eval", "check"], str] = {
         "train": "train with reinforcement learning (starts torchrun unless it runs under it)",
         "sft": "warm-start the model with next-token loss on data.train",
+        "eval": "accuracy of model.path on data.eval, by engines alone",
         "check": "validate a config, print it with every default filled in; starts nothing",
     }
     for name, text in texts.items():
@@ -67,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
                 help="as that many ranks under torchrun would find it when the run starts",
             )
             command.set_defaults(run=_check)
+        elif name == "eval":
+            command.set_defaults(run=_eval)
         else:
             command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
             command.set_defaults(run=partial(_train, name))
@@ -83,6 +86,12 @@ def _add_slurm(commands: Any) -> None:
     command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set one key")
     command.add_argument("--nodes", type=int, required=True, help="nodes of the job")
     command.add_argument("--time", required=True, help="time limit, as sbatch takes it: 4:00:00")
+    command.add_argument(
+        "--job",
+        choices=("train", "eval"),
+        default="train",
+        help="train (the default), or only the held-out prompts through engines",
+    )
     command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
     command.add_argument(
         "--train-nodes",
@@ -131,6 +140,24 @@ def _check(arguments: argparse.Namespace) -> int:
     config = _load(arguments, world_size=ranks, for_training=ranks is not None)
     print(dump_config(config), end="")
     return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    arguments.overrides.append("parallel={}")  # of the trainer, which is not started
+    config = _load(arguments, world_size=1, for_training=True)
+    if not config.data.eval:
+        raise ConfigError(
+            arguments.config,
+            "data.eval",
+            found="no source",
+            expected="held-out prompts",
+            fix="add a source",
+        )
+    import sfpo_megatron.evaluate
+    from sfpo_megatron.worker import run_rank
+
+    run = partial(sfpo_megatron.evaluate.run, config)
+    return run_rank(run, output_dir=config.output_dir, launched=False)
 
 
 def _train(command: Command, arguments: argparse.Namespace) -> int:

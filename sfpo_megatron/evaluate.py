@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.prompts import eval_prompts
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
@@ -37,3 +40,27 @@ def evaluate(
         "eval/response_tokens_mean": sum(len(r.token_ids) for r in rollouts) / num,
         "eval/num_rollouts": num,
     }
+
+
+def run(config: RunConfig) -> None:
+    """`sfpo-megatron eval`: engines on `model.path`, no trainer; one more line of
+    output_dir/eval.jsonl."""
+    from transformers import AutoTokenizer
+
+    from sfpo_megatron.rollout.controller import start_rollouts
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    prompts = eval_prompts(config, tokenizer)
+    client = start_rollouts(config, model_path=config.model.path)
+    try:
+        client.wait_ready(config.rollout.timeout_s)
+        metrics = evaluate(config, client, prompts, step=0)
+    finally:
+        client.close()
+    del metrics["step"]
+    line = json.dumps({"model": config.model.path, **metrics})
+    out = Path(config.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "eval.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(f"{line}\n")
+    print(line, flush=True)

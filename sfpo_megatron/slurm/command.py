@@ -34,14 +34,16 @@ def slurm(options: argparse.Namespace) -> int:
     if not env_file.is_file():
         raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
     try:
-        layout = job_layout(
-            config,
-            nodes=options.nodes,
-            gpus_per_node=options.gpus_per_node,
-            train_nodes=options.train_nodes,
-        )
+        layout = None
+        if options.job == "train":
+            layout = job_layout(
+                config,
+                nodes=options.nodes,
+                gpus_per_node=options.gpus_per_node,
+                train_nodes=options.train_nodes,
+            )
         job = Job(
-            script="train",
+            script=options.job,
             nodes=options.nodes,
             time=options.time,
             gpus_per_node=options.gpus_per_node,
@@ -56,8 +58,8 @@ def slurm(options: argparse.Namespace) -> int:
         for warning in check_config(
             config,
             file=options.config,
-            world_size=layout.world_size,
-            for_training=True,
+            world_size=layout.world_size if layout else None,
+            for_training=layout is not None,
             on_cpu=False,  # of the nodes; the job checks again, there
         ):
             print(warning, file=sys.stderr)
@@ -79,7 +81,7 @@ def _check_time(job: Job) -> None:
         seconds = parse_time(job.time)
     except ValueError as error:
         raise SlurmError(f"--time: {error}") from error
-    kept = job.save_budget_s + SIGNAL_MARGIN_S
+    kept = job.save_budget_s + SIGNAL_MARGIN_S if job.script == "train" else 0
     if seconds <= kept:
         raise SlurmError(
             f"--time: found {job.time}, expected more than the {format_time(kept)} that are kept "

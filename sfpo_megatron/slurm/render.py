@@ -19,6 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 """launch/slurm/ of the sources; the wheel carries it here."""
 FOLDER = "slurm"
 """In output_dir."""
+_SOURCED = ("job.sh", "ray_cluster.sh")
 _HOLE = re.compile(r"@([A-Z]+(?:_[A-Z]+)*)@")
 _PLAIN_PATH = re.compile(r"[\w./+=:,~-]+")
 SIGNAL_MARGIN_S = 60  # Slurm sends --signal up to this much late
@@ -47,8 +48,9 @@ class Job:
     """More options of sbatch, such as `--partition=h100`."""
 
 
-def render(config: RunConfig, job: Job, layout: JobLayout) -> dict[str, str]:
-    """File name -> text of everything in RUN/slurm. `config.output_dir` is absolute.
+def render(config: RunConfig, job: Job, layout: JobLayout | None) -> dict[str, str]:
+    """File name -> text of everything in RUN/slurm. `config.output_dir` is absolute; `layout` is
+    None where nothing is trained.
 
     Raises LayoutError for an output_dir that sbatch would not take as it is.
     """
@@ -70,16 +72,17 @@ def render(config: RunConfig, job: Job, layout: JobLayout) -> dict[str, str]:
         "MORE_SBATCH": "\n".join(f"#SBATCH {option}" for option in job.more_sbatch),
         "WORK_DIR": shlex.quote(str(job.work_dir)),
         "PYTHON": shlex.quote(job.python),
-        "TRAIN_NODES": str(layout.train_nodes),
-        "RANKS_PER_NODE": str(layout.ranks_per_node),
         "SAVE_BUDGET_S": str(job.save_budget_s),
         "MAX_FAILURES": str(job.max_failures),
     }
+    if layout is not None:
+        values["TRAIN_NODES"] = str(layout.train_nodes)
+        values["RANKS_PER_NODE"] = str(layout.ranks_per_node)
     script = f"{job.script}.sbatch"
     template = (TEMPLATES / script).read_text(encoding="utf-8")
     return {
         script: _HOLE.sub(lambda hole: values[hole[1]], template).replace("\n\n\n", "\n\n"),
-        "ray_cluster.sh": (TEMPLATES / "ray_cluster.sh").read_text(encoding="utf-8"),
+        **{name: (TEMPLATES / name).read_text(encoding="utf-8") for name in _SOURCED},
         "env.sh": job.env_file.read_text(encoding="utf-8"),
         "config.yaml": dump_config(config),
     }

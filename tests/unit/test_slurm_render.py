@@ -78,7 +78,7 @@ def test_what_the_script_has_to_say(
     for line in (f"RUN={tmp_path}/run ", "TRAIN_NODES=2", "RANKS_PER_NODE=8", "SAVE_BUDGET_S=240 "):
         assert f"\n{line}" in script
     steps = sruns(script)
-    assert steps.keys() == {"check", "preflight", "bandwidth", "ray", "train"}
+    assert steps.keys() == {"ray", "train"}
     for name in steps:
         for flag in ("--overlap", '--gres="gpu:$GPUS_PER_NODE"', "--mem=0"):
             assert flag in steps[name], (name, flag)
@@ -89,21 +89,38 @@ def test_what_the_script_has_to_say(
         "PET_NODE_RANK=$SLURM_NODEID", '--master-port="$MASTER_PORT"',
     ):  # fmt: skip
         assert flag in train
-    assert "trap 'stop USR1' USR1" in script and "exit 85" in script
+    assert "trap 'stop USR1' USR1" in script
+    assert "exit 85" in (TEMPLATES / "job.sh").read_text()
+    script += "".join(file.read_text() for file in TEMPLATES.iterdir())
     assert "pkill" not in script and "killall" not in script
-    order = [script.index(f"--job-name={name} ") for name in steps]
-    assert order == sorted(order)
+    order = ["\ncheck_config", "\npreflight", "--job-name=ray ", "--job-name=train "]
+    assert sorted(order, key=script.index) == order
+
+
+def test_evaluation_script(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Engines on all nodes, no trainer, no time kept for a save."""
+    script = rendered(config(rollout={"num_engines": 32}), capsys, "--job=eval", "--time=5")
+    assert sruns(script).keys() == {"ray", "eval"}
+    assert "--signal" not in script and "torch.distributed.run" not in script
+    assert not re.search(r"@[A-Z_]+@", script)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_is_content(
     config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = rendered(config(), capsys)
-    Path("train.sbatch").write_text(script)
+    for job in ("train", "eval"):
+        Path(f"{job}.sbatch").write_text(rendered(config(), capsys, f"--job={job}"))
     sources = sorted((ROOT / "launch/slurm").iterdir())
     done = subprocess.run(
-        ["shellcheck", "-x", f"--source-path={ROOT}", "train.sbatch", *map(str, sources)],
+        [
+            "shellcheck",
+            "-x",
+            f"--source-path={ROOT}",
+            "train.sbatch",
+            "eval.sbatch",
+            *map(str, sources),
+        ],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,0 +1,93 @@
+# shellcheck shell=bash
+# What every job script begins with, and how it ends. Sourced; in: RUN, CONFIG, GPUS_PER_NODE,
+# SFPO_PYTHON, MAX_FAILURES and what env.sh sets.
+
+say() { printf '%(%F %T)T %s\n' -1 "$*"; }
+fail() { say "error: $*" >&2; exit 1; }
+
+# The steps of a job share its devices: without --overlap, --gres and --mem=0 a second one would wait
+# for the first for ever. One task a node is not bound to one core.
+SHARED=(--ntasks-per-node=1 --overlap --gres="gpu:$GPUS_PER_NODE" --mem=0 --cpu-bind=none)
+IN_CONTAINER=("${CONTAINER_SRUN[@]}" "${CONTAINER_EXEC[@]}")
+
+begin() {
+  ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+  LOGS=$RUN/slurm/logs/$ATTEMPT
+  mkdir -p "$LOGS"
+  mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  HEAD_ADDRESS=$(address_of "${NODES[0]}")
+  RAY_PORT=$((20000 + SLURM_JOB_ID % 5000 * 2))  # below the ports that the kernel gives out
+  MASTER_PORT=$((RAY_PORT + 1))
+  SFPO_EXPECT_GPUS=${SFPO_EXPECT_GPUS:-$GPUS_PER_NODE}
+  if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then  # not every release of Slurm sets it
+    SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || true
+  fi
+  export SFPO_PYTHON LOGS HEAD_ADDRESS RAY_PORT SFPO_RAY_OBJECT_STORE_BYTES SLURM_JOB_END_TIME
+  trap 'rm -f "$LOGS/ray-token"' EXIT
+  say "job $ATTEMPT on ${NODES[*]}; logs: $LOGS"
+}
+
+# Ends the job if the config is wrong, with check's message; a requeue would not help.
+check_config() {  # OPTIONS OF CHECK...
+  say "check"
+  srun --job-name=check --nodes=1 --ntasks=1 "${SHARED[@]}" "${IN_CONTAINER[@]}" \
+    "$SFPO_PYTHON" -m sfpo_megatron check "$@" "$CONFIG" > /dev/null || exit 2
+}
+
+# Ends the job if a node is not as it should be, and names it.
+preflight() {
+  say "preflight"
+  srun --job-name=preflight --nodes="${#NODES[@]}" "${SHARED[@]}" "${IN_CONTAINER[@]}" \
+    "$SFPO_PYTHON" -m sfpo_megatron.slurm.preflight \
+    --dir "$LOGS" --gpus "$SFPO_EXPECT_GPUS" "${NODES[@]}" || fail "preflight: see above"
+  [[ $SFPO_PREFLIGHT_RANKS != 0 ]] || return 0
+  # shellcheck disable=SC2016  # the node expands it
+  srun --job-name=bandwidth --nodes="${#NODES[@]}" --kill-on-bad-exit=1 "${SHARED[@]}" \
+    "${IN_CONTAINER[@]}" bash -c 'PET_NODE_RANK=$SLURM_NODEID exec "$@"' bash \
+    "$SFPO_PYTHON" -m torch.distributed.run --nnodes="${#NODES[@]}" \
+    --nproc-per-node="$SFPO_PREFLIGHT_RANKS" --rdzv-backend=static --master-addr="$HEAD_ADDRESS" \
+    --master-port="$MASTER_PORT" -m sfpo_megatron.slurm.bandwidth \
+    --in-node "$SFPO_MIN_GB_S_IN_NODE" --between-nodes "$SFPO_MIN_GB_S_BETWEEN_NODES" \
+    "${NODES[@]}" || fail "preflight: see above"
+}
+
+# The running step of that name, as scancel names it.
+step_id() {  # NAME
+  squeue --steps -h -j "$SLURM_JOB_ID" -o '%i %j' | awk -v name="$1" '$2 == name {print $1}' || true
+}
+
+# Quicker than Slurm's own end of the job, which waits KillWait; that follows in any case.
+stop_ray() {
+  local step
+  step=$(step_id ray)
+  [[ -z $step ]] || scancel --signal=TERM "$step" || true
+  for _ in {1..15}; do
+    kill -0 "$RAY" 2>/dev/null || break
+    sleep 1 &
+    wait $! || true
+  done
+}
+
+checkpoint() { cat "$RUN/checkpoints/latest" 2>/dev/null || echo none; }
+
+# Where the cluster requeues by exit code that is enough; elsewhere the job asks for it.
+requeue() {  # WHY
+  say "$1: back into the queue, to continue from checkpoint $(checkpoint)"
+  local codes
+  codes=$(scontrol show config | awk '$1 == "RequeueExit" {print $3}')
+  if [[ ,$codes, != *,85,* && $(squeue -h -j "$SLURM_JOB_ID" -o %T) == RUNNING ]]; then
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until Slurm ends this script
+  fi
+  exit 85
+}
+
+# Anything but a saved stop: requeued as well, but not for ever.
+requeue_after_failure() {  # WHY
+  local file=$RUN/slurm/failures.$SLURM_JOB_ID last='' count=0
+  [[ ! -f $file ]] || read -r count last < "$file"
+  [[ $last == "$(checkpoint)" ]] || count=0
+  count=$((count + 1))
+  echo "$count $(checkpoint)" > "$file"
+  ((count < MAX_FAILURES)) || fail "$1; $count failures in a row without a new checkpoint"
+  requeue "$1 (failure $count of $MAX_FAILURES)"
+}
