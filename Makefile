@@ -125,6 +125,7 @@ gpu: ## tests and benchmarks on a CUDA device: PY=python3 RESULTS=DIR
 	$(PY) benchmarks/logprobs.py --device cuda --out $(RESULTS)/logprobs_gpu.json
 
 slurm-deps: ## Slurm from Debian's packages (root)
+	apt-get update -qq
 	apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 
 clean: ## remove what was built, not .venv and not runs/
