@@ -153,11 +153,16 @@ def _eval(arguments: argparse.Namespace) -> int:
             expected="held-out prompts",
             fix="add a source",
         )
-    import sfpo_megatron.evaluate
-    from sfpo_megatron.worker import run_rank
+    from sfpo_megatron import evaluate
+    from sfpo_megatron.worker import install_signal_handlers, message_line
 
-    run = partial(sfpo_megatron.evaluate.run, config)
-    return run_rank(run, output_dir=config.output_dir, launched=False)
+    install_signal_handlers(0)
+    try:
+        evaluate.run(config)
+    except Exception as error:
+        print(message_line(error, 0), file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 def _train(command: Command, arguments: argparse.Namespace) -> int:
@@ -177,15 +182,16 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
             saves_when_stopped=saves,
         )
 
-    from sfpo_megatron.worker import run_rank
+    from sfpo_megatron.worker import record_exit_code, run_rank
 
     run = partial(_run, command, config)
-    return run_rank(
+    code = run_rank(
         run,
         output_dir=config.output_dir,
         launched=arguments.launched,
         saves_when_stopped=saves,
     )
+    return record_exit_code(code, config.output_dir)
 
 
 def _run(command: Command, config: RunConfig) -> bool:

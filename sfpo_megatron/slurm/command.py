@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def slurm(options: argparse.Namespace) -> int:
             gpus_per_node=options.gpus_per_node,
             work_dir=Path.cwd(),
             python=sys.executable,
-            save_budget_s=options.save_budget or DEFAULT_SAVE_BUDGET_S,
+            save_budget_s=options.save_budget
+            or math.ceil(config.checkpoint.must_save_within_s or DEFAULT_SAVE_BUDGET_S),
             max_failures=options.max_failures,
             env_file=env_file,
             more_sbatch=tuple(options.sbatch),

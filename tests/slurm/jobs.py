@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import digits
-from lab import SlurmLab
+from lab import SlurmLab, wait_for
 
 from sfpo_megatron.slurm.render import TEMPLATES
 
@@ -31,6 +32,8 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
     sections: dict[str, Any] = {
         "parallel": {"tensor": 1, "data": 2},
         "train": {"num_steps": NUM_STEPS},
+        "rollout": {"reproducible": True},
+        "checkpoint": {"every": 2},
     }
     for name, section in changes.items():
         sections[name] = {**sections.get(name, {}), **section}
@@ -72,13 +75,87 @@ def processes(job: str) -> dict[int, str]:
     return found
 
 
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Every whole line of metrics.jsonl; none before the run has begun."""
+    file = run / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl, without what a clock wrote."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in x.items() if not k.startswith("time/")} for x in lines]
+    """The same without what a clock wrote."""
+    return [{k: v for k, v in x.items() if not k.startswith("time/")} for x in lines(run)]
+
+
+def wait_for_step(lab: SlurmLab, job: str, run: Path, step: int) -> None:
+    """Until train step `step` has been logged."""
+
+    def logged() -> bool:
+        state = lab.state(job)
+        assert state in ("RUNNING", "PENDING"), f"{state}: {output(run, job)}"
+        return any(line["step"] >= step for line in lines(run) if "loss" in line)
+
+    wait_for(logged, timeout_s=200, what=f"step {step} of {run}")
+
+
+def left_after(job: str, limit_s: float) -> dict[int, str]:
+    """Processes of the job that are still there when they have had `limit_s` to go."""
+    deadline = time.monotonic() + limit_s
+    while (left := processes(job)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def pids(job: str, command: str) -> list[int]:
+    """Of the job's live processes whose command line begins so or has it as a word."""
+    found = processes(job).items()
+    return [pid for pid, line in found if line.startswith(command) or f"{command} " in line]
+
+
+class Timeline:
+    """Seconds since something was done to a job, by what followed."""
+
+    def __init__(self, done: str) -> None:
+        self.done = done
+        self._begun = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, what: str) -> None:
+        self.seconds[what] = round(time.monotonic() - self._begun, 1)
+
+    def __str__(self) -> str:
+        return f"{self.done}: " + ", ".join(f"{k} after {v} s" for k, v in self.seconds.items())
 
 
 def check(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`sfpo-megatron check`."""
     command = [sys.executable, "-m", "sfpo_megatron", "check", *options, str(config)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=60)
+
+
+def resume(lab: SlurmLab, job: str, run: Path, timeline: Timeline) -> None:
+    """The job goes back into the queue, is let go at once, and completes."""
+    lab.wait_for_state(job, "PENDING", "COMPLETED", "FAILED", timeout_s=90)
+    text = output(run, job)
+    assert lab.state(job) == "PENDING" and lab.job(job)["Restarts"] == "1", text
+    timeline.mark("requeued")
+    before = len(lines(run))
+    lab.release(job)
+    released = time.monotonic()
+
+    def resumed() -> bool:
+        return lab.state(job) != "PENDING" and len(lines(run)) > before
+
+    wait_for(resumed, timeout_s=120, what=f"a new step of job {job}")
+    timeline.seconds["first new step after its release"] = round(time.monotonic() - released, 1)
+    lab.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=120)
+    assert lab.state(job) == "COMPLETED", output(run, job)
+    assert "resumed from" in output(run, job), output(run, job)
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """The same metrics and the same policy, to the last bit."""
+    for found, expected in zip(metrics(run), metrics(reference), strict=True):
+        assert found == expected
+    policies = [(folder / "hf/model.safetensors").read_bytes() for folder in (run, reference)]
+    assert policies[0] == policies[1]

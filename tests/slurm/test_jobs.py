@@ -5,12 +5,14 @@ Not exercised: GPUs, several hosts, cgroups, containers.
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 
 import jobs
 import yaml
-from lab import SlurmLab, wait_for
+from jobs import assert_same_run, resume
+from lab import SlurmLab
 
 
 def test_run_on_two_nodes_equals_the_run_without_slurm(
@@ -22,14 +24,31 @@ def test_run_on_two_nodes_equals_the_run_without_slurm(
     lab.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=150)
     text = jobs.output(run, job)
     assert lab.state(job) == "COMPLETED", text
-    assert "job 1.0 on node1 node2" in text or f"job {job}.0 on node1 node2" in text
-    assert jobs.metrics(run) == jobs.metrics(reference)
+    assert f"job {job}.0 on node1 node2" in text
+    assert_same_run(run, reference)
     logs = run / "slurm" / "logs" / f"{job}.0"
     for node in (0, 1):
         assert "Ray runtime started" in (logs / f"ray-{node}.log").read_text()
         assert list((logs / f"node-{node}").rglob("stdout.log")), "a log for each rank"
     assert not (logs / "ray-token").exists()
-    assert not wait_for_none(job)
+    assert not jobs.left_after(job, 10)
+
+
+def test_stopped_by_usr1_it_is_requeued_and_continues(
+    lab: SlurmLab, model: Path, reference: Path, tmp_path: Path
+) -> None:
+    """At a random step Slurm's signal comes; saved, requeued, continued: the metrics and the
+    weights of the run without a break."""
+    run = tmp_path / "run"
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model))
+    jobs.wait_for_step(lab, job, run, random.randint(1, jobs.NUM_STEPS - 3))
+    timeline = jobs.Timeline("USR1")
+    lab.run("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@S does
+    resume(lab, job, run, timeline)
+    assert "USR1: asking the run to save and stop" in jobs.output(run, job)
+    assert "the run has saved and stopped: back into the queue" in jobs.output(run, job)
+    assert_same_run(run, reference)
+    print(timeline)
 
 
 def test_wrong_config_fails_before_anything_starts(
@@ -53,12 +72,3 @@ def test_wrong_config_fails_before_anything_starts(
     assert expected.stderr in text, text
     assert not list((run / "slurm" / "logs").rglob("ray-*")), text
     assert not (run / "metrics.jsonl").exists()
-
-
-def wait_for_none(job: str) -> dict[int, str]:
-    """Processes of the job that are still there when they have had 10 s to go."""
-    try:
-        wait_for(lambda: not jobs.processes(job), timeout_s=10, what="processes to end")
-    except AssertionError:
-        pass
-    return jobs.processes(job)

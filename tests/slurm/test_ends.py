@@ -1,0 +1,133 @@
+"""How a job ends that is hit: by a job with a higher priority, by a killed process, by scancel.
+
+`make test-full`; what was killed, and the seconds to the end, to the queue and to the next step, go
+into benchmarks/results/slurm_ends.json. Not exercised: a node that dies (slurmd and its processes
+share this machine).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+from jobs import Timeline, assert_same_run, resume
+from lab import SlurmLab
+
+from benchmarks.common import provenance
+from sfpo_megatron.checkpoints import manifest
+
+pytestmark = pytest.mark.full
+
+TIMES: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _results() -> Any:
+    yield
+    if TIMES:
+        provenance.write_cpu("slurm_ends", {"seconds": TIMES})
+
+
+def record(timeline: Timeline) -> None:
+    print(timeline)
+    TIMES[timeline.done] = timeline.seconds
+
+
+def test_preempted_by_a_higher_partition(
+    lab: SlurmLab, model: Path, reference: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--sbatch=--partition=low")
+    jobs.wait_for_step(lab, job, run, random.randint(1, jobs.NUM_STEPS - 3))
+    timeline = Timeline("preempted by partition high")
+    urgent = lab.run(
+        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
+        "--output=/dev/null", "--wrap=sleep 3",
+    ).stdout.strip()  # fmt: skip
+    lab.wait_for_state(urgent, "RUNNING", "COMPLETED", timeout_s=90)
+    timeline.mark("the other job runs")
+    lab.wait_for_state(urgent, "COMPLETED", timeout_s=30)
+    resume(lab, job, run, timeline)
+    assert_same_run(run, reference)
+    record(timeline)
+
+
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [
+        ("a trainer rank", "-u -m sfpo_megatron train"),
+        ("an engine", "ray::Engine"),
+        ("the head of Ray", "gcs_server"),
+    ],
+)
+def test_killed(
+    lab: SlurmLab, model: Path, reference: Path, tmp_path: Path, what: str, command: str
+) -> None:
+    """kill -9. The job ends by itself within a minute, or the run recovers; it completes."""
+    run = tmp_path / "run"
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model))
+    jobs.wait_for_step(lab, job, run, random.randint(2, jobs.NUM_STEPS - 3))
+    victims = [pid for pid, line in jobs.processes(job).items() if command in line]
+    assert victims, jobs.processes(job)
+    timeline = Timeline(f"kill -9 of {what}")
+    os.kill(max(victims), signal.SIGKILL)
+    lab.wait_for_state(job, "PENDING", "COMPLETED", "FAILED", timeout_s=90)
+    if lab.state(job) == "COMPLETED":
+        timeline.mark("completed, without a requeue")
+    else:
+        resume(lab, job, run, timeline)
+    assert_same_run(run, reference)
+    record(timeline)
+
+
+def test_cancelled_in_mid_generation(lab: SlurmLab, model: Path, tmp_path: Path) -> None:
+    """Nothing of the job remains after 10 s; the checkpoint is whole; it is not requeued."""
+    run = tmp_path / "run"
+    # Long responses: most of a step is generation, and the moment is in it.
+    config = jobs.write_config(
+        tmp_path,
+        model,
+        rollout={"max_response_tokens": 240},
+        train={"num_steps": 50, "max_tokens_per_microbatch": 4096},
+    )
+    job = jobs.submit(lab, config)
+    jobs.wait_for_step(lab, job, run, 3)
+    steps = [line for line in jobs.lines(run) if "loss" in line]
+    generate_s = steps[-1]["time/generate_s"]
+    assert generate_s > 0.5, "too short to be hit"
+    time.sleep(generate_s / 2)
+    assert len([line for line in jobs.lines(run) if "loss" in line]) == len(steps)
+    timeline = Timeline("scancel in mid-generation")
+    lab.run("scancel", job)
+    left = jobs.left_after(job, 10)
+    timeline.mark("no process left")
+    assert not left, left
+    lab.wait_for_state(job, "CANCELLED", timeout_s=10)
+    found = sorted((run / "checkpoints").glob("step_*"))
+    assert found
+    for directory in found:
+        assert manifest.faults(directory) == []
+    time.sleep(2)
+    assert lab.state(job) == "CANCELLED"
+    record(timeline)
+
+
+def test_gives_up_after_failures_without_progress(
+    lab: SlurmLab, model: Path, tmp_path: Path
+) -> None:
+    """The data file is gone once the job runs: every attempt fails in the same way."""
+    run = tmp_path / "run"
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--max-failures=1")
+    lab.wait_for_state(job, "RUNNING", timeout_s=30)
+    jobs.wait_for_step(lab, job, run, 1)
+    (victim,) = [pid for pid, line in jobs.processes(job).items() if "gcs_server" in line]
+    os.kill(victim, signal.SIGKILL)
+    lab.wait_for_state(job, "FAILED", "PENDING", timeout_s=90)
+    assert lab.state(job) == "FAILED", jobs.output(run, job)
+    assert "1 failures in a row without a new checkpoint" in jobs.output(run, job)
