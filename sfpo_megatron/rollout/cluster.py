@@ -7,7 +7,9 @@ import os
 import signal
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
+
+from sfpo_megatron.rollout.errors import RolloutError
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
 
@@ -36,8 +38,8 @@ def start_cluster() -> bool:
     # ray.init puts its own SIGTERM handler in place of the trainer's.
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        if address := os.environ.get("RAY_ADDRESS"):
+            _join(address)
             return False
         ray.init(
             address="local",
@@ -52,6 +54,19 @@ def start_cluster() -> bool:
         return True
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _join(address: str) -> None:
+    """Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, AuthenticationError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise RolloutError(
+            f"RAY_ADDRESS: found {address}, which cannot be joined ({why}), expected a Ray cluster "
+            "that runs, and its token in RAY_AUTH_TOKEN_PATH; unset RAY_ADDRESS for a cluster of "
+            "the run's own"
+        ) from error
 
 
 def stop_cluster() -> None:

@@ -106,12 +106,6 @@ def left_after(job: str, limit_s: float) -> dict[int, str]:
     return left
 
 
-def pids(job: str, command: str) -> list[int]:
-    """Of the job's live processes whose command line begins so or has it as a word."""
-    found = processes(job).items()
-    return [pid for pid, line in found if line.startswith(command) or f"{command} " in line]
-
-
 class Timeline:
     """Seconds since something was done to a job, by what followed."""
 

@@ -129,6 +129,19 @@ class SlurmLab:
             self._daemon("slurmd", "-D", "-f", str(root / "slurm.conf"), "-N", f"node{i}")
         wait_for(self._all_idle, timeout_s=30, what=f"idle nodes (logs: {root})")
 
+    def requeue_by_exit_code(self, on: bool) -> None:
+        """Whether jobs that exit with 85 are requeued, as from now."""
+        file = self._root / "slurm.conf"
+        lines = [x for x in file.read_text().splitlines() if not x.startswith("RequeueExit=")]
+        file.write_text("\n".join([*lines, *(["RequeueExit=85"] if on else [])]) + "\n")
+        self.run("scontrol", "reconfigure")
+
+        def done() -> bool:
+            config = self.run("scontrol", "show", "config").stdout
+            return ("RequeueExit             = 85" in config) == on
+
+        wait_for(done, timeout_s=10, what="the new slurm.conf")
+
     def _daemon(self, *command: str) -> None:
         log = (self._root / f"{command[0]}.out").open("ab")
         prctl = ctypes.CDLL(None).prctl

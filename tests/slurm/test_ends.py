@@ -17,7 +17,7 @@ from typing import Any
 import jobs
 import pytest
 from jobs import Timeline, assert_same_run, resume
-from lab import SlurmLab
+from lab import SlurmLab, wait_for
 
 from benchmarks.common import provenance
 from sfpo_megatron.checkpoints import manifest
@@ -121,13 +121,31 @@ def test_cancelled_in_mid_generation(lab: SlurmLab, model: Path, tmp_path: Path)
 def test_gives_up_after_failures_without_progress(
     lab: SlurmLab, model: Path, tmp_path: Path
 ) -> None:
-    """The data file is gone once the job runs: every attempt fails in the same way."""
+    """Ray is killed as it starts, twice; on a cluster that does not requeue by exit code."""
     run = tmp_path / "run"
-    job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--max-failures=1")
-    lab.wait_for_state(job, "RUNNING", timeout_s=30)
-    jobs.wait_for_step(lab, job, run, 1)
-    (victim,) = [pid for pid, line in jobs.processes(job).items() if "gcs_server" in line]
-    os.kill(victim, signal.SIGKILL)
-    lab.wait_for_state(job, "FAILED", "PENDING", timeout_s=90)
-    assert lab.state(job) == "FAILED", jobs.output(run, job)
-    assert "1 failures in a row without a new checkpoint" in jobs.output(run, job)
+    lab.requeue_by_exit_code(False)
+    try:
+        job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--max-failures=2")
+        for state in ("PENDING", "FAILED"):
+            lab.wait_for_state(job, "RUNNING", timeout_s=30)
+            os.kill(wait_for_process(job, "gcs_server"), signal.SIGKILL)
+            lab.wait_for_state(job, "FAILED", "PENDING", timeout_s=60)
+            assert lab.state(job) == state, jobs.output(run, job)
+            if state == "PENDING":
+                lab.release(job)
+    finally:
+        lab.requeue_by_exit_code(True)
+    text = jobs.output(run, job)
+    assert "Ray did not start on" in text and "(failure 1 of 2)" in text
+    assert "2 failures in a row without a new checkpoint" in text
+    assert not jobs.left_after(job, 10)
+
+
+def wait_for_process(job: str, command: str) -> int:
+    """The pid of the job's process with that in its command line, once there is one."""
+    found: list[int] = wait_for(
+        lambda: [pid for pid, line in jobs.processes(job).items() if command in line],
+        timeout_s=60,
+        what=command,
+    )
+    return found[0]
