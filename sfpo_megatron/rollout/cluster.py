@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 
 import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
@@ -12,6 +13,7 @@ from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from sfpo_megatron.rollout.errors import RolloutError
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
+_CONNECT_S = 20.0
 
 # A machine whose cores are all taken answers late; the guards of our own (client, lifeline) notice
 # a process that is really gone within seconds.
@@ -59,9 +61,12 @@ def start_cluster() -> bool:
 def _join(address: str) -> None:
     """Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
     try:
+        host, _, port = address.rpartition(":")
+        if port.isdigit():  # Ray itself would try for two minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, AuthenticationError) as error:
-        why = str(error).strip().splitlines()[0]
+    except (OSError, AuthenticationError) as error:
+        why = str(error).strip().partition(". ")[0]
         raise RolloutError(
             f"RAY_ADDRESS: found {address}, which cannot be joined ({why}), expected a Ray cluster "
             "that runs, and its token in RAY_AUTH_TOKEN_PATH; unset RAY_ADDRESS for a cluster of "
