@@ -20,9 +20,7 @@ NUM_STEPS = 6
 ENV = """
 export GLOO_SOCKET_IFNAME=lo
 SFPO_EXPECT_GPUS=0
-SFPO_PREFLIGHT_RANKS={ranks}
-SFPO_MIN_GB_S_IN_NODE=0.001
-SFPO_MIN_GB_S_BETWEEN_NODES=0.001
+SFPO_PREFLIGHT_RANKS=0
 SFPO_RAY_OBJECT_STORE_BYTES=100000000
 """
 
@@ -40,14 +38,13 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
     return digits.write_config(folder, model, **sections)
 
 
-def submit(
-    lab: SlurmLab, config: Path, *options: str, overrides: tuple[str, ...] = (), ranks: int = 0
-) -> str:
-    """By the command that users run, on both nodes with one rank each; the job's id."""
+def submit(lab: SlurmLab, config: Path, *options: str, job: str = "train", env: str = "") -> str:
+    """By the command that users run, on both nodes with one rank each; the job's id. `env`: more
+    lines of env.sh."""
     env_file = config.parent / "env.sh"
-    env_file.write_text((TEMPLATES / "env.sh").read_text() + ENV.format(ranks=ranks))
+    env_file.write_text((TEMPLATES / "env.sh").read_text() + ENV + env)
     done = lab.run(
-        sys.executable, "-m", "sfpo_megatron", "slurm", str(config), *overrides,
+        sys.executable, "-m", "sfpo_megatron", "slurm", str(config), f"--job={job}",
         "--nodes=2", "--train-nodes=2", "--time=0:10:00", f"--env={env_file}", *options,
     )  # fmt: skip
     assert done.stdout.startswith("submitted job "), done.stdout
