@@ -19,12 +19,25 @@ from lab import SlurmLab, missing
 NUM_NODES = 2
 
 
+def is_required() -> bool:
+    """REQUIRE=slurm: a machine without Slurm fails these tests."""
+    return "slurm" in os.environ.get("REQUIRE", "").split(",")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without Slurm one test here stands for all: one skip."""
+    mine = [item for item in items if item.path.parent == Path(__file__).parent]
+    if missing() and not is_required() and mine:
+        config.hook.pytest_deselected(items=mine[1:])
+        items[:] = [item for item in items if item not in mine[1:]]
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmLab]:
     """Two idle nodes; at the end no daemon and no job is left. REQUIRE=slurm: no skip."""
     if absent := missing():
         reason = f"Slurm is not installed (no {', '.join(absent)}): make slurm-deps"
-        if "slurm" in os.environ.get("REQUIRE", "").split(","):
+        if is_required():
             pytest.fail(reason)
         pytest.skip(reason)
     lab = SlurmLab(tmp_path_factory.mktemp("lab"), num_nodes=NUM_NODES)
