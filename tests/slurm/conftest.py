@@ -24,6 +24,7 @@ def is_required() -> bool:
     return "slurm" in os.environ.get("REQUIRE", "").split(",")
 
 
+@pytest.hookimpl(trylast=True)  # after -m has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without Slurm one test here stands for all: one skip."""
     mine = [item for item in items if item.path.parent == Path(__file__).parent]
