@@ -28,9 +28,9 @@ CONTAINER_EXEC=()
 # --- preflight -----------------------------------------------------------------------------------
 # GPUs that every node must show; 0 on CPU nodes. Unset: what the job asks for.
 # SFPO_EXPECT_GPUS=8
-# Ranks a node that measure an all-reduce before the run; 0: none. The least bus bandwidth that is
-# accepted, in GB/s: inside a node, and between two nodes.
-SFPO_PREFLIGHT_RANKS=${SFPO_PREFLIGHT_RANKS:-8}
+# Ranks a node that measure an all-reduce before the run; 0: none. Unset: one a GPU.
+# SFPO_PREFLIGHT_RANKS=0
+# The least bus bandwidth that is accepted, in GB/s: inside a node, and between two nodes.
 SFPO_MIN_GB_S_IN_NODE=${SFPO_MIN_GB_S_IN_NODE:-200}
 SFPO_MIN_GB_S_BETWEEN_NODES=${SFPO_MIN_GB_S_BETWEEN_NODES:-20}
 

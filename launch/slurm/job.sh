@@ -19,6 +19,7 @@ begin() {
   RAY_PORT=$((20000 + SLURM_JOB_ID % 5000 * 2))  # below the ports that the kernel gives out
   MASTER_PORT=$((RAY_PORT + 1))
   SFPO_EXPECT_GPUS=${SFPO_EXPECT_GPUS:-$GPUS_PER_NODE}
+  SFPO_PREFLIGHT_RANKS=${SFPO_PREFLIGHT_RANKS:-$SFPO_EXPECT_GPUS}
   if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then  # not every release of Slurm sets it
     SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || true
   fi
