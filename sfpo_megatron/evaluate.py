@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
@@ -13,9 +13,17 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    config: RunConfig, client: RolloutClient, prompts: Sequence[Prompt], *, step: int
+    config: RunConfig,
+    client: RolloutClient,
+    prompts: Sequence[Prompt],
+    *,
+    step: int,
+    refit: Callable[[], None],
 ) -> dict[str, float]:
-    """avg@n over `prompts` at `eval.temperature`; metrics under `eval/`. Rank 0 only."""
+    """avg@n over `prompts` at `eval.temperature`; metrics under `eval/`. Rank 0 only.
+
+    `refit` sends the current weights to engines that were started anew.
+    """
     from sfpo_megatron.rollout.sampling import RolloutRequest
 
     request = RolloutRequest(
@@ -28,7 +36,7 @@ def evaluate(
         max_response_tokens=config.rollout.max_response_tokens,
     )
     client.submit(request)
-    rollouts = client.collect(request.id)
+    rollouts = client.collect(request.id, refit)
     num = len(rollouts)
     return {
         "step": step,

@@ -6,6 +6,8 @@ broadcast of the control group.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from sfpo_megatron.types import RolloutBatch
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
     from sfpo_megatron.rollout.client import RolloutClient
+    from sfpo_megatron.rollout.reports import ScoredRequest
 
 _TENSORS = tuple(f.name for f in fields(RolloutBatch) if f.type == "Tensor")
 _NUMBERS = tuple(f.name for f in fields(RolloutBatch) if f.type == "int")
@@ -45,29 +48,104 @@ class EngineFeed:
         self._config = config
         self._client = client
         self._prompts = prompts
+        self._cursors: dict[int, list[dict[str, Any]]] = {}
+        """Step -> the prompts' cursor before each of its rounds, and after the last."""
+        self.metrics: dict[str, float] = {}
+        """Of the last `collect`: where its time went, its age, what was dropped and restarted."""
 
-    def collect(self, step: int) -> RolloutBatch:
-        """Generate and score one train step's rollouts."""
+    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
+        """One train step's scored rollouts. With async_steps the next step's are begun too.
+
+        `refit` sends the current weights again, to engines that were started anew.
+        """
+        if step not in self._cursors:
+            self._submit(step)
+        scored = self._client.collect_scored(_request_id(step), refit)
+        cursors = self._cursors.pop(step)
+        if scored.counts.num_rounds < len(cursors) - 1:  # the rest goes back where it came from
+            self._prompts.load_state_dict(cursors[scored.counts.num_rounds])
+        batch = RolloutBatch.from_rollouts(scored.rollouts, self._config.train.group_size)
+        staleness = step - 1 - batch.weight_version
+        self._check(step, batch, staleness)
+        self.metrics = _metrics(scored, staleness)
+        if self._config.rollout.async_steps and step < self._config.train.num_steps:
+            self._submit(step + 1)
+        return batch
+
+    def wait_generated(self) -> None:
+        """Until no engine generates for a later step: a rollout has one weight version."""
+        for step in self._cursors:
+            self._client.wait_generated(_request_id(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prompts' cursor as of the last `collect`: steps begun since are drawn again."""
+        first = min(self._cursors, default=None)
+        return self._prompts.state_dict() if first is None else self._cursors[first][0]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._prompts.load_state_dict(state)
+
+    def _submit(self, step: int) -> None:
         from sfpo_megatron.rollout.sampling import RolloutRequest
 
         train, rollout = self._config.train, self._config.rollout
-        request = RolloutRequest(
-            id=f"train/{step}",
-            step=step,
-            prompts=tuple(self._prompts.next_batch(train.prompts_per_step)),
-            num_samples=train.group_size,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            max_response_tokens=rollout.max_response_tokens,
+        num_rounds = rollout.max_rounds if rollout.drop_groups else 1
+        num_prompts = math.ceil(train.prompts_per_step * rollout.oversample)
+        cursors = [self._prompts.state_dict()]
+        rounds = []
+        for _ in range(num_rounds):
+            rounds.append(tuple(self._prompts.next_batch(num_prompts)))
+            cursors.append(self._prompts.state_dict())
+        self._cursors[step] = cursors
+        self._client.submit(
+            RolloutRequest(
+                id=_request_id(step),
+                step=step,
+                prompts=rounds[0],
+                refills=tuple(rounds[1:]),
+                num_samples=train.group_size,
+                num_groups=train.prompts_per_step,
+                drop=rollout.drop_groups,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+                max_response_tokens=rollout.max_response_tokens,
+            )
         )
-        self._client.submit(request)
-        return RolloutBatch.from_rollouts(self._client.collect(request.id), train.group_size)
 
-    @property
-    def times(self) -> dict[str, float]:
-        """Where the last `collect` went."""
-        times = self._client.last_times
-        return {"time/generate_s": times.generate_s, "time/reward_s": times.reward_s}
+    def _check(self, step: int, batch: RolloutBatch, staleness: int) -> None:
+        train, allowed = self._config.train, self._config.rollout.async_steps
+        if batch.num_rollouts != train.prompts_per_step * train.group_size:
+            raise RuntimeError(
+                f"train step {step}: found {batch.num_rollouts} rollouts, expected "
+                f"{train.prompts_per_step * train.group_size}"
+            )
+        if staleness > allowed and not self._config.debug.rollout_only:
+            raise RuntimeError(
+                f"train step {step}: found rollouts by weights {staleness} updates old, expected "
+                f"at most rollout.async_steps={allowed}: refused"
+            )
+
+
+def _request_id(step: int) -> str:
+    return f"train/{step}"
+
+
+def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
+    counts = scored.counts
+    return {
+        "time/generate_s": scored.times.generate_s,
+        "time/reward_s": scored.times.reward_s,
+        "staleness": staleness,
+        "num_sampling_rounds": counts.num_rounds,
+        "num_groups_generated": counts.num_groups,
+        "num_groups_zero_variance": counts.num_zero_variance,
+        "num_groups_truncated": counts.num_truncated,
+        "num_groups_duplicate": counts.num_duplicate,
+        "num_groups_surplus": counts.num_surplus,
+        "num_groups_taken_back": counts.num_taken_back,
+        "num_reissued": scored.num_reissued,
+        "num_engine_restarts": scored.num_restarts,
+    }
 
 
 class SavedFeed:
@@ -76,10 +154,10 @@ class SavedFeed:
     def __init__(self, path: str) -> None:
         self._path = path
         self._tensors = load_file(path)
-        self.times = {"time/generate_s": 0.0, "time/reward_s": 0.0}
+        self.metrics = {"time/generate_s": 0.0, "time/reward_s": 0.0}
 
-    def collect(self, step: int) -> RolloutBatch:
-        """The batch that was saved as train step `step`."""
+    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
+        """The batch that was saved as train step `step`; there is no engine to refit."""
         prefix = f"{step}."
         found = {n[len(prefix) :]: t for n, t in self._tensors.items() if n.startswith(prefix)}
         if not found:
@@ -95,6 +173,9 @@ class SavedFeed:
                 f"{self._path}, expected what this version saves; save the rollouts again"
             )
         return from_tensors(found)
+
+    def wait_generated(self) -> None:
+        """Nothing is generated."""
 
 
 class RolloutSaver:

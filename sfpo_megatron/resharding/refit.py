@@ -40,23 +40,28 @@ class Refit:
         self._is_sender = is_sender
         self._transport: Any = None
 
-    def send(self, weight_version: int) -> int:
+    def send(self, weight_version: int, *, resend: bool = False) -> int:
         """Refit every engine and stamp it `weight_version`; bytes sent (0 unless the sender).
+        `resend`: the engines' current weights again, for those that were started anew.
 
-        Collective: every trainer rank calls it. If the engine side fails, the sender still takes
-        its part in the gathering to the end and then raises, so that no other rank hangs in it.
+        An engine that fails is the fleet's matter and not an error here. Collective: every trainer
+        rank calls it. If the sender itself fails, it still takes its part in the gathering to the
+        end and then raises, so that no other rank hangs in it.
         """
         self._stream.restart()
         if not self._is_sender:
             self._stream.drain()
             return 0
         try:
-            return self._send(weight_version)
+            return self._send(weight_version, resend)
         except Exception:
             self._stream.drain()
             raise
 
-    def _send(self, weight_version: int) -> int:
+    def _send(self, weight_version: int, resend: bool) -> int:
+        self._client.prepare(weight_version, only_stale=resend)
+        if self._client.needs_introduction():
+            self.close()  # what all knew is unlinked: engines that are new need a new buffer
         if self._transport is None:
             self._transport = transports.sender(
                 self._config.refit.backend,

@@ -123,7 +123,7 @@ def test_wrong_weights_are_named_before_anything_is_sent(
 ) -> None:
     """vLLM alone takes a fused qkv without its k half; here rank 0 gets the tensor's name."""
     client = tied if kind == "tied" else untied_tp2
-    model = models["tied_b" if kind == "tied" else "untied_a"]
+    model = models["tied_b" if kind == "tied" else "untied_b"]
     refit(client, model, 3, tmp_path)
     state = tiny.load_state(model)
     name = "model.layers.1.self_attn.k_proj.weight"
