@@ -305,6 +305,8 @@ class Fleet:
             return None
 
         answers = await asyncio.gather(*(one(engine) for engine in self._updating))
+        if time.monotonic() >= self._deadline:  # the others waited with the one that was too late
+            self._deadline = time.monotonic() + self._config.refit.timeout_s
         self._updating = [engine for engine in self._updating if not engine.lost]
         return [answer for answer in answers if answer is not None]
 
