@@ -16,7 +16,10 @@ import tiny
 from test_refit import greedy
 from torch import Tensor
 
-from sfpo_megatron.resharding import transports
+from sfpo_megatron.resharding import filling, transports
+from sfpo_megatron.resharding.checksums import ChecksumError
+from sfpo_megatron.resharding.filling import make_filler
+from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import shm
 from sfpo_megatron.resharding.transports.manifest import ManifestError
 
@@ -40,13 +43,11 @@ class LocalClient:
         self._llm.finish_weight_update(weight_version)
 
 
-def send(llm: Any, state: dict[str, Tensor], tmp_path: Path) -> None:
+def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = False) -> None:
+    filler = Lockstep(make_filler(fleet.StateSource(state), is_sender=True), 50_000)
+    filler.restart(fresh=True, verify=verify)
     transport = transports.sender(
-        "sfpo_shm",
-        source=fleet.StateSource(state),
-        client=LocalClient(llm),
-        bucket_bytes=50_000,
-        fallback_dir=tmp_path,
+        "sfpo_shm", filler=filler, client=LocalClient(llm), fallback_dir=tmp_path
     )
     transport.send_weights()
     transport.shutdown()
@@ -110,4 +111,30 @@ def test_half_of_a_fused_qkv_is_refused(
         send(llm, half, tmp_path)
         assert tokens(llm) != expected
     send(llm, b, tmp_path)
+    assert tokens(llm) == expected
+
+
+def test_one_changed_element_is_found_and_named(
+    llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`refit.verify_every`: a bit that flips between the trainer's tensor and the engine."""
+    _, b = states
+    send(llm, b, tmp_path, verify=True)
+    expected = tokens(llm)
+    name = "model.layers.1.mlp.down_proj.weight"
+    real = filling.StreamFiller.fill
+
+    def plant(self: Any, bucket: Any, buffer: Tensor) -> Any:
+        checksums = real(self, bucket, buffer)
+        for index, view in enumerate(filling.views(self.manifest, bucket, buffer), bucket.first):
+            if self.manifest[index].name == name:
+                view[3, 5] += 1e-3
+        return checksums
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling.StreamFiller, "fill", plant)
+        with pytest.raises(ChecksumError, match=f"{name}: found checksum"):
+            send(llm, b, tmp_path, verify=True)
+    # This engine lives on in the test process; the fleet would end it.
+    send(llm, b, tmp_path, verify=True)
     assert tokens(llm) == expected

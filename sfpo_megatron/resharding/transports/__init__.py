@@ -29,11 +29,11 @@ def register() -> None:
             WeightTransferTrainerFactory.register_engine(backend, module, trainer_class)
 
 
-def sender(backend: str, *, source: Any, client: Any, bucket_bytes: int, fallback_dir: Path) -> Any:
+def sender(backend: str, *, filler: Any, client: Any, fallback_dir: Path) -> Any:
     """The sending end of a backend on trainer rank 0, already introduced to every engine.
 
-    Raises `ManifestError` (by way of `client`) where the engines expect other tensors than `source`
-    declares: before any weight has been touched.
+    `filler` is a `Lockstep`. Raises `ManifestError` (by way of `client`) where the engines expect
+    other tensors than it declares: before any weight has been touched.
     """
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
@@ -41,7 +41,5 @@ def sender(backend: str, *, source: Any, client: Any, bucket_bytes: int, fallbac
 
     register()
     assert backend == ShmTrainerInitInfo.backend
-    init_info = ShmTrainerInitInfo(
-        rank=0, bucket_bytes=bucket_bytes, fallback_dir=str(fallback_dir)
-    )
-    return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=source)
+    init_info = ShmTrainerInitInfo(rank=0, fallback_dir=str(fallback_dir))
+    return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=filler)

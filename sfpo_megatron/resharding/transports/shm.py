@@ -1,12 +1,15 @@
 """`sfpo_shm`: weights go through a shared buffer, bucket after bucket; both sides of it.
 
-    trainer rank 0                                every engine worker
-    --------------                                -------------------
+    trainer                                       every engine worker
+    -------                                       -------------------
     declare names, dtypes, shapes, the file  ->   check them against the checkpoint; map the file
     unlink the file: the maps stay
     start                                    ->   begin vLLM's layerwise reload
-    for each bucket: fill the buffer, update ->   copy its tensors out, load them
+    for each bucket: fill half of the buffer,
+                     update                  ->   checksums, if told; copy its tensors out, load
     finish                                   ->   all arrived? re-pack; done
+
+While engines load from one half, the trainer fills the other.
 
 Engines take part through vLLM's weight-transfer API, so TP splits, fused projections and online
 quantization are vLLM's own. The wire carries names and numbers only, nothing is unpickled.
@@ -15,6 +18,7 @@ quantization are vLLM's own. The wire carries names and numbers only, nothing is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -25,18 +29,17 @@ from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
     VLLMWeightSyncClient,
-    WeightSource,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
+from sfpo_megatron.resharding.checksums import check
+from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import shared_file
 from sfpo_megatron.resharding.transports.manifest import (
-    ManifestError,
     TensorMeta,
     check_manifest,
-    plan_buckets,
     read_checkpoint_shapes,
 )
 
@@ -60,6 +63,8 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     """Index of the bucket's first tensor in the names it was told."""
     offsets: list[int]
     """Where each tensor of the bucket starts in the buffer, in bytes."""
+    checksums: list[int] | None = None
+    """As on the trainer's shards (signed 64 bits), where they are to be compared."""
 
 
 class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
@@ -117,6 +122,11 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
             raise RuntimeError(
                 f"a bucket starts at tensor {update_info.first}, expected {self._num_received}"
             )
+        if update_info.checksums is not None:
+            for (name, tensor), expected in zip(
+                self._tensors(update_info), update_info.checksums, strict=True
+            ):
+                check(name, tensor, expected)
         self.model.load_weights(self._tensors(update_info))
         self._num_received += len(update_info.offsets)
 
@@ -174,7 +184,6 @@ class ShmTrainerInitInfo(TrainerInitInfo):
     """How the sending end is set up."""
 
     backend: ClassVar[str] = "sfpo_shm"
-    bucket_bytes: int
     fallback_dir: str
     """Where the buffer goes if shared memory has no room for it."""
 
@@ -185,22 +194,14 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
     init_info_cls = ShmTrainerInitInfo
 
     def __init__(
-        self,
-        *,
-        client: VLLMWeightSyncClient,
-        source: WeightSource,
-        is_sender: bool,
-        init_info: ShmTrainerInitInfo,
+        self, *, client: VLLMWeightSyncClient, filler: Lockstep, fallback_dir: Path
     ) -> None:
-        super().__init__(client=client, source=source, is_sender=is_sender)
-        self._manifest = [
-            TensorMeta(name=declared.name, dtype=declared.dtype, shape=tuple(declared.shape))
-            for declared in source.metadata()
-        ]
-        self._buckets, self._buffer_bytes = plan_buckets(self._manifest, init_info.bucket_bytes)
+        super().__init__(client=client, source=filler, is_sender=True)
+        self._filler = filler
         self._buffer: Tensor | None = None
-        if is_sender:
-            self._introduce(Path(init_info.fallback_dir))
+        # The engines' answer to a bucket comes while the next one is filled.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="update_weights")
+        self._introduce(fallback_dir)
 
     @classmethod
     def trainer_init(
@@ -208,23 +209,25 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         init_info: ShmTrainerInitInfo,
         *,
         client: VLLMWeightSyncClient,
-        source: WeightSource | None = None,
+        source: Lockstep | None = None,
     ) -> Self:
         if source is None:
             raise ValueError("sfpo_shm sends whole models: trainer_init needs a source")
-        return cls(client=client, source=source, is_sender=init_info.is_sender, init_info=init_info)
+        return cls(client=client, filler=source, fallback_dir=Path(init_info.fallback_dir))
 
     def _introduce(self, fallback_dir: Path) -> None:
-        path = shared_file.create(self._buffer_bytes, fallback_dir)
+        num_bytes, manifest = self._filler.buffer_bytes, self._filler.manifest
+        path = shared_file.create(num_bytes, fallback_dir)
         try:
-            self._buffer = shared_file.map_bytes(path, self._buffer_bytes)
+            self._buffer = shared_file.map_bytes(path, num_bytes)
+            self._filler.attach((str(path), num_bytes))
             self.client.init_weight_transfer_engine(
                 {
                     "path": str(path),
-                    "buffer_bytes": self._buffer_bytes,
-                    "names": [meta.name for meta in self._manifest],
-                    "dtype_names": [str(m.dtype).removeprefix("torch.") for m in self._manifest],
-                    "shapes": [list(meta.shape) for meta in self._manifest],
+                    "buffer_bytes": num_bytes,
+                    "names": [meta.name for meta in manifest],
+                    "dtype_names": [str(m.dtype).removeprefix("torch.") for m in manifest],
+                    "shapes": [list(meta.shape) for meta in manifest],
                 }
             )
         finally:
@@ -232,35 +235,24 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             path.unlink()
 
     def send_weights(self, weight_version: str | None = None) -> int:
-        """One refit; the number of bytes sent. Every rank iterates the source (collective)."""
-        assert self.source is not None
-        weights = iter(self.source)
-        if not self.is_sender:
-            for _ in weights:
-                pass
-            return 0
+        """One refit; the number of bytes sent. Every rank fills buckets (collective)."""
         self.client.start_weight_update()
-        for bucket in self._buckets:
-            for index, offset in enumerate(bucket.offsets, bucket.first):
-                self._put(self._manifest[index], offset, weights)
-            self.client.update_weights({"first": bucket.first, "offsets": list(bucket.offsets)})
-        extra = next(weights, None)  # also lets a collective source finish its last exchange
-        if extra is not None:
-            raise ManifestError(f"{extra[0]}: iterated, but not in the source's metadata()")
+        self._filler.begin()
+        loading: Future[None] | None = None
+        for bucket in self._filler.buckets:
+            checksums = self._filler.fill_next(self._buffer)
+            if loading is not None:
+                loading.result()  # then the other half of the buffer is free
+            update = {"first": bucket.first, "offsets": list(bucket.offsets)}
+            if checksums is not None:
+                update["checksums"] = checksums
+            loading = self._thread.submit(self.client.update_weights, update)
+        self._filler.end()
+        if loading is not None:
+            loading.result()
         self.client.finish_weight_update(weight_version)
-        return sum(meta.num_bytes for meta in self._manifest)
-
-    def _put(self, meta: TensorMeta, offset: int, weights: Iterator[tuple[str, Tensor]]) -> None:
-        assert self._buffer is not None
-        name, tensor = next(weights, (None, None))
-        if name is None or tensor is None:
-            raise ManifestError(f"{meta.name}: in the source's metadata(), but not iterated")
-        found = TensorMeta(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape))
-        if found != meta:
-            raise ManifestError(f"the source's metadata() says {meta}, its iteration gave {found}")
-        target = self._buffer[offset : offset + meta.num_bytes]
-        with torch.no_grad():
-            target.view(meta.dtype).view(meta.shape).copy_(tensor)
+        return sum(meta.num_bytes for meta in self._filler.manifest)
 
     def shutdown(self) -> None:
+        self._thread.shutdown()
         self._buffer = None

@@ -1,0 +1,177 @@
+"""Who sends which part of which tensor: integers only, made once a run, the same on every rank.
+
+Every Megatron shard is cut into *pieces*: rectangles of full Hugging Face tensors. Each piece is
+taken from one of the ranks that hold it (data- and context-parallel copies share the work), so all
+of a model's bytes leave the trainer once. Execution is in `source.py` and the transports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfpo_megatron.families.rules import Rule, hf_shapes
+from sfpo_megatron.families.shape import ModelShape
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Piece:
+    """What one tensor-parallel rank's shard holds of one Hugging Face part of its rule.
+
+    Rows of the target from `start` on along `dim`. In the shard they are the rows
+    [source_start, source_stop) of each of `groups` equal blocks (qkv is laid out by kv group,
+    gate-up by halves), one block after another.
+    """
+
+    part: int
+    """Index in `rule.hf`."""
+    dim: int
+    start: int
+    stop: int
+    groups: int
+    source_start: int
+    source_stop: int
+
+
+def pieces_of(rule: Rule, shape: ModelShape, *, rank: int, size: int) -> list[Piece]:
+    """All pieces of tensor-parallel rank `rank`'s shard; none where another rank has the same."""
+    if rule.tp_dim is None or size == 1:
+        if rank > 0 and rule.tp_dim is None:
+            return []
+        rank, size = 0, 1
+    parts = hf_shapes(rule, shape)
+    if rule.kind == "vocab":
+        rows = shape.padded_vocab_size(size) // size
+        stop = min(shape.vocab_size, (rank + 1) * rows)
+        return [_piece(0, 0, rank * rows, stop, 1, 0)] if stop > rank * rows else []
+    dim = rule.tp_dim or 0
+    if rule.kind == "qkv":
+        groups = shape.num_kv_heads // size
+        found, at = [], 0
+        for part, full in enumerate(parts):
+            rows = full[0] // size
+            found.append(_piece(part, 0, rank * rows, (rank + 1) * rows, groups, at))
+            at += rows // groups
+        return found
+    if rule.kind == "gate_up":
+        rows = parts[0][0] // size
+        return [
+            _piece(part, 0, rank * rows, (rank + 1) * rows, 1, part * rows) for part in range(2)
+        ]
+    rows = parts[0][dim] // size
+    return [_piece(0, dim, rank * rows, (rank + 1) * rows, 1, 0)]
+
+
+def _piece(part: int, dim: int, start: int, stop: int, groups: int, source_start: int) -> Piece:
+    return Piece(
+        part=part,
+        dim=dim,
+        start=start,
+        stop=stop,
+        groups=groups,
+        source_start=source_start,
+        source_stop=source_start + (stop - start) // groups,
+    )
+
+
+def num_elements(piece: Piece, full: Sequence[int]) -> int:
+    """Of the piece, in a full tensor of that shape."""
+    return math.prod(full) // full[piece.dim] * (piece.stop - piece.start)
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Holder:
+    """What one trainer rank holds."""
+
+    rank: int
+    tensor: tuple[int, int]
+    """Its place in its tensor-parallel group, and the group's size."""
+    expert_tensor: tuple[int, int]
+    """The same of the group that its experts are cut over."""
+    names: frozenset[str]
+    """Megatron names of its weights."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Take:
+    """A piece and the rank that it is taken from."""
+
+    tensor: int
+    """Index of the full tensor, in Hugging Face order."""
+    rule: int
+    rank: int
+    piece: Piece
+    num_bytes: int
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RefitPlan:
+    """All takes, in Hugging Face order."""
+
+    takes: tuple[Take, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(take.num_bytes for take in self.takes)
+
+    def bytes_by_rank(self) -> dict[int, int]:
+        """What each trainer rank sends."""
+        found: dict[int, int] = defaultdict(int)
+        for take in self.takes:
+            found[take.rank] += take.num_bytes
+        return dict(found)
+
+    def of_rank(self, rank: int) -> dict[int, list[Take]]:
+        """Tensor index -> what `rank` gives of it."""
+        found: dict[int, list[Take]] = defaultdict(list)
+        for take in self.takes:
+            if take.rank == rank:
+                found[take.tensor].append(take)
+        return dict(found)
+
+
+def plan_refit(
+    rules: Sequence[Rule], shape: ModelShape, holders: Sequence[Holder], *, itemsize: int
+) -> RefitPlan:
+    """Cover every full tensor once; of ranks that hold the same, the one with the least to send so
+    far (then the lowest) gives it. RuntimeError if nobody holds a weight."""
+    sent = {holder.rank: 0 for holder in holders}
+    takes: list[Take] = []
+    first = 0
+    for number, rule in enumerate(rules):
+        having = [holder for holder in holders if rule.megatron in holder.names]
+        by_place: dict[int, list[Holder]] = defaultdict(list)
+        for holder in having:
+            by_place[_place(rule, holder)[0]].append(holder)
+        shapes = hf_shapes(rule, shape)
+        covered = [0] * len(shapes)
+        for place, copies in sorted(by_place.items()):
+            size = _place(rule, copies[0])[1]
+            if rule.tp_dim is None and place == 0:
+                copies = having  # every rank of the group has all of it
+            chosen = min(copies, key=lambda holder: (sent[holder.rank], holder.rank))
+            for piece in pieces_of(rule, shape, rank=place, size=size):
+                elements = num_elements(piece, shapes[piece.part])
+                covered[piece.part] += elements
+                sent[chosen.rank] += elements * itemsize
+                takes.append(
+                    Take(
+                        tensor=first + piece.part,
+                        rule=number,
+                        rank=chosen.rank,
+                        piece=piece,
+                        num_bytes=elements * itemsize,
+                    )
+                )
+        if covered != [math.prod(full) for full in shapes]:
+            raise RuntimeError(
+                f"no rank holds {rule.megatron}, or only some of its shards are held"
+            )
+        first += len(rule.hf)
+    return RefitPlan(takes=tuple(sorted(takes, key=lambda take: take.tensor)))
+
+
+def _place(rule: Rule, holder: Holder) -> tuple[int, int]:
+    return holder.expert_tensor if rule.expert else holder.tensor
