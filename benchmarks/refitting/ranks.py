@@ -114,14 +114,9 @@ class Fleet:
     """One engine, kept over all layouts; on rank 0 only."""
 
     def __init__(self, config: RunConfig) -> None:
-        import ray
+        from sfpo_megatron.rollout.controller import start_rollouts
 
-        from sfpo_megatron.rollout import controller
-
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        controller.RolloutController.engine_class = ReloadableEngine
-        ray.cloudpickle.register_pickle_by_value(controller)
-        self.client = controller.start_rollouts(config, model_path=config.model.path)
+        self.client = start_rollouts(config, model_path=config.model.path)
         self.client.wait_ready(300)
         members = self.client._processes[1].members
         self.pids = {f"engine/{n}": p.pid for n, p in enumerate(members)}
