@@ -102,6 +102,10 @@ class RolloutClient:
         """Which engines are alive; answers while they generate."""
         return self._call("health", doing="asking for the engines' health")
 
+    def check(self) -> None:
+        """Raise `FleetLost` if engines were lost for good, with the reason."""
+        self._call("check", doing="asking for the engines' health")
+
     def needs_introduction(self) -> bool:
         """Some engine does not know the trainer's sending end yet."""
         try:

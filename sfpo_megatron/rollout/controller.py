@@ -114,6 +114,10 @@ class RolloutController:
             num_restarts=self._fleet.num_restarts,
         )
 
+    async def check(self) -> None:
+        """Raise if engines were lost for good."""
+        self._fleet.check()
+
     async def processes(self) -> tuple[str, list[ActorProcesses]]:
         """Host name, and every process of ours (engines on other hosts have their guards there)."""
         return socket.gethostname(), [self._lifeline.processes(), *await self._fleet.processes()]
