@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.context_parallel import context_parallel
+from sfpo_megatron.config.engines import engines
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
@@ -337,6 +338,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _algorithm,
     _optimizer,
     _objective,
+    engines,
     _passed_through,
     _data,
     _outputs,
