@@ -107,11 +107,16 @@ def test_killed_in_mid_update(
 
 
 def engine_processes(process: Any) -> list[psutil.Process]:
-    return [
-        child
-        for child in digits.descendants(process)
-        if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
-    ]
+    """The actors (Ray titles them) and their EngineCores, as they are now."""
+    found = []
+    for child in digits.descendants(process):
+        try:
+            if " ".join(child.cmdline()).startswith("ray::Engine"):
+                found.append(child)
+                found += [c for c in child.children() if "spawn_main" in " ".join(c.cmdline())]
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 @pytest.mark.parametrize("num_kills", [3, 20])
