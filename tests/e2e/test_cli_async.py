@@ -48,9 +48,7 @@ def test_one_step_ahead_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_dynamic_sampling_fills_every_batch(tmp_path: Path) -> None:
-    lines, _ = run(
-        tmp_path / "c", drop_groups=["zero_variance"], oversample=1.25, max_rounds=3
-    )
+    lines, _ = run(tmp_path / "c", drop_groups=["zero_variance"], oversample=1.25, max_rounds=3)
     for line in lines:
         assert line["num_rollouts"] == 128 * line["step"]
         assert line["num_groups_generated"] == 20 * line["num_sampling_rounds"]

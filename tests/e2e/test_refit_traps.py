@@ -20,7 +20,7 @@ from sfpo_megatron.resharding import filling, transports
 from sfpo_megatron.resharding.checksums import ChecksumError
 from sfpo_megatron.resharding.filling import make_filler
 from sfpo_megatron.resharding.lockstep import Lockstep
-from sfpo_megatron.resharding.transports import shm
+from sfpo_megatron.resharding.transports import receiving, shm
 from sfpo_megatron.resharding.transports.manifest import ManifestError
 
 
@@ -107,7 +107,7 @@ def test_half_of_a_fused_qkv_is_refused(
     with pytest.raises(ManifestError, match=r"k_proj.*missing"):
         send(llm, half, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shm, "check_manifest", lambda *args, **kwargs: None)
+        patch.setattr(receiving, "check_manifest", lambda *args, **kwargs: None)
         send(llm, half, tmp_path)
         assert tokens(llm) != expected
     send(llm, b, tmp_path)

@@ -11,8 +11,7 @@
 
 While engines load from one half, the trainer fills the other.
 
-Engines take part through vLLM's weight-transfer API, so TP splits, fused projections and online
-quantization are vLLM's own. The wire carries names and numbers only, nothing is unpickled.
+The wire carries names and numbers only, nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -23,25 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
     VLLMWeightSyncClient,
-    WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
-from sfpo_megatron.resharding.checksums import check
 from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import shared_file
-from sfpo_megatron.resharding.transports.manifest import (
-    TensorMeta,
-    check_manifest,
-    read_checkpoint_shapes,
-)
+from sfpo_megatron.resharding.transports.receiving import Receiver
 
 
 @dataclass(kw_only=True)
@@ -67,68 +59,25 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     """As on the trainer's shards (signed 64 bits), where they are to be compared."""
 
 
-class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
+class ShmEngine(Receiver):
     """The receiving end, one in each engine worker (tensor-parallel rank)."""
 
     init_info_cls = ShmInitInfo
     update_info_cls = ShmUpdateInfo
 
     _buffer: Tensor | None = None
-    _manifest: tuple[TensorMeta, ...] = ()
-    _num_received: int = 0
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         """Refuse a manifest that is not this engine's checkpoint, then map the buffer."""
-        rows = zip(init_info.names, init_info.dtype_names, init_info.shapes, strict=True)
-        manifest = tuple(
-            TensorMeta(name=n, dtype=getattr(torch, d), shape=tuple(s)) for n, d, s in rows
-        )
-        check_manifest(
-            manifest,
-            read_checkpoint_shapes(Path(self.model_config.model)),
-            dtype=self.model_config.dtype,
-            tied_embeddings=self.model_config.hf_config.tie_word_embeddings,
-        )
+        self.take_manifest(init_info.names, init_info.dtype_names, init_info.shapes)
         self._buffer = shared_file.map_bytes(Path(init_info.path), init_info.buffer_bytes)
-        self._manifest = manifest
-
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        if self._buffer is None:
-            raise RuntimeError("start_weight_update before init_weight_transfer_engine")
-        self._num_received = 0
-        self.forget_expert_kernels()
-        initialize_layerwise_reload(self.model)
-
-    def forget_expert_kernels(self) -> None:
-        """Have the experts' weights packed again (CPU only).
-
-        vLLM packs them where it first builds the kernel of a mixture-of-experts layer. At a reload
-        it would find that kernel, skip the packing, and read plain weights as packed, silently.
-        """
-        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        for module in self.model.modules():
-            method = getattr(module, "quant_method", None)
-            if isinstance(method, FusedMoEMethodBase):
-                method.moe_kernel = None
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         if update_info.first != self._num_received:
             raise RuntimeError(
                 f"a bucket starts at tensor {update_info.first}, expected {self._num_received}"
             )
-        if update_info.checksums is not None:
-            for (name, tensor), expected in zip(
-                self._tensors(update_info), update_info.checksums, strict=True
-            ):
-                check(name, tensor, expected)
-        self.model.load_weights(self._tensors(update_info))
-        self._num_received += len(update_info.offsets)
+        self.load(self._tensors(update_info), update_info.checksums)
 
     def _tensors(self, update_info: ShmUpdateInfo) -> Iterator[tuple[str, Tensor]]:
         assert self._buffer is not None
@@ -144,36 +93,6 @@ class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         for the k_proj of the next bucket must not change when that bucket is filled in.
         """
         return tensor.to(self.device, copy=True)
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        if self._num_received != len(self._manifest):
-            raise RuntimeError(
-                f"finish after {self._num_received} of {len(self._manifest)} tensors; the engine's "
-                "weights are a mixture and it must be started anew"
-            )
-        finalize_layerwise_reload(self.model, self.model_config)
-        self.repack_tied_lm_head()
-
-    def repack_tied_lm_head(self) -> None:
-        """Give a tied lm_head the new weights in its packed form (CPU only).
-
-        On CPU, vLLM keeps a packed copy of every GEMM weight in `layer.cpu_linear`. The layerwise
-        reload re-packs the first owner of a shared parameter, embed_tokens, which has no GEMM; the
-        lm_head would go on with the old weights, silently.
-        """
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-        for module in self.model.modules():
-            # An untied head was re-packed like any layer and its plain weight is gone (0 elements).
-            if isinstance(module, ParallelLMHead) and module.weight.numel():
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
     def shutdown(self) -> None:
         self._buffer = None
