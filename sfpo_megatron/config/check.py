@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.context_parallel import context_parallel
-from sfpo_megatron.config.engines import engines
+from sfpo_megatron.config.engines import engines, transport_of_device
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
@@ -72,7 +72,7 @@ def _problems(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
         if isinstance(item, Problem):
             yield item
             continue
-        for model_rule in (*MODEL_RULES, experts_of_model):
+        for model_rule in (*MODEL_RULES, experts_of_model, transport_of_device):
             yield from model_rule(config, item, not has_cuda())
 
 

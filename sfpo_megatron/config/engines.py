@@ -50,3 +50,15 @@ def engines(config: RunConfig) -> Iterator[Problem]:
             "false with rollout.placement: dedicated",
             "remove it: dedicated engines have nobody to give their memory to",
         )
+
+
+def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
+    """As `MODEL_RULES`: known once it is known where the run is."""
+    if config.refit.transport == "nccl_stages" and on_cpu:
+        yield Problem(
+            "refit.transport",
+            "nccl_stages without a CUDA device",
+            "gloo, shm or auto here",
+            "set refit.transport: gloo, which is the same over another library",
+            "error_when_training",
+        )

@@ -76,8 +76,9 @@ class RolloutConfig:
 class RefitConfig:
     """How the trainer's weights reach the engines."""
 
-    transport: Literal["auto", "shm"] = "auto"
-    """auto: shm (a shared-memory file; the trainer's rank 0 and engines on one node)."""
+    transport: Literal["auto", "shm", "gloo", "nccl_stages"] = "auto"
+    """auto: shm, a shared-memory file (the trainer's rank 0 and engines on one node). gloo,
+    nccl_stages: every pipeline stage and expert-parallel rank broadcasts to all engines."""
     bucket_bytes: int = 536870912
     """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
     timeout_s: float = 300.0
@@ -94,4 +95,4 @@ class RefitConfig:
     @property
     def backend(self) -> str:
         """vLLM's name of the weight-transfer backend, which engines and trainer must agree on."""
-        return {"auto": "sfpo_shm", "shm": "sfpo_shm"}[self.transport]
+        return "sfpo_shm" if self.transport == "auto" else f"sfpo_{self.transport}"

@@ -175,3 +175,48 @@ def plan_refit(
 
 def _place(rule: Rule, holder: Holder) -> tuple[int, int]:
     return holder.expert_tensor if rule.expert else holder.tensor
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Stream:
+    """What one leader (the first rank of a tensor-parallel group) sends to every engine worker."""
+
+    leader: int
+    rounds: tuple[tuple[int, ...], ...]
+    """Full tensors of each round, by index; consecutive ones of the leader's own."""
+
+
+def plan_streams(
+    leaders: Sequence[int], num_bytes: Sequence[int], bucket_bytes: int
+) -> tuple[Stream, ...]:
+    """Rounds in which every leader sends a bucket at the same time: together at most
+    `bucket_bytes` on an engine worker, but for a tensor larger than its leader's share.
+
+    `leaders`: of each tensor. All streams have the same number of rounds; short ones end empty.
+    """
+    share = bucket_bytes // len(set(leaders))
+    streams: dict[int, list[list[int]]] = {}
+    for index, (leader, size) in enumerate(zip(leaders, num_bytes, strict=True)):
+        rounds = streams.setdefault(leader, [[]])
+        if rounds[-1] and sum(num_bytes[i] for i in rounds[-1]) + size > share:
+            rounds.append([])
+        rounds[-1].append(index)
+    longest = max(len(rounds) for rounds in streams.values())
+    return tuple(
+        Stream(
+            leader=leader,
+            rounds=tuple(tuple(r) for r in [*rounds, *[[]] * (longest - len(rounds))]),
+        )
+        for leader, rounds in sorted(streams.items())
+    )
+
+
+def bytes_by_link(
+    streams: Sequence[Stream], num_bytes: Sequence[int], num_workers: int
+) -> dict[tuple[int, str], int]:
+    """(leader, worker) -> bytes, for each engine worker `worker/N`."""
+    return {
+        (stream.leader, f"worker/{worker}"): sum(num_bytes[i] for r in stream.rounds for i in r)
+        for stream in streams
+        for worker in range(num_workers)
+    }

@@ -55,6 +55,8 @@ class MegatronWeightSource:
             for rule in self._rules
             for name, shape in zip(rule.hf, hf_shapes(rule, self._policy.shape), strict=True)
         ]
+        self._rule_of = [(i, part) for i, r in enumerate(self._rules) for part in range(len(r.hf))]
+        self._parts: dict[int, list[Tensor]] = {}
         self._leader: list[int] = []
         self.plan = self._make_plan()
         self._takes = self.plan.of_rank(dist.get_rank())
@@ -104,6 +106,32 @@ class MegatronWeightSource:
         for rule, leader in zip(self._rules, self._leader, strict=True):
             yield from zip(rule.hf, self._parts_on_rank_0(rule, leader), strict=True)
 
+    @property
+    def leaders(self) -> list[int]:
+        """Of each tensor of `metadata()`: the first rank of the tensor-parallel group that gives
+        it where tensors are gathered."""
+        pairs = zip(self._rules, self._leader, strict=True)
+        return [leader for rule, leader in pairs for _ in rule.hf]
+
+    def gather(self, index: int) -> Tensor | None:
+        """Full tensor `index` on its leader, None elsewhere. Collective in the leader's
+        tensor-parallel group; the parts of a rule are asked for one after another, and the shards
+        are gathered once."""
+        number, part = self._rule_of[index]
+        rule, leader = self._rules[number], self._leader[number]
+        if leader != self._leader_here[rule.expert]:
+            return None
+        if part == 0:
+            self._parts[leader] = self._gathered_parts(rule, leader)
+        return self._parts[leader][part] if dist.get_rank() == leader else None
+
+    @torch.no_grad()
+    def _gathered_parts(self, rule: Rule, leader: int) -> list[Tensor]:
+        shards = self._gather_shards(rule, self._params[rule.megatron].detach())
+        if dist.get_rank() != leader:
+            return []
+        return split(rule, join(rule, shards), self._policy.shape)
+
     def _make_plan(self) -> RefitPlan:
         """From what every rank holds; also, for each rule, the lowest leader among the
         tensor-parallel groups that hold its tensor. Collective."""
@@ -137,9 +165,7 @@ class MegatronWeightSource:
         rank = dist.get_rank()
         parts = [torch.empty(0) for _ in rule.hf]
         if leader == self._leader_here[rule.expert]:
-            shards = self._gather_shards(rule, self._params[rule.megatron].detach())
-            if rank == leader:
-                parts = split(rule, join(rule, shards), self._policy.shape)
+            parts = self._gathered_parts(rule, leader)
         if leader != 0 and rank == leader:
             for part in parts:
                 dist.send(part.contiguous(), dst=0)

@@ -242,8 +242,9 @@ class WeightSyncClient:
         """What the next update will give, and whether only to engines without it."""
         self._version, self._only_stale, self._lost = version, only_stale, None
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._update("init_weight_transfer_engine", init_info)
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> int:
+        """How many engines know now."""
+        return self._update("init_weight_transfer_engine", init_info) or 0
 
     def start_weight_update(self) -> None:
         self._update("start_weight_update", self._version, self._only_stale)
@@ -257,12 +258,13 @@ class WeightSyncClient:
         if self._lost is not None:
             self._client.restart_controller(self._lost)
 
-    def _update(self, method: str, *args: Any) -> None:
+    def _update(self, method: str, *args: Any) -> Any:
         if self._lost is not None:
-            return
+            return None
         # No limit here: the controller keeps refit.timeout_s for each engine.
         call = getattr(self._client._controller, method).remote(*args)
         try:
-            self._client._wait(call, None, "updating the engines' weights")
+            return self._client._wait(call, None, "updating the engines' weights")
         except ControllerDied as error:
             self._lost = str(error)
+            return None

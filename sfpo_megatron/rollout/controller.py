@@ -249,9 +249,9 @@ class RolloutController:
         """Some engine does not know the trainer's sending end."""
         return self._fleet.needs_introduction
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Introduce the trainer's sending end to every engine."""
-        await self._fleet.introduce(init_info)
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> int:
+        """Introduce the trainer's sending end to every engine that is there; how many."""
+        return await self._fleet.introduce(init_info)
 
     async def start_weight_update(self, version: int, only_stale: bool) -> None:
         """Pause the engines that take part and begin; refused while they generate. `only_stale`:

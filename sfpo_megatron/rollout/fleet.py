@@ -36,6 +36,7 @@ T = TypeVar("T")
 _POLL_S = 1.0
 _GONE_S = 10.0
 _SHUTDOWN_S = 8.0
+_INTERRUPTED = "transfer interrupted"  # as transports/stages.py says it
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,14 @@ class Fleet:
             for index in range(config.rollout.num_engines)
         ]
         self.num_restarts = 0
+        self._num_counted = 0
+        """Those that rollout.max_restarts limits: without the engines that another took along."""
         self.num_reissued = 0
         """Rollouts that were asked for again."""
         self._target = version
         self._updating: list[EngineHandle] = []
         self._deadline = 0.0
+        self._interrupted = False
         self._lost_for_good: str | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,7 +124,7 @@ class Fleet:
         except ACTOR_GONE:
             return False
 
-    def _lose(self, engine: EngineHandle, reason: str) -> None:
+    def _lose(self, engine: EngineHandle, reason: str, *, counts: bool = True) -> None:
         """End an engine and start another in its place; the rest goes on."""
         if engine.lost:
             return
@@ -128,13 +132,14 @@ class Fleet:
         message = f"engine {engine.index} {reason}; its log: {self.log_file(engine.index)}"
         log.warning("%s", message)
         ray.kill(engine.actor)  # its guard ends what it leaves behind
-        if self.num_restarts >= self._config.rollout.max_restarts:
+        if counts and self._num_counted >= self._config.rollout.max_restarts:
             self._lost_for_good = (
                 f"{message}; that is one more than rollout.max_restarts="
                 f"{self._config.rollout.max_restarts} allows in a run"
             )
         else:
             self.num_restarts += 1
+            self._num_counted += counts
             self._in_background(self._replace(engine))
         self.notify()
 
@@ -258,26 +263,34 @@ class Fleet:
         """Some engine does not know the trainer's sending end."""
         return any(engine.ready and not engine.introduced for engine in self.engines)
 
-    async def introduce(self, init_info: dict[str, Any]) -> None:
-        """Tell every engine of a sending end; raises where one expects other tensors."""
+    async def introduce(self, init_info: dict[str, Any]) -> int:
+        """Tell every engine of a sending end; how many there are. Raises where one expects other
+        tensors. Transports with communicators learn each engine's number, and that of workers."""
+        ready = [engine for engine in self.engines if engine.ready]
+        numbered = dict(init_info)
+        if "num_workers" in init_info:
+            numbered["num_workers"] = len(ready) * self._config.rollout.tensor_parallel
 
         async def one(engine: EngineHandle) -> None:
             method = "init_weight_transfer_engine"
+            info = dict(numbered)
+            if "engine_number" in info:
+                info["engine_number"] = ready.index(engine)
             try:
-                await self._call(engine, method, init_info, doing="preparing a refit")
+                await self._call(engine, method, info, doing="preparing a refit")
                 engine.introduced = True
             except EngineLost:
                 pass
 
-        ready = [engine for engine in self.engines if engine.ready]
         for engine in ready:
             engine.introduced = False
         await asyncio.gather(*(one(engine) for engine in ready))
+        return len(ready)
 
     async def start_update(self, version: int, *, only_stale: bool) -> None:
         """Begin to give `version` to the engines that are there: to all, or to those without the
         current weights."""
-        self._target = version
+        self._target, self._interrupted = version, False
         self._deadline = time.monotonic() + self._config.refit.timeout_s
         self._updating = [
             engine
@@ -301,7 +314,10 @@ class Fleet:
                 limit_s = self._config.refit.timeout_s
                 self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for an update")
             except RolloutError as error:
-                self._lose(engine, f"failed an update ({error})")
+                # In a broadcast, one engine's end is the end of all: it is counted once.
+                along = _INTERRUPTED in str(error) and self._interrupted
+                self._interrupted |= _INTERRUPTED in str(error)
+                self._lose(engine, f"failed an update ({error})", counts=not along)
             return None
 
         answers = await asyncio.gather(*(one(engine) for engine in self._updating))

@@ -47,7 +47,12 @@ def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = F
     filler = Lockstep(make_filler(fleet.StateSource(state), is_sender=True), 50_000)
     filler.restart(fresh=True, verify=verify)
     transport = transports.sender(
-        "sfpo_shm", filler=filler, client=LocalClient(llm), fallback_dir=tmp_path
+        "sfpo_shm",
+        driver=filler,
+        client=LocalClient(llm),
+        fallback_dir=tmp_path,
+        timeout_s=60.0,
+        workers_per_engine=1,
     )
     transport.send_weights()
     transport.shutdown()

@@ -17,7 +17,14 @@ from sfpo_megatron.families.rules import Rule, cut, hf_shapes, merge
 from sfpo_megatron.families.shape import ModelShape, model_shape
 from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.resharding.checksums import checksum
-from sfpo_megatron.resharding.plan import Holder, Piece, pieces_of, plan_refit
+from sfpo_megatron.resharding.plan import (
+    Holder,
+    Piece,
+    bytes_by_link,
+    pieces_of,
+    plan_refit,
+    plan_streams,
+)
 from tests.conftest import MODEL_JSON
 
 
@@ -150,6 +157,21 @@ def test_a_missing_holder_is_named() -> None:
         plan_refit(rules_of(shape), shape, ranks[1:], itemsize=2)
     with pytest.raises(RuntimeError, match=r"layers\.2\."):
         plan_refit(rules_of(shape), shape, ranks[:2], itemsize=2)
+
+
+def test_streams_send_every_tensor_once_in_equal_rounds() -> None:
+    leaders = [0, 0, 4, 4, 0, 4, 0]
+    sizes = [30, 30, 40, 10, 90, 5, 5]  # 90 is more than a share: alone in its round
+    streams = plan_streams(leaders, sizes, 120)
+    assert [stream.leader for stream in streams] == [0, 4]
+    assert streams[0].rounds == ((0, 1), (4,), (6,))
+    assert streams[1].rounds == ((2, 3, 5), (), ())
+    for number in range(3):
+        at_once = sum(sizes[i] for stream in streams for i in stream.rounds[number])
+        assert at_once <= 120
+    links = bytes_by_link(streams, sizes, num_workers=3)
+    assert links == {(leader, f"worker/{w}"): size for leader, size in ((0, 155), (4, 55))
+                     for w in range(3)}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

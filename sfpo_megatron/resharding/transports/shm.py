@@ -116,6 +116,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         self, *, client: VLLMWeightSyncClient, filler: Lockstep, fallback_dir: Path
     ) -> None:
         super().__init__(client=client, source=filler, is_sender=True)
+        self.lost = False
         self._filler = filler
         self._buffer: Tensor | None = None
         # The engines' answer to a bucket comes while the next one is filled.
