@@ -105,10 +105,14 @@ class RolloutController:
         await asyncio.gather(self._fleet.start(), self._scorer.start())
 
     async def health(self) -> FleetHealth:
-        """Answers at once, also while generating; an engine that does not is not alive."""
-        alive = await asyncio.gather(*(self._fleet.alive(e) for e in self._fleet.engines))
+        """Answers at once, also while generating; an engine that does not, or is only starting, is
+        not alive."""
+        engines = list(self._fleet.engines)
+        alive = await asyncio.gather(*(self._fleet.alive(engine) for engine in engines))
         return FleetHealth(
-            engines_alive=tuple(state is True for state in alive),
+            engines_alive=tuple(
+                engine.ready and state is True for engine, state in zip(engines, alive, strict=True)
+            ),
             num_unfinished_requests=sum(not task.done() for task in self._requests.values()),
             weight_version=self._fleet.version,
             num_restarts=self._fleet.num_restarts,

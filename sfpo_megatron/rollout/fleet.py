@@ -276,11 +276,15 @@ class Fleet:
             info = dict(numbered)
             if "engine_number" in info:
                 info["engine_number"] = ready.index(engine)
+            limit_s = self._config.refit.timeout_s
+            call = self._call(engine, method, info, doing="preparing a refit")
             try:
-                await self._call(engine, method, info, doing="preparing a refit")
+                await asyncio.wait_for(call, timeout=limit_s)
                 engine.introduced = True
             except EngineLost:
                 pass
+            except TimeoutError:
+                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s to prepare one")
 
         for engine in ready:
             engine.introduced = False

@@ -53,7 +53,7 @@ def make_config(model: Path, output_dir: Path, **rollout: Any) -> RunConfig:
         data=DataConfig(train=(DataSource(source="jsonl", path="unused.jsonl"),)),
         rollout=RolloutConfig(**(settings | rollout)),
         # Smaller than most layers: every layer is spread over buckets.
-        refit=RefitConfig(bucket_bytes=100_000),
+        refit=RefitConfig(bucket_bytes=100_000, timeout_s=30.0),
         reward=RewardConfig(function="exact_match"),
     )
 

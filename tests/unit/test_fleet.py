@@ -184,6 +184,20 @@ def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how:
     asyncio.run(run())
 
 
+def test_an_idle_engine_that_hangs_is_noticed_by_the_next_refit(actors: list[Actor]) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors)
+        await fleet.start()
+        actors[1].hangs.add("init_weight_transfer_engine")
+        await update(fleet, 1)
+        assert actors[1].dead.is_set() and fleet.version == 1
+        made = await asyncio.gather(job(fleet, 5), job(fleet, 5))
+        assert [m for m, _ in made] == [["made by 0"]] * 2
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
 def test_work_waits_until_the_only_engine_has_weights_again(actors: list[Actor]) -> None:
     async def run() -> None:
         fleet = make_fleet(actors, num_engines=1)
