@@ -15,7 +15,7 @@ def engines(config: RunConfig) -> Iterator[Problem]:
             "rollout.async_steps",
             "1 without objective.importance_sampling",
             "a correction for rollouts by weights one update old",
-            "turn objective.importance_sampling on",
+            "set objective.importance_sampling.weight: token",
             "warning",
         )
     if "zero_variance" in rollout.drop_groups and config.objective.zero_variance_groups == "mask":

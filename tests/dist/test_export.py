@@ -54,17 +54,21 @@ def check_source(bench: Workbench, model: str) -> None:
             assert same_bits(got[name], tensor), name
     bench.one_pass(policy, bench.prepared(policy))()
     trained = {name: tensor.clone() for name, tensor in source}
-    written = written_by_all_ranks(bench, source)
+    written = written_by_all_ranks(source)
+    for index, (name, tensor) in enumerate(written.items()):
+        gathered = source.gather(index)
+        assert (gathered is not None) == (source.leaders[index] == bench.rank)
+        assert gathered is None or same_bits(gathered, tensor), name
     expected = bench.hf_weights(policy)
     if bench.rank == 0:
-        assert list(written) == list(expected)
+        assert written.keys() == expected.keys()
         for name, tensor in expected.items():
             assert same_bits(trained[name], tensor), name
             assert same_bits(written[name], tensor), name
             assert not same_bits(trained[name], original[name]), f"{name} was not trained"
 
 
-def written_by_all_ranks(bench: Workbench, source: MegatronWeightSource) -> dict[str, Tensor]:
+def written_by_all_ranks(source: MegatronWeightSource) -> dict[str, Tensor]:
     """What `write` puts into full tensors, each rank its own pieces; nothing twice, nothing left
     out. The ranks' checksums add up to the full tensor's."""
     import torch
