@@ -273,6 +273,8 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "logprobs_mode": "nothing: the trainer needs processed_logprobs",
         "trust_remote_code": "nothing: a model's own code is never run",
         "weight_transfer_config": "refit.transport",
+        "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
+        "and would be silently wrong",
     },
     "megatron.transformer": {
         "tensor_model_parallel_size": "parallel.tensor",

@@ -34,14 +34,13 @@ def engines(config: RunConfig) -> Iterator[Problem]:
             "saved batches are trained on as they are",
             "warning",
         )
-    quantization = rollout.engine_args.get("quantization")
-    if quantization is not None and quantization != "fp8_per_channel":
+    if rollout.quantization and not config.objective.importance_sampling.is_on:
         yield Problem(
-            "rollout.engine_args.quantization",
-            repr(quantization),
-            "fp8_per_channel (online, from the trainer's own dtype)",
-            "the other methods read scales that no refit sends: their weights would be silently "
-            "wrong after the first update",
+            "rollout.quantization",
+            f"{rollout.quantization} without objective.importance_sampling",
+            "a correction for rollouts by other weights than the trainer's",
+            "set objective.importance_sampling.weight: token",
+            "warning",
         )
     if rollout.engine_args.get("enable_sleep_mode"):
         yield Problem(

@@ -41,6 +41,9 @@ class RolloutConfig:
     max_rounds: int = 4
     """Rounds of prompts to fill a batch under drop_groups; if they do not, dropped groups are taken
     back."""
+    quantization: Literal["fp8_per_channel"] | None = None
+    """fp8_per_channel: the engine quantizes what it is sent, online; the trainer keeps its dtype
+    (set objective.importance_sampling against the mismatch)."""
     timeout_s: float = 600.0
     """An engine with work that finishes nothing for this long is ended and started anew."""
     max_restarts: int = 3

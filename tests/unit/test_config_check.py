@@ -257,7 +257,7 @@ CASES = {
         "rollout.engine_args.trust_remote_code", "True", "no such key", "never run",
         "rollout.engine_args.trust_remote_code=true"),
     "other_quantization": case(
-        "rollout.engine_args.quantization", "'int8_w8a8'", "fp8_per_channel", "silently wrong",
+        "rollout.engine_args.quantization", "'int8_w8a8'", "no such key", "silently wrong",
         "rollout.engine_args.quantization=int8_w8a8"),
     "sleep_of_dedicated": case(
         "rollout.engine_args.enable_sleep_mode", "true", "dedicated", "remove it",

@@ -24,6 +24,7 @@ from sfpo_megatron.resharding.plan import (
     pieces_of,
     plan_refit,
     plan_streams,
+    predicted_s,
 )
 from tests.conftest import MODEL_JSON
 
@@ -172,6 +173,8 @@ def test_streams_send_every_tensor_once_in_equal_rounds() -> None:
     links = bytes_by_link(streams, sizes, num_workers=3)
     assert links == {(leader, f"worker/{w}"): size for leader, size in ((0, 155), (4, 55))
                      for w in range(3)}  # fmt: skip
+    assert predicted_s(streams, sizes, leader_bytes_per_s=10, worker_bytes_per_s=100) == 15.5
+    assert predicted_s(streams, sizes, leader_bytes_per_s=100, worker_bytes_per_s=100) == 2.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
