@@ -48,6 +48,12 @@ def checksum(
     return int(total)
 
 
+def signed(number: int) -> int:
+    """mod 2^64, as a signed 64-bit integer: what travels in tensors and messages."""
+    number %= 1 << 64
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
 def _mix(index: Tensor) -> Tensor:
     """splitmix64's first steps, made odd; in place."""
     index.add_(1).mul_(-7046029254386353131)  # 0x9E3779B97F4A7C15

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sfpo_megatron.resharding.checksums import checksum
+from sfpo_megatron.resharding.checksums import checksum, signed
 from sfpo_megatron.resharding.transports import shared_file
 from sfpo_megatron.resharding.transports.manifest import Bucket, ManifestError, TensorMeta
 
@@ -90,7 +90,7 @@ class StreamFiller:
             with torch.no_grad():
                 target.copy_(tensor)
             if self._verify:
-                checksums.append(_signed(checksum(tensor)))
+                checksums.append(signed(checksum(tensor)))
         return checksums if self._verify else None
 
     def _next(self, meta: TensorMeta) -> Tensor:
@@ -136,7 +136,7 @@ class ShardFiller:
             for number, target in enumerate(views(self.manifest, bucket, self._buffer)):
                 self._source.write(bucket.first + number, target)
                 if self._verify:
-                    partial[number] = _signed(self._source.checksum(bucket.first + number))
+                    partial[number] = signed(self._source.checksum(bucket.first + number))
         # Its end is the end of everybody's writing.
         sums = self._control.sum(torch.tensor(partial, dtype=torch.int64)).tolist()
         return sums if self._verify and self._is_sender else None
@@ -152,9 +152,3 @@ def make_filler(source: Any, *, is_sender: bool) -> Filler:
         if len(set(hosts)) == 1:
             return ShardFiller(source, is_sender=is_sender)
     return StreamFiller(source)
-
-
-def _signed(number: int) -> int:
-    """mod 2^64, as a signed 64-bit integer."""
-    number %= 1 << 64
-    return number - (1 << 64) if number >= 1 << 63 else number

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfpo_megatron.resharding.checksums import signed
 from sfpo_megatron.resharding.plan import Stream, plan_streams
 from sfpo_megatron.resharding.transports.manifest import TensorMeta
 
@@ -137,7 +138,7 @@ class Streams:
         self._begun = True
         self._source.prepare()
         if self._verify:
-            sums = [_signed(self._source.checksum(i)) for i in range(len(self.manifest))]
+            sums = [signed(self._source.checksum(i)) for i in range(len(self.manifest))]
             total = self._source.control.sum(torch.tensor(sums, dtype=torch.int64)).tolist()
             self.checksums = total if self._is_sender else None
 
@@ -222,9 +223,3 @@ def _own_address() -> str:
     if os.environ.get("GLOO_SOCKET_IFNAME") == "lo":
         return "127.0.0.1"
     return socket.gethostbyname(socket.gethostname())
-
-
-def _signed(number: int) -> int:
-    """mod 2^64, as a signed 64-bit integer."""
-    number %= 1 << 64
-    return number - (1 << 64) if number >= 1 << 63 else number

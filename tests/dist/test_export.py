@@ -73,7 +73,7 @@ def written_by_all_ranks(source: MegatronWeightSource) -> dict[str, Tensor]:
     out. The ranks' checksums add up to the full tensor's."""
     import torch
 
-    from sfpo_megatron.resharding.checksums import checksum
+    from sfpo_megatron.resharding.checksums import checksum, signed
 
     source.prepare()
     found = {}
@@ -84,7 +84,6 @@ def written_by_all_ranks(source: MegatronWeightSource) -> dict[str, Tensor]:
         source.write(index, target.view(meta.dtype))
         total = source.control.sum(target.to(torch.int64))
         found[meta.name] = total.to(integer).view(meta.dtype)
-        part = source.checksum(index) % 2**64
-        signed = torch.tensor([part - 2**64 if part >= 2**63 else part])
-        assert source.control.sum(signed).item() == checksum(found[meta.name]), meta.name
+        part = torch.tensor([signed(source.checksum(index))])
+        assert source.control.sum(part).item() == checksum(found[meta.name]), meta.name
     return found

@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/refit.py, and that its pieces run; its figures are in its results."""
+"""The arithmetic of benchmarks/refit.py, and that its pieces run; figures are in its results."""
 
 from __future__ import annotations
 
