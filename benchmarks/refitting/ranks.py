@@ -69,6 +69,25 @@ class GatheredSource:
         return iter([(name, tensor.clone()) for name, tensor in self._source])
 
 
+class TimedClient:
+    """The engines' side of each call, in seconds; buckets overlap with the trainer's filling."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.seconds: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return getattr(self._client, name)(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - began
+                self.seconds[name] = self.seconds.get(name, 0.0) + took
+
+        return call
+
+
 def make_config(folder: Path, layout: str, bucket_bytes: int, verify_every: int) -> RunConfig:
     return RunConfig(
         output_dir=str(folder / "run"),
@@ -159,7 +178,7 @@ def measure(spec: dict[str, Any], folder: Path, layout: str, fleet: Fleet | None
     trainer = source.control.all_gather_json(os.getpid())
     pids = {f"trainer/{rank}": pid for rank, pid in enumerate(trainer)}
     pids |= fleet.pids if fleet else {}
-    client = fleet.client.sync_client if fleet else None
+    client = TimedClient(fleet.client.sync_client) if fleet else None
     version = iter(range(1, 1000))
     rows: list[dict[str, Any]] = []
 
@@ -191,7 +210,12 @@ def measure(spec: dict[str, Any], folder: Path, layout: str, fleet: Fleet | None
         gc.collect()
         sender = refit_of(some, bucket_bytes)
         peaks = extra_bytes(lambda s=sender: s.send(next(version)), pids)  # also warms up
-        add(way, timed(lambda s=sender: s.send(next(version)), spec["rounds"]), peaks)
+        if client is not None:
+            client.seconds.clear()
+        seconds = timed(lambda s=sender: s.send(next(version)), spec["rounds"])
+        parts = client.seconds if client is not None else {}
+        parts = {name: took / spec["rounds"] for name, took in parts.items()}
+        add(way, seconds, peaks, calls_mean_s=parts)
         sender.close()
         del sender
     if layout in spec["naive_layouts"]:

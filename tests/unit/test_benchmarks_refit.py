@@ -31,7 +31,8 @@ def test_the_floor_is_a_copy_for_each_hop() -> None:
     streamed, restart, _ = refit.judged(rows, 10.0)
     assert streamed["floor_s"] == pytest.approx(0.3)
     assert streamed["ratio_to_floor"] == pytest.approx(2.0)
-    assert streamed["speedup_over_save"] == pytest.approx(15.0)
+    assert streamed["speedup_over_save_and_reload"] == pytest.approx(15.0)
+    assert streamed["speedup_over_save_and_restart"] == pytest.approx(20.0)
     assert streamed["reached"] and "| yes" in refit.line(streamed)
     assert "reached" not in restart
 
