@@ -83,17 +83,17 @@ def test_tied_lm_head_is_packed_anew(
     assert tokens(llm) == expected
 
 
-def test_tensors_are_copied_out_of_the_buffer(
+def test_waiting_tensors_are_copied_out_of_the_buffer(
     llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails without the copy in `ShmEngine.take`: a fused layer waits for its other half while the
+    """Fails without `ShmEngine.keep_waiting`: a fused layer waits for its other half while the
     next bucket overwrites the first."""
     a, b = states
     send(llm, b, tmp_path)
     expected = tokens(llm)
     send(llm, a, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shm.ShmEngine, "take", lambda self, tensor: tensor)
+        patch.setattr(shm.ShmEngine, "keep_waiting", lambda self: None)
         send(llm, b, tmp_path)
         assert tokens(llm) != expected
     send(llm, b, tmp_path)

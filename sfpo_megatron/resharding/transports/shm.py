@@ -6,7 +6,7 @@
     unlink the file: the maps stay
     start                                    ->   begin vLLM's layerwise reload
     for each bucket: fill half of the buffer,
-                     update                  ->   checksums, if told; copy its tensors out, load
+                     update                  ->   checksums, if told; load; copy what waits
     finish                                   ->   all arrived? re-pack; done
 
 While engines load from one half, the trainer fills the other.
@@ -78,21 +78,30 @@ class ShmEngine(Receiver):
                 f"a bucket starts at tensor {update_info.first}, expected {self._num_received}"
             )
         self.load(self._tensors(update_info), update_info.checksums)
+        self.keep_waiting()
 
     def _tensors(self, update_info: ShmUpdateInfo) -> Iterator[tuple[str, Tensor]]:
         assert self._buffer is not None
         for index, offset in enumerate(update_info.offsets, update_info.first):
             meta = self._manifest[index]
             raw = self._buffer[offset : offset + meta.num_bytes]
-            yield meta.name, self.take(raw.view(meta.dtype).view(meta.shape))
+            yield meta.name, raw.view(meta.dtype).view(meta.shape)
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor out of the buffer.
+    def keep_waiting(self) -> None:
+        """Copy out of the buffer what belongs to layers that are not complete.
 
-        The layerwise reload keeps what it is given until a layer is complete; a q_proj that waits
-        for the k_proj of the next bucket must not change when that bucket is filled in.
+        The layerwise reload keeps what it is given until then; a q_proj that waits for the k_proj
+        of the next bucket must not change when this half of the buffer is filled again.
         """
-        return tensor.to(self.device, copy=True)
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        assert self._buffer is not None
+        buffer = self._buffer.untyped_storage().data_ptr()
+        for layer in self.model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                for name, value in call.arguments.items():
+                    if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == buffer:
+                        call.arguments[name] = value.clone()
 
     def shutdown(self) -> None:
         self._buffer = None
