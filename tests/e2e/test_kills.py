@@ -16,7 +16,6 @@ from typing import Any
 
 import digits
 import fleet
-import psutil
 import pytest
 import tiny
 from test_refit import assert_is_model
@@ -106,19 +105,6 @@ def test_killed_in_mid_update(
     digits.wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="both engines")
 
 
-def engine_processes(process: Any) -> list[psutil.Process]:
-    """The actors (Ray titles them) and their EngineCores, as they are now."""
-    found = []
-    for child in digits.descendants(process):
-        try:
-            if " ".join(child.cmdline()).startswith("ray::Engine"):
-                found.append(child)
-                found += [c for c in child.children() if "spawn_main" in " ".join(c.cmdline())]
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 @pytest.mark.parametrize("num_kills", [3, 20])
 def test_a_run_with_kills_at_random_moments(tmp_path: Path, num_kills: int) -> None:
     """Every step is there with its full count, and the engines end up with the trainer's weights:
@@ -144,7 +130,7 @@ def test_a_run_with_kills_at_random_moments(tmp_path: Path, num_kills: int) -> N
         for _ in range(num_kills):
             time.sleep(dice.uniform(0.0, 3.0))
             engine = digits.wait_for(
-                lambda: engine_processes(process), timeout_s=120, what="an engine to kill"
+                lambda: digits.engine_processes(process), timeout_s=120, what="an engine to kill"
             )
             dice.choice(engine).kill()
         done = num_steps()
