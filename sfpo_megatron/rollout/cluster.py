@@ -77,7 +77,8 @@ def nodes() -> list[Node]:
 def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
     """An actor in a process of its own where `placement` says, with the environment that vLLM
     needs there."""
-    variables = dict(ACTOR_VARIABLES if placement.devices else CPU_ACTOR_VARIABLES)
+    on_gpu = placement.devices or placement.num_gpus
+    variables = dict(ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES)
     if placement.devices:
         # Ray would hide all devices from an actor that asks for none.
         variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
@@ -86,7 +87,7 @@ def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: 
         ray.remote(actor_class)
         .options(
             num_cpus=0,
-            num_gpus=0,
+            num_gpus=placement.num_gpus,
             max_restarts=0,
             max_concurrency=1000,
             scheduling_strategy=NodeAffinitySchedulingStrategy(placement.node_id, soft=False),

@@ -44,12 +44,13 @@ def start_rollouts(
     """
     owns_cluster = start_cluster()
     cluster = nodes()
-    if owns_cluster:  # one node, which Ray knows by its loopback address
-        trainer = [replace(rank, address=cluster[0].address) for rank in trainer]
     rollout = config.rollout
+    known: list[RankDevice] | None = None  # RAY_ADDRESS: Ray was started on the engines' devices
+    if owns_cluster:  # one node, which Ray knows by its loopback address
+        known = [replace(rank, address=cluster[0].address) for rank in trainer]
     placements = place_engines(
         cluster,
-        trainer,
+        known,
         num_engines=rollout.num_engines,
         tensor_parallel=rollout.tensor_parallel,
         placement=rollout.placement,

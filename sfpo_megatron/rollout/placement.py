@@ -1,9 +1,10 @@
 """Where each engine runs: a pure function of the nodes, their devices and the trainer's ranks.
 
 An engine stays on one node: its tensor-parallel workers exchange activations for every token.
-dedicated engines take devices that no trainer rank has, packed node after node. colocated engine e
-takes the devices of the trainer ranks e*t ... e*t + t-1, whose memory it shares. On nodes without
-devices (CPU) engines are dealt out in turn.
+dedicated engines take devices that no trainer rank has, packed node after node; in a cluster that
+somebody else started on the engines' devices alone, Ray chooses them. colocated engine e takes the
+devices of the trainer ranks e*t ... e*t + t-1, whose memory it shares. On nodes without devices
+(CPU) engines are dealt out in turn.
 """
 
 from __future__ import annotations
@@ -38,38 +39,49 @@ class RankDevice:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Placement:
-    """Where one engine runs. Its actor asks Ray for no GPU (num_gpus=0, which Ray would hand out
-    without knowing of the trainer): it is bound to `node_id` and sees `devices` only."""
+    """Where one engine runs: bound to `node_id`, it sees `devices` only."""
 
     node_id: str
     devices: tuple[int, ...]
-    """Indices on the node; empty on a CPU."""
+    """Indices on the node; empty on a CPU, and where Ray chooses."""
+    num_gpus: int = 0
+    """What its actor asks Ray for. 0 with `devices`: Ray knows nothing of the trainer, and would
+    hand out its devices too."""
     ranks: tuple[int, ...] = ()
     """Trainer ranks whose memory it shares; empty when dedicated."""
 
 
 def place_engines(
     nodes: Sequence[Node],
-    trainer: Sequence[RankDevice],
+    trainer: Sequence[RankDevice] | None,
     *,
     num_engines: int,
     tensor_parallel: int,
     placement: Literal["dedicated", "colocated"],
 ) -> tuple[Placement, ...]:
-    """One placement an engine. `trainer`: by rank; empty on CPU nodes."""
+    """One placement an engine. `trainer`: by rank; empty on CPU nodes; None where Ray has none of
+    the trainer's devices and chooses (dedicated only)."""
     if not any(node.num_devices for node in nodes):
         return tuple(
             Placement(node_id=nodes[index % len(nodes)].id, devices=())
             for index in range(num_engines)
         )
     if placement == "colocated":
+        if trainer is None:
+            raise PlacementError("rollout.placement: colocated needs to know the trainer's devices")
         found = _colocated(nodes, trainer, num_engines, tensor_parallel)
+    elif trainer is None:
+        found = [
+            Placement(node_id=node.id, devices=(), num_gpus=tensor_parallel)
+            for node in nodes
+            for _ in range(node.num_devices // tensor_parallel)
+        ]
     else:
         found = _dedicated(nodes, trainer, tensor_parallel)
     if len(found) < num_engines:
         raise PlacementError(
             f"rollout.num_engines: found {num_engines} of {tensor_parallel} devices each, expected "
-            f"at most {len(found)} beside {len(trainer)} trainer ranks on "
+            f"at most {len(found)} beside {len(trainer or ())} trainer ranks on "
             f"{[node.num_devices for node in nodes]} devices; lower num_engines or "
             "tensor_parallel, or start Ray on more nodes"
         )

@@ -57,8 +57,20 @@ def test_dedicated_engines_share_nothing(num_nodes: int, size: int, trainer_rank
     used += [(f"node-{rank.address[-1]}", rank.device) for rank in trainer]
     assert len(set(used)) == len(used) == fit * size + trainer_ranks
     assert all(len(place.devices) == size and not place.ranks for place in found)
+    assert not any(place.num_gpus for place in found)
     with pytest.raises(PlacementError, match=f"found {fit + 1} .*at most {fit} "):
         place_engines(nodes, trainer, num_engines=fit + 1, **arguments)
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_where_ray_has_the_engines_devices_alone_it_chooses(size: int) -> None:
+    fit = 2 * (8 // size)
+    arguments = {"tensor_parallel": size, "placement": "dedicated"}
+    found = place_engines(cluster(2), None, num_engines=fit, **arguments)
+    assert all(place.num_gpus == size and not place.devices for place in found)
+    assert sum(place.node_id == "node-0" for place in found) == fit // 2
+    with pytest.raises(PlacementError, match=f"at most {fit} "):
+        place_engines(cluster(2), None, num_engines=fit + 1, **arguments)
 
 
 def test_nodes_without_devices_take_turns() -> None:
