@@ -105,15 +105,15 @@ def test_killed_in_mid_update(
     digits.wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="both engines")
 
 
-@pytest.mark.parametrize("num_kills", [3, 20])
-def test_a_run_with_kills_at_random_moments(tmp_path: Path, num_kills: int) -> None:
+@pytest.mark.parametrize(("num_kills", "tensor"), [(3, 2), (20, 1)], ids=["3", "20"])
+def test_a_run_with_kills_at_random_moments(tmp_path: Path, num_kills: int, tensor: int) -> None:
     """Every step is there with its full count, and the engines end up with the trainer's weights:
     their log-probs are its own."""
     model = digits.make_model(tmp_path / "model")
     config = digits.write_config(
         tmp_path,
         model,
-        parallel={"tensor": 1},
+        parallel={"tensor": tensor},
         train={"num_steps": 10_000},
         rollout={"num_engines": 2, "max_restarts": 10 * num_kills},
     )
