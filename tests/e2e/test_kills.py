@@ -29,10 +29,8 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture(scope="module")
 def two(start: Any, models: dict[str, Path]) -> RolloutClient:
-    """Two engines of two tensor-parallel workers each."""
-    client = start(
-        models["untied_a"], num_engines=2, tensor_parallel=2, max_restarts=50, timeout_s=20.0
-    )
+    """Two engines of one worker each."""
+    client = start(models["untied_a"], num_engines=2, max_restarts=50, timeout_s=40.0)
     client.wait_ready(280)
     return client
 
@@ -57,24 +55,26 @@ def sender_of(client: RolloutClient, model: Path, tmp_path: Path) -> tuple[Refit
     return Refit(config, source=source, client=client.sync_client, is_sender=True), source
 
 
-def test_two_engines_share_the_work(
-    two: RolloutClient, models: dict[str, Path], tmp_path: Path
-) -> None:
-    """Of the model of the last refit, whichever engine made them; 2 engines x TP 2."""
-    sender, _ = sender_of(two, models["untied_b"], tmp_path)
+def test_two_engines_of_two_workers(start: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    """Of the model of the last refit, whichever engine made them."""
+    client = start(models["untied_a"], num_engines=2, tensor_parallel=2)
+    client.wait_ready(280)
+    sender, _ = sender_of(client, models["untied_b"], tmp_path)
     sender.send(1)
-    two.submit(fleet.make_request("shared", num_samples=16))
-    made = two.collect("shared")
+    client.submit(fleet.make_request("shared", num_samples=16))
+    made = client.collect("shared")
     assert len(made) == 128
     assert_is_model(made[::16], models["untied_b"])
+    assert client.health().engines_alive == (True, True)
     sender.close()
+    client.close()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 def test_one_of_two_goes_while_generating(
     two: RolloutClient, signum: int, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """SIGSTOP: it hangs, and is ended after rollout.timeout_s (20 s)."""
+    """SIGSTOP: it hangs, and is ended after rollout.timeout_s (40 s)."""
     sender, _ = sender_of(two, models["untied_a"], tmp_path)
     sender.send(2)
     before = two.health().num_restarts
@@ -94,7 +94,7 @@ def test_killed_in_mid_update(
 ) -> None:
     """The others have the new weights, the new one gets them; even where nobody is left."""
     sender, source = sender_of(two, models["untied_b"], tmp_path)
-    pids = [fleet.process_of(two, "worker", engine) for engine in engines]
+    pids = [fleet.process_of(two, "EngineCore", engine) for engine in engines]
     source.interrupt = lambda: [os.kill(pid, signal.SIGKILL) for pid in pids]
     sender.send(3)
     two.submit(fleet.make_request("after"))
