@@ -303,17 +303,17 @@ class Fleet:
         ]
         await self.update("start_weight_update")
 
-    async def update(self, method: str, *args: Any) -> list[Any]:
-        """A step of the update on every engine that still takes part; their answers. An engine
-        that fails it holds a mixture of weights and is replaced."""
+    async def update(self, method: str, *args: Any) -> None:
+        """A step of the update on every engine that still takes part. An engine that fails it holds
+        a mixture of weights and is replaced."""
 
-        async def one(engine: EngineHandle) -> Any:
+        async def one(engine: EngineHandle) -> None:
             limit_s = max(0.0, self._deadline - time.monotonic())
             call = self._call(engine, method, *args, doing="taking new weights")
             try:
-                return await asyncio.wait_for(call, timeout=limit_s)
+                await asyncio.wait_for(call, timeout=limit_s)
             except EngineLost:
-                return None
+                pass
             except TimeoutError:
                 limit_s = self._config.refit.timeout_s
                 self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for an update")
@@ -322,13 +322,11 @@ class Fleet:
                 along = _INTERRUPTED in str(error) and self._interrupted
                 self._interrupted |= _INTERRUPTED in str(error)
                 self._lose(engine, f"failed an update ({error})", counts=not along)
-            return None
 
-        answers = await asyncio.gather(*(one(engine) for engine in self._updating))
+        await asyncio.gather(*(one(engine) for engine in self._updating))
         if time.monotonic() >= self._deadline:  # the others waited with the one that was too late
             self._deadline = time.monotonic() + self._config.refit.timeout_s
         self._updating = [engine for engine in self._updating if not engine.lost]
-        return [answer for answer in answers if answer is not None]
 
     async def finish_update(self) -> None:
         """End the update; from now on only engines with its version get work."""
