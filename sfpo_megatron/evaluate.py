@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    config: RunConfig, client: RolloutClient, prompts: Sequence[Prompt], *, step: int
+    config: RunConfig,
+    client: RolloutClient,
+    prompts: Sequence[Prompt],
+    *,
+    step: int,
+    refit: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """avg@n over `prompts` at `eval.temperature`; metrics under `eval/`. Rank 0 only."""
+    """avg@n over `prompts` at `eval.temperature`; metrics under `eval/`. Rank 0 only.
+
+    `refit` sends the current weights to engines that were started anew; None where they are the
+    model's own files.
+    """
     from sfpo_megatron.rollout.sampling import RolloutRequest
 
     request = RolloutRequest(
@@ -31,7 +40,7 @@ def evaluate(
         max_response_tokens=config.rollout.max_response_tokens,
     )
     client.submit(request)
-    rollouts = client.collect(request.id)
+    rollouts = client.collect(request.id, refit)
     num = len(rollouts)
     return {
         "step": step,

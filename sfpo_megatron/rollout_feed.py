@@ -6,6 +6,8 @@ broadcast of the control group.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from sfpo_megatron.types import RolloutBatch
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
     from sfpo_megatron.rollout.client import RolloutClient
+    from sfpo_megatron.rollout.reports import ScoredRequest
 
 _TENSORS = tuple(f.name for f in fields(RolloutBatch) if f.type == "Tensor")
 _NUMBERS = tuple(f.name for f in fields(RolloutBatch) if f.type == "int")
@@ -38,6 +41,12 @@ def from_tensors(tensors: dict[str, Tensor]) -> RolloutBatch:
     return RolloutBatch(**numbers, **{name: tensors[name] for name in _TENSORS})
 
 
+def tensors_of(step: int | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of one train step, out of several steps' named STEP.NAME."""
+    prefix = f"{step}."
+    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 class EngineFeed:
     """Rank 0's end: prompts out, scored rollouts back."""
 
@@ -45,37 +54,132 @@ class EngineFeed:
         self._config = config
         self._client = client
         self._prompts = prompts
+        self._cursors: dict[int, list[dict[str, Any]]] = {}
+        """Of steps under way: the prompts' cursor before each of the rounds, and after the last."""
+        self._held: dict[int, tuple[RolloutBatch, dict[str, float]]] = {}
+        """Step -> its batch and metrics, taken in before the step began (`hold`)."""
+        self.metrics: dict[str, float] = {}
+        """Of the last `collect`: where its time went, its age, what was dropped and restarted."""
 
-    def collect(self, step: int) -> RolloutBatch:
-        """Generate and score one train step's rollouts."""
+    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
+        """One train step's scored rollouts. With async_steps the next step's are begun too.
+
+        `refit` sends the current weights again, to engines that were started anew.
+        """
+        if step in self._held:
+            batch, self.metrics = self._held.pop(step)
+        else:
+            if step not in self._cursors:
+                self._submit(step)
+            batch, self.metrics = self._receive(step, refit)
+        if self._config.rollout.async_steps and step < self._config.train.num_steps:
+            self._submit(step + 1)
+        return batch
+
+    def _receive(
+        self, step: int, refit: Callable[[], None]
+    ) -> tuple[RolloutBatch, dict[str, float]]:
+        """A step under way, to its end. If this raises, it is under way still."""
+        scored = self._client.collect_scored(_request_id(step), refit)
+        cursors = self._cursors.pop(step)
+        if scored.counts.num_rounds < len(cursors) - 1:  # the rest goes back where it came from
+            self._prompts.load_state_dict(cursors[scored.counts.num_rounds])
+        batch = RolloutBatch.from_rollouts(scored.rollouts, self._config.train.group_size)
+        staleness = step - 1 - batch.weight_version
+        self._check(step, batch, staleness)
+        return batch, _metrics(scored, staleness)
+
+    def wait_generated(self) -> None:
+        """Until no engine generates for a later step: a rollout has one weight version."""
+        for step in self._cursors:
+            self._client.wait_generated(_request_id(step))
+
+    def hold(self, refit: Callable[[], None]) -> None:
+        """Take in what was begun ahead: older weights than a resumed run has made it."""
+        for step in list(self._cursors):
+            self._held[step] = self._receive(step, refit)
+
+    def held_tensors(self) -> dict[str, Tensor]:
+        """The batches that `hold` took in; with `state_dict`, what a checkpoint keeps."""
+        return {
+            f"{step}.{name}": tensor
+            for step, (batch, _) in self._held.items()
+            for name, tensor in to_tensors(batch).items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The prompts' cursor after the last batch that is here: steps under way begin anew."""
+        first = min(self._cursors, default=None)
+        cursor = self._prompts.state_dict() if first is None else self._cursors[first][0]
+        return {"prompts": cursor, "held": {step: m for step, (_, m) in self._held.items()}}
+
+    def load_state_dict(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Continue at a saved state; `tensors` are its `held_tensors`."""
+        self._prompts.load_state_dict(state["prompts"])
+        for step, metrics in state["held"].items():
+            self._held[int(step)] = from_tensors(tensors_of(step, tensors)), metrics
+
+    def _submit(self, step: int) -> None:
         from sfpo_megatron.rollout.sampling import RolloutRequest
 
         train, rollout = self._config.train, self._config.rollout
-        request = RolloutRequest(
-            id=f"train/{step}",
-            step=step,
-            prompts=tuple(self._prompts.next_batch(train.prompts_per_step)),
-            num_samples=train.group_size,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            max_response_tokens=rollout.max_response_tokens,
+        num_rounds = rollout.max_rounds if rollout.drop_groups else 1
+        num_prompts = math.ceil(train.prompts_per_step * rollout.oversample)
+        cursors = [self._prompts.state_dict()]
+        rounds = []
+        for _ in range(num_rounds):
+            rounds.append(tuple(self._prompts.next_batch(num_prompts)))
+            cursors.append(self._prompts.state_dict())
+        self._cursors[step] = cursors
+        self._client.submit(
+            RolloutRequest(
+                id=_request_id(step),
+                step=step,
+                prompts=rounds[0],
+                refills=tuple(rounds[1:]),
+                num_samples=train.group_size,
+                num_groups=train.prompts_per_step,
+                drop=rollout.drop_groups,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+                max_response_tokens=rollout.max_response_tokens,
+            )
         )
-        self._client.submit(request)
-        return RolloutBatch.from_rollouts(self._client.collect(request.id), train.group_size)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The data cursor."""
-        return self._prompts.state_dict()
+    def _check(self, step: int, batch: RolloutBatch, staleness: int) -> None:
+        train, allowed = self._config.train, self._config.rollout.async_steps
+        if batch.num_rollouts != train.prompts_per_step * train.group_size:
+            raise RuntimeError(
+                f"train step {step}: found {batch.num_rollouts} rollouts, expected "
+                f"{train.prompts_per_step * train.group_size}"
+            )
+        if staleness > allowed and not self._config.debug.rollout_only:
+            raise RuntimeError(
+                f"train step {step}: found rollouts by weights {staleness} updates old, expected "
+                f"at most rollout.async_steps={allowed}: refused"
+            )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved cursor."""
-        self._prompts.load_state_dict(state)
 
-    @property
-    def times(self) -> dict[str, float]:
-        """Where the last `collect` went."""
-        times = self._client.last_times
-        return {"time/generate_s": times.generate_s, "time/reward_s": times.reward_s}
+def _request_id(step: int) -> str:
+    return f"train/{step}"
+
+
+def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
+    counts = scored.counts
+    return {
+        "time/generate_s": scored.times.generate_s,
+        "time/reward_s": scored.times.reward_s,
+        "staleness": staleness,
+        "num_sampling_rounds": counts.num_rounds,
+        "num_groups_generated": counts.num_groups,
+        "num_groups_zero_variance": counts.num_zero_variance,
+        "num_groups_truncated": counts.num_truncated,
+        "num_groups_duplicate": counts.num_duplicate,
+        "num_groups_surplus": counts.num_surplus,
+        "num_groups_taken_back": counts.num_taken_back,
+        "num_reissued": scored.num_reissued,
+        "num_engine_restarts": scored.num_restarts,
+    }
 
 
 class SavedFeed:
@@ -84,12 +188,11 @@ class SavedFeed:
     def __init__(self, path: str) -> None:
         self._path = path
         self._tensors = load_file(path)
-        self.times = {"time/generate_s": 0.0, "time/reward_s": 0.0}
+        self.metrics = {"time/generate_s": 0.0, "time/reward_s": 0.0}
 
-    def collect(self, step: int) -> RolloutBatch:
-        """The batch that was saved as train step `step`."""
-        prefix = f"{step}."
-        found = {n[len(prefix) :]: t for n, t in self._tensors.items() if n.startswith(prefix)}
+    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
+        """The batch that was saved as train step `step`; there is no engine to refit."""
+        found = tensors_of(step, self._tensors)
         if not found:
             saved = len({name.split(".")[0] for name in self._tensors})
             raise ValueError(
@@ -104,11 +207,21 @@ class SavedFeed:
             )
         return from_tensors(found)
 
+    def wait_generated(self) -> None:
+        """Nothing is generated."""
+
+    def hold(self, refit: Callable[[], None]) -> None:
+        """Nothing is begun ahead."""
+
+    def held_tensors(self) -> dict[str, Tensor]:
+        """See `hold`."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a train step names its batch."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """See `state_dict`."""
 
 

@@ -6,14 +6,17 @@ on all of them.
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from sfpo_megatron.checkpoints.store import CheckpointStore, Found
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
@@ -26,7 +29,9 @@ from sfpo_megatron.report.plot import plot
 from sfpo_megatron.report.table import summary_table
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.refit import Refit
-from sfpo_megatron.rollout_feed import EngineFeed, RolloutSaver, SavedFeed
+from sfpo_megatron.rollout.errors import FleetLost
+from sfpo_megatron.rollout.placement import RankDevice
+from sfpo_megatron.rollout_feed import EngineFeed, RolloutSaver, SavedFeed, share
 from sfpo_megatron.stopping import OutOfTime, StopWatch, lost_peer
 from sfpo_megatron.tracking.sinks import Tracker
 from sfpo_megatron.types import Prompt, RolloutBatch
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
     from sfpo_megatron.resharding.source import MegatronWeightSource
     from sfpo_megatron.rollout.client import RolloutClient
+
+HELD_ROLLOUTS = "rollouts.safetensors"
+T = TypeVar("T")
 
 
 @contextmanager
@@ -68,12 +76,16 @@ class RunIO:
         """On rank 0, the checkpoint that this run continues from."""
         self.best: tuple[int, float] | None = None
         """(train step, eval/accuracy) of the best evaluation."""
+        self._control: ControlGroup | None = None
+        self._weight_version = 0
 
     def start(self) -> None:
-        """Rank 0: write config.yaml, open metrics.jsonl, start the engines, read the prompts."""
+        """Rank 0: write config.yaml, open metrics.jsonl, start the engines, read the prompts.
+        Collective."""
+        config = self._config
+        trainer = _trainer_devices()
         if not self._is_main:
             return
-        config = self._config
         self._open_checkpoints()
         step = self.found.step if self.found is not None and self.found.has_run_state else 0
         out = prepare_output(config, "metrics.jsonl", up_to_step=step)
@@ -93,7 +105,7 @@ class RunIO:
         prompts = PromptStream(config, tokenizer)
         self._eval_prompts = eval_prompts(config, tokenizer)
         self._tracker.progress(f"{prompts.summary}, {len(self._eval_prompts)} held out")
-        self._client = start_rollouts(config, model_path=config.model.path)
+        self._client = start_rollouts(config, model_path=config.model.path, trainer=trainer)
         self._feed = EngineFeed(config, self._client, prompts)
 
     def _open_checkpoints(self) -> None:
@@ -139,6 +151,7 @@ class RunIO:
             waited = time.monotonic() - begun
             self._tracker.progress(f"engines ready (waited {waited:.1f} s after Megatron)")
         control.barrier()
+        self._control = control
         if self._config.debug.train_only is None:
             self._refit = Refit(
                 self._config,
@@ -148,55 +161,108 @@ class RunIO:
             )
 
     def collect(self, step: int) -> RolloutBatch | None:
-        """The step's rollouts on rank 0, None elsewhere; on rank 0 None if the run is to stop and
-        there is no time for them, with the data cursor where it was."""
-        if self._feed is None:
-            return None
-        cursor = self._feed.state_dict()
-        try:
-            if self._client is not None:
-                self._client.on_poll = self._poll
-            batch = self._feed.collect(step)
-        except OutOfTime:
-            self._feed.load_state_dict(cursor)
-            return None
-        finally:
-            if self._client is not None:
-                self._client.on_poll = None
-        if self._saver is not None:
+        """The step's rollouts, on every rank; None if the run is to stop and there is no time for
+        them, with the data cursor where it was. Collective."""
+        assert self._control is not None
+        batch = self._on_main(lambda feed, resend: self._collect_in_time(feed, step, resend))
+        if self._saver is not None and batch is not None:
             self._saver.add(step, batch)
-        return batch
+        return share(self._control, batch)
 
     def refit(self, *, weight_version: int) -> None:
         """Weights into the engines. Collective."""
         if self._refit is not None:
+            self._weight_version = weight_version
             self._refit.send(weight_version)
 
-    @property
-    def times(self) -> dict[str, float]:
-        """Generation and scoring seconds of the last batch (rank 0)."""
-        return self._feed.times if self._feed is not None else {}
+    def wait_generated(self) -> None:
+        """With async_steps, until the next step's rollouts need no engine any more. Collective."""
+        if self._config.rollout.async_steps:
+            self._on_main(lambda feed, resend: feed.wait_generated())
 
     def evaluate(self, *, step: int) -> None:
-        """Held-out accuracy into the metrics. Rank 0; the others go on and wait at the next
-        collective."""
-        if self._client is not None and self._eval_prompts:
-            metrics = evaluate(self._config, self._client, self._eval_prompts, step=step)
+        """Held-out accuracy into the metrics. Collective."""
+        if self._config.debug.train_only or not self._config.data.eval:
+            return
+
+        def run(feed: EngineFeed | SavedFeed, resend: Callable[[], None]) -> None:
+            assert self._client is not None
+            metrics = evaluate(
+                self._config, self._client, self._eval_prompts, step=step, refit=resend
+            )
             self.log(metrics)
             if self.best is None or metrics["eval/accuracy"] > self.best[1]:
                 self.best = step, metrics["eval/accuracy"]
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this: data cursor and best evaluation."""
+        self._on_main(run)
+
+    def hold(self) -> None:
+        """Take in the rollouts that were begun ahead, for a checkpoint. Collective."""
+        if self._config.rollout.async_steps:
+            self._on_main(lambda feed, resend: feed.hold(resend))
+
+    def save_state(self, directory: Path) -> dict[str, Any]:
+        """What a checkpoint keeps of this, on rank 0: data cursor and best evaluation, returned;
+        rollouts of the next step, written."""
         assert self._feed is not None, "rank 0 alone has it"
+        if tensors := self._feed.held_tensors():
+            save_file(tensors, directory / HELD_ROLLOUTS)
         return {"data": self._feed.state_dict(), "best": self.best}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state`."""
+    def load_state(self, state: Mapping[str, Any], directory: Path) -> None:
+        """Inverse of `save_state`."""
         if self._feed is None:
             return
-        self._feed.load_state_dict(state["data"])
+        held = directory / HELD_ROLLOUTS
+        self._feed.load_state_dict(state["data"], load_file(held) if held.exists() else {})
         self.best = tuple(state["best"]) if state["best"] is not None else None
+
+    def _collect_in_time(
+        self, feed: EngineFeed | SavedFeed, step: int, resend: Callable[[], None]
+    ) -> RolloutBatch | None:
+        if self._client is not None:
+            self._client.on_poll = self._poll
+        try:
+            return feed.collect(step, resend)
+        except OutOfTime:
+            return None
+        finally:
+            if self._client is not None:
+                self._client.on_poll = None
+
+    def _on_main(self, work: Callable[[EngineFeed | SavedFeed, Callable[[], None]], T]) -> T | None:
+        """What rank 0 does with the engines, while the other ranks wait to help: engines that were
+        started anew want the weights again, whose gathering takes all ranks. Collective; None
+        but on rank 0. `FleetLost` is raised on every rank, outside of any collective."""
+        assert self._control is not None
+        control = self._control
+
+        def resend() -> None:
+            control.broadcast_json({"do": "refit"})
+            self._resend()
+
+        if self._feed is not None:
+            try:
+                result = work(self._feed, resend)
+            except FleetLost as error:
+                control.broadcast_json({"do": "stop", "reason": str(error)})
+                raise
+            control.broadcast_json({"do": "go on"})
+            return result
+        while (order := control.broadcast_json())["do"] == "refit":
+            self._resend()
+        if order["do"] == "stop":
+            raise FleetLost(order["reason"])
+        return None
+
+    def _resend(self) -> None:
+        assert self._refit is not None
+        self._refit.send(self._weight_version, resend=True)
+
+    @property
+    def rollout_metrics(self) -> dict[str, float]:
+        """Of the last batch (rank 0): seconds, age, what was dropped and restarted."""
+        return self._feed.metrics if self._feed is not None else {}
 
     def progress(self, text: str) -> None:
         """A line for the person who watches."""
@@ -238,6 +304,16 @@ class RunIO:
 def warn(text: str) -> None:
     """A line on stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _trainer_devices() -> list[RankDevice]:
+    """Where every rank computes, by rank; empty without CUDA. Collective there."""
+    if not torch.cuda.is_available():
+        return []
+    found: list[Any] = [None] * dist.get_world_size()
+    address = socket.gethostbyname(socket.gethostname())
+    dist.all_gather_object(found, (address, torch.cuda.current_device()))
+    return [RankDevice(address=address, device=device) for address, device in found]
 
 
 def prepare_output(config: RunConfig, metrics_name: str, *, up_to_step: int = 0) -> Path:

@@ -2,7 +2,8 @@
 
 A checkpoint directory holds Megatron's tensors, the RNG of every rank and run_state.json: the
 entropy gate and its window, the data cursor, the sampling seed, counters, weight_version, the best
-evaluation. Sampling seeds are hashed from (seed, step, prompt, sample), so that the step is all
+evaluation. With async_steps, rollouts.safetensors has the next step's rollouts, which older weights
+have generated. Sampling seeds are hashed from (seed, step, prompt, sample), so that the step is all
 that has to be kept of them.
 """
 
@@ -81,7 +82,7 @@ class Checkpoints:
         self._gate.load_state_dict(state["gate"])
         for name, value in state["totals"].items():
             setattr(self._totals, name, value)
-        self._io.restore(state)
+        self._io.load_state(state, directory)
         self._io.refit(weight_version=state["weight_version"])
         for key, then, now in changes(state["config"], dataclasses.asdict(self._config)):
             self._io.progress(f"changed since then: {key}: {then} -> {now}")
@@ -111,7 +112,7 @@ class Checkpoints:
         if self._writing is not None and all(is_done for _, is_done in votes):
             self._timed(self._complete)
         if last or reason or step % every == 0:
-            self._timed(lambda: self._save(step))
+            self._timed(lambda: self._hold_and_save(step))
         if last or reason:
             self._timed(self.close)
         if reason and not last:
@@ -177,6 +178,10 @@ class Checkpoints:
 
     # --- save ---------------------------------------------------------------------------------
 
+    def _hold_and_save(self, step: int) -> None:
+        self._io.hold()
+        self._save(step)
+
     def _save(self, step: int) -> None:
         if self._writing is not None:
             self._complete()
@@ -189,7 +194,7 @@ class Checkpoints:
                 self._policy, directory, step=step, form=self._config.checkpoint.format
             )
             if store is not None:
-                text = json.dumps(self._state(step), indent=1, allow_nan=False)
+                text = json.dumps(self._state(step, directory), indent=1, allow_nan=False)
                 write_durably(directory / RUN_STATE, text + "\n")
         self._writing = step, directory, writing
         if not self._config.checkpoint.async_save:
@@ -264,7 +269,7 @@ class Checkpoints:
                 "checkpoint.keep_last, then start the same command"
             ) from error
 
-    def _state(self, step: int) -> dict[str, Any]:
+    def _state(self, step: int, directory: Path) -> dict[str, Any]:
         """run_state.json."""
         return {
             "step": step,
@@ -272,7 +277,7 @@ class Checkpoints:
             "gate": self._gate.state_dict(),
             "totals": dataclasses.asdict(self._totals),
             "sampling": {"seed": self._config.seed},
-            **self._io.state(),
+            **self._io.save_state(directory),
             "parallel": dataclasses.asdict(self._config.parallel),
             "config": dataclasses.asdict(self._config),
         }

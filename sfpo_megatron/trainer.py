@@ -40,7 +40,6 @@ from sfpo_megatron.objectives.advantage import advantages_of, in_loss, shaped_re
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.resharding.source import MegatronWeightSource
-from sfpo_megatron.rollout_feed import share
 from sfpo_megatron.run_io import RunIO, open_run
 from sfpo_megatron.run_state import Checkpoints
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
@@ -112,12 +111,12 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
     for step in range(first, config.train.num_steps + 1):
         timers = Timers()
         with timers("step"):
-            batch = share(policy.control, io.collect(step))
+            batch = io.collect(step)
             if batch is None:  # asked to stop, and no time to generate them
                 checkpoints.give_up(step)
                 return True
             if config.debug.rollout_only:
-                io.log({"step": step, **batch_metrics(batch, totals), **io.times})
+                io.log({"step": step, **batch_metrics(batch, totals), **io.rollout_metrics})
                 if step == config.train.num_steps:
                     io.evaluate(step=step)
                 continue
@@ -145,13 +144,15 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
                 )
             if results[-1].num_tokens > 0:
                 gate.observe(results[-1].mean(lambda m: m.entropy))
+            with timers("wait"):
+                io.wait_generated()
             with timers("refit"):
                 io.refit(weight_version=step)
         metrics = {"step": step, **batch_metrics(batch, totals), **pass_metrics(results, totals)}
         mismatch = logprob_difference(policy, minibatches)
         if first_pass_is_old:  # to old_logprobs it would be 0 by construction
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
-        metrics |= split_metrics(minibatches) | mismatch | io.times | _phase_times(timers)
+        metrics |= split_metrics(minibatches) | mismatch | io.rollout_metrics | _phase_times(timers)
         metrics |= {
             "sfpo_active": num_fast > 0,
             "weight_version": step,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.context_parallel import context_parallel
+from sfpo_megatron.config.engines import engines, transport_of_device
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
@@ -74,7 +75,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
         if isinstance(item, Problem):
             yield item
             continue
-        for model_rule in (*MODEL_RULES, experts_of_model):
+        for model_rule in (*MODEL_RULES, experts_of_model, transport_of_device):
             yield from model_rule(config, item, on_cpu)
 
 
@@ -306,6 +307,8 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "logprobs_mode": "nothing: the trainer needs processed_logprobs",
         "trust_remote_code": "nothing: a model's own code is never run",
         "weight_transfer_config": "refit.transport",
+        "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
+        "and would be silently wrong",
     },
     "megatron.transformer": {
         "tensor_model_parallel_size": "parallel.tensor",
@@ -371,6 +374,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _algorithm,
     _optimizer,
     _objective,
+    engines,
     _passed_through,
     _data,
     _outputs,

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union
 
-from sfpo_megatron.config import checkpoint, objective, tree
+from sfpo_megatron.config import checkpoint, objective, rollout, tree
 
 _HEAD = """\
 # Configuration
@@ -124,7 +124,8 @@ def page() -> str:
 def _field_docstrings() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field (which Python itself does not keep)."""
     found: dict[str, dict[str, str]] = {}
-    for node in (node for module in (tree, objective, checkpoint) for node in _statements(module)):
+    modules = (tree, objective, rollout, checkpoint)
+    for node in (node for module in modules for node in _statements(module)):
         if not isinstance(node, ast.ClassDef):
             continue
         texts = found.setdefault(node.name, {})

@@ -1,5 +1,5 @@
 """The config tree: one frozen dataclass a section, every default stated once, here,
-in objective.py or in checkpoint.py.
+in objective.py, rollout.py or checkpoint.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.fields import FieldError, at_least, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -180,61 +181,6 @@ class SFPOConfig:
                 "set snapshot to device, or moments to keep or reset: restore holds two more "
                 "copies of the shard's size on the device, so moving the third away saves little",
             )
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class RolloutConfig:
-    """Generation by vLLM engines."""
-
-    num_engines: int = 1
-    """vLLM engines (data parallel)."""
-    tensor_parallel: int = 1
-    """Tensor-parallel size of each engine."""
-    placement: Literal["dedicated"] = "dedicated"
-    """dedicated: engines have devices of their own."""
-    temperature: float = 1.0
-    """Sampling temperature; the trainer's log-probs use the same."""
-    top_p: float = 1.0
-    """Nucleus sampling mass; 1 samples from the whole distribution."""
-    max_prompt_tokens: int = 64
-    """A longer prompt is an error (see data.on_bad_row)."""
-    max_response_tokens: int = 32
-    """Generation stops here if no end-of-sequence token came."""
-    timeout_s: float = 600.0
-    """A batch that takes longer ends the run."""
-    gpu_memory_utilization: float = 0.6
-    """Share of a GPU's memory that an engine may take."""
-    reproducible: bool = False
-    """Each call to an engine is one batch that no other call joins, without a prefix cache: the
-    same seed gives the same bits, a resumed run those of one without a break; slower."""
-    engine_args: dict[str, Any] = field(default_factory=dict)
-    """More of vLLM's AsyncEngineArgs, as they are."""
-
-    def __post_init__(self) -> None:
-        at_least(
-            self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens"
-        )
-        positive(self, "temperature", "timeout_s", "top_p")
-        within(self, 0.0, 2.0, "temperature")  # vLLM refuses more
-        within(self, 0.0, 1.0, "top_p", "gpu_memory_utilization")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class RefitConfig:
-    """How the trainer's weights reach the engines."""
-
-    transport: Literal["auto", "shm"] = "auto"
-    """auto: shm (a shared-memory file; trainer rank 0 and engines on one node)."""
-    bucket_bytes: int = 536870912
-    """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 4096, "bucket_bytes")
-
-    @property
-    def backend(self) -> str:
-        """vLLM's name of the weight-transfer backend, which engines and trainer must agree on."""
-        return {"auto": "sfpo_shm", "shm": "sfpo_shm"}[self.transport]
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -1,14 +1,19 @@
-"""Megatron shards -> full Hugging Face tensors, one after another, on rank 0.
+"""Megatron shards -> full Hugging Face tensors, by one of two ways.
 
-For each weight, in Hugging Face order: one of the tensor-parallel groups that hold it (the one with
-the lowest ranks; other pipeline stages, expert-parallel ranks and data-parallel copies sit out)
-gathers its shards, the group's first rank joins them, splits them into the Hugging Face parts and
-sends these to rank 0. Peak extra memory is one weight.
+`write`: this rank's pieces straight into memory that all ranks of a node share; no communication,
+no extra memory.
+
+Iterating: one full tensor after another on rank 0. For each weight, in Hugging Face order: one of
+the tensor-parallel groups that hold it (the one with the lowest ranks; other pipeline stages,
+expert-parallel ranks and data-parallel copies sit out) gathers its shards, the group's first rank
+joins them, splits them into the Hugging Face parts and sends these to rank 0. Peak extra memory is
+one weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -19,7 +24,12 @@ from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.resharding.checksums import checksum
+from sfpo_megatron.resharding.plan import Holder, Piece, RefitPlan, Take, plan_refit
 from sfpo_megatron.resharding.transports.manifest import TensorMeta
+
+if TYPE_CHECKING:
+    from sfpo_megatron.mcore.control import ControlGroup
 
 
 class MegatronWeightSource:
@@ -40,33 +50,114 @@ class MegatronWeightSource:
             expert: dist.get_process_group_ranks(tensor_parallel_group(expert=expert))[0]
             for expert in (False, True)
         }
-        self._leader = self._choose_leaders()
-
-    def metadata(self) -> list[TensorMeta]:
-        """Every tensor, the same list on every rank."""
-        return [
+        self._metadata = [
             TensorMeta(name=name, shape=shape, dtype=self._dtype)
             for rule in self._rules
             for name, shape in zip(rule.hf, hf_shapes(rule, self._policy.shape), strict=True)
         ]
+        self._rule_of = [(i, part) for i, r in enumerate(self._rules) for part in range(len(r.hf))]
+        self._parts: dict[int, list[Tensor]] = {}
+        self._leader: list[int] = []
+        self.plan = self._make_plan()
+        self._takes = self.plan.of_rank(dist.get_rank())
+
+    def metadata(self) -> list[TensorMeta]:
+        """Every tensor, the same list on every rank."""
+        return self._metadata
+
+    def prepare(self) -> None:
+        """Before `write` or `checksum`: finish a gather that is still due. Collective."""
+        self._policy.shards.params_ready()
+
+    @property
+    def control(self) -> ControlGroup:
+        """All trainer ranks."""
+        return self._policy.control
+
+    @torch.no_grad()
+    def write(self, index: int, target: Tensor) -> None:
+        """This rank's pieces of tensor `index` (of `metadata()`) into the full tensor `target`."""
+        for take in self._takes.get(index, ()):
+            region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
+            grouped = self._source_of(take)
+            region.view(grouped.shape if take.piece.groups > 1 else region.shape).copy_(grouped)
+
+    def checksum(self, index: int) -> int:
+        """Of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
+        total = 0
+        for take in self._takes.get(index, ()):
+            piece, full = take.piece, self._metadata[index].shape
+            here = list(full)
+            here[piece.dim] = _length(piece)
+            region = self._source_of(take).to(self._dtype).reshape(here)
+            total += checksum(region, full, dim=piece.dim, start=piece.start)
+        return total
+
+    def _source_of(self, take: Take) -> Tensor:
+        """The piece in this rank's shard: [groups, rows, ...] where it is in several blocks."""
+        shard, piece = self._params[self._rules[take.rule].megatron].detach(), take.piece
+        if piece.groups == 1:
+            return shard.narrow(piece.dim, piece.source_start, _length(piece))
+        blocks = shard.view(piece.groups, -1, *shard.shape[1:])
+        return blocks[:, piece.source_start : piece.source_stop]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        self._policy.shards.params_ready()
+        self.prepare()
         for rule, leader in zip(self._rules, self._leader, strict=True):
             yield from zip(rule.hf, self._parts_on_rank_0(rule, leader), strict=True)
 
-    def _choose_leaders(self) -> list[int]:
-        """For each rule, the lowest leader among the groups that hold its tensor. Collective."""
-        held = [i for i, rule in enumerate(self._rules) if rule.megatron in self._params]
-        here = [self._leader_here[False], self._leader_here[True], held]
+    @property
+    def leaders(self) -> list[int]:
+        """Of each tensor of `metadata()`: the first rank of the tensor-parallel group that gives
+        it where tensors are gathered."""
+        pairs = zip(self._rules, self._leader, strict=True)
+        return [leader for rule, leader in pairs for _ in rule.hf]
+
+    def gather(self, index: int) -> Tensor | None:
+        """Full tensor `index` on its leader, None elsewhere. Collective in the leader's
+        tensor-parallel group; the parts of a rule are asked for one after another, and the shards
+        are gathered once."""
+        number, part = self._rule_of[index]
+        rule, leader = self._rules[number], self._leader[number]
+        if leader != self._leader_here[rule.expert]:
+            return None
+        if part == 0:
+            self._parts[leader] = self._gathered_parts(rule, leader)
+        return self._parts[leader][part] if dist.get_rank() == leader else None
+
+    @torch.no_grad()
+    def _gathered_parts(self, rule: Rule, leader: int) -> list[Tensor]:
+        shards = self._gather_shards(rule, self._params[rule.megatron].detach())
+        if dist.get_rank() != leader:
+            return []
+        return split(rule, join(rule, shards), self._policy.shape)
+
+    def _make_plan(self) -> RefitPlan:
+        """From what every rank holds; also, for each rule, the lowest leader among the
+        tensor-parallel groups that hold its tensor. Collective."""
+        layout = self._policy.layout
+        here = {
+            "leaders": [self._leader_here[False], self._leader_here[True]],
+            "tensor": [layout.tensor_rank, layout.tensor_size],
+            "expert_tensor": [layout.expert_tensor_rank, layout.expert_tensor_size],
+            "rules": [i for i, rule in enumerate(self._rules) if rule.megatron in self._params],
+        }
+        holders = []
         leader = [dist.get_world_size()] * len(self._rules)
-        for dense, expert, indices in self._policy.control.all_gather_json(here):
-            for i in indices:
-                leader[i] = min(leader[i], expert if self._rules[i].expert else dense)
-        for rule, found in zip(self._rules, leader, strict=True):
-            if found == dist.get_world_size():
-                raise RuntimeError(f"no rank holds {rule.megatron}")
-        return leader
+        for rank, found in enumerate(self._policy.control.all_gather_json(here)):
+            names = frozenset(self._rules[i].megatron for i in found["rules"])
+            holders.append(
+                Holder(
+                    rank=rank,
+                    tensor=tuple(found["tensor"]),
+                    expert_tensor=tuple(found["expert_tensor"]),
+                    names=names,
+                )
+            )
+            for i in found["rules"]:
+                leader[i] = min(leader[i], found["leaders"][self._rules[i].expert])
+        self._leader = leader
+        return plan_refit(self._rules, self._policy.shape, holders, itemsize=self._dtype.itemsize)
 
     @torch.no_grad()
     def _parts_on_rank_0(self, rule: Rule, leader: int) -> list[Tensor]:
@@ -74,9 +165,7 @@ class MegatronWeightSource:
         rank = dist.get_rank()
         parts = [torch.empty(0) for _ in rule.hf]
         if leader == self._leader_here[rule.expert]:
-            shards = self._gather_shards(rule, self._params[rule.megatron].detach())
-            if rank == leader:
-                parts = split(rule, join(rule, shards), self._policy.shape)
+            parts = self._gathered_parts(rule, leader)
         if leader != 0 and rank == leader:
             for part in parts:
                 dist.send(part.contiguous(), dst=0)
@@ -95,3 +184,7 @@ class MegatronWeightSource:
         shards = [torch.empty_like(shard) for _ in range(group.size())]
         dist.all_gather(shards, shard.contiguous(), group=group)
         return shards
+
+
+def _length(piece: Piece) -> int:
+    return piece.stop - piece.start

@@ -1,12 +1,14 @@
 """What trainer rank 0 holds: calls to the controller that can be interrupted and that end.
 
-Every wait polls, so that Ctrl-C and SIGTERM are handled within a moment and a dead controller ends
-the run with one message.
+Every wait polls, so that Ctrl-C and SIGTERM are handled within a moment. A controller that dies or
+answers nothing is started anew with its engines, and what was submitted is submitted again; seeds
+do not depend on it.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -16,32 +18,39 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, stop_cluster, why_gone
-from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.errors import ControllerDied, FleetLost, RolloutError
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline, ProcessIdentity
-from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes
+from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Rollout
 
 _POLL_S = 0.2
 _CALL_S = 30.0  # calls that the controller answers at once
-_SLACK_S = 30.0  # on top of a limit that the controller keeps itself
+_PING_S = 10.0  # between questions whether it still answers, during long calls
+_PING_ANSWER_S = 60.0
+_START_S = 600.0
 _SHUTDOWN_S = 12.0
 _GONE_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class RolloutClient:
     """Rank 0's end of the rollouts."""
 
-    def __init__(
-        self, controller: Any, *, owns_cluster: bool, log_dir: Path, request_timeout_s: float
-    ) -> None:
-        self._controller = controller
+    def __init__(self, config: RunConfig, spawn: Callable[..., Any], *, owns_cluster: bool) -> None:
+        """`spawn(weight_version=v)` makes a controller whose engines want weights v."""
+        self._spawn = spawn
         self._owns_cluster = owns_cluster
-        self._request_timeout_s = request_timeout_s
-        self._log_dir = log_dir
+        self._max_restarts = config.rollout.max_restarts
+        self._log_dir = Path(config.output_dir).resolve() / "logs"
         self._processes: list[ActorProcesses] = []
         self._closed = False
+        self._requests: dict[str, RolloutRequest] = {}
+        self._weight_version = 0
+        self.num_controller_restarts = 0
         self.last_times = RolloutTimes(generate_s=0.0, reward_s=0.0)
         """Where the time of the request collected last went."""
         self.sync_client = WeightSyncClient(self)
@@ -51,10 +60,11 @@ class RolloutClient:
         # Ray's agents outlive a driver that is killed with SIGKILL. Without a thread here: the
         # cluster's processes are there when the engines are ready.
         self._lifeline = Lifeline(watch=False) if owns_cluster else None
-        self._starting = controller.start.remote()
+        self._controller = spawn(weight_version=0)
+        self._starting = self._controller.start.remote()
         atexit.register(self.close)
 
-    def wait_ready(self, timeout_s: float = 600.0) -> None:
+    def wait_ready(self, timeout_s: float = _START_S) -> None:
         """Return when every engine can generate; raises what kept one from starting."""
         self._wait(self._starting, timeout_s, "starting the engines")
         self._learn_processes()
@@ -62,21 +72,75 @@ class RolloutClient:
     def submit(self, request: RolloutRequest) -> None:
         """Begin a request and return; the engines must be ready."""
         self._call("submit", request, doing=f"submitting request {request.id}")
+        self._requests[request.id] = request
 
-    def collect(self, request_id: str) -> list[Rollout]:
+    def collect(self, request_id: str, refit: Callable[[], None] | None = None) -> list[Rollout]:
+        """`collect_scored`'s rollouts alone."""
+        return self.collect_scored(request_id, refit).rollouts
+
+    def collect_scored(
+        self, request_id: str, refit: Callable[[], None] | None = None
+    ) -> ScoredRequest:
         """Wait for a request: prompt after prompt, sample after sample, every rollout scored.
 
-        The controller ends a request that takes longer than rollout.timeout_s.
+        `refit` sends the trainer's current weights again (`Refit.send(..., resend=True)`); it is
+        called when engines were started anew and want them. Without it that is an error.
         """
-        limit_s = self._request_timeout_s + _SLACK_S
-        call = self._controller.collect.remote(request_id)
-        answer = self._wait(call, limit_s, f"collecting request {request_id}")
-        self.last_times = answer.times
-        return answer.rollouts
+        while True:
+            answer = self._persistently("collect", request_id, doing="collecting")
+            if answer is not None:
+                del self._requests[request_id]
+                self.last_times = answer.times
+                return answer
+            if refit is None:
+                raise RolloutError(f"request {request_id}: an engine lost its weights; send them")
+            refit()
+
+    def wait_generated(self, request_id: str) -> None:
+        """Return when no engine works for a request any more: a refit may begin."""
+        self._persistently("wait_generated", request_id, doing="waiting for the generation of")
 
     def health(self) -> FleetHealth:
         """Which engines are alive; answers while they generate."""
         return self._call("health", doing="asking for the engines' health")
+
+    def check(self) -> None:
+        """Raise `FleetLost` if engines were lost for good, with the reason."""
+        self._call("check", doing="asking for the engines' health")
+
+    def needs_introduction(self) -> bool:
+        """Some engine does not know the trainer's sending end yet."""
+        try:
+            return self._call("needs_introduction", doing="preparing a refit")
+        except ControllerDied as error:
+            self.restart_controller(str(error))
+            return True
+
+    def _persistently(self, method: str, request_id: str, *, doing: str) -> Any:
+        """A long call about a request, which a dead controller interrupts but does not end."""
+        while True:
+            try:
+                call = getattr(self._controller, method).remote(request_id)
+                return self._wait(call, None, f"{doing} request {request_id}")
+            except ControllerDied as error:
+                self.restart_controller(str(error))
+
+    def restart_controller(self, reason: str) -> None:
+        """Start another one with its engines, and submit again what was not collected."""
+        log.warning("%s", reason)
+        if self.num_controller_restarts >= self._max_restarts:
+            raise FleetLost(
+                f"{reason}; that is one more than rollout.max_restarts={self._max_restarts} allows"
+            )
+        self.num_controller_restarts += 1
+        old = [member for actor in self._processes for member in actor.members]
+        ray.kill(self._controller)  # its engines go with it, as Ray's children of a dead owner
+        _wait_until_gone(old)
+        self._controller = self._spawn(weight_version=self._weight_version)
+        self._starting = self._controller.start.remote()
+        self.wait_ready()
+        for request in self._requests.values():
+            self._call("submit", request, doing=f"submitting request {request.id} again")
 
     def close(self) -> None:
         """End every process that this started; may be called again."""
@@ -110,31 +174,46 @@ class RolloutClient:
             self._lifeline.tell_news()
         host, found = self._call("processes", doing="listing processes", timeout_s=5.0)
         if host == socket.gethostname():
-            self._processes = [ActorProcesses(*actor) for actor in found]
+            gone = [
+                actor
+                for actor in self._processes
+                if any(p.alive for p in (*actor.members, actor.guard) if p is not None)
+            ]
+            self._processes = [*(ActorProcesses(*actor) for actor in found), *gone]
 
     def _call(self, method: str, *args: Any, doing: str, timeout_s: float = _CALL_S) -> Any:
         return self._wait(getattr(self._controller, method).remote(*args), timeout_s, doing)
 
     def _wait(self, call: Any, timeout_s: float | None, doing: str) -> Any:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        """The answer. Without a limit, the controller is asked now and then whether it is there."""
+        began = asked = time.monotonic()
+        ping: Any = None
         while not ray.wait([call], timeout=_POLL_S)[0]:
             if self.on_poll is not None:
                 self.on_poll()
-            if deadline is not None and time.monotonic() > deadline:
+            now = time.monotonic()
+            if timeout_s is not None and now > began + timeout_s:
                 raise RolloutError(
                     f"no answer after {timeout_s:g} s {doing}; logs: {self._log_dir}"
                 )
+            if timeout_s is None and ping is None and now > asked + _PING_S:
+                ping, asked = self._controller.needs_introduction.remote(), now
+            elif ping is not None and ray.wait([ping], timeout=0)[0]:
+                ping = None
+            elif ping is not None and now > asked + _PING_ANSWER_S:
+                ray.kill(self._controller)
+                raise ControllerDied(f"the rollout controller stopped answering while {doing}")
         try:
             return ray.get(call)
         except RayTaskError as error:
             if isinstance(error.cause, RolloutError):
-                raise RolloutError(str(error.cause)) from None
+                raise type(error.cause)(str(error.cause)) from None
             raise RolloutError(
                 f"the rollout controller failed while {doing}: {error.cause!r}; its log: "
                 f"{self._log_dir / 'controller.log'}"
             ) from error
         except ACTOR_GONE as error:
-            raise RolloutError(
+            raise ControllerDied(
                 f"the rollout controller died while {doing} ({why_gone(error)}); its log: "
                 f"{self._log_dir / 'controller.log'}"
             ) from None
@@ -147,24 +226,49 @@ def _wait_until_gone(processes: list[ProcessIdentity]) -> None:
 
 
 class WeightSyncClient:
-    """vLLM's `VLLMWeightSyncClient`: each call reaches every engine through the controller."""
+    """vLLM's `VLLMWeightSyncClient`: each call reaches every engine through the controller.
+
+    A controller that dies in mid-update does not end it: the sender goes through the rest, which
+    reaches nobody; the controller that is started at its end wants the weights again.
+    """
 
     def __init__(self, client: RolloutClient) -> None:
         self._client = client
+        self._version = 0
+        self._only_stale = False
+        self._lost: str | None = None
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._update("init_weight_transfer_engine", init_info)
+    def needs_introduction(self) -> bool:
+        """Some engine does not know the trainer's sending end: a new one has to be made."""
+        return self._client.needs_introduction()
+
+    def prepare(self, version: int, *, only_stale: bool) -> None:
+        """What the next update will give, and whether only to engines without it."""
+        self._version, self._only_stale, self._lost = version, only_stale, None
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> int:
+        """How many engines know now."""
+        return self._update("init_weight_transfer_engine", init_info) or 0
 
     def start_weight_update(self) -> None:
-        self._update("start_weight_update")
+        self._update("start_weight_update", self._version, self._only_stale)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self._update("update_weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._update("finish_weight_update", weight_version)
+        self._update("finish_weight_update")
+        self._client._weight_version = self._version
+        if self._lost is not None:
+            self._client.restart_controller(self._lost)
 
-    def _update(self, method: str, *args: Any) -> None:
-        # No limit: a large bucket on a slow machine takes what it takes; a dead engine is noticed.
+    def _update(self, method: str, *args: Any) -> Any:
+        if self._lost is not None:
+            return None
+        # No limit here: the controller keeps refit.timeout_s for each engine.
         call = getattr(self._client._controller, method).remote(*args)
-        self._client._wait(call, None, "updating the engines' weights")
+        try:
+            return self._client._wait(call, None, "updating the engines' weights")
+        except ControllerDied as error:
+            self._lost = str(error)
+            return None

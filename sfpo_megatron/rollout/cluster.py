@@ -6,11 +6,15 @@ import logging
 import os
 import signal
 import socket
+from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.placement import Node, Placement
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
 _CONNECT_S = 20.0
@@ -72,6 +76,44 @@ def _join(address: str) -> None:
             "that runs, and its token in RAY_AUTH_TOKEN_PATH; unset RAY_ADDRESS for a cluster of "
             "the run's own"
         ) from error
+
+
+def nodes() -> list[Node]:
+    """The cluster's living nodes, this process's own first."""
+    own = ray.get_runtime_context().get_node_id()
+    found = [
+        Node(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            num_devices=int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(found, key=lambda node: (node.id != own, node.address, node.id))
+
+
+def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
+    """An actor in a process of its own where `placement` says, with the environment that vLLM
+    needs there."""
+    on_gpu = placement.devices or placement.num_gpus
+    variables = dict(ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES)
+    if placement.devices:
+        # Ray would hide all devices from an actor that asks for none.
+        variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, placement.devices))
+    return (
+        ray.remote(actor_class)
+        .options(
+            num_cpus=0,
+            num_gpus=placement.num_gpus,
+            max_restarts=0,
+            max_concurrency=1000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(placement.node_id, soft=False),
+            runtime_env={"env_vars": variables},
+        )
+        .remote(*args, **kwargs)
+    )
 
 
 def stop_cluster() -> None:

@@ -1,81 +1,69 @@
 """The RolloutController: one CPU-only actor between trainer rank 0 and all engines.
 
-It owns dispatch, scoring, refit order and the engines' lives, so that no Python thread of a trainer
-rank does. Async, so it answers health checks while it generates.
+It owns dispatch, scoring, refill, refit order and (by its fleet) the engines' lives, so that no
+Python thread of a trainer rank does. Async, so it answers while it generates.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import sys
 import time
-from collections.abc import Awaitable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import ray
-from ray.exceptions import RayTaskError
+from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.client import RolloutClient
-from sfpo_megatron.rollout.cluster import ACTOR_GONE, start_cluster, why_gone
+from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine
-from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES, enter_actor
-from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, RolloutError
+from sfpo_megatron.rollout.environment import enter_actor
+from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.fleet import Fleet
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
+from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
-from sfpo_megatron.rollout.sampling import (
-    Completion,
-    GenerationSettings,
-    RolloutRequest,
-    request_seed,
-    stop_token_ids,
-)
+from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
+from sfpo_megatron.rollout.scoring import Scorer
+from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.types import Prompt, Rollout
 
-T = TypeVar("T")
 _ROLLOUTS_PER_CALL = 16  # of one actor call: fewer calls for Ray, more overlap for scoring
-_SHUTDOWN_S = 8.0
 
 
-def start_rollouts(config: RunConfig, *, model_path: str) -> RolloutClient:
-    """Start the controller and its engines; returns while they load (`client.wait_ready`)."""
+def start_rollouts(
+    config: RunConfig, *, model_path: str, trainer: Sequence[RankDevice] = ()
+) -> RolloutClient:
+    """Start the controller and its engines; returns while they load (`client.wait_ready`).
+
+    `trainer`: the device of each trainer rank, which dedicated engines leave alone; empty on CPU.
+    """
     owns_cluster = start_cluster()
-    controller = create_actor(RolloutController, config, model_path=model_path)
-    log_dir = Path(config.output_dir).resolve() / "logs"
-    return RolloutClient(
-        controller,
-        owns_cluster=owns_cluster,
-        log_dir=log_dir,
-        request_timeout_s=config.rollout.timeout_s,
+    cluster = nodes()
+    rollout = config.rollout
+    known: list[RankDevice] | None = None  # RAY_ADDRESS: Ray was started on the engines' devices
+    if owns_cluster:  # one node, which Ray knows by its loopback address
+        known = [replace(rank, address=cluster[0].address) for rank in trainer]
+    placements = place_engines(
+        cluster,
+        known,
+        num_engines=rollout.num_engines,
+        tensor_parallel=rollout.tensor_parallel,
+        placement=rollout.placement,
     )
-
-
-def create_actor(actor_class: type, *args: Any, num_gpus: int = 0, **kwargs: Any) -> Any:
-    """An actor in a process of its own, with the environment that vLLM needs here."""
-    variables = ACTOR_VARIABLES if num_gpus else CPU_ACTOR_VARIABLES
-    return (
-        ray.remote(actor_class)
-        .options(
-            num_cpus=0,
-            num_gpus=num_gpus,
-            max_restarts=0,
-            max_concurrency=1000,
-            runtime_env={"env_vars": variables},
-        )
-        .remote(*args, **kwargs)
+    spawn = partial(
+        create_actor,
+        RolloutController,
+        config,
+        model_path=model_path,
+        placements=placements,
+        placement=Placement(node_id=cluster[0].id, devices=()),  # beside rank 0
     )
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class _Job:
-    """Samples that one engine makes in one call."""
-
-    engine: int
-    members: tuple[tuple[Prompt, int], ...]
-    """(prompt, sample)."""
+    return RolloutClient(config, spawn, owns_cluster=owns_cluster)
 
 
 class RolloutController:
@@ -83,87 +71,75 @@ class RolloutController:
 
     engine_class: type = Engine
 
-    def __init__(self, config: RunConfig, *, model_path: str) -> None:
-        self._log_dir = Path(config.output_dir).resolve() / "logs"
-        enter_actor(self._log_dir / "controller.log")
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        model_path: str,
+        placements: Sequence[Placement],
+        weight_version: int = 0,
+    ) -> None:
+        log_dir = Path(config.output_dir).resolve() / "logs"
+        enter_actor(log_dir / "controller.log")
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
         self._lifeline = Lifeline()
         self._config = config
-        self._model_path = model_path
-        # One thread: the pool is not asked twice at a time, and batches keep their order.
-        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="scorer")
-        num_gpus = config.rollout.tensor_parallel if ray.cluster_resources().get("GPU") else 0
-        self._engines = [
-            create_actor(
+
+        def spawn(index: int) -> Any:
+            return create_actor(
                 self.engine_class,
                 config,
                 model_path=model_path,
-                log_file=self._log_file(index),
-                num_gpus=num_gpus,
+                log_file=log_dir / f"engine-{index}.log",
+                placement=placements[index],
             )
-            for index in range(config.rollout.num_engines)
-        ]
+
+        self._fleet = Fleet(config, spawn, version=weight_version, log_dir=log_dir)
+        self._scorer = Scorer(config, model_path)
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
-        self._generating: set[str] = set()
         self._updating = False
-        self._broken: str | None = None
-        self._weight_version = 0
 
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Returns when every engine can generate and the scoring pool runs."""
-        starts = self._on_all("start", doing="starting")
-        await asyncio.gather(starts, self._in_scorer(self._prepare_scoring))
-
-    def _prepare_scoring(self) -> None:
-        from transformers import AutoTokenizer
-
-        from sfpo_megatron.rewards.pool import ScoringPool
-
-        self._tokenizer = AutoTokenizer.from_pretrained(self._model_path)
-        self._stop_token_ids = stop_token_ids(Path(self._model_path), self._tokenizer)
-        self._pool = ScoringPool(self._config.reward)
+        await asyncio.gather(self._fleet.start(), self._scorer.start())
 
     async def health(self) -> FleetHealth:
-        """Answers at once, also while generating; an engine that does not is not alive."""
-        alive = await asyncio.gather(*(self._engine_alive(engine) for engine in self._engines))
+        """Answers at once, also while generating; an engine that does not, or is only starting, is
+        not alive."""
+        engines = list(self._fleet.engines)
+        alive = await asyncio.gather(*(self._fleet.alive(engine) for engine in engines))
         return FleetHealth(
-            engines_alive=tuple(alive),
+            engines_alive=tuple(
+                engine.ready and state is True for engine, state in zip(engines, alive, strict=True)
+            ),
             num_unfinished_requests=sum(not task.done() for task in self._requests.values()),
-            weight_version=self._weight_version,
+            weight_version=self._fleet.version,
+            num_restarts=self._fleet.num_restarts,
         )
 
-    async def _engine_alive(self, engine: Any) -> bool:
-        try:
-            return await asyncio.wait_for(engine.alive.remote(), timeout=2.0)
-        except (*ACTOR_GONE, TimeoutError):
-            return False
+    async def check(self) -> None:
+        """Raise if engines were lost for good."""
+        self._fleet.check()
 
     async def processes(self) -> tuple[str, list[ActorProcesses]]:
         """Host name, and every process of ours (engines on other hosts have their guards there)."""
-        found = [self._lifeline.processes()]
-        answers = (engine.processes.remote() for engine in self._engines)
-        for answer in await asyncio.gather(*answers, return_exceptions=True):
-            if not isinstance(answer, BaseException):
-                found.append(ActorProcesses(*answer))
-        return socket.gethostname(), found
+        return socket.gethostname(), [self._lifeline.processes(), *await self._fleet.processes()]
 
     async def shutdown(self) -> None:
         """End engines and scoring processes in good order; the guards catch what is left."""
         for task in self._requests.values():
             task.cancel()
-        stops = [asyncio.ensure_future(_value(e.shutdown.remote())) for e in self._engines]
-        await asyncio.wait(stops, timeout=_SHUTDOWN_S)
-        if hasattr(self, "_pool"):
-            await asyncio.wait([self._in_scorer(self._pool.close)], timeout=2.0)
+        await self._fleet.shutdown()
+        await self._scorer.close()
 
     # --- rollouts -----------------------------------------------------------------------------
 
     async def submit(self, request: RolloutRequest) -> None:
         """Begin a request; `collect` gives its rollouts."""
+        self._fleet.check()
         rollout = self._config.rollout
-        if self._broken:
-            raise RolloutError(self._broken)
         if self._updating:
             raise RolloutError(f"request {request.id}: refused, a refit is under way")
         if request.id in self._requests:
@@ -173,196 +149,146 @@ class RolloutController:
                 f"request {request.id}: found max_response_tokens {request.max_response_tokens}, "
                 f"expected 1 to rollout.max_response_tokens ({rollout.max_response_tokens})"
             )
-        for prompt in request.prompts:
+        for prompt in (prompt for prompts in request.rounds for prompt in prompts):
             if not 1 <= len(prompt.token_ids) <= rollout.max_prompt_tokens:
                 raise RolloutError(
                     f"prompt {prompt.id}: found {len(prompt.token_ids)} tokens, expected 1 to "
                     f"rollout.max_prompt_tokens ({rollout.max_prompt_tokens}); raise that or set "
                     "data.on_bad_row=skip"
                 )
-        self._generating.add(request.id)
-        self._requests[request.id] = asyncio.create_task(self._run(request, self._weight_version))
+        self._requests[request.id] = asyncio.create_task(self._run(request))
 
-    async def collect(self, request_id: str) -> ScoredRequest:
-        """The request's rollouts: prompt after prompt, sample after sample, each scored."""
+    async def collect(self, request_id: str) -> ScoredRequest | None:
+        """The request's rollouts: prompt after prompt, sample after sample, each scored. None: an
+        engine that was started anew wants the current weights first; send them and ask again."""
+        task = self._request(request_id)
+        while not task.done():
+            self._fleet.check()
+            if self._fleet.wants_weights:
+                return None
+            await self._any_of(task)
+        del self._requests[request_id]
+        return await task
+
+    async def wait_generated(self, request_id: str) -> None:
+        """Return when the request needs no engine any more, or when none can go on with it: then
+        the next refit may begin."""
+        task = self._request(request_id)
+        while not task.done() and self._fleet.can_generate:
+            await self._any_of(task)
+
+    async def _any_of(self, task: asyncio.Task[Any]) -> None:
+        change = asyncio.ensure_future(self._fleet.change())
+        await asyncio.wait({task, change}, return_when=asyncio.FIRST_COMPLETED)
+        change.cancel()
+
+    def _request(self, request_id: str) -> asyncio.Task[ScoredRequest]:
         if request_id not in self._requests:
             raise RolloutError(f"request {request_id}: never submitted, or already collected")
-        try:
-            return await self._requests[request_id]
-        finally:
-            self._requests.pop(request_id, None)
+        return self._requests[request_id]
 
-    async def _run(self, request: RolloutRequest, weight_version: int) -> ScoredRequest:
+    async def _run(self, request: RolloutRequest) -> ScoredRequest:
         began = time.monotonic()
         settings = GenerationSettings(
             temperature=request.temperature,
             top_p=request.top_p,
             max_response_tokens=request.max_response_tokens,
-            stop_token_ids=self._stop_token_ids,
+            stop_token_ids=self._scorer.stop_token_ids,
         )
-        jobs = _jobs(request, len(self._engines))
-        generations = [asyncio.create_task(self._generate(job, request, settings)) for job in jobs]
-        scorings = [
-            asyncio.create_task(self._score(job, generation, weight_version))
-            for job, generation in zip(jobs, generations, strict=True)
-        ]
-        try:
-            async with asyncio.timeout(self._config.rollout.timeout_s):
-                await asyncio.gather(*generations)
-                generated = time.monotonic()
-                self._generating.discard(request.id)
-                scored = await asyncio.gather(*scorings)
-        except TimeoutError:
-            parts = zip(jobs, scorings, strict=True)
-            done = sum(len(job.members) for job, task in parts if task.done())
-            raise RolloutError(
-                f"request {request.id}: {done} of {len(request.prompts) * request.num_samples} "
-                f"rollouts after rollout.timeout_s={self._config.rollout.timeout_s:g} s; raise it "
-                f"or lower rollout.max_response_tokens; logs: {self._log_dir}"
-            ) from None
-        finally:
-            self._generating.discard(request.id)
-            for task in (*generations, *scorings):
-                task.cancel()
+        num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
+        while True:
+            selection = GroupSelection(num_groups, request.drop)
+            last_tokens = began
+            versions: set[int] = set()
+            for prompts in request.rounds:
+                groups, last_tokens = await self._round(prompts, request, settings)
+                versions |= {rollout.weight_version for group in groups for rollout in group}
+                selection.add(groups)
+                if selection.is_full:
+                    break
+            if len(versions) <= 1:
+                break
+            # Every engine was lost and the survivors got newer weights: a batch has one version.
+        rollouts, counts = selection.result()
         return ScoredRequest(
-            rollouts=[rollout for part in scored for rollout in part],
-            times=RolloutTimes(generate_s=generated - began, reward_s=time.monotonic() - generated),
+            rollouts=rollouts,
+            counts=counts,
+            times=RolloutTimes(
+                generate_s=last_tokens - began, reward_s=time.monotonic() - last_tokens
+            ),
+            num_reissued=self._fleet.num_reissued,
+            num_restarts=self._fleet.num_restarts,
         )
 
-    async def _generate(
-        self, job: _Job, request: RolloutRequest, settings: GenerationSettings
-    ) -> list[Completion]:
-        seeds = [
-            request_seed(self._config.seed, request.step, prompt.id, sample)
-            for prompt, sample in job.members
-        ]
-        prompts = [prompt.token_ids for prompt, _ in job.members]
-        call = self._engines[job.engine].generate.remote(prompts, seeds, settings)
-        return await self._answer(job.engine, call, doing=f"generating step {request.step}")
+    async def _round(
+        self, prompts: Sequence[Prompt], request: RolloutRequest, settings: GenerationSettings
+    ) -> tuple[list[list[Rollout]], float]:
+        """A group of scored rollouts for each prompt, and when the last token came. Scoring runs
+        while later calls generate."""
+        size = request.num_samples
+        jobs = jobs_of(prompts, size)
+        last_token = time.monotonic()
 
-    async def _score(
-        self, job: _Job, generation: Awaitable[list[Completion]], weight_version: int
-    ) -> list[Rollout]:
-        completions = await generation
-        return await self._in_scorer(self._score_now, job, completions, weight_version)
+        async def one(members: list[tuple[Prompt, int]]) -> list[Rollout]:
+            nonlocal last_token
+            seeds = [
+                request_seed(self._config.seed, request.step, prompt.id, sample)
+                for prompt, sample in members
+            ]
+            tokens = [prompt.token_ids for prompt, _ in members]
+            completions, version = await self._fleet.generate(tokens, seeds, settings)
+            last_token = time.monotonic()
+            return await self._scorer.score(members, completions, version)
 
-    def _score_now(
-        self, job: _Job, completions: list[Completion], weight_version: int
-    ) -> list[Rollout]:
-        texts = [
-            self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            for completion in completions
-        ]
-        prompts = [prompt for prompt, _ in job.members]
-        scores = self._pool.score(list(zip(prompts, texts, strict=True)))
-        return [
-            Rollout(
-                prompt_id=prompt.id,
-                sample=sample,
-                prompt_token_ids=prompt.token_ids,
-                token_ids=completion.token_ids,
-                generator_logprobs=completion.logprobs,
-                finished=completion.finished,
-                text=text,
-                reward=score.reward,
-                correct=score.correct,
-                weight_version=weight_version,
-            )
-            for (prompt, sample), completion, text, score in zip(
-                job.members, completions, texts, scores, strict=True
-            )
-        ]
+        tasks = [asyncio.create_task(one(job)) for job in jobs]
+        try:
+            rollouts = [rollout for part in await asyncio.gather(*tasks) for rollout in part]
+        finally:
+            for task in tasks:
+                task.cancel()
+        return [rollouts[at : at + size] for at in range(0, len(rollouts), size)], last_token
 
     # --- refit --------------------------------------------------------------------------------
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Introduce the trainer's sending end to every engine."""
-        await self._on_all("init_weight_transfer_engine", init_info, doing="preparing a refit")
+    async def needs_introduction(self) -> bool:
+        """Some engine does not know the trainer's sending end."""
+        return self._fleet.needs_introduction
 
-    async def start_weight_update(self) -> None:
-        """Pause every engine and begin; refused while a request is generating."""
-        if self._generating:
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> int:
+        """Introduce the trainer's sending end to every engine that is there; how many."""
+        return await self._fleet.introduce(init_info)
+
+    async def start_weight_update(self, version: int, only_stale: bool) -> None:
+        """Pause the engines that take part and begin; refused while they generate. `only_stale`:
+        the current weights again, for engines that were started anew."""
+        unfinished = [name for name, task in self._requests.items() if not task.done()]
+        if not only_stale and unfinished and self._fleet.can_generate:
             raise RolloutError(
-                f"refit refused: request {min(self._generating)} is still generating; collect it "
+                f"refit refused: request {min(unfinished)} is still generating; collect it "
                 "first (a rollout has one weight version)"
             )
         self._updating = True
-        await self._in_update("start_weight_update")
+        await self._fleet.start_update(version, only_stale=only_stale)
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Hand one bucket to every engine."""
-        await self._in_update("update_weights", update_info)
+        """Hand one bucket to every engine that takes part."""
+        await self._fleet.update("update_weights", update_info)
 
-    async def finish_weight_update(self, weight_version: str | None) -> None:
-        """End the update everywhere; rollouts submitted from now on carry the new version."""
-        await self._in_update("finish_weight_update")
-        self._weight_version = (
-            self._weight_version + 1 if weight_version is None else int(weight_version)
-        )
+    async def finish_weight_update(self) -> None:
+        """End the update everywhere; rollouts generated from now on carry the new version."""
+        await self._fleet.finish_update()
         self._updating = False
 
-    async def _in_update(self, method: str, *args: Any) -> None:
-        try:
-            await self._on_all(method, *args, doing="taking new weights")
-        except RolloutError as error:
-            # vLLM cannot go back: a half-loaded engine has to be started anew.
-            self._broken = f"engines are unusable after a failed refit: {error}"
-            raise
 
-    # --- helpers ------------------------------------------------------------------------------
-
-    async def _on_all(self, method: str, *args: Any, doing: str) -> None:
-        await asyncio.gather(
-            *(
-                self._answer(index, getattr(engine, method).remote(*args), doing=doing)
-                for index, engine in enumerate(self._engines)
-            )
-        )
-
-    async def _answer(self, index: int, call: Awaitable[T], *, doing: str) -> T:
-        """Await an engine's answer; its failure becomes one message that names the engine."""
-        try:
-            return await call
-        except (*ACTOR_GONE, EngineDied) as error:
-            reason = _cause(error) if isinstance(error, EngineDied) else why_gone(error)
-            raise RolloutError(
-                f"engine {index} died while {doing} ({reason}); its log: {self._log_file(index)}"
-            ) from None
-        except RayTaskError as error:
-            raise RolloutError(
-                f"engine {index} failed while {doing}: {_cause(error)}; its log: "
-                f"{self._log_file(index)}"
-            ) from None
-
-    def _log_file(self, index: int) -> Path:
-        return self._log_dir / f"engine-{index}.log"
-
-    def _in_scorer(self, function: Any, *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._scorer, function, *args)
-
-
-def _jobs(request: RolloutRequest, num_engines: int) -> list[_Job]:
-    """Cut a request into calls, in order, engines in turn; siblings share an engine."""
-    prompts_per_job = max(1, _ROLLOUTS_PER_CALL // request.num_samples)
+def jobs_of(prompts: Sequence[Prompt], num_samples: int) -> list[list[tuple[Prompt, int]]]:
+    """Cut a round into engine calls of (prompt, sample) pairs, in order; siblings stay together
+    (they share the prompt's keys and values)."""
+    prompts_per_job = max(1, _ROLLOUTS_PER_CALL // num_samples)
     return [
-        _Job(
-            engine=(start // prompts_per_job) % num_engines,
-            members=tuple(
-                (prompt, sample)
-                for prompt in request.prompts[start : start + prompts_per_job]
-                for sample in range(request.num_samples)
-            ),
-        )
-        for start in range(0, len(request.prompts), prompts_per_job)
+        [
+            (prompt, sample)
+            for prompt in prompts[start : start + prompts_per_job]
+            for sample in range(num_samples)
+        ]
+        for start in range(0, len(prompts), prompts_per_job)
     ]
-
-
-def _cause(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, EngineCallFailed):
-        return str(cause)
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
-
-
-async def _value(call: Awaitable[T]) -> T:
-    return await call

@@ -60,6 +60,7 @@ class Engine:
             "dtype": self._config.model.dtype,
             "seed": self._config.seed,
             "tensor_parallel_size": rollout.tensor_parallel,
+            "quantization": rollout.quantization,
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
             "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
             # Not Ray's workers, which vLLM may choose inside an actor.

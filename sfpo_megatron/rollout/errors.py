@@ -7,6 +7,18 @@ class RolloutError(RuntimeError):
     """Generation, scoring or a refit failed; the message says where and what to do."""
 
 
+class FleetLost(RolloutError):
+    """Engines were started anew as often as rollout.max_restarts allows; the run cannot go on."""
+
+
+class ControllerDied(RolloutError):
+    """The controller's process is gone or answers nothing; the client starts another."""
+
+
+class EngineLost(Exception):
+    """Inside the controller: the engine that was called is being replaced; ask another."""
+
+
 class EngineCallFailed(RuntimeError):
     """Raised inside an engine actor when vLLM refused a call; the message is the worker's own."""
 

@@ -18,11 +18,36 @@ class RolloutTimes:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
+class SamplingCounts:
+    """What became of the groups of one request. `num_groups` = in the answer + dropped + surplus -
+    taken back."""
+
+    num_rounds: int
+    num_groups: int
+    """Generated and scored."""
+    num_zero_variance: int = 0
+    """Dropped: all rewards equal."""
+    num_truncated: int = 0
+    """Dropped: no response ended by itself."""
+    num_duplicate: int = 0
+    """Dropped: a prompt that an earlier round had (at the end of an epoch)."""
+    num_surplus: int = 0
+    """Good, but not needed."""
+    num_taken_back: int = 0
+    """Dropped, then used after all: the rounds did not fill the batch."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
 class ScoredRequest:
     """The answer to one request."""
 
     rollouts: list[Rollout]
     times: RolloutTimes
+    counts: SamplingCounts
+    num_reissued: int
+    """Rollouts that were asked for again so far in the run: their engine was lost."""
+    num_restarts: int
+    """Engines started anew so far in the run."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -32,3 +57,4 @@ class FleetHealth:
     engines_alive: tuple[bool, ...]
     num_unfinished_requests: int
     weight_version: int
+    num_restarts: int

@@ -25,6 +25,16 @@ class RolloutRequest:
     """0 is greedy."""
     top_p: float
     max_response_tokens: int
+    num_groups: int | None = None
+    """Groups in the answer; None: those of `prompts`, all of them."""
+    drop: tuple[str, ...] = ()
+    """Kinds of groups to replace, as rollout.drop_groups names them."""
+    refills: tuple[tuple[Prompt, ...], ...] = ()
+    """Further rounds of prompts, generated from as long as groups are missing."""
+
+    @property
+    def rounds(self) -> tuple[tuple[Prompt, ...], ...]:
+        return (self.prompts, *self.refills)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -13,7 +13,10 @@ from references import MOE_MODELS
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from workbench import Workbench
+
+    from sfpo_megatron.resharding.source import MegatronWeightSource
 
 
 @on_ranks(
@@ -51,8 +54,36 @@ def check_source(bench: Workbench, model: str) -> None:
             assert same_bits(got[name], tensor), name
     bench.one_pass(policy, bench.prepared(policy))()
     trained = {name: tensor.clone() for name, tensor in source}
+    written = written_by_all_ranks(source)
+    for index, (name, tensor) in enumerate(written.items()):
+        gathered = source.gather(index)
+        assert (gathered is not None) == (source.leaders[index] == bench.rank)
+        assert gathered is None or same_bits(gathered, tensor), name
     expected = bench.hf_weights(policy)
     if bench.rank == 0:
+        assert written.keys() == expected.keys()
         for name, tensor in expected.items():
             assert same_bits(trained[name], tensor), name
+            assert same_bits(written[name], tensor), name
             assert not same_bits(trained[name], original[name]), f"{name} was not trained"
+
+
+def written_by_all_ranks(source: MegatronWeightSource) -> dict[str, Tensor]:
+    """What `write` puts into full tensors, each rank its own pieces; nothing twice, nothing left
+    out. The ranks' checksums add up to the full tensor's."""
+    import torch
+
+    from sfpo_megatron.resharding.checksums import checksum, signed
+
+    source.prepare()
+    found = {}
+    for index, meta in enumerate(source.metadata()):
+        # Bits summed over ranks, as integers: a piece that two ranks wrote would show.
+        integer = {2: torch.int16, 4: torch.int32}[meta.dtype.itemsize]
+        target = torch.zeros(meta.shape, dtype=integer)
+        source.write(index, target.view(meta.dtype))
+        total = source.control.sum(target.to(torch.int64))
+        found[meta.name] = total.to(integer).view(meta.dtype)
+        part = torch.tensor([signed(source.checksum(index))])
+        assert source.control.sum(part).item() == checksum(found[meta.name]), meta.name
+    return found

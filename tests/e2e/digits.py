@@ -143,6 +143,19 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
+def engine_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The actors (Ray titles them) and their EngineCores, as they are now."""
+    found = []
+    for child in descendants(process):
+        try:
+            if " ".join(child.cmdline()).startswith("ray::Engine"):
+                found.append(child)
+                found += [c for c in child.children() if "spawn_main" in " ".join(c.cmdline())]
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
 def wait_for(condition: Any, *, timeout_s: float, what: str) -> Any:
     """Poll until `condition()` is truthy and return it."""
     deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 from torch import Tensor
 
 from sfpo_megatron.config.tree import (
@@ -52,7 +53,7 @@ def make_config(model: Path, output_dir: Path, **rollout: Any) -> RunConfig:
         data=DataConfig(train=(DataSource(source="jsonl", path="unused.jsonl"),)),
         rollout=RolloutConfig(**(settings | rollout)),
         # Smaller than most layers: every layer is spread over buckets.
-        refit=RefitConfig(bucket_bytes=100_000),
+        refit=RefitConfig(bucket_bytes=100_000, timeout_s=30.0),
         reward=RewardConfig(function="exact_match"),
     )
 
@@ -78,6 +79,20 @@ def processes_of(client: RolloutClient) -> list[ProcessIdentity]:
         for process in (*actor.members, actor.guard)
         if process is not None
     ]
+
+
+def process_of(client: RolloutClient, what: str, engine: int = 0) -> int:
+    """The controller, an engine's actor (Ray titles both), its EngineCore, or one of its workers.
+    As they are now: engines may have been started anew."""
+    client._learn_processes()
+    if what == "controller":
+        return client._processes[0].members[0].pid
+    actor = psutil.Process(client._processes[1 + engine].members[0].pid)
+    found = actor
+    for _ in range({"actor": 0, "EngineCore": 1, "worker": 2}[what]):
+        children = [child for child in found.children() if "spawn_main" in "".join(child.cmdline())]
+        found = children[0]
+    return found.pid
 
 
 class StateSource:
@@ -115,5 +130,5 @@ class SwitchableController(RolloutController):
     engine_class = SwitchableEngine
 
     async def set_forgets(self, forgets: bool) -> None:
-        for engine in self._engines:
-            await engine.set_forgets.remote(forgets)
+        for engine in self._fleet.engines:
+            await engine.actor.set_forgets.remote(forgets)

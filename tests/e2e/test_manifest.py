@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from sfpo_megatron.config.tree import RefitConfig
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.resharding.transports import shared_file
 from sfpo_megatron.resharding.transports.manifest import (
@@ -110,7 +112,7 @@ def test_a_failing_engine_leaves_no_rank_in_the_gathering(monkeypatch: pytest.Mo
 
     class Source:
         def metadata(self) -> list[Any]:
-            return []
+            return [TensorMeta(name=n, dtype=torch.float32, shape=(1,)) for n in ("a", "b", "c")]
 
         def __iter__(self) -> Any:
             for name in ("a", "b", "c"):
@@ -118,21 +120,30 @@ def test_a_failing_engine_leaves_no_rank_in_the_gathering(monkeypatch: pytest.Mo
                 yield name, torch.zeros(1)
 
     class Transport:
-        def __init__(self, source: Any) -> None:
-            self._source = source
+        def __init__(self, filler: Any) -> None:
+            self._filler = filler
 
         def send_weights(self, weight_version: str) -> int:
-            next(iter(self._source))
-            raise RuntimeError("engine 0 died")
+            self._filler.begin()
+            self._filler.fill_next(torch.zeros(self._filler.buffer_bytes, dtype=torch.uint8))
+            raise RuntimeError("the controller refused")
+
+    class Client:
+        def prepare(self, version: int, *, only_stale: bool) -> None:
+            pass
+
+        def needs_introduction(self) -> bool:
+            return False
 
     import fleet
 
     from sfpo_megatron.resharding import transports
 
     config = fleet.make_config(Path("model"), Path("run"))
-    monkeypatch.setattr(transports, "sender", lambda *a, source, **k: Transport(source))
-    with pytest.raises(RuntimeError, match="engine 0 died"):
-        Refit(config, source=Source(), client=object(), is_sender=True).send(1)
+    config = dataclasses.replace(config, refit=RefitConfig(bucket_bytes=4096))
+    monkeypatch.setattr(transports, "sender", lambda *a, driver, **k: Transport(driver))
+    with pytest.raises(RuntimeError, match="the controller refused"):
+        Refit(config, source=Source(), client=Client(), is_sender=True).send(1)
     assert taken == ["a", "b", "c"]
     taken.clear()
     monkeypatch.setattr(transports, "sender", None)

@@ -123,7 +123,7 @@ def test_wrong_weights_are_named_before_anything_is_sent(
 ) -> None:
     """vLLM alone takes a fused qkv without its k half; here rank 0 gets the tensor's name."""
     client = tied if kind == "tied" else untied_tp2
-    model = models["tied_b" if kind == "tied" else "untied_a"]
+    model = models["tied_b" if kind == "tied" else "untied_b"]
     refit(client, model, 3, tmp_path)
     state = tiny.load_state(model)
     name = "model.layers.1.self_attn.k_proj.weight"
@@ -143,6 +143,25 @@ def test_wrong_weights_are_named_before_anything_is_sent(
     made = rollouts(client)
     assert {r.weight_version for r in made} == {3}
     assert_is_model(made, model)
+
+
+@pytest.mark.full
+def test_a_quantized_engine_equals_a_fresh_one(
+    start: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """rollout.quantization: vLLM quantizes what it is sent, as it does what it loads."""
+    refitted, fresh = (
+        start(models[name], quantization="fp8_per_channel") for name in ("untied_a", "untied_b")
+    )
+    for client in (refitted, fresh):
+        client.wait_ready(280)
+    before, expected = rollouts(refitted), rollouts(fresh)
+    refit(refitted, models["untied_b"], 1, tmp_path)
+    after = rollouts(refitted)
+    assert [r.token_ids for r in after] == [r.token_ids for r in expected]
+    assert [r.token_ids for r in after] != [r.token_ids for r in before]
+    for found, wanted in zip(after, expected, strict=True):
+        assert found.generator_logprobs == pytest.approx(wanted.generator_logprobs, abs=1e-4)
 
 
 def greedy(llm: Any, num_samples: int = 1) -> list[tuple[tuple[int, ...], list[float]]]:

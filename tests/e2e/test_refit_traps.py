@@ -16,8 +16,11 @@ import tiny
 from test_refit import greedy
 from torch import Tensor
 
-from sfpo_megatron.resharding import transports
-from sfpo_megatron.resharding.transports import shm
+from sfpo_megatron.resharding import filling, transports
+from sfpo_megatron.resharding.checksums import ChecksumError
+from sfpo_megatron.resharding.filling import make_filler
+from sfpo_megatron.resharding.lockstep import Lockstep
+from sfpo_megatron.resharding.transports import receiving, shm
 from sfpo_megatron.resharding.transports.manifest import ManifestError
 
 
@@ -40,13 +43,16 @@ class LocalClient:
         self._llm.finish_weight_update(weight_version)
 
 
-def send(llm: Any, state: dict[str, Tensor], tmp_path: Path) -> None:
+def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = False) -> None:
+    filler = Lockstep(make_filler(fleet.StateSource(state), is_sender=True), 50_000)
+    filler.restart(fresh=True, verify=verify)
     transport = transports.sender(
         "sfpo_shm",
-        source=fleet.StateSource(state),
+        driver=filler,
         client=LocalClient(llm),
-        bucket_bytes=50_000,
         fallback_dir=tmp_path,
+        timeout_s=60.0,
+        workers_per_engine=1,
     )
     transport.send_weights()
     transport.shutdown()
@@ -77,17 +83,17 @@ def test_tied_lm_head_is_packed_anew(
     assert tokens(llm) == expected
 
 
-def test_tensors_are_copied_out_of_the_buffer(
+def test_waiting_tensors_are_copied_out_of_the_buffer(
     llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails without the copy in `ShmEngine.take`: a fused layer waits for its other half while the
+    """Fails without `ShmEngine.keep_waiting`: a fused layer waits for its other half while the
     next bucket overwrites the first."""
     a, b = states
     send(llm, b, tmp_path)
     expected = tokens(llm)
     send(llm, a, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shm.ShmEngine, "take", lambda self, tensor: tensor)
+        patch.setattr(shm.ShmEngine, "keep_waiting", lambda self: None)
         send(llm, b, tmp_path)
         assert tokens(llm) != expected
     send(llm, b, tmp_path)
@@ -106,8 +112,34 @@ def test_half_of_a_fused_qkv_is_refused(
     with pytest.raises(ManifestError, match=r"k_proj.*missing"):
         send(llm, half, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shm, "check_manifest", lambda *args, **kwargs: None)
+        patch.setattr(receiving, "check_manifest", lambda *args, **kwargs: None)
         send(llm, half, tmp_path)
         assert tokens(llm) != expected
     send(llm, b, tmp_path)
+    assert tokens(llm) == expected
+
+
+def test_one_changed_element_is_found_and_named(
+    llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`refit.verify_every`: a bit that flips between the trainer's tensor and the engine."""
+    _, b = states
+    send(llm, b, tmp_path, verify=True)
+    expected = tokens(llm)
+    name = "model.layers.1.mlp.down_proj.weight"
+    real = filling.StreamFiller.fill
+
+    def plant(self: Any, bucket: Any, buffer: Tensor) -> Any:
+        checksums = real(self, bucket, buffer)
+        for index, view in enumerate(filling.views(self.manifest, bucket, buffer), bucket.first):
+            if self.manifest[index].name == name:
+                view[3, 5] += 1e-3
+        return checksums
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filling.StreamFiller, "fill", plant)
+        with pytest.raises(ChecksumError, match=f"{name}: found checksum"):
+            send(llm, b, tmp_path, verify=True)
+    # This engine lives on in the test process; the fleet would end it.
+    send(llm, b, tmp_path, verify=True)
     assert tokens(llm) == expected

@@ -8,6 +8,7 @@ overlap (tests/dist compares its exports).
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,22 +22,33 @@ LOGPROB_TOLERANCE = 1e-4
 
 
 def run_trained_refit(
-    folder: Path, *, tied: bool, tensor: int, pipeline: int, engine_tensor: int, num_steps: int
+    folder: Path,
+    *,
+    tied: bool,
+    tensor: int,
+    pipeline: int,
+    engine_tensor: int,
+    num_steps: int,
+    expert: int = 1,
+    transport: str = "auto",
 ) -> None:
-    model = digits.make_model(folder / "model", tied=tied, layers=2 * pipeline)
+    num_experts = 4 if expert > 1 else 0
+    model = digits.make_model(
+        folder / "model", tied=tied, layers=2 * pipeline, num_experts=num_experts
+    )
     config = digits.write_config(
         folder,
         model,
-        parallel={"tensor": tensor, "pipeline": pipeline},
+        parallel={"data": expert, "tensor": tensor, "pipeline": pipeline, "expert": expert},
         rollout={
             "tensor_parallel": engine_tensor,
             "max_prompt_tokens": 100,
             "max_response_tokens": 20,
             "engine_args": {"block_size": 32},
         },
-        refit={"bucket_bytes": 100_000},
+        refit={"bucket_bytes": 100_000, "transport": transport, "verify_every": 1},
     )
-    ranks = tensor * pipeline
+    ranks = tensor * pipeline * expert
     script = [str(HERE / "refit_ranks.py"), str(config), str(num_steps)]
     (folder / "run").mkdir()
     subprocess.run(
@@ -44,6 +56,7 @@ def run_trained_refit(
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(ranks), *script),
         ],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
         check=True,
         timeout=300,
         stderr=subprocess.PIPE,
@@ -92,4 +105,24 @@ def test_every_layout(
         pipeline=pipeline,
         engine_tensor=engine_tensor,
         num_steps=3,
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "expert", "engine_tensor"), [(1, 2, 1, 2), (1, 1, 2, 1), (2, 1, 1, 1)]
+)
+def test_stages_stream_at_the_same_time(
+    tmp_path: Path, tensor: int, pipeline: int, expert: int, engine_tensor: int
+) -> None:
+    """transport gloo: PP2 and EP2 have two leaders, TP2 one; the class is nccl_stages' own."""
+    run_trained_refit(
+        tmp_path,
+        tied=pipeline == 1 and expert == 1,
+        tensor=tensor,
+        pipeline=pipeline,
+        expert=expert,
+        engine_tensor=engine_tensor,
+        num_steps=2,
+        transport="gloo",
     )

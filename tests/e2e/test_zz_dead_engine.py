@@ -1,7 +1,8 @@
-"""A process of an engine is killed: one clear error within 10 s, and nothing stays behind.
+"""A process of an engine is killed: the request still gets every rollout, the same ones; with no
+restart left, one clear error within 10 s. Nothing stays behind.
 
-Last in the folder: the engine that the other tests share is used up here. The rest of the processes
-(EngineCore, actor, controller) is in `make test-full`.
+Last in the folder: it ends processes of the engine that the other tests share. Whole runs with
+kills at random moments are in test_kills.py.
 """
 
 from __future__ import annotations
@@ -13,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import fleet
-import psutil
 import pytest
+import tiny
 
+from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.client import RolloutClient
-from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.errors import FleetLost, RolloutError
+
+REQUEST: dict[str, Any] = {
+    "step": 3,
+    "temperature": 1.0,
+    "num_samples": 8,
+    "max_response_tokens": 250,
+}
 
 
-def kill_while_generating(client: RolloutClient, pid: int) -> tuple[str, float]:
-    """The message that `collect` raises, and how long after the kill."""
-    client.submit(
-        fleet.make_request(
-            "doomed", step=3, temperature=1.0, num_samples=8, max_response_tokens=250
-        )
-    )
+def kill_while_generating(client: RolloutClient, pid: int) -> None:
+    client.submit(fleet.make_request("doomed", **REQUEST))
     time.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
-    began = time.monotonic()
-    with pytest.raises(RolloutError) as error:
-        client.collect("doomed")
-    return str(error.value), time.monotonic() - began
 
 
 def assert_nothing_left(client: RolloutClient) -> None:
@@ -43,42 +43,65 @@ def assert_nothing_left(client: RolloutClient) -> None:
     assert identities and not [i for i in identities if i.alive]
 
 
-def process_of(client: RolloutClient, what: str) -> int:
-    """The controller, the engine's actor (Ray titles both), EngineCore, or one of its workers."""
-    processes = [psutil.Process(i.pid) for i in fleet.processes_of(client) if i.alive]
-    titles = {process: " ".join(process.cmdline()) for process in processes}
-    controller = next(p for p, title in titles.items() if "SwitchableController" in title)
-    actor = next(p for p, title in titles.items() if "SwitchableEngine" in title)
-    core = next(p for p in actor.children() if "spawn_main" in titles.get(p, ""))
-    found = {"controller": controller, "actor": actor, "EngineCore": core}
-    if what == "worker":
-        return next(p.pid for p in core.children() if "spawn_main" in titles.get(p, ""))
-    return found[what].pid
+def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_path: Path) -> None:
+    """The engine is started anew, gets the weights that it had (not the directory's), and makes
+    the same rollouts."""
+    client = untied_tp2
+    sender = Refit(
+        fleet.make_config(models["untied_b"], tmp_path),
+        source=fleet.StateSource(tiny.load_state(models["untied_b"])),
+        client=client.sync_client,
+        is_sender=True,
+    )
+    if client.health().weight_version != 3:  # test_refit was not run
+        sender.send(3)
+    client.submit(fleet.make_request("whole", **REQUEST))
+    whole = client.collect("whole")
 
-
-def test_killed_worker(untied_tp2: RolloutClient) -> None:
-    shared = {path for p in fleet.processes_of(untied_tp2) for path in p.shared_memory()}
+    shared = {path for p in fleet.processes_of(client) for path in p.shared_memory()}
     assert len(shared) > 2
-    message, seconds = kill_while_generating(untied_tp2, process_of(untied_tp2, "worker"))
-    assert "engine 0 died while generating step 3" in message and "engine-0.log" in message
-    assert seconds < 10
-    assert_nothing_left(untied_tp2)
+    kill_while_generating(client, fleet.process_of(client, "worker"))
+    made = client.collect_scored("doomed", lambda: sender.send(3, resend=True) and None)
+    assert len(made.rollouts) == len(fleet.PROMPTS) * 8
+    assert made.num_restarts == 1 and made.num_reissued > 0
+    assert {rollout.weight_version for rollout in made.rollouts} == {3}
+    assert [r.token_ids for r in made.rollouts] == [r.token_ids for r in whole]
     assert not [path for path in shared if Path(path).exists()], "shared memory stays behind"
+    sender.close()
+    assert_nothing_left(client)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("EngineCore", "engine 0 died while generating step 3"),
-        ("actor", "engine 0 died while generating step 3"),
-        ("controller", "the rollout controller died while collecting"),
+        ("EngineCore", "engine 0 died while generating .*engine-0.log.*max_restarts=0"),
+        ("actor", "engine 0 died while generating .*engine-0.log.*max_restarts=0"),
+        ("controller", "the rollout controller died while collecting .*max_restarts=0"),
     ],
 )
-def test_killed_process(what: str, message: str, start: Any, models: dict[str, Path]) -> None:
+def test_with_no_restart_left(what: str, message: str, start: Any, models: dict[str, Path]) -> None:
+    client = start(models["tied_a"], max_restarts=0)
+    client.wait_ready(300)
+    kill_while_generating(client, fleet.process_of(client, what))
+    began = time.monotonic()
+    with pytest.raises(FleetLost, match=message):
+        client.collect("doomed")
+    assert time.monotonic() - began < 10
+    assert_nothing_left(client)
+
+
+@pytest.mark.full
+def test_killed_controller(start: Any, models: dict[str, Path]) -> None:
+    """Another is started with its engines, and the step is issued again: the same rollouts."""
     client = start(models["tied_a"])
     client.wait_ready(300)
-    found, seconds = kill_while_generating(client, process_of(client, what))
-    assert message in found
-    assert seconds < 10
+    client.submit(fleet.make_request("whole", **REQUEST))
+    whole = client.collect("whole")
+    kill_while_generating(client, fleet.process_of(client, "controller"))
+    made = client.collect("doomed")
+    assert [r.token_ids for r in made] == [r.token_ids for r in whole]
+    assert client.num_controller_restarts == 1
+    with pytest.raises(RolloutError, match="never submitted"):
+        client.collect("unheard-of")
     assert_nothing_left(client)

@@ -256,6 +256,12 @@ CASES = {
     "remote_code": case(
         "rollout.engine_args.trust_remote_code", "True", "no such key", "never run",
         "rollout.engine_args.trust_remote_code=true"),
+    "other_quantization": case(
+        "rollout.engine_args.quantization", "'int8_w8a8'", "no such key", "silently wrong",
+        "rollout.engine_args.quantization=int8_w8a8"),
+    "sleep_of_dedicated": case(
+        "rollout.engine_args.enable_sleep_mode", "true", "dedicated", "remove it",
+        "rollout.engine_args.enable_sleep_mode=true"),
     "owned_transformer_arg": case(
         "megatron.transformer.num_layers", "2", "no such key", "the model's config.json",
         "megatron.transformer.num_layers=2"),

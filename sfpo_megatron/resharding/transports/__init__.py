@@ -11,7 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_BACKENDS = {"sfpo_shm": ("sfpo_megatron.resharding.transports.shm", "ShmEngine", "ShmTrainer")}
+_PACKAGE = "sfpo_megatron.resharding.transports"
+_BACKENDS = {
+    "sfpo_shm": (f"{_PACKAGE}.shm", "ShmEngine", "ShmTrainer"),
+    "sfpo_gloo": (f"{_PACKAGE}.stages", "StagesEngine", "StagesTrainer"),
+    "sfpo_nccl_stages": (f"{_PACKAGE}.stages", "NcclStagesEngine", "StagesTrainer"),
+}
 
 
 def register() -> None:
@@ -29,19 +34,29 @@ def register() -> None:
             WeightTransferTrainerFactory.register_engine(backend, module, trainer_class)
 
 
-def sender(backend: str, *, source: Any, client: Any, bucket_bytes: int, fallback_dir: Path) -> Any:
+def sender(
+    backend: str,
+    *,
+    driver: Any,
+    client: Any,
+    fallback_dir: Path,
+    timeout_s: float,
+    workers_per_engine: int,
+) -> Any:
     """The sending end of a backend on trainer rank 0, already introduced to every engine.
 
-    Raises `ManifestError` (by way of `client`) where the engines expect other tensors than `source`
-    declares: before any weight has been touched.
+    `driver`: a `Lockstep` for sfpo_shm, else `Streams`. Raises `ManifestError` (by way of `client`)
+    where the engines expect other tensors than it declares: before any weight has been touched.
     """
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    from sfpo_megatron.resharding.transports.shm import ShmTrainerInitInfo
+    from sfpo_megatron.resharding.transports import shm, stages
 
     register()
-    assert backend == ShmTrainerInitInfo.backend
-    init_info = ShmTrainerInitInfo(
-        rank=0, bucket_bytes=bucket_bytes, fallback_dir=str(fallback_dir)
-    )
-    return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=source)
+    if backend == "sfpo_shm":
+        init_info = shm.ShmTrainerInitInfo(rank=0, fallback_dir=str(fallback_dir))
+    else:
+        kinds = (stages.StagesTrainerInitInfo, stages.NcclStagesTrainerInitInfo)
+        (kind,) = (kind for kind in kinds if kind.backend == backend)
+        init_info = kind(rank=0, timeout_s=timeout_s, workers_per_engine=workers_per_engine)
+    return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=driver)

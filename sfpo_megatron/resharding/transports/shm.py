@@ -1,44 +1,39 @@
 """`sfpo_shm`: weights go through a shared buffer, bucket after bucket; both sides of it.
 
-    trainer rank 0                                every engine worker
-    --------------                                -------------------
+    trainer                                       every engine worker
+    -------                                       -------------------
     declare names, dtypes, shapes, the file  ->   check them against the checkpoint; map the file
     unlink the file: the maps stay
     start                                    ->   begin vLLM's layerwise reload
-    for each bucket: fill the buffer, update ->   copy its tensors out, load them
+    for each bucket: fill half of the buffer,
+                     update                  ->   checksums, if told; load; copy what waits
     finish                                   ->   all arrived? re-pack; done
 
-Engines take part through vLLM's weight-transfer API, so TP splits, fused projections and online
-quantization are vLLM's own. The wire carries names and numbers only, nothing is unpickled.
+While engines load from one half, the trainer fills the other.
+
+The wire carries names and numbers only, nothing is unpickled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
     VLLMWeightSyncClient,
-    WeightSource,
-    WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
+from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import shared_file
-from sfpo_megatron.resharding.transports.manifest import (
-    ManifestError,
-    TensorMeta,
-    check_manifest,
-    plan_buckets,
-    read_checkpoint_shapes,
-)
+from sfpo_megatron.resharding.transports.receiving import Receiver
 
 
 @dataclass(kw_only=True)
@@ -60,110 +55,53 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     """Index of the bucket's first tensor in the names it was told."""
     offsets: list[int]
     """Where each tensor of the bucket starts in the buffer, in bytes."""
+    checksums: list[int] | None = None
+    """As on the trainer's shards (signed 64 bits), where they are to be compared."""
 
 
-class ShmEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
+class ShmEngine(Receiver):
     """The receiving end, one in each engine worker (tensor-parallel rank)."""
 
     init_info_cls = ShmInitInfo
     update_info_cls = ShmUpdateInfo
 
     _buffer: Tensor | None = None
-    _manifest: tuple[TensorMeta, ...] = ()
-    _num_received: int = 0
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         """Refuse a manifest that is not this engine's checkpoint, then map the buffer."""
-        rows = zip(init_info.names, init_info.dtype_names, init_info.shapes, strict=True)
-        manifest = tuple(
-            TensorMeta(name=n, dtype=getattr(torch, d), shape=tuple(s)) for n, d, s in rows
-        )
-        check_manifest(
-            manifest,
-            read_checkpoint_shapes(Path(self.model_config.model)),
-            dtype=self.model_config.dtype,
-            tied_embeddings=self.model_config.hf_config.tie_word_embeddings,
-        )
+        self.take_manifest(init_info.names, init_info.dtype_names, init_info.shapes)
         self._buffer = shared_file.map_bytes(Path(init_info.path), init_info.buffer_bytes)
-        self._manifest = manifest
-
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        if self._buffer is None:
-            raise RuntimeError("start_weight_update before init_weight_transfer_engine")
-        self._num_received = 0
-        self.forget_expert_kernels()
-        initialize_layerwise_reload(self.model)
-
-    def forget_expert_kernels(self) -> None:
-        """Have the experts' weights packed again (CPU only).
-
-        vLLM packs them where it first builds the kernel of a mixture-of-experts layer. At a reload
-        it would find that kernel, skip the packing, and read plain weights as packed, silently.
-        """
-        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        for module in self.model.modules():
-            method = getattr(module, "quant_method", None)
-            if isinstance(method, FusedMoEMethodBase):
-                method.moe_kernel = None
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         if update_info.first != self._num_received:
             raise RuntimeError(
                 f"a bucket starts at tensor {update_info.first}, expected {self._num_received}"
             )
-        self.model.load_weights(self._tensors(update_info))
-        self._num_received += len(update_info.offsets)
+        self.load(self._tensors(update_info), update_info.checksums)
+        self.keep_waiting()
 
     def _tensors(self, update_info: ShmUpdateInfo) -> Iterator[tuple[str, Tensor]]:
         assert self._buffer is not None
         for index, offset in enumerate(update_info.offsets, update_info.first):
             meta = self._manifest[index]
             raw = self._buffer[offset : offset + meta.num_bytes]
-            yield meta.name, self.take(raw.view(meta.dtype).view(meta.shape))
+            yield meta.name, raw.view(meta.dtype).view(meta.shape)
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor out of the buffer.
+    def keep_waiting(self) -> None:
+        """Copy out of the buffer what belongs to layers that are not complete.
 
-        The layerwise reload keeps what it is given until a layer is complete; a q_proj that waits
-        for the k_proj of the next bucket must not change when that bucket is filled in.
+        The layerwise reload keeps what it is given until then; a q_proj that waits for the k_proj
+        of the next bucket must not change when this half of the buffer is filled again.
         """
-        return tensor.to(self.device, copy=True)
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        if self._num_received != len(self._manifest):
-            raise RuntimeError(
-                f"finish after {self._num_received} of {len(self._manifest)} tensors; the engine's "
-                "weights are a mixture and it must be started anew"
-            )
-        finalize_layerwise_reload(self.model, self.model_config)
-        self.repack_tied_lm_head()
-
-    def repack_tied_lm_head(self) -> None:
-        """Give a tied lm_head the new weights in its packed form (CPU only).
-
-        On CPU, vLLM keeps a packed copy of every GEMM weight in `layer.cpu_linear`. The layerwise
-        reload re-packs the first owner of a shared parameter, embed_tokens, which has no GEMM; the
-        lm_head would go on with the old weights, silently.
-        """
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-        for module in self.model.modules():
-            # An untied head was re-packed like any layer and its plain weight is gone (0 elements).
-            if isinstance(module, ParallelLMHead) and module.weight.numel():
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        assert self._buffer is not None
+        buffer = self._buffer.untyped_storage().data_ptr()
+        for layer in self.model.modules():
+            for _, call in get_layerwise_info(layer).loaded_weights:
+                for name, value in call.arguments.items():
+                    if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == buffer:
+                        call.arguments[name] = value.clone()
 
     def shutdown(self) -> None:
         self._buffer = None
@@ -174,7 +112,6 @@ class ShmTrainerInitInfo(TrainerInitInfo):
     """How the sending end is set up."""
 
     backend: ClassVar[str] = "sfpo_shm"
-    bucket_bytes: int
     fallback_dir: str
     """Where the buffer goes if shared memory has no room for it."""
 
@@ -185,22 +122,15 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
     init_info_cls = ShmTrainerInitInfo
 
     def __init__(
-        self,
-        *,
-        client: VLLMWeightSyncClient,
-        source: WeightSource,
-        is_sender: bool,
-        init_info: ShmTrainerInitInfo,
+        self, *, client: VLLMWeightSyncClient, filler: Lockstep, fallback_dir: Path
     ) -> None:
-        super().__init__(client=client, source=source, is_sender=is_sender)
-        self._manifest = [
-            TensorMeta(name=declared.name, dtype=declared.dtype, shape=tuple(declared.shape))
-            for declared in source.metadata()
-        ]
-        self._buckets, self._buffer_bytes = plan_buckets(self._manifest, init_info.bucket_bytes)
+        super().__init__(client=client, source=filler, is_sender=True)
+        self.lost = False
+        self._filler = filler
         self._buffer: Tensor | None = None
-        if is_sender:
-            self._introduce(Path(init_info.fallback_dir))
+        # The engines' answer to a bucket comes while the next one is filled.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="update_weights")
+        self._introduce(fallback_dir)
 
     @classmethod
     def trainer_init(
@@ -208,23 +138,25 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         init_info: ShmTrainerInitInfo,
         *,
         client: VLLMWeightSyncClient,
-        source: WeightSource | None = None,
+        source: Lockstep | None = None,
     ) -> Self:
         if source is None:
             raise ValueError("sfpo_shm sends whole models: trainer_init needs a source")
-        return cls(client=client, source=source, is_sender=init_info.is_sender, init_info=init_info)
+        return cls(client=client, filler=source, fallback_dir=Path(init_info.fallback_dir))
 
     def _introduce(self, fallback_dir: Path) -> None:
-        path = shared_file.create(self._buffer_bytes, fallback_dir)
+        num_bytes, manifest = self._filler.buffer_bytes, self._filler.manifest
+        path = shared_file.create(num_bytes, fallback_dir)
         try:
-            self._buffer = shared_file.map_bytes(path, self._buffer_bytes)
+            self._buffer = shared_file.map_bytes(path, num_bytes)
+            self._filler.attach((str(path), num_bytes))
             self.client.init_weight_transfer_engine(
                 {
                     "path": str(path),
-                    "buffer_bytes": self._buffer_bytes,
-                    "names": [meta.name for meta in self._manifest],
-                    "dtype_names": [str(m.dtype).removeprefix("torch.") for m in self._manifest],
-                    "shapes": [list(meta.shape) for meta in self._manifest],
+                    "buffer_bytes": num_bytes,
+                    "names": [meta.name for meta in manifest],
+                    "dtype_names": [str(m.dtype).removeprefix("torch.") for m in manifest],
+                    "shapes": [list(meta.shape) for meta in manifest],
                 }
             )
         finally:
@@ -232,35 +164,24 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             path.unlink()
 
     def send_weights(self, weight_version: str | None = None) -> int:
-        """One refit; the number of bytes sent. Every rank iterates the source (collective)."""
-        assert self.source is not None
-        weights = iter(self.source)
-        if not self.is_sender:
-            for _ in weights:
-                pass
-            return 0
+        """One refit; the number of bytes sent. Every rank fills buckets (collective)."""
         self.client.start_weight_update()
-        for bucket in self._buckets:
-            for index, offset in enumerate(bucket.offsets, bucket.first):
-                self._put(self._manifest[index], offset, weights)
-            self.client.update_weights({"first": bucket.first, "offsets": list(bucket.offsets)})
-        extra = next(weights, None)  # also lets a collective source finish its last exchange
-        if extra is not None:
-            raise ManifestError(f"{extra[0]}: iterated, but not in the source's metadata()")
+        self._filler.begin()
+        loading: Future[None] | None = None
+        for bucket in self._filler.buckets:
+            checksums = self._filler.fill_next(self._buffer)
+            if loading is not None:
+                loading.result()  # then the other half of the buffer is free
+            update = {"first": bucket.first, "offsets": list(bucket.offsets)}
+            if checksums is not None:
+                update["checksums"] = checksums
+            loading = self._thread.submit(self.client.update_weights, update)
+        self._filler.end()
+        if loading is not None:
+            loading.result()
         self.client.finish_weight_update(weight_version)
-        return sum(meta.num_bytes for meta in self._manifest)
-
-    def _put(self, meta: TensorMeta, offset: int, weights: Iterator[tuple[str, Tensor]]) -> None:
-        assert self._buffer is not None
-        name, tensor = next(weights, (None, None))
-        if name is None or tensor is None:
-            raise ManifestError(f"{meta.name}: in the source's metadata(), but not iterated")
-        found = TensorMeta(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape))
-        if found != meta:
-            raise ManifestError(f"the source's metadata() says {meta}, its iteration gave {found}")
-        target = self._buffer[offset : offset + meta.num_bytes]
-        with torch.no_grad():
-            target.view(meta.dtype).view(meta.shape).copy_(tensor)
+        return sum(meta.num_bytes for meta in self._filler.manifest)
 
     def shutdown(self) -> None:
+        self._thread.shutdown()
         self._buffer = None

@@ -1,0 +1,235 @@
+"""Who sends which part of which tensor: integers only, made once a run, the same on every rank.
+
+Every Megatron shard is cut into *pieces*: rectangles of full Hugging Face tensors. Each piece is
+taken from one of the ranks that hold it (data- and context-parallel copies share the work), so all
+of a model's bytes leave the trainer once. Execution is in `source.py` and the transports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfpo_megatron.families.rules import Rule, hf_shapes
+from sfpo_megatron.families.shape import ModelShape
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Piece:
+    """What one tensor-parallel rank's shard holds of one Hugging Face part of its rule.
+
+    Rows of the target from `start` on along `dim`. In the shard they are the rows
+    [source_start, source_stop) of each of `groups` equal blocks (qkv is laid out by kv group,
+    gate-up by halves), one block after another.
+    """
+
+    part: int
+    """Index in `rule.hf`."""
+    dim: int
+    start: int
+    stop: int
+    groups: int
+    source_start: int
+    source_stop: int
+
+
+def pieces_of(rule: Rule, shape: ModelShape, *, rank: int, size: int) -> list[Piece]:
+    """All pieces of tensor-parallel rank `rank`'s shard; none where another rank has the same."""
+    if rule.tp_dim is None or size == 1:
+        if rank > 0 and rule.tp_dim is None:
+            return []
+        rank, size = 0, 1
+    parts = hf_shapes(rule, shape)
+    if rule.kind == "vocab":
+        rows = shape.padded_vocab_size(size) // size
+        stop = min(shape.vocab_size, (rank + 1) * rows)
+        return [_piece(0, 0, rank * rows, stop, 1, 0)] if stop > rank * rows else []
+    dim = rule.tp_dim or 0
+    if rule.kind == "qkv":
+        groups = shape.num_kv_heads // size
+        found, at = [], 0
+        for part, full in enumerate(parts):
+            rows = full[0] // size
+            found.append(_piece(part, 0, rank * rows, (rank + 1) * rows, groups, at))
+            at += rows // groups
+        return found
+    if rule.kind == "gate_up":
+        rows = parts[0][0] // size
+        return [
+            _piece(part, 0, rank * rows, (rank + 1) * rows, 1, part * rows) for part in range(2)
+        ]
+    rows = parts[0][dim] // size
+    return [_piece(0, dim, rank * rows, (rank + 1) * rows, 1, 0)]
+
+
+def _piece(part: int, dim: int, start: int, stop: int, groups: int, source_start: int) -> Piece:
+    return Piece(
+        part=part,
+        dim=dim,
+        start=start,
+        stop=stop,
+        groups=groups,
+        source_start=source_start,
+        source_stop=source_start + (stop - start) // groups,
+    )
+
+
+def num_elements(piece: Piece, full: Sequence[int]) -> int:
+    """Of the piece, in a full tensor of that shape."""
+    return math.prod(full) // full[piece.dim] * (piece.stop - piece.start)
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Holder:
+    """What one trainer rank holds."""
+
+    rank: int
+    tensor: tuple[int, int]
+    """Its place in its tensor-parallel group, and the group's size."""
+    expert_tensor: tuple[int, int]
+    """The same of the group that its experts are cut over."""
+    names: frozenset[str]
+    """Megatron names of its weights."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Take:
+    """A piece and the rank that it is taken from."""
+
+    tensor: int
+    """Index of the full tensor, in Hugging Face order."""
+    rule: int
+    rank: int
+    piece: Piece
+    num_bytes: int
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RefitPlan:
+    """All takes, in Hugging Face order."""
+
+    takes: tuple[Take, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(take.num_bytes for take in self.takes)
+
+    def bytes_by_rank(self) -> dict[int, int]:
+        """What each trainer rank sends."""
+        found: dict[int, int] = defaultdict(int)
+        for take in self.takes:
+            found[take.rank] += take.num_bytes
+        return dict(found)
+
+    def of_rank(self, rank: int) -> dict[int, list[Take]]:
+        """Tensor index -> what `rank` gives of it."""
+        found: dict[int, list[Take]] = defaultdict(list)
+        for take in self.takes:
+            if take.rank == rank:
+                found[take.tensor].append(take)
+        return dict(found)
+
+
+def plan_refit(
+    rules: Sequence[Rule], shape: ModelShape, holders: Sequence[Holder], *, itemsize: int
+) -> RefitPlan:
+    """Cover every full tensor once; of ranks that hold the same, the one with the least to send so
+    far (then the lowest) gives it. RuntimeError if nobody holds a weight."""
+    sent = {holder.rank: 0 for holder in holders}
+    takes: list[Take] = []
+    first = 0
+    for number, rule in enumerate(rules):
+        having = [holder for holder in holders if rule.megatron in holder.names]
+        by_place: dict[int, list[Holder]] = defaultdict(list)
+        for holder in having:
+            by_place[_place(rule, holder)[0]].append(holder)
+        shapes = hf_shapes(rule, shape)
+        covered = [0] * len(shapes)
+        for place, copies in sorted(by_place.items()):
+            size = _place(rule, copies[0])[1]
+            if rule.tp_dim is None and place == 0:
+                copies = having  # every rank of the group has all of it
+            chosen = min(copies, key=lambda holder: (sent[holder.rank], holder.rank))
+            for piece in pieces_of(rule, shape, rank=place, size=size):
+                elements = num_elements(piece, shapes[piece.part])
+                covered[piece.part] += elements
+                sent[chosen.rank] += elements * itemsize
+                takes.append(
+                    Take(
+                        tensor=first + piece.part,
+                        rule=number,
+                        rank=chosen.rank,
+                        piece=piece,
+                        num_bytes=elements * itemsize,
+                    )
+                )
+        if covered != [math.prod(full) for full in shapes]:
+            raise RuntimeError(
+                f"no rank holds {rule.megatron}, or only some of its shards are held"
+            )
+        first += len(rule.hf)
+    return RefitPlan(takes=tuple(sorted(takes, key=lambda take: take.tensor)))
+
+
+def _place(rule: Rule, holder: Holder) -> tuple[int, int]:
+    return holder.expert_tensor if rule.expert else holder.tensor
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Stream:
+    """What one leader (the first rank of a tensor-parallel group) sends to every engine worker."""
+
+    leader: int
+    rounds: tuple[tuple[int, ...], ...]
+    """Full tensors of each round, by index; consecutive ones of the leader's own."""
+
+
+def plan_streams(
+    leaders: Sequence[int], num_bytes: Sequence[int], bucket_bytes: int
+) -> tuple[Stream, ...]:
+    """Rounds in which every leader sends a bucket at the same time: together at most
+    `bucket_bytes` on an engine worker, but for a tensor larger than its leader's share.
+
+    `leaders`: of each tensor. All streams have the same number of rounds; short ones end empty.
+    """
+    share = bucket_bytes // len(set(leaders))
+    streams: dict[int, list[list[int]]] = {}
+    for index, (leader, size) in enumerate(zip(leaders, num_bytes, strict=True)):
+        rounds = streams.setdefault(leader, [[]])
+        if rounds[-1] and sum(num_bytes[i] for i in rounds[-1]) + size > share:
+            rounds.append([])
+        rounds[-1].append(index)
+    longest = max(len(rounds) for rounds in streams.values())
+    return tuple(
+        Stream(
+            leader=leader,
+            rounds=tuple(tuple(r) for r in [*rounds, *[[]] * (longest - len(rounds))]),
+        )
+        for leader, rounds in sorted(streams.items())
+    )
+
+
+def bytes_by_link(
+    streams: Sequence[Stream], num_bytes: Sequence[int], num_workers: int
+) -> dict[tuple[int, str], int]:
+    """(leader, worker) -> bytes, for each engine worker `worker/N`."""
+    return {
+        (stream.leader, f"worker/{worker}"): sum(num_bytes[i] for r in stream.rounds for i in r)
+        for stream in streams
+        for worker in range(num_workers)
+    }
+
+
+def predicted_s(
+    streams: Sequence[Stream],
+    num_bytes: Sequence[int],
+    *,
+    leader_bytes_per_s: float,
+    worker_bytes_per_s: float,
+) -> float:
+    """By bandwidth alone: the longer of the slowest leader's sending and a worker's receiving.
+    A worker receives every stream; a leader's broadcast leaves it once (a ring passes it on)."""
+    sent = [sum(num_bytes[i] for r in stream.rounds for i in r) for stream in streams]
+    return max(max(sent) / leader_bytes_per_s, sum(sent) / worker_bytes_per_s)

@@ -1,0 +1,225 @@
+"""Weights as streams: every leader broadcasts its own tensors to all engine workers at once.
+
+A leader is the first rank of a tensor-parallel group: one for each pipeline stage and expert-
+parallel rank. It has a communicator of its own with every engine worker, so that stages stream at
+the same time and nothing goes through rank 0. In each round of the plan every leader gathers the
+shards of its group, packs a bucket and broadcasts it while the next one is gathered. The same over
+gloo and NCCL. No vllm here: it runs on every trainer rank.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sfpo_megatron.resharding.checksums import signed
+from sfpo_megatron.resharding.plan import Stream, plan_streams
+from sfpo_megatron.resharding.transports.manifest import TensorMeta
+
+_ALIGN_BYTES = 64
+
+
+def layout(manifest: Sequence[TensorMeta], indices: Sequence[int]) -> tuple[list[int], int]:
+    """Where each tensor of a bucket starts, and the bucket's bytes."""
+    offsets, end = [], 0
+    for index in indices:
+        offsets.append(end)
+        end += -(-manifest[index].num_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
+    return offsets, end
+
+
+def communicator(
+    store: dist.Store, name: str, *, rank: int, size: int, backend: str, timeout_s: float
+) -> Any:
+    """A process group between processes of different worlds, in no registry. Rank 0 sends."""
+    prefixed = dist.PrefixStore(name, store)
+    if backend == "nccl":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=timeout_s)
+        return dist.ProcessGroupNCCL(prefixed, rank, size, options)
+    return dist.ProcessGroupGloo(prefixed, rank, size, timedelta(seconds=timeout_s))
+
+
+def broadcast(group: Any, tensor: Tensor) -> Any:
+    """Begin to send (rank 0) or receive; `.wait()` ends it."""
+    options = dist.BroadcastOptions()
+    options.rootRank, options.rootTensor = 0, 0
+    return group.broadcast([tensor], options)
+
+
+class Streams:
+    """One update on every trainer rank; the same order everywhere (see `Refit`)."""
+
+    def __init__(
+        self, source: Any, *, bucket_bytes: int, backend: str, timeout_s: float, is_sender: bool
+    ) -> None:
+        """`source`: a `MegatronWeightSource`. Collective."""
+        self._source = source
+        self._backend, self._timeout_s = backend, timeout_s
+        self._is_sender = is_sender
+        self.manifest: list[TensorMeta] = source.metadata()
+        sizes = [meta.num_bytes for meta in self.manifest]
+        self.plan: tuple[Stream, ...] = plan_streams(source.leaders, sizes, bucket_bytes)
+        self.num_rounds = len(self.plan[0].rounds)
+        self._group: Any = None
+        self._store: dist.Store | None = None
+        self._told: dict[str, Any] | None = None
+        self._sent: list[tuple[Any, Tensor]] = []
+        self._fault: Exception | None = None
+        self._next = 0
+        self._attached = self._begun = self._ended = True
+        self._verify = False
+        self.checksums: list[int] | None = None
+
+    def metadata(self) -> list[Any]:
+        """As vLLM's `WeightSource`."""
+        return self.manifest
+
+    def restart(self, *, fresh: bool, verify: bool) -> None:
+        """A new update, over new communicators or the last ones."""
+        self._next, self._verify, self._fault = 0, verify, None
+        self._attached, self._begun, self._ended = not fresh, False, False
+
+    def serve(self) -> dict[str, Any]:
+        """On the sender: the store in which leaders and workers meet, as both are told of it."""
+        address = _own_address()
+        listener = socket.create_server((address, 0))  # a TCPStore's own would listen everywhere
+        port = listener.getsockname()[1]
+        self._store = dist.TCPStore(
+            address,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self._timeout_s),
+            master_listen_fd=os.dup(listener.fileno()),
+        )
+        listener.close()
+        return {"address": address, "port": port}
+
+    def attach(self, told: dict[str, Any] | None) -> None:
+        """Leaders learn where to meet the workers: on the sender what `serve` gave and the number
+        of workers, None elsewhere (on the sender too where it failed). Collective."""
+        self._attached = True
+        self._group, self._told = None, self._source.control.broadcast_json(told)
+
+    def _join(self) -> None:
+        """Meet every engine worker, which the first round has told to come."""
+        if self._group is not None or self._told is None or self._own_stream() is None:
+            return
+        try:
+            if self._store is None:
+                self._store = dist.TCPStore(
+                    self._told["address"],
+                    self._told["port"],
+                    is_master=False,
+                    wait_for_workers=False,
+                    timeout=timedelta(seconds=self._timeout_s),
+                )
+            self._group = communicator(
+                self._store,
+                f"leader/{dist.get_rank()}",
+                rank=0,
+                size=1 + self._told["num_workers"],
+                backend=self._backend,
+                timeout_s=self._timeout_s,
+            )
+        except RuntimeError as error:
+            self._fault = error
+
+    def begin(self) -> None:
+        """Finish a gather that is due; checksums of all tensors, where wanted. Collective."""
+        self._begun = True
+        self._source.prepare()
+        if self._verify:
+            sums = [signed(self._source.checksum(i)) for i in range(len(self.manifest))]
+            total = self._source.control.sum(torch.tensor(sums, dtype=torch.int64)).tolist()
+            self.checksums = total if self._is_sender else None
+
+    def next_round(self) -> None:
+        """Gather, pack and begin to send every stream's next bucket. A send that fails is kept for
+        `end`: the other ranks of the group go on gathering. Collective."""
+        number, self._next = self._next, self._next + 1
+        if number == 0:
+            self._join()
+        for stream in self.plan:
+            indices = stream.rounds[number]
+            offsets, num_bytes = layout(self.manifest, indices)
+            bucket: Tensor | None = None
+            for index, offset in zip(indices, offsets, strict=True):
+                tensor = self._source.gather(index)  # None but on the leader
+                if tensor is None or self._group is None:
+                    continue
+                if bucket is None:
+                    bucket = self._room(num_bytes, tensor.device)
+                meta = self.manifest[index]
+                target = bucket[offset : offset + meta.num_bytes]
+                target.view(meta.dtype).view(meta.shape).copy_(tensor)
+            if bucket is not None:
+                self._begin_to_send(bucket)
+
+    def _room(self, num_bytes: int, device: torch.device) -> Tensor:
+        """A bucket; at most two are held, the other being on its way."""
+        while len(self._sent) > 1:
+            self._finish_one()
+        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+    def _begin_to_send(self, bucket: Tensor) -> None:
+        if self._fault is None:
+            try:
+                self._sent.append((broadcast(self._group, bucket), bucket))
+            except RuntimeError as error:
+                self._fault = error
+
+    def _finish_one(self) -> None:
+        work, _ = self._sent.pop(0)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self._fault = self._fault or error
+
+    def end(self) -> bool:
+        """Wait for what is still on its way; whether every leader got everything out. Where one did
+        not, all communicators are given up: the next update makes new ones. Collective."""
+        self._ended = True
+        while self._sent:
+            self._finish_one()
+        failed = torch.tensor([float(self._fault is not None)])
+        whole = self._source.control.max(failed).item() == 0
+        if not whole:
+            self.abort()
+        return whole
+
+    def follow(self) -> None:
+        """Everything that is left. Collective."""
+        if not self._attached:
+            self.attach(None)
+        if not self._begun:
+            self.begin()
+        while self._next < self.num_rounds:
+            self.next_round()
+        if not self._ended:
+            self.end()
+
+    def abort(self) -> None:
+        """Give the communicator up."""
+        if self._group is not None:
+            self._group.abort()
+        self._group = self._store = self._told = None
+
+    def _own_stream(self) -> Stream | None:
+        rank = dist.get_rank()
+        return next((stream for stream in self.plan if stream.leader == rank), None)
+
+
+def _own_address() -> str:
+    """Loopback where gloo is told to use it, else this host's own."""
+    if os.environ.get("GLOO_SOCKET_IFNAME") == "lo":
+        return "127.0.0.1"
+    return socket.gethostbyname(socket.gethostname())

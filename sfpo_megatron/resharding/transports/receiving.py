@@ -1,0 +1,114 @@
+"""What every receiving end does, whatever brings the bytes: check, begin, load, finish.
+
+One object in each engine worker (tensor-parallel rank). Engines take part through vLLM's
+weight-transfer API, so TP splits, fused projections and online quantization are vLLM's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import WeightTransferEngine
+
+from sfpo_megatron.resharding.checksums import check
+from sfpo_megatron.resharding.transports.manifest import (
+    TensorMeta,
+    check_manifest,
+    read_checkpoint_shapes,
+)
+
+
+class Receiver(WeightTransferEngine):
+    """Base of the engines' side of our transports."""
+
+    _manifest: tuple[TensorMeta, ...] = ()
+    _num_received: int = 0
+
+    def take_manifest(
+        self, names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]
+    ) -> None:
+        """Refuse a manifest that is not this engine's checkpoint."""
+        manifest = tuple(
+            TensorMeta(name=n, dtype=getattr(torch, d), shape=tuple(s))
+            for n, d, s in zip(names, dtype_names, shapes, strict=True)
+        )
+        check_manifest(
+            manifest,
+            read_checkpoint_shapes(Path(self.model_config.model)),
+            dtype=self.model_config.dtype,
+            tied_embeddings=self.model_config.hf_config.tie_word_embeddings,
+        )
+        self._manifest = manifest
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        if not self._manifest:
+            raise RuntimeError("start_weight_update before init_weight_transfer_engine")
+        self._num_received = 0
+        self.forget_expert_kernels()
+        initialize_layerwise_reload(self.model)
+
+    def forget_expert_kernels(self) -> None:
+        """Have the experts' weights packed again (CPU only).
+
+        vLLM packs them where it first builds the kernel of a mixture-of-experts layer. At a reload
+        it would find that kernel, skip the packing, and read plain weights as packed, silently.
+        """
+        from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return
+        for module in self.model.modules():
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, FusedMoEMethodBase):
+                method.moe_kernel = None
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]], checksums: Sequence[int] | None) -> None:
+        """Give vLLM full tensors, in any order; each one's checksum is compared first, if told.
+        Memory that is written again may not be given: the layerwise reload keeps tensors until
+        their layer is complete."""
+        expected = iter(checksums or ())
+
+        def counted() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in tensors:
+                if checksums is not None:
+                    check(name, tensor, next(expected))
+                self._num_received += 1
+                yield name, tensor
+
+        self.model.load_weights(counted())
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        if self._num_received != len(self._manifest):
+            raise RuntimeError(
+                f"finish after {self._num_received} of {len(self._manifest)} tensors; the engine's "
+                "weights are a mixture and it must be started anew"
+            )
+        finalize_layerwise_reload(self.model, self.model_config)
+        self.repack_tied_lm_head()
+
+    def repack_tied_lm_head(self) -> None:
+        """Give a tied lm_head the new weights in its packed form (CPU only).
+
+        On CPU, vLLM keeps a packed copy of every GEMM weight in `layer.cpu_linear`. The layerwise
+        reload re-packs the first owner of a shared parameter, embed_tokens, which has no GEMM; the
+        lm_head would go on with the old weights, silently.
+        """
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        for module in self.model.modules():
+            # An untied head was re-packed like any layer and its plain weight is gone (0 elements).
+            if isinstance(module, ParallelLMHead) and module.weight.numel():
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)

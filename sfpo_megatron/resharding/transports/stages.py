@@ -1,0 +1,233 @@
+"""`sfpo_gloo` and `sfpo_nccl_stages`: every leader of the trainer broadcasts to all engine workers;
+both sides of it (the trainer's ranks are in `streams.py`).
+
+    trainer rank 0                                every engine worker
+    --------------                                -------------------
+    declare the plan and a store to meet in  ->   check the manifest
+    start                                    ->   begin vLLM's layerwise reload
+    first round                              ->   join one communicator for each leader
+    for each round: update                   ->   receive a bucket from every leader, load them
+      meanwhile all leaders broadcast theirs
+    finish                                   ->   all arrived? re-pack; done
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    VLLMWeightSyncClient,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from sfpo_megatron.resharding.streams import Streams, broadcast, communicator, layout
+from sfpo_megatron.resharding.transports.receiving import Receiver
+
+
+@dataclass(kw_only=True)
+class StagesInitInfo(WeightTransferInitInfo):
+    """What an engine worker is told once."""
+
+    address: str
+    port: int
+    num_workers: int
+    """Filled in by the fleet, as is the next."""
+    engine_number: int
+    timeout_s: float
+    leaders: list[int]
+    rounds: list[list[list[int]]]
+    """By leader: the tensors of each round."""
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+@dataclass(kw_only=True)
+class StagesUpdateInfo(WeightTransferUpdateInfo):
+    """What an engine worker is told of each round."""
+
+    number: int
+    checksums: list[int] | None = None
+    """Of all tensors (signed 64 bits), where they are to be compared."""
+
+
+class TransferInterrupted(RuntimeError):
+    """A leader or another worker is gone, or late. "transfer interrupted" in the message tells the
+    fleet that this engine is not to blame."""
+
+
+class StagesEngine(Receiver):
+    """The receiving end, one in each engine worker (tensor-parallel rank)."""
+
+    init_info_cls = StagesInitInfo
+    update_info_cls = StagesUpdateInfo
+    backend = "gloo"
+
+    _groups: tuple[Any, ...] = ()
+    _told: StagesInitInfo | None = None
+
+    def init_transfer_engine(self, init_info: StagesInitInfo) -> None:
+        """Refuse a manifest that is not this engine's checkpoint: before anybody waits for us."""
+        self.take_manifest(init_info.names, init_info.dtype_names, init_info.shapes)
+        self.shutdown()
+        self._told = init_info
+
+    def _join(self, told: StagesInitInfo) -> None:
+        """Meet every leader."""
+        if told.address == "127.0.0.1":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        limit = timedelta(seconds=told.timeout_s)
+        store = dist.TCPStore(
+            told.address, told.port, is_master=False, wait_for_workers=False, timeout=limit
+        )
+        parallel = self.parallel_config
+        worker = told.engine_number * parallel.world_size + parallel.rank
+        self._groups = tuple(
+            communicator(
+                store,
+                f"leader/{leader}",
+                rank=1 + worker,
+                size=1 + told.num_workers,
+                backend=self.backend,
+                timeout_s=told.timeout_s,
+            )
+            for leader in told.leaders
+        )
+
+    def receive_weights(self, update_info: StagesUpdateInfo) -> None:
+        assert self._told is not None
+        arriving = []
+        try:
+            if not self._groups:
+                self._join(self._told)
+            for group, rounds in zip(self._groups, self._told.rounds, strict=True):
+                indices = rounds[update_info.number]
+                offsets, num_bytes = layout(self._manifest, indices)
+                if indices:
+                    bucket = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+                    arriving.append((broadcast(group, bucket), bucket, indices, offsets))
+            for work, *_ in arriving:
+                work.wait()
+        except RuntimeError as error:
+            raise TransferInterrupted(
+                f"transfer interrupted in round {update_info.number}: {error}"
+            ) from error
+        tensors: list[tuple[str, Tensor]] = []
+        sums: list[int] = []
+        for _, bucket, indices, offsets in arriving:
+            for index, offset in zip(indices, offsets, strict=True):
+                meta = self._manifest[index]
+                raw = bucket[offset : offset + meta.num_bytes]
+                tensors.append((meta.name, raw.view(meta.dtype).view(meta.shape)))
+                sums.append(update_info.checksums[index] if update_info.checksums else 0)
+        # Not copied: each round has buckets of its own, which live as long as a layer waits.
+        self.load(tensors, sums if update_info.checksums else None)
+
+    def shutdown(self) -> None:
+        for group in self._groups:
+            group.abort()
+        self._groups = ()
+
+
+class NcclStagesEngine(StagesEngine):
+    """The same over NCCL."""
+
+    backend = "nccl"
+
+
+@dataclass(kw_only=True)
+class StagesTrainerInitInfo(TrainerInitInfo):
+    """How the sending end is set up."""
+
+    backend: ClassVar[str] = "sfpo_gloo"
+    timeout_s: float
+    workers_per_engine: int
+
+
+@dataclass(kw_only=True)
+class NcclStagesTrainerInitInfo(StagesTrainerInitInfo):
+    """The same over NCCL."""
+
+    backend: ClassVar[str] = "sfpo_nccl_stages"
+
+
+class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
+    """The sending end's control, on trainer rank 0."""
+
+    init_info_cls = StagesTrainerInitInfo
+
+    def __init__(
+        self, *, client: VLLMWeightSyncClient, streams: Streams, init_info: StagesTrainerInitInfo
+    ) -> None:
+        super().__init__(client=client, source=streams, is_sender=True)
+        self._streams = streams
+        # Engines take a round while leaders send it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="update_weights")
+        self.lost = False
+        """The communicators are of no use any more."""
+        self._introduce(init_info)
+
+    @classmethod
+    def trainer_init(
+        cls,
+        init_info: StagesTrainerInitInfo,
+        *,
+        client: VLLMWeightSyncClient,
+        source: Streams | None = None,
+    ) -> Self:
+        if source is None:
+            raise ValueError(f"{init_info.backend} sends whole models: trainer_init needs a source")
+        return cls(client=client, streams=source, init_info=init_info)
+
+    def _introduce(self, init_info: StagesTrainerInitInfo) -> None:
+        streams, manifest = self._streams, self._streams.manifest
+        where = streams.serve()
+        num_engines = self.client.init_weight_transfer_engine(
+            {
+                **where,
+                "num_workers": 0,
+                "engine_number": 0,
+                "timeout_s": init_info.timeout_s,
+                "leaders": [stream.leader for stream in streams.plan],
+                "rounds": [[list(r) for r in stream.rounds] for stream in streams.plan],
+                "names": [meta.name for meta in manifest],
+                "dtype_names": [str(m.dtype).removeprefix("torch.") for m in manifest],
+                "shapes": [list(meta.shape) for meta in manifest],
+            }
+        )
+        streams.attach(where | {"num_workers": num_engines * init_info.workers_per_engine})
+
+    def send_weights(self, weight_version: str | None = None) -> int:
+        """One refit; the number of bytes sent, 0 if a leader could not get its tensors out: the
+        engines that were in it are started anew. Collective."""
+        streams = self._streams
+        self.client.start_weight_update()
+        streams.begin()
+        rounds = []
+        for number in range(streams.num_rounds):
+            update: dict[str, Any] = {"number": number}
+            if streams.checksums is not None:
+                update["checksums"] = streams.checksums
+            rounds.append(self._thread.submit(self.client.update_weights, update))
+        for _ in rounds:
+            streams.next_round()
+        whole = streams.end()
+        self.lost = not whole
+        for answer in rounds:
+            answer.result()
+        self.client.finish_weight_update(weight_version)
+        return sum(meta.num_bytes for meta in streams.manifest) if whole else 0
+
+    def shutdown(self) -> None:
+        self._thread.shutdown()
+        self._streams.abort()

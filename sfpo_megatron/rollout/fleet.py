@@ -1,0 +1,359 @@
+"""The engines: who gets work, who is alive, who holds which weights; lost ones are started anew.
+
+An engine is lost when its process or EngineCore ends, when it has work and finishes none of it for
+`rollout.timeout_s`, or when it fails an update or does not finish it within `refit.timeout_s`. Then
+it is ended, another is started in its slot with the weights of the model's directory, and it gets
+no work until the trainer has sent it the current ones (`wants_weights`). Its unfinished calls are
+made again by whoever asks `generate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
+from sfpo_megatron.rollout.errors import (
+    EngineCallFailed,
+    EngineDied,
+    EngineLost,
+    FleetLost,
+    RolloutError,
+)
+from sfpo_megatron.rollout.lifeline import ActorProcesses
+from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
+
+T = TypeVar("T")
+_POLL_S = 1.0
+_GONE_S = 10.0
+_SHUTDOWN_S = 8.0
+_INTERRUPTED = "transfer interrupted"  # as transports/stages.py says it
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class EngineHandle:
+    """One engine from its start to its end; its successor in the slot is another."""
+
+    index: int
+    actor: Any
+    processes: ActorProcesses | None = None
+    version: int = 0
+    """Of the weights it holds; 0 is the model's directory."""
+    ready: bool = False
+    lost: bool = False
+    introduced: bool = False
+    """It knows the trainer's sending end."""
+    outstanding_tokens: int = 0
+    num_calls: int = 0
+    last_progress: float = 0.0
+
+
+class Fleet:
+    """Lives in the controller's event loop."""
+
+    def __init__(
+        self, config: RunConfig, spawn: Callable[[int], Any], *, version: int, log_dir: Path
+    ) -> None:
+        """`spawn(i)` makes the actor of slot i. `version`: the weights that engines have to hold
+        before they get work."""
+        self._config = config
+        self._spawn = spawn
+        self._log_dir = log_dir
+        self.version = version
+        self.engines = [
+            EngineHandle(index=index, actor=spawn(index))
+            for index in range(config.rollout.num_engines)
+        ]
+        self.num_restarts = 0
+        self._num_counted = 0
+        """Those that rollout.max_restarts limits: without the engines that another took along."""
+        self.num_reissued = 0
+        """Rollouts that were asked for again."""
+        self._target = version
+        self._updating: list[EngineHandle] = []
+        self._deadline = 0.0
+        self._interrupted = False
+        self._lost_for_good: str | None = None
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when every engine can generate. One that does not start ends the run: it is the
+        config or the machine."""
+        await asyncio.gather(*(self._boot(engine) for engine in self.engines))
+        self._in_background(self._watch())
+
+    async def _boot(self, engine: EngineHandle) -> None:
+        await self._call(engine, "start", doing="starting")
+        engine.processes = ActorProcesses(*await self._call(engine, "processes", doing="starting"))
+        engine.ready = not engine.lost
+        self.notify()
+
+    async def _watch(self) -> None:
+        """Notice the dead while nobody calls them, and the hung."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            limit_s = self._config.rollout.timeout_s
+            ready = [engine for engine in self.engines if engine.ready]
+            alive = await asyncio.gather(*(self.alive(engine) for engine in ready))
+            for engine, state in zip(ready, alive, strict=True):
+                if state is False:
+                    self._lose(engine, "died")
+                elif engine.num_calls and time.monotonic() - engine.last_progress > limit_s:
+                    self._lose(engine, f"finished nothing for rollout.timeout_s={limit_s:g} s")
+
+    async def alive(self, engine: EngineHandle) -> bool | None:
+        """None: it did not answer in time."""
+        try:
+            return await asyncio.wait_for(engine.actor.alive.remote(), timeout=2.0)
+        except TimeoutError:
+            return None
+        except ACTOR_GONE:
+            return False
+
+    def _lose(self, engine: EngineHandle, reason: str, *, counts: bool = True) -> None:
+        """End an engine and start another in its place; the rest goes on."""
+        if engine.lost:
+            return
+        engine.lost, engine.ready = True, False
+        message = f"engine {engine.index} {reason}; its log: {self.log_file(engine.index)}"
+        log.warning("%s", message)
+        ray.kill(engine.actor)  # its guard ends what it leaves behind
+        if counts and self._num_counted >= self._config.rollout.max_restarts:
+            self._lost_for_good = (
+                f"{message}; that is one more than rollout.max_restarts="
+                f"{self._config.rollout.max_restarts} allows in a run"
+            )
+        else:
+            self.num_restarts += 1
+            self._num_counted += counts
+            self._in_background(self._replace(engine))
+        self.notify()
+
+    async def _replace(self, old: EngineHandle) -> None:
+        members = old.processes.members if old.processes else ()
+        deadline = time.monotonic() + _GONE_S  # a GPU's memory is free when they are gone
+        while any(member.alive for member in members) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        engine = EngineHandle(index=old.index, actor=self._spawn(old.index))
+        self.engines[old.index] = engine
+        try:
+            await self._boot(engine)
+        except EngineLost:
+            pass  # counted, and replaced in turn
+        except RolloutError as error:
+            self._lose(engine, f"did not start again ({error})")
+
+    async def processes(self) -> list[ActorProcesses]:
+        """As far as engines answer; their guards are with them."""
+        answers = (engine.actor.processes.remote() for engine in self.engines)
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        return [ActorProcesses(*x) for x in found if not isinstance(x, BaseException)]
+
+    async def shutdown(self) -> None:
+        """End every engine in good order; their guards catch what is left."""
+        for task in self._tasks:
+            task.cancel()
+        for engine in self.engines:
+            engine.lost = True
+        stops = [asyncio.ensure_future(_value(e.actor.shutdown.remote())) for e in self.engines]
+        await asyncio.wait(stops, timeout=_SHUTDOWN_S)
+
+    # --- who can work -------------------------------------------------------------------------
+
+    @property
+    def can_generate(self) -> bool:
+        return any(self._is_current(engine) for engine in self.engines)
+
+    @property
+    def wants_weights(self) -> bool:
+        """Some engine could work if the trainer sent it the current weights."""
+        return any(e.ready and e.version != self.version for e in self.engines)
+
+    def check(self) -> None:
+        """Raise if engines were lost for good."""
+        if self._lost_for_good:
+            raise FleetLost(self._lost_for_good)
+
+    def notify(self) -> None:
+        """Wake who waits in `change`."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def change(self) -> None:
+        """Until an engine becomes ready, gets weights or is lost."""
+        await self._changed.wait()
+
+    def _is_current(self, engine: EngineHandle) -> bool:
+        return engine.ready and engine.version == self.version
+
+    async def _least_busy(self) -> EngineHandle:
+        """The engine with the fewest outstanding tokens; waits while there is none."""
+        while True:
+            self.check()
+            current = [engine for engine in self.engines if self._is_current(engine)]
+            if current:
+                return min(current, key=lambda engine: (engine.outstanding_tokens, engine.index))
+            await self.change()
+
+    # --- work ---------------------------------------------------------------------------------
+
+    async def generate(
+        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
+    ) -> tuple[list[Completion], int]:
+        """One completion for each (prompt, seed), and the version of the weights that made them."""
+        tokens = sum(len(prompt) + settings.max_response_tokens for prompt in prompts)
+        while True:
+            engine = await self._least_busy()
+            version = engine.version
+            if engine.num_calls == 0:
+                engine.last_progress = time.monotonic()
+            engine.outstanding_tokens += tokens
+            engine.num_calls += 1
+            try:
+                made = await self._call(
+                    engine, "generate", prompts, seeds, settings, doing="generating"
+                )
+                return made, version
+            except EngineLost:
+                self.num_reissued += len(prompts)
+            finally:
+                engine.outstanding_tokens -= tokens
+                engine.num_calls -= 1
+                engine.last_progress = time.monotonic()
+
+    async def _call(self, engine: EngineHandle, method: str, *args: Any, doing: str) -> Any:
+        """An engine's answer. `EngineLost` if it is gone (and being replaced); `RolloutError` if
+        it refused."""
+        if engine.lost:
+            raise EngineLost
+        try:
+            return await getattr(engine.actor, method).remote(*args)
+        except (*ACTOR_GONE, EngineDied) as error:
+            reason = _cause(error) if isinstance(error, EngineDied) else why_gone(error)
+            if method == "start" and not self._tasks:  # the first start of all
+                raise RolloutError(self._failure(engine, f"died while {doing}", reason)) from None
+            self._lose(engine, f"died while {doing} ({reason})")
+            raise EngineLost from None
+        except RayTaskError as error:
+            raise RolloutError(
+                self._failure(engine, f"failed while {doing}", _cause(error))
+            ) from None
+
+    def _failure(self, engine: EngineHandle, what: str, reason: str) -> str:
+        return f"engine {engine.index} {what}: {reason}; its log: {self.log_file(engine.index)}"
+
+    # --- weights ------------------------------------------------------------------------------
+
+    @property
+    def needs_introduction(self) -> bool:
+        """Some engine does not know the trainer's sending end."""
+        return any(engine.ready and not engine.introduced for engine in self.engines)
+
+    async def introduce(self, init_info: dict[str, Any]) -> int:
+        """Tell every engine of a sending end; how many there are. Raises where one expects other
+        tensors. Transports with communicators learn each engine's number, and that of workers."""
+        ready = [engine for engine in self.engines if engine.ready]
+        numbered = dict(init_info)
+        if "num_workers" in init_info:
+            numbered["num_workers"] = len(ready) * self._config.rollout.tensor_parallel
+
+        async def one(engine: EngineHandle) -> None:
+            method = "init_weight_transfer_engine"
+            info = dict(numbered)
+            if "engine_number" in info:
+                info["engine_number"] = ready.index(engine)
+            limit_s = self._config.refit.timeout_s
+            call = self._call(engine, method, info, doing="preparing a refit")
+            try:
+                await asyncio.wait_for(call, timeout=limit_s)
+                engine.introduced = True
+            except EngineLost:
+                pass
+            except TimeoutError:
+                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s to prepare one")
+
+        for engine in ready:
+            engine.introduced = False
+        await asyncio.gather(*(one(engine) for engine in ready))
+        return len(ready)
+
+    async def start_update(self, version: int, *, only_stale: bool) -> None:
+        """Begin to give `version` to the engines that are there: to all, or to those without the
+        current weights."""
+        self._target, self._interrupted = version, False
+        self._deadline = time.monotonic() + self._config.refit.timeout_s
+        self._updating = [
+            engine
+            for engine in self.engines
+            if engine.ready and engine.introduced and not (only_stale and self._is_current(engine))
+        ]
+        await self.update("start_weight_update")
+
+    async def update(self, method: str, *args: Any) -> None:
+        """A step of the update on every engine that still takes part. An engine that fails it holds
+        a mixture of weights and is replaced."""
+
+        async def one(engine: EngineHandle) -> None:
+            limit_s = max(0.0, self._deadline - time.monotonic())
+            call = self._call(engine, method, *args, doing="taking new weights")
+            try:
+                await asyncio.wait_for(call, timeout=limit_s)
+            except EngineLost:
+                pass
+            except TimeoutError:
+                limit_s = self._config.refit.timeout_s
+                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for an update")
+            except RolloutError as error:
+                # In a broadcast, one engine's end is the end of all: it is counted once.
+                along = _INTERRUPTED in str(error) and self._interrupted
+                self._interrupted |= _INTERRUPTED in str(error)
+                self._lose(engine, f"failed an update ({error})", counts=not along)
+
+        await asyncio.gather(*(one(engine) for engine in self._updating))
+        if time.monotonic() >= self._deadline:  # the others waited with the one that was too late
+            self._deadline = time.monotonic() + self._config.refit.timeout_s
+        self._updating = [engine for engine in self._updating if not engine.lost]
+
+    async def finish_update(self) -> None:
+        """End the update; from now on only engines with its version get work."""
+        await self.update("finish_weight_update")
+        for engine in self._updating:
+            engine.version = self._target
+        self._updating = []
+        self.version = self._target
+        self.notify()
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def log_file(self, index: int) -> Path:
+        return self._log_dir / f"engine-{index}.log"
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _cause(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, EngineCallFailed):
+        return str(cause)
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
+
+
+async def _value(call: Awaitable[T]) -> T:
+    return await call

@@ -1,0 +1,234 @@
+"""The fleet's decisions, with stand-ins for Ray's actors: dispatch, loss, restart, versions.
+
+Not exercised: processes, Ray, vLLM (tests/e2e/test_kills.py ends real ones).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from sfpo_megatron.config.tree import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    RefitConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from sfpo_megatron.rollout import fleet as module
+from sfpo_megatron.rollout.errors import FleetLost
+from sfpo_megatron.rollout.fleet import Fleet
+from sfpo_megatron.rollout.sampling import GenerationSettings
+
+SETTINGS = GenerationSettings(temperature=1.0, top_p=1.0, max_response_tokens=10, stop_token_ids=())
+
+
+class Method:
+    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
+        self.remote = lambda *args: asyncio.ensure_future(call(*args))
+
+
+class Actor:
+    """Answers as an engine's actor would; `dead` or `hung` it does not."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.dead = asyncio.Event()
+        self.hangs: set[str] = set()
+        self.seeds: list[list[int]] = []
+        self.release = asyncio.Event()
+        self.release.set()
+
+    def __getattr__(self, name: str) -> Method:
+        async def call(*args: Any) -> Any:
+            if name == "generate":
+                self.seeds.append(args[1])
+            work = asyncio.ensure_future(self._work(name, *args))
+            death = asyncio.ensure_future(self.dead.wait())
+            await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
+            if self.dead.is_set():
+                raise ActorDiedError
+            return work.result()
+
+        return Method(call)
+
+    async def _work(self, name: str, *args: Any) -> Any:
+        if name in self.hangs:
+            await asyncio.sleep(1000)
+        if name == "generate":
+            await self.release.wait()
+            return [f"made by {self.index}" for _ in args[1]]
+        return {"alive": True, "processes": ((), None)}.get(name)
+
+
+@pytest.fixture
+def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
+    """Every actor that a fleet starts, in order."""
+    monkeypatch.setattr(module.ray, "kill", lambda actor: actor.dead.set())
+    monkeypatch.setattr(module, "_POLL_S", 0.02)
+    return []
+
+
+def make_fleet(actors: list[Actor], **rollout: Any) -> Fleet:
+    def spawn(index: int) -> Actor:
+        actors.append(Actor(index))
+        return actors[-1]
+
+    config = RunConfig(
+        output_dir="unused",
+        model=ModelConfig(path="unused"),
+        data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
+        rollout=RolloutConfig(**({"num_engines": 2} | rollout)),
+        refit=RefitConfig(timeout_s=0.2),
+    )
+    return Fleet(config, spawn, version=0, log_dir=Path("logs"))
+
+
+def job(fleet: Fleet, num_tokens: int, seeds: tuple[int, ...] = (1,)) -> asyncio.Task[Any]:
+    prompts = [tuple(range(num_tokens))] * len(seeds)
+    return asyncio.create_task(fleet.generate(prompts, list(seeds), SETTINGS))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def update(fleet: Fleet, version: int, *, only_stale: bool = False) -> None:
+    await fleet.introduce({})
+    await fleet.start_update(version, only_stale=only_stale)
+    await fleet.update("update_weights", {})
+    await fleet.finish_update()
+
+
+def test_work_goes_to_the_fewest_outstanding_tokens(actors: list[Actor]) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors)
+        await fleet.start()
+        for actor in actors:
+            actor.release.clear()
+        jobs = []
+        for number, tokens in enumerate((90, 20, 30, 20, 5)):
+            jobs.append(job(fleet, tokens, (number,)))
+            await asyncio.sleep(0)
+        await until(lambda: sum(len(a.seeds) for a in actors) == 5)
+        # 100 | 30, 30 + 40, 70 + 30, then both at 100: the first
+        assert actors[0].seeds == [[0], [4]] and actors[1].seeds == [[1], [2], [3]]
+        for actor in actors:
+            actor.release.set()
+        made = await asyncio.gather(*jobs)
+        assert [m[0] for m, _ in made] == [f"made by {e}" for e in (0, 1, 1, 1, 0)]
+        assert all(e.outstanding_tokens == 0 and e.num_calls == 0 for e in fleet.engines)
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_unfinished_work_of_a_lost_engine_is_issued_again(actors: list[Actor], how: str) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors, timeout_s=0.2)
+        await fleet.start()
+        actors[0].release.clear()
+        first, second = job(fleet, 5, (7, 8)), job(fleet, 5, (9,))
+        await until(lambda: actors[0].seeds and actors[1].seeds)
+        if how == "dies":
+            actors[0].dead.set()
+        made = await asyncio.gather(first, second)
+        assert [m for m, _ in made] == [["made by 1"] * 2, ["made by 1"]]
+        assert actors[1].seeds == [[9], [7, 8]]  # the same seeds, elsewhere
+        assert fleet.num_reissued == 2 and fleet.num_restarts == 1
+        # Version 0 is the model's directory: the new one can work at once.
+        await until(lambda: len(actors) == 3 and all(e.ready for e in fleet.engines))
+        assert not fleet.wants_weights and actors[0].dead.is_set()
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how: str) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors)
+        await fleet.start()
+        await update(fleet, 1)
+        if how == "hangs":
+            actors[0].hangs.add("update_weights")
+        await fleet.introduce({})
+        await fleet.start_update(2, only_stale=False)
+        if how == "dies":
+            actors[0].dead.set()
+        await fleet.update("update_weights", {})
+        await fleet.finish_update()
+        assert fleet.version == 2 and fleet.can_generate
+        await until(lambda: fleet.wants_weights)
+        assert fleet.needs_introduction
+        made = await asyncio.gather(job(fleet, 5), job(fleet, 5))
+        assert [m for m, _ in made] == [["made by 1"]] * 2  # the new one gets no work yet
+        assert [version for _, version in made] == [2, 2]
+        # Only the one without weights takes part when they are sent again.
+        await fleet.introduce({})
+        await fleet.start_update(2, only_stale=True)
+        assert [engine.index for engine in fleet._updating] == [0]
+        await fleet.finish_update()
+        assert not fleet.wants_weights and [e.version for e in fleet.engines] == [2, 2]
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_an_idle_engine_that_hangs_is_noticed_by_the_next_refit(actors: list[Actor]) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors)
+        await fleet.start()
+        actors[1].hangs.add("init_weight_transfer_engine")
+        await update(fleet, 1)
+        assert actors[1].dead.is_set() and fleet.version == 1
+        made = await asyncio.gather(job(fleet, 5), job(fleet, 5))
+        assert [m for m, _ in made] == [["made by 0"]] * 2
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_work_waits_until_the_only_engine_has_weights_again(actors: list[Actor]) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors, num_engines=1)
+        await fleet.start()
+        await update(fleet, 1)
+        actors[0].release.clear()
+        work = job(fleet, 5)
+        await until(lambda: actors[0].seeds)
+        actors[0].dead.set()
+        await until(lambda: fleet.wants_weights)
+        assert not fleet.can_generate and not work.done()
+        await update(fleet, 2, only_stale=True)
+        made, version = await work
+        assert made == ["made by 0"] and version == 2
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_one_loss_more_than_max_restarts_is_named(actors: list[Actor]) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors, num_engines=1, max_restarts=1)
+        await fleet.start()
+        actors[0].dead.set()
+        await until(lambda: len(actors) == 2 and fleet.engines[0].ready)
+        fleet.check()
+        actors[1].dead.set()
+        with pytest.raises(FleetLost, match=r"engine 0 died.*max_restarts=1"):
+            await job(fleet, 5)
+            await until(lambda: fleet.engines[0].lost)
+            fleet.check()
+        await fleet.shutdown()
+
+    asyncio.run(run())

@@ -1,0 +1,194 @@
+"""The refit's plan in integers, and the pieces it cuts; checksums that add up.
+
+Reference: `families.rules.cut` and `merge`, which loading uses. Not exercised: process groups
+(tests/dist/test_export.py writes real shards).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfpo_megatron.families.rules import Rule, cut, hf_shapes, merge
+from sfpo_megatron.families.shape import ModelShape, model_shape
+from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.resharding.checksums import checksum
+from sfpo_megatron.resharding.plan import (
+    Holder,
+    Piece,
+    bytes_by_link,
+    pieces_of,
+    plan_refit,
+    plan_streams,
+    predicted_s,
+)
+from tests.conftest import MODEL_JSON
+
+
+def shape_of(**changes: Any) -> ModelShape:
+    return model_shape(MODEL_JSON | changes)
+
+
+MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "head_dim": 32,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+
+
+def full_tensors(rule: Rule, shape: ModelShape) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(len(rule.megatron))
+    return [torch.randn(size, generator=generator) for size in hf_shapes(rule, shape)]
+
+
+def region_of(shard: Tensor, piece: Piece) -> Tensor:
+    """The piece's values, shaped as in the full tensor."""
+    if piece.groups == 1:
+        length = piece.stop - piece.start
+        return shard.narrow(piece.dim, piece.source_start, length)
+    blocks = shard.view(piece.groups, -1, *shard.shape[1:])
+    return blocks[:, piece.source_start : piece.source_stop].reshape(-1, *shard.shape[1:])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("changes", [{}, MOE], ids=["qwen2", "qwen3_moe"])
+def test_pieces_put_a_cut_tensor_together(size: int, changes: dict[str, Any]) -> None:
+    """101 words on 2 ranks: the padding is nobody's; 3 heads a kv group: qkv is interleaved."""
+    shape = shape_of(**changes)
+    for rule in rules_of(shape):
+        parts = full_tensors(rule, shape)
+        whole = merge(rule, parts, shape)
+        found = [torch.full_like(part, torch.nan) for part in parts]
+        sums = [0] * len(parts)
+        for rank in range(size):
+            shard = cut(rule, whole, shape, rank=rank, size=size)
+            for piece in pieces_of(rule, shape, rank=rank, size=size):
+                region = region_of(shard, piece)
+                target = found[piece.part]
+                target.narrow(piece.dim, piece.start, piece.stop - piece.start).copy_(region)
+                full = target.shape
+                sums[piece.part] += checksum(region, full, dim=piece.dim, start=piece.start)
+        for part, made, total in zip(parts, found, sums, strict=True):
+            assert torch.equal(part, made), rule
+            assert (total - checksum(part)) % 2**64 == 0, rule
+
+
+def holders(shape: ModelShape, *, tensor: int, pipeline: int, data: int) -> list[Holder]:
+    """Ranks as Megatron numbers them: tensor fastest, then data, then pipeline."""
+    names = [rule.megatron for rule in rules_of(shape)]
+    stages = []
+    for stage in range(pipeline):
+        layers = range(
+            stage * shape.num_layers // pipeline, (stage + 1) * shape.num_layers // pipeline
+        )
+        held = {n for n in names if any(f"layers.{layer}." in n for layer in layers)}
+        held |= {n for n in names if stage == 0 and n.startswith("embedding")}
+        last = stage == pipeline - 1
+        held |= {n for n in names if last and n.startswith(("decoder.final", "output"))}
+        stages.append(frozenset(held))
+    return [
+        Holder(rank=(s * data + d) * tensor + t, tensor=(t, tensor), expert_tensor=(t, tensor),
+               names=stages[s])
+        for s in range(pipeline)
+        for d in range(data)
+        for t in range(tensor)
+    ]  # fmt: skip
+
+
+def model_bytes(shape: ModelShape, itemsize: int) -> int:
+    return itemsize * sum(
+        math.prod(size) for rule in rules_of(shape) for size in hf_shapes(rule, shape)
+    )
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("pipeline", [1, 2, 4])
+@pytest.mark.parametrize("data", [1, 2, 3])
+def test_every_byte_leaves_the_trainer_once(tensor: int, pipeline: int, data: int) -> None:
+    shape = shape_of()
+    ranks = holders(shape, tensor=tensor, pipeline=pipeline, data=data)
+    plan = plan_refit(rules_of(shape), shape, ranks, itemsize=2)
+    assert plan.total_bytes == model_bytes(shape, 2)
+    by_rank = plan.bytes_by_rank()
+    assert sum(by_rank.values()) == plan.total_bytes
+    assert set(by_rank) == {holder.rank for holder in ranks}  # copies share the work
+    names = [rule.megatron for rule in rules_of(shape)]
+    held = {holder.rank: holder.names for holder in ranks}
+    assert all(names[take.rule] in held[take.rank] for take in plan.takes)
+    tensors = [take.tensor for take in plan.takes]
+    assert tensors == sorted(tensors) and set(tensors) == set(range(max(tensors) + 1))
+    assert plan == plan_refit(rules_of(shape), shape, ranks, itemsize=2)
+
+
+def test_the_bytes_of_a_small_model() -> None:
+    """Written out: hidden 192, 6:2 heads of 32, ffn 384, 4 layers, 101 words, tied, TP 2 x PP 2."""
+    shape = shape_of()
+    plan = plan_refit(
+        rules_of(shape), shape, holders(shape, tensor=2, pipeline=2, data=1), itemsize=4
+    )
+    qkv, biases, proj, mlp = (192 + 64 + 64) * 192, 192 + 64 + 64, 192 * 192, 3 * 384 * 192
+    cut_layer, norms = (qkv + biases + proj + mlp) // 2, 2 * 192
+    layers = 2 * cut_layer
+    assert plan.bytes_by_rank() == {
+        0: 4 * (layers + 2 * norms + 51 * 192) - 4 * 192 * taken_by_rank_1(plan, 0, 1),
+        1: 4 * (layers + 50 * 192) + 4 * 192 * taken_by_rank_1(plan, 0, 1),
+        2: 4 * (layers + 2 * norms + 192) - 4 * 192 * taken_by_rank_1(plan, 2, 3),
+        3: 4 * layers + 4 * 192 * taken_by_rank_1(plan, 2, 3),
+    }
+    assert plan.total_bytes == model_bytes(shape, 4)
+
+
+def taken_by_rank_1(plan: Any, first: int, second: int) -> int:
+    """Norms (192 elements, on both ranks of a tensor-parallel group) that the second one gives."""
+    return sum(take.num_bytes == 4 * 192 and take.rank == second for take in plan.takes)
+
+
+def test_a_missing_holder_is_named() -> None:
+    shape = shape_of()
+    ranks = holders(shape, tensor=2, pipeline=2, data=1)
+    with pytest.raises(RuntimeError, match=r"word_embeddings\.weight, or only some"):
+        plan_refit(rules_of(shape), shape, ranks[1:], itemsize=2)
+    with pytest.raises(RuntimeError, match=r"layers\.2\."):
+        plan_refit(rules_of(shape), shape, ranks[:2], itemsize=2)
+
+
+def test_streams_send_every_tensor_once_in_equal_rounds() -> None:
+    leaders = [0, 0, 4, 4, 0, 4, 0]
+    sizes = [30, 30, 40, 10, 90, 5, 5]  # 90 is more than a share: alone in its round
+    streams = plan_streams(leaders, sizes, 120)
+    assert [stream.leader for stream in streams] == [0, 4]
+    assert streams[0].rounds == ((0, 1), (4,), (6,))
+    assert streams[1].rounds == ((2, 3, 5), (), ())
+    for number in range(3):
+        at_once = sum(sizes[i] for stream in streams for i in stream.rounds[number])
+        assert at_once <= 120
+    links = bytes_by_link(streams, sizes, num_workers=3)
+    assert links == {(leader, f"worker/{w}"): size for leader, size in ((0, 155), (4, 55))
+                     for w in range(3)}  # fmt: skip
+    assert predicted_s(streams, sizes, leader_bytes_per_s=10, worker_bytes_per_s=100) == 15.5
+    assert predicted_s(streams, sizes, leader_bytes_per_s=100, worker_bytes_per_s=100) == 2.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checksum_notices_changes_and_swaps(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(300, 70, generator=generator).to(dtype)
+    sound = checksum(tensor)
+    assert sound == checksum(tensor.clone()) and -(2**63) <= sound < 2**63
+    for row, column in ((0, 0), (299, 69), (150, 3)):
+        changed = tensor.clone()
+        changed[row, column] += 0.5
+        assert checksum(changed) != sound
+    swapped = tensor.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert checksum(swapped) != sound
+    assert checksum(tensor.t().contiguous()) != sound
+    assert checksum(torch.zeros(0, 4)) == 0
