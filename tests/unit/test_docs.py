@@ -220,7 +220,7 @@ def test_every_metric_of_a_train_step_is_described() -> None:
 
 
 def test_every_metric_of_an_evaluation_is_described() -> None:
-    assert table_keys("An evaluation") == logged_keys("evaluate.py") - {"model"}  # eval.jsonl
+    assert table_keys("An evaluation") == logged_keys("evaluate.py")
 
 
 # ---- every page -----------------------------------------------------------------------------
