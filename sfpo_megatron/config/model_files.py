@@ -136,7 +136,6 @@ def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[P
     heads = shape.num_heads
     sizes = {
         "num_attention_heads": heads,
-        "num_key_value_heads": shape.num_kv_heads,
         "hidden_size": shape.hidden_size,
     }
     if shape.moe is None:
@@ -148,8 +147,16 @@ def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[P
                 "parallel.tensor",
                 str(tensor),
                 f"a divisor of the model's {name} ({size})",
-                f"set it to one of {_divisors(heads, shape.num_kv_heads)}",
+                f"set it to one of {_divisors(heads, heads)}",
             )
+    groups = shape.num_kv_heads
+    if groups % tensor and tensor % groups:  # fewer than ranks: some hold parts of a head
+        yield Problem(
+            "parallel.tensor",
+            str(tensor),
+            f"a divisor or a multiple of the model's num_key_value_heads ({groups})",
+            f"set it to one of {_divisors(heads, groups)}",
+        )
     engine = config.rollout.tensor_parallel
     if heads % engine:
         yield Problem(

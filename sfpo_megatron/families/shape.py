@@ -9,8 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.families.rope import RopeScaling, refused_rope, rope_scaling, rope_settings
+
 SUPPORTED_ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
     "MixtralForCausalLM": "mixtral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
@@ -24,12 +27,6 @@ _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
     "vocab_size",
 )
-_LLAMA3_ROPE = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Megatron-Core fixes these of Llama 3's frequency scaling and leaves the factor free."""
 
 
 class UnsupportedModel(ValueError):
@@ -75,9 +72,12 @@ class ModelShape:
     qk_norm: bool
     norm_eps: float
     rope_base: float
-    rope_factor: float | None
-    """Of Llama 3's frequency scaling; None without it."""
+    rope_scaling: RopeScaling | None = None
     max_position: int
+    window: int | None = None
+    """Tokens that a query of a windowed layer sees, its own included."""
+    windowed: tuple[bool, ...] = ()
+    """Layer by layer: attends within `window` only. Empty without a window."""
 
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """Vocabulary rows in Megatron: each tensor-parallel rank holds the same number."""
@@ -104,12 +104,20 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4)."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = found.get("rope_type", found.get("type", "default"))
-    theta = found.get("rope_theta", config.get("rope_theta", 10000.0))
-    return {**found, "rope_type": kind, "rope_theta": float(theta)}
+def _windowed(config: dict[str, Any], family: str) -> tuple[bool, ...]:
+    """Which layers attend within config.json's sliding_window; empty where none does."""
+    num_layers, types = int(config["num_hidden_layers"]), config.get("layer_types")
+    if family == "llama" or not config.get("sliding_window"):
+        return ()
+    if family.startswith("qwen") and not config.get("use_sliding_window"):
+        return ()
+    if family in ("qwen2", "qwen3"):
+        first = config.get("max_window_layers", num_layers)
+        sliding = [i >= first for i in range(num_layers)]
+        if isinstance(types, list):
+            sliding = [kind == "sliding_attention" for kind in types]
+        return tuple(sliding) if any(sliding) else ()
+    return (True,) * num_layers
 
 
 def _moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
@@ -149,8 +157,6 @@ def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str,
         yield f"decoder_sparse_step {config['decoder_sparse_step']}", "experts in every layer"
     if config.get("shared_expert_intermediate_size") or config.get("n_shared_experts"):
         yield "shared experts", "routed experts only"
-    if family == "mixtral" and config.get("sliding_window"):
-        yield f"sliding_window {config['sliding_window']}", "full attention"
 
 
 def _family(config: dict[str, Any]) -> str:
@@ -177,27 +183,17 @@ def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
 
 
-def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _refused(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
     """(found, expected[, what to do]) of what any family may ask for and nobody here does."""
     if config.get("quantization_config") is not None:
         fix = "use the model before quantization"
         yield "quantization_config", "unquantized weights", fix
-    rope = _rope(config)
-    kind, fix = rope["rope_type"], "use a model without it"
-    if kind not in ("default", "llama3"):
-        yield f"rope type {kind}", "rope type default or llama3", fix
-    if kind == "llama3":
-        if not rope.get("factor"):
-            yield "rope type llama3 without a factor", "one", "restore the model's config.json"
-        for name, value in _LLAMA3_ROPE.items():
-            if rope.get(name) != value:
-                yield f"{name} {rope.get(name)} of rope type llama3", f"{value:g}", fix
-    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        yield f"partial_rotary_factor {partial}", "rotary embeddings on the whole head"
-    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
-        fix = "set use_sliding_window to false in config.json if the context fits the window"
-        yield "sliding-window attention", "full attention", fix
+    types, num_layers = config.get("layer_types"), config["num_hidden_layers"]
+    if isinstance(types, list) and len(types) != num_layers:
+        fix = "restore the model's config.json"
+        yield f"{len(types)} layer_types", f"one for each of {num_layers} layers", fix
+    if family == "llama" and "sliding_attention" in (types or ()):
+        yield "sliding-window attention in a Llama", "full attention", "choose another model"
     if config.get("hidden_act", "silu") != "silu":
         yield f"hidden_act {config['hidden_act']}", "silu", "choose a model with a SwiGLU MLP"
     if config.get("attention_bias"):
@@ -209,10 +205,15 @@ def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def model_shape(config: dict[str, Any]) -> ModelShape:
     """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
     family = _family(config)
-    findings = chain(_broken(config), _refused(config), _refused_experts(config, family))
+    findings = chain(
+        _broken(config),
+        _refused(config, family),
+        refused_rope(config),
+        _refused_experts(config, family),
+    )
     if first := next(findings, None):
         raise UnsupportedModel(*first)
-    rope = _rope(config)
+    windowed = _windowed(config, family)
     num_heads = int(config["num_attention_heads"])
     return ModelShape(
         family=family,
@@ -228,7 +229,9 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         qkv_bias=family == "qwen2",
         qk_norm=family in ("qwen3", "qwen3_moe"),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_base=rope["rope_theta"],
-        rope_factor=float(rope["factor"]) if rope["rope_type"] == "llama3" else None,
+        rope_base=rope_settings(config)["rope_theta"],
+        rope_scaling=rope_scaling(config),
         max_position=int(config.get("max_position_embeddings", 32768)),
+        window=int(config["sliding_window"]) if windowed else None,
+        windowed=windowed,
     )

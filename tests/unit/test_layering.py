@@ -21,7 +21,7 @@ PACKAGE = ROOT / "sfpo_megatron"
 LAYER = {
     "sfpo": 0, "snapshots": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0,
     "families": 0, "data": 0, "rewards": 0, "planner": 0,
-    "mcore": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
+    "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "step_metrics": 2, "run_io": 2, "rollout_feed": 2, "sft": 2, "evaluate": 2,
     "report": 2,
     "cli": 3, "__main__": 3, "launcher": 3, "rendezvous": 3, "worker": 3, "doctor": 3,
@@ -34,7 +34,15 @@ OWNERS = {
     "ray": ("rollout/",),
     "vllm": ("rollout/", "resharding/transports/"),
 }
-TORCH_FREE = ("config/", "planner/", "cli.py", "__main__.py", "worker.py", "families/shape.py")
+TORCH_FREE = (
+    "config/",
+    "planner/",
+    "cli.py",
+    "__main__.py",
+    "worker.py",
+    "families/shape.py",
+    "families/rope.py",
+)
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 
 FILES = sorted(PACKAGE.rglob("*.py"))
