@@ -211,11 +211,11 @@ CASES = {
         "model.path", "rope type yarn", "default, linear or llama3", "use a model",
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
     "rope_transformers_4": case(
-        "model.path", "rope type linear", "default, linear or llama3", "use a model",
-        rope_parameters=None, rope_scaling={"type": "linear", "factor": 2}),
-    "rope_of_another_llama": case(
-        "model.path", "high_freq_factor 8.0 of rope type llama3", "4", "use a model",
-        rope_parameters={**LLAMA3_ROPE, "high_freq_factor": 8.0}),
+        "model.path", "rope type dynamic", "default, linear or llama3", "use a model",
+        rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2}),
+    "rope_of_half_a_llama": case(
+        "model.path", "rope type llama3 without high_freq_factor", "a number", "restore",
+        rope_parameters={**LLAMA3_ROPE, "high_freq_factor": None}),
     "rope_without_factor": case(
         "model.path", "rope type llama3 without a factor", "one", "restore",
         rope_parameters={**LLAMA3_ROPE, "factor": None}),
