@@ -241,9 +241,9 @@ class TorchDistWriter:
         self._write(index, lambda file: torch.save(data, file))
 
     def object(self, key: str, value: Any) -> None:
-        """A ShardedObject of Megatron: `key` is its unique key."""
+        """A ShardedObject of Megatron: `key` is its unique key, the data a list of one."""
         self._entries[key] = dcp.BytesStorageMetadata()
-        self._write(dcp.MetadataIndex(key), lambda file: torch.save(value, file))
+        self._write(dcp.MetadataIndex(key), lambda file: torch.save([value], file))
 
     def _write(self, index: Any, save: Any) -> None:
         if self._file.tell() > _FILE_BYTES:
