@@ -10,9 +10,10 @@ from typing import Literal
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import (
+    PLANNED_ARCHITECTURES,
     ModelShape,
     UnsupportedModel,
-    model_shape,
+    planned_shape,
     read_hf_config,
 )
 
@@ -77,6 +78,14 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
             "save one there with AutoTokenizer(...).save_pretrained",
         )
     yield from _weights(path)
+    if shape.family in PLANNED_ARCHITECTURES.values():
+        yield Problem(
+            "model.path",
+            f"a {shape.family} model",
+            "a family with a table of names (docs/converters.md)",
+            "plan with it; training it is not built",
+            "error_when_training",
+        )
     yield shape
 
 
@@ -91,7 +100,7 @@ def _read_shape(path: Path) -> Problem | ModelShape:
             "point model.path at the folder that holds config.json",
         )
     try:
-        return model_shape(read_hf_config(path))
+        return planned_shape(read_hf_config(path))
     except UnsupportedModel as error:
         return Problem("model.path", f"{error.found} in {file}", error.expected, error.fix)
     except ValueError as error:

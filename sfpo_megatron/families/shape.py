@@ -21,6 +21,8 @@ SUPPORTED_ARCHITECTURES = {
 }
 """`architectures[0]` of config.json -> family file."""
 MOE_FAMILIES = ("mixtral", "qwen3_moe")
+PLANNED_ARCHITECTURES = {"DeepseekV3ForCausalLM": "deepseek_v3"}
+"""`check` and `plan` read these; there is no table of names for them, so nothing trains them."""
 
 
 _SIZES = (
@@ -41,7 +43,7 @@ class UnsupportedModel(ValueError):
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class MoEShape:
-    """The experts of a layer; every layer has them."""
+    """The experts of a layer."""
 
     num_experts: int
     experts_per_token: int
@@ -51,6 +53,22 @@ class MoEShape:
     """The chosen experts' probabilities are divided by their sum."""
     aux_loss_coef: float
     """The model's own load-balancing coefficient, for where that loss is turned on."""
+    num_dense_layers: int = 0
+    """First layers, which have an MLP in place of experts."""
+    shared_ffn_size: int = 0
+    """Hidden units of the expert that every token passes."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class MLAShape:
+    """Multi-head latent attention: q, k and v are made from short vectors."""
+
+    query_rank: int
+    kv_rank: int
+    nope_dim: int
+    """Of a head's query and key: without rotation."""
+    rope_dim: int
+    value_dim: int
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -63,6 +81,7 @@ class ModelShape:
     ffn_size: int
     """Hidden units of a dense MLP (mixture-of-experts families have none)."""
     moe: MoEShape | None = None
+    mla: MLAShape | None = None
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -107,7 +126,7 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
 def _windowed(config: dict[str, Any], family: str) -> tuple[bool, ...]:
     """Which layers attend within config.json's sliding_window; empty where none does."""
     num_layers, types = int(config["num_hidden_layers"]), config.get("layer_types")
-    if family == "llama" or not config.get("sliding_window"):
+    if family in ("llama", "deepseek_v3") or not config.get("sliding_window"):
         return ()
     if family.startswith("qwen") and not config.get("use_sliding_window"):
         return ()
@@ -120,8 +139,28 @@ def _windowed(config: dict[str, Any], family: str) -> tuple[bool, ...]:
     return (True,) * num_layers
 
 
+def _mla_shape(config: dict[str, Any]) -> MLAShape:
+    names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    sizes = [config.get(name) for name in names]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UnsupportedModel(f"{names} = {sizes}", "five positive integers")
+    query, kv, nope, rope, value = (int(size) for size in sizes if size)
+    return MLAShape(query_rank=query, kv_rank=kv, nope_dim=nope, rope_dim=rope, value_dim=value)
+
+
 def _moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
     """Sizes of the experts; None for a dense family."""
+    if family == "deepseek_v3":
+        size = int(config["moe_intermediate_size"])
+        return MoEShape(
+            num_experts=int(config["n_routed_experts"]),
+            experts_per_token=int(config["num_experts_per_tok"]),
+            ffn_size=size,
+            normalize_topk=bool(config.get("norm_topk_prob")),
+            aux_loss_coef=0.0,
+            num_dense_layers=int(config.get("first_k_dense_replace") or 0),
+            shared_ffn_size=size * int(config.get("n_shared_experts") or 0),
+        )
     if family not in MOE_FAMILIES:
         return None
     # transformers 5 writes Qwen3-MoE's num_experts under Mixtral's name.
@@ -159,16 +198,16 @@ def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str,
         yield "shared experts", "routed experts only"
 
 
-def _family(config: dict[str, Any]) -> str:
+def _family(config: dict[str, Any], known: dict[str, str]) -> str:
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in SUPPORTED_ARCHITECTURES:
+    if name not in known:
         raise UnsupportedModel(
             f"architecture {name}",
             f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
             "choose a model of these families",
         )
-    return SUPPORTED_ARCHITECTURES[name]
+    return known[name]
 
 
 def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -204,7 +243,7 @@ def _refused(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
 
 def model_shape(config: dict[str, Any]) -> ModelShape:
     """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
-    family = _family(config)
+    family = _family(config, SUPPORTED_ARCHITECTURES)
     findings = chain(
         _broken(config),
         _refused(config, family),
@@ -213,6 +252,22 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
     )
     if first := next(findings, None):
         raise UnsupportedModel(*first)
+    return _shape(config, family)
+
+
+def planned_shape(config: dict[str, Any]) -> ModelShape:
+    """`model_shape`, and the sizes of families that can only be planned."""
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name not in PLANNED_ARCHITECTURES:
+        return model_shape(config)
+    if first := next(_broken(config), None):
+        raise UnsupportedModel(*first)
+    return _shape(config, PLANNED_ARCHITECTURES[name])
+
+
+def _shape(config: dict[str, Any], family: str) -> ModelShape:
+    planned = family in PLANNED_ARCHITECTURES.values()
     windowed = _windowed(config, family)
     num_heads = int(config["num_attention_heads"])
     return ModelShape(
@@ -221,6 +276,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         hidden_size=int(config["hidden_size"]),
         ffn_size=int(config["intermediate_size"]),
         moe=_moe_shape(config, family),
+        mla=_mla_shape(config) if family == "deepseek_v3" else None,
         num_heads=num_heads,
         num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
         head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
@@ -230,7 +286,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         qk_norm=family in ("qwen3", "qwen3_moe"),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_base=rope_settings(config)["rope_theta"],
-        rope_scaling=rope_scaling(config),
+        rope_scaling=None if planned else rope_scaling(config),
         max_position=int(config.get("max_position_embeddings", 32768)),
         window=int(config["sliding_window"]) if windowed else None,
         windowed=windowed,

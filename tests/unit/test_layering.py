@@ -146,7 +146,9 @@ def test_the_checks_find_faults(
 HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotlib"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"]]
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """`-X importtime` lists every module that was imported, on stderr."""
     config = tmp_path / "run.yaml"
