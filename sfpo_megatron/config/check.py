@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -227,24 +228,35 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:
+    told = False
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
-            if source.source != "jsonl":
+            if source.source == "reasoning_gym":
                 continue
             key = f"data.{part}.{index}"
             if not Path(source.path or "").expanduser().is_file():
                 yield Problem(
                     f"{key}.path",
                     f"no file {source.path!r} in {Path.cwd()}",
-                    "a jsonl file",
+                    f"a {source.source} file",
                     "correct the path (it is relative to the current directory)",
+                    "error_when_training",
+                )
+            if source.source == "parquet" and not find_spec("pyarrow") and not told:
+                told = True  # once is enough
+                yield Problem(
+                    f"{key}.source",
+                    "parquet, and no pyarrow in this Python",
+                    "pyarrow to read it",
+                    "pip install pyarrow, or convert the file to jsonl",
+                    "error_when_training",
                 )
             if config.reward.function == "reasoning_gym":
                 yield Problem(
                     "reward.function",
-                    f"reasoning_gym with {key}.source jsonl",
+                    f"reasoning_gym with {key}.source {source.source}",
                     "a reward that only needs the answer",
-                    "set reward.function to exact_match or last_number",
+                    "set reward.function to math, exact_match or last_number",
                 )
     if not config.data.eval:
         yield Problem(

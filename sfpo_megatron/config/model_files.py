@@ -76,6 +76,7 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
             f"no tokenizer.json in {str(path)!r}",
             "a tokenizer beside config.json",
             "save one there with AutoTokenizer(...).save_pretrained",
+            "error_when_training",
         )
     yield from _weights(path)
     if shape.family in PLANNED_ARCHITECTURES.values():

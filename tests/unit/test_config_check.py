@@ -63,7 +63,6 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-JSONL = "data.train=[{source: jsonl, path: none.jsonl}]"
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
     # layout
@@ -187,9 +186,6 @@ CASES = {
     "a_file": case(
         "model.path", "a file, not a directory", "model directory", "folder that holds config",
         "model.path=model/config.json"),
-    "no_tokenizer": case(
-        "model.path", "no tokenizer.json", "beside config.json", "save_pretrained",
-        tokenizer=False),
     "architecture": case(
         "model.path", "architecture GemmaForCausalLM", "Qwen2ForCausalLM", "choose",
         architectures=["GemmaForCausalLM"]),
@@ -236,9 +232,6 @@ CASES = {
         "objective.overlong.buffer_tokens", "40", "at most rollout.max_response_tokens (32)",
         "shorten the buffer", "objective.overlong.buffer_tokens=40"),
     # files and sections against one another
-    "jsonl_not_there": case(
-        "data.train.0.path", "no file 'none.jsonl'", "a jsonl file", "correct the path", JSONL,
-        "reward.function=last_number"),
     "jsonl_with_gym_reward": case(
         "reward.function", "data.train.0.source jsonl", "only needs the answer", "exact_match",
         ROWS),
