@@ -50,6 +50,7 @@ setup(
             *TASKS,
         ],
         "log": ["matplotlib"],
+        "quant": ["nvidia-modelopt==0.47.0", "omegaconf", "accelerate"],
         "dev": DEV,
     },
     entry_points={
