@@ -65,7 +65,7 @@ def rank_memory(
     expert_rank = data_rank * parallel.tensor // (parallel.expert * parallel.expert_tensor)
     for of_experts, buffer in buffers_of(shape, config, stage):
         total += buffer.numel
-        owned += buffer.owned[expert_rank if of_experts else data_rank]
+        owned += buffer.owned(expert_rank if of_experts else data_rank)
     main, moments = _optimizer_bytes(config, owned)
     host = 0
     snapshot = 4 * owned if config.sfpo.num_fast_passes else 0

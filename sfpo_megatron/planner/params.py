@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
@@ -76,7 +76,7 @@ def params_of(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> list
         tied = shape.tied_embeddings
         found.append(Param(name="embedding", numel=vocabulary, shared_embedding=tied))
     for layer in chunk.layers:
-        found += [replace(p, name=f"{layer}.{p.name}") for p in _layer(shape, parallel, layer)]
+        found += _layer(shape, parallel, shape.moe is None or layer < shape.moe.num_dense_layers)
     if chunk.last:
         found.append(Param(name="final_layernorm", numel=hidden))
         if not shape.tied_embeddings:
@@ -86,7 +86,12 @@ def params_of(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> list
     return found
 
 
-def _layer(shape: ModelShape, parallel: ParallelConfig, layer: int) -> Iterator[Param]:
+@functools.lru_cache(maxsize=512)
+def _layer(shape: ModelShape, parallel: ParallelConfig, dense: bool) -> tuple[Param, ...]:
+    return tuple(_layer_params(shape, parallel, dense))
+
+
+def _layer_params(shape: ModelShape, parallel: ParallelConfig, dense: bool) -> Iterator[Param]:
     hidden, tensor = shape.hidden_size, parallel.tensor
     yield Param(name="input_layernorm", numel=hidden)
     if shape.mla is None:
@@ -111,7 +116,7 @@ def _layer(shape: ModelShape, parallel: ParallelConfig, layer: int) -> Iterator[
         yield Param(name="kv_layernorm", numel=mla.kv_rank)
     yield Param(name="pre_mlp_layernorm", numel=hidden)
     moe = shape.moe
-    if moe is None or layer < moe.num_dense_layers:
+    if moe is None or dense:
         yield Param(name="linear_fc1", numel=2 * shape.ffn_size * hidden // tensor)
         yield Param(name="linear_fc2", numel=shape.ffn_size * hidden // tensor)
         return
@@ -131,8 +136,24 @@ class Buffer:
 
     numel: int
     """Padding included."""
-    owned: tuple[int, ...]
-    """Elements of params in the part of each data-parallel rank, padding not included."""
+    ranks: int
+    """Data-parallel ranks; 1 where each owns all of it."""
+    buckets: tuple[tuple[int, int], ...]
+    """Where each begins and ends; a rank owns the same part of every one."""
+    gaps: tuple[tuple[int, int], ...]
+    """Padding between params and after the last."""
+
+    def owned(self, rank: int) -> int:
+        """Elements of params in the parts of data-parallel rank `rank`."""
+        total = 0
+        for start, end in self.buckets:
+            part = (end - start) // self.ranks
+            low = start + rank % self.ranks * part
+            padding = (
+                max(0, min(hi, low + part) - max(lo, low)) for lo, hi in self.gaps if hi > low
+            )
+            total += part - sum(padding)
+        return total
 
 
 def buffer_of(
@@ -142,35 +163,33 @@ def buffer_of(
     the distributed optimizer; without it nothing is padded and every rank owns all."""
     if not sharded:
         total = sum(param.numel for param in params)
-        return Buffer(numel=total, owned=(total,) * ranks)
-    owned = [0] * ranks
-    start = bucket_start = 0
-    spans: list[tuple[int, int]] = []
+        return Buffer(numel=total, ranks=1, buckets=((0, total),), gaps=())
+    unit = math.lcm(ranks, _BUCKET_ALIGNMENT)
+    buckets: list[tuple[int, int]] = []
+    gaps: list[tuple[int, int]] = []
+    bucket_start = end = 0  # `end`: of the last param
 
-    def close(end: int) -> int:
-        nonlocal bucket_start
-        unit = math.lcm(ranks, _BUCKET_ALIGNMENT)
-        padded = -(-end // unit) * unit
-        part = (padded - bucket_start) // ranks
-        for lo, hi in spans:
-            for rank in range((lo - bucket_start) // part, (hi - 1 - bucket_start) // part + 1):
-                begin = bucket_start + rank * part
-                owned[rank] += min(hi, begin + part) - max(lo, begin)
-        spans.clear()
-        bucket_start = padded
+    def pad(multiple: int) -> int:
+        padded = -(-end // multiple) * multiple
+        if padded > end:
+            gaps.append((end, padded))
         return padded
 
     for param in reversed(params):
-        start = -(-start // _PARAM_ALIGNMENT) * _PARAM_ALIGNMENT
-        if param.shared_embedding and spans:
-            start = close(start)
-        end = start + param.numel
-        spans.append((start, end))
+        if param.shared_embedding and end > bucket_start:
+            end = pad(unit)
+            buckets.append((bucket_start, end))
+            bucket_start = end
+        end = pad(_PARAM_ALIGNMENT) + param.numel
         full = bucket_size is not None and end - bucket_start >= bucket_size
-        start = close(end) if full or param.shared_embedding else end
-    if spans:
-        start = close(start)
-    return Buffer(numel=start, owned=tuple(owned))
+        if full or param.shared_embedding:
+            end = pad(unit)
+            buckets.append((bucket_start, end))
+            bucket_start = end
+    if end > bucket_start:
+        end = pad(unit)
+        buckets.append((bucket_start, end))
+    return Buffer(numel=end, ranks=ranks, buckets=tuple(buckets), gaps=tuple(gaps))
 
 
 def buffers_of(shape: ModelShape, config: RunConfig, stage: int) -> tuple[tuple[bool, Buffer], ...]:

@@ -141,7 +141,7 @@ def _held(shape: ModelShape, config: RunConfig) -> tuple[int, int]:
     found = []
     for stage in {0, config.parallel.pipeline - 1}:
         buffers = [buffer for _, buffer in buffers_of(shape, config, stage)]
-        found.append((sum(b.numel for b in buffers), sum(max(b.owned) for b in buffers)))
+        found.append((sum(b.numel for b in buffers), sum(b.owned(0) for b in buffers)))
     return max(found)
 
 

@@ -7,7 +7,9 @@ modules, a GPU's allocator.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
     from sfpo_megatron.mcore.setup import Policy
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @on_ranks(
@@ -151,3 +155,24 @@ class Held:
 
     def __del__(self) -> None:
         self._saved.add(self.tensor, -1)
+
+
+@on_ranks(TP1)
+def test_settings_of_the_examples_exist(bench: Workbench) -> None:
+    """Every name under `megatron:` in examples/ is a field of the installed megatron-core's."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer import TransformerConfig
+
+    from sfpo_megatron.config.load import load_config
+
+    files = list(EXAMPLES.glob("*/*.yaml"))
+    assert len(files) > 10
+    for file in files:
+        settings = load_config(file).megatron
+        for given, cls in (
+            (settings.transformer, TransformerConfig),
+            (settings.ddp, DistributedDataParallelConfig),
+            (settings.optimizer, OptimizerConfig),
+        ):
+            assert set(given) <= {field.name for field in dataclasses.fields(cls)}, file

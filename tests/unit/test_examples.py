@@ -88,19 +88,3 @@ def test_the_grpo_twin_is_the_same_but_for_k(name: str) -> None:
         grpo, output_dir=sfpo.output_dir, sfpo=dataclasses.replace(grpo.sfpo, num_fast_passes=3)
     )
     assert same == sfpo
-
-
-def test_settings_for_megatron_exist() -> None:
-    """In the megatron-core that is installed."""
-    from megatron.core.distributed import DistributedDataParallelConfig
-    from megatron.core.optimizer import OptimizerConfig
-    from megatron.core.transformer import TransformerConfig
-
-    for file in FILES:
-        settings = load_config(file).megatron
-        for given, cls in (
-            (settings.transformer, TransformerConfig),
-            (settings.ddp, DistributedDataParallelConfig),
-            (settings.optimizer, OptimizerConfig),
-        ):
-            assert set(given) <= {field.name for field in dataclasses.fields(cls)}, file

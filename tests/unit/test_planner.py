@@ -20,7 +20,7 @@ from sfpo_megatron.planner import scaling
 from sfpo_megatron.planner.hardware import GIB, GPUS
 from sfpo_megatron.planner.layouts import fits, fullest, recommend
 from sfpo_megatron.planner.memory import activation_bytes, engine_memory, num_params, rank_memory
-from sfpo_megatron.planner.params import Param, buffer_of, chunks_of
+from sfpo_megatron.planner.params import Buffer, Param, buffer_of, chunks_of
 from sfpo_megatron.planner.published import LLAMA_8B, LLAMA_70B, PUBLISHED, QWEN3_30B_A3B
 from sfpo_megatron.planner.scaling import DEEPSEEK_671B, QWEN2_5_7B, page
 from sfpo_megatron.planner.time import Workload, active_params, step_seconds
@@ -61,15 +61,19 @@ def test_params_are_those_of_the_model_cards(shape: object, total: float, active
 
 def test_buffers_are_padded_and_dealt_out() -> None:
     """Params in reverse order from multiples of 64, buckets to multiples of lcm(ranks, 128)."""
+
+    def owned(buffer: Buffer) -> tuple[int, int]:
+        return buffer.owned(0), buffer.owned(1)
+
     params = [Param(name="a", numel=100), Param(name="b", numel=70), Param(name="c", numel=10)]
     whole = buffer_of(params, ranks=2, bucket_size=None, sharded=True)
     # c at 0, b at 64, a at 192..292: padded to 384, 192 a rank.
-    assert (whole.numel, whole.owned) == (384, (10 + 70, 100))
+    assert (whole.numel, owned(whole)) == (384, (10 + 70, 100))
     plain = buffer_of(params, ranks=2, bucket_size=None, sharded=False)
-    assert (plain.numel, plain.owned) == (180, (180, 180))
+    assert (plain.numel, owned(plain)) == (180, (180, 180))
     cut = buffer_of(params, ranks=2, bucket_size=70, sharded=True)
     # A bucket is full at 134 elements (c, b): padded to 256; then a to 128 more.
-    assert (cut.numel, cut.owned) == (384, (10 + 64 + 64, 6 + 36))
+    assert (cut.numel, owned(cut)) == (384, (10 + 64 + 64, 6 + 36))
 
 
 def test_every_param_is_owned_once() -> None:
