@@ -12,7 +12,7 @@ VERSION = re.search(
 ).group(1)
 README = ROOT / "README.md"
 
-TASKS = ["reasoning-gym==0.1.25", "math-verify==0.9.0"]
+TASKS = ["reasoning-gym==0.1.25", "math-verify==0.9.0", "pyarrow>=15"]
 DEV = ["pytest", "hypothesis==6.170.17", "ruff", "mypy", "types-PyYAML", "wheel", "setuptools>=77"]
 
 setup(
@@ -51,6 +51,7 @@ setup(
             *TASKS,
         ],
         "log": ["matplotlib"],
+        "quant": ["nvidia-modelopt==0.47.0", "omegaconf", "accelerate"],
         "dev": DEV,
     },
     entry_points={

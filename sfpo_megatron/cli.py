@@ -1,6 +1,6 @@
 """The command line: parse, validate, and only then import what is heavy.
 
-`--help` and `check` import none of torch, megatron, vllm, ray, transformers.
+`--help`, `check` and `plan` import none of torch, megatron, vllm, ray, transformers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
-from sfpo_megatron.config.check import check_config
+from sfpo_megatron.config.check import check_config, model_of
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.planner.hardware import GPUS
+from sfpo_megatron.planner.report import report, with_data
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
             command.set_defaults(run=partial(_train, name))
     _add_slurm(commands)
+    _add_plan(commands)
     text = "show versions, devices, and what falls back to what"
     commands.add_parser("doctor", help=text, description=text).set_defaults(run=_doctor)
     return parser
@@ -127,6 +130,16 @@ def _add_slurm(commands: Any) -> None:
     command.set_defaults(run=_slurm)
 
 
+def _add_plan(commands: Any) -> None:
+    text = "predict memory and seconds of a run, and a layout that fits; starts nothing"
+    command = commands.add_parser("plan", help=text, description=text)
+    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
+    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set one key")
+    command.add_argument("--gpu", default="h100-80gb", choices=tuple(GPUS), help="of every node")
+    command.add_argument("--nodes", type=int, help="of 8 GPUs, engines included")
+    command.set_defaults(run=_plan)
+
+
 def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
     config = load_config(arguments.config, arguments.overrides)
     for warning in check_config(config, file=arguments.config, **check):
@@ -162,6 +175,16 @@ def _eval(arguments: argparse.Namespace) -> int:
     except Exception as error:
         print(message_line(error, 0), file=sys.stderr, flush=True)
         return 1
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.nodes is not None:
+        config = with_data(config, arguments.nodes)
+    check_config(config, file=arguments.config)  # its errors; its warnings are of this machine
+    shape = model_of(config, file=arguments.config)
+    print(report(shape, config, GPUS[arguments.gpu], arguments.nodes), end="")
     return 0
 
 

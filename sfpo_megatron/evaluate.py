@@ -23,7 +23,8 @@ def evaluate(
     step: int,
     refit: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """avg@n over `prompts` at `eval.temperature`; metrics under `eval/`. Rank 0 only.
+    """avg@n over `prompts` at `eval.temperature`, and of each source of data.eval where there are
+    several; metrics under `eval/`. Rank 0 only.
 
     `refit` sends the current weights to engines that were started anew; None where they are the
     model's own files.
@@ -42,12 +43,18 @@ def evaluate(
     client.submit(request)
     rollouts = client.collect(request.id, refit)
     num = len(rollouts)
+    sources: dict[str, list[float]] = {}
+    for rollout in rollouts:  # ids are `eval.SOURCE/NUMBER`
+        name = rollout.prompt_id.rpartition("/")[0].removeprefix("eval.")
+        sources.setdefault(name, []).append(float(rollout.correct))
+    of_each = {f"eval/accuracy/{name}": sum(v) / len(v) for name, v in sources.items()}
     return {
         "step": step,
         "eval/accuracy": sum(r.correct for r in rollouts) / num,
         "eval/reward_mean": sum(r.reward for r in rollouts) / num,
         "eval/response_tokens_mean": sum(len(r.token_ids) for r in rollouts) / num,
         "eval/num_rollouts": num,
+        **(of_each if len(of_each) > 1 else {}),
     }
 
 

@@ -15,9 +15,11 @@ from typing import Any
 from sfpo_megatron.config.context_parallel import context_parallel
 from sfpo_megatron.config.engines import engines, transport_of_device
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
+from sfpo_megatron.config.files import checkpoints, data, outputs
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -62,6 +64,24 @@ def check_config(
         message = f"found {problem.found}, expected {problem.expected}; {problem.fix}"
         warnings.append(ConfigWarning(file=file, key=problem.key, message=message))
     return warnings
+
+
+def model_of(config: RunConfig, *, file: str) -> ModelShape:
+    """The sizes in model.path's config.json, which must be there; ConfigError without."""
+    for item in read_model(config):
+        if isinstance(item, ModelShape):
+            return item
+        if item.level == "error":
+            raise ConfigError(
+                file, item.key, found=item.found, expected=item.expected, fix=item.fix
+            )
+    raise ConfigError(
+        file,
+        "model.path",
+        found=f"the hub id {config.model.path!r}",
+        expected="a directory with config.json",
+        fix="download the model's config.json; weights are not needed",
+    )
 
 
 def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:
@@ -211,91 +231,6 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _data(config: RunConfig) -> Iterator[Problem]:
-    for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
-        for index, source in enumerate(sources):
-            if source.source != "jsonl":
-                continue
-            key = f"data.{part}.{index}"
-            if not Path(source.path or "").expanduser().is_file():
-                yield Problem(
-                    f"{key}.path",
-                    f"no file {source.path!r} in {Path.cwd()}",
-                    "a jsonl file",
-                    "correct the path (it is relative to the current directory)",
-                )
-            if config.reward.function == "reasoning_gym":
-                yield Problem(
-                    "reward.function",
-                    f"reasoning_gym with {key}.source jsonl",
-                    "a reward that only needs the answer",
-                    "set reward.function to exact_match or last_number",
-                )
-    if not config.data.eval:
-        yield Problem(
-            "data.eval",
-            "no source",
-            "held-out prompts",
-            "without them there is no eval/accuracy",
-            "warning",
-        )
-
-
-def _outputs(config: RunConfig) -> Iterator[Problem]:
-    output = Path(config.output_dir).expanduser()
-    for folder in (output, *output.parents):
-        if folder.exists() and not folder.is_dir():
-            yield Problem(
-                "output_dir", f"a file at {str(folder)!r}", "a folder", "choose another output_dir"
-            )
-    if output.resolve() == Path(config.model.path).expanduser().resolve():
-        yield Problem(
-            "output_dir",
-            f"{config.output_dir!r}, which is model.path",
-            "a folder of its own",
-            "choose another output_dir: the run would write over the model",
-        )
-    rollouts = config.debug.train_only
-    if rollouts is not None and not Path(rollouts).expanduser().is_file():
-        yield Problem(
-            "debug.train_only",
-            f"no file {rollouts!r}",
-            "rollouts written by debug.save_rollouts",
-            "correct the path, or make the file with debug.save_rollouts first",
-        )
-
-
-def _checkpoints(config: RunConfig) -> Iterator[Problem]:
-    checkpoint = config.checkpoint
-    if (
-        checkpoint.resume not in ("auto", "never")
-        and not Path(checkpoint.resume).expanduser().is_dir()
-    ):
-        yield Problem(
-            "checkpoint.resume",
-            f"no directory {checkpoint.resume!r} in {Path.cwd()}",
-            "auto, never, or the directory of a checkpoint",
-            "correct the path",
-        )
-    if checkpoint.every == 0 and (
-        checkpoint.must_save_within_s or checkpoint.stop_before_walltime_s
-    ):
-        yield Problem(
-            "checkpoint.every",
-            "0 with a time limit for the last save",
-            "1 or more",
-            "set checkpoint.every, or remove must_save_within_s and stop_before_walltime_s",
-        )
-    if checkpoint.stop_before_walltime_s and "SLURM_JOB_ID" not in os.environ:
-        yield Problem(
-            "checkpoint.stop_before_walltime_s",
-            "no Slurm job around this process",
-            "SLURM_JOB_END_TIME, which Slurm sets in a job",
-            "it has no effect here",
-            "warning",
-        )
-
-
 _OWNED_BY_US: dict[str, dict[str, str]] = {
     "rollout.engine_args": {
         "model": "model.path",
@@ -376,7 +311,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _objective,
     engines,
     _passed_through,
-    _data,
-    _outputs,
-    _checkpoints,
+    data,
+    outputs,
+    checkpoints,
 )

@@ -10,9 +10,10 @@ from typing import Literal
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import (
+    PLANNED_ARCHITECTURES,
     ModelShape,
     UnsupportedModel,
-    model_shape,
+    planned_shape,
     read_hf_config,
 )
 
@@ -75,8 +76,17 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
             f"no tokenizer.json in {str(path)!r}",
             "a tokenizer beside config.json",
             "save one there with AutoTokenizer(...).save_pretrained",
+            "error_when_training",
         )
     yield from _weights(path)
+    if shape.family in PLANNED_ARCHITECTURES.values():
+        yield Problem(
+            "model.path",
+            f"a {shape.family} model",
+            "a family with a table of names (docs/converters.md)",
+            "plan with it; training it is not built",
+            "error_when_training",
+        )
     yield shape
 
 
@@ -91,7 +101,7 @@ def _read_shape(path: Path) -> Problem | ModelShape:
             "point model.path at the folder that holds config.json",
         )
     try:
-        return model_shape(read_hf_config(path))
+        return planned_shape(read_hf_config(path))
     except UnsupportedModel as error:
         return Problem("model.path", f"{error.found} in {file}", error.expected, error.fix)
     except ValueError as error:
@@ -136,7 +146,6 @@ def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[P
     heads = shape.num_heads
     sizes = {
         "num_attention_heads": heads,
-        "num_key_value_heads": shape.num_kv_heads,
         "hidden_size": shape.hidden_size,
     }
     if shape.moe is None:
@@ -148,8 +157,16 @@ def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[P
                 "parallel.tensor",
                 str(tensor),
                 f"a divisor of the model's {name} ({size})",
-                f"set it to one of {_divisors(heads, shape.num_kv_heads)}",
+                f"set it to one of {_divisors(heads, heads)}",
             )
+    groups = shape.num_kv_heads
+    if groups % tensor and tensor % groups:  # fewer than ranks: some hold parts of a head
+        yield Problem(
+            "parallel.tensor",
+            str(tensor),
+            f"a divisor or a multiple of the model's num_key_value_heads ({groups})",
+            f"set it to one of {_divisors(heads, groups)}",
+        )
     engine = config.rollout.tensor_parallel
     if heads % engine:
         yield Problem(

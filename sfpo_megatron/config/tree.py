@@ -187,20 +187,21 @@ class SFPOConfig:
 class DataSource:
     """One source of prompts."""
 
-    source: Literal["reasoning_gym", "jsonl"]
-    """reasoning_gym: a seeded generator; jsonl: lines with `prompt` and `answer`."""
+    source: Literal["reasoning_gym", "jsonl", "parquet"]
+    """reasoning_gym: a seeded generator; jsonl, parquet: rows with `prompt` and `answer`, or with
+    verl's columns."""
     task: str | None = None
     """reasoning_gym: the generator's name, such as chain_sum."""
     args: dict[str, Any] = field(default_factory=dict)
     """reasoning_gym: the generator's settings."""
     size: int | None = None
-    """reasoning_gym: problems to make; jsonl: lines to take (null for all)."""
+    """reasoning_gym: problems to make; else rows to take (null for all)."""
     path: str | None = None
-    """jsonl: the file."""
+    """jsonl, parquet: the file."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size")
-        needed = {"reasoning_gym": ("task", "size"), "jsonl": ("path",)}[self.source]
+        needed = ("task", "size") if self.source == "reasoning_gym" else ("path",)
         for name in needed:
             if getattr(self, name) is None:
                 raise FieldError(name, None, f"a value for source {self.source}", f"set {name}")
@@ -230,7 +231,9 @@ class DataConfig:
 class RewardConfig:
     """The verifiable reward."""
 
-    function: Literal["reasoning_gym", "exact_match", "last_number"] = "reasoning_gym"
+    function: Literal["reasoning_gym", "exact_match", "last_number", "math", "math_boxed"] = (
+        "reasoning_gym"
+    )
     """One of the files in sfpo_megatron/rewards/."""
     timeout_s: float = 2.0
     """A response that takes longer to score gets 0."""

@@ -15,10 +15,13 @@ from typing import Any
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.jsonl import jsonl_rows
+from sfpo_megatron.data.parquet import parquet_rows
 from sfpo_megatron.data.reasoning_gym import derived_seed, reasoning_gym_rows
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.tokenize import tokenized_prompts
 from sfpo_megatron.types import Prompt
+
+_FILES = {"jsonl": jsonl_rows, "parquet": parquet_rows}
 
 
 class PromptStream:
@@ -125,9 +128,10 @@ def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
     names = _names(sources, prefix="" if split == "train" else "eval.")
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         key = f"data.{split}[{number}]"
-        if source.source == "jsonl":
+        if source.source in _FILES:
             assert source.path is not None  # DataSource refuses it
-            yield from bad.good(jsonl_rows(source.path, size=source.size, key=key, name=name))
+            read = _FILES[source.source]
+            yield from bad.good(read(source.path, size=source.size, key=key, name=name))
         else:
             assert source.task is not None and source.size is not None
             # eval: no run seed in it, see eval_prompts

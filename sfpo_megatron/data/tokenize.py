@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.columns import SYSTEM
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.types import Prompt
@@ -46,8 +47,9 @@ def tokenized_prompts(
 
 def _text(row: Row, config: RunConfig, tokenizer: Any) -> str:
     question = row.question + config.data.prompt_suffix
+    system = row.metadata.get(SYSTEM)
     if not config.data.chat_template:
-        return question
+        return f"{system}\n\n{question}" if system else question
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
             "data.chat_template",
@@ -55,6 +57,7 @@ def _text(row: Row, config: RunConfig, tokenizer: Any) -> str:
             expected="a tokenizer with a chat template",
             fix="set data.chat_template=false, or add chat_template.jinja to the model directory",
         )
-    message = [{"role": "user", "content": question}]
-    text: str = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return text

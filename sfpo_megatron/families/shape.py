@@ -9,8 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.families.rope import RopeScaling, refused_rope, rope_scaling, rope_settings
+
 SUPPORTED_ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
     "MixtralForCausalLM": "mixtral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
@@ -18,18 +21,14 @@ SUPPORTED_ARCHITECTURES = {
 }
 """`architectures[0]` of config.json -> family file."""
 MOE_FAMILIES = ("mixtral", "qwen3_moe")
+PLANNED_ARCHITECTURES = {"DeepseekV3ForCausalLM": "deepseek_v3"}
+"""`check` and `plan` read these; there is no table of names for them, so nothing trains them."""
 
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
     "vocab_size",
 )
-_LLAMA3_ROPE = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Megatron-Core fixes these of Llama 3's frequency scaling and leaves the factor free."""
 
 
 class UnsupportedModel(ValueError):
@@ -44,7 +43,7 @@ class UnsupportedModel(ValueError):
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class MoEShape:
-    """The experts of a layer; every layer has them."""
+    """The experts of a layer."""
 
     num_experts: int
     experts_per_token: int
@@ -54,6 +53,22 @@ class MoEShape:
     """The chosen experts' probabilities are divided by their sum."""
     aux_loss_coef: float
     """The model's own load-balancing coefficient, for where that loss is turned on."""
+    num_dense_layers: int = 0
+    """First layers, which have an MLP in place of experts."""
+    shared_ffn_size: int = 0
+    """Hidden units of the expert that every token passes."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class MLAShape:
+    """Multi-head latent attention: q, k and v are made from short vectors."""
+
+    query_rank: int
+    kv_rank: int
+    nope_dim: int
+    """Of a head's query and key: without rotation."""
+    rope_dim: int
+    value_dim: int
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -66,6 +81,7 @@ class ModelShape:
     ffn_size: int
     """Hidden units of a dense MLP (mixture-of-experts families have none)."""
     moe: MoEShape | None = None
+    mla: MLAShape | None = None
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -75,9 +91,12 @@ class ModelShape:
     qk_norm: bool
     norm_eps: float
     rope_base: float
-    rope_factor: float | None
-    """Of Llama 3's frequency scaling; None without it."""
+    rope_scaling: RopeScaling | None = None
     max_position: int
+    window: int | None = None
+    """Tokens that a query of a windowed layer sees, its own included."""
+    windowed: tuple[bool, ...] = ()
+    """Layer by layer: attends within `window` only. Empty without a window."""
 
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """Vocabulary rows in Megatron: each tensor-parallel rank holds the same number."""
@@ -104,16 +123,44 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4)."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = found.get("rope_type", found.get("type", "default"))
-    theta = found.get("rope_theta", config.get("rope_theta", 10000.0))
-    return {**found, "rope_type": kind, "rope_theta": float(theta)}
+def _windowed(config: dict[str, Any], family: str) -> tuple[bool, ...]:
+    """Which layers attend within config.json's sliding_window; empty where none does."""
+    num_layers, types = int(config["num_hidden_layers"]), config.get("layer_types")
+    if family in ("llama", "deepseek_v3") or not config.get("sliding_window"):
+        return ()
+    if family.startswith("qwen") and not config.get("use_sliding_window"):
+        return ()
+    if family in ("qwen2", "qwen3"):
+        first = config.get("max_window_layers", num_layers)
+        sliding = [i >= first for i in range(num_layers)]
+        if isinstance(types, list):
+            sliding = [kind == "sliding_attention" for kind in types]
+        return tuple(sliding) if any(sliding) else ()
+    return (True,) * num_layers
+
+
+def _mla_shape(config: dict[str, Any]) -> MLAShape:
+    names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    sizes = [config.get(name) for name in names]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UnsupportedModel(f"{names} = {sizes}", "five positive integers")
+    query, kv, nope, rope, value = (int(size) for size in sizes if size)
+    return MLAShape(query_rank=query, kv_rank=kv, nope_dim=nope, rope_dim=rope, value_dim=value)
 
 
 def _moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
     """Sizes of the experts; None for a dense family."""
+    if family == "deepseek_v3":
+        size = int(config["moe_intermediate_size"])
+        return MoEShape(
+            num_experts=int(config["n_routed_experts"]),
+            experts_per_token=int(config["num_experts_per_tok"]),
+            ffn_size=size,
+            normalize_topk=bool(config.get("norm_topk_prob")),
+            aux_loss_coef=0.0,
+            num_dense_layers=int(config.get("first_k_dense_replace") or 0),
+            shared_ffn_size=size * int(config.get("n_shared_experts") or 0),
+        )
     if family not in MOE_FAMILIES:
         return None
     # transformers 5 writes Qwen3-MoE's num_experts under Mixtral's name.
@@ -149,20 +196,18 @@ def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str,
         yield f"decoder_sparse_step {config['decoder_sparse_step']}", "experts in every layer"
     if config.get("shared_expert_intermediate_size") or config.get("n_shared_experts"):
         yield "shared experts", "routed experts only"
-    if family == "mixtral" and config.get("sliding_window"):
-        yield f"sliding_window {config['sliding_window']}", "full attention"
 
 
-def _family(config: dict[str, Any]) -> str:
+def _family(config: dict[str, Any], known: dict[str, str]) -> str:
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in SUPPORTED_ARCHITECTURES:
+    if name not in known:
         raise UnsupportedModel(
             f"architecture {name}",
             f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
             "choose a model of these families",
         )
-    return SUPPORTED_ARCHITECTURES[name]
+    return known[name]
 
 
 def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -177,27 +222,17 @@ def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
 
 
-def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _refused(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
     """(found, expected[, what to do]) of what any family may ask for and nobody here does."""
     if config.get("quantization_config") is not None:
         fix = "use the model before quantization"
         yield "quantization_config", "unquantized weights", fix
-    rope = _rope(config)
-    kind, fix = rope["rope_type"], "use a model without it"
-    if kind not in ("default", "llama3"):
-        yield f"rope type {kind}", "rope type default or llama3", fix
-    if kind == "llama3":
-        if not rope.get("factor"):
-            yield "rope type llama3 without a factor", "one", "restore the model's config.json"
-        for name, value in _LLAMA3_ROPE.items():
-            if rope.get(name) != value:
-                yield f"{name} {rope.get(name)} of rope type llama3", f"{value:g}", fix
-    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        yield f"partial_rotary_factor {partial}", "rotary embeddings on the whole head"
-    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
-        fix = "set use_sliding_window to false in config.json if the context fits the window"
-        yield "sliding-window attention", "full attention", fix
+    types, num_layers = config.get("layer_types"), config["num_hidden_layers"]
+    if isinstance(types, list) and len(types) != num_layers:
+        fix = "restore the model's config.json"
+        yield f"{len(types)} layer_types", f"one for each of {num_layers} layers", fix
+    if family == "llama" and "sliding_attention" in (types or ()):
+        yield "sliding-window attention in a Llama", "full attention", "choose another model"
     if config.get("hidden_act", "silu") != "silu":
         yield f"hidden_act {config['hidden_act']}", "silu", "choose a model with a SwiGLU MLP"
     if config.get("attention_bias"):
@@ -208,11 +243,32 @@ def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def model_shape(config: dict[str, Any]) -> ModelShape:
     """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
-    family = _family(config)
-    findings = chain(_broken(config), _refused(config), _refused_experts(config, family))
+    family = _family(config, SUPPORTED_ARCHITECTURES)
+    findings = chain(
+        _broken(config),
+        _refused(config, family),
+        refused_rope(config),
+        _refused_experts(config, family),
+    )
     if first := next(findings, None):
         raise UnsupportedModel(*first)
-    rope = _rope(config)
+    return _shape(config, family)
+
+
+def planned_shape(config: dict[str, Any]) -> ModelShape:
+    """`model_shape`, and the sizes of families that can only be planned."""
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name not in PLANNED_ARCHITECTURES:
+        return model_shape(config)
+    if first := next(_broken(config), None):
+        raise UnsupportedModel(*first)
+    return _shape(config, PLANNED_ARCHITECTURES[name])
+
+
+def _shape(config: dict[str, Any], family: str) -> ModelShape:
+    planned = family in PLANNED_ARCHITECTURES.values()
+    windowed = _windowed(config, family)
     num_heads = int(config["num_attention_heads"])
     return ModelShape(
         family=family,
@@ -220,6 +276,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         hidden_size=int(config["hidden_size"]),
         ffn_size=int(config["intermediate_size"]),
         moe=_moe_shape(config, family),
+        mla=_mla_shape(config) if family == "deepseek_v3" else None,
         num_heads=num_heads,
         num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
         head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
@@ -228,7 +285,9 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
         qkv_bias=family == "qwen2",
         qk_norm=family in ("qwen3", "qwen3_moe"),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_base=rope["rope_theta"],
-        rope_factor=float(rope["factor"]) if rope["rope_type"] == "llama3" else None,
+        rope_base=rope_settings(config)["rope_theta"],
+        rope_scaling=None if planned else rope_scaling(config),
         max_position=int(config.get("max_position_embeddings", 32768)),
+        window=int(config["sliding_window"]) if windowed else None,
+        windowed=windowed,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sfpo_megatron.families import llama, mixtral, qwen2, qwen3, qwen3_moe
+from sfpo_megatron.families import llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
 from sfpo_megatron.families.rules import Rule
 from sfpo_megatron.families.shape import ModelShape
 
 _LAYER_RULES = {
     "llama": llama.LAYER,
+    "mistral": mistral.LAYER,
     "mixtral": mixtral.LAYER,
     "qwen2": qwen2.LAYER,
     "qwen3": qwen3.LAYER,

@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 
 
@@ -55,9 +56,14 @@ class PackedAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        if dropout or config.window_size or config.softmax_type != "vanilla":
-            raise ValueError("the torch attention has no dropout, window or softmax offset; use TE")
+        if dropout or config.softmax_type != "vanilla":
+            raise ValueError("the torch attention has no dropout and no softmax offset; use TE")
         self.scale = softmax_scale
+        windowed = is_layer_window_attention(
+            config.window_size, config.window_attn_skip_freq, layer_number
+        )
+        self.left = config.window_size[0] if windowed else None
+        """Keys to the left of its own that a query sees; None for all."""
 
     def forward(
         self,
@@ -100,8 +106,17 @@ class PackedAttention(torch.nn.Module):
             out = x.new_zeros(num * longest, *x.shape[1:]).index_copy(0, index, x)
             return out.view(num, longest, *x.shape[1:]).transpose(1, 2)
 
+        mask = None
+        if self.left is not None and longest > self.left + 1:
+            mask = torch.ones(longest, longest, dtype=torch.bool, device=query.device).tril()
+            mask = mask.triu(-self.left)
         out = F.scaled_dot_product_attention(
-            padded(query), padded(key), padded(value), is_causal=True, scale=self.scale
+            padded(query),
+            padded(key),
+            padded(value),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
         )
         return out.transpose(1, 2).flatten(0, 1)[index].flatten(1)
 

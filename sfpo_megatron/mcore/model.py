@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from torch import Tensor
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.rope import inverse_frequencies
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.experts import canonical_name, expert_fields
@@ -88,6 +89,7 @@ def transformer_config(
         "overlap_p2p_comm": parallel.virtual_pipeline is not None,
         "batch_p2p_comm": parallel.virtual_pipeline is None,
         "moe_token_dispatcher_type": "alltoall",  # the default refuses variable lengths
+        **_window_fields(shape),
         **expert_fields(shape, parallel, capabilities),
         "use_cpu_initialization": not cuda,
         "perform_initialization": False,  # every weight is loaded
@@ -99,6 +101,14 @@ def transformer_config(
         "apply_rope_fusion": cuda and capabilities.layers == "te",
     }
     return overridden("transformer", TransformerConfig, fields, config.megatron.transformer)
+
+
+def _window_fields(shape: ModelShape) -> dict[str, Any]:
+    """Sliding-window attention: tokens to the left of a query, and the layers that have it."""
+    if shape.window is None:
+        return {}
+    layers = [int(windowed) for windowed in shape.windowed]
+    return {"window_size": (shape.window - 1, 0), "window_attn_skip_freq": layers}
 
 
 def _block_spec(config: TransformerConfig, layers: str, vp_stage: int | None) -> Any:
@@ -139,12 +149,19 @@ def build_chunks(
                 share_embeddings_and_output_weights=shape.tied_embeddings,
                 position_embedding_type="rope",
                 rotary_base=shape.rope_base,
-                rope_scaling=shape.rope_factor is not None,
-                rope_scaling_factor=shape.rope_factor or 8.0,
                 vp_stage=stage,
             )
         )
+        if shape.rope_scaling is not None:
+            _scale_rope(chunks[-1], shape)
     return chunks
+
+
+def _scale_rope(model: GPTModel, shape: ModelShape) -> None:
+    """Megatron's own scaling has Llama 3's constants built in; here they are the model's."""
+    frequencies = inverse_frequencies(shape.head_dim, shape.rope_base, shape.rope_scaling)
+    rope = model.rotary_pos_emb
+    rope.inv_freq = rope.inv_freq.new_tensor(frequencies)
 
 
 def unwrapped(chunk: torch.nn.Module) -> GPTModel:

@@ -46,6 +46,8 @@ PRIVATE_NAMES: dict[str, str] = {
     "param_gather_dispatched": "bucket group: false while a gather is due",
     # the model
     "decoder": "GPTModel: its layers",
+    "rotary_pos_emb": "GPTModel: its rotary embedding, on every stage",
+    "inv_freq": "RotaryEmbedding: radians a position, [head_dim / 2]",
     "pre_process": "GPTModel: this chunk has the embedding",
     "layer_number": "TransformerLayer: global, from 1",
     "submodules_config": "TransformerLayer: has sharded_state_dict_keys_map",

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from sfpo_megatron.families.rules import cut, hf_shapes, merge
+from sfpo_megatron.families.hf_files import HFCheckpoint
+from sfpo_megatron.families.rules import cut, merge
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.table import rule_by_name, rules_of
+from sfpo_megatron.families.table import rule_by_name
 from sfpo_megatron.mcore.model import named_params
-
-
-class HFCheckpoint:
-    """The tensors of a Hugging Face directory by name, read lazily; checked against the model."""
-
-    def __init__(self, directory: str | Path, shape: ModelShape) -> None:
-        self._directory = Path(directory)
-        index = self._directory / "model.safetensors.index.json"
-        if index.exists():
-            self._file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        else:
-            self._file_of = {}
-            for file in sorted(self._directory.glob("*.safetensors")):
-                with safe_open(file, framework="pt") as handle:
-                    self._file_of.update(dict.fromkeys(handle.keys(), file.name))
-        if not self._file_of:
-            raise FileNotFoundError(f"{self._directory}: found no *.safetensors, expected weights")
-        expected = {name for rule in rules_of(shape) for name in rule.hf}
-        found = {n for n in self._file_of if not n.endswith("rotary_emb.inv_freq")}
-        if shape.tied_embeddings:
-            found.discard("lm_head.weight")  # some exports repeat the embedding
-        for problem, names in (("missing", expected - found), ("unknown", found - expected)):
-            if names:
-                raise ValueError(
-                    f"{self._directory}: {problem} tensors for a {shape.family} model: "
-                    f"{', '.join(sorted(names)[:5])} ({len(names)} in all)"
-                )
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self._directory / self._file_of[name], framework="pt") as handle:
-            return handle.get_tensor(name)
 
 
 @torch.no_grad()
@@ -63,13 +31,7 @@ def load_hf_weights(
     table = rule_by_name(shape)
     for name, param in named_params(chunks):
         rule = table[name]
-        parts = [checkpoint[hf_name] for hf_name in rule.hf]
-        for hf_name, part, wanted in zip(rule.hf, parts, hf_shapes(rule, shape), strict=True):
-            if tuple(part.shape) != wanted:
-                raise ValueError(
-                    f"{directory}: {hf_name}: found shape {tuple(part.shape)}, expected {wanted} "
-                    "from config.json"
-                )
+        parts = checkpoint.parts(rule)
         rank, size = expert_tensor if rule.expert else tensor
         param.copy_(cut(rule, merge(rule, parts, shape), shape, rank=rank, size=size))
         _mark_tensor_parallel(param, rule.tp_dim)

@@ -10,10 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-MAX_SHARD_BYTES = 5 * 1024**3
-"""A new file starts before a tensor would push one past this (transformers' own default)."""
-
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
+from sfpo_megatron.families.hf_files import MAX_SHARD_BYTES, copy_companions, replace_directory
 
 
 def export_hf(
@@ -40,13 +37,8 @@ def export_hf(
     aside.mkdir(parents=True)
     shards = _write_shards(source, aside, max_shard_bytes)
     _name_shards(aside, shards)
-    _copy_companions(Path(model_path), aside, dtype)
-    old = out.with_name(out.name + ".old")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    aside.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    copy_companions(Path(model_path), aside, dtype)
+    replace_directory(aside, out)
 
 
 def _write_shards(
@@ -83,14 +75,3 @@ def _name_shards(directory: Path, shards: list[list[tuple[str, int]]]) -> None:
     total = sum(size for entries in shards for _, size in entries)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _copy_companions(source: Path, out: Path, dtype: str) -> None:
-    """Everything beside the weights that loads with them."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
-            shutil.copyfile(file, out / file.name)
-    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
-    config["dtype"] = dtype
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

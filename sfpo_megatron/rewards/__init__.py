@@ -15,6 +15,8 @@ VERIFIERS = {
     "reasoning_gym": "sfpo_megatron.rewards.reasoning_gym",
     "exact_match": "sfpo_megatron.rewards.exact_match",
     "last_number": "sfpo_megatron.rewards.last_number",
+    "math": "sfpo_megatron.rewards.math",
+    "math_boxed": "sfpo_megatron.rewards.math_boxed",
 }
 """reward.function -> the module; imported when asked for."""
 

@@ -11,9 +11,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import Case, Jobs
+from references import MODELS, MOE_MODELS, MORE_MODELS
 
 MATRIX_SIZE = 100
 """Cases with figures from which on a run was that of the whole matrix."""
+
+NUM_FAMILIES = len(MODELS + MOE_MODELS + MORE_MODELS)
+"""Cases of test_convert.py from which on a run was that of all families."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +42,11 @@ def jobs(
     )
     jobs = Jobs(cases, directory)
     yield jobs
-    if len(jobs.figures) >= MATRIX_SIZE:
-        from benchmarks.common import provenance
+    from benchmarks.common import provenance
 
+    families = {name: f for name, f in jobs.figures.items() if name.startswith("test_convert:")}
+    if len(families) == NUM_FAMILIES:
+        rows = {name.partition("[")[2].rstrip("]"): figures for name, figures in families.items()}
+        provenance.write_cpu("converters", {"logits_against_transformers": rows})
+    if len(jobs.figures) >= MATRIX_SIZE:
         provenance.write_cpu("sfpo_exactness", {"cases": jobs.figures})

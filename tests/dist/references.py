@@ -25,6 +25,9 @@ _QWEN3_MOE: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,  # not the dense size
 }
+MORE_MODELS = ["mistral_untied", "qwen2win_tied", "llamarope_tied", "llamalinear_untied"]
+"""A window of 5 tokens, in all layers or in the last two; stretched rotary embeddings, and one head
+of keys and values: fewer than tensor-parallel ranks."""
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
@@ -32,6 +35,29 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moe": ("Qwen3MoeConfig", _QWEN3_MOE | {"norm_topk_prob": True}),
     "qwen3moeraw": ("Qwen3MoeConfig", _QWEN3_MOE | {"norm_topk_prob": False}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mistral": ("MistralConfig", {"sliding_window": 5}),
+    "qwen2win": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "llamarope": (
+        "LlamaConfig",
+        {
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,  # the sequences are longer
+            },
+        },
+    ),
+    "llamalinear": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
 }
 SEQUENCES = (7, 20, 13)
 """Lengths of the three sequences whose logits are compared."""
@@ -52,20 +78,20 @@ def make_model(name: str, directory: Path) -> torch.nn.Module:
 
     kind, tie = name.split("_")
     config_class, extra = KINDS[kind]
-    config = getattr(transformers, config_class)(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=96,
-        intermediate_size=160,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=256,
-        tie_word_embeddings=tie == "tied",
-        initializer_range=0.1,
-        **extra,
-    )
-    torch.manual_seed((MODELS + MOE_MODELS).index(name))
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": tie == "tied",
+        "initializer_range": 0.1,
+    }
+    config = getattr(transformers, config_class)(**sizes | extra)
+    torch.manual_seed((MODELS + MOE_MODELS + MORE_MODELS).index(name))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     if name in MOE_MODELS:
         model.set_experts_implementation("eager")  # the default has no float64
@@ -119,7 +145,7 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
     batches = [make_batch(step) for step in range(NUM_STEPS)]
     for step, batch in enumerate(batches):
         save_file(batch, directory / f"batch{step}.safetensors")
-    for name in MODELS + MOE_MODELS:
+    for name in MODELS + MOE_MODELS + MORE_MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
         if name in (*TRAINED, TRAINED_MOE):

@@ -1,6 +1,6 @@
 """Megatron's logits equal transformers', for every family, layout, packed and alone.
 
-Not exercised here: Llama-3 rope scaling, context parallelism, CUDA kernels.
+Not exercised here: context parallelism, CUDA kernels.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import EP2, EP2PP2, PP2, SP2, SP2EP2, TP1, TP2, TP2PP2, VPP2, on_ranks
-from references import MODELS, MOE_MODELS, SEQUENCES, VOCAB_SIZE
+from references import MODELS, MOE_MODELS, MORE_MODELS, SEQUENCES, VOCAB_SIZE
 from safetensors.torch import load_file
 from torch import Tensor
 
 if TYPE_CHECKING:
     from workbench import Workbench
 
+    from sfpo_megatron.mcore.setup import Policy
+
 
 def check_logits(bench: Workbench, model: str, bound: float, **settings: Any) -> None:
     """max |ours - transformers'| <= bound * max |transformers'|."""
+    check_logits_of(bench, bench.policy(model, **settings), model, bound)
+
+
+def check_logits_of(bench: Workbench, policy: Policy, model: str, bound: float) -> None:
     from sfpo_megatron.batching import PackRow, pack
 
-    policy = bench.policy(model, **settings)
     expected = load_file(bench.directory / f"{model}.logits.safetensors")
     rows = [
         PackRow(
@@ -38,8 +43,11 @@ def check_logits(bench: Workbench, model: str, bound: float, **settings: Any) ->
     padded = policy.shape.padded_vocab_size(bench.layout.tensor)
     assert packed is not None and packed.shape[1] == padded
 
+    bench.figures["max_difference"] = 0.0
+
     def close(name: str, got: Tensor, wanted: Tensor) -> None:
         error = (got - wanted).abs().max() / wanted.abs().max()
+        bench.figures["max_difference"] = max(bench.figures["max_difference"], float(error))
         assert error <= bound, f"{name}: relative error {error:.2e} > {bound}"
 
     logits = expected["logits"]
@@ -67,6 +75,12 @@ def test_logits_equal_transformers(bench: Workbench, model: str) -> None:
 )
 def test_moe_logits_equal_transformers(bench: Workbench, model: str) -> None:
     """Experts on one rank and over two; every rank gives its own tokens, and gets them back."""
+    check_logits(bench, model, 1e-4)
+
+
+@on_ranks(TP1, TP2, SP2, PP2, TP2PP2, only=[], model=MORE_MODELS)
+def test_windows_and_scaled_rope(bench: Workbench, model: str) -> None:
+    """In `make test` test_convert.py holds these at TP2 x PP2."""
     check_logits(bench, model, 1e-4)
 
 

@@ -112,6 +112,16 @@ def test_every_layout_trains_like_tp1(bench: Workbench, model: str) -> None:
     compare(got, bench.load(f"{model}.tp1"), loss_bound=1e-5, weight_bound=1e-4)
 
 
+@on_ranks(TP1, TP2, SP2, needs=TP1, only=[], model=["llamarope_tied"])
+def test_fewer_kv_heads_than_ranks(bench: Workbench, model: str) -> None:
+    """One head of keys and values over two ranks: each makes a part of it, and gathers the rest."""
+    got = train(bench, model)
+    if bench.layout == TP1:
+        bench.save(f"{model}.tp1", *got)
+        return
+    compare(got, bench.load(f"{model}.tp1"), loss_bound=1e-5, weight_bound=1e-4)
+
+
 @on_ranks(PP2DP2, needs=None, model=["qwen2_tied"])
 def test_four_ranks_train_like_the_plain_trainer(bench: Workbench, model: str) -> None:
     """PP2 x DP2, with Megatron's overlapped grad reduce and param gather."""

@@ -19,6 +19,12 @@ __all__ = ["here"]  # the fixture
 MISSING = {
     "weights": ({"weights": False}, (), "no *.safetensors"),
     "hub_id": ({}, ("model.path=owner/name",), "the hub id 'owner/name'"),
+    "tokenizer": ({"tokenizer": False}, (), "no tokenizer.json"),
+    "jsonl": (
+        {},
+        ("data.train=[{source: jsonl, path: none.jsonl}]", "reward.function=last_number"),
+        "no file 'none.jsonl'",
+    ),
     "data_null": ({}, ("parallel.data=null",), "null with no ranks running"),
 }
 
@@ -28,7 +34,8 @@ def test_warning_in_check_error_in_train(
     here: Path, model_dir: Callable[..., Path], name: str
 ) -> None:
     model, overrides, found = MISSING[name]
-    (here / "model/model.safetensors").unlink()
+    for file in (here / "model").iterdir():
+        file.unlink()
     model_dir(**model)
     (warning,) = run_check(*overrides)
     assert warning.startswith("warning: run.yaml: ")

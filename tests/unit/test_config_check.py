@@ -63,14 +63,14 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-JSONL = "data.train=[{source: jsonl, path: none.jsonl}]"
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
     # layout
     "heads_by_tp": case(
         "parallel.tensor", "4", "num_attention_heads (6)", "one of 1, 2", "parallel.tensor=4"),
     "kv_heads_by_tp": case(
-        "parallel.tensor", "3", "num_key_value_heads (2)", "one of 1, 2", "parallel.tensor=3"),
+        "parallel.tensor", "3", "multiple of the model's num_key_value_heads (2)",
+        "one of 1, 2", "parallel.tensor=3"),
     "hidden_by_tp": case(
         "parallel.tensor", "2", "hidden_size (193)", "one of", "parallel.tensor=2",
         hidden_size=193, head_dim=32),
@@ -139,9 +139,6 @@ CASES = {
     "router_without_gradient": case(
         "model.path", "num_experts_per_tok 1, normalized", "2 or more", "choose",
         **{**MOE, "num_experts_per_tok": 1}),
-    "mixtral_window": case(
-        "model.path", "sliding_window 4096", "full attention", "choose",
-        **MIXTRAL, sliding_window=4096),
     "world_size": case(
         "parallel", "4 ranks", "2 (data 1 x tensor 2", "start that many ranks",
         "parallel.tensor=2", world_size=4),
@@ -189,9 +186,6 @@ CASES = {
     "a_file": case(
         "model.path", "a file, not a directory", "model directory", "folder that holds config",
         "model.path=model/config.json"),
-    "no_tokenizer": case(
-        "model.path", "no tokenizer.json", "beside config.json", "save_pretrained",
-        tokenizer=False),
     "architecture": case(
         "model.path", "architecture GemmaForCausalLM", "Qwen2ForCausalLM", "choose",
         architectures=["GemmaForCausalLM"]),
@@ -210,23 +204,26 @@ CASES = {
         "model.path", "quantization_config", "unquantized weights", "before quantization",
         quantization_config={"quant_method": "fp8"}),
     "rope": case(
-        "model.path", "rope type yarn", "default or llama3", "use a model",
+        "model.path", "rope type yarn", "default, linear or llama3", "use a model",
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
     "rope_transformers_4": case(
-        "model.path", "rope type linear", "default or llama3", "use a model",
-        rope_parameters=None, rope_scaling={"type": "linear", "factor": 2}),
-    "rope_of_another_llama": case(
-        "model.path", "high_freq_factor 8.0 of rope type llama3", "4", "use a model",
-        rope_parameters={**LLAMA3_ROPE, "high_freq_factor": 8.0}),
+        "model.path", "rope type dynamic", "default, linear or llama3", "use a model",
+        rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2}),
+    "rope_of_half_a_llama": case(
+        "model.path", "rope type llama3 without high_freq_factor", "a number", "restore",
+        rope_parameters={**LLAMA3_ROPE, "high_freq_factor": None}),
     "rope_without_factor": case(
         "model.path", "rope type llama3 without a factor", "one", "restore",
         rope_parameters={**LLAMA3_ROPE, "factor": None}),
     "partial_rotary": case(
         "model.path", "partial_rotary_factor 0.5", "the whole head", "choose",
         partial_rotary_factor=0.5),
-    "sliding_window": case(
-        "model.path", "sliding-window attention", "full attention", "set use_sliding_window",
-        use_sliding_window=True),
+    "layer_types": case(
+        "model.path", "1 layer_types", "one for each of 4 layers", "restore",
+        layer_types=["full_attention"]),
+    "llama_window": case(
+        "model.path", "sliding-window attention in a Llama", "full attention", "choose",
+        architectures=["LlamaForCausalLM"], layer_types=["sliding_attention"] * 4),
     "activation": case("model.path", "hidden_act gelu", "silu", "SwiGLU", hidden_act="gelu"),
     "mlp_bias": case("model.path", "mlp_bias", "no MLP bias", "choose", mlp_bias=True),
     "attention_bias": case(
@@ -235,9 +232,6 @@ CASES = {
         "objective.overlong.buffer_tokens", "40", "at most rollout.max_response_tokens (32)",
         "shorten the buffer", "objective.overlong.buffer_tokens=40"),
     # files and sections against one another
-    "jsonl_not_there": case(
-        "data.train.0.path", "no file 'none.jsonl'", "a jsonl file", "correct the path", JSONL,
-        "reward.function=last_number"),
     "jsonl_with_gym_reward": case(
         "reward.function", "data.train.0.source jsonl", "only needs the answer", "exact_match",
         ROWS),

@@ -208,7 +208,7 @@ def test_shape_reads_both_rope_spellings() -> None:
         ({"architectures": None}, "architecture None"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention"]}, "1 layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ],

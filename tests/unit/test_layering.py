@@ -21,7 +21,7 @@ PACKAGE = ROOT / "sfpo_megatron"
 LAYER = {
     "sfpo": 0, "snapshots": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0,
     "families": 0, "data": 0, "rewards": 0, "planner": 0, "checkpoints": 0, "stopping": 0,
-    "mcore": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
+    "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "step_metrics": 2, "run_io": 2, "rollout_feed": 2, "sft": 2, "evaluate": 2,
     "report": 2, "run_state": 2,
     "cli": 3, "__main__": 3, "launcher": 3, "rendezvous": 3, "worker": 3, "doctor": 3,
@@ -43,6 +43,7 @@ TORCH_FREE = (
     "families/shape.py",
     "checkpoints/",
     "stopping.py",
+    "families/rope.py",
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 
@@ -147,7 +148,9 @@ def test_the_checks_find_faults(
 HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotlib"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"]]
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """`-X importtime` lists every module that was imported, on stderr."""
     config = tmp_path / "run.yaml"

@@ -1,0 +1,66 @@
+"""Find the torch_dist directory that a path means, and the Hugging Face files that go with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from sfpo_megatron.convert.torch_dist import CheckpointError, is_torch_dist
+
+TRACKER = "latest_checkpointed_iteration.txt"
+LATEST, RUN_STATE, MANIFEST = "latest", "run_state.json", "manifest.json"
+"""The trainer's own (its folder RUN/checkpoints/, and inside of a checkpoint)."""
+HF_FILES = "hf"
+"""Where the converter puts config.json and tokenizer, beside the weights."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Located:
+    """A checkpoint on the disk."""
+
+    kind: Literal["native", "megatron_lm"]
+    directory: Path
+    """The torch_dist directory."""
+
+
+def locate(path: Path) -> Located:
+    """The checkpoint that `path` is; of a folder with several, the one that its pointer names."""
+    for candidate in (path, _pointed_at(path), _pointed_at(path / "checkpoints")):
+        if candidate is not None and is_torch_dist(candidate):
+            native = (candidate / RUN_STATE).is_file() or (candidate / MANIFEST).is_file()
+            return Located(kind="native" if native else "megatron_lm", directory=candidate)
+    raise CheckpointError(
+        f"{path}: found no torch_dist checkpoint, expected a directory with .metadata and "
+        f"metadata.json, or a folder with {TRACKER} or `{LATEST}`; older Megatron formats are "
+        "converted by Megatron-LM's --ckpt-convert-format torch_dist"
+    )
+
+
+def _pointed_at(folder: Path) -> Path | None:
+    for pointer in (folder / TRACKER, folder / LATEST):
+        if pointer.is_file():
+            text = pointer.read_text(encoding="utf-8").strip()
+            return folder / (f"iter_{int(text):07d}" if text.isdigit() else text)
+    return None
+
+
+def hf_files(found: Located) -> Path:
+    """The directory with the model's config.json: put there by the converter, or the model.path of
+    the run that the checkpoint belongs to. CheckpointError if there is neither."""
+    directory = found.directory
+    for folder in (directory, directory.parent):
+        if (folder / HF_FILES / "config.json").is_file():
+            return folder / HF_FILES
+    for folder in directory.parents[:2]:
+        if (folder / "config.yaml").is_file():
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            path = Path(config["model"]["path"]).expanduser()
+            if (path / "config.json").is_file():
+                return path
+    raise CheckpointError(
+        f"{directory}: found no {HF_FILES}/config.json beside it and no run's config.yaml, "
+        "expected the model's config.json and tokenizer; give their directory with --hf"
+    )

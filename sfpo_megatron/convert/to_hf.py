@@ -1,0 +1,127 @@
+"""A torch_dist checkpoint of the trainer or of Megatron-LM -> a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfpo_megatron.convert.keys import Place, find, weights
+from sfpo_megatron.convert.locate import Located, hf_files, locate
+from sfpo_megatron.convert.progress import Progress
+from sfpo_megatron.convert.torch_dist import CheckpointError, TorchDistReader
+from sfpo_megatron.families.hf_files import (
+    MAX_SHARD_BYTES,
+    SafetensorsWriter,
+    TensorSpec,
+    copy_companions,
+    replace_directory,
+)
+from sfpo_megatron.families.rules import Rule, hf_shapes, split
+from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
+from sfpo_megatron.families.table import rules_of
+
+
+class MegatronWeights:
+    """The Hugging Face tensors of a torch_dist checkpoint, made one Megatron tensor at a time.
+
+    CheckpointError names a key that no rule consumes, a rule without its key, a wrong shape.
+    """
+
+    def __init__(self, directory: Path, shape: ModelShape) -> None:
+        self._reader, self._shape = TorchDistReader(directory), shape
+        self._places: list[tuple[Rule, list[Place]]] = []
+        tensors, missing = self._reader.tensors, []
+        for rule in rules_of(shape):
+            places = find(rule, tensors)
+            if places is None:
+                missing.append(rule.megatron)
+                continue
+            self._places.append((rule, places))
+        used = {place.key for _, places in self._places for place in places}
+        unknown = sorted(set(weights(tensors)) - used)
+        for problem, names in (("no key for", missing), ("no rule for key", unknown)):
+            if names:
+                raise CheckpointError(
+                    f"{directory}: found {problem} {', '.join(names[:5])} ({len(names)} in all), "
+                    f"expected the tensors of a {shape.family} model; is it this config.json's?"
+                )
+        for rule, places in self._places:
+            self._check_shape(directory, rule, places)
+
+    def _check_shape(self, directory: Path, rule: Rule, places: list[Place]) -> None:
+        moe, leading = self._shape.moe, len(places[0].index)
+        counts = {"layer": self._shape.num_layers, "expert": moe.num_experts if moe else 0}
+        parts = hf_shapes(rule, self._shape)
+        rows, *rest = sum(part[0] for part in parts), *parts[0][1:]
+        shapes = [self._reader.tensors[place.key].shape for place in places]
+        found = sum(shape[leading] for shape in shapes)
+        if rule.kind == "vocab":
+            found = min(found, rows)  # padding is cut
+        expected = (*(counts[axis] for axis in places[0].axes), rows, *rest)
+        if (*shapes[0][:leading], found, *shapes[0][leading + 1 :]) != expected:
+            raise CheckpointError(
+                f"{directory}: {places[0].key}: found shape {shapes[0]}, expected {expected} from "
+                "config.json; is it this config.json's checkpoint?"
+            )
+
+    def specs(self, dtype: torch.dtype | None) -> list[TensorSpec]:
+        """Every tensor, in the order of `tensors`."""
+        return [
+            TensorSpec(
+                name=name, shape=size, dtype=dtype or self._reader.tensors[places[0].key].dtype
+            )
+            for rule, places in self._places
+            for name, size in zip(rule.hf, hf_shapes(rule, self._shape), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def tensors(
+        self, dtype: torch.dtype | None, progress: Progress | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, tensor); None keeps the checkpoint's dtype."""
+        for rule, places in self._places:
+            parts = [self._reader.read(place.key, place.index) for place in places]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            for name, part in zip(rule.hf, split(rule, whole, self._shape), strict=True):
+                yield name, part.to(dtype or part.dtype)
+            if progress is not None:
+                progress.step(rule.megatron, whole.nbytes)
+
+
+def megatron_to_hf(
+    checkpoint: Path,
+    out: Path,
+    *,
+    hf: Path | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Located:
+    """Write `out` anew, whole or not at all. `hf`: directory of the model's config.json and
+    tokenizer, where they are not found beside the checkpoint."""
+    found = locate(checkpoint)
+    companions = hf or hf_files(found)
+    shape = model_shape(read_hf_config(companions))
+    source = MegatronWeights(found.directory, shape)
+    specs = source.specs(dtype)
+    aside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    copy_companions(companions, aside, _new_dtype(aside, companions, specs[0].dtype))
+    writer = SafetensorsWriter(aside, specs, max_shard_bytes)
+    writer.write(source.tensors(dtype, Progress(len(source))))
+    replace_directory(aside, out)
+    return found
+
+
+def _new_dtype(out: Path, companions: Path, dtype: torch.dtype) -> str | None:
+    """What config.json must say from now on; None if it says so already."""
+    config = json.loads((companions / "config.json").read_text(encoding="utf-8"))
+    name = str(dtype).removeprefix("torch.")
+    return None if config.get("dtype", config.get("torch_dtype")) == name else name

@@ -1,0 +1,119 @@
+"""A Hugging Face directory -> a torch_dist checkpoint that Megatron-LM and the trainer load.
+
+OUT/latest_checkpointed_iteration.txt    "release": weights without an optimizer
+OUT/release/                             torch_dist
+OUT/hf/                                  config.json, tokenizer, chat template...
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from sfpo_megatron.config.tree import ParallelConfig
+from sfpo_megatron.convert.keys import stacked
+from sfpo_megatron.convert.locate import HF_FILES, TRACKER
+from sfpo_megatron.convert.progress import Progress
+from sfpo_megatron.convert.torch_dist import TorchDistWriter
+from sfpo_megatron.families.hf_files import HFCheckpoint, copy_companions, replace_directory
+from sfpo_megatron.families.megatron_args import megatron_lm_args
+from sfpo_megatron.families.rules import Rule, merge
+from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
+from sfpo_megatron.families.table import EMBEDDING, rules_of
+
+RELEASE = "release"
+_WITH_EXTRA_STATE = ("self_attention.linear_qkv", "self_attention.linear_proj")
+
+
+def hf_to_megatron(hf: Path, out: Path, parallel: ParallelConfig) -> None:
+    """Write `out` anew, whole or not at all. ValueError names what does not fit; UnsupportedModel
+    a model of no family here."""
+    shape = model_shape(read_hf_config(hf))
+    _check_layout(shape, parallel)
+    source = HFCheckpoint(hf, shape)
+    aside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / RELEASE).mkdir(parents=True)
+    writer = TorchDistWriter(aside / RELEASE)
+    rules = rules_of(shape)
+    progress = Progress(len(rules))
+    dtype = source.dtypes()[EMBEDDING.hf[0]]
+    for rule in rules:
+        whole = _padded(rule, merge(rule, source.parts(rule), shape), shape, parallel.tensor)
+        _write(writer, rule, whole, shape, parallel)
+        progress.step(rule.megatron, whole.nbytes)
+    for key in _extra_state_keys(shape):
+        writer.object(key, None)
+    arguments = megatron_lm_args(shape, parallel, dtype=str(dtype).removeprefix("torch."))
+    writer.close({"args": arguments, "checkpoint_version": 3.0, "iteration": 0})
+    (aside / HF_FILES).mkdir()
+    copy_companions(hf, aside / HF_FILES, dtype=None)
+    (aside / TRACKER).write_text(RELEASE, encoding="utf-8")
+    replace_directory(aside, out)
+
+
+def _check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
+    experts = shape.moe.num_experts if shape.moe else 1
+    for flag, size, what, total in (
+        ("--tp", parallel.tensor, "attention heads", shape.num_heads),
+        ("--tp", parallel.tensor, "MLP size", shape.ffn_size),
+        ("--pp", parallel.pipeline, "layers", shape.num_layers),
+        ("--ep", parallel.expert, "experts", experts),
+    ):
+        if total % size:
+            raise ValueError(
+                f"{flag}: found {size}, expected a divisor of the model's {what} ({total}); choose "
+                "another (the checkpoint loads into every layout anyway)"
+            )
+
+
+def _padded(rule: Rule, whole: Tensor, shape: ModelShape, tensor: int) -> Tensor:
+    """With the zero rows that make the vocabulary divisible by `tensor`."""
+    if rule.kind != "vocab" or (missing := shape.padded_vocab_size(tensor) - whole.shape[0]) == 0:
+        return whole
+    padded = whole.new_zeros(whole.shape[0] + missing, *whole.shape[1:])
+    padded[:-missing] = whole
+    return padded
+
+
+def _write(
+    writer: TorchDistWriter, rule: Rule, whole: Tensor, shape: ModelShape, parallel: ParallelConfig
+) -> None:
+    """Cut over tensor-parallel ranks as Megatron cuts it when it saves: gate and up apart."""
+    place = stacked(rule.megatron)
+    sizes = {"layer": shape.num_layers, "expert": shape.moe.num_experts if shape.moe else 0}
+    counts = [sizes[axis] for axis in place.axes]
+    size = parallel.expert_tensor if rule.expert else parallel.tensor
+    pieces = 1 if rule.tp_dim is None else size
+    dimension = rule.tp_dim or 0
+    at = 0
+    for chunk in whole.chunk(2 * pieces if rule.kind == "gate_up" else pieces, dim=dimension):
+        start = [0] * whole.dim()
+        start[dimension] = at
+        writer.tensor(
+            place.key,
+            chunk[(None,) * len(place.index)],
+            offsets=(*place.index, *start),
+            shape=(*counts, *whole.shape),
+        )
+        at += chunk.shape[dimension]
+
+
+def _extra_state_keys(shape: ModelShape) -> Iterator[str]:
+    """Empty extra state of every module that asks for it: Megatron-LM's loader is strict. A
+    ShardedObject's key is `name/shard_PLACE_COUNTS`."""
+    layers, prefix = range(shape.num_layers), "decoder.layers."
+    modules = [*_WITH_EXTRA_STATE, "self_attention.core_attention"]
+    if shape.moe is None:
+        modules += ["mlp.linear_fc1", "mlp.linear_fc2"]
+    for module, layer in itertools.product(modules, layers):
+        yield f"{prefix}{module}._extra_state/shard_{layer}_{shape.num_layers}"
+    if shape.moe is not None:
+        count = shape.moe.num_experts
+        for linear, layer, expert in itertools.product((1, 2), layers, range(count)):
+            where = f"shard_{layer}.{expert}_{shape.num_layers}.{count}"
+            yield f"{prefix}mlp.experts.experts.linear_fc{linear}._extra_state/{where}"

@@ -1,0 +1,187 @@
+"""A Hugging Face model directory: tensors read lazily, written one by one, and its other files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from sfpo_megatron.families.rules import Rule, hf_shapes
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import rules_of
+
+MAX_SHARD_BYTES = 5 * 1024**3
+"""A new file starts before a tensor would push one past this (transformers' own default)."""
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""safetensors' names of the dtypes that weights have."""
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
+
+
+class HFCheckpoint:
+    """The tensors of a Hugging Face directory by name, read lazily; checked against the model."""
+
+    def __init__(self, directory: str | Path, shape: ModelShape) -> None:
+        self._directory = Path(directory)
+        self._shape = shape
+        index = self._directory / "model.safetensors.index.json"
+        if index.exists():
+            self._file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        else:
+            self._file_of = {}
+            for file in sorted(self._directory.glob("*.safetensors")):
+                with safe_open(file, framework="pt") as handle:
+                    self._file_of.update(dict.fromkeys(handle.keys(), file.name))
+        if not self._file_of:
+            raise FileNotFoundError(f"{self._directory}: found no *.safetensors, expected weights")
+        expected = {name for rule in rules_of(shape) for name in rule.hf}
+        found = {n for n in self._file_of if not n.endswith("rotary_emb.inv_freq")}
+        if shape.tied_embeddings:
+            found.discard("lm_head.weight")  # some exports repeat the embedding
+        for problem, names in (("missing", expected - found), ("unknown", found - expected)):
+            if names:
+                raise ValueError(
+                    f"{self._directory}: {problem} tensors for a {shape.family} model: "
+                    f"{', '.join(sorted(names)[:5])} ({len(names)} in all)"
+                )
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with safe_open(self._directory / self._file_of[name], framework="pt") as handle:
+            return handle.get_tensor(name)
+
+    def parts(self, rule: Rule) -> list[torch.Tensor]:
+        """The Hugging Face parts of `rule`; ValueError names one of another shape."""
+        found = [self[name] for name in rule.hf]
+        for name, part, wanted in zip(rule.hf, found, hf_shapes(rule, self._shape), strict=True):
+            if tuple(part.shape) != wanted:
+                raise ValueError(
+                    f"{self._directory}: {name}: found shape {tuple(part.shape)}, expected "
+                    f"{wanted} from config.json"
+                )
+        return found
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of every tensor, without reading any."""
+        found = {}
+        for file in sorted(set(self._file_of.values())):
+            with (self._directory / file).open("rb") as handle:
+                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            found.update({n: DTYPES[e["dtype"]] for n, e in header.items() if n != "__metadata__"})
+        return found
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor in a file will be."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class SafetensorsWriter:
+    """Tensors into safetensors files in the order of `specs`, each on disk before the next is made.
+
+    The format wants every size in a file's head, so they must be known before the first byte.
+    """
+
+    def __init__(self, directory: Path, specs: Sequence[TensorSpec], max_bytes: int) -> None:
+        self._directory = directory
+        self._files: list[list[TensorSpec]] = []
+        size = 0
+        for spec in specs:
+            if not self._files or size + spec.num_bytes > max_bytes:
+                self._files.append([])
+                size = 0
+            self._files[-1].append(spec)
+            size += spec.num_bytes
+
+    def names(self) -> list[str]:
+        """File names, as transformers numbers them."""
+        total = len(self._files)
+        if total == 1:
+            return ["model.safetensors"]
+        return [f"model-{number + 1:05d}-of-{total:05d}.safetensors" for number in range(total)]
+
+    def write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """All of them. ValueError if one is not what its spec says."""
+        source = iter(tensors)
+        for name, specs in zip(self.names(), self._files, strict=True):
+            with (self._directory / name).open("wb") as file:
+                file.write(_header(specs))
+                for spec in specs:
+                    found, tensor = next(source)
+                    if (found, tuple(tensor.shape), tensor.dtype) != (
+                        *(spec.name, spec.shape, spec.dtype),
+                    ):
+                        raise ValueError(f"{found}: found {tensor.shape}, expected {spec}")
+                    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                file.flush()
+                os.fsync(file.fileno())
+        if len(self._files) > 1:
+            weight_map = {
+                spec.name: name
+                for name, specs in zip(self.names(), self._files, strict=True)
+                for spec in specs
+            }
+            total = sum(spec.num_bytes for specs in self._files for spec in specs)
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (self._directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _header(specs: Sequence[TensorSpec]) -> bytes:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for spec in specs:
+        end = start + spec.num_bytes
+        header[spec.name] = {
+            "dtype": names[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def copy_companions(source: Path, out: Path, dtype: str | None) -> None:
+    """Everything beside the weights that loads with them: config.json (with `dtype`, if given),
+    tokenizer, chat template, generation config."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
+            shutil.copyfile(file, out / file.name)
+    if dtype is None:
+        return
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    config["dtype"] = dtype
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_directory(aside: Path, out: Path) -> None:
+    """`aside` becomes `out` in one rename; an earlier `out` goes only then."""
+    old = out.with_name(out.name + ".old")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    aside.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,35 @@
+"""Families outside of our tables: NVIDIA's Megatron-Bridge, where it is installed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES, UnsupportedModel
+
+log = logging.getLogger(__name__)
+
+
+def _auto_bridge(error: UnsupportedModel) -> Any:
+    try:
+        from megatron.bridge import AutoBridge
+    except ImportError:
+        raise UnsupportedModel(
+            error.found,
+            f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
+            "choose one of these, or install Megatron-Bridge, which converts others",
+        ) from error
+    log.warning("converting with Megatron-Bridge: unverified here, see docs/verified.md")
+    return AutoBridge
+
+
+def bridge_to_megatron(hf: Path, out: Path, error: UnsupportedModel) -> None:
+    """Convert what `error` says is no family here. UnsupportedModel without Megatron-Bridge."""
+    _auto_bridge(error).import_ckpt(str(hf), str(out))
+
+
+def bridge_to_hf(checkpoint: Path, hf: Path, out: Path, error: UnsupportedModel) -> None:
+    """The way back; `hf`: the model's own directory."""
+    bridge = _auto_bridge(error).from_hf_pretrained(str(hf))
+    bridge.export_ckpt(str(checkpoint), str(out))

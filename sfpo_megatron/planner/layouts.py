@@ -1,0 +1,122 @@
+"""Layouts of a model on some GPUs: which fit, and which of those is the quickest. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sfpo_megatron.config.tree import MegatronConfig, RunConfig
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.planner.hardware import GPUS_PER_NODE, USABLE_MEMORY, Gpu
+from sfpo_megatron.planner.memory import DTYPE_BYTES, RankMemory, num_params, rank_memory
+from sfpo_megatron.planner.time import StepSeconds, Workload, step_seconds
+
+_RECOMPUTE = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
+_POWERS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Option:
+    """A layout that fits."""
+
+    config: RunConfig
+    memory: RankMemory
+    seconds: StepSeconds
+
+    def overrides(self) -> list[str]:
+        """What to write on the command line."""
+        parallel, transformer = self.config.parallel, self.config.megatron.transformer
+        found = [
+            f"parallel.{name}={getattr(parallel, name)}"
+            for name in ("data", "tensor", "pipeline", "expert")
+        ]
+        found.append(f"parallel.sequence={str(parallel.sequence).lower()}")
+        for name in (*_RECOMPUTE, "num_layers_in_last_pipeline_stage"):
+            if name in transformer:
+                found.append(f"megatron.transformer.{name}={transformer[name]}")
+        return found
+
+
+def fullest(shape: ModelShape, config: RunConfig) -> tuple[int, RankMemory]:
+    """(stage, memory) of the rank that needs the most."""
+    # Those between hold fewer microbatches than the first and no embedding.
+    stages = sorted({0, config.parallel.pipeline - 1})
+    return max(
+        ((stage, rank_memory(shape, config, stage=stage)) for stage in stages),
+        key=lambda pair: pair[1].total,
+    )
+
+
+def fits(memory: RankMemory, gpu: Gpu) -> bool:
+    return memory.total <= USABLE_MEMORY * gpu.memory_bytes
+
+
+def recommend(
+    shape: ModelShape, config: RunConfig, gpu: Gpu, gpus: int, work: Workload
+) -> Option | None:
+    """The quickest layout of the trainer on `gpus` GPUs that fits; None if none does."""
+    found = []
+    least = num_params(shape) * DTYPE_BYTES[config.model.dtype]
+    for candidate in _candidates(shape, config, gpus):
+        parallel = candidate.parallel
+        if least > gpu.memory_bytes * parallel.model_size * parallel.expert:
+            continue
+        _, memory = fullest(shape, candidate)
+        if fits(memory, gpu):
+            seconds = step_seconds(shape, candidate, gpu, work)
+            found.append(Option(config=candidate, memory=memory, seconds=seconds))
+    return min(found, key=lambda option: option.seconds.total, default=None)
+
+
+def _stages(layers: int, pipeline: int) -> dict[str, int] | None:
+    """Megatron's setting that gives the last stage what is left; None where nothing is."""
+    if layers % pipeline == 0:
+        return {}
+    last = layers - (pipeline - 1) * -(-layers // pipeline)
+    return {"num_layers_in_last_pipeline_stage": last} if last > 0 else None
+
+
+def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[RunConfig]:
+    plain = {k: v for k, v in config.megatron.transformer.items() if not k.startswith("recompute_")}
+    plain = {k: v for k, v in plain.items() if "pipeline_stage" not in k}
+    experts = shape.moe.num_experts if shape.moe else 1
+    rollouts = config.train.prompts_per_step * config.train.group_size
+    for tensor, pipeline, expert in itertools.product(_POWERS, _POWERS, _POWERS):
+        if tensor > GPUS_PER_NODE or gpus % (tensor * pipeline):
+            continue
+        data = gpus // (tensor * pipeline)
+        groups = shape.num_kv_heads
+        if shape.num_heads % tensor or (groups % tensor and tensor % groups):
+            continue
+        stages = _stages(shape.num_layers, pipeline)
+        if stages is None or shape.ffn_size % tensor:
+            continue
+        if experts % expert or (data * tensor) % expert:
+            continue
+        if expert == 1 and tensor > 1 and shape.moe:
+            continue  # config/experts.py: its gradients would miss tokens
+        if rollouts // config.train.minibatches_per_step < data:
+            continue
+        parallel = replace(
+            config.parallel,
+            data=data,
+            tensor=tensor,
+            pipeline=pipeline,
+            virtual_pipeline=None,
+            expert=expert,
+            expert_tensor=1,
+            context=1,
+            sequence=tensor > 1,
+        )
+        for transformer in (plain | stages, plain | stages | _RECOMPUTE):
+            megatron = MegatronConfig(
+                transformer=transformer,
+                ddp=config.megatron.ddp,
+                optimizer=config.megatron.optimizer,
+            )
+            yield replace(config, parallel=parallel, megatron=megatron)

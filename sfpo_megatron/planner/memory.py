@@ -1,0 +1,253 @@
+"""Bytes of one trainer rank, by what they are for. No torch.
+
+Params, grads, main params, optimizer state and snapshot are exact (tests/dist/test_planner.py holds
+them to real allocations). Activations count the tensors that autograd saves, layer by layer, times
+the microbatches in flight: within 10% for the local layer spec; for TransformerEngine's, by the
+same count over what its modules save, never compared with a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from sfpo_megatron.config.tree import ParallelConfig, RunConfig
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.planner.params import Chunk, buffers_of, chunks_of, params_of
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "fp8": 1}
+_LOGIT_BUFFERS = 2
+"""fp32 buffers of a chunk in the log-prob kernel, half a chunk each, and the gradient's."""
+Spec = Literal["local", "te"]
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RankMemory:
+    """Bytes; on the device but for `host`."""
+
+    params: int
+    grads: int
+    main_params: int
+    optimizer: int
+    snapshot: int
+    activations: int
+    logits: int
+    host: int = 0
+    """Page-locked: the snapshot, or what of the optimizer is offloaded."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "host")
+
+
+def rank_memory(
+    shape: ModelShape,
+    config: RunConfig,
+    *,
+    stage: int = 0,
+    data_rank: int = 0,
+    spec: Spec = "te",
+    tokens: int | None = None,
+    padding: float = 1.0,
+) -> RankMemory:
+    """Of a rank of pipeline stage `stage`. `parallel.data` must be a number.
+
+    `tokens`: of a microbatch, by default the budget of one. `padding`: tokens of the padded batch
+    in the local spec's attention, over `tokens`.
+    """
+    dtype = DTYPE_BYTES[config.model.dtype]
+    ddp, optimizer = config.megatron.ddp, config.megatron.optimizer
+    grad_bytes = 4 if ddp.get("grad_reduce_in_fp32", True) else dtype
+    total = owned = 0
+    parallel = config.parallel
+    expert_rank = data_rank * parallel.tensor // (parallel.expert * parallel.expert_tensor)
+    for of_experts, buffer in buffers_of(shape, config, stage):
+        total += buffer.numel
+        owned += buffer.owned(expert_rank if of_experts else data_rank)
+    main, moments = _optimizer_bytes(config, owned)
+    host = 0
+    snapshot = 4 * owned if config.sfpo.num_fast_passes else 0
+    if config.sfpo.moments == "restore":
+        snapshot += 8 * owned
+    if config.sfpo.snapshot == "host":
+        snapshot, host = 0, snapshot
+    if optimizer.get("optimizer_cpu_offload"):
+        share = float(optimizer.get("optimizer_offload_fraction", 1.0))
+        away = int(share * (main + moments))
+        host += away
+        main, moments = int((1 - share) * main), int((1 - share) * moments)
+    tokens = tokens or config.train.max_tokens_per_microbatch
+    return RankMemory(
+        params=total * dtype,
+        grads=total * grad_bytes,
+        main_params=main,
+        optimizer=moments,
+        snapshot=snapshot,
+        activations=activation_bytes(
+            shape, config, stage=stage, spec=spec, tokens=tokens, padding=padding
+        ),
+        logits=logit_bytes(shape, config, stage=stage, tokens=tokens),
+        host=host,
+    )
+
+
+def _optimizer_bytes(config: RunConfig, owned: int) -> tuple[int, int]:
+    """(main params, Adam's moments) for `owned` elements."""
+    settings = config.megatron.optimizer
+    if settings.get("use_precision_aware_optimizer"):
+        # TransformerEngine's FusedAdam keeps the 16 bits that bf16 params lack.
+        main = 2 if config.model.dtype == "bfloat16" else 4
+    else:
+        main = 0 if config.model.dtype == "float32" else 4  # fp32: views of the params
+    moments = sum(
+        DTYPE_BYTES.get(str(settings.get(name, "float32")), 4)
+        for name in ("exp_avg_dtype", "exp_avg_sq_dtype")
+    )
+    return main * owned, moments * owned
+
+
+# --- activations ------------------------------------------------------------------------------
+
+
+def microbatches_in_flight(config: RunConfig, stage: int) -> tuple[int, int]:
+    """(chunk activations held at a time, chunks of a stage): 1F1B, or interleaved."""
+    pipeline, virtual = config.parallel.pipeline, config.parallel.virtual_pipeline
+    if virtual is None:
+        return pipeline - stage, 1
+    return 2 * (pipeline - stage - 1) + (virtual - 1) * pipeline + 1, virtual
+
+
+def activation_bytes(
+    shape: ModelShape,
+    config: RunConfig,
+    *,
+    stage: int,
+    spec: Spec,
+    tokens: int,
+    padding: float = 1.0,
+) -> int:
+    """What autograd keeps between forward and backward, logits not counted."""
+    chunks = chunks_of(shape, config, stage)
+    in_flight, of_chunks = microbatches_in_flight(config, stage)
+    layers = [layer for chunk in chunks for layer in chunk.layers]
+    settings, dtype = config.megatron.transformer, DTYPE_BYTES[config.model.dtype]
+    sequence = config.parallel.tensor if config.parallel.sequence else 1
+    whole = sum(layer_bytes(shape, config, layer, spec, padding) for layer in layers)
+    per_token, once = whole, 0.0
+    if settings.get("recompute_granularity") == "full":
+        # Each unit's input stays; one unit at a time is computed again.
+        kept, num = dtype * shape.hidden_size / sequence, len(layers)
+        unit = int(settings.get("recompute_num_layers") or 1)
+        if settings.get("recompute_method") == "block":
+            num_full = min(unit * of_chunks, num)
+            per_token = kept * num_full + whole * (num - num_full) / num
+        else:
+            per_token, once = kept * -(-num // unit), whole / num * unit
+    final = _norm_bytes(shape.hidden_size, dtype, spec) / sequence if chunks[-1].last else 0.0
+    return int(tokens * (in_flight / of_chunks * per_token + once + final))
+
+
+def _norm_bytes(size: float, dtype: int, spec: Spec) -> float:
+    """Of a norm and the linear layer that reads it, per token."""
+    if spec == "te":
+        return 2 * dtype * size + 4  # input, output; 1 / rms
+    return 8 * size + 4 + dtype * size  # input and normalized input in fp32; output
+
+
+def layer_bytes(
+    shape: ModelShape, config: RunConfig, layer: int, spec: Spec, padding: float = 1.0
+) -> float:
+    """Saved by one layer, per token on a tensor-parallel rank."""
+    parallel, dtype = config.parallel, DTYPE_BYTES[config.model.dtype]
+    sequence = parallel.tensor if parallel.sequence else 1
+    norms = 2 * _norm_bytes(shape.hidden_size, dtype, spec) / sequence
+    attention = _attention_bytes(shape, parallel.tensor, dtype, spec, padding)
+    moe = shape.moe
+    if moe is None or layer < moe.num_dense_layers:
+        mlp = _mlp_factor(spec) * dtype * shape.ffn_size / parallel.tensor
+        return norms + attention + mlp
+    chosen, experts = moe.experts_per_token, moe.num_experts
+    # Under sequence parallelism a rank routes its own tokens; they come back from all ranks.
+    ranks = parallel.tensor if parallel.sequence else 1
+    routing = (20 * chosen + experts * (1 + dtype)) / ranks
+    permuted = chosen * dtype * (shape.hidden_size + 1) / ranks
+    hidden = chosen * dtype * moe.ffn_size / ranks * (_mlp_factor(spec) + (spec == "local"))
+    if spec == "te":
+        permuted += chosen * dtype * shape.hidden_size / ranks  # output, before it is weighted
+    shared = _mlp_factor(spec) * dtype * moe.shared_ffn_size / parallel.tensor
+    return norms + attention + routing + permuted + hidden + shared
+
+
+def _mlp_factor(spec: Spec) -> int:
+    """Times the MLP's size: gate and up, their product; torch also keeps silu and both halves."""
+    return 3 if spec == "te" else 5
+
+
+def _attention_bytes(
+    shape: ModelShape, tensor: int, dtype: int, spec: Spec, padding: float
+) -> float:
+    heads, groups, size = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    if shape.mla is not None:
+        mla = shape.mla
+        latent = 2 * (mla.query_rank + mla.kv_rank) + mla.rope_dim
+        per_head = 2 * (mla.nope_dim + mla.rope_dim) + 2 * mla.value_dim
+        return dtype * (latent + heads * per_head / tensor) + 4 * heads / tensor
+    if spec == "te":  # q, k, v after the rotation, the output, its log-sum-exp
+        flash = dtype * (2 * heads + 2 * groups) * size + 4 * heads
+        if shape.qk_norm:
+            flash += dtype * (heads + groups) * size
+        return flash / tensor
+    # q, k, v with keys and values repeated for all heads, once as they are and once padded.
+    saved = dtype * heads * size * (4 + 4 * padding) + 4 * heads * padding
+    if shape.qk_norm:
+        saved += (8 * size + 4) * (heads + groups)
+    return saved / tensor + 4 * dtype * size + 8
+
+
+def logit_bytes(shape: ModelShape, config: RunConfig, *, stage: int, tokens: int) -> int:
+    """Logits in the model's dtype (their gradient is written over them), and the kernel's chunk."""
+    if stage != config.parallel.pipeline - 1:
+        return 0
+    columns = shape.padded_vocab_size(config.parallel.tensor) // config.parallel.tensor
+    chunk = min(tokens, config.train.logprob_chunk_tokens)
+    return columns * (tokens * DTYPE_BYTES[config.model.dtype] + 4 * _LOGIT_BUFFERS * chunk)
+
+
+# --- engines ----------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class EngineMemory:
+    """Of one GPU of an engine, in bytes."""
+
+    weights: int
+    kv_cache: int
+    kv_bytes_per_token: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose keys and values fit."""
+        return self.kv_cache // self.kv_bytes_per_token
+
+
+@functools.cache
+def num_params(shape: ModelShape) -> int:
+    """Of the whole model, tied embeddings once."""
+    whole = Chunk(layers=tuple(range(shape.num_layers)), first=True, last=True)
+    return sum(param.numel for param in params_of(shape, ParallelConfig(), whole))
+
+
+def engine_memory(shape: ModelShape, config: RunConfig, gpu_bytes: int) -> EngineMemory:
+    """vLLM takes `gpu_memory_utilization` of the GPU: weights, then keys and values."""
+    tensor, dtype = config.rollout.tensor_parallel, DTYPE_BYTES[config.model.dtype]
+    quantized = config.rollout.engine_args.get("quantization")
+    weights = num_params(shape) * (1 if quantized else dtype) // tensor
+    if shape.mla is not None:
+        per_token = (shape.mla.kv_rank + shape.mla.rope_dim) * dtype * shape.num_layers
+    else:
+        groups = max(shape.num_kv_heads // tensor, 1)
+        per_token = 2 * groups * shape.head_dim * dtype * shape.num_layers
+    room = int(config.rollout.gpu_memory_utilization * gpu_bytes) - weights
+    return EngineMemory(weights=weights, kv_cache=max(room, 0), kv_bytes_per_token=per_token)

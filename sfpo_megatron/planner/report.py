@@ -1,0 +1,141 @@
+"""What `sfpo-megatron plan` prints. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.planner import hardware
+from sfpo_megatron.planner.hardware import GIB, GPUS_PER_NODE, USABLE_MEMORY, Gpu
+from sfpo_megatron.planner.layouts import fits, fullest, recommend
+from sfpo_megatron.planner.memory import engine_memory, num_params, rank_memory
+from sfpo_megatron.planner.time import Workload, active_params, num_gpus, step_seconds
+
+_FORMULAS = {
+    "generation": "longest response x (weights / HBM + 5 ms) + keys and values + compute",
+    "logprobs": "forwards, at a share of the peak",
+    "passes": "K+1 passes: forward, backward, optimizer steps, their collectives",
+    "reposition": "snapshot, lerp, gather",
+    "refit": "3.6 s + weights / 13.6 GB/s",
+}
+
+
+def with_data(config: RunConfig, nodes: int | None) -> RunConfig:
+    """`config` with `parallel.data` as a number: what is left of the nodes' GPUs after engines."""
+    if config.parallel.data is not None:
+        return config
+    left = (nodes or 1) * GPUS_PER_NODE - _engine_gpus(config)
+    data = max(left // config.parallel.model_size, 1)
+    return replace(config, parallel=replace(config.parallel, data=data))
+
+
+def _engine_gpus(config: RunConfig) -> int:
+    return config.rollout.num_engines * config.rollout.tensor_parallel
+
+
+def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) -> str:
+    """The whole text: memory, seconds, and another layout where this one does not fit."""
+    config = with_data(config, nodes)
+    gpus, engines = num_gpus(config), _engine_gpus(config)
+    work = Workload.guessed(config)
+    stage, memory = fullest(shape, config)
+    lines = [
+        f"{shape.family}: {num_params(shape) / 1e9:.2f}B params, {active_params(shape) / 1e9:.2f}B "
+        "for a token",
+        f"{gpus} {gpu.name} train, {engines} generate: "
+        f"{-(-(gpus + engines) // GPUS_PER_NODE)} nodes",
+        "",
+        *_memory_table(shape, config, gpu),
+        "",
+        *_seconds_table(shape, config, gpu, work),
+        "",
+    ]
+    if nodes is not None and gpus + engines > nodes * GPUS_PER_NODE:
+        lines.append(
+            f"does not fit: {gpus + engines} GPUs, and {nodes} nodes have {nodes * GPUS_PER_NODE}"
+        )
+    if fits(memory, gpu):
+        lines.append(f"fits: stage {stage} needs the most")
+        return "\n".join(lines) + "\n"
+    lines.append(
+        f"does not fit: stage {stage} needs {memory.total / GIB:.1f} GiB of "
+        f"{USABLE_MEMORY * gpu.memory_bytes / GIB:.1f}"
+    )
+    lines += _advice(shape, config, gpu, gpus, work)
+    return "\n".join(lines) + "\n"
+
+
+def _advice(
+    shape: ModelShape, config: RunConfig, gpu: Gpu, gpus: int, work: Workload
+) -> Iterator[str]:
+    for factor in (1, 2, 4, 8, 16):
+        option = recommend(shape, config, gpu, factor * gpus, work)
+        if option is not None:
+            where = f"on {factor * gpus} GPUs" if factor > 1 else "on as many GPUs"
+            yield f"{where}, {option.memory.total / GIB:.1f} GiB: {' '.join(option.overrides())}"
+            return
+    yield f"no layout fits on {16 * gpus} GPUs: offload the optimizer or shorten microbatches"
+
+
+def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[str]:
+    """GiB of a rank of the first and of the last stage."""
+    pipeline = config.parallel.pipeline
+    stages = sorted({0, pipeline - 1})
+    columns = [rank_memory(shape, config, stage=stage) for stage in stages]
+    yield from _aligned(
+        [
+            ("GiB a rank", *(f"stage {stage}" for stage in stages)),
+            *(
+                (f.name.replace("_", " "), *(f"{getattr(c, f.name) / GIB:.2f}" for c in columns))
+                for f in fields(columns[0])
+                if f.name != "host"
+            ),
+            ("total", *(f"{c.total / GIB:.2f}" for c in columns)),
+            ("host, page-locked", *(f"{c.host / GIB:.2f}" for c in columns)),
+        ]
+    )
+    yield ""
+    yield "activations by recompute:"
+    for name, settings in (
+        ("none", {}),
+        ("full, uniform, 1 layer", {"recompute_granularity": "full"}),
+    ):
+        kept = {
+            k: v for k, v in config.megatron.transformer.items() if not k.startswith("recompute_")
+        }
+        megatron = replace(config.megatron, transformer=kept | settings)
+        other = replace(config, megatron=megatron)
+        amounts = [rank_memory(shape, other, stage=stage).activations for stage in stages]
+        yield f"  {name:24}" + "".join(f"{amount / GIB:10.2f}" for amount in amounts)
+    engine = engine_memory(shape, config, gpu.memory_bytes)
+    yield ""
+    yield (
+        f"engine, a GPU: weights {engine.weights / GIB:.2f} GiB, keys and values "
+        f"{engine.kv_cache / GIB:.2f} GiB: {engine.kv_tokens:,} tokens"
+    )
+
+
+def _seconds_table(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> Iterator[str]:
+    seconds = step_seconds(shape, config, gpu, work)
+    rows = [(f.name, f"{getattr(seconds, f.name):.1f}", _FORMULAS[f.name]) for f in fields(seconds)]
+    yield from _aligned(
+        [("seconds a step", "", "from"), *rows, ("total", f"{seconds.total:.1f}", "")]
+    )
+    yield (
+        f"assumed: prompts of {work.mean_prompt:.0f} tokens, responses of "
+        f"{work.mean_response:.0f}, the longest {work.longest_response:.0f}; "
+        f"{100 * (gpu.moe_mfu if shape.moe else hardware.DENSE_MFU):.0f}% of the peak in training"
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i != 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

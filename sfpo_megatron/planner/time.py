@@ -1,0 +1,197 @@
+"""Seconds of one train step, phase by phase, from a roofline. No torch.
+
+Compute at a share of the peak, transfers at a share of the bandwidth, nothing overlapped but where
+Megatron is told to. Constants: planner/hardware.py; how close it comes: docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.planner import hardware
+from sfpo_megatron.planner.hardware import GPUS_PER_NODE, Gpu
+from sfpo_megatron.planner.memory import DTYPE_BYTES, engine_memory, num_params
+from sfpo_megatron.planner.params import buffers_of
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Workload:
+    """What a rollout batch is like; the config only bounds it."""
+
+    mean_prompt: float
+    mean_response: float
+    longest_response: float
+
+    @classmethod
+    def guessed(cls, config: RunConfig) -> Workload:
+        """Responses of half the limit on average, of which some reach it; prompts of a tenth."""
+        rollout = config.rollout
+        return cls(
+            mean_prompt=max(0.1 * rollout.max_prompt_tokens, min(rollout.max_prompt_tokens, 64)),
+            mean_response=0.5 * rollout.max_response_tokens,
+            longest_response=rollout.max_response_tokens,
+        )
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class StepSeconds:
+    """Of one train step."""
+
+    generation: float
+    logprobs: float
+    """Old log-probs, and the reference's where there is a KL penalty."""
+    passes: float
+    """K + 1 passes, optimizer steps included."""
+    reposition: float
+    """Snapshot, lerp and the gather after it."""
+    refit: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def active_params(shape: ModelShape) -> float:
+    """Elements that a token is multiplied with: no embedding, the chosen experts, the head."""
+    total = num_params(shape)
+    head = shape.vocab_size * shape.hidden_size
+    total -= head if not shape.tied_embeddings else 0
+    moe = shape.moe
+    if moe is not None:
+        idle = (moe.num_experts - moe.experts_per_token) * 3 * moe.ffn_size * shape.hidden_size
+        total -= idle * (shape.num_layers - moe.num_dense_layers)
+    return float(total)
+
+
+def forward_flops(shape: ModelShape, length: float) -> float:
+    """Of one token of a sequence of `length`, causal attention included."""
+    heads = shape.num_heads * shape.head_dim
+    if shape.mla is not None:
+        heads = shape.num_heads * (shape.mla.nope_dim + shape.mla.rope_dim)
+    seen = min(length, shape.window or length) / 2
+    return 2 * active_params(shape) + 4 * shape.num_layers * heads * seen
+
+
+def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> StepSeconds:
+    """`parallel.data` must be a number."""
+    kl = config.objective.kl.coef > 0
+    one_minibatch = config.train.minibatches_per_step == 1  # its first pass yields old_logprobs
+    forward = _sweep_seconds(shape, config, gpu, work, backward=False)
+    both = _sweep_seconds(shape, config, gpu, work, backward=True)
+    optimizer = config.train.minibatches_per_step * _optimizer_seconds(shape, config, gpu)
+    size = num_params(shape) * DTYPE_BYTES[config.model.dtype]
+    return StepSeconds(
+        generation=generation_seconds(shape, config, gpu, work),
+        logprobs=forward * ((not one_minibatch) + kl),
+        passes=(config.sfpo.num_fast_passes + 1) * (both + optimizer),
+        reposition=_reposition_seconds(shape, config, gpu) if config.sfpo.num_fast_passes else 0.0,
+        refit=hardware.REFIT_S + size / hardware.REFIT_BYTES_PER_S,
+    )
+
+
+def num_gpus(config: RunConfig) -> int:
+    """Of the trainer."""
+    assert config.parallel.data is not None, "resolve parallel.data first"
+    return config.parallel.data * config.parallel.model_size
+
+
+def _tokens(config: RunConfig, work: Workload) -> float:
+    rollouts = config.train.prompts_per_step * config.train.group_size
+    return rollouts * (work.mean_prompt + work.mean_response)
+
+
+def _sweep_seconds(
+    shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload, *, backward: bool
+) -> float:
+    """One forward over the rollout batch, or forward and backward."""
+    parallel, tokens = config.parallel, _tokens(config, work)
+    length = work.mean_prompt + work.mean_response
+    recompute = config.megatron.transformer.get("recompute_granularity") == "full"
+    sweeps = (3 + recompute) if backward else 1
+    mfu = gpu.moe_mfu if shape.moe else hardware.DENSE_MFU
+    flops = sweeps * tokens * forward_flops(shape, length)
+    compute = flops / (num_gpus(config) * gpu.flops * mfu)
+    # Tensor parallel: two all-reduces a layer, each way; a rank sees its data-parallel share.
+    dtype, tensor = DTYPE_BYTES[config.model.dtype], parallel.tensor
+    own = tokens / (num_gpus(config) / (tensor * parallel.pipeline))
+    layers = shape.num_layers / parallel.pipeline
+    crossings = (2 + recompute) if backward else 1
+    volume = 2 * 2 * (tensor - 1) / tensor * shape.hidden_size * dtype
+    waiting = crossings * own * layers * volume / _bandwidth(gpu, tensor)
+    if shape.moe is not None and parallel.expert > 1:
+        share = (parallel.expert - 1) / parallel.expert / tensor
+        volume = 2 * shape.moe.experts_per_token * shape.hidden_size * dtype * share
+        waiting += crossings * own * layers * volume / _bandwidth(gpu, parallel.expert * tensor)
+    microbatches = max(own / config.train.max_tokens_per_microbatch, 1.0)
+    chunks = microbatches * (parallel.virtual_pipeline or 1)
+    bubble = config.train.minibatches_per_step * (parallel.pipeline - 1) / chunks
+    return (compute + waiting) * (1 + bubble)
+
+
+def _bandwidth(gpu: Gpu, ranks: int) -> float:
+    """Of a collective over `ranks` consecutive GPUs."""
+    peak = gpu.link_bytes_per_s if ranks <= GPUS_PER_NODE else gpu.network_bytes_per_s
+    return hardware.LINK_SHARE * peak
+
+
+def _held(shape: ModelShape, config: RunConfig) -> tuple[int, int]:
+    """(elements of params, of main params) on the fullest kind of rank."""
+    found = []
+    for stage in {0, config.parallel.pipeline - 1}:
+        buffers = [buffer for _, buffer in buffers_of(shape, config, stage)]
+        found.append((sum(b.numel for b in buffers), sum(b.owned(0) for b in buffers)))
+    return max(found)
+
+
+def _optimizer_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu) -> float:
+    """Reduce-scatter of fp32 grads, Adam, all-gather of params: once a minibatch."""
+    params, owned = _held(shape, config)
+    dtype, ddp = DTYPE_BYTES[config.model.dtype], config.megatron.ddp
+    adam = 32 * owned / (hardware.HBM_SHARE * gpu.hbm_bytes_per_s)
+    if config.megatron.optimizer.get("optimizer_cpu_offload"):
+        adam = 8 * owned / hardware.PCIE_BYTES_PER_S
+    grads = 0.0 if ddp.get("overlap_grad_reduce") else 4.0
+    gather = 0.0 if ddp.get("overlap_param_gather") else dtype
+    bandwidth = _bandwidth(gpu, num_gpus(config))
+    return adam + params * (grads + gather) / bandwidth
+
+
+def _reposition_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu) -> float:
+    params, owned = _held(shape, config)
+    hbm = hardware.HBM_SHARE * gpu.hbm_bytes_per_s
+    copies = 8 * owned / hbm + 12 * owned / hbm  # read and write; two reads and a write
+    if config.sfpo.snapshot == "host":
+        copies += 4 * owned / hardware.PCIE_BYTES_PER_S  # back; the way out is beside a pass
+    gather = params * DTYPE_BYTES[config.model.dtype] / _bandwidth(gpu, num_gpus(config))
+    return copies + gather
+
+
+def generation_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> float:
+    """The batch is done when its longest rollout is: a decoding step reads the weights once and the
+    keys and values of every sequence that still runs."""
+    rollout, moe = config.rollout, shape.moe
+    engines, tensor = rollout.num_engines, rollout.tensor_parallel
+    sequences = config.train.prompts_per_step * config.train.group_size / engines
+    memory = engine_memory(shape, config, gpu.memory_bytes)
+    context = work.mean_prompt + work.mean_response / 2
+    fit = max(memory.kv_tokens / (work.mean_prompt + work.mean_response), 1.0)
+    steps = max(work.longest_response, sequences * work.mean_response / min(fit, sequences))
+    running = sequences * work.mean_response / steps  # on average
+    weights = float(memory.weights)
+    if moe is not None:
+        size = 1 if rollout.engine_args.get("quantization") else DTYPE_BYTES[config.model.dtype]
+        experts = moe.num_experts * 3 * moe.ffn_size * shape.hidden_size * size / tensor
+        experts *= shape.num_layers - moe.num_dense_layers
+        untouched = (1 - moe.experts_per_token / moe.num_experts) ** running
+        weights -= experts * untouched
+    hbm = hardware.HBM_SHARE * gpu.hbm_bytes_per_s
+    overhead = hardware.DECODE_STEP_S
+    if rollout.engine_args.get("enforce_eager"):
+        overhead += hardware.EAGER_LAYER_S * shape.num_layers
+    read = sequences * work.mean_response * context * memory.kv_bytes_per_token
+    flops = sequences * 2 * active_params(shape) / (tensor * gpu.flops)
+    decode = flops * work.mean_response / hardware.DENSE_MFU
+    prefill = flops * work.mean_prompt / hardware.PREFILL_MFU
+    return steps * (weights / hbm + overhead) + read / hbm + decode + prefill

@@ -1,0 +1,17 @@
+r"""`math`, with 0.1 for a wrong answer in \boxed{}: the reward of the paper's released code."""
+
+from __future__ import annotations
+
+from sfpo_megatron.rewards import Problem, math
+from sfpo_megatron.rewards.math import warm_up
+
+__all__ = ["score", "warm_up"]
+
+BOXED_WRONG = 0.1
+
+
+def score(response: str, prompt: Problem) -> float:
+    """1 for a right answer, 0.1 for a wrong one in a box, else 0."""
+    if math.score(response, prompt) == 1.0:
+        return 1.0
+    return BOXED_WRONG if math.last_boxed(response) is not None else 0.0

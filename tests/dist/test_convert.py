@@ -1,0 +1,94 @@
+"""Converted checkpoints and Megatron's own: each side reads what the other has written.
+
+A model converted in one plain process is loaded by Megatron's dist_checkpointing at TP2 x PP2 or
+EP2 x PP2, gives transformers' logits, is saved by Megatron and converted back: the same bits. Not
+exercised here: Megatron-LM's command line, TransformerEngine's extra state.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from harness import EP2PP2, TP2PP2, on_ranks
+from references import MODELS, MOE_MODELS, MORE_MODELS
+from safetensors.torch import load_file
+from test_logits import check_logits_of
+
+if TYPE_CHECKING:
+    from workbench import Workbench
+
+    from sfpo_megatron.mcore.setup import Policy
+
+QUICK = ("mistral_untied", "qwen2win_tied", "llamarope_tied")
+
+
+@on_ranks(
+    TP2PP2,
+    only=[f"TP2xPP2-{model}" for model in QUICK],
+    model=MODELS + MORE_MODELS,
+)
+def test_round_trip_through_megatron(bench: Workbench, model: str) -> None:
+    check_round_trip(bench, model)
+
+
+@on_ranks(EP2PP2, only=["DP2xEP2xPP2-qwen3moe_untied"], model=MOE_MODELS)
+def test_experts_round_trip_through_megatron(bench: Workbench, model: str) -> None:
+    check_round_trip(bench, model)
+
+
+def check_round_trip(bench: Workbench, model: str) -> None:
+    from workbench import all_same_bits
+
+    from sfpo_megatron.convert.to_hf import megatron_to_hf
+    from sfpo_megatron.convert.to_megatron import hf_to_megatron
+
+    hf, folder = bench.directory / model, bench.directory / f"convert-{bench.layout.name}-{model}"
+    policy = bench.policy(model)
+    if bench.rank == 0:
+        folder.mkdir()
+        hf_to_megatron(hf, folder / "megatron", policy.config.parallel)
+        (folder / "saved").mkdir()
+    dist.barrier()
+    load(policy, folder / "megatron/release")
+    check_logits_of(bench, policy, model, 1e-4)
+    save(policy, folder / "saved")
+    if bench.rank == 0:
+        for source, given in ((folder / "megatron", None), (folder / "saved", hf)):
+            out = folder / f"{source.name}-hf"
+            megatron_to_hf(source, out, hf=given)
+            original = load_file(hf / "model.safetensors")
+            back = load_file(out / "model.safetensors")
+            assert back.keys() == original.keys()
+            assert all_same_bits(back.values(), (original[name] for name in back))
+            assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
+
+
+def sharded(policy: Policy) -> dict[str, object]:
+    from sfpo_megatron.mcore.model import unwrapped
+
+    return {f"model{i}": unwrapped(c).sharded_state_dict() for i, c in enumerate(policy.chunks)}
+
+
+def load(policy: Policy, directory: Path) -> None:
+    """By Megatron, into params that are not a number before."""
+    from megatron.core import dist_checkpointing
+
+    from sfpo_megatron.mcore.model import named_params, unwrapped
+
+    with torch.no_grad():
+        for _, param in named_params(policy.chunks):
+            param.fill_(float("nan"))
+    loaded = dist_checkpointing.load(sharded(policy), str(directory))
+    assert loaded["args"].num_layers == policy.shape.num_layers
+    for index, chunk in enumerate(policy.chunks):
+        unwrapped(chunk).load_state_dict(loaded[f"model{index}"])
+
+
+def save(policy: Policy, directory: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    dist_checkpointing.save(sharded(policy), str(directory))

@@ -1,0 +1,90 @@
+"""Every YAML of examples/: `check` and `plan` take it without weights; the paper's runs are the
+paper's. Not exercised here: that they train."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron import cli
+from sfpo_megatron.config.check import model_of
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.planner.memory import num_params
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(f for f in ROOT.glob("examples/*/*.yaml") if (f.parent / "model").is_dir())
+IDS = [f"{file.parent.name}-{file.stem}" for file in FILES]
+PAPER = {
+    "qwen2.5-math-1.5b": (1536, 2560, 0.8),
+    "qwen2.5-math-7b": (1536, 2560, 0.8),
+    "r1-distill-qwen-1.5b": (2048, 6144, 0.8),
+    "r1-distill-qwen-7b": (2048, 6144, 0.8),
+    "qwen3-4b-base": (2048, 6144, 0.9),
+}
+"""Prompt and response tokens, alpha."""
+BILLIONS = {
+    "qwen2.5-math-1.5b": 1.544,
+    "qwen2.5-math-7b": 7.616,
+    "r1-distill-qwen-1.5b": 1.777,
+    "r1-distill-qwen-7b": 7.616,
+    "qwen3-4b-base": 4.022,
+    "qwen2.5-32b": 32.764,
+    "qwen3-30b-a3b": 30.532,
+    "llama-3.1-70b": 70.554,
+    "deepseek-v3-671b": 671.026,
+}
+
+
+def test_there_are_all_of_them() -> None:
+    assert {file.parent.name for file in FILES} == set(BILLIONS)
+    assert all(sorted(f.name for f in (ROOT / "examples" / n).glob("*")) for n in BILLIONS)
+    for name in BILLIONS:
+        assert (ROOT / "examples" / name / "README.md").is_file()
+        assert (ROOT / "examples" / name / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_check_and_plan(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = file.relative_to(ROOT).as_posix()
+    assert cli.main(["check", path]) == 0
+    assert cli.main(["plan", path]) == 0
+    assert "\nfits: " in capsys.readouterr().out, "the shipped layout does not fit"
+
+
+@pytest.mark.parametrize("name", BILLIONS)
+def test_sizes_are_the_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = f"examples/{name}/config.yaml"
+    shape = model_of(load_config(file), file=file)
+    assert num_params(shape) / 1e9 == pytest.approx(BILLIONS[name], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_runs(name: str) -> None:
+    config = load_config(ROOT / f"examples/{name}/config.yaml")
+    train, sfpo, rollout = config.train, config.sfpo, config.rollout
+    assert (train.prompts_per_step, train.group_size, train.num_steps) == (256, 8, 400)
+    assert train.prompts_per_step // train.minibatches_per_step == 64
+    assert (rollout.max_prompt_tokens, rollout.max_response_tokens, sfpo.alpha) == PAPER[name]
+    assert (train.optimizer.lr, train.optimizer.betas) == (1e-6, (0.9, 0.999))
+    assert (sfpo.num_fast_passes, sfpo.entropy_window, sfpo.entropy_zscore_threshold) == (3, 30, 1)
+    assert config.objective.entropy_coef == 0.001 and config.objective.kl.coef == 0
+    assert (rollout.temperature, config.eval.n, config.eval.temperature) == (1.0, 4, 1.0)
+    assert config.reward.function == "math_boxed" and len(config.data.eval) == 6
+    gpus = (config.parallel.data or 0) * config.parallel.model_size
+    assert gpus + rollout.num_engines * rollout.tensor_parallel == 8
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_grpo_twin_is_the_same_but_for_k(name: str) -> None:
+    sfpo, grpo = (load_config(ROOT / f"examples/{name}/{f}.yaml") for f in ("config", "grpo"))
+    assert grpo.sfpo.num_fast_passes == 0 and grpo.output_dir == f"{sfpo.output_dir}-grpo"
+    same = dataclasses.replace(
+        grpo, output_dir=sfpo.output_dir, sfpo=dataclasses.replace(grpo.sfpo, num_fast_passes=3)
+    )
+    assert same == sfpo

@@ -1,0 +1,200 @@
+"""The planner: arithmetic that needs no Megatron, published figures, the command.
+
+Real allocations stand on the other side in tests/dist/test_planner.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron.cli import main
+from sfpo_megatron.config.tree import ParallelConfig, RunConfig
+from sfpo_megatron.families.shape import UnsupportedModel, model_shape
+from sfpo_megatron.planner import scaling
+from sfpo_megatron.planner.hardware import GIB, GPUS
+from sfpo_megatron.planner.layouts import fits, fullest, recommend
+from sfpo_megatron.planner.memory import activation_bytes, engine_memory, num_params, rank_memory
+from sfpo_megatron.planner.params import Buffer, Param, buffer_of, chunks_of
+from sfpo_megatron.planner.published import LLAMA_8B, LLAMA_70B, PUBLISHED, QWEN3_30B_A3B
+from sfpo_megatron.planner.scaling import DEEPSEEK_671B, QWEN2_5_7B, page
+from sfpo_megatron.planner.time import Workload, active_params, step_seconds
+
+ROOT = Path(__file__).parents[2]
+H100 = GPUS["h100-80gb"]
+
+
+def config(**parallel: object) -> RunConfig:
+    return dataclasses.replace(scaling._config(), parallel=ParallelConfig(**parallel))
+
+
+def test_published_steps_within_30_percent() -> None:
+    assert len(PUBLISHED) == 3
+    for run in PUBLISHED:
+        found = step_seconds(run.shape, run.config, GPUS[run.gpu], run.work)
+        assert len(run.seconds) >= 3
+        for phase, seconds in run.seconds.items():
+            assert 0.7 <= getattr(found, phase) / seconds <= 1.3, (run.name, phase)
+
+
+@pytest.mark.parametrize(
+    ("shape", "total", "active"),
+    [
+        (QWEN2_5_7B, 7.62e9, 7.07e9),
+        (LLAMA_8B, 8.03e9, 7.50e9),
+        (LLAMA_70B, 70.55e9, 69.5e9),
+        (QWEN3_30B_A3B, 30.53e9, 3.04e9),
+        (DEEPSEEK_671B, 671.03e9, 36.6e9),
+    ],
+    ids=["qwen2.5-7b", "llama-8b", "llama-70b", "qwen3-30b-a3b", "deepseek-v3"],
+)
+def test_params_are_those_of_the_model_cards(shape: object, total: float, active: float) -> None:
+    """Within 0.3%; DeepSeek-V3 without its multi-token prediction layer."""
+    assert num_params(shape) == pytest.approx(total, rel=3e-3)
+    assert active_params(shape) == pytest.approx(active, rel=2e-2)
+
+
+def test_buffers_are_padded_and_dealt_out() -> None:
+    """Params in reverse order from multiples of 64, buckets to multiples of lcm(ranks, 128)."""
+
+    def owned(buffer: Buffer) -> tuple[int, int]:
+        return buffer.owned(0), buffer.owned(1)
+
+    params = [Param(name="a", numel=100), Param(name="b", numel=70), Param(name="c", numel=10)]
+    whole = buffer_of(params, ranks=2, bucket_size=None, sharded=True)
+    # c at 0, b at 64, a at 192..292: padded to 384, 192 a rank.
+    assert (whole.numel, owned(whole)) == (384, (10 + 70, 100))
+    plain = buffer_of(params, ranks=2, bucket_size=None, sharded=False)
+    assert (plain.numel, owned(plain)) == (180, (180, 180))
+    cut = buffer_of(params, ranks=2, bucket_size=70, sharded=True)
+    # A bucket is full at 134 elements (c, b): padded to 256; then a to 128 more.
+    assert (cut.numel, owned(cut)) == (384, (10 + 64 + 64, 6 + 36))
+
+
+def test_every_param_is_owned_once() -> None:
+    for layout in ({"data": 4, "tensor": 2}, {"data": 8, "pipeline": 4}, {"data": 3}):
+        run = config(**layout)
+        total = 0
+        for stage in range(run.parallel.pipeline):
+            for rank in range(run.parallel.data or 1):
+                total += rank_memory(LLAMA_8B, run, stage=stage, data_rank=rank).snapshot // 4
+        # Norms are on every tensor-parallel rank.
+        norms = (2 * LLAMA_8B.num_layers + 1) * LLAMA_8B.hidden_size
+        tensor = run.parallel.tensor
+        assert total == (num_params(LLAMA_8B) - norms) // tensor + norms
+
+
+def test_what_settings_change() -> None:
+    run = config(data=8)
+    base = rank_memory(LLAMA_8B, run)
+
+    def with_(**changes: object) -> object:
+        return rank_memory(LLAMA_8B, dataclasses.replace(run, **changes))
+
+    sfpo, megatron = run.sfpo, run.megatron
+    host = with_(sfpo=dataclasses.replace(sfpo, snapshot="host"))
+    assert (host.snapshot, host.host) == (0, base.snapshot)
+    assert with_(sfpo=dataclasses.replace(sfpo, num_fast_passes=0)).snapshot == 0
+    assert with_(sfpo=dataclasses.replace(sfpo, moments="restore")).snapshot == 3 * base.snapshot
+    full = {"recompute_granularity": "full", "recompute_method": "uniform"}
+    recomputed = with_(megatron=dataclasses.replace(megatron, transformer=full))
+    assert recomputed.activations < base.activations / 5
+    precise = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}
+    precise_memory = with_(megatron=dataclasses.replace(megatron, optimizer=precise))
+    assert precise_memory.main_params == base.main_params // 2
+    assert precise_memory.optimizer == base.optimizer * 6 // 8
+    offload = {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}
+    offloaded = with_(megatron=dataclasses.replace(megatron, optimizer=offload))
+    assert offloaded.optimizer == base.optimizer // 2
+    assert offloaded.host == (base.main_params + base.optimizer) // 2
+
+
+def test_stages_of_different_sizes() -> None:
+    settings = {"num_layers_in_first_pipeline_stage": 18, "num_layers_in_last_pipeline_stage": 6}
+    run = config(data=1, pipeline=3)
+    run = dataclasses.replace(run, megatron=dataclasses.replace(run.megatron, transformer=settings))
+    sizes = [len(chunks_of(LLAMA_8B, run, stage)[0].layers) for stage in range(3)]
+    assert sizes == [18, 8, 6]
+
+
+def test_interleaved_chunks() -> None:
+    run = config(data=1, pipeline=2, virtual_pipeline=2)
+    layers = [[c.layers[0] for c in chunks_of(LLAMA_8B, run, stage)] for stage in range(2)]
+    assert layers == [[0, 16], [8, 24]]
+    first, last = (
+        activation_bytes(LLAMA_8B, run, stage=stage, spec="te", tokens=4096) for stage in (0, 1)
+    )
+    assert first > last
+
+
+def test_recommended_layout_fits() -> None:
+    run = config(data=8)
+    work = Workload.guessed(run)
+    assert not fits(fullest(LLAMA_70B, run)[1], H100)
+    assert recommend(LLAMA_70B, run, H100, 8, work) is None
+    option = recommend(LLAMA_70B, run, H100, 64, work)
+    assert option is not None and fits(option.memory, H100)
+    assert option.config.parallel.data * option.config.parallel.model_size == 64
+    assert f"parallel.tensor={option.config.parallel.tensor}" in option.overrides()
+
+
+def test_engine() -> None:
+    engine = engine_memory(QWEN2_5_7B, config(data=1), 80 * GIB)
+    assert engine.weights == 2 * num_params(QWEN2_5_7B)
+    assert engine.kv_bytes_per_token == 2 * 4 * 128 * 28 * 2
+    assert engine.kv_tokens > 500_000
+
+
+def test_only_planned_families_are_not_trained() -> None:
+    with pytest.raises(UnsupportedModel, match="DeepseekV3ForCausalLM"):
+        model_shape({"architectures": ["DeepseekV3ForCausalLM"]})
+
+
+def test_page_is_fresh() -> None:
+    command = "python -m sfpo_megatron.planner.scaling > docs/scaling.md"
+    assert (ROOT / "docs/scaling.md").read_text() == page() + "\n", f"run: {command}"
+
+
+def test_command(
+    model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_dir(weights=False)
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"output_dir: {tmp_path}/out\nmodel: {{path: {model}, dtype: bfloat16}}\n"
+        "parallel: {data: null, tensor: 2}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
+    )
+    begun = time.process_time()
+    assert main(["plan", str(run), "--nodes", "1"]) == 0
+    assert time.process_time() - begun < 1.0
+    text = capsys.readouterr().out
+    assert "6 h100-80gb train, 1 generate: 1 nodes" in text
+    for word in ("main params", "snapshot", "activations by recompute", "reposition", "fits"):
+        assert word in text
+    assert main(["plan", str(run), "model.path=owner/name"]) == 2
+    assert "the hub id" in capsys.readouterr().err
+
+
+def test_does_not_fit_names_a_layout(
+    model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llama = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
+    model = model_dir(
+        architectures=["LlamaForCausalLM"], num_hidden_layers=80, num_key_value_heads=8, **llama
+    )
+    assert json.loads((model / "config.json").read_text())["hidden_size"] == 8192
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"output_dir: {tmp_path}/out\nmodel: {{path: {model}, dtype: bfloat16}}\n"
+        "parallel: {data: 8}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
+    )
+    assert main(["plan", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "does not fit: stage 0 needs" in text and "parallel.tensor=" in text

@@ -1,0 +1,117 @@
+"""Quantize a Hugging Face directory with NVIDIA's modelopt, for vLLM. Needs the extra [quant].
+
+    python tools/export_quantized.py --hf runs/x/hf --out runs/x/fp8 --format fp8_per_channel
+
+| format | weights, activations | calibration | vLLM runs it on |
+|---|---|---|---|
+| fp8 | FP8 a tensor, FP8 a tensor | texts | GPU |
+| fp8_per_channel | FP8 a channel, FP8 a token | none | GPU, CPU |
+| int4_awq | INT4 in blocks, none | texts | GPU |
+| nvfp4 | FP4 in blocks, FP4 | texts; needs a GPU here | GPU |
+
+The output is written aside and renamed. docs/converters.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FORMATS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "fp8_per_channel": "FP8_PER_CHANNEL_PER_TOKEN_CFG",
+    "int4_awq": "INT4_AWQ_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+}
+"""Name -> modelopt's configuration."""
+_NO_CALIBRATION = ("fp8_per_channel",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hf", type=Path, required=True, help="directory to read")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
+    parser.add_argument(
+        "--calibration", type=Path, help="jsonl with `prompt`: texts like those of the task"
+    )
+    parser.add_argument("--num-texts", type=int, default=128, help="of --calibration")
+    arguments = parser.parse_args(argv)
+    try:
+        texts = _texts(arguments.format, arguments.calibration, arguments.num_texts)
+        export(arguments.hf, arguments.out, arguments.format, texts)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {arguments.out}")
+    return 0
+
+
+def _texts(name: str, file: Path | None, count: int) -> list[str]:
+    if name in _NO_CALIBRATION:
+        return []
+    if file is None:
+        raise ValueError(
+            f"--format {name}: found no --calibration, expected a jsonl file with `prompt`; give "
+            "one, or use fp8_per_channel, which needs none"
+        )
+    from sfpo_megatron.data.jsonl import jsonl_rows
+    from sfpo_megatron.data.rows import BadRows
+
+    rows = jsonl_rows(str(file), size=count, key="--calibration", name=file.stem)
+    return [row.question for row in BadRows("error").good(rows)]
+
+
+def export(hf: Path, out: Path, name: str, texts: list[str]) -> None:
+    """Quantize `hf` into `out`; ValueError where modelopt or a GPU is missing."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sfpo_megatron.families.hf_files import replace_directory
+
+    try:
+        import modelopt.torch.quantization as mtq
+        from modelopt.torch.export import export_hf_checkpoint
+    except ImportError as error:
+        raise ValueError(
+            f"nvidia-modelopt: found none that works ({error}), expected it; "
+            "pip install 'sfpo-megatron[quant]'"
+        ) from error
+    if name == "nvfp4" and not torch.cuda.is_available():
+        raise ValueError("--format nvfp4: found no CUDA device, expected one; use another format")
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.bfloat16).to(device)
+    model = mtq.quantize(model, getattr(mtq, FORMATS[name]), _calibrate(tokenizer, texts))
+    aside = out.with_name(out.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    export_hf_checkpoint(model, export_dir=aside)
+    tokenizer.save_pretrained(aside)
+    config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" not in config:
+        raise ValueError(f"{aside}: found no quantization_config, expected modelopt to write one")
+    replace_directory(aside, out)
+
+
+def _calibrate(tokenizer: Any, texts: list[str]) -> Callable[[Any], None] | None:
+    """What modelopt runs to see the activations."""
+    if not texts:
+        return None
+
+    def run(model: Any) -> None:
+        for text in texts:
+            model(**tokenizer(text, return_tensors="pt").to(model.device))
+
+    return run
+
+
+if __name__ == "__main__":
+    # Run from a checkout as a script, so that the package need not be installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    raise SystemExit(main())
