@@ -40,20 +40,18 @@ LAYOUTS = {
 TWO = ("TP2", "DP2")
 
 
-def make_config(folder: Path, *, engines: bool, **checkpoint: Any) -> Path:
+def make_config(folder: Path, *, engines: bool, async_steps: int = 0, **checkpoint: Any) -> Path:
     changes: dict[str, Any] = {}
-    train: dict[str, Any] = {"num_steps": NUM_STEPS, "prompts_per_step": 8, "group_size": 4}
     if not engines:
         rollouts = folder / "rollouts.safetensors"
         digits.save_rollouts(rollouts, num_steps=NUM_STEPS)
         changes["debug"] = {"train_only": str(rollouts)}
-        train["num_steps"] = NUM_STEPS
     return digits.write_config(
         folder,
         digits.make_model(folder / "model"),
-        train=train,
+        train={"num_steps": NUM_STEPS, "prompts_per_step": 8, "group_size": 4},
         sfpo={"entropy_window": 6, "entropy_zscore_threshold": -1e9},
-        rollout={"reproducible": True},
+        rollout={"reproducible": True, "async_steps": async_steps},
         eval={"every": 5},
         checkpoint={"every": 2} | checkpoint,
         **changes,
@@ -163,12 +161,16 @@ def test_killed_and_stopped(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("async_steps", [0, 1])
 @pytest.mark.parametrize("layout", TWO)
 def test_five_then_kill_then_five_with_engines(
-    tmp_path: Path, layout: str, async_save: bool
+    tmp_path: Path, layout: str, async_steps: int
 ) -> None:
-    config = make_config(tmp_path, engines=True, every=5, async_save=async_save)
+    """Saved at once with async_steps 0, beside the training with 1."""
+    saves_beside = async_steps == 1
+    config = make_config(
+        tmp_path, engines=True, async_steps=async_steps, every=5, async_save=saves_beside
+    )
     straight, run = tmp_path / "straight", tmp_path / "killed"
     train(config, LAYOUTS[layout], straight)
     # One line more than the checkpoint's step: it is cut off, and made again.
