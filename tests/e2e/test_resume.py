@@ -42,14 +42,16 @@ TWO = ("TP2", "DP2")
 
 def make_config(folder: Path, *, engines: bool, async_steps: int = 0, **checkpoint: Any) -> Path:
     changes: dict[str, Any] = {}
+    train = {"num_steps": NUM_STEPS}
     if not engines:
         rollouts = folder / "rollouts.safetensors"
-        digits.save_rollouts(rollouts, num_steps=NUM_STEPS)
+        digits.save_rollouts(rollouts, num_steps=NUM_STEPS, num_prompts=8, group_size=4)
         changes["debug"] = {"train_only": str(rollouts)}
+        train |= {"prompts_per_step": 8, "group_size": 4}
     return digits.write_config(
         folder,
         digits.make_model(folder / "model"),
-        train={"num_steps": NUM_STEPS, "prompts_per_step": 8, "group_size": 4},
+        train=train,
         sfpo={"entropy_window": 6, "entropy_zscore_threshold": -1e9},
         rollout={"reproducible": True, "async_steps": async_steps},
         eval={"every": 5},
