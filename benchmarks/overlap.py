@@ -77,6 +77,7 @@ def write_config(folder: Path) -> Path:
         "data": {"train": [{"source": "jsonl", "path": str(folder / "sums.jsonl")}]},
         "reward": {"function": "last_number"},
         "eval": {"every": 0},
+        "checkpoint": {"every": 0},
         "tracking": {"sinks": ["jsonl"]},
     }  # fmt: skip
     path = folder / "config.yaml"

@@ -119,12 +119,13 @@ class Checkpoints:
             self._say_goodbye(reason, step)
         return bool(reason) and not last
 
-    def give_up(self, step: int) -> None:
+    def give_up(self, step: int, reason: str | None = None) -> None:
         """`step` has not changed anything yet and will not be made: save the state before it."""
         if step - 1 > self._saved_step:
             self._save(step - 1)
         self.close()
-        reason = self._io.stop.reason if self._io.stop is not None else None
+        if reason is None and self._io.stop is not None:
+            reason = self._io.stop.reason
         self._say_goodbye(reason or "asked to stop", step - 1)
 
     def guarded(self, run_pass: Callable[[], T], *, num_passes: int) -> Callable[[], T]:

@@ -40,6 +40,7 @@ from sfpo_megatron.objectives.advantage import advantages_of, in_loss, shaped_re
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.resharding.source import MegatronWeightSource
+from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run_io import RunIO, open_run
 from sfpo_megatron.run_state import Checkpoints
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
@@ -111,9 +112,8 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
     for step in range(first, config.train.num_steps + 1):
         timers = Timers()
         with timers("step"):
-            batch = io.collect(step)
-            if batch is None:  # asked to stop, and no time to generate them
-                checkpoints.give_up(step)
+            batch = _collect(config, io, checkpoints, step)
+            if batch is None:
                 return True
             if config.debug.rollout_only:
                 io.log({"step": step, **batch_metrics(batch, totals), **io.rollout_metrics})
@@ -164,6 +164,23 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
         if checkpoints.after_step(step):
             return True
     return False
+
+
+def _collect(
+    config: RunConfig, io: RunIO, checkpoints: Checkpoints, step: int
+) -> RolloutBatch | None:
+    """The step's rollouts; None if the run ends before it, saved: asked to stop, or the engines are
+    lost for good. Collective."""
+    try:
+        batch = io.collect(step)
+    except FleetLost as error:  # on every rank
+        if not config.saves_state:
+            raise
+        checkpoints.give_up(step, str(error))
+        return None
+    if batch is None:
+        checkpoints.give_up(step)
+    return batch
 
 
 def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:

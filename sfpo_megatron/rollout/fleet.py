@@ -84,7 +84,7 @@ class Fleet:
         self._updating: list[EngineHandle] = []
         self._deadline = 0.0
         self._interrupted = False
-        self._lost_for_good: str | None = None
+        self._lost_for_good: FleetLost | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -133,7 +133,7 @@ class Fleet:
         log.warning("%s", message)
         ray.kill(engine.actor)  # its guard ends what it leaves behind
         if counts and self._num_counted >= self._config.rollout.max_restarts:
-            self._lost_for_good = (
+            self._lost_for_good = FleetLost(
                 f"{message}; that is one more than rollout.max_restarts="
                 f"{self._config.rollout.max_restarts} allows in a run"
             )
@@ -186,7 +186,7 @@ class Fleet:
     def check(self) -> None:
         """Raise if engines were lost for good."""
         if self._lost_for_good:
-            raise FleetLost(self._lost_for_good)
+            raise self._lost_for_good
 
     def notify(self) -> None:
         """Wake who waits in `change`."""

@@ -95,6 +95,28 @@ def test_dead_engine_is_named(running: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.full
+def test_engines_lost_for_good_save_the_run(config: Path) -> None:
+    """With checkpoints on, the same end is a stop that can be resumed; the reason is said."""
+    run = config.parent / "saved"
+    process = digits.start_train(config, "checkpoint.every=1000", f"output_dir={run}")
+    try:
+        metrics = run / "metrics.jsonl"
+        digits.wait_for(
+            lambda: metrics.exists() and metrics.read_text().count('"loss"') >= 2,
+            timeout_s=180,
+            what="two train steps",
+        )
+        digits.engine_processes(process)[0].kill()
+        output, _ = process.communicate(timeout=90)
+    finally:
+        if process.poll() is None:
+            digits.end(process)
+    assert process.returncode == 85, output
+    assert "stopped by engine 0 died" in output and "saved" in output
+    assert list((run / "checkpoints").iterdir())
+
+
+@pytest.mark.full
 def test_ctrl_c(running: subprocess.Popen[str]) -> None:
     """SIGINT to the launcher, as a shell's job control does to the foreground process."""
     error = assert_ends(running, psutil.Process(running.pid), signal.SIGINT)
