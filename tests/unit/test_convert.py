@@ -348,6 +348,13 @@ def test_manifest_is_checked(megatron: Path) -> None:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 4,
+        },
     ],
 )
 def test_rope_frequencies_are_transformers(parameters: dict[str, Any]) -> None:
@@ -362,4 +369,4 @@ def test_rope_frequencies_are_transformers(parameters: dict[str, Any]) -> None:
     scaling = rope_scaling({"rope_parameters": parameters})
     got = torch.tensor(inverse_frequencies(128, 500000.0, scaling))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
-    assert factor == 1.0
+    assert scaling is not None and factor == pytest.approx(scaling.attention_factor)
