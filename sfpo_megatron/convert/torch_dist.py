@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from sfpo_megatron.checkpoints.store import CheckpointError
+
 METADATA, COMMON, CONFIG = ".metadata", "common.pt", "metadata.json"
 _BACKENDS = {
     "sharded_backend": "torch_dist",
@@ -34,10 +36,6 @@ _BACKENDS = {
 }
 _FILE_BYTES = 4 * 2**30
 """A new file starts once one is larger."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: file or key, what was found, what was expected."""
 
 
 def _size(*dimensions: int) -> torch.Size:

@@ -19,13 +19,14 @@ import torch
 from safetensors.torch import load_file
 from test_families import CONFIG, EXPERTS
 
+from sfpo_megatron.checkpoints.store import CheckpointError
 from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.convert.inspect import describe
 from sfpo_megatron.convert.keys import find, stacked
 from sfpo_megatron.convert.locate import locate
 from sfpo_megatron.convert.to_hf import megatron_to_hf
 from sfpo_megatron.convert.to_megatron import hf_to_megatron
-from sfpo_megatron.convert.torch_dist import CheckpointError, TorchDistReader, TorchDistWriter
+from sfpo_megatron.convert.torch_dist import TorchDistReader, TorchDistWriter
 from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorSpec
 from sfpo_megatron.families.rope import inverse_frequencies, rope_scaling
 from sfpo_megatron.families.rules import hf_shapes, merge
@@ -334,7 +335,7 @@ def test_manifest_is_checked(megatron: Path) -> None:
     broken = directory / "common.pt"
     broken.write_bytes(broken.read_bytes()[:-1] + b"x")
     found = dict(describe(directory))["manifest"]
-    assert found == "common.pt: found another sha256 than the manifest's"
+    assert "common.pt: found sha256" in found
 
 
 @pytest.mark.parametrize(
