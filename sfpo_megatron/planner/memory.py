@@ -239,11 +239,16 @@ def num_params(shape: ModelShape) -> int:
     return sum(param.numel for param in params_of(shape, ParallelConfig(), whole))
 
 
+def weight_bytes(config: RunConfig) -> int:
+    """Of one of an engine's weights."""
+    given = config.rollout.quantization or config.rollout.engine_args.get("quantization")
+    return 1 if given else DTYPE_BYTES[config.model.dtype]
+
+
 def engine_memory(shape: ModelShape, config: RunConfig, gpu_bytes: int) -> EngineMemory:
     """vLLM takes `gpu_memory_utilization` of the GPU: weights, then keys and values."""
     tensor, dtype = config.rollout.tensor_parallel, DTYPE_BYTES[config.model.dtype]
-    quantized = config.rollout.engine_args.get("quantization")
-    weights = num_params(shape) * (1 if quantized else dtype) // tensor
+    weights = num_params(shape) * weight_bytes(config) // tensor
     if shape.mla is not None:
         per_token = (shape.mla.kv_rank + shape.mla.rope_dim) * dtype * shape.num_layers
     else:

@@ -119,9 +119,10 @@ def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[st
 
 def _seconds_table(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> Iterator[str]:
     seconds = step_seconds(shape, config, gpu, work)
-    rows = [(f.name, f"{getattr(seconds, f.name):.1f}", _FORMULAS[f.name]) for f in fields(seconds)]
+    overlap = "generation beside the rest (rollout.async_steps)" if seconds.overlapped else ""
+    rows = [(name, f"{getattr(seconds, name):.1f}", text) for name, text in _FORMULAS.items()]
     yield from _aligned(
-        [("seconds a step", "", "from"), *rows, ("total", f"{seconds.total:.1f}", "")]
+        [("seconds a step", "", "from"), *rows, ("total", f"{seconds.total:.1f}", overlap)]
     )
     yield (
         f"assumed: prompts of {work.mean_prompt:.0f} tokens, responses of "

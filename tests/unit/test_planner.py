@@ -143,6 +143,17 @@ def test_recommended_layout_fits() -> None:
     assert f"parallel.tensor={option.config.parallel.tensor}" in option.overrides()
 
 
+def test_generation_beside_training() -> None:
+    run = config(data=8)
+    work = Workload.guessed(run)
+    one = step_seconds(QWEN2_5_7B, run, H100, work)
+    rollout = dataclasses.replace(run.rollout, async_steps=1)
+    two = step_seconds(QWEN2_5_7B, dataclasses.replace(run, rollout=rollout), H100, work)
+    trained = one.logprobs + one.passes + one.reposition
+    assert one.total == pytest.approx(one.generation + trained + one.refit)
+    assert two.total == pytest.approx(max(one.generation, trained) + one.refit)
+
+
 def test_engine() -> None:
     engine = engine_memory(QWEN2_5_7B, config(data=1), 80 * GIB)
     assert engine.weights == 2 * num_params(QWEN2_5_7B)
