@@ -104,6 +104,9 @@ def test_what_settings_change() -> None:
     full = {"recompute_granularity": "full", "recompute_method": "uniform"}
     recomputed = with_(megatron=dataclasses.replace(megatron, transformer=full))
     assert recomputed.activations < base.activations / 5
+    some = {"recompute_granularity": "selective", "recompute_modules": ["mlp", "layernorm"]}
+    selective = with_(megatron=dataclasses.replace(megatron, transformer=some))
+    assert recomputed.activations < selective.activations < base.activations / 2
     precise = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}
     precise_memory = with_(megatron=dataclasses.replace(megatron, optimizer=precise))
     assert precise_memory.main_params == base.main_params // 2
