@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
-from sfpo_megatron.config.check import check_config, model_of
+from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
+from sfpo_megatron.config.model_files import model_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data

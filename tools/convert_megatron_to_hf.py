@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     import torch
 
+    from sfpo_megatron.checkpoints.store import CheckpointError
     from sfpo_megatron.convert.locate import hf_files, locate
     from sfpo_megatron.convert.to_hf import megatron_to_hf
     from sfpo_megatron.families.shape import UnsupportedModel
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         except UnsupportedModel as error:
             hf = arguments.hf or hf_files(locate(arguments.checkpoint))
             bridge_to_hf(arguments.checkpoint, hf, arguments.out, error)
-    except (ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"written: {arguments.out}")

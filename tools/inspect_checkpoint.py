@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--diff", type=Path, metavar="OTHER", help="compare, tensor by tensor")
     parser.add_argument("--hf", type=Path, help="has the model's config.json (default: found)")
     arguments = parser.parse_args(argv)
+    from sfpo_megatron.checkpoints.store import CheckpointError
     from sfpo_megatron.convert.inspect import describe, differences
 
     try:
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in differences(arguments.directory, arguments.diff, hf=arguments.hf):
             print(line)
             found += 1
-    except (ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{found} tensors differ" if found else "equal, bit for bit")

@@ -19,7 +19,6 @@ from sfpo_megatron.config.files import checkpoints, data, outputs
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.shape import ModelShape
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -64,24 +63,6 @@ def check_config(
         message = f"found {problem.found}, expected {problem.expected}; {problem.fix}"
         warnings.append(ConfigWarning(file=file, key=problem.key, message=message))
     return warnings
-
-
-def model_of(config: RunConfig, *, file: str) -> ModelShape:
-    """The sizes in model.path's config.json, which must be there; ConfigError without."""
-    for item in read_model(config):
-        if isinstance(item, ModelShape):
-            return item
-        if item.level == "error":
-            raise ConfigError(
-                file, item.key, found=item.found, expected=item.expected, fix=item.fix
-            )
-    raise ConfigError(
-        file,
-        "model.path",
-        found=f"the hub id {config.model.path!r}",
-        expected="a directory with config.json",
-        fix="download the model's config.json; weights are not needed",
-    )
 
 
 def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import (
     PLANNED_ARCHITECTURES,
@@ -88,6 +89,24 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
             "error_when_training",
         )
     yield shape
+
+
+def model_of(config: RunConfig, *, file: str) -> ModelShape:
+    """The sizes in model.path's config.json, which must be there; ConfigError without."""
+    for item in read_model(config):
+        if isinstance(item, ModelShape):
+            return item
+        if item.level == "error":
+            raise ConfigError(
+                file, item.key, found=item.found, expected=item.expected, fix=item.fix
+            )
+    raise ConfigError(
+        file,
+        "model.path",
+        found=f"the hub id {config.model.path!r}",
+        expected="a directory with config.json",
+        fix="download the model's config.json; weights are not needed",
+    )
 
 
 def _read_shape(path: Path) -> Problem | ModelShape:

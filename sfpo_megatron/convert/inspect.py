@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -12,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfpo_megatron.checkpoints import manifest
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError
 from sfpo_megatron.convert.keys import weights
-from sfpo_megatron.convert.locate import MANIFEST, RUN_STATE, Located, hf_files, locate
+from sfpo_megatron.convert.locate import Located, hf_files, locate
 from sfpo_megatron.convert.to_hf import MegatronWeights
-from sfpo_megatron.convert.torch_dist import CheckpointError, TorchDistReader
+from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import HFCheckpoint
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.families.table import rules_of
 
 _LAYOUT = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "data")
-_HASHED_BYTES = 1 << 22
 
 
 def is_hf(path: Path) -> bool:
@@ -98,29 +98,10 @@ def _describe_run_state(found: Located) -> list[tuple[str, str]]:
 
 
 def _describe_manifest(directory: Path) -> list[tuple[str, str]]:
-    if not (directory / MANIFEST).is_file():
+    if not (directory / manifest.NAME).is_file():
         return [("manifest", "none")]
-    problems = manifest_faults(directory)
+    problems = manifest.faults(directory)
     return [("manifest", "holds" if not problems else "; ".join(problems))]
-
-
-def manifest_faults(directory: Path) -> list[str]:
-    """Files that are not what manifest.json says (size and sha256), one line each."""
-    content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    problems = []
-    for name, entry in content["files"].items():
-        path = directory / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry["bytes"]:
-            problems.append(f"{name}: found {size} bytes, expected {entry['bytes']}")
-            continue
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(_HASHED_BYTES):
-                digest.update(part)
-        if digest.hexdigest() != entry["sha256"]:
-            problems.append(f"{name}: found another sha256 than the manifest's")
-    return problems
 
 
 def _amount(entries: Any) -> str:

@@ -8,11 +8,9 @@ from typing import Literal
 
 import yaml
 
-from sfpo_megatron.convert.torch_dist import CheckpointError, is_torch_dist
+from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER, RUN_STATE, CheckpointError
+from sfpo_megatron.convert.torch_dist import is_torch_dist
 
-TRACKER = "latest_checkpointed_iteration.txt"
-LATEST, RUN_STATE, MANIFEST = "latest", "run_state.json", "manifest.json"
-"""The trainer's own (its folder RUN/checkpoints/, and inside of a checkpoint)."""
 HF_FILES = "hf"
 """Where the converter puts config.json and tokenizer, beside the weights."""
 
@@ -30,17 +28,17 @@ def locate(path: Path) -> Located:
     """The checkpoint that `path` is; of a folder with several, the one that its pointer names."""
     for candidate in (path, _pointed_at(path), _pointed_at(path / "checkpoints")):
         if candidate is not None and is_torch_dist(candidate):
-            native = (candidate / RUN_STATE).is_file() or (candidate / MANIFEST).is_file()
+            native = (candidate / RUN_STATE).is_file()
             return Located(kind="native" if native else "megatron_lm", directory=candidate)
     raise CheckpointError(
         f"{path}: found no torch_dist checkpoint, expected a directory with .metadata and "
-        f"metadata.json, or a folder with {TRACKER} or `{LATEST}`; older Megatron formats are "
-        "converted by Megatron-LM's --ckpt-convert-format torch_dist"
+        f"metadata.json, or a folder with {MEGATRON_TRACKER} or `latest`; older formats of "
+        "Megatron are converted by Megatron-LM's --ckpt-convert-format torch_dist"
     )
 
 
 def _pointed_at(folder: Path) -> Path | None:
-    for pointer in (folder / TRACKER, folder / LATEST):
+    for pointer in (folder / "latest", folder / MEGATRON_TRACKER):
         if pointer.is_file():
             text = pointer.read_text(encoding="utf-8").strip()
             return folder / (f"iter_{int(text):07d}" if text.isdigit() else text)

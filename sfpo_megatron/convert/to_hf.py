@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfpo_megatron.checkpoints.store import CheckpointError
 from sfpo_megatron.convert.keys import Place, find, weights
 from sfpo_megatron.convert.locate import Located, hf_files, locate
 from sfpo_megatron.convert.progress import Progress
-from sfpo_megatron.convert.torch_dist import CheckpointError, TorchDistReader
+from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import (
     MAX_SHARD_BYTES,
     SafetensorsWriter,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER
 from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.convert.keys import stacked
-from sfpo_megatron.convert.locate import HF_FILES, TRACKER
+from sfpo_megatron.convert.locate import HF_FILES
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistWriter
 from sfpo_megatron.families.hf_files import HFCheckpoint, copy_companions, replace_directory
@@ -52,7 +53,7 @@ def hf_to_megatron(hf: Path, out: Path, parallel: ParallelConfig) -> None:
     writer.close({"args": arguments, "checkpoint_version": 3.0, "iteration": 0})
     (aside / HF_FILES).mkdir()
     copy_companions(hf, aside / HF_FILES, dtype=None)
-    (aside / TRACKER).write_text(RELEASE, encoding="utf-8")
+    (aside / MEGATRON_TRACKER).write_text(RELEASE, encoding="utf-8")
     replace_directory(aside, out)
 
 

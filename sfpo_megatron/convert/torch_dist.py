@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from sfpo_megatron.checkpoints.store import CheckpointError
+
 METADATA, COMMON, CONFIG = ".metadata", "common.pt", "metadata.json"
 _BACKENDS = {
     "sharded_backend": "torch_dist",
@@ -34,10 +36,6 @@ _BACKENDS = {
 }
 _FILE_BYTES = 4 * 2**30
 """A new file starts once one is larger."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: file or key, what was found, what was expected."""
 
 
 def _size(*dimensions: int) -> torch.Size:
@@ -108,6 +106,7 @@ class TorchDistReader:
                 "it comes from, or save it again"
             ) from error
         self._chunks: dict[str, list[Any]] = {}
+        self._by_index: dict[tuple[str, int], dict[Any, list[Any]]] = {}
         self.tensors: dict[str, TensorEntry] = {}
         self.objects: list[str] = []
         for key, entry in entries.items():
@@ -126,7 +125,7 @@ class TorchDistReader:
         entry, first = self.tensors[key], len(index)
         out = torch.empty(entry.shape[first:], dtype=entry.dtype)
         filled = 0
-        for chunk in self._chunks[key]:
+        for chunk in self._candidates(key, tuple(index)):
             offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
             inside = [i - start for i, start in zip(index, offsets, strict=False)]
             if any(not 0 <= i < n for i, n in zip(inside, sizes, strict=False)):
@@ -141,6 +140,20 @@ class TorchDistReader:
                 f"expected {out.numel()}; the checkpoint is not whole"
             )
         return out
+
+    def _candidates(self, key: str, index: tuple[int, ...]) -> list[Any]:
+        """Chunks that may hold `whole[index]`. Of stacked layers and experts there are thousands,
+        each of one: looked up, not searched."""
+        depth = len(index)
+        if (key, depth) not in self._by_index:
+            found: dict[Any, list[Any]] = {}
+            for chunk in self._chunks[key]:
+                of_one = all(size == 1 for size in chunk.sizes[:depth])
+                place = tuple(chunk.offsets[:depth]) if of_one else None
+                found.setdefault(place, []).append(chunk)
+            self._by_index[key, depth] = found
+        by_index = self._by_index[key, depth]
+        return by_index.get(index, []) + by_index.get(None, [])
 
     def _chunk(self, key: str, offset: torch.Size) -> Tensor:
         info = self._storage.get(dcp.MetadataIndex(key, offset))

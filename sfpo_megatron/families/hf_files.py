@@ -79,7 +79,9 @@ class HFCheckpoint:
         for file in sorted(set(self._file_of.values())):
             with (self._directory / file).open("rb") as handle:
                 header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-            found.update({n: DTYPES[e["dtype"]] for n, e in header.items() if n != "__metadata__"})
+            for name, entry in header.items():
+                if name != "__metadata__" and entry["dtype"] in DTYPES:
+                    found[name] = DTYPES[entry["dtype"]]
         return found
 
 

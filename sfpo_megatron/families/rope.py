@@ -1,6 +1,6 @@
 """Rotary embeddings as config.json describes them: scaling and frequencies. No torch.
 
-Formulas: transformers/modeling_rope_utils.py (`linear`, `llama3`).
+Formulas: transformers/modeling_rope_utils.py.
 """
 
 from __future__ import annotations
@@ -8,10 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
-Kind = Literal["linear", "llama3"]
-_LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+Kind = Literal["linear", "llama3", "yarn"]
+_ORIGINAL = "original_max_position_embeddings"
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "llama3": ("low_freq_factor", "high_freq_factor", _ORIGINAL),
+    "yarn": (_ORIGINAL,),
+}
+_REFUSED_OF_YARN = ("attention_factor", "mscale", "mscale_all_dim")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -25,7 +30,16 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     """llama3: above context / this, they are divided by `factor`; between, blended."""
     original_max_position: int = 8192
-    """llama3: the context that the model was first trained on."""
+    """llama3, yarn: the context that the model was first trained on."""
+    beta_fast: float = 32.0
+    """yarn: pairs with more turns than this in that context stay."""
+    beta_slow: float = 1.0
+    """yarn: those with fewer are divided by `factor`; between, blended."""
+
+    @property
+    def attention_factor(self) -> float:
+        """yarn: what the cosines and sines are multiplied with."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
 
 
 def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -41,14 +55,20 @@ def refused_rope(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     rope = rope_settings(config)
     kind, fix = rope["rope_type"], "restore the model's config.json"
     if kind not in ("default", *get_args(Kind)):
-        expected = f"rope type default, {' or '.join(get_args(Kind))}"
+        *some, last = get_args(Kind)
+        expected = f"rope type default, {', '.join(some)} or {last}"
         yield f"rope type {kind}", expected, "use a model without it"
         return
     if kind != "default" and not rope.get("factor"):
         yield f"rope type {kind} without a factor", "one", fix
-    for name in _LLAMA3 if kind == "llama3" else ():
+    for name in _NEEDED.get(kind, ()):
         if not rope.get(name):
-            yield f"rope type llama3 without {name}", "a number", fix
+            yield f"rope type {kind} without {name}", "a number", fix
+    for name in _REFUSED_OF_YARN if kind == "yarn" else ():
+        if rope.get(name) is not None:
+            yield f"{name} {rope[name]} of rope type yarn", "none", "use a model without it"
+    if rope.get("truncate") is False:
+        yield "truncate false of rope type yarn", "true", "use a model without it"
     partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
     if partial != 1.0:
         expected = "rotary embeddings on the whole head"
@@ -63,13 +83,21 @@ def rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
         return None
     if kind == "linear":
         return RopeScaling(kind="linear", factor=factor)
-    low, high, original = (rope[name] for name in _LLAMA3)
+    original = int(rope[_ORIGINAL])
+    if kind == "yarn":
+        return RopeScaling(
+            kind="yarn",
+            factor=factor,
+            original_max_position=original,
+            beta_fast=float(rope.get("beta_fast") or 32.0),
+            beta_slow=float(rope.get("beta_slow") or 1.0),
+        )
     return RopeScaling(
-        kind=cast(Kind, kind),
+        kind="llama3",
         factor=factor,
-        low_freq_factor=float(low),
-        high_freq_factor=float(high),
-        original_max_position=int(original),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_position=original,
     )
 
 
@@ -80,7 +108,25 @@ def inverse_frequencies(head_dim: int, base: float, scaling: RopeScaling | None)
         return plain
     if scaling.kind == "linear":
         return [frequency / scaling.factor for frequency in plain]
+    if scaling.kind == "yarn":
+        return _yarn(plain, base, scaling)
     return [_llama3(frequency, scaling) for frequency in plain]
+
+
+def _yarn(plain: list[float], base: float, scaling: RopeScaling) -> list[float]:
+    size = 2 * len(plain)
+
+    def pair_with(turns: float) -> float:
+        """The dimension whose pair makes so many turns in the original context."""
+        ratio = scaling.original_max_position / (turns * 2 * math.pi)
+        return size * math.log(ratio) / (2 * math.log(base))
+
+    low = max(math.floor(pair_with(scaling.beta_fast)), 0)
+    high: float = min(math.ceil(pair_with(scaling.beta_slow)), size - 1)
+    if low == high:
+        high += 0.001
+    ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(len(plain))]
+    return [f / scaling.factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
 
 
 def _llama3(frequency: float, scaling: RopeScaling) -> float:

@@ -98,7 +98,9 @@ def transformer_config(
         "bias_activation_fusion": cuda,
         "bias_dropout_fusion": cuda,
         "masked_softmax_fusion": cuda,
-        "apply_rope_fusion": cuda and capabilities.layers == "te",
+        "apply_rope_fusion": cuda
+        and capabilities.layers == "te"
+        and (shape.rope_scaling is None or shape.rope_scaling.attention_factor == 1),
     }
     return overridden("transformer", TransformerConfig, fields, config.megatron.transformer)
 
@@ -162,6 +164,9 @@ def _scale_rope(model: GPTModel, shape: ModelShape) -> None:
     frequencies = inverse_frequencies(shape.head_dim, shape.rope_base, shape.rope_scaling)
     rope = model.rotary_pos_emb
     rope.inv_freq = rope.inv_freq.new_tensor(frequencies)
+    if shape.rope_scaling is not None and shape.rope_scaling.kind == "yarn":
+        # SelfAttention multiplies cosines and sines by 0.1 ln(this) + 1 where the config has it.
+        model.config.yarn_rotary_scaling_factor = shape.rope_scaling.factor
 
 
 def unwrapped(chunk: torch.nn.Module) -> GPTModel:

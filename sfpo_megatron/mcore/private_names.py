@@ -48,6 +48,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "decoder": "GPTModel: its layers",
     "rotary_pos_emb": "GPTModel: its rotary embedding, on every stage",
     "inv_freq": "RotaryEmbedding: radians a position, [head_dim / 2]",
+    "yarn_rotary_scaling_factor": "TransformerConfig, not declared: SelfAttention looks for it",
     "pre_process": "GPTModel: this chunk has the embedding",
     "layer_number": "TransformerLayer: global, from 1",
     "submodules_config": "TransformerLayer: has sharded_state_dict_keys_map",

@@ -162,22 +162,39 @@ def layer_bytes(
     """Saved by one layer, per token on a tensor-parallel rank."""
     parallel, dtype = config.parallel, DTYPE_BYTES[config.model.dtype]
     sequence = parallel.tensor if parallel.sequence else 1
+    again = _recomputed_modules(config)
     norms = 2 * _norm_bytes(shape.hidden_size, dtype, spec) / sequence
     attention = _attention_bytes(shape, parallel.tensor, dtype, spec, padding)
     moe = shape.moe
+    if "layernorm" in again:
+        norms -= 2 * dtype * shape.hidden_size / sequence
     if moe is None or layer < moe.num_dense_layers:
+        if "mlp" in again:
+            return norms + attention
         mlp = _mlp_factor(spec) * dtype * shape.ffn_size / parallel.tensor
         return norms + attention + mlp
+    if "moe" in again:
+        return norms + attention
     chosen, experts = moe.experts_per_token, moe.num_experts
     # Under sequence parallelism a rank routes its own tokens; they come back from all ranks.
     ranks = parallel.tensor if parallel.sequence else 1
     routing = (20 * chosen + experts * (1 + dtype)) / ranks
     permuted = chosen * dtype * (shape.hidden_size + 1) / ranks
-    hidden = chosen * dtype * moe.ffn_size / ranks * (_mlp_factor(spec) + (spec == "local"))
+    factor = _mlp_factor(spec) + (spec == "local") - ("moe_act" in again)
+    hidden = chosen * dtype * moe.ffn_size / ranks * factor
     if spec == "te":
         permuted += chosen * dtype * shape.hidden_size / ranks  # output, before it is weighted
     shared = _mlp_factor(spec) * dtype * moe.shared_ffn_size / parallel.tensor
     return norms + attention + routing + permuted + hidden + shared
+
+
+def _recomputed_modules(config: RunConfig) -> tuple[str, ...]:
+    """Of selective recompute. Megatron's default, core_attn, saves nothing beside flash attention,
+    which recomputes by itself."""
+    settings = config.megatron.transformer
+    if settings.get("recompute_granularity") != "selective":
+        return ()
+    return tuple(settings.get("recompute_modules") or ("core_attn",))
 
 
 def _mlp_factor(spec: Spec) -> int:
@@ -239,11 +256,16 @@ def num_params(shape: ModelShape) -> int:
     return sum(param.numel for param in params_of(shape, ParallelConfig(), whole))
 
 
+def weight_bytes(config: RunConfig) -> int:
+    """Of one of an engine's weights."""
+    given = config.rollout.quantization or config.rollout.engine_args.get("quantization")
+    return 1 if given else DTYPE_BYTES[config.model.dtype]
+
+
 def engine_memory(shape: ModelShape, config: RunConfig, gpu_bytes: int) -> EngineMemory:
     """vLLM takes `gpu_memory_utilization` of the GPU: weights, then keys and values."""
     tensor, dtype = config.rollout.tensor_parallel, DTYPE_BYTES[config.model.dtype]
-    quantized = config.rollout.engine_args.get("quantization")
-    weights = num_params(shape) * (1 if quantized else dtype) // tensor
+    weights = num_params(shape) * weight_bytes(config) // tensor
     if shape.mla is not None:
         per_token = (shape.mla.kv_rank + shape.mla.rope_dim) * dtype * shape.num_layers
     else:

@@ -73,8 +73,8 @@ def params_of(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> list
     vocabulary = shape.padded_vocab_size(tensor) // tensor * hidden
     found = []
     if chunk.first:
-        tied = shape.tied_embeddings
-        found.append(Param(name="embedding", numel=vocabulary, shared_embedding=tied))
+        shared = shape.tied_embeddings and not chunk.last  # on one stage there is one copy
+        found.append(Param(name="embedding", numel=vocabulary, shared_embedding=shared))
     for layer in chunk.layers:
         found += _layer(shape, parallel, shape.moe is None or layer < shape.moe.num_dense_layers)
     if chunk.last:

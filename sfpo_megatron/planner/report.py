@@ -21,6 +21,11 @@ _FORMULAS = {
     "refit": "3.6 s + weights / 13.6 GB/s",
 }
 
+_SELECTIVE = {
+    "recompute_granularity": "selective",
+    "recompute_modules": ["core_attn", "mlp", "moe", "layernorm"],
+}
+
 
 def with_data(config: RunConfig, nodes: int | None) -> RunConfig:
     """`config` with `parallel.data` as a number: what is left of the nodes' GPUs after engines."""
@@ -100,6 +105,7 @@ def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[st
     yield "activations by recompute:"
     for name, settings in (
         ("none", {}),
+        ("selective, MLP and norms", _SELECTIVE),
         ("full, uniform, 1 layer", {"recompute_granularity": "full"}),
     ):
         kept = {
@@ -108,7 +114,7 @@ def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[st
         megatron = replace(config.megatron, transformer=kept | settings)
         other = replace(config, megatron=megatron)
         amounts = [rank_memory(shape, other, stage=stage).activations for stage in stages]
-        yield f"  {name:24}" + "".join(f"{amount / GIB:10.2f}" for amount in amounts)
+        yield f"  {name:26}" + "".join(f"{amount / GIB:10.2f}" for amount in amounts)
     engine = engine_memory(shape, config, gpu.memory_bytes)
     yield ""
     yield (
@@ -119,9 +125,10 @@ def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[st
 
 def _seconds_table(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> Iterator[str]:
     seconds = step_seconds(shape, config, gpu, work)
-    rows = [(f.name, f"{getattr(seconds, f.name):.1f}", _FORMULAS[f.name]) for f in fields(seconds)]
+    overlap = "generation beside the rest (rollout.async_steps)" if seconds.overlapped else ""
+    rows = [(name, f"{getattr(seconds, name):.1f}", text) for name, text in _FORMULAS.items()]
     yield from _aligned(
-        [("seconds a step", "", "from"), *rows, ("total", f"{seconds.total:.1f}", "")]
+        [("seconds a step", "", "from"), *rows, ("total", f"{seconds.total:.1f}", overlap)]
     )
     yield (
         f"assumed: prompts of {work.mean_prompt:.0f} tokens, responses of "

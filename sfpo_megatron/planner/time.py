@@ -6,13 +6,13 @@ Megatron is told to. Constants: planner/hardware.py; how close it comes: docs/sc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner import hardware
 from sfpo_megatron.planner.hardware import GPUS_PER_NODE, Gpu
-from sfpo_megatron.planner.memory import DTYPE_BYTES, engine_memory, num_params
+from sfpo_megatron.planner.memory import DTYPE_BYTES, engine_memory, num_params, weight_bytes
 from sfpo_megatron.planner.params import buffers_of
 
 
@@ -47,10 +47,14 @@ class StepSeconds:
     reposition: float
     """Snapshot, lerp and the gather after it."""
     refit: float
+    overlapped: bool = False
+    """rollout.async_steps 1: the next step's rollouts are generated meanwhile."""
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, f.name) for f in fields(self))
+        trained = self.logprobs + self.passes + self.reposition
+        both = max(self.generation, trained) if self.overlapped else self.generation + trained
+        return both + self.refit
 
 
 def active_params(shape: ModelShape) -> float:
@@ -88,6 +92,7 @@ def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload)
         passes=(config.sfpo.num_fast_passes + 1) * (both + optimizer),
         reposition=_reposition_seconds(shape, config, gpu) if config.sfpo.num_fast_passes else 0.0,
         refit=hardware.REFIT_S + size / hardware.REFIT_BYTES_PER_S,
+        overlapped=config.rollout.async_steps > 0,
     )
 
 
@@ -181,8 +186,8 @@ def generation_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Wor
     running = sequences * work.mean_response / steps  # on average
     weights = float(memory.weights)
     if moe is not None:
-        size = 1 if rollout.engine_args.get("quantization") else DTYPE_BYTES[config.model.dtype]
-        experts = moe.num_experts * 3 * moe.ffn_size * shape.hidden_size * size / tensor
+        experts = weight_bytes(config) / tensor
+        experts *= moe.num_experts * 3 * moe.ffn_size * shape.hidden_size
         experts *= shape.num_layers - moe.num_dense_layers
         untouched = (1 - moe.experts_per_token / moe.num_experts) ** running
         weights -= experts * untouched

@@ -25,7 +25,13 @@ _QWEN3_MOE: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,  # not the dense size
 }
-MORE_MODELS = ["mistral_untied", "qwen2win_tied", "llamarope_tied", "llamalinear_untied"]
+MORE_MODELS = [
+    "mistral_untied",
+    "qwen2win_tied",
+    "llamarope_tied",
+    "llamalinear_untied",
+    "qwen3yarn_tied",
+]
 """A window of 5 tokens, in all layers or in the last two; stretched rotary embeddings, and one head
 of keys and values: fewer than tensor-parallel ranks."""
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +58,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 16,  # the sequences are longer
             },
+        },
+    ),
+    "qwen3yarn": (
+        "Qwen3Config",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+            }
         },
     ),
     "llamalinear": (

@@ -229,6 +229,7 @@ def test_experts(bench: Workbench) -> None:
     assert isinstance(layer.router, TopKRouter)
     assert unwrapped(chunk).pre_process is True
     assert unwrapped(chunk).rotary_pos_emb.inv_freq.shape == (policy.shape.head_dim // 2,)
+    assert not hasattr(unwrapped(chunk).config, "yarn_rotary_scaling_factor")
     assert layer.router.config is unwrapped(chunk).config
     assert layer.router.calculate_per_token_loss is True  # set by AuxLosses
     assert layer.router.is_aux_loss_enabled() is False

@@ -204,10 +204,10 @@ CASES = {
         "model.path", "quantization_config", "unquantized weights", "before quantization",
         quantization_config={"quant_method": "fp8"}),
     "rope": case(
-        "model.path", "rope type yarn", "default, linear or llama3", "use a model",
-        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        "model.path", "rope type longrope", "default, linear, llama3 or yarn", "use a model",
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}),
     "rope_transformers_4": case(
-        "model.path", "rope type dynamic", "default, linear or llama3", "use a model",
+        "model.path", "rope type dynamic", "default, linear, llama3 or yarn", "use a model",
         rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2}),
     "rope_of_half_a_llama": case(
         "model.path", "rope type llama3 without high_freq_factor", "a number", "restore",

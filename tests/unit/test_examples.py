@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sfpo_megatron import cli
-from sfpo_megatron.config.check import model_of
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.model_files import model_of
 from sfpo_megatron.planner.memory import num_params
 
 ROOT = Path(__file__).parents[2]

@@ -210,7 +210,19 @@ def test_shape_reads_both_rope_spellings() -> None:
         ({"mlp_bias": True}, "mlp_bias"),
         ({"layer_types": ["full_attention"]}, "1 layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn without original_max"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 4096,
+                    "mscale": 1.0,
+                }
+            },
+            "mscale 1.0 of rope type yarn",
+        ),
     ],
 )
 def test_what_is_not_supported_is_named(change: dict[str, Any], expected: str) -> None:

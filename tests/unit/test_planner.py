@@ -104,6 +104,9 @@ def test_what_settings_change() -> None:
     full = {"recompute_granularity": "full", "recompute_method": "uniform"}
     recomputed = with_(megatron=dataclasses.replace(megatron, transformer=full))
     assert recomputed.activations < base.activations / 5
+    some = {"recompute_granularity": "selective", "recompute_modules": ["mlp", "layernorm"]}
+    selective = with_(megatron=dataclasses.replace(megatron, transformer=some))
+    assert recomputed.activations < selective.activations < base.activations / 2
     precise = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}
     precise_memory = with_(megatron=dataclasses.replace(megatron, optimizer=precise))
     assert precise_memory.main_params == base.main_params // 2
@@ -141,6 +144,17 @@ def test_recommended_layout_fits() -> None:
     assert option is not None and fits(option.memory, H100)
     assert option.config.parallel.data * option.config.parallel.model_size == 64
     assert f"parallel.tensor={option.config.parallel.tensor}" in option.overrides()
+
+
+def test_generation_beside_training() -> None:
+    run = config(data=8)
+    work = Workload.guessed(run)
+    one = step_seconds(QWEN2_5_7B, run, H100, work)
+    rollout = dataclasses.replace(run.rollout, async_steps=1)
+    two = step_seconds(QWEN2_5_7B, dataclasses.replace(run, rollout=rollout), H100, work)
+    trained = one.logprobs + one.passes + one.reposition
+    assert one.total == pytest.approx(one.generation + trained + one.refit)
+    assert two.total == pytest.approx(max(one.generation, trained) + one.refit)
 
 
 def test_engine() -> None:

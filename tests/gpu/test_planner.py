@@ -1,0 +1,143 @@
+"""The planner's memory against torch's allocator on a CUDA device, one rank.
+
+Not exercised here: several ranks (tests/dist/test_planner.py, on CPU), recompute, experts.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sfpo_megatron.batching import build_minibatches
+from sfpo_megatron.config.tree import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    ObjectiveConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorSpec
+from sfpo_megatron.families.rules import hf_shapes
+from sfpo_megatron.families.shape import model_shape
+from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.planner.memory import rank_memory
+from sfpo_megatron.sfpo import SlowSnapshot
+from sfpo_megatron.types import RolloutBatch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+MODEL: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+}
+ROLLOUTS, PROMPT, RESPONSE = 16, 64, 448
+STATIC_BOUND, ACTIVATIONS_BOUND = 0.03, 0.3
+"""Activations: temporaries of a layer's backward are not counted, and stand beside the rest."""
+
+
+def make_model(folder: Path) -> None:
+    shape = model_shape(MODEL)
+    specs = [
+        TensorSpec(name=name, shape=size, dtype=torch.bfloat16)
+        for rule in rules_of(shape)
+        for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True)
+    ]
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    writer = SafetensorsWriter(folder, specs, 1 << 40)
+    writer.write((s.name, 0.02 * torch.randn(s.shape).to(s.dtype)) for s in specs)
+
+
+def make_batch() -> RolloutBatch:
+    size = ROLLOUTS * (PROMPT + RESPONSE)
+    return RolloutBatch(
+        group_size=8,
+        prompt_lengths=torch.full((ROLLOUTS,), PROMPT),
+        response_lengths=torch.full((ROLLOUTS,), RESPONSE),
+        token_ids=torch.randint(0, MODEL["vocab_size"], (size,)),
+        generator_logprobs=torch.zeros(ROLLOUTS * RESPONSE),
+        rewards=torch.arange(ROLLOUTS).remainder(2).float(),
+        correct=torch.arange(ROLLOUTS).remainder(2).bool(),
+        finished=torch.ones(ROLLOUTS, dtype=torch.bool),
+        weight_version=0,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": port}
+    for name, value in {**alone, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    make_model(tmp_path / "model")
+    return RunConfig(
+        output_dir=str(tmp_path),
+        model=ModelConfig(path=str(tmp_path / "model"), dtype="bfloat16"),
+        train=TrainConfig(
+            prompts_per_step=2,
+            group_size=8,
+            minibatches_per_step=1,
+            max_tokens_per_microbatch=4 * (PROMPT + RESPONSE),
+        ),
+        rollout=RolloutConfig(max_prompt_tokens=PROMPT, max_response_tokens=RESPONSE),
+        data=DataConfig(train=(DataSource(source="jsonl", path="-"),)),
+    )
+
+
+def test_against_torchs_allocator(config: RunConfig) -> None:
+    from sfpo_megatron.mcore import setup
+    from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
+    from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+    from sfpo_megatron.objectives.objective import PolicyObjective
+    from sfpo_megatron.trainer import batch_layout
+
+    capabilities = setup.init_distributed(config)
+    try:
+        start = torch.cuda.memory_allocated()
+        schedule = setup.LRSchedule(
+            peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=10, style="constant"
+        )
+        policy = setup.build_policy(config, capabilities, schedule, model_path=config.model.path)
+        batch = make_batch()
+        minibatches = build_minibatches(
+            batch,
+            grpo_advantages(batch.rewards, batch.group_size),
+            in_loss=in_loss(batch, ObjectiveConfig()),
+            layout=batch_layout(config, policy, 1),
+        )
+        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        snapshot = SlowSnapshot(policy.shards)
+        snapshot.take()
+        objective = PolicyObjective.of(config)
+        run_pass(policy, minibatches, objective)  # Adam's moments are there from now on
+        torch.cuda.synchronize()
+        static = torch.cuda.memory_allocated() - start
+        torch.cuda.reset_peak_memory_stats()
+        run_pass(policy, minibatches, objective)
+        moving = torch.cuda.max_memory_allocated() - start - static
+        spec = "te" if capabilities.layers == "te" else "local"
+        planned = rank_memory(policy.shape, config, spec=spec)
+        held = planned.total - planned.activations - planned.logits
+        peak = planned.activations + planned.logits
+        print(f"\nstatic: {static} measured, {held} planned; moving: {moving}, {peak} ({spec})")
+        assert abs(held / static - 1) <= STATIC_BOUND
+        assert abs(peak / moving - 1) <= ACTIVATIONS_BOUND
+    finally:
+        setup.shut_down()
