@@ -220,17 +220,22 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
 
 def _run(command: Command, config: RunConfig) -> bool:
     """True if the run was asked to stop, and saved."""
-    from sfpo_megatron.mcore.setup import init_distributed
+    from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
     capabilities = init_distributed(config)  # before anything imports megatron
     if command == "sft":
         import sfpo_megatron.sft
 
         sfpo_megatron.sft.run(config, capabilities)
-        return False
-    import sfpo_megatron.trainer
+        stopped = False
+    else:
+        import sfpo_megatron.trainer
 
-    return sfpo_megatron.trainer.run(config, capabilities)
+        stopped = sfpo_megatron.trainer.run(config, capabilities)
+    # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen to
+    # end with SIGABRT after its last step. After an error there is nobody to wait for.
+    shut_down()
+    return stopped
 
 
 def _slurm(arguments: argparse.Namespace) -> int:

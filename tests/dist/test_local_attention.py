@@ -55,7 +55,9 @@ def test_packed_attention(bench: Workbench, name: str, by_length: bool) -> None:
         qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends,
         max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths),
     )  # fmt: skip
-    config: Any = SimpleNamespace(attention_dropout=0.0, window_size=None, softmax_type="vanilla")
+    config: Any = SimpleNamespace(
+        attention_dropout=0.0, window_size=None, window_attn_skip_freq=None, softmax_type="vanilla"
+    )
     layer = local_spec.PackedAttention(config, 1, AttnMaskType.causal, "self")
     calls: list[int] = []
     attend = layer._attend
