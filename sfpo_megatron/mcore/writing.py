@@ -23,6 +23,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint import CheckpointException
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
 
@@ -76,10 +77,21 @@ class Writing:
         if self._process is not None:
             self._process.join()
         dist.barrier()
-        for finalize in self._request.finalize_fns:
-            finalize()
+        try:
+            for finalize in self._request.finalize_fns:
+                finalize()
+        except CheckpointException as error:  # no Exception: nothing above would catch it
+            raise OSError(_what_failed(error)) from error
         dist.barrier()
         return _take_notes(self._directory) if dist.get_rank() == 0 else {}
+
+
+def _what_failed(error: CheckpointException) -> str:
+    """What a writer met, of one rank; an operating system's own words before those of torch."""
+    found = sorted(
+        (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
+    )
+    return found[0] if found else "another rank could not write its files"
 
 
 def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
