@@ -91,7 +91,11 @@ def _what_failed(error: CheckpointException) -> str:
     found = sorted(
         (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
     )
-    return found[0] if found else "another rank could not write its files"
+    if not found:
+        return "another rank could not write its files"
+    if "inline_container" in found[0]:  # torch's file writer, which keeps the reason to itself
+        return f"a write came short, as on a full disk ({found[0].splitlines()[0]})"
+    return found[0]
 
 
 def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
