@@ -266,7 +266,7 @@ class Checkpoints:
             )
             raise CheckpointError(
                 f"checkpoint of step {step} could not be written to {aside.parent}, where "
-                f"{free / 2**20:,.0f} MiB were free: {_cause(error)}; {kept}: free space or lower "
+                f"{free / 2**20:,.0f} MiB were free: {error}; {kept}: free space or lower "
                 "checkpoint.keep_last, then start the same command"
             ) from error
 
@@ -282,13 +282,3 @@ class Checkpoints:
             "parallel": dataclasses.asdict(self._config.parallel),
             "config": dataclasses.asdict(self._config),
         }
-
-
-def _cause(error: BaseException) -> str:
-    """The message at the bottom: upstream wraps what its writers raise."""
-    failures = getattr(error, "failures", None)
-    if failures:  # torch's CheckpointException: rank -> (exception, traceback)
-        error = next(iter(failures.values()))[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or repr(error)

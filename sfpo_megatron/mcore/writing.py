@@ -23,6 +23,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint import CheckpointException
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
 
@@ -76,10 +77,25 @@ class Writing:
         if self._process is not None:
             self._process.join()
         dist.barrier()
-        for finalize in self._request.finalize_fns:
-            finalize()
+        try:
+            for finalize in self._request.finalize_fns:
+                finalize()
+        except CheckpointException as error:  # no Exception: nothing above would catch it
+            raise OSError(_what_failed(error)) from error
         dist.barrier()
         return _take_notes(self._directory) if dist.get_rank() == 0 else {}
+
+
+def _what_failed(error: CheckpointException) -> str:
+    """What a writer met, of one rank; an operating system's own words before those of torch."""
+    found = sorted(
+        (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
+    )
+    if not found:
+        return "another rank could not write its files"
+    if "inline_container" in found[0]:  # torch's file writer, which keeps the reason to itself
+        return f"a write came short, as on a full disk ({found[0].splitlines()[0]})"
+    return found[0]
 
 
 def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
