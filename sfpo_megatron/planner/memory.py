@@ -51,11 +51,13 @@ def rank_memory(
     spec: Spec = "te",
     tokens: int | None = None,
     padding: float = 1.0,
+    microbatches: int | None = None,
 ) -> RankMemory:
     """Of a rank of pipeline stage `stage`. `parallel.data` must be a number.
 
     `tokens`: of a microbatch, by default the budget of one. `padding`: tokens of the padded batch
-    in the local spec's attention, over `tokens`.
+    in the local spec's attention, over `tokens`. `microbatches`: of a minibatch, where they may be
+    too few to fill the pipeline.
     """
     dtype = DTYPE_BYTES[config.model.dtype]
     ddp, optimizer = config.megatron.ddp, config.megatron.optimizer
@@ -86,7 +88,13 @@ def rank_memory(
         optimizer=moments,
         snapshot=snapshot,
         activations=activation_bytes(
-            shape, config, stage=stage, spec=spec, tokens=tokens, padding=padding
+            shape,
+            config,
+            stage=stage,
+            spec=spec,
+            tokens=tokens,
+            padding=padding,
+            microbatches=microbatches,
         ),
         logits=logit_bytes(shape, config, stage=stage, tokens=tokens),
         host=host,
@@ -127,10 +135,13 @@ def activation_bytes(
     spec: Spec,
     tokens: int,
     padding: float = 1.0,
+    microbatches: int | None = None,
 ) -> int:
     """What autograd keeps between forward and backward, logits not counted."""
     chunks = chunks_of(shape, config, stage)
     in_flight, of_chunks = microbatches_in_flight(config, stage)
+    if microbatches is not None:
+        in_flight = min(in_flight, microbatches * of_chunks)
     layers = [layer for chunk in chunks for layer in chunk.layers]
     settings, dtype = config.megatron.transformer, DTYPE_BYTES[config.model.dtype]
     sequence = config.parallel.tensor if config.parallel.sequence else 1

@@ -88,6 +88,7 @@ def check_memory(bench: Workbench, model: str) -> None:
             spec="local",
             tokens=tokens,
             padding=padding,
+            microbatches=len(minibatches[0].microbatches),
         )
         assert measured == {name: getattr(planned, name) for name in measured}, dtype
         logits = 0 if planned.logits == 0 else tokens * logit_width(policy) * saved.dtype_bytes

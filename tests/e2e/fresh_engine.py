@@ -1,6 +1,6 @@
 """A vLLM engine of its own process, started on a directory: what it says to given prompts, as JSON.
 
-`python fresh_engine.py MODEL GREEDY.json TENSOR_PARALLEL`: reads the prompts and lengths of
+`python fresh_engine.py MODEL GREEDY.json TENSOR_PARALLEL [DTYPE]`: reads the prompts and lengths of
 GREEDY.json ([[prompt, tokens, logprobs], ...]) and prints its own in the same form.
 """
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 
-def main(model: str, recorded: str, tensor_parallel: int) -> None:
+def main(model: str, recorded: str, tensor_parallel: int, dtype: str = "float32") -> None:
     from sfpo_megatron.rollout.environment import CPU_ACTOR_VARIABLES
 
     os.environ.update(CPU_ACTOR_VARIABLES)
@@ -21,7 +21,7 @@ def main(model: str, recorded: str, tensor_parallel: int) -> None:
     llm = LLM(
         model=model,
         skip_tokenizer_init=True,
-        dtype="float32",
+        dtype=dtype,
         max_model_len=128,
         block_size=32,
         enforce_eager=True,
@@ -45,4 +45,4 @@ def main(model: str, recorded: str, tensor_parallel: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -31,13 +31,17 @@ def tool(name: str, *arguments: object, path: Path | None = None) -> str:
     return done.stdout
 
 
-def generated(model: Path, recorded: Path) -> list[Any]:
+def generated(model: Path, recorded: Path, dtype: str = "float32") -> list[Any]:
     """What a fresh engine says to PROMPTS: [prompt, tokens, log-probs] of each."""
     recorded.write_text(json.dumps([[prompt, 16, []] for prompt in PROMPTS]))
     command = [sys.executable, str(Path(__file__).parent / "fresh_engine.py"), str(model)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, str(recorded), "1"], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(recorded), "1", dtype],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("ANSWERS "))
@@ -71,10 +75,10 @@ def test_vllm_loads_what_was_quantized(model: Path, tmp_path: Path) -> None:
     tool("export_quantized", *arguments, path=packages)
     weight = load_file(out / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
     assert weight.dtype == torch.float8_e4m3fn
-    answers = generated(out, tmp_path / "prompts.json")
-    for (_, tokens, logprobs), (_, _, expected) in zip(
-        answers, generated(model, tmp_path / "prompts.json"), strict=True
-    ):
+    quantized, plain = (
+        generated(folder, tmp_path / "prompts.json", "bfloat16") for folder in (out, model)
+    )
+    for (_, tokens, logprobs), (_, _, expected) in zip(quantized, plain, strict=True):
         assert tokens and abs(logprobs[0] - expected[0]) < 0.1
 
 
