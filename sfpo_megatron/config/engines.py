@@ -34,6 +34,13 @@ def engines(config: RunConfig) -> Iterator[Problem]:
             "saved batches are trained on as they are",
             "warning",
         )
+    if rollout.quantization and config.model.dtype == "float32":
+        yield Problem(
+            "rollout.quantization",
+            f"{rollout.quantization} with model.dtype: float32",
+            "bfloat16 or float16, which vLLM can quantize online",
+            "set model.dtype: bfloat16",
+        )
     if rollout.quantization and not config.objective.importance_sampling.is_on:
         yield Problem(
             "rollout.quantization",

@@ -40,7 +40,9 @@ PROMPTS = tuple(
 )
 
 
-def make_config(model: Path, output_dir: Path, **rollout: Any) -> RunConfig:
+def make_config(
+    model: Path, output_dir: Path, *, dtype: Any = "float32", **rollout: Any
+) -> RunConfig:
     settings: dict[str, Any] = {
         "max_prompt_tokens": MAX_PROMPT_TOKENS,
         "max_response_tokens": MAX_RESPONSE_TOKENS,
@@ -49,7 +51,7 @@ def make_config(model: Path, output_dir: Path, **rollout: Any) -> RunConfig:
     }
     return RunConfig(
         output_dir=str(output_dir),
-        model=ModelConfig(path=str(model)),
+        model=ModelConfig(path=str(model), dtype=dtype),
         data=DataConfig(train=(DataSource(source="jsonl", path="unused.jsonl"),)),
         rollout=RolloutConfig(**(settings | rollout)),
         # Smaller than most layers: every layer is spread over buckets.

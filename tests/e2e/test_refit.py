@@ -151,12 +151,21 @@ def test_a_quantized_engine_equals_a_fresh_one(
 ) -> None:
     """rollout.quantization: vLLM quantizes what it is sent, as it does what it loads."""
     refitted, fresh = (
-        start(models[name], quantization="fp8_per_channel") for name in ("untied_a", "untied_b")
+        start(models[name], dtype="bfloat16", quantization="fp8_per_channel")
+        for name in ("untied_a", "untied_b")
     )
     for client in (refitted, fresh):
         client.wait_ready(280)
     before, expected = rollouts(refitted), rollouts(fresh)
-    refit(refitted, models["untied_b"], 1, tmp_path)
+    state = {n: t.bfloat16() for n, t in tiny.load_state(models["untied_b"]).items()}
+    sender = Refit(
+        fleet.make_config(models["untied_b"], tmp_path, dtype="bfloat16"),
+        source=fleet.StateSource(state),
+        client=refitted.sync_client,
+        is_sender=True,
+    )
+    sender.send(1)
+    sender.close()
     after = rollouts(refitted)
     assert [r.token_ids for r in after] == [r.token_ids for r in expected]
     assert [r.token_ids for r in after] != [r.token_ids for r in before]

@@ -253,6 +253,9 @@ CASES = {
     "other_quantization": case(
         "rollout.engine_args.quantization", "'int8_w8a8'", "no such key", "silently wrong",
         "rollout.engine_args.quantization=int8_w8a8"),
+    "quantized_float32": case(
+        "rollout.quantization", "model.dtype: float32", "bfloat16", "set model.dtype",
+        "rollout.quantization=fp8_per_channel"),
     "sleep_of_dedicated": case(
         "rollout.engine_args.enable_sleep_mode", "true", "dedicated", "remove it",
         "rollout.engine_args.enable_sleep_mode=true"),
