@@ -73,8 +73,8 @@ def test_killed(
     run = tmp_path / "run"
     job = jobs.submit(lab, jobs.write_config(tmp_path, model))
     jobs.wait_for_step(lab, job, run, random.randint(2, jobs.NUM_STEPS - 3))
-    victims = [pid for pid, line in jobs.processes(job).items() if command in line]
-    assert victims, jobs.processes(job)
+    victims = [pid for pid, line in jobs.processes(lab, job).items() if command in line]
+    assert victims, jobs.processes(lab, job)
     timeline = Timeline(f"kill -9 of {what}")
     os.kill(max(victims), signal.SIGKILL)
     lab.wait_for_state(job, "PENDING", "COMPLETED", "FAILED", timeout_s=90)
@@ -105,7 +105,7 @@ def test_cancelled_in_mid_generation(lab: SlurmLab, model: Path, tmp_path: Path)
     assert len([line for line in jobs.lines(run) if "loss" in line]) == len(steps)
     timeline = Timeline("scancel in mid-generation")
     lab.run("scancel", job)
-    left = jobs.left_after(job, 10)
+    left = jobs.left_after(lab, job, 10)
     timeline.mark("no process left")
     assert not left, left
     lab.wait_for_state(job, "CANCELLED", timeout_s=10)
@@ -128,7 +128,7 @@ def test_gives_up_after_failures_without_progress(
         job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--max-failures=2")
         for state in ("PENDING", "FAILED"):
             lab.wait_for_state(job, "RUNNING", timeout_s=30)
-            os.kill(wait_for_process(job, "gcs_server"), signal.SIGKILL)
+            os.kill(wait_for_process(lab, job, "gcs_server"), signal.SIGKILL)
             lab.wait_for_state(job, "FAILED", "PENDING", timeout_s=60)
             assert lab.state(job) == state, jobs.output(run, job)
             if state == "PENDING":
@@ -138,13 +138,13 @@ def test_gives_up_after_failures_without_progress(
     text = jobs.output(run, job)
     assert "Ray did not start on" in text and "(failure 1 of 2)" in text
     assert "2 failures in a row without a new checkpoint" in text
-    assert not jobs.left_after(job, 10)
+    assert not jobs.left_after(lab, job, 10)
 
 
-def wait_for_process(job: str, command: str) -> int:
+def wait_for_process(lab: SlurmLab, job: str, command: str) -> int:
     """The pid of the job's process with that in its command line, once there is one."""
     found: list[int] = wait_for(
-        lambda: [pid for pid, line in jobs.processes(job).items() if command in line],
+        lambda: [pid for pid, line in jobs.processes(lab, job).items() if command in line],
         timeout_s=60,
         what=command,
     )
