@@ -37,6 +37,11 @@ def write_config(folder: Path, model: Path, **changes: Any) -> Path:
     return digits.write_config(folder, model, **sections)
 
 
+def saved_rollouts(reference: Path) -> dict[str, str]:
+    """The `debug` section of a run on the reference's rollouts: no engine has to start."""
+    return {"train_only": str(reference.parent / "rollouts.safetensors")}
+
+
 def submit(lab: SlurmLab, config: Path, *options: str, job: str = "train", env: str = "") -> str:
     """By the command that users run, on both nodes with one rank each; the job's id. `env`: more
     lines of env.sh."""

@@ -42,7 +42,7 @@ def test_stopped_by_usr1_it_is_requeued_and_continues(
     """At a random step Slurm's signal comes; saved, requeued, continued: the metrics and the
     weights of the run without a break. Without engines: on its rollouts."""
     run = tmp_path / "run"
-    debug = {} if engines else {"train_only": str(reference.parent / "rollouts.safetensors")}
+    debug = {} if engines else jobs.saved_rollouts(reference)
     job = jobs.submit(lab, jobs.write_config(tmp_path, model, debug=debug))
     jobs.wait_for_step(lab, job, run, random.randint(1, jobs.NUM_STEPS - 3))
     timeline = jobs.Timeline("USR1")
