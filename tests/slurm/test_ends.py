@@ -87,7 +87,7 @@ def test_killed(
         timeline.mark("completed, without a requeue")
     else:
         resume(lab, job, run, timeline)
-    assert_same_run(run, reference, but=("num_engine_restarts",))
+    assert_same_run(run, reference, but=("num_engine_restarts", "num_reissued"))
     record(timeline)
 
 
