@@ -49,7 +49,8 @@ def submit(lab: SlurmLab, config: Path, *options: str, job: str = "train", env: 
     env_file.write_text((TEMPLATES / "env.sh").read_text() + ENV + env)
     done = lab.run(
         sys.executable, "-m", "sfpo_megatron", "slurm", str(config), f"--job={job}",
-        "--nodes=2", "--train-nodes=2", "--time=0:10:00", "--save-budget=30", f"--env={env_file}", *options,
+        "--nodes=2", "--train-nodes=2", "--time=0:10:00", "--save-budget=30",
+        f"--env={env_file}", *options,
     )  # fmt: skip
     assert done.stdout.startswith("submitted job "), done.stdout
     return done.stdout.split()[2].rstrip(":")
