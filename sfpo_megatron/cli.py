@@ -232,8 +232,8 @@ def _run(command: Command, config: RunConfig) -> bool:
         import sfpo_megatron.trainer
 
         stopped = sfpo_megatron.trainer.run(config, capabilities)
-    # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen to
-    # end with SIGABRT after its last step. After an error there is nobody to wait for.
+    # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen
+    # to end with SIGABRT after its last step. After an error there is nobody to wait for.
     shut_down()
     return stopped
 

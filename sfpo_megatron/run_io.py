@@ -311,8 +311,7 @@ def _trainer_devices() -> list[RankDevice]:
     if not torch.cuda.is_available():
         return []
     found: list[Any] = [None] * dist.get_world_size()
-    address = socket.gethostbyname(socket.gethostname())
-    dist.all_gather_object(found, (address, torch.cuda.current_device()))
+    dist.all_gather_object(found, (socket.gethostname(), torch.cuda.current_device()))
     return [RankDevice(address=address, device=device) for address, device in found]
 
 

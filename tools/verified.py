@@ -134,7 +134,7 @@ def link(test: str, root: Path = ROOT) -> str:
         if name and name not in used:
             raise Stale(f"{test}: {function} does not run under {name}; correct tools/verified.py")
         text += f" [{name}]" if name else ""
-        unparsed = [ast.unparse(mark) for mark in marks]
+        unparsed = [ast.unparse(mark) for mark in [*marks, *module_marks(tree)]]
         if "pytest.mark.full" in unparsed:
             text += " (full)"
         elif any("mark.full" in mark for mark in unparsed):
@@ -149,6 +149,15 @@ def decorators(tree: ast.Module, function: str) -> list[ast.expr] | None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function:
             return node.decorator_list
     return None
+
+
+def module_marks(tree: ast.Module) -> list[ast.expr]:
+    """What `pytestmark` puts on every test of a file."""
+    return [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
 
 
 def read_results(directory: Path) -> list[Result]:

@@ -81,16 +81,17 @@ def _join(address: str) -> None:
 def nodes() -> list[Node]:
     """The cluster's living nodes, this process's own first."""
     own = ray.get_runtime_context().get_node_id()
-    found = [
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: (node["NodeID"] != own, node["NodeManagerAddress"], node["NodeID"]))
+    return [
         Node(
             id=node["NodeID"],
-            address=node["NodeManagerAddress"],
+            # Not Ray's address: a host may have several, and know itself by 127.0.1.1.
+            address=node["NodeManagerHostname"],
             num_devices=int(node["Resources"].get("GPU", 0)),
         )
-        for node in ray.nodes()
-        if node["Alive"]
+        for node in alive
     ]
-    return sorted(found, key=lambda node: (node.id != own, node.address, node.id))
 
 
 def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ class Node:
     id: str
     """Ray's node id."""
     address: str
-    """By which the trainer's ranks name it."""
+    """By which the trainer's ranks name it: its host name."""
     num_devices: int
 
 

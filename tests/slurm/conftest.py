@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmLab]:
             pytest.fail(reason)
         pytest.skip(reason)
     lab = SlurmLab(tmp_path_factory.mktemp("lab"), num_nodes=NUM_NODES)
+    # A session that is ended ends its jobs: without slurmctld nobody would.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
     try:
         lab.start()
         yield lab
@@ -56,7 +59,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The run directory of `jobs.write_config`'s run, by `sfpo-megatron train`, no Slurm."""
+    """The run directory of `jobs.write_config`'s run, by `sfpo-megatron train`, no Slurm; beside it
+    its rollouts."""
     folder = tmp_path_factory.mktemp("reference")
-    digits.train(jobs.write_config(folder, model))
+    rollouts = str(folder / "rollouts.safetensors")
+    digits.train(jobs.write_config(folder, model, debug={"save_rollouts": rollouts}))
     return folder / "run"

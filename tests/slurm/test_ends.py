@@ -7,6 +7,7 @@ share this machine).
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -30,8 +31,10 @@ TIMES: dict[str, Any] = {}
 @pytest.fixture(scope="module", autouse=True)
 def _results() -> Any:
     yield
-    if TIMES:
-        provenance.write_cpu("slurm_ends", {"seconds": TIMES})
+    if TIMES:  # of the cases that ran; those of other sessions stay
+        file = provenance.ROOT / "benchmarks/results/slurm_ends.json"
+        earlier = json.loads(file.read_text())["seconds"] if file.exists() else {}
+        provenance.write_cpu("slurm_ends", {"seconds": earlier | TIMES})
 
 
 def record(timeline: Timeline) -> None:
@@ -43,8 +46,9 @@ def test_preempted_by_a_higher_partition(
     lab: SlurmLab, model: Path, reference: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--sbatch=--partition=low")
-    jobs.wait_for_step(lab, job, run, random.randint(1, jobs.NUM_STEPS - 3))
+    config = jobs.write_config(tmp_path, model, debug=jobs.saved_rollouts(reference))
+    job = jobs.submit(lab, config, "--sbatch=--partition=low")
+    jobs.wait_for_step(lab, job, run, 1)
     timeline = Timeline("preempted by partition high")
     urgent = lab.run(
         "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
@@ -54,7 +58,7 @@ def test_preempted_by_a_higher_partition(
     timeline.mark("the other job runs")
     lab.wait_for_state(urgent, "COMPLETED", timeout_s=30)
     resume(lab, job, run, timeline)
-    assert_same_run(run, reference)
+    assert_same_run(run, reference, evaluations=False)
     record(timeline)
 
 
@@ -72,9 +76,10 @@ def test_killed(
     """kill -9. The job ends by itself within a minute, or the run recovers; it completes."""
     run = tmp_path / "run"
     job = jobs.submit(lab, jobs.write_config(tmp_path, model))
-    jobs.wait_for_step(lab, job, run, random.randint(2, jobs.NUM_STEPS - 3))
-    victims = [pid for pid, line in jobs.processes(job).items() if command in line]
-    assert victims, jobs.processes(job)
+    # There is a checkpoint of step 2 (checkpoint.every); its own save may be hit.
+    jobs.wait_for_step(lab, job, run, random.randint(3, 4))
+    victims = [pid for pid, line in jobs.processes(lab, job).items() if command in line]
+    assert victims, jobs.processes(lab, job)
     timeline = Timeline(f"kill -9 of {what}")
     os.kill(max(victims), signal.SIGKILL)
     lab.wait_for_state(job, "PENDING", "COMPLETED", "FAILED", timeout_s=90)
@@ -82,7 +87,7 @@ def test_killed(
         timeline.mark("completed, without a requeue")
     else:
         resume(lab, job, run, timeline)
-    assert_same_run(run, reference)
+    assert_same_run(run, reference, but=("num_engine_restarts", "num_reissued"))
     record(timeline)
 
 
@@ -105,7 +110,7 @@ def test_cancelled_in_mid_generation(lab: SlurmLab, model: Path, tmp_path: Path)
     assert len([line for line in jobs.lines(run) if "loss" in line]) == len(steps)
     timeline = Timeline("scancel in mid-generation")
     lab.run("scancel", job)
-    left = jobs.left_after(job, 10)
+    left = jobs.left_after(lab, job, 10)
     timeline.mark("no process left")
     assert not left, left
     lab.wait_for_state(job, "CANCELLED", timeout_s=10)
@@ -128,7 +133,7 @@ def test_gives_up_after_failures_without_progress(
         job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--max-failures=2")
         for state in ("PENDING", "FAILED"):
             lab.wait_for_state(job, "RUNNING", timeout_s=30)
-            os.kill(wait_for_process(job, "gcs_server"), signal.SIGKILL)
+            os.kill(wait_for_process(lab, job, "scripts start --block"), signal.SIGKILL)
             lab.wait_for_state(job, "FAILED", "PENDING", timeout_s=60)
             assert lab.state(job) == state, jobs.output(run, job)
             if state == "PENDING":
@@ -138,13 +143,13 @@ def test_gives_up_after_failures_without_progress(
     text = jobs.output(run, job)
     assert "Ray did not start on" in text and "(failure 1 of 2)" in text
     assert "2 failures in a row without a new checkpoint" in text
-    assert not jobs.left_after(job, 10)
+    assert not jobs.left_after(lab, job, 10)
 
 
-def wait_for_process(job: str, command: str) -> int:
+def wait_for_process(lab: SlurmLab, job: str, command: str) -> int:
     """The pid of the job's process with that in its command line, once there is one."""
     found: list[int] = wait_for(
-        lambda: [pid for pid, line in jobs.processes(job).items() if command in line],
+        lambda: [pid for pid, line in jobs.processes(lab, job).items() if command in line],
         timeout_s=60,
         what=command,
     )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jobs
+import pytest
 import yaml
 from jobs import assert_same_run, resume
 from lab import SlurmLab
@@ -31,23 +32,25 @@ def test_run_on_two_nodes_equals_the_run_without_slurm(
         assert "Ray runtime started" in (logs / f"ray-{node}.log").read_text()
         assert list((logs / f"node-{node}").rglob("stdout.log")), "a log for each rank"
     assert not (logs / "ray-token").exists()
-    assert not jobs.left_after(job, 10)
+    assert not jobs.left_after(lab, job, 10)
 
 
+@pytest.mark.parametrize("engines", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_stopped_by_usr1_it_is_requeued_and_continues(
-    lab: SlurmLab, model: Path, reference: Path, tmp_path: Path
+    lab: SlurmLab, model: Path, reference: Path, tmp_path: Path, engines: bool
 ) -> None:
     """At a random step Slurm's signal comes; saved, requeued, continued: the metrics and the
-    weights of the run without a break."""
+    weights of the run without a break. Without engines: on its rollouts."""
     run = tmp_path / "run"
-    job = jobs.submit(lab, jobs.write_config(tmp_path, model))
+    debug = {} if engines else jobs.saved_rollouts(reference)
+    job = jobs.submit(lab, jobs.write_config(tmp_path, model, debug=debug))
     jobs.wait_for_step(lab, job, run, random.randint(1, jobs.NUM_STEPS - 3))
     timeline = jobs.Timeline("USR1")
     lab.run("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@S does
     resume(lab, job, run, timeline)
     assert "USR1: asking the run to save and stop" in jobs.output(run, job)
     assert "the run has saved and stopped: back into the queue" in jobs.output(run, job)
-    assert_same_run(run, reference)
+    assert_same_run(run, reference, evaluations=engines)
     print(timeline)
 
 

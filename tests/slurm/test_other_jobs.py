@@ -24,7 +24,7 @@ def test_evaluation_job(lab: SlurmLab, model: Path, tmp_path: Path) -> None:
     (line,) = [json.loads(x) for x in (run / "eval.jsonl").read_text().splitlines()]
     assert line["model"] == str(model)
     assert line["eval/num_rollouts"] == 8 and 0 <= line["eval/accuracy"] <= 1
-    assert not jobs.left_after(job, 10)
+    assert not jobs.left_after(lab, job, 10)
 
 
 def test_converter_job(lab: SlurmLab, tmp_path: Path) -> None:

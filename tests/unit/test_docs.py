@@ -137,6 +137,11 @@ def test_links_say_layout_and_marker(tmp_path: Path) -> None:
     assert verified.link("tests/dist/test_it.py::test_mix", tmp_path) == (
         f"[mix (partly full)]{target}"
     )
+    marked = tmp_path / "tests/dist/test_marked.py"
+    marked.write_text("pytestmark = pytest.mark.full\ndef test_a(): ...\n")
+    assert verified.link("tests/dist/test_marked.py::test_a", tmp_path) == (
+        "[a (full)](../tests/dist/test_marked.py)"
+    )
 
 
 def make_test_file(root: Path) -> None:

@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
     "gpus": ["NVIDIA H100 80GB HBM3, 570.1"] * 8,
     "shm_bytes": 1 << 40,
     "clock": 1000.0,
+    "address": "10.0.0.1",
     "same": {"python": "3.12.3", "torch": "2.13.0"},
 }
 
@@ -41,6 +42,11 @@ def test_good_nodes_have_no_fault() -> None:
             "570.1 as on most nodes",
         ),
         ({"shm_bytes": 64 << 20}, "c: found 64 MiB free in /dev/shm, expected 1024 or more"),
+        (
+            {"address": "127.0.1.1"},
+            "c: found its own name to mean 127.0.1.1, expected an address that other nodes reach "
+            "(see /etc/hosts)",
+        ),
         ({"clock": 1100.0}, "c: its clock is +100 s off the others'"),
         (
             {"same": {"python": "3.12.3", "torch": "2.12.1"}},
