@@ -77,7 +77,9 @@ format: venv ## rewrite the code as lint wants it
 	$(PY) -m ruff check --no-cache --fix .
 	$(PY) -m ruff format --no-cache .
 
-test: test-unit test-slurm test-dist test-e2e ## all CPU tests
+# The last two wait more than they compute: side by side they take two thirds of the time.
+test: test-unit test-slurm ## all CPU tests
+	$(MAKE) -j2 --output-sync=target test-dist test-e2e
 
 test-unit: venv
 	$(PYTEST) tests/unit -m "not full"

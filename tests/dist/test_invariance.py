@@ -8,6 +8,8 @@ the relative difference of its norm, and the largest difference over the largest
 Bounds:
 - fp32, 1e-6 between splits: each element is a sum over the tokens, in another order. The forward
   differs too: a matrix product of other height may sum in other blocks (measured: up to 7e-7).
+- fp32 with experts, 2e-6 between splits: an expert's products are over the few tokens routed to it,
+  so that every split changes the height of each of them (measured: 1.0e-6).
 - fp32, 3e-6 from float64: what fp32 costs under any split (measured: 1.2e-6; transformers' own
   fp32 gradient is as far away).
 - bf16 params and activations, 0.06 from float64 and 0.04 between splits. One rounding to bf16 is
@@ -54,6 +56,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 }
 """BatchLayout's fields."""
 BETWEEN_SPLITS, FROM_FLOAT64 = 1e-6, 3e-6
+EXPERTS_BETWEEN_SPLITS = 2e-6
 BF16_BETWEEN_SPLITS, BF16_FROM_FLOAT64 = 0.04, 0.06
 
 
@@ -151,7 +154,7 @@ def compare_fp32(bench: Workbench, model: str, per_token: bool) -> None:
 @on_ranks(TP1, EP2, PP2, EP2PP2, needs=TP1, only=[], model=[references.TRAINED_MOE])
 def test_gradients_of_experts_fp32(bench: Workbench, model: str) -> None:
     """Without auxiliary losses (test_aux_losses.py)."""
-    compare_splits(bench, model, bound=BETWEEN_SPLITS, from_exact=FROM_FLOAT64)
+    compare_splits(bench, model, bound=EXPERTS_BETWEEN_SPLITS, from_exact=FROM_FLOAT64)
 
 
 @on_ranks(
