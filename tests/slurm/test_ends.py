@@ -58,7 +58,7 @@ def test_preempted_by_a_higher_partition(
     timeline.mark("the other job runs")
     lab.wait_for_state(urgent, "COMPLETED", timeout_s=30)
     resume(lab, job, run, timeline)
-    assert_same_run(run, reference, evaluations=False)
+    assert_same_run(run, reference, engines=False)
     record(timeline)
 
 

@@ -50,7 +50,7 @@ def test_stopped_by_usr1_it_is_requeued_and_continues(
     resume(lab, job, run, timeline)
     assert "USR1: asking the run to save and stop" in jobs.output(run, job)
     assert "the run has saved and stopped: back into the queue" in jobs.output(run, job)
-    assert_same_run(run, reference, evaluations=engines)
+    assert_same_run(run, reference, engines=engines)
     print(timeline)
 
 
