@@ -38,7 +38,7 @@ def build(folder: Path, size: str) -> Any:
     from sfpo_megatron.mcore import optimizer_state
     from sfpo_megatron.mcore.setup import LRSchedule, build_policy, init_distributed
 
-    steps.save_model(folder, SIZES[size])
+    SIZES[size].save(folder, torch.float32)
     config = steps.run_config(folder, "bfloat16", "device")
     capabilities = init_distributed(config)
     schedule = LRSchedule(peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=9, style="constant")

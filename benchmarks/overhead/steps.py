@@ -41,7 +41,7 @@ def measure(device: torch.device, num_steps: int) -> list[dict[str, Any]] | str:
         return "not measured: megatron-core is not installed"
     sizes, world = (DEMO, 2) if device.type == "cpu" else (SIZES["500M"], 1)
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), sizes)
+        sizes.save(Path(folder), torch.float32)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [
             f"--nproc-per-node={world}",
@@ -53,26 +53,6 @@ def measure(device: torch.device, num_steps: int) -> list[dict[str, Any]] | str:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[2])
         return json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
-
-
-def save_model(folder: Path, sizes: Sizes) -> None:
-    """A Hugging Face directory with random weights."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    config = Qwen2Config(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.ffn,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
 def random_batch(vocab: int) -> Any:

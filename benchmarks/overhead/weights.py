@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +27,26 @@ class Sizes:
         qkv = h + 2 * self.kv_heads * (h // self.heads)
         layer = [(h,), (qkv, h), (qkv,), (h, h), (h,), (2 * self.ffn, h), (h, self.ffn)]
         return [(self.vocab, h), *(shape for _ in range(self.layers) for shape in layer), (h,)]
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """A Hugging Face directory with random weights; token 1 ends a text."""
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        config = transformers.Qwen2Config(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.ffn,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            eos_token_id=1,
+        )
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.save_pretrained(folder)
 
 
 SIZES = {
