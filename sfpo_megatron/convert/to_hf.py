@@ -18,7 +18,7 @@ from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import (
     MAX_SHARD_BYTES,
     SafetensorsWriter,
-    TensorSpec,
+    TensorMeta,
     copy_companions,
     replace_directory,
 )
@@ -70,10 +70,10 @@ class MegatronWeights:
                 "config.json; is it this config.json's checkpoint?"
             )
 
-    def specs(self, dtype: torch.dtype | None) -> list[TensorSpec]:
+    def specs(self, dtype: torch.dtype | None) -> list[TensorMeta]:
         """Every tensor, in the order of `tensors`."""
         return [
-            TensorSpec(
+            TensorMeta(
                 name=name, shape=size, dtype=dtype or self._reader.tensors[places[0].key].dtype
             )
             for rule, places in self._places

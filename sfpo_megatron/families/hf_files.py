@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,6 +30,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """safetensors' names of the dtypes that weights have."""
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
 
 
@@ -77,17 +80,29 @@ class HFCheckpoint:
         """Of every tensor, without reading any."""
         found = {}
         for file in sorted(set(self._file_of.values())):
-            with (self._directory / file).open("rb") as handle:
-                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-            for name, entry in header.items():
-                if name != "__metadata__" and entry["dtype"] in DTYPES:
+            for name, entry in read_header(self._directory / file).items():
+                if entry["dtype"] in DTYPES:
                     found[name] = DTYPES[entry["dtype"]]
         return found
 
 
+def read_header(file: Path) -> dict[str, Any]:
+    """Name -> `dtype`, `shape`, `data_offsets` of every tensor in a safetensors file, none read.
+
+    ValueError if it is no such file.
+    """
+    with file.open("rb") as stream:
+        num_bytes = int.from_bytes(stream.read(8), "little")
+        if num_bytes > _MAX_HEADER_BYTES:
+            raise ValueError(f"{file}: not a safetensors file (header {num_bytes} bytes)")
+        header: dict[str, Any] = json.loads(stream.read(num_bytes))
+    header.pop("__metadata__", None)
+    return header
+
+
 @dataclass(kw_only=True, frozen=True, slots=True)
-class TensorSpec:
-    """What a tensor in a file will be."""
+class TensorMeta:
+    """One full (unsharded) tensor under its Hugging Face name."""
 
     name: str
     shape: tuple[int, ...]
@@ -95,7 +110,7 @@ class TensorSpec:
 
     @property
     def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class SafetensorsWriter:
@@ -104,9 +119,9 @@ class SafetensorsWriter:
     The format wants every size in a file's head, so they must be known before the first byte.
     """
 
-    def __init__(self, directory: Path, specs: Sequence[TensorSpec], max_bytes: int) -> None:
+    def __init__(self, directory: Path, specs: Sequence[TensorMeta], max_bytes: int) -> None:
         self._directory = directory
-        self._files: list[list[TensorSpec]] = []
+        self._files: list[list[TensorMeta]] = []
         size = 0
         for spec in specs:
             if not self._files or size + spec.num_bytes > max_bytes:
@@ -148,7 +163,7 @@ class SafetensorsWriter:
             (self._directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _header(specs: Sequence[TensorSpec]) -> bytes:
+def _header(specs: Sequence[TensorMeta]) -> bytes:
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0

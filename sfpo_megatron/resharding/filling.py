@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import checksum, signed
 from sfpo_megatron.resharding.transports import shared_file
-from sfpo_megatron.resharding.transports.manifest import Bucket, ManifestError, TensorMeta
+from sfpo_megatron.resharding.transports.manifest import Bucket, ManifestError
 
 
 class WeightSource(Protocol):

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.families.rules import Rule, hf_shapes, join, split
 from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
@@ -26,7 +27,6 @@ from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.resharding.checksums import checksum
 from sfpo_megatron.resharding.plan import Holder, Piece, RefitPlan, Take, plan_refit
-from sfpo_megatron.resharding.transports.manifest import TensorMeta
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup

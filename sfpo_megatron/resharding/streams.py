@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import signed
 from sfpo_megatron.resharding.plan import Stream, plan_streams
-from sfpo_megatron.resharding.transports.manifest import TensorMeta
 
 _ALIGN_BYTES = 64
 

@@ -23,7 +23,7 @@ from sfpo_megatron.config.tree import (
     RunConfig,
     TrainConfig,
 )
-from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorSpec
+from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
 from sfpo_megatron.families.rules import hf_shapes
 from sfpo_megatron.families.shape import model_shape
 from sfpo_megatron.families.table import rules_of
@@ -53,7 +53,7 @@ STATIC_BOUND, ACTIVATIONS_BOUND = 0.03, 0.3
 def make_model(folder: Path) -> None:
     shape = model_shape(MODEL)
     specs = [
-        TensorSpec(name=name, shape=size, dtype=torch.bfloat16)
+        TensorMeta(name=name, shape=size, dtype=torch.bfloat16)
         for rule in rules_of(shape)
         for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True)
     ]

@@ -27,7 +27,7 @@ from sfpo_megatron.convert.locate import locate
 from sfpo_megatron.convert.to_hf import megatron_to_hf
 from sfpo_megatron.convert.to_megatron import hf_to_megatron
 from sfpo_megatron.convert.torch_dist import TorchDistReader, TorchDistWriter
-from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorSpec
+from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
 from sfpo_megatron.families.rope import inverse_frequencies, rope_scaling
 from sfpo_megatron.families.rules import hf_shapes, merge
 from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES, model_shape, read_hf_config
@@ -43,7 +43,7 @@ def make_hf(folder: Path, *, dtype: torch.dtype = torch.bfloat16, **changes: Any
     config["dtype"] = str(dtype).removeprefix("torch.")
     shape = model_shape(config)
     specs = [
-        TensorSpec(name=name, shape=size, dtype=dtype)
+        TensorMeta(name=name, shape=size, dtype=dtype)
         for rule in rules_of(shape)
         for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True)
     ]

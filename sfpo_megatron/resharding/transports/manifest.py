@@ -8,33 +8,20 @@ engine was started from before the first byte moves. Pure data: no vllm, no comm
 from __future__ import annotations
 
 import json
-import math
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from sfpo_megatron.families.hf_files import TensorMeta, read_header
+
 _ALIGN_BYTES = 64  # a cache line; and every dtype's view starts at a multiple of its size
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 
 
 class ManifestError(ValueError):
     """The trainer's tensors are not the ones that the engine's checkpoint has."""
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class TensorMeta:
-    """One full (unsharded) tensor under its Hugging Face name."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -45,6 +32,15 @@ class Bucket:
     """Index in the manifest of its first tensor."""
     offsets: tuple[int, ...]
     """Where each of its tensors starts in the buffer, in bytes."""
+
+
+def declaration(manifest: Sequence[TensorMeta]) -> dict[str, Any]:
+    """What engines are told of it: numbers and text, as `Receiver.take_manifest` reads them."""
+    return {
+        "names": [meta.name for meta in manifest],
+        "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in manifest],
+        "shapes": [list(meta.shape) for meta in manifest],
+    }
 
 
 def plan_buckets(manifest: Sequence[TensorMeta], bucket_bytes: int) -> tuple[list[Bucket], int]:
@@ -84,14 +80,11 @@ def read_checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
         )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with open(file, "rb") as stream:
-            (header_bytes,) = struct.unpack("<Q", stream.read(8))
-            if header_bytes > _MAX_HEADER_BYTES:
-                raise ManifestError(f"{file}: not a safetensors file (header {header_bytes} bytes)")
-            header = json.loads(stream.read(header_bytes))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                shapes[name] = tuple(entry["shape"])
+        try:
+            header = read_header(file)
+        except ValueError as error:
+            raise ManifestError(str(error)) from error
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
     return shapes
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import check
 from sfpo_megatron.resharding.transports.manifest import (
-    TensorMeta,
     check_manifest,
     read_checkpoint_shapes,
 )

@@ -33,6 +33,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import shared_file
+from sfpo_megatron.resharding.transports.manifest import declaration
 from sfpo_megatron.resharding.transports.receiving import Receiver
 
 
@@ -154,9 +155,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
                 {
                     "path": str(path),
                     "buffer_bytes": num_bytes,
-                    "names": [meta.name for meta in manifest],
-                    "dtype_names": [str(m.dtype).removeprefix("torch.") for m in manifest],
-                    "shapes": [list(meta.shape) for meta in manifest],
+                    **declaration(manifest),
                 }
             )
         finally:

@@ -31,6 +31,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from sfpo_megatron.resharding.streams import Streams, broadcast, communicator, layout
+from sfpo_megatron.resharding.transports.manifest import declaration
 from sfpo_megatron.resharding.transports.receiving import Receiver
 
 
@@ -200,9 +201,7 @@ class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
                 "timeout_s": init_info.timeout_s,
                 "leaders": [stream.leader for stream in streams.plan],
                 "rounds": [[list(r) for r in stream.rounds] for stream in streams.plan],
-                "names": [meta.name for meta in manifest],
-                "dtype_names": [str(m.dtype).removeprefix("torch.") for m in manifest],
-                "shapes": [list(meta.shape) for meta in manifest],
+                **declaration(manifest),
             }
         )
         streams.attach(where | {"num_workers": num_engines * init_info.workers_per_engine})
