@@ -48,34 +48,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    texts: dict[Command | Literal["eval", "check"], str] = {
+    runs: dict[Command, str] = {
         "train": "train with reinforcement learning (starts torchrun unless it runs under it)",
         "sft": "warm-start the model with next-token loss on data.train",
-        "eval": "accuracy of model.path on data.eval, by engines alone",
-        "check": "validate a config, print it with every default filled in; starts nothing",
     }
-    for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
-        command.add_argument(
-            "overrides",
-            metavar="KEY=VALUE",
-            nargs="*",
-            help="set one key, such as train.num_steps=10",
-        )
-        if name == "check":
-            command.add_argument(
-                "--world-size",
-                type=int,
-                metavar="RANKS",
-                help="as that many ranks under torchrun would find it when the run starts",
-            )
-            command.set_defaults(run=_check)
-        elif name == "eval":
-            command.set_defaults(run=_eval)
-        else:
-            command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
-            command.set_defaults(run=partial(_train, name))
+    for name, text in runs.items():
+        command = _config_command(commands, name, text)
+        command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
+        command.set_defaults(run=partial(_train, name))
+    text = "accuracy of model.path on data.eval, by engines alone"
+    _config_command(commands, "eval", text).set_defaults(run=_eval)
+    text = "validate a config, print it with every default filled in; starts nothing"
+    check = _config_command(commands, "check", text)
+    check.add_argument(
+        "--world-size",
+        type=int,
+        metavar="RANKS",
+        help="as that many ranks under torchrun would find it when the run starts",
+    )
+    check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
     text = "show versions, devices, and what falls back to what"
@@ -83,11 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A command that reads a config file and `key=value` overrides."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
+    command.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="set one key, such as train.num_steps=10",
+    )
+    return command
+
+
 def _add_slurm(commands: Any) -> None:
     text = "make a run's job script in output_dir/slurm and hand it to sbatch"
-    command = commands.add_parser("slurm", help=text, description=text)
-    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
-    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set one key")
+    command = _config_command(commands, "slurm", text)
     command.add_argument("--nodes", type=int, required=True, help="nodes of the job")
     command.add_argument("--time", required=True, help="time limit, as sbatch takes it: 4:00:00")
     command.add_argument(
@@ -133,9 +135,7 @@ def _add_slurm(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     text = "predict memory and seconds of a run, and a layout that fits; starts nothing"
-    command = commands.add_parser("plan", help=text, description=text)
-    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
-    command.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="set one key")
+    command = _config_command(commands, "plan", text)
     command.add_argument("--gpu", default="h100-80gb", choices=tuple(GPUS), help="of every node")
     command.add_argument("--nodes", type=int, help="of 8 GPUs, engines included")
     command.set_defaults(run=_plan)
