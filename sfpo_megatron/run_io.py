@@ -134,6 +134,18 @@ class RunIO:
         else:
             store.abandon_after(self.found.step)
 
+    @contextmanager
+    def _polling(self) -> Iterator[None]:
+        """`_poll` while rank 0 waits for engines in here: only where no collective is under way."""
+        if self._client is None:
+            yield
+            return
+        self._client.on_poll = self._poll
+        try:
+            yield
+        finally:
+            self._client.on_poll = None
+
     def _poll(self) -> None:
         """While rank 0 waits for engines: is a rank gone, is the run to stop?"""
         if self.stop is not None and self.stop.reason is not None:
@@ -145,9 +157,8 @@ class RunIO:
         """Wait for the engines and tie the refit to them. Collective."""
         if self._client is not None and self._tracker is not None:
             begun = time.monotonic()
-            self._client.on_poll = self._poll
-            self._client.wait_ready(self._config.rollout.timeout_s)
-            self._client.on_poll = None
+            with self._polling():
+                self._client.wait_ready(self._config.rollout.timeout_s)
             waited = time.monotonic() - begun
             self._tracker.progress(f"engines ready (waited {waited:.1f} s after Megatron)")
         control.barrier()
@@ -220,15 +231,11 @@ class RunIO:
     def _collect_in_time(
         self, feed: EngineFeed | SavedFeed, step: int, resend: Callable[[], None]
     ) -> RolloutBatch | None:
-        if self._client is not None:
-            self._client.on_poll = self._poll
         try:
-            return feed.collect(step, resend)
+            with self._polling():
+                return feed.collect(step, resend)
         except OutOfTime:
             return None
-        finally:
-            if self._client is not None:
-                self._client.on_poll = None
 
     def _on_main(self, work: Callable[[EngineFeed | SavedFeed, Callable[[], None]], T]) -> T | None:
         """What rank 0 does with the engines, while the other ranks wait to help: engines that were

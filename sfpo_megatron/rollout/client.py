@@ -22,7 +22,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, stop_cluster, why_gone
 from sfpo_megatron.rollout.errors import ControllerDied, FleetLost, RolloutError
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline, ProcessIdentity
-from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
+from sfpo_megatron.rollout.reports import FleetHealth, ScoredRequest
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Rollout
 
@@ -51,8 +51,6 @@ class RolloutClient:
         self._requests: dict[str, RolloutRequest] = {}
         self._weight_version = 0
         self.num_controller_restarts = 0
-        self.last_times = RolloutTimes(generate_s=0.0, reward_s=0.0)
-        """Where the time of the request collected last went."""
         self.sync_client = WeightSyncClient(self)
         """vLLM's `VLLMWeightSyncClient` for all engines at once."""
         self.on_poll: Callable[[], None] | None = None
@@ -90,7 +88,6 @@ class RolloutClient:
             answer = self._persistently("collect", request_id, doing="collecting")
             if answer is not None:
                 del self._requests[request_id]
-                self.last_times = answer.times
                 return answer
             if refit is None:
                 raise RolloutError(f"request {request_id}: an engine lost its weights; send them")

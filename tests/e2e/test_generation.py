@@ -1,6 +1,6 @@
 """What comes back for a request: order, seeds, logprobs, ends, scores; and what is refused.
 
-Not exercised: several engines (dispatch is a list comprehension over them), and a real task.
+Not exercised: several engines (test_kills.py), and a real task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def rollouts(client: RolloutClient, **changes: Any) -> list[Rollout]:
 
 
 def test_order_and_fields(tied: RolloutClient) -> None:
-    made = rollouts(tied, num_samples=3, temperature=1.0)
+    tied.submit(fleet.make_request("generation", num_samples=3, temperature=1.0))
+    scored = tied.collect_scored("generation")
+    made = scored.rollouts
     assert [(r.prompt_id, r.sample) for r in made] == [
         (prompt.id, sample) for prompt in fleet.PROMPTS for sample in range(3)
     ]
@@ -35,7 +37,7 @@ def test_order_and_fields(tied: RolloutClient) -> None:
         assert 1 <= len(rollout.token_ids) <= 16
         assert len(rollout.generator_logprobs) == len(rollout.token_ids)
         assert rollout.correct == (rollout.reward >= 1)
-    assert tied.last_times.generate_s > 0
+    assert scored.times.generate_s > 0
 
 
 def test_samples_depend_on_the_seed_only(tied: RolloutClient) -> None:
