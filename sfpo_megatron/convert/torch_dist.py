@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from sfpo_megatron.checkpoints.records import read_metadata
 from sfpo_megatron.checkpoints.store import CheckpointError
 
 METADATA, COMMON, CONFIG = ".metadata", "common.pt", "metadata.json"
@@ -56,34 +57,6 @@ class TensorEntry:
 
 # --- reading ----------------------------------------------------------------------------------
 
-_RECORDS: dict[str, tuple[str, ...]] = {
-    "torch.distributed.checkpoint.metadata": (
-        *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
-        *("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    ),
-    "torch.distributed.checkpoint.planner": (
-        *("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
-    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
-    "torch.serialization": ("_get_layout",),
-    "torch": ("Size",),
-    "collections": ("OrderedDict",),
-    "pathlib": ("PosixPath", "PurePosixPath"),
-    "builtins": ("set", "frozenset"),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Makes the records of torch's checkpoints and nothing else: a pickle may name any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _RECORDS.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise pickle.UnpicklingError(f"found {module}.{name}")
-
 
 def is_torch_dist(directory: Path) -> bool:
     return (directory / METADATA).is_file() and (directory / CONFIG).is_file()
@@ -94,22 +67,13 @@ class TorchDistReader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        path = directory / METADATA
-        try:
-            with path.open("rb") as file:
-                found = _MetadataUnpickler(file).load()
-            self._storage: dict[Any, Any] = dict(found.storage_data)
-            entries = found.state_dict_metadata
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{path}: {error}, expected the metadata of a torch_dist checkpoint; check where "
-                "it comes from, or save it again"
-            ) from error
+        found = read_metadata(directory / METADATA)
+        self._storage: dict[Any, Any] = dict(found.storage_data)
         self._chunks: dict[str, list[Any]] = {}
         self._by_index: dict[tuple[str, int], dict[Any, list[Any]]] = {}
         self.tensors: dict[str, TensorEntry] = {}
         self.objects: list[str] = []
-        for key, entry in entries.items():
+        for key, entry in found.state_dict_metadata.items():
             if isinstance(entry, dcp.TensorStorageMetadata):
                 shape, dtype = tuple(entry.size), entry.properties.dtype
                 self.tensors[key] = TensorEntry(shape=shape, dtype=dtype)

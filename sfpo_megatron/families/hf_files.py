@@ -149,7 +149,8 @@ class SafetensorsWriter:
                         *(spec.name, spec.shape, spec.dtype),
                     ):
                         raise ValueError(f"{found}: found {tensor.shape}, expected {spec}")
-                    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                    flat = tensor.detach().cpu().contiguous().reshape(-1)
+                    file.write(flat.view(torch.uint8).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
         if len(self._files) > 1:

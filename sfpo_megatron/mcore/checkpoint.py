@@ -11,7 +11,6 @@ tensors and their names are Megatron-LM's; `megatron_lm` adds what its loader lo
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
+from sfpo_megatron.checkpoints.records import read_metadata
 from sfpo_megatron.checkpoints.store import CheckpointError, Format
 from sfpo_megatron.mcore import optimizer_state
 from sfpo_megatron.mcore.megatron_lm import megatron_lm_extras
@@ -96,7 +96,7 @@ def _model_state(policy: Policy) -> dict[str, Any]:
 
 def _read(policy: Policy, directory: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Load `state` and put the model params in. The rest is returned."""
-    refuse_foreign_code(directory / ".metadata")
+    read_metadata(directory / ".metadata")  # raises where the pickle names foreign code
     names = [name for name in state if name.startswith("model")]
     for name in names:
         _drop_extra_state(policy, state[name], directory)
@@ -149,43 +149,3 @@ def _bytes(value: Any) -> int:
     if not isinstance(value, ShardedTensor | ShardedTensorFactory) or value.data is None:
         return 0
     return value.data.nbytes if is_main_replica(value.replica_id) else 0
-
-
-# --- pickles ----------------------------------------------------------------------------------
-
-_RECORDS = (
-    "torch.distributed.checkpoint.",
-    "torch.distributed._shard.sharded_tensor.metadata",
-    "megatron.core.dist_checkpointing.",
-)
-_PLAIN = {
-    *(("builtins", name) for name in ("set", "frozenset", "slice")),
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-}
-
-
-class _Inspector(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _PLAIN:
-            return super().find_class(module, name)
-        if module.startswith((*_RECORDS, "torch")) and "." not in name:
-            found = super().find_class(module, name)
-            is_record = isinstance(found, type) and found.__module__.startswith(_RECORDS)
-            if is_record or isinstance(found, torch.dtype):
-                return found
-        raise CheckpointError(f"found {module}.{name}")
-
-
-def refuse_foreign_code(path: Path) -> None:
-    """`.metadata` is a pickle, which upstream reads with everything in it: CheckpointError if it
-    names anything but the records of torch's checkpoints."""
-    try:
-        with path.open("rb") as file:
-            _Inspector(file).load()
-    except (CheckpointError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: {error}, expected only the records of a torch_dist checkpoint; do not load "
-            "checkpoints of unknown origin"
-        ) from error

@@ -123,14 +123,14 @@ def test_foreign_code_in_a_checkpoint_is_not_run(bench: Workbench) -> None:
     """A pickle that names more than the records of a checkpoint, by two ways to say it."""
     import pytest
 
+    from sfpo_megatron.checkpoints.records import read_metadata
     from sfpo_megatron.checkpoints.store import CheckpointError
-    from sfpo_megatron.mcore.checkpoint import refuse_foreign_code
 
     directory = save(bench, bench.policy(), "foreign")
-    refuse_foreign_code(directory / ".metadata")
+    read_metadata(directory / ".metadata")
     attribute = b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\tos.system\x93."
     for content in (pickle.dumps(Foreign()), attribute, b"", b"\x80\x04N"):
         (directory / ".metadata").write_bytes(content)
         with pytest.raises(CheckpointError, match="unknown origin"):
-            refuse_foreign_code(directory / ".metadata")
+            read_metadata(directory / ".metadata")
     assert not Path("/tmp/sfpo-foreign-code").exists()

@@ -1,0 +1,55 @@
+"""`.metadata` of a torch_dist checkpoint is a pickle, which may name any code: here it makes the
+records of torch's checkpoints and nothing else. Upstream's reader makes whatever it names, so it
+is shown a file only after this one has read it. No torch of its own: unpickling imports it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from sfpo_megatron.checkpoints.store import CheckpointError
+
+_RECORDS: dict[str, tuple[str, ...]] = {
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+        *("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.planner": (
+        *("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.distributed._shard.sharded_tensor.metadata": ("TensorProperties", "MEM_FORMAT_ENCODING"),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),
+    "collections": ("OrderedDict",),
+    "pathlib": ("PosixPath", "PurePosixPath"),
+    "builtins": ("set", "frozenset"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _RECORDS.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and "." not in name:
+            found = super().find_class(module, name)
+            if type(found).__qualname__ == "dtype":
+                return found
+        raise pickle.UnpicklingError(f"found {module}.{name}")
+
+
+def read_metadata(path: Path) -> Any:
+    """The `torch.distributed.checkpoint.Metadata` in a file; CheckpointError if it names anything
+    but its records."""
+    try:
+        with path.open("rb") as file:
+            found = _Unpickler(file).load()
+        if type(found).__name__ != "Metadata":
+            raise pickle.UnpicklingError(f"found {type(found).__name__}")
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: {error}, expected only the records of a torch_dist checkpoint; do not load "
+            "checkpoints of unknown origin, or save it again"
+        ) from error
+    return found
