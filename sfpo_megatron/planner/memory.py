@@ -2,25 +2,23 @@
 
 Params, grads, main params, optimizer state and snapshot are exact (tests/dist/test_planner.py holds
 them to real allocations). Activations count the tensors that autograd saves, layer by layer, times
-the microbatches in flight: within 10% for the local layer spec; for TransformerEngine's, by the
-same count over what its modules save, never compared with a GPU.
+the microbatches in flight: within 10% for the local layer spec, and for TransformerEngine's over
+stand-ins that save what its modules save; never compared with a GPU.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.planner.params import Chunk, buffers_of, chunks_of, params_of
+from sfpo_megatron.planner.params import Chunk, Spec, buffers_of, chunks_of, params_of
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "fp8": 1}
 _LOGIT_BUFFERS = 2
 """fp32 buffers of a chunk in the log-prob kernel, half a chunk each, and the gradient's."""
-Spec = Literal["local", "te"]
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -65,7 +63,7 @@ def rank_memory(
     total = owned = 0
     parallel = config.parallel
     expert_rank = data_rank * parallel.tensor // (parallel.expert * parallel.expert_tensor)
-    for of_experts, buffer in buffers_of(shape, config, stage):
+    for of_experts, buffer in buffers_of(shape, config, stage, spec):
         total += buffer.numel
         owned += buffer.owned(expert_rank if of_experts else data_rank)
     main, moments = _optimizer_bytes(config, owned)

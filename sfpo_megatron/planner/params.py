@@ -11,12 +11,14 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
 
 _PARAM_ALIGNMENT, _BUCKET_ALIGNMENT = 64, 128
+Spec = Literal["local", "te"]
+"""Megatron's layer spec: torch's modules, or TransformerEngine's."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -67,7 +69,9 @@ def _layers_of_stages(layers: int, stages: int, settings: dict[str, Any]) -> lis
     return [*([first] if first else []), *counts, *([last] if last else [])]
 
 
-def params_of(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> list[Param]:
+def params_of(
+    shape: ModelShape, parallel: ParallelConfig, chunk: Chunk, spec: Spec = "te"
+) -> list[Param]:
     """In the order of the module's parameters."""
     tensor, hidden = parallel.tensor, shape.hidden_size
     vocabulary = shape.padded_vocab_size(tensor) // tensor * hidden
@@ -76,7 +80,8 @@ def params_of(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> list
         shared = shape.tied_embeddings and not chunk.last  # on one stage there is one copy
         found.append(Param(name="embedding", numel=vocabulary, shared_embedding=shared))
     for layer in chunk.layers:
-        found += _layer(shape, parallel, shape.moe is None or layer < shape.moe.num_dense_layers)
+        dense = shape.moe is None or layer < shape.moe.num_dense_layers
+        found += _layer(shape, parallel, dense, spec)
     if chunk.last:
         found.append(Param(name="final_layernorm", numel=hidden))
         if not shape.tied_embeddings:
@@ -87,22 +92,33 @@ def params_of(shape: ModelShape, parallel: ParallelConfig, chunk: Chunk) -> list
 
 
 @functools.lru_cache(maxsize=512)
-def _layer(shape: ModelShape, parallel: ParallelConfig, dense: bool) -> tuple[Param, ...]:
-    return tuple(_layer_params(shape, parallel, dense))
+def _layer(
+    shape: ModelShape, parallel: ParallelConfig, dense: bool, spec: Spec
+) -> tuple[Param, ...]:
+    attention = tuple(_attention_params(shape, parallel, fused=spec == "te"))
+    mlp = _mlp_params if dense else _expert_params
+    return (*attention, *mlp(shape, parallel, fused=spec == "te"))
 
 
-def _layer_params(shape: ModelShape, parallel: ParallelConfig, dense: bool) -> Iterator[Param]:
+def _attention_params(
+    shape: ModelShape, parallel: ParallelConfig, *, fused: bool
+) -> Iterator[Param]:
+    """`fused`: TE's linear layers hold the norm in front of them."""
     hidden, tensor = shape.hidden_size, parallel.tensor
-    yield Param(name="input_layernorm", numel=hidden)
+    norm = Param(name="input_layernorm", numel=hidden)
+    if not fused or shape.mla is not None:
+        yield norm
     if shape.mla is None:
         heads = shape.num_heads * shape.head_dim
         qkv = heads + 2 * shape.num_kv_heads * shape.head_dim
         yield Param(name="linear_proj", numel=hidden * heads // tensor)
+        if fused:
+            yield norm
         yield Param(name="linear_qkv", numel=hidden * qkv // tensor)
         if shape.qkv_bias:
             yield Param(name="linear_qkv.bias", numel=qkv // tensor)
-        for norm in ("q_layernorm", "k_layernorm") if shape.qk_norm else ():
-            yield Param(name=norm, numel=shape.head_dim)
+        for name in ("q_layernorm", "k_layernorm") if shape.qk_norm else ():
+            yield Param(name=name, numel=shape.head_dim)
     else:
         mla, heads = shape.mla, shape.num_heads
         yield Param(name="linear_proj", numel=hidden * heads * mla.value_dim // tensor)
@@ -114,20 +130,31 @@ def _layer_params(shape: ModelShape, parallel: ParallelConfig, dense: bool) -> I
         yield Param(name="linear_kv_up_proj", numel=mla.kv_rank * up // tensor)
         yield Param(name="q_layernorm", numel=mla.query_rank)
         yield Param(name="kv_layernorm", numel=mla.kv_rank)
+
+
+def _mlp_params(shape: ModelShape, parallel: ParallelConfig, *, fused: bool) -> Iterator[Param]:
+    del fused  # the norm comes first either way
+    size = shape.ffn_size * shape.hidden_size // parallel.tensor
+    yield Param(name="pre_mlp_layernorm", numel=shape.hidden_size)
+    yield Param(name="linear_fc1", numel=2 * size)
+    yield Param(name="linear_fc2", numel=size)
+
+
+def _expert_params(shape: ModelShape, parallel: ParallelConfig, *, fused: bool) -> Iterator[Param]:
+    """`fused`: TE's grouped linear layers, all first ones before all second ones."""
+    moe, hidden = shape.moe, shape.hidden_size
+    assert moe is not None
     yield Param(name="pre_mlp_layernorm", numel=hidden)
-    moe = shape.moe
-    if moe is None or dense:
-        yield Param(name="linear_fc1", numel=2 * shape.ffn_size * hidden // tensor)
-        yield Param(name="linear_fc2", numel=shape.ffn_size * hidden // tensor)
-        return
     yield Param(name="router", numel=moe.num_experts * hidden)
     size = moe.ffn_size * hidden // parallel.expert_tensor
-    for expert in range(moe.num_experts // parallel.expert):
-        yield Param(name=f"{expert}.linear_fc1", numel=2 * size, expert=True)
-        yield Param(name=f"{expert}.linear_fc2", numel=size, expert=True)
+    names = [(e, n) for e in range(moe.num_experts // parallel.expert) for n in (1, 2)]
+    for expert, number in sorted(names, key=lambda pair: pair[1]) if fused else names:
+        numel = 2 * size if number == 1 else size
+        yield Param(name=f"{expert}.linear_fc{number}", numel=numel, expert=True)
     if moe.shared_ffn_size:
-        yield Param(name="shared.linear_fc1", numel=2 * moe.shared_ffn_size * hidden // tensor)
-        yield Param(name="shared.linear_fc2", numel=moe.shared_ffn_size * hidden // tensor)
+        size = moe.shared_ffn_size * hidden // parallel.tensor
+        yield Param(name="shared.linear_fc1", numel=2 * size)
+        yield Param(name="shared.linear_fc2", numel=size)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -192,7 +219,9 @@ def buffer_of(
     return Buffer(numel=end, ranks=ranks, buckets=tuple(buckets), gaps=tuple(gaps))
 
 
-def buffers_of(shape: ModelShape, config: RunConfig, stage: int) -> tuple[tuple[bool, Buffer], ...]:
+def buffers_of(
+    shape: ModelShape, config: RunConfig, stage: int, spec: Spec = "te"
+) -> tuple[tuple[bool, Buffer], ...]:
     """(is of experts, buffer) of a rank of pipeline stage `stage`, one or two for each chunk."""
     assert config.parallel.data is not None, "resolve parallel.data first"
     ddp = config.megatron.ddp
@@ -202,7 +231,7 @@ def buffers_of(shape: ModelShape, config: RunConfig, stage: int) -> tuple[tuple[
         bucket_size = int(ddp.get("bucket_size") or max(40_000_000, 1_000_000 * group))
     chunks = tuple(chunks_of(shape, config, stage))
     sharded = bool(ddp.get("use_distributed_optimizer", True))
-    return _buffers(shape, config.parallel, chunks, bucket_size, sharded)
+    return _buffers(shape, config.parallel, chunks, bucket_size, sharded, spec)
 
 
 @functools.lru_cache(maxsize=512)
@@ -212,12 +241,13 @@ def _buffers(
     chunks: tuple[Chunk, ...],
     bucket_size: int | None,
     sharded: bool,
+    spec: Spec,
 ) -> tuple[tuple[bool, Buffer], ...]:
     group = (parallel.data or 1) * parallel.context
     of_experts = group * parallel.tensor // (parallel.expert * parallel.expert_tensor)
     found = []
     for index, chunk in enumerate(chunks):
-        params = params_of(shape, parallel, chunk)
+        params = params_of(shape, parallel, chunk, spec)
         size = bucket_size if index == 0 else None
         for expert, ranks in ((False, group), (True, of_experts)):
             own = [param for param in params if param.expert is expert]

@@ -67,6 +67,8 @@ EP2 = Layout(name="DP2xEP2", data=2, expert=2)
 SP2EP2 = Layout(name="TP2+SPxEP2", tensor=2, sequence=True, expert=2)
 EP2DP4 = Layout(name="DP4xEP2", data=4, expert=2)
 TE_EP2 = Layout(name="TExDP2xEP2", te=True, data=2, expert=2)
+TE_PP2 = Layout(name="TExPP2", te=True, pipeline=2)
+TE_VPP2 = Layout(name="TExPP2xVPP2", te=True, pipeline=2, virtual=2)
 EP2PP2 = Layout(name="DP2xEP2xPP2", data=2, expert=2, pipeline=2)
 
 

@@ -1,8 +1,8 @@
 """The planner's memory against real allocations, rank by rank.
 
 Params, grads, main params, optimizer state and snapshot: the bytes. Activations: the most that
-autograd held at a time while a pass ran, within 10%. Not exercised here: TransformerEngine's
-modules, a GPU's allocator.
+autograd held at a time while a pass ran, within 10%. Not exercised here: TransformerEngine itself
+(tests/te_standin keeps for the backward pass what its modules keep), a GPU's allocator.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from harness import (
     PP2,
     SP2,
     SP2EP2,
+    TE1,
+    TE_EP2,
+    TE_PP2,
+    TE_VPP2,
+    TEDP2,
     TP1,
     TP2,
     TP2PP2,
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
     from sfpo_megatron.mcore.setup import Policy
+    from sfpo_megatron.planner.params import Spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -56,13 +62,33 @@ def test_memory_of_experts(bench: Workbench, model: str) -> None:
     check_memory(bench, model)
 
 
-def check_memory(bench: Workbench, model: str) -> None:
+FUSIONS = {
+    "bias_activation_fusion": True
+}  # as with TE on CUDA; in Python where torch.compile is off
+
+
+@on_ranks(TE1, TE_PP2, TE_VPP2, TEDP2, only=["TE1-qwen3_untied"], model=[
+    "qwen2_tied", "qwen3_untied",
+])  # fmt: skip
+def test_memory_of_the_te_spec(bench: Workbench, model: str) -> None:
+    """Over tests/te_standin, whose modules keep for the backward pass what TE's keep."""
+    check_memory(bench, model, spec="te", transformer=FUSIONS)
+
+
+@on_ranks(TE1, TE_EP2, only=["TExDP2xEP2-qwen3moe_untied"], model=["qwen3moe_untied"])
+def test_memory_of_experts_in_the_te_spec(bench: Workbench, model: str) -> None:
+    check_memory(bench, model, spec="te", transformer=FUSIONS | {"moe_grouped_gemm": True})
+
+
+def check_memory(bench: Workbench, model: str, spec: Spec = "local", **settings: Any) -> None:
     from sfpo_megatron.planner.memory import rank_memory
     from sfpo_megatron.sfpo import SlowSnapshot
 
     for dtype in ("bfloat16", "float32"):
         ddp = OVERLAP if bench.layout.data > 1 else None
-        policy = bench.policy(model, dtype=dtype, max_tokens=100, minibatches=1, ddp=ddp)
+        policy = bench.policy(
+            model, dtype=dtype, max_tokens=100, minibatches=1, ddp=ddp, **settings
+        )
         minibatches = bench.prepared(policy)
         saved = SavedTensors(policy)
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
@@ -85,12 +111,13 @@ def check_memory(bench: Workbench, model: str) -> None:
             policy.config,
             stage=policy.layout.pipeline_rank,
             data_rank=policy.layout.data_rank,
-            spec="local",
+            spec=spec,
             tokens=tokens,
             padding=padding,
             microbatches=len(minibatches[0].microbatches),
         )
-        assert measured == {name: getattr(planned, name) for name in measured}, dtype
+        expected = {name: getattr(planned, name) for name in measured}
+        assert measured == expected, f"{dtype}: measured {measured}, planned {expected}"
         logits = 0 if planned.logits == 0 else tokens * logit_width(policy) * saved.dtype_bytes
         ratio = (planned.activations + logits) / saved.peak
         bench.figures[f"activations_{dtype}"] = ratio

@@ -95,11 +95,48 @@ class DotProductAttention(torch.nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, ends: list[int]) -> Tensor:
         assert ends[0] == 0 and ends[-1] == query.shape[0], "cu_seqlens do not cover the pack"
-        repeats = self.heads // self.groups
-        rows = []
+        # TE copies what does not have one common layout: no view of the fused qkv stays alive.
+        packed = (x.contiguous() for x in (query, key, value))
+        result: Tensor = _Attention.apply(*packed, ends, self.softmax_scale)
+        return result
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what the flash kernels behind TE keep: q, k, v of the pack, the output, and the
+    log-sum-exp of each row in fp32. The backward attends again, sequence by sequence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, ends: list[int], scale: float | None
+    ) -> Tensor:
+        rows, sums = [], []
         for start, end in itertools.pairwise(ends):
-            q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
-            k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale)
+            q, k, v = _heads(query, key, value, start, end)
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, True, scale=scale
+            )
             rows.append(out[0].transpose(0, 1).flatten(1))
-        return torch.cat(rows)
+            sums.append(lse.float().flatten())
+        output = torch.cat(rows)
+        ctx.save_for_backward(query, key, value, output, torch.cat(sums))
+        ctx.ends, ctx.scale = ends, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        inputs = tuple(x.detach().requires_grad_() for x in ctx.saved_tensors[:3])
+        for start, end in itertools.pairwise(ctx.ends):
+            with torch.enable_grad():
+                q, k, v = _heads(*inputs, start, end)
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ctx.scale)
+                torch.autograd.backward(out[0].transpose(0, 1).flatten(1), grads[0][start:end])
+        return (*(x.grad for x in inputs), None, None)
+
+
+def _heads(
+    query: Tensor, key: Tensor, value: Tensor, start: int, end: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One sequence as [1, heads, tokens, d], keys and values repeated for all heads."""
+    repeats = query.shape[1] // key.shape[1]
+    q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+    return q, k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)

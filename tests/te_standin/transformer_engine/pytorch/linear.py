@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transformer_engine.pytorch.norm import rms_norm
+
 
 class Linear(torch.nn.Module):
     """y = x W^T + b. With `return_bias`, b is handed back instead of added."""
@@ -77,6 +79,8 @@ class LayerNormLinear(Linear):
         if normalization not in ("LayerNorm", "RMSNorm") or zero_centered_gamma:
             raise NotImplementedError(f"normalization {normalization!r}, zero-centred or not")
         self.eps, self.normalization = eps, normalization
+        of_linear = dict(self._parameters)
+        self._parameters.clear()  # TE registers the norm's first: the order of DDP's buffers
         self.layer_norm_weight = torch.nn.Parameter(
             torch.ones(in_features, dtype=params_dtype, device=device)
         )
@@ -84,12 +88,13 @@ class LayerNormLinear(Linear):
             self.layer_norm_bias = torch.nn.Parameter(
                 torch.zeros(in_features, dtype=params_dtype, device=device)
             )
+        self._parameters.update(of_linear)
 
     def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Any:
-        shape = (self.in_features,)
         if self.normalization == "RMSNorm":
-            x = F.rms_norm(x, shape, self.layer_norm_weight, self.eps)
+            x = rms_norm(x, self.layer_norm_weight, self.eps)
         else:
+            shape = (self.in_features,)
             x = F.layer_norm(x, shape, self.layer_norm_weight, self.layer_norm_bias, self.eps)
         return super().forward(x, is_first_microbatch)
 
