@@ -16,7 +16,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
-    "torch",
     "megatron-core",
     "transformer-engine",
     "transformers",
@@ -37,7 +36,8 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    # torch's own word: it names the build (+cpu, +cu130), which its package metadata may leave out.
+    found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

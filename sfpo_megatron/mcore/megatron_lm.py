@@ -7,6 +7,7 @@ or taken over with --use-checkpoint-args), `iteration`, `checkpoint_version` and
 from __future__ import annotations
 
 import random
+from argparse import Namespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from sfpo_megatron.mcore.setup import Policy
 def megatron_lm_extras(policy: Policy, step: int) -> dict[str, Any]:
     """`args` and `rng_state`, as Megatron-LM's generate_state_dict and get_rng_state make them."""
     config = policy.config
-    arguments = megatron_lm_args(policy.shape, config.parallel, dtype=config.model.dtype)
-    arguments.iteration = step
+    described = megatron_lm_args(policy.shape, config.parallel, dtype=config.model.dtype)
+    arguments = Namespace(**vars(described), iteration=step)
     state = {
         "random_rng_state": random.getstate(),
         "np_rng_state": np.random.get_state(),
