@@ -69,6 +69,8 @@ EP2DP4 = Layout(name="DP4xEP2", data=4, expert=2)
 TE_EP2 = Layout(name="TExDP2xEP2", te=True, data=2, expert=2)
 EP2PP2 = Layout(name="DP2xEP2xPP2", data=2, expert=2, pipeline=2)
 
+SP2EP2PP2 = Layout(name="TP2+SPxEP2xPP2", tensor=2, sequence=True, expert=2, pipeline=2)
+
 
 @dataclass(kw_only=True, frozen=True)
 class Case:

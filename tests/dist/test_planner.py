@@ -29,6 +29,7 @@ from harness import (
     Layout,
     on_ranks,
 )
+from references import LATENT_MODELS
 from torch import Tensor
 from workbench import OVERLAP, adam_states
 
@@ -53,6 +54,11 @@ def test_memory(bench: Workbench, model: str) -> None:
     "qwen3moe_untied", "mixtral_tied",
 ])  # fmt: skip
 def test_memory_of_experts(bench: Workbench, model: str) -> None:
+    check_memory(bench, model)
+
+
+@on_ranks(TP1, EP2, SP2EP2, EP2PP2, only=["DP2xEP2-deepseek_untied"], model=LATENT_MODELS)
+def test_memory_of_latent_attention(bench: Workbench, model: str) -> None:
     check_memory(bench, model)
 
 

@@ -1,5 +1,5 @@
 """A vLLM engine of its own process on a mixture of experts, refitted with and without the guard
-that has its weights packed again. `python experts_engine.py DIR qwen3_moe|mixtral`."""
+that has its weights packed again. `python experts_engine.py DIR qwen3_moe|mixtral|deepseek_v3`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,35 @@ from typing import Any
 import tiny
 import torch
 
+DEEPSEEK_V3: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 72,
+    "n_shared_experts": 1,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 512,  # these two: the sizes that vLLM's CPU kernel has
+    "qk_rope_head_dim": 64,
+    "head_dim": 64,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "num_mtp_layers": 0,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+}
+
 
 def make_model(directory: Path, kind: str, seed: int) -> Path:
     import transformers
@@ -21,25 +50,29 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
             {"num_experts": 4, "moe_intermediate_size": 64, "norm_topk_prob": True},
         ),
         "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
+        "deepseek_v3": ("DeepseekV3Config", DEEPSEEK_V3),
     }[kind]
-    config = getattr(transformers, name)(
-        vocab_size=len(tiny.VOCABULARY),
-        hidden_size=128,
-        intermediate_size=72,  # not a multiple of 32: vLLM's CPU kernel pads it
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_experts_per_tok=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        eos_token_id=tiny.EOS,
-        bos_token_id=None,
-        initializer_range=0.2,
-        **extra,
-    )
+    common: dict[str, Any] = {
+        "vocab_size": len(tiny.VOCABULARY),
+        "hidden_size": 128,
+        "intermediate_size": 72,  # not a multiple of 32: vLLM's CPU kernel pads it
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "eos_token_id": tiny.EOS,
+        "bos_token_id": None,
+        "initializer_range": 0.2,
+    }
+    config = getattr(transformers, name)(**common | extra)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("e_score_correction_bias"):
+            buffer.normal_(0.0, 0.2)
     model.save_pretrained(directory)
     tiny.make_tokenizer(directory, tiny.VOCABULARY)
     return directory

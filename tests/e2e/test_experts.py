@@ -38,7 +38,9 @@ def test_train_with_expert_parallel(tmp_path: Path) -> None:
         assert not tensor.equal(exported[name]), f"{name} was not trained"
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", pytest.param("mixtral", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "kind", ["qwen3_moe", "deepseek_v3", pytest.param("mixtral", marks=pytest.mark.full)]
+)
 def test_experts_are_packed_anew(tmp_path: Path, kind: str) -> None:
     """Fails without `ShmEngine.forget_expert_kernels`: vLLM on CPU reads plain weights as packed.
     In a process of its own: there is one engine a process."""
