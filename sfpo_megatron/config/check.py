@@ -264,6 +264,7 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "params_dtype": "model.dtype",
         "bf16": "model.dtype",
         "fp16": "model.dtype",
+        "transformer_impl": "model.transformer_impl",
     },
     "megatron.optimizer": {
         "lr": "train.optimizer.lr",

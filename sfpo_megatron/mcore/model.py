@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import megatron.core.transformer.multi_latent_attention as latent
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -59,9 +60,17 @@ def transformer_config(
             "TransformerEngine, whose attention alone exchanges keys and values between ranks; "
             "set it to 1"
         )
+    if shape.mla and shape.mla.query_rank is None and hasattr(latent, "QKNormConfigResolver"):
+        raise ValueError(
+            "model.path: found q_lora_rank null, expected a number with this megatron-core, which "
+            "would put a norm in front of the queries that the model does not have; take "
+            "megatron-core 0.16.1, or a model with latent queries"
+        )
     parallel, dtype = config.parallel, DTYPES[config.model.dtype]
     cuda = capabilities.cuda
     fields: dict[str, Any] = {
+        # From 0.19 on latent attention takes its norms' classes by it, where a spec names none.
+        "transformer_impl": "transformer_engine" if capabilities.layers == "te" else "local",
         "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,
         "ffn_hidden_size": shape.ffn_size,

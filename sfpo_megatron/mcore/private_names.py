@@ -61,6 +61,7 @@ PRIVATE_NAMES: dict[str, str] = {
     # multi-head latent attention: its module's globals
     "HAVE_TE": "whether it compares its linears with TransformerEngine's",
     "TELinear": "TransformerEngine's class; a mock (0.16) or None (0.19) without it",
+    "QKNormConfigResolver": "from 0.19 on: refuses latent keys beside queries that are not",
     "Linear": "a plain linear, accepted for what makes the short vectors",
     # attributes of params that Megatron reads
     "tensor_model_parallel": "gradient norm: sharded, so not counted once per tensor rank",

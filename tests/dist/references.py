@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from safetensors.torch import load_file, save_file
 MODELS = [f"{kind}_{tie}" for kind in ("qwen2", "qwen3", "llama") for tie in ("tied", "untied")]
 MOE_MODELS = ["qwen3moe_untied", "mixtral_tied", "qwen3moeraw_tied"]
 """Mixtures of experts: 2 of 4 for each token; `raw`: their probabilities are not normalized."""
-LATENT_MODELS = ["deepseek_untied", "deepseekq_tied"]
+_core = find_spec("megatron.core")
+PLAIN_QUERIES = not (
+    _core and _core.origin and Path(_core.origin).with_name("transformer").joinpath(
+        "mla_qk_norm_config.py"
+    ).exists()
+)  # fmt: skip
+"""From 0.19 on Megatron puts a norm in front of queries that are not latent."""
+LATENT_MODELS = ["deepseek_untied"] + ["deepseekq_tied"] * PLAIN_QUERIES
 """Multi-head latent attention, a dense first layer, sigmoid routing with biases. The first: latent
 queries, stretched rotary embeddings, the best 2 of 4 groups; the second has none of these."""
 _DEEPSEEK: dict[str, Any] = {

@@ -28,7 +28,11 @@ def biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @on_ranks(
     *(TP1, EP2, PP2, SP2EP2),
-    full=[f"{layout}-deepseekq_tied-3-0.8-1e-08" for layout in ("TP1", "DP2xEP2", "PP2")],
+    full=[
+        f"{layout}-{model}-3-0.8-1e-08"
+        for layout in ("TP1", "DP2xEP2", "PP2")
+        for model in references.LATENT_MODELS[1:]
+    ],
     model=references.LATENT_MODELS,
     k=[references.K],
     alpha=[references.ALPHA],

@@ -93,8 +93,9 @@ def test_moe_logits_equal_transformers(bench: Workbench, model: str) -> None:
 @on_ranks(
     *(TP1, EP2, PP2, VPP2, SP2EP2, EP2PP2, SP2EP2PP2),
     full=[
-        *(f"{layout}-deepseekq_tied" for layout in ("DP2xEP2", "PP2xVPP2", "TP2+SPxEP2")),
-        *(f"{layout}-deepseekq_tied" for layout in ("DP2xEP2xPP2", "TP2+SPxEP2xPP2")),
+        f"{layout}-{model}"
+        for layout in ("DP2xEP2", "PP2xVPP2", "TP2+SPxEP2", "DP2xEP2xPP2", "TP2+SPxEP2xPP2")
+        for model in LATENT_MODELS[1:]
     ],
     model=LATENT_MODELS,
 )

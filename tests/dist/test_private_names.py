@@ -12,6 +12,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
+import references
 import torch
 from harness import DP2, EP2, TE1, TP1, TP2, on_ranks
 
@@ -254,6 +255,7 @@ def test_latent_attention(bench: Workbench) -> None:
     from megatron.core.transformer.moe.router import TopKRouter
 
     assert isinstance(mla.TELinear, type) == bench.layout.te
+    assert hasattr(mla, "QKNormConfigResolver") != references.PLAIN_QUERIES
     spec = get_gpt_layer_local_spec(multi_latent_attention=True, qk_layernorm=True)
     attention = spec.submodules.self_attention.submodules
     for name in ("linear_q_down_proj", "linear_kv_down_proj", "q_layernorm", "kv_layernorm"):

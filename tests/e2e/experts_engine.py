@@ -11,35 +11,6 @@ from typing import Any
 import tiny
 import torch
 
-DEEPSEEK_V3: dict[str, Any] = {
-    "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 4,
-    "n_group": 4,
-    "topk_group": 2,
-    "moe_intermediate_size": 72,
-    "n_shared_experts": 1,
-    "num_key_value_heads": 4,
-    "q_lora_rank": 48,
-    "kv_lora_rank": 512,  # these two: the sizes that vLLM's CPU kernel has
-    "qk_rope_head_dim": 64,
-    "head_dim": 64,
-    "qk_nope_head_dim": 32,
-    "v_head_dim": 32,
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-    "num_mtp_layers": 0,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 128,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-    },
-}
-
 
 def make_model(directory: Path, kind: str, seed: int) -> Path:
     import transformers
@@ -50,7 +21,7 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
             {"num_experts": 4, "moe_intermediate_size": 64, "norm_topk_prob": True},
         ),
         "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
-        "deepseek_v3": ("DeepseekV3Config", DEEPSEEK_V3),
+        "deepseek_v3": ("DeepseekV3Config", tiny.DEEPSEEK_V3),
     }[kind]
     common: dict[str, Any] = {
         "vocab_size": len(tiny.VOCABULARY),
@@ -70,9 +41,7 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
     config = getattr(transformers, name)(**common | extra)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for buffer_name, buffer in model.named_buffers():
-        if buffer_name.endswith("e_score_correction_bias"):
-            buffer.normal_(0.0, 0.2)
+    tiny.randomize_choice_biases(model)
     model.save_pretrained(directory)
     tiny.make_tokenizer(directory, tiny.VOCABULARY)
     return directory
