@@ -35,7 +35,6 @@ class RopeScaling:
     """yarn: pairs with more turns than this in that context stay."""
     beta_slow: float = 1.0
     """yarn: those with fewer are divided by `factor`; between, blended."""
-
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
     """yarn with multi-head latent attention: cosines and sines are multiplied with the ratio of the

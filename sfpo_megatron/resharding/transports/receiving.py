@@ -42,7 +42,7 @@ class Receiver(WeightTransferEngine):
             read_checkpoint_shapes(Path(self.model_config.model)),
             dtype=self.model_config.dtype,
             tied_embeddings=config.tie_word_embeddings,
-            left_out=mtp_prefixes(config.num_hidden_layers, num_mtp) if num_mtp else (),
+            left_out=mtp_prefixes(config.num_hidden_layers, num_mtp),
         )
         self._manifest = manifest
 
