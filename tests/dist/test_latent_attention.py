@@ -28,11 +28,7 @@ def biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @on_ranks(
     *(TP1, EP2, PP2, SP2EP2),
-    full=[
-        f"{layout}-{model}-3-0.8-1e-08"
-        for layout in ("TP1", "DP2xEP2", "PP2")
-        for model in references.LATENT_MODELS[1:]
-    ],
+    only=[f"{layout}-deepseek_untied-3-0.8-1e-08" for layout in ("DP2xEP2", "TP2+SPxEP2")],
     model=references.LATENT_MODELS,
     k=[references.K],
     alpha=[references.ALPHA],
