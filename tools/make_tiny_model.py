@@ -25,6 +25,7 @@ _CONFIGS = {
     "llama": "LlamaConfig",
     "qwen3_moe": "Qwen3MoeConfig",
     "mixtral": "MixtralConfig",
+    "deepseek_v3": "DeepseekV3Config",
 }
 
 
@@ -41,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=32, help="vLLM on CPU needs 32 or more")
     parser.add_argument("--ffn", type=int, default=256, help="of the MLP, or of one expert")
-    parser.add_argument("--num-experts", type=int, default=8, help="qwen3_moe, mixtral: a layer's")
+    parser.add_argument("--num-experts", type=int, default=8, help="of a layer with experts")
     parser.add_argument("--experts-per-token", type=int, default=2)
     parser.add_argument("--init-std", type=float, default=0.02)
     parser.add_argument("--max-vocab", type=int, default=383, help="upper limit of the vocabulary")
@@ -114,25 +115,51 @@ def model_config(args: argparse.Namespace, tokenizer: Any) -> Any:
     elif args.arch == "qwen3_moe":
         experts = {"num_experts": args.num_experts, "norm_topk_prob": True}
         experts["moe_intermediate_size"] = args.ffn
+    elif args.arch == "deepseek_v3":
+        experts = _latent_sizes(args)
     if experts:
         experts["num_experts_per_tok"] = args.experts_per_token
-    return getattr(transformers, _CONFIGS[args.arch])(
-        **experts,
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=args.num_heads,
-        num_key_value_heads=args.num_kv_heads,
-        head_dim=args.head_dim,
-        intermediate_size=args.ffn,
-        max_position_embeddings=args.max_positions,
-        tie_word_embeddings=args.tied,
-        initializer_range=args.init_std,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": args.hidden_size,
+        "num_hidden_layers": args.num_layers,
+        "num_attention_heads": args.num_heads,
+        "num_key_value_heads": args.num_kv_heads,
+        "head_dim": args.head_dim,
+        "intermediate_size": args.ffn,
+        "max_position_embeddings": args.max_positions,
+        "tie_word_embeddings": args.tied,
+        "initializer_range": args.init_std,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": "float32",
+    }
+    return getattr(transformers, _CONFIGS[args.arch])(**common | experts)
+
+
+def _latent_sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """Of DeepSeek-V3: `--head-dim` is that of values and of unrotated keys; the sizes of the latent
+    vector are those that vLLM's CPU kernel has."""
+    return {
+        "n_routed_experts": args.num_experts,
+        "moe_intermediate_size": args.ffn,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "num_key_value_heads": args.num_heads,
+        "q_lora_rank": args.hidden_size // 2,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": args.head_dim,
+        "qk_rope_head_dim": 64,
+        "head_dim": 64,
+        "v_head_dim": args.head_dim,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "num_mtp_layers": 0,
+    }
 
 
 def make_tiny_model(args: argparse.Namespace) -> Path:

@@ -245,12 +245,26 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "moe_router_topk": "the model's config.json",
         "moe_shared_expert_intermediate_size": "the model's config.json",
         "moe_expert_capacity_factor": "nothing: the engine drops no token",
-        "moe_router_enable_expert_bias": "nothing: the bias is a buffer that no optimizer holds; "
-        "SFPO would not reposition it, and the engine would not get it",
+        **dict.fromkeys(
+            (
+                *(
+                    "moe_router_enable_expert_bias",
+                    "moe_router_group_topk",
+                    "moe_router_num_groups",
+                ),
+                *("moe_router_topk_scaling_factor", "multi_latent_attention", "q_lora_rank"),
+                *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
+                *("rotary_base", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
+            ),
+            "the model's config.json",
+        ),
+        "moe_router_bias_update_rate": "nothing: the bias is a buffer that no optimizer holds, "
+        "which SFPO could not reposition; it stays as the model has it",
         "moe_use_legacy_grouped_gemm": "nothing: its stacked weights are in no table of names",
         "params_dtype": "model.dtype",
         "bf16": "model.dtype",
         "fp16": "model.dtype",
+        "transformer_impl": "model.transformer_impl",
     },
     "megatron.optimizer": {
         "lr": "train.optimizer.lr",

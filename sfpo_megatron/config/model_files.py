@@ -10,15 +10,17 @@ from typing import Literal
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.shape import (
-    PLANNED_ARCHITECTURES,
     ModelShape,
     UnsupportedModel,
-    planned_shape,
+    model_shape,
     read_hf_config,
 )
 
 MIN_HEAD_DIM_ON_CPU = 32  # vLLM's CPU attention kernels start there
+LATENT_DIMS_ON_CPU = (512, 64)
+"""kv_lora_rank and qk_rope_head_dim: vLLM's CPU decode kernel for latents is compiled for 576."""
 
 _UNEVEN_STAGES = (
     "num_layers_in_first_pipeline_stage",
@@ -80,14 +82,6 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
             "error_when_training",
         )
     yield from _weights(path)
-    if shape.family in PLANNED_ARCHITECTURES.values():
-        yield Problem(
-            "model.path",
-            f"a {shape.family} model",
-            "a family with a table of names (docs/converters.md)",
-            "plan with it; training it is not built",
-            "error_when_training",
-        )
     yield shape
 
 
@@ -120,7 +114,7 @@ def _read_shape(path: Path) -> Problem | ModelShape:
             "point model.path at the folder that holds config.json",
         )
     try:
-        return planned_shape(read_hf_config(path))
+        return model_shape(read_hf_config(path))
     except UnsupportedModel as error:
         return Problem("model.path", f"{error.found} in {file}", error.expected, error.fix)
     except ValueError as error:
@@ -167,8 +161,10 @@ def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[P
         "num_attention_heads": heads,
         "hidden_size": shape.hidden_size,
     }
-    if shape.moe is None:
+    if shape.num_dense_layers:
         sizes["intermediate_size"] = shape.ffn_size
+    if shape.moe and shape.moe.shared_ffn_size:
+        sizes["shared expert size"] = shape.moe.shared_ffn_size
     tensor = config.parallel.tensor
     for name, size in sizes.items():
         if size % tensor:
@@ -211,12 +207,25 @@ def _by_pipeline(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator
 
 
 def _head_dim(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
-    if on_cpu and shape.head_dim < MIN_HEAD_DIM_ON_CPU and config.debug.train_only is None:
+    if shape.mla is not None:
+        yield from _latent_dims(config, shape.mla, on_cpu)
+    elif on_cpu and shape.head_dim < MIN_HEAD_DIM_ON_CPU and config.debug.train_only is None:
         yield Problem(
             "model.path",
             f"head_dim {shape.head_dim}",
             f"head_dim >= {MIN_HEAD_DIM_ON_CPU} (vLLM on CPU)",
             "use fewer, wider heads, or run on a GPU",
+        )
+
+
+def _latent_dims(config: RunConfig, mla: MLAShape, on_cpu: bool) -> Iterator[Problem]:
+    found = (mla.kv_rank, mla.rope_dim)
+    if on_cpu and found != LATENT_DIMS_ON_CPU and config.debug.train_only is None:
+        yield Problem(
+            "model.path",
+            "kv_lora_rank {} and qk_rope_head_dim {}".format(*found),
+            "{} and {} (vLLM on CPU)".format(*LATENT_DIMS_ON_CPU),
+            "take a model with DeepSeek-V3's own sizes of these two, or run on a GPU",
         )
 
 

@@ -44,17 +44,18 @@ def stacked(name: str) -> Place:
     return Place(key=_EXPERT.sub("", _LAYER.sub("", name)), index=index, axes=tuple(axes))
 
 
+def numbered(name: str) -> Place:
+    """Of our canonical `name`, where layers differ: a key for each layer, experts stacked in it."""
+    index = tuple(int(i) for i in _EXPERT.findall(name))
+    axes: list[Axis] = ["expert"] * len(index)
+    return Place(key=_EXPERT.sub("", name), index=index, axes=tuple(axes))
+
+
 def find(rule: Rule, keys: Container[str]) -> list[Place] | None:
     """Where `rule`'s whole tensor is: one place, or two (gate and up) to be joined; None if it is
     not there."""
     name = rule.megatron
-    experts = tuple(int(i) for i in _EXPERT.findall(name))
-    axes: tuple[Axis, ...] = ("expert",) if experts else ()
-    for place in (
-        stacked(name),
-        Place(key=_EXPERT.sub("", name), index=experts, axes=axes),
-        Place(key=name),
-    ):
+    for place in (stacked(name), numbered(name), Place(key=name)):
         if place.key in keys:
             return [place]
     halves = [Place(key=f"{name}_{half}") for half in "wv"]

@@ -74,7 +74,9 @@ class MegatronWeights:
         """Every tensor, in the order of `tensors`."""
         return [
             TensorMeta(
-                name=name, shape=size, dtype=dtype or self._reader.tensors[places[0].key].dtype
+                name=name,
+                shape=size,
+                dtype=_dtype_of(rule, dtype) or self._reader.tensors[places[0].key].dtype,
             )
             for rule, places in self._places
             for name, size in zip(rule.hf, hf_shapes(rule, self._shape), strict=True)
@@ -91,9 +93,14 @@ class MegatronWeights:
             parts = [self._reader.read(place.key, place.index) for place in places]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             for name, part in zip(rule.hf, split(rule, whole, self._shape), strict=True):
-                yield name, part.to(dtype or part.dtype)
+                yield name, part.to(_dtype_of(rule, dtype) or part.dtype)
             if progress is not None:
                 progress.step(rule.megatron, whole.nbytes)
+
+
+def _dtype_of(rule: Rule, dtype: torch.dtype | None) -> torch.dtype | None:
+    """What is frozen keeps its own."""
+    return None if rule.frozen else dtype
 
 
 def megatron_to_hf(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER
 from sfpo_megatron.config.tree import ParallelConfig
-from sfpo_megatron.convert.keys import stacked
+from sfpo_megatron.convert.keys import numbered, stacked
 from sfpo_megatron.convert.locate import HF_FILES
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistWriter
@@ -27,7 +27,6 @@ from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.table import EMBEDDING, rules_of
 
 RELEASE = "release"
-_WITH_EXTRA_STATE = ("self_attention.linear_qkv", "self_attention.linear_proj")
 
 
 def hf_to_megatron(hf: Path, out: Path, parallel: ParallelConfig) -> None:
@@ -62,6 +61,7 @@ def _check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
     for flag, size, what, total in (
         ("--tp", parallel.tensor, "attention heads", shape.num_heads),
         ("--tp", parallel.tensor, "MLP size", shape.ffn_size),
+        ("--tp", parallel.tensor, "shared expert", shape.moe.shared_ffn_size if shape.moe else 0),
         ("--pp", parallel.pipeline, "layers", shape.num_layers),
         ("--ep", parallel.expert, "experts", experts),
     ):
@@ -85,7 +85,7 @@ def _write(
     writer: TorchDistWriter, rule: Rule, whole: Tensor, shape: ModelShape, parallel: ParallelConfig
 ) -> None:
     """Cut over tensor-parallel ranks as Megatron cuts it when it saves: gate and up apart."""
-    place = stacked(rule.megatron)
+    place = (numbered if shape.layers_differ else stacked)(rule.megatron)
     sizes = {"layer": shape.num_layers, "expert": shape.moe.num_experts if shape.moe else 0}
     counts = [sizes[axis] for axis in place.axes]
     size = parallel.expert_tensor if rule.expert else parallel.tensor
@@ -107,14 +107,27 @@ def _write(
 def _extra_state_keys(shape: ModelShape) -> Iterator[str]:
     """Empty extra state of every module that asks for it: Megatron-LM's loader is strict. A
     ShardedObject's key is `name/shard_PLACE_COUNTS`."""
-    layers, prefix = range(shape.num_layers), "decoder.layers."
-    modules = [*_WITH_EXTRA_STATE, "self_attention.core_attention"]
-    if shape.moe is None:
-        modules += ["mlp.linear_fc1", "mlp.linear_fc2"]
-    for module, layer in itertools.product(modules, layers):
-        yield f"{prefix}{module}._extra_state/shard_{layer}_{shape.num_layers}"
-    if shape.moe is not None:
-        count = shape.moe.num_experts
-        for linear, layer, expert in itertools.product((1, 2), layers, range(count)):
-            where = f"shard_{layer}.{expert}_{shape.num_layers}.{count}"
+    moe = shape.moe
+    for layer in range(shape.num_layers):
+        prefix, place, count = "decoder.layers.", str(layer), str(shape.num_layers)
+        if shape.layers_differ:
+            prefix, place, count = f"decoder.layers.{layer}.", "0", "1"
+        for module in _with_extra_state(shape, layer):
+            yield f"{prefix}{module}._extra_state/shard_{place}_{count}"
+        of_experts = range(moe.num_experts if moe and layer >= moe.num_dense_layers else 0)
+        for linear, expert in itertools.product((1, 2), of_experts):
+            where = f"shard_{place}.{expert}_{count}.{len(of_experts)}"
+            if shape.layers_differ:
+                where = f"shard_{expert}_{len(of_experts)}"
             yield f"{prefix}mlp.experts.experts.linear_fc{linear}._extra_state/{where}"
+
+
+def _with_extra_state(shape: ModelShape, layer: int) -> Iterator[str]:
+    linears: Iterable[str] = ("linear_qkv", "linear_proj")
+    if shape.mla is not None:
+        linears = shape.mla.matrices(shape.hidden_size, shape.num_heads)
+    yield from (f"self_attention.{name}" for name in (*linears, "core_attention"))
+    if layer < shape.num_dense_layers:
+        yield from ("mlp.linear_fc1", "mlp.linear_fc2")
+    elif shape.moe and shape.moe.shared_ffn_size:
+        yield from ("mlp.shared_experts.linear_fc1", "mlp.shared_experts.linear_fc2")

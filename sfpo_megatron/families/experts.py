@@ -14,6 +14,29 @@ _E = _M + "mlp.experts.experts.{expert}."
 _H = "model.layers.{layer}."
 
 
+SHARED = (
+    Rule(
+        megatron=_M + "mlp.shared_experts.linear_fc1.weight",
+        hf=tuple(f"{_H}mlp.shared_experts.{x}_proj.weight" for x in ("gate", "up")),
+        kind="gate_up",
+        tp_dim=0,
+    ),
+    Rule(
+        megatron=_M + "mlp.shared_experts.linear_fc2.weight",
+        hf=(_H + "mlp.shared_experts.down_proj.weight",),
+        tp_dim=1,
+    ),
+)
+"""The MLP that every token passes, under DeepSeek's names; cut as the attention is."""
+
+CHOICE_BIAS = Rule(
+    megatron=_M + "mlp.router.expert_bias",
+    hf=(_H + "mlp.gate.e_score_correction_bias",),
+    frozen=True,
+)
+"""What is added to the scores by which experts are chosen (not to those they are weighed by)."""
+
+
 def moe_rules(*, block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """`block`: the Hugging Face module of router and experts; the rest: an expert's projections."""
     expert = f"{_H}{block}.experts.{{expert}}."

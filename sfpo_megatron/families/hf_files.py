@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -17,6 +18,8 @@ from safetensors import safe_open
 from sfpo_megatron.families.rules import Rule, hf_shapes
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.table import rules_of
+
+log = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 5 * 1024**3
 """A new file starts before a tensor would push one past this (transformers' own default)."""
@@ -52,6 +55,15 @@ class HFCheckpoint:
             raise FileNotFoundError(f"{self._directory}: found no *.safetensors, expected weights")
         expected = {name for rule in rules_of(shape) for name in rule.hf}
         found = {n for n in self._file_of if not n.endswith("rotary_emb.inv_freq")}
+        prefixes = mtp_prefixes(shape.num_layers, shape.num_mtp_layers)
+        if left_out := {name for name in found if name.startswith(prefixes)}:
+            found -= left_out
+            log.warning(
+                "%s: %d tensors of multi-token prediction layers are left out: they are not "
+                "trained, and what is written has none",
+                self._directory,
+                len(left_out),
+            )
         if shape.tied_embeddings:
             found.discard("lm_head.weight")  # some exports repeat the embedding
         for problem, names in (("missing", expected - found), ("unknown", found - expected)):
@@ -84,6 +96,11 @@ class HFCheckpoint:
                 if entry["dtype"] in DTYPES:
                     found[name] = DTYPES[entry["dtype"]]
         return found
+
+
+def mtp_prefixes(num_layers: int, num_mtp_layers: int) -> tuple[str, ...]:
+    """Of the tensors of multi-token prediction layers, which no model here has."""
+    return tuple(f"model.layers.{num_layers + i}." for i in range(num_mtp_layers))
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -182,16 +199,19 @@ def _header(specs: Sequence[TensorMeta]) -> bytes:
 
 
 def copy_companions(source: Path, out: Path, dtype: str | None) -> None:
-    """Everything beside the weights that loads with them: config.json (with `dtype`, if given),
-    tokenizer, chat template, generation config."""
+    """Everything beside the weights that loads with them: config.json (with `dtype`, if given, and
+    without multi-token prediction), tokenizer, chat template, generation config."""
     for file in sorted(source.iterdir()):
         if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
             shutil.copyfile(file, out / file.name)
-    if dtype is None:
-        return
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
-    config["dtype"] = dtype
+    if dtype is None and not config.get("num_nextn_predict_layers"):
+        return
+    if config.get("num_nextn_predict_layers"):
+        config["num_nextn_predict_layers"] = 0  # see HFCheckpoint
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtype
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "llama3": ("low_freq_factor", "high_freq_factor", _ORIGINAL),
     "yarn": (_ORIGINAL,),
 }
-_REFUSED_OF_YARN = ("attention_factor", "mscale", "mscale_all_dim")
+_SCALES = ("mscale", "mscale_all_dim")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -35,11 +35,18 @@ class RopeScaling:
     """yarn: pairs with more turns than this in that context stay."""
     beta_slow: float = 1.0
     """yarn: those with fewer are divided by `factor`; between, blended."""
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+    """yarn with multi-head latent attention: cosines and sines are multiplied with the ratio of the
+    two scales, the logits of attention with the square of the second."""
 
     @property
     def attention_factor(self) -> float:
         """yarn: what the cosines and sines are multiplied with."""
-        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
+        if self.kind != "yarn":
+            return 1.0
+        growth = 0.1 * math.log(self.factor)
+        return (growth * self.mscale + 1.0) / (growth * self.mscale_all_dim + 1.0)
 
 
 def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -64,15 +71,24 @@ def refused_rope(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for name in _NEEDED.get(kind, ()):
         if not rope.get(name):
             yield f"rope type {kind} without {name}", "a number", fix
-    for name in _REFUSED_OF_YARN if kind == "yarn" else ():
-        if rope.get(name) is not None:
-            yield f"{name} {rope[name]} of rope type yarn", "none", "use a model without it"
+    yield from _refused_scales(config, rope) if kind == "yarn" else ()
     if rope.get("truncate") is False:
         yield "truncate false of rope type yarn", "true", "use a model without it"
     partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
     if partial != 1.0:
         expected = "rotary embeddings on the whole head"
         yield f"partial_rotary_factor {partial}", expected, "choose another model"
+
+
+def _refused_scales(config: dict[str, Any], rope: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    latent = config.get("kv_lora_rank") is not None
+    for name in ("attention_factor", *(() if latent else _SCALES)):
+        if rope.get(name) is not None:
+            yield f"{name} {rope[name]} of rope type yarn", "none", "use a model without it"
+    given = [bool(rope.get(name)) for name in _SCALES]
+    if latent and given[0] != given[1]:  # transformers and DeepSeek's own code differ then
+        found = " and ".join(f"{name} {rope.get(name)}" for name in _SCALES)
+        yield f"{found} of rope type yarn", "both or neither", "use a model with both"
 
 
 def rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
@@ -91,6 +107,8 @@ def rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
             original_max_position=original,
             beta_fast=float(rope.get("beta_fast") or 32.0),
             beta_slow=float(rope.get("beta_slow") or 1.0),
+            mscale=float(rope.get("mscale") or 1.0),
+            mscale_all_dim=float(rope.get("mscale_all_dim") or 0.0),
         )
     return RopeScaling(
         kind="llama3",

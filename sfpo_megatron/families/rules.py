@@ -29,6 +29,9 @@ class Rule:
     expert: bool = False
     """Belongs to one expert: on one expert-parallel rank only, and cut over the expert's own
     tensor-parallel ranks."""
+    frozen: bool = False
+    """A buffer that no optimizer holds, so that SFPO does not reposition it: loaded, refitted and
+    exported as it came, in fp32 where the model's dtype is another."""
 
     def at(self, *, layer: int, expert: int = 0) -> Rule:
         index = {"layer": layer, "expert": expert}
@@ -37,6 +40,11 @@ class Rule:
             megatron=self.megatron.format(**index),
             hf=tuple(name.format(**index) for name in self.hf),
         )
+
+
+def dtype_of(rule: Rule, dtype: torch.dtype) -> torch.dtype:
+    """In a model of `dtype`."""
+    return torch.float32 if rule.frozen else dtype
 
 
 def merge(rule: Rule, parts: Sequence[Tensor], shape: ModelShape) -> Tensor:
@@ -94,10 +102,12 @@ def join(rule: Rule, shards: Sequence[Tensor]) -> Tensor:
 
 def hf_shapes(rule: Rule, shape: ModelShape) -> list[tuple[int, ...]]:
     """Shapes of the rule's Hugging Face parts, from the model's sizes alone."""
-    hidden, d = shape.hidden_size, shape.head_dim
-    ffn = shape.moe.ffn_size if rule.expert and shape.moe else shape.ffn_size
+    hidden, d, moe = shape.hidden_size, shape.head_dim, shape.moe
     q, kv = shape.num_heads * d, shape.num_kv_heads * d
     name = rule.megatron
+    ffn = shape.ffn_size
+    if moe and (rule.expert or ".shared_experts." in name):
+        ffn = moe.ffn_size if rule.expert else moe.shared_ffn_size
     if rule.kind == "vocab":
         return [(shape.vocab_size, hidden)]
     if rule.kind == "gate_up":
@@ -105,13 +115,16 @@ def hf_shapes(rule: Rule, shape: ModelShape) -> list[tuple[int, ...]]:
     if rule.kind == "qkv":
         rest = (hidden,) if name.endswith("weight") else ()
         return [(q, *rest), (kv, *rest), (kv, *rest)]
-    if name.endswith("linear_proj.weight"):
+    *_, module, kind = name.split(".")
+    latent = shape.mla.matrices(hidden, shape.num_heads) if shape.mla else {}
+    if module in latent:  # or the norm in front of it
+        return [latent[module] if kind == "weight" else latent[module][1:]]
+    if module == "linear_proj":
         return [(hidden, q)]
-    if name.endswith("linear_fc2.weight"):
+    if module == "linear_fc2":
         return [(hidden, ffn)]
-    if name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
+    if module in ("q_layernorm", "k_layernorm"):
         return [(d,)]
-    if name.endswith("router.weight"):
-        assert shape.moe is not None
-        return [(shape.moe.num_experts, hidden)]
+    if module == "router" and moe:
+        return [(moe.num_experts, hidden) if kind == "weight" else (moe.num_experts,)]
     return [(hidden,)]

@@ -9,9 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.families.mla import MLAShape, mla_shape, refused_mla
 from sfpo_megatron.families.rope import RopeScaling, refused_rope, rope_scaling, rope_settings
 
 SUPPORTED_ARCHITECTURES = {
+    "DeepseekV3ForCausalLM": "deepseek_v3",
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "MixtralForCausalLM": "mixtral",
@@ -21,9 +23,6 @@ SUPPORTED_ARCHITECTURES = {
 }
 """`architectures[0]` of config.json -> family file."""
 MOE_FAMILIES = ("mixtral", "qwen3_moe")
-PLANNED_ARCHITECTURES = {"DeepseekV3ForCausalLM": "deepseek_v3"}
-"""`check` and `plan` read these; there is no table of names for them, so nothing trains them."""
-
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
@@ -57,18 +56,14 @@ class MoEShape:
     """First layers, which have an MLP in place of experts."""
     shared_ffn_size: int = 0
     """Hidden units of the expert that every token passes."""
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class MLAShape:
-    """Multi-head latent attention: q, k and v are made from short vectors."""
-
-    query_rank: int
-    kv_rank: int
-    nope_dim: int
-    """Of a head's query and key: without rotation."""
-    rope_dim: int
-    value_dim: int
+    biased_sigmoid: bool = False
+    """DeepSeek-V3's router: scores are sigmoids; a bias of each expert, which no optimizer holds,
+    counts where experts are chosen and not where they are weighed."""
+    num_groups: int = 1
+    groups_per_token: int = 1
+    """Experts are chosen from the best groups only."""
+    scaling: float = 1.0
+    """Of the chosen experts' weights."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -89,6 +84,7 @@ class ModelShape:
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
+    """Of each head's query and key, or of the vectors that they are made from."""
     norm_eps: float
     rope_base: float
     rope_scaling: RopeScaling | None = None
@@ -97,21 +93,44 @@ class ModelShape:
     """Tokens that a query of a windowed layer sees, its own included."""
     windowed: tuple[bool, ...] = ()
     """Layer by layer: attends within `window` only. Empty without a window."""
+    num_mtp_layers: int = 0
+    """Layers after the last that predict further tokens: read past, not trained, not exported."""
 
     def padded_vocab_size(self, tensor_parallel: int) -> int:
         """Vocabulary rows in Megatron: each tensor-parallel rank holds the same number."""
         return -(-self.vocab_size // tensor_parallel) * tensor_parallel
 
     @property
+    def num_dense_layers(self) -> int:
+        """First layers, which have no experts."""
+        return self.moe.num_dense_layers if self.moe else self.num_layers
+
+    @property
+    def layers_differ(self) -> bool:
+        """Some have experts, some have not: Megatron's checkpoints then number them."""
+        return 0 < self.num_dense_layers < self.num_layers
+
+    @property
+    def value_dim(self) -> int:
+        """Of a head's value; `head_dim` is that of its query and key."""
+        return self.mla.value_dim if self.mla else self.head_dim
+
+    @property
     def attention_break_even(self) -> float:
         """Tokens of a sequence at which its causal attention takes as many multiplications as its
-        linear layers: of n tokens, n^2 * heads * head_dim a layer (two products, half masked)."""
-        heads = self.num_heads * self.head_dim
-        attention = 2 * self.hidden_size * (heads + self.num_kv_heads * self.head_dim)
-        ffn = self.moe.experts_per_token * self.moe.ffn_size if self.moe else self.ffn_size
-        mlp = 3 * self.hidden_size * ffn
-        linear = self.num_layers * (attention + mlp) + self.hidden_size * self.vocab_size
-        return linear / (self.num_layers * heads)
+        linear layers: of n tokens, n^2 / 2 * heads * (head_dim + value_dim) a layer (two products,
+        half masked)."""
+        heads, hidden, dense = self.num_heads, self.hidden_size, self.num_dense_layers
+        if self.mla is not None:
+            attention = sum(a * b for a, b in self.mla.matrices(hidden, heads).values())
+        else:
+            attention = 2 * hidden * (heads + self.num_kv_heads) * self.head_dim
+        units = dense * self.ffn_size
+        if moe := self.moe:
+            passed = moe.experts_per_token * moe.ffn_size + moe.shared_ffn_size
+            units += (self.num_layers - dense) * passed
+        linear = self.num_layers * attention + 3 * hidden * units + hidden * self.vocab_size
+        return linear / (self.num_layers * heads * (self.head_dim + self.value_dim) / 2)
 
 
 def read_hf_config(directory: str | Path) -> dict[str, Any]:
@@ -139,25 +158,20 @@ def _windowed(config: dict[str, Any], family: str) -> tuple[bool, ...]:
     return (True,) * num_layers
 
 
-def _mla_shape(config: dict[str, Any]) -> MLAShape:
-    names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    sizes = [config.get(name) for name in names]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise UnsupportedModel(f"{names} = {sizes}", "five positive integers")
-    query, kv, nope, rope, value = (int(size) for size in sizes if size)
-    return MLAShape(query_rank=query, kv_rank=kv, nope_dim=nope, rope_dim=rope, value_dim=value)
-
-
 def _moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
     """Sizes of the experts; None for a dense family."""
     if family == "deepseek_v3":
-        size = int(config["moe_intermediate_size"])
+        size = int(config.get("moe_intermediate_size") or 0)
         return MoEShape(
-            num_experts=int(config["n_routed_experts"]),
-            experts_per_token=int(config["num_experts_per_tok"]),
+            num_experts=int(config.get("n_routed_experts") or 0),
+            experts_per_token=int(config.get("num_experts_per_tok") or 0),
             ffn_size=size,
             normalize_topk=bool(config.get("norm_topk_prob")),
             aux_loss_coef=0.0,
+            biased_sigmoid=True,
+            num_groups=int(config.get("n_group") or 1),
+            groups_per_token=int(config.get("topk_group") or 1),
+            scaling=float(config.get("routed_scaling_factor") or 1.0),
             num_dense_layers=int(config.get("first_k_dense_replace") or 0),
             shared_ffn_size=size * int(config.get("n_shared_experts") or 0),
         )
@@ -186,6 +200,8 @@ def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str,
                 f"no {name} (num_experts, num_experts_per_tok, moe_intermediate_size)",
                 "all three",
             )
+    if family == "deepseek_v3":
+        yield from refused_mla(config)
     if moe.experts_per_token > moe.num_experts:
         yield f"num_experts_per_tok {moe.experts_per_token}", f"at most {moe.num_experts} experts"
     if moe.experts_per_token == 1 and moe.normalize_topk:
@@ -194,7 +210,7 @@ def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str,
         yield f"mlp_only_layers {config['mlp_only_layers']}", "experts in every layer"
     if config.get("decoder_sparse_step", 1) != 1:
         yield f"decoder_sparse_step {config['decoder_sparse_step']}", "experts in every layer"
-    if config.get("shared_expert_intermediate_size") or config.get("n_shared_experts"):
+    if config.get("shared_expert_intermediate_size"):
         yield "shared experts", "routed experts only"
 
 
@@ -218,7 +234,7 @@ def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield f"{name} = {value!r}", "a positive integer", fix
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    if config.get("head_dim") is None and hidden % heads:
+    if config.get("head_dim", config.get("kv_lora_rank")) is None and hidden % heads:
         yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
 
 
@@ -255,39 +271,32 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
     return _shape(config, family)
 
 
-def planned_shape(config: dict[str, Any]) -> ModelShape:
-    """`model_shape`, and the sizes of families that can only be planned."""
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in PLANNED_ARCHITECTURES:
-        return model_shape(config)
-    if first := next(_broken(config), None):
-        raise UnsupportedModel(*first)
-    return _shape(config, PLANNED_ARCHITECTURES[name])
-
-
 def _shape(config: dict[str, Any], family: str) -> ModelShape:
-    planned = family in PLANNED_ARCHITECTURES.values()
     windowed = _windowed(config, family)
     num_heads = int(config["num_attention_heads"])
+    mla = mla_shape(config) if family == "deepseek_v3" else None
+    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // num_heads)
     return ModelShape(
         family=family,
         num_layers=int(config["num_hidden_layers"]),
         hidden_size=int(config["hidden_size"]),
         ffn_size=int(config["intermediate_size"]),
         moe=_moe_shape(config, family),
-        mla=_mla_shape(config) if family == "deepseek_v3" else None,
+        mla=mla,
         num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
+        # transformers files qk_rope_head_dim under head_dim.
+        num_kv_heads=num_heads if mla else num_kv_heads,
+        head_dim=mla.key_dim if mla else head_dim,
         vocab_size=int(config["vocab_size"]),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2",
-        qk_norm=family in ("qwen3", "qwen3_moe"),
+        qk_norm=family in ("qwen3", "qwen3_moe", "deepseek_v3"),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_base=rope_settings(config)["rope_theta"],
-        rope_scaling=None if planned else rope_scaling(config),
+        rope_scaling=rope_scaling(config),
         max_position=int(config.get("max_position_embeddings", 32768)),
         window=int(config["sliding_window"]) if windowed else None,
         windowed=windowed,
+        num_mtp_layers=int(config.get("num_nextn_predict_layers") or 0) if mla else 0,
     )

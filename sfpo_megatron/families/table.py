@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfpo_megatron.families import llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
+from sfpo_megatron.families import deepseek_v3, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
 from sfpo_megatron.families.rules import Rule
 from sfpo_megatron.families.shape import ModelShape
 
@@ -28,17 +28,23 @@ OUTPUT = Rule(megatron="output_layer.weight", hf=("lm_head.weight",), kind="voca
 def rules_of(shape: ModelShape) -> list[Rule]:
     """All rules, in Hugging Face order. With tied embeddings there is no output rule: the last
     pipeline stage's copy of the embedding is loaded through `EMBEDDING` (see `rule_by_name`)."""
-    of_layer = [rule for rule in _LAYER_RULES[shape.family] if not rule.expert]
-    of_expert = [rule for rule in _LAYER_RULES[shape.family] if rule.expert]
     rules = [EMBEDDING]
     for layer in range(shape.num_layers):
-        rules.extend(rule.at(layer=layer) for rule in of_layer)
-        for expert in range(shape.moe.num_experts if shape.moe else 0):
+        of_layer = _layer_rules(shape, layer)
+        of_expert = [rule for rule in of_layer if rule.expert]
+        rules.extend(rule.at(layer=layer) for rule in of_layer if not rule.expert)
+        for expert in range(shape.moe.num_experts if of_expert and shape.moe else 0):
             rules.extend(rule.at(layer=layer, expert=expert) for rule in of_expert)
     rules.append(FINAL_NORM)
     if not shape.tied_embeddings:
         rules.append(OUTPUT)
     return rules
+
+
+def _layer_rules(shape: ModelShape, layer: int) -> tuple[Rule, ...]:
+    if shape.family == "deepseek_v3":  # its layers differ
+        return deepseek_v3.layer(shape, layer)
+    return _LAYER_RULES[shape.family]
 
 
 def rule_by_name(shape: ModelShape) -> dict[str, Rule]:

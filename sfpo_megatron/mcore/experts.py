@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from megatron.core.transformer.moe.router import TopKRouter
+
 from sfpo_megatron.config.tree import ParallelConfig
+from sfpo_megatron.families.megatron_args import router_fields
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
 
@@ -16,21 +22,14 @@ _GROUPED = re.compile(r"mlp\.experts\.(linear_fc\d)\.weight(\d+)")
 def expert_fields(
     shape: ModelShape, parallel: ParallelConfig, capabilities: Capabilities
 ) -> dict[str, Any]:
-    """TransformerConfig fields of the experts; none for a dense model.
-
-    transformers takes the softmax over all experts, then the top k, then divides by their sum
-    (`normalize_topk`). The softmax over the top k's logits alone (Megatron's default) is the same
-    number; without the division it is Megatron's `moe_router_pre_softmax`.
-    """
+    """TransformerConfig fields of the experts; none for a dense model."""
     moe = shape.moe
     if moe is None:
         return {}
     return {
         "num_moe_experts": moe.num_experts,
-        "moe_router_topk": moe.experts_per_token,
+        **router_fields(shape),
         "moe_ffn_hidden_size": moe.ffn_size,
-        "moe_router_score_function": "softmax",
-        "moe_router_pre_softmax": not moe.normalize_topk,
         # Megatron's default would add its load-balancing loss; here the objective is the user's.
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": moe.aux_loss_coef,
@@ -52,3 +51,20 @@ def canonical_name(name: str, mlp: Any) -> str:
     else:
         return name
     return f"mlp.experts.experts.{mlp.local_expert_indices[int(local)]}.{linear}.weight"
+
+
+@contextmanager
+def exact_choice_biases(chunk: torch.nn.Module) -> Iterator[None]:
+    """What Float16Module rounds inside is put back: engines choose experts by the exact biases, and
+    the routers themselves keep them in fp32 (`TopKRouter._maintain_float32_expert_bias`)."""
+    exact = dict(choice_biases(chunk))
+    yield
+    for name, bias in choice_biases(chunk):  # other tensors than before
+        bias.data = exact[name].data
+
+
+def choice_biases(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, buffer) of the bias by which each router of `module` chooses experts."""
+    for name, part in module.named_modules():
+        if isinstance(part, TopKRouter) and part.expert_bias is not None:
+            yield f"{name}.expert_bias", part.expert_bias

@@ -7,14 +7,18 @@ these two classes stand in their places. Everything else of the layer is Megatro
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
+import megatron.core.transformer.multi_latent_attention as mla
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer import TransformerConfig
+from megatron.core.post_training.modelopt.layers import Linear
+from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 
@@ -69,12 +73,12 @@ class PackedAttention(torch.nn.Module):
         self,
         query: Tensor,  # [T, heads, d]
         key: Tensor,  # [T, kv_heads, d]
-        value: Tensor,  # [T, kv_heads, d]
+        value: Tensor,  # [T, kv_heads, v]
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
-    ) -> Tensor:  # [T, heads * d]
+    ) -> Tensor:  # [T, heads * v]
         if packed_seq_params is None:
             raise ValueError("packed (THD) input only: packed_seq_params is missing")
         if query.shape[1] > key.shape[1]:
@@ -97,7 +101,7 @@ class PackedAttention(torch.nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, sequence: Tensor, place: Tensor
     ) -> Tensor:
-        """Of whole sequences, padded to the longest of them: [T, heads, d] -> [T, heads * d]."""
+        """Of whole sequences, padded to the longest of them: [T, heads, v] -> [T, heads * v]."""
         rows = torch.unique_consecutive(sequence, return_inverse=True)[1]
         num, longest = int(rows[-1]) + 1, int(place.max()) + 1
         index = rows * longest + place
@@ -121,24 +125,59 @@ class PackedAttention(torch.nn.Module):
         return out.transpose(1, 2).flatten(0, 1)[index].flatten(1)
 
 
-def local_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Megatron's local decoder spec with the two classes above, for `num_layers` layers."""
+def local_block_spec(
+    config: TransformerConfig, layers: Iterable[int]
+) -> TransformerBlockSubmodules:
+    """Megatron's local decoder spec with the classes above, for `layers`, numbered from 0."""
+    pattern, num_experts = config.moe_layer_freq, config.num_moe_experts
+    dense = _layer_spec(config, num_experts=None)
+    with_experts = _layer_spec(config, num_experts=num_experts) if num_experts else dense
+    specs = [
+        with_experts if not isinstance(pattern, list) or pattern[layer] else dense
+        for layer in layers
+    ]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _layer_spec(config: TransformerConfig, num_experts: int | None) -> ModuleSpec:
+    latent = config.multi_latent_attention
     spec = copy.deepcopy(
         get_gpt_layer_local_spec(
-            num_experts=config.num_moe_experts,
+            num_experts=num_experts,
             moe_grouped_gemm=config.moe_grouped_gemm,
             normalization="RMSNorm",
             qk_layernorm=config.qk_layernorm,
+            multi_latent_attention=latent,
         )
     )
     layer = spec.submodules
-    if config.num_moe_experts:
+    if latent:
+        _use_latent_attention(layer)
+    if num_experts:
         # Upstream files this norm under `mlp.linear_fc1`, which a MoE layer does not have; its TE
         # spec keeps it as `pre_mlp_layernorm`, and so do we.
         del layer.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
     attention = layer.self_attention.submodules
     attention.core_attention = PackedAttention
-    if config.qk_layernorm:
+    if config.qk_layernorm and not latent:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+    return spec
+
+
+def _use_latent_attention(layer: TransformerLayerSubmodules) -> None:
+    """Every rank makes the short vectors whole, as under TransformerEngine: upstream's local spec
+    cuts their linears over tensor-parallel ranks, and the gather that follows does not add up the
+    ranks' gradients of the rotated part of the key, which the heads of all ranks share."""
+    if not isinstance(mla.TELinear, type):
+        # No TransformerEngine. 0.16.1 takes it to be there all the same, and a mock for its class;
+        # 0.19 knows better, but then has no plain linear either.
+        mla.HAVE_TE, mla.Linear = False, Linear
+    attention = layer.self_attention.submodules
+    attention.linear_q_down_proj = attention.linear_kv_down_proj = Linear
+    attention.q_layernorm = attention.kv_layernorm = RMSNorm
+    layer.sharded_state_dict_keys_map = {
+        "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+        "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+    }

@@ -6,19 +6,25 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import megatron.core.transformer.multi_latent_attention as latent
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
-from megatron.core.transformer import TransformerConfig
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.megatron_args import latent_fields
 from sfpo_megatron.families.rope import inverse_frequencies
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
-from sfpo_megatron.mcore.experts import canonical_name, expert_fields
+from sfpo_megatron.mcore.experts import canonical_name, choice_biases, expert_fields
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,9 +60,17 @@ def transformer_config(
             "TransformerEngine, whose attention alone exchanges keys and values between ranks; "
             "set it to 1"
         )
+    if shape.mla and shape.mla.query_rank is None and hasattr(latent, "QKNormConfigResolver"):
+        raise ValueError(
+            "model.path: found q_lora_rank null, expected a number with this megatron-core, which "
+            "would put a norm in front of the queries that the model does not have; take "
+            "megatron-core 0.16.1, or a model with latent queries"
+        )
     parallel, dtype = config.parallel, DTYPES[config.model.dtype]
     cuda = capabilities.cuda
     fields: dict[str, Any] = {
+        # From 0.19 on latent attention takes its norms' classes by it, where a spec names none.
+        "transformer_impl": "transformer_engine" if capabilities.layers == "te" else "local",
         "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,
         "ffn_hidden_size": shape.ffn_size,
@@ -90,6 +104,7 @@ def transformer_config(
         "batch_p2p_comm": parallel.virtual_pipeline is None,
         "moe_token_dispatcher_type": "alltoall",  # the default refuses variable lengths
         **_window_fields(shape),
+        **latent_fields(shape),
         **expert_fields(shape, parallel, capabilities),
         "use_cpu_initialization": not cuda,
         "perform_initialization": False,  # every weight is loaded
@@ -100,9 +115,11 @@ def transformer_config(
         "masked_softmax_fusion": cuda,
         "apply_rope_fusion": cuda
         and capabilities.layers == "te"
+        and shape.mla is None
         and (shape.rope_scaling is None or shape.rope_scaling.attention_factor == 1),
     }
-    return overridden("transformer", TransformerConfig, fields, config.megatron.transformer)
+    cls = TransformerConfig if shape.mla is None else MLATransformerConfig
+    return overridden("transformer", cls, fields, config.megatron.transformer)
 
 
 def _window_fields(shape: ModelShape) -> dict[str, Any]:
@@ -114,6 +131,8 @@ def _window_fields(shape: ModelShape) -> dict[str, Any]:
 
 
 def _block_spec(config: TransformerConfig, layers: str, vp_stage: int | None) -> Any:
+    if layers == "te" and config.multi_latent_attention:
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     if layers == "te":
         return get_gpt_layer_with_transformer_engine_spec(
             num_experts=config.num_moe_experts,
@@ -122,7 +141,8 @@ def _block_spec(config: TransformerConfig, layers: str, vp_stage: int | None) ->
         )
     from sfpo_megatron.mcore.local_spec import local_block_spec
 
-    return local_block_spec(config, get_num_layers_to_build(config, vp_stage))
+    first = get_transformer_layer_offset(config, vp_stage)
+    return local_block_spec(config, range(first, first + get_num_layers_to_build(config, vp_stage)))
 
 
 def build_chunks(
@@ -154,7 +174,7 @@ def build_chunks(
                 vp_stage=stage,
             )
         )
-        if shape.rope_scaling is not None:
+        if shape.rope_scaling is not None and shape.mla is None:  # that scales by itself
             _scale_rope(chunks[-1], shape)
     return chunks
 
@@ -177,7 +197,8 @@ def unwrapped(chunk: torch.nn.Module) -> GPTModel:
 
 
 def named_params(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """(Megatron TE / dist-checkpoint name with the global layer index, param) of this rank.
+    """(Megatron TE / dist-checkpoint name with the global layer index, param) of this rank; also
+    the buffers that are exported (`Rule.frozen`).
 
     The local spec keeps a layer's norms as modules of their own; Megatron's checkpoints file them
     under the linear they feed (`sharded_state_dict_keys_map`), and so do we. Experts carry their
@@ -190,11 +211,11 @@ def named_params(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, Tensor]]:
             prefix = f"decoder.layers.{local}."
             target = f"decoder.layers.{layer.layer_number - 1}."
             keys_map = layer.submodules_config.sharded_state_dict_keys_map
-            for name, _ in layer.named_parameters():
+            for name, _ in (*layer.named_parameters(), *choice_biases(layer)):
                 canonical = canonical_name(name, layer.mlp)
                 for old, new in keys_map.items():
                     if name.startswith(old):
                         canonical = new + name[len(old) :]
                 renamed[prefix + name] = target + canonical
-        for name, param in model.named_parameters():
+        for name, param in (*model.named_parameters(), *choice_biases(model)):
             yield renamed.get(name, name), param

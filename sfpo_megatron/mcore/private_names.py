@@ -57,6 +57,12 @@ PRIVATE_NAMES: dict[str, str] = {
     "local_expert_indices": "MoE layer: global indices of this rank's experts",
     "is_aux_loss_enabled": "TopKRouter: it has a load-balancing loss",
     "calculate_per_token_loss": "TopKRouter: it multiplies its losses by its tokens",
+    "expert_bias": "TopKRouter: a buffer in fp32, added to the scores by which experts are chosen",
+    # multi-head latent attention: its module's globals
+    "HAVE_TE": "whether it compares its linears with TransformerEngine's",
+    "TELinear": "TransformerEngine's class; a mock (0.16) or None (0.19) without it",
+    "QKNormConfigResolver": "from 0.19 on: refuses latent keys beside queries that are not",
+    "Linear": "a plain linear, accepted for what makes the short vectors",
     # attributes of params that Megatron reads
     "tensor_model_parallel": "gradient norm: sharded, so not counted once per tensor rank",
     "partition_dim": "the sharded dimension",

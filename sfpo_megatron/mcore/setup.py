@@ -159,6 +159,7 @@ def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module
 
+    from sfpo_megatron.mcore.experts import exact_choice_biases
     from sfpo_megatron.mcore.model import overridden
 
     fields = {"use_distributed_optimizer": True, "grad_reduce_in_fp32": True}
@@ -168,7 +169,8 @@ def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
         if torch.cuda.is_available():
             chunk = chunk.cuda(torch.cuda.current_device())
         if tconfig.bf16 or tconfig.fp16:
-            chunk = Float16Module(tconfig, chunk)
+            with exact_choice_biases(chunk):
+                chunk = Float16Module(tconfig, chunk)
         wrapped.append(
             DistributedDataParallel(tconfig, ddp_config, chunk, disable_bucketing=index > 0)
         )

@@ -34,7 +34,8 @@ def load_hf_weights(
         parts = checkpoint.parts(rule)
         rank, size = expert_tensor if rule.expert else tensor
         param.copy_(cut(rule, merge(rule, parts, shape), shape, rank=rank, size=size))
-        _mark_tensor_parallel(param, rule.tp_dim)
+        if not rule.frozen:
+            _mark_tensor_parallel(param, rule.tp_dim)
 
 
 def _mark_tensor_parallel(param: torch.Tensor, dim: int | None) -> None:

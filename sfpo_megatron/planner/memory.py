@@ -217,7 +217,7 @@ def _attention_bytes(
     heads, groups, size = shape.num_heads, shape.num_kv_heads, shape.head_dim
     if shape.mla is not None:
         mla = shape.mla
-        latent = 2 * (mla.query_rank + mla.kv_rank) + mla.rope_dim
+        latent = 2 * ((mla.query_rank or 0) + mla.kv_rank) + mla.rope_dim
         per_head = 2 * (mla.nope_dim + mla.rope_dim) + 2 * mla.value_dim
         return dtype * (latent + heads * per_head / tensor) + 4 * heads / tensor
     if spec == "te":  # q, k, v after the rotation, the output, its log-sum-exp

@@ -120,15 +120,14 @@ def _attention_params(
         for name in ("q_layernorm", "k_layernorm") if shape.qk_norm else ():
             yield Param(name=name, numel=shape.head_dim)
     else:
-        mla, heads = shape.mla, shape.num_heads
-        yield Param(name="linear_proj", numel=hidden * heads * mla.value_dim // tensor)
-        yield Param(name="linear_q_down_proj", numel=hidden * mla.query_rank)
-        up = heads * (mla.nope_dim + mla.rope_dim)
-        yield Param(name="linear_q_up_proj", numel=mla.query_rank * up // tensor)
-        yield Param(name="linear_kv_down_proj", numel=hidden * (mla.kv_rank + mla.rope_dim))
-        up = heads * (mla.nope_dim + mla.value_dim)
-        yield Param(name="linear_kv_up_proj", numel=mla.kv_rank * up // tensor)
-        yield Param(name="q_layernorm", numel=mla.query_rank)
+        mla = shape.mla
+        matrices = mla.matrices(hidden, shape.num_heads)
+        linears = {name: math.prod(size) for name, size in matrices.items()}
+        yield Param(name="linear_proj", numel=linears.pop("linear_proj") // tensor)
+        for name, numel in linears.items():  # every rank makes the short vectors whole
+            yield Param(name=name, numel=numel if "down" in name else numel // tensor)
+        if mla.query_rank is not None:
+            yield Param(name="q_layernorm", numel=mla.query_rank)
         yield Param(name="kv_layernorm", numel=mla.kv_rank)
 
 

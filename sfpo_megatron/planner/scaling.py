@@ -18,14 +18,14 @@ from sfpo_megatron.config.tree import (
     RunConfig,
     TrainConfig,
 )
-from sfpo_megatron.families.shape import ModelShape, planned_shape
+from sfpo_megatron.families.shape import ModelShape, model_shape
 from sfpo_megatron.planner import hardware
 from sfpo_megatron.planner.hardware import GIB, GPUS
 from sfpo_megatron.planner.layouts import recommend
 from sfpo_megatron.planner.published import LLAMA_70B, PUBLISHED
 from sfpo_megatron.planner.time import Workload, step_seconds
 
-QWEN2_5_7B = planned_shape(
+QWEN2_5_7B = model_shape(
     {
         "architectures": ["Qwen2ForCausalLM"],
         "hidden_size": 3584,
@@ -36,7 +36,7 @@ QWEN2_5_7B = planned_shape(
         "vocab_size": 152064,
     }
 )
-DEEPSEEK_671B = planned_shape(
+DEEPSEEK_671B = model_shape(
     {
         "architectures": ["DeepseekV3ForCausalLM"],
         "first_k_dense_replace": 3,
@@ -54,6 +54,8 @@ DEEPSEEK_671B = planned_shape(
         "q_lora_rank": 1536,
         "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
         "v_head_dim": 128,
         "vocab_size": 129280,
     }

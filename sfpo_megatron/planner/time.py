@@ -71,11 +71,9 @@ def active_params(shape: ModelShape) -> float:
 
 def forward_flops(shape: ModelShape, length: float) -> float:
     """Of one token of a sequence of `length`, causal attention included."""
-    heads = shape.num_heads * shape.head_dim
-    if shape.mla is not None:
-        heads = shape.num_heads * (shape.mla.nope_dim + shape.mla.rope_dim)
+    heads = shape.num_heads * (shape.head_dim + shape.value_dim)
     seen = min(length, shape.window or length) / 2
-    return 2 * active_params(shape) + 4 * shape.num_layers * heads * seen
+    return 2 * active_params(shape) + 2 * shape.num_layers * heads * seen
 
 
 def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> StepSeconds:

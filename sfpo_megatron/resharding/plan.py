@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sfpo_megatron.families.rules import Rule, hf_shapes
+import torch
+
+from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
 from sfpo_megatron.families.shape import ModelShape
 
 
@@ -133,7 +135,7 @@ class RefitPlan:
 
 
 def plan_refit(
-    rules: Sequence[Rule], shape: ModelShape, holders: Sequence[Holder], *, itemsize: int
+    rules: Sequence[Rule], shape: ModelShape, holders: Sequence[Holder], *, dtype: torch.dtype
 ) -> RefitPlan:
     """Cover every full tensor once; of ranks that hold the same, the one with the least to send so
     far (then the lowest) gives it. RuntimeError if nobody holds a weight."""
@@ -141,6 +143,7 @@ def plan_refit(
     takes: list[Take] = []
     first = 0
     for number, rule in enumerate(rules):
+        itemsize = dtype_of(rule, dtype).itemsize
         having = [holder for holder in holders if rule.megatron in holder.names]
         by_place: dict[int, list[Holder]] = defaultdict(list)
         for holder in having:

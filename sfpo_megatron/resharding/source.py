@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.families.rules import Rule, hf_shapes, join, split
+from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes, join, split
 from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
@@ -51,7 +51,7 @@ class MegatronWeightSource:
             for expert in (False, True)
         }
         self._metadata = [
-            TensorMeta(name=name, shape=shape, dtype=self._dtype)
+            TensorMeta(name=name, shape=shape, dtype=dtype_of(rule, self._dtype))
             for rule in self._rules
             for name, shape in zip(rule.hf, hf_shapes(rule, self._policy.shape), strict=True)
         ]
@@ -85,11 +85,12 @@ class MegatronWeightSource:
     def checksum(self, index: int) -> int:
         """Of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
         total = 0
+        meta = self._metadata[index]
         for take in self._takes.get(index, ()):
-            piece, full = take.piece, self._metadata[index].shape
+            piece, full = take.piece, meta.shape
             here = list(full)
             here[piece.dim] = _length(piece)
-            region = self._source_of(take).to(self._dtype).reshape(here)
+            region = self._source_of(take).to(meta.dtype).reshape(here)
             total += checksum(region, full, dim=piece.dim, start=piece.start)
         return total
 
@@ -157,7 +158,7 @@ class MegatronWeightSource:
             for i in found["rules"]:
                 leader[i] = min(leader[i], found["leaders"][self._rules[i].expert])
         self._leader = leader
-        return plan_refit(self._rules, self._policy.shape, holders, itemsize=self._dtype.itemsize)
+        return plan_refit(self._rules, self._policy.shape, holders, dtype=self._dtype)
 
     @torch.no_grad()
     def _parts_on_rank_0(self, rule: Rule, leader: int) -> list[Tensor]:
@@ -171,8 +172,9 @@ class MegatronWeightSource:
                 dist.send(part.contiguous(), dst=0)
         elif leader != 0 and rank == 0:
             device = next(iter(self._params.values())).device
+            dtype = dtype_of(rule, self._dtype)
             for i, size in enumerate(hf_shapes(rule, self._policy.shape)):
-                parts[i] = torch.empty(size, dtype=self._dtype, device=device)
+                parts[i] = torch.empty(size, dtype=dtype, device=device)
                 dist.recv(parts[i], src=leader)
         return parts if rank == 0 else [torch.empty(0) for _ in rule.hf]
 

@@ -11,12 +11,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import Case, Jobs
-from references import MODELS, MOE_MODELS, MORE_MODELS
+from references import ALL_MODELS
 
 MATRIX_SIZE = 100
 """Cases with figures from which on a run was that of the whole matrix."""
 
-NUM_FAMILIES = len(MODELS + MOE_MODELS + MORE_MODELS)
+NUM_FAMILIES = len(ALL_MODELS)
 """Cases of test_convert.py from which on a run was that of all families."""
 
 

@@ -71,6 +71,8 @@ TE_PP2 = Layout(name="TExPP2", te=True, pipeline=2)
 TE_VPP2 = Layout(name="TExPP2xVPP2", te=True, pipeline=2, virtual=2)
 EP2PP2 = Layout(name="DP2xEP2xPP2", data=2, expert=2, pipeline=2)
 
+SP2EP2PP2 = Layout(name="TP2+SPxEP2xPP2", tensor=2, sequence=True, expert=2, pipeline=2)
+
 
 @dataclass(kw_only=True, frozen=True)
 class Case:

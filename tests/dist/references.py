@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,36 @@ from safetensors.torch import load_file, save_file
 MODELS = [f"{kind}_{tie}" for kind in ("qwen2", "qwen3", "llama") for tie in ("tied", "untied")]
 MOE_MODELS = ["qwen3moe_untied", "mixtral_tied", "qwen3moeraw_tied"]
 """Mixtures of experts: 2 of 4 for each token; `raw`: their probabilities are not normalized."""
+_core = find_spec("megatron.core")
+PLAIN_QUERIES = not (
+    _core and _core.origin and Path(_core.origin).with_name("transformer").joinpath(
+        "mla_qk_norm_config.py"
+    ).exists()
+)  # fmt: skip
+"""From 0.19 on Megatron puts a norm in front of queries that are not latent."""
+LATENT_MODELS = ["deepseek_untied"] + ["deepseekq_tied"] * PLAIN_QUERIES
+"""Multi-head latent attention, a dense first layer, sigmoid routing with biases. The first: latent
+queries, stretched rotary embeddings, the best 2 of 4 groups; the second has none of these."""
+_DEEPSEEK: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "num_key_value_heads": 6,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "head_dim": 16,  # the rotated part, to transformers
+    "v_head_dim": 20,  # not the width of queries and keys
+    "num_mtp_layers": 0,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
 _QWEN3_MOE: dict[str, Any] = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -34,6 +65,7 @@ MORE_MODELS = [
 ]
 """A window of 5 tokens, in all layers or in the last two; stretched rotary embeddings, and one head
 of keys and values: fewer than tensor-parallel ranks."""
+ALL_MODELS = MODELS + MOE_MODELS + MORE_MODELS + LATENT_MODELS
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
@@ -42,6 +74,25 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moeraw": ("Qwen3MoeConfig", _QWEN3_MOE | {"norm_topk_prob": False}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mistral": ("MistralConfig", {"sliding_window": 5}),
+    "deepseek": (
+        "DeepseekV3Config",
+        _DEEPSEEK
+        | {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+            }
+        },
+    ),
+    "deepseekq": (
+        "DeepseekV3Config",
+        _DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    ),
     "qwen2win": (
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
@@ -109,9 +160,9 @@ def make_model(name: str, directory: Path) -> torch.nn.Module:
         "initializer_range": 0.1,
     }
     config = getattr(transformers, config_class)(**sizes | extra)
-    torch.manual_seed((MODELS + MOE_MODELS + MORE_MODELS).index(name))
+    torch.manual_seed(ALL_MODELS.index(name))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    if name in MOE_MODELS:
+    if name in MOE_MODELS + LATENT_MODELS:
         model.set_experts_implementation("eager")  # the default has no float64
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -119,6 +170,9 @@ def make_model(name: str, directory: Path) -> torch.nn.Module:
                 parameter.normal_(1.0, 0.2)
             elif parameter_name.endswith("bias"):
                 parameter.normal_(0.0, 0.2)
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.2)
     model.save_pretrained(directory / name)
     return model
 
@@ -163,7 +217,7 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
     batches = [make_batch(step) for step in range(NUM_STEPS)]
     for step, batch in enumerate(batches):
         save_file(batch, directory / f"batch{step}.safetensors")
-    for name in MODELS + MOE_MODELS + MORE_MODELS:
+    for name in ALL_MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
         if name in (*TRAINED, TRAINED_MOE):

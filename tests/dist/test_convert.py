@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from harness import EP2PP2, TP2PP2, on_ranks
-from references import MODELS, MOE_MODELS, MORE_MODELS
+from harness import EP2PP2, SP2EP2PP2, TP2PP2, on_ranks
+from references import LATENT_MODELS, MODELS, MOE_MODELS, MORE_MODELS
 from safetensors.torch import load_file
 from test_logits import check_logits_of
 
@@ -38,6 +38,12 @@ def test_round_trip_through_megatron(bench: Workbench, model: str) -> None:
 
 @on_ranks(EP2PP2, only=["DP2xEP2xPP2-qwen3moe_untied"], model=MOE_MODELS)
 def test_experts_round_trip_through_megatron(bench: Workbench, model: str) -> None:
+    check_round_trip(bench, model)
+
+
+@on_ranks(SP2EP2PP2, only=["TP2+SPxEP2xPP2-deepseek_untied"], model=LATENT_MODELS)
+def test_latent_attention_round_trip_through_megatron(bench: Workbench, model: str) -> None:
+    """Layers that differ: their keys are numbered."""
     check_round_trip(bench, model)
 
 

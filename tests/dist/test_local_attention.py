@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
 HEADS, GROUPS, DIM = 6, 2, 32
+VALUE_DIM = 20
+"""Under multi-head latent attention values have a width of their own."""
 LENGTHS = {
     "even": [9, 8, 9, 10],
     "uneven": [3, 120, 1, 17, 2, 16, 64, 5],
@@ -26,7 +28,7 @@ LENGTHS = {
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
-    """[T, heads, d], [T, groups, d] twice -> [T, heads * d]."""
+    """[T, heads, d], [T, groups, d], [T, groups, v] -> [T, heads * v]."""
     key, value = (x.repeat_interleave(HEADS // GROUPS, dim=1) for x in (key, value))
     rows = []
     for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
@@ -36,8 +38,8 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -
     return torch.cat(rows).flatten(1)
 
 
-@on_ranks(TP1, name=list(LENGTHS), by_length=[False, True])
-def test_packed_attention(bench: Workbench, name: str, by_length: bool) -> None:
+@on_ranks(TP1, name=list(LENGTHS), by_length=[False, True], value_dim=[DIM, VALUE_DIM])
+def test_packed_attention(bench: Workbench, name: str, by_length: bool, value_dim: int) -> None:
     """Values within 1e-6, gradients within 1e-5. `by_length`: sequences of like lengths go together
     as soon as padding would cost anything; else never."""
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -47,9 +49,9 @@ def test_packed_attention(bench: Workbench, name: str, by_length: bool) -> None:
 
     lengths = LENGTHS[name]
     random = torch.Generator().manual_seed(2)
-    sizes = (HEADS, GROUPS, GROUPS)
-    inputs = [torch.randn(sum(lengths), n, DIM, generator=random) for n in sizes]
-    weights = torch.randn(sum(lengths), HEADS * DIM, generator=random)
+    sizes = ((HEADS, DIM), (GROUPS, DIM), (GROUPS, value_dim))
+    inputs = [torch.randn(sum(lengths), *size, generator=random) for size in sizes]
+    weights = torch.randn(sum(lengths), HEADS * value_dim, generator=random)
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
     packed = PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends,

@@ -8,8 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import EP2, EP2PP2, PP2, SP2, SP2EP2, TP1, TP2, TP2PP2, VPP2, on_ranks
-from references import MODELS, MOE_MODELS, MORE_MODELS, SEQUENCES, VOCAB_SIZE
+from harness import (
+    EP2,
+    EP2PP2,
+    PP2,
+    SP2,
+    SP2EP2,
+    TP1,
+    TP2,
+    TP2PP2,
+    VPP2,
+    on_ranks,
+)
+from references import LATENT_MODELS, MODELS, MOE_MODELS, MORE_MODELS, SEQUENCES, VOCAB_SIZE
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -75,6 +86,19 @@ def test_logits_equal_transformers(bench: Workbench, model: str) -> None:
 )
 def test_moe_logits_equal_transformers(bench: Workbench, model: str) -> None:
     """Experts on one rank and over two; every rank gives its own tokens, and gets them back."""
+    check_logits(bench, model, 1e-4)
+
+
+@on_ranks(
+    *(TP1, EP2, PP2, VPP2, SP2EP2, EP2PP2),
+    only=[
+        *(f"TP1-{model}" for model in LATENT_MODELS),
+        *(f"{layout}-deepseek_untied" for layout in ("DP2xEP2", "PP2", "TP2+SPxEP2")),
+    ],
+    model=LATENT_MODELS,
+)
+def test_latent_attention_logits_equal_transformers(bench: Workbench, model: str) -> None:
+    """Tensor parallelism is with sequence parallelism: Megatron trains experts in no other way."""
     check_logits(bench, model, 1e-4)
 
 

@@ -34,6 +34,7 @@ from harness import (
     Layout,
     on_ranks,
 )
+from references import LATENT_MODELS
 from torch import Tensor
 from workbench import OVERLAP, adam_states
 
@@ -62,9 +63,8 @@ def test_memory_of_experts(bench: Workbench, model: str) -> None:
     check_memory(bench, model)
 
 
-FUSIONS = {
-    "bias_activation_fusion": True
-}  # as with TE on CUDA; in Python where torch.compile is off
+# As with TE on CUDA; in Python where torch.compile is off.
+FUSIONS = {"bias_activation_fusion": True}
 
 
 @on_ranks(TE1, TE_PP2, TE_VPP2, TEDP2, only=["TE1-qwen3_untied"], model=[
@@ -78,6 +78,11 @@ def test_memory_of_the_te_spec(bench: Workbench, model: str) -> None:
 @on_ranks(TE1, TE_EP2, only=["TExDP2xEP2-qwen3moe_untied"], model=["qwen3moe_untied"])
 def test_memory_of_experts_in_the_te_spec(bench: Workbench, model: str) -> None:
     check_memory(bench, model, spec="te", transformer=FUSIONS | {"moe_grouped_gemm": True})
+
+
+@on_ranks(TP1, EP2, SP2EP2, EP2PP2, only=["DP2xEP2-deepseek_untied"], model=LATENT_MODELS)
+def test_memory_of_latent_attention(bench: Workbench, model: str) -> None:
+    check_memory(bench, model)
 
 
 def check_memory(bench: Workbench, model: str, spec: Spec = "local", **settings: Any) -> None:

@@ -12,6 +12,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
+import references
 import torch
 from harness import DP2, EP2, TE1, TP1, TP2, on_ranks
 
@@ -243,6 +244,33 @@ def test_experts(bench: Workbench) -> None:
     assert chunk.expert_parallel_buffers and chunk.expert_parallel_bucket_groups
     groups = [g for m in policy.optimizer.chained_optimizers for g in m.param_groups]
     assert {group["is_expert_parallel"] for group in groups} == {False, True}
+
+
+@on_ranks(TP1, TE1)
+def test_latent_attention(bench: Workbench) -> None:
+    """mcore/local_spec.py: what the module's globals decide; mcore/experts.py: the biases."""
+    import megatron.core.transformer.multi_latent_attention as mla
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.post_training.modelopt.layers import Linear
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    assert isinstance(mla.TELinear, type) == bench.layout.te
+    assert hasattr(mla, "QKNormConfigResolver") != references.PLAIN_QUERIES
+    spec = get_gpt_layer_local_spec(multi_latent_attention=True, qk_layernorm=True)
+    attention = spec.submodules.self_attention.submodules
+    for name in ("linear_q_down_proj", "linear_kv_down_proj", "q_layernorm", "kv_layernorm"):
+        assert hasattr(attention, name), name
+    assert not spec.submodules.sharded_state_dict_keys_map
+    policy = bench.policy("deepseek_untied", dtype="bfloat16")
+    assert mla.HAVE_TE is bench.layout.te and mla.Linear is Linear
+    layers = policy.chunks[0].module.module.decoder.layers
+    kind = mla.TELinear if bench.layout.te else Linear
+    assert all(type(layer.self_attention.linear_kv_down_proj) is kind for layer in layers)
+    assert not hasattr(layers[0].mlp, "router")
+    for layer in layers[1:]:
+        router = layer.mlp.router
+        assert isinstance(router, TopKRouter) and "expert_bias" in dict(router.named_buffers())
+        assert router.expert_bias.dtype == torch.float32
 
 
 @on_ranks(TP1)

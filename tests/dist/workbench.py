@@ -202,10 +202,10 @@ class Workbench:
                 # The reduce-scatter left each rank its own part: put the parts together again.
                 parts = list(bucket.grad_data.chunk(group.size()))
                 dist.all_gather(parts, parts[group.rank()].clone(), group=group)
-        return self._hf_tensors(policy, lambda param: param.main_grad)
+        return self._hf_tensors(policy, lambda param: param.main_grad, of_frozen=False)
 
     def _hf_tensors(
-        self, policy: setup.Policy, value: Callable[[Any], Tensor]
+        self, policy: setup.Policy, value: Callable[[Any], Tensor], *, of_frozen: bool = True
     ) -> dict[str, Tensor]:
         from megatron.core import parallel_state
 
@@ -220,7 +220,10 @@ class Workbench:
         table = rule_by_name(policy.shape)
         mine: dict[str, Tensor] = {}
         for name, param in named_params(policy.chunks):
-            rule, tensor = table[name], value(param)
+            rule = table[name]
+            if rule.frozen and not of_frozen:
+                continue
+            tensor = value(param)
             shards = [torch.empty_like(tensor) for _ in range(groups[rule.expert].size())]
             dist.all_gather(shards, tensor.contiguous(), group=groups[rule.expert])
             if rule.tp_dim is None:

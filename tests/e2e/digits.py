@@ -19,15 +19,22 @@ VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")  # 15 tokens: not divisible by
 
 
 def make_model(
-    directory: Path, *, tied: bool = True, layers: int = 2, num_experts: int = 0
+    directory: Path,
+    *,
+    tied: bool = True,
+    layers: int = 2,
+    num_experts: int = 0,
+    latent: bool = False,
 ) -> Path:
-    """A random Qwen2, or with experts Qwen3-MoE, whose samples spread over all 15 tokens."""
+    """A random Qwen2, with experts Qwen3-MoE, or DeepSeek-V3 (`latent`), whose samples spread over
+    all 15 tokens."""
     return tiny.make_model(
         directory,
         vocabulary=VOCABULARY,
         tied=tied,
         layers=layers,
         num_experts=num_experts,
+        latent=latent,
         initializer_range=0.02,
     )
 

@@ -1,5 +1,5 @@
 """A vLLM engine of its own process on a mixture of experts, refitted with and without the guard
-that has its weights packed again. `python experts_engine.py DIR qwen3_moe|mixtral`."""
+that has its weights packed again. `python experts_engine.py DIR qwen3_moe|mixtral|deepseek_v3`."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
             {"num_experts": 4, "moe_intermediate_size": 64, "norm_topk_prob": True},
         ),
         "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
+        "deepseek_v3": ("DeepseekV3Config", tiny.DEEPSEEK_V3),
     }[kind]
-    config = getattr(transformers, name)(
-        vocab_size=len(tiny.VOCABULARY),
-        hidden_size=128,
-        intermediate_size=72,  # not a multiple of 32: vLLM's CPU kernel pads it
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_experts_per_tok=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        eos_token_id=tiny.EOS,
-        bos_token_id=None,
-        initializer_range=0.2,
-        **extra,
-    )
+    common: dict[str, Any] = {
+        "vocab_size": len(tiny.VOCABULARY),
+        "hidden_size": 128,
+        "intermediate_size": 72,  # not a multiple of 32: vLLM's CPU kernel pads it
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "eos_token_id": tiny.EOS,
+        "bos_token_id": None,
+        "initializer_range": 0.2,
+    }
+    config = getattr(transformers, name)(**common | extra)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tiny.randomize_choice_biases(model)
     model.save_pretrained(directory)
     tiny.make_tokenizer(directory, tiny.VOCABULARY)
     return directory

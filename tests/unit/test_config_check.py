@@ -55,6 +55,22 @@ MIXTRAL: dict[str, Any] = {
     "num_local_experts": 8,
     "num_experts_per_tok": 2,
 }
+LATENT: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "q_lora_rank": None,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 32,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -267,8 +283,23 @@ CASES = {
         "megatron.transformer.moe_router_topk=4"),
     "expert_bias": case(
         "megatron.transformer.moe_router_enable_expert_bias", "True", "no such key",
-        "a buffer that no optimizer holds",
+        "the model's config.json",
         "megatron.transformer.moe_router_enable_expert_bias=true"),
+    "expert_bias_update": case(
+        "megatron.transformer.moe_router_bias_update_rate", "0.001", "no such key",
+        "a buffer that no optimizer holds",
+        "megatron.transformer.moe_router_bias_update_rate=0.001"),
+    "latents_on_cpu": case(
+        "model.path", "kv_lora_rank 256 and qk_rope_head_dim 64", "512 and 64 (vLLM on CPU)",
+        "run on a GPU", **LATENT | {"kv_lora_rank": 256}),
+    "dense_layers_by_tp": case(
+        "parallel.tensor", "2", "intermediate_size (385)", "one of", "parallel.tensor=2",
+        "parallel.sequence=true", "parallel.expert=2", "parallel.data=1",
+        **LATENT | {"intermediate_size": 385}),
+    "shared_experts_by_tp": case(
+        "parallel.tensor", "2", "shared expert size (65)", "one of", "parallel.tensor=2",
+        "parallel.sequence=true", "parallel.expert=2", "parallel.data=1",
+        **LATENT | {"moe_intermediate_size": 65}),
     "owned_optimizer_arg": case(
         "megatron.optimizer.lr", "0.1", "no such key", "set train.optimizer.lr",
         "megatron.optimizer.lr=0.1"),

@@ -5,6 +5,7 @@ Not exercised here: the models themselves (tests/dist/test_logits.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,23 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 20,
     },
     "MixtralForCausalLM": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "DeepseekV3ForCausalLM": {
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 4,
+        "n_group": 3,
+        "topk_group": 2,
+        "moe_intermediate_size": 20,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "q_lora_rank": 12,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "kv_lora_rank": 10,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
 }
 SHAPES = [
     model_shape(
@@ -45,6 +63,7 @@ SHAPES = [
     for name in SUPPORTED_ARCHITECTURES
     for tied in (True, False)
 ]
+QWEN2 = next(shape for shape in SHAPES if shape.family == "qwen2")
 IDS = [f"{s.family}-{'tied' if s.tied_embeddings else 'untied'}" for s in SHAPES]
 
 
@@ -93,15 +112,15 @@ def test_qkv_is_laid_out_by_kv_group() -> None:
 
 def test_gate_and_up_are_stacked_on_each_rank() -> None:
     name = "decoder.layers.1.mlp.linear_fc1.weight"
-    (rule,) = [rule for rule in rules_of(SHAPES[0]) if rule.megatron == name]
+    (rule,) = [rule for rule in rules_of(QWEN2) if rule.megatron == name]
     gate, up = torch.arange(4.0)[:, None], torch.arange(10.0, 14.0)[:, None]
-    whole = merge(rule, [gate, up], SHAPES[0])
-    shards = [cut(rule, whole, SHAPES[0], rank=rank, size=2) for rank in range(2)]
+    whole = merge(rule, [gate, up], QWEN2)
+    shards = [cut(rule, whole, QWEN2, rank=rank, size=2) for rank in range(2)]
     assert [s.flatten().tolist() for s in shards] == [[0, 1, 10, 11], [2, 3, 12, 13]]
 
 
 def test_vocabulary_is_padded_with_zeros_and_cut_again() -> None:
-    shape = SHAPES[0]
+    shape = QWEN2
     rule = rules_of(shape)[0]
     whole = torch.ones(101, 48)
     shards = [cut(rule, whole, shape, rank=rank, size=2) for rank in range(2)]
@@ -145,7 +164,9 @@ def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
     )
     with torch.device("meta"):
         model = getattr(transformers, architecture)(config)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    if shape.tied_embeddings:
+        del expected["lm_head.weight"]
     expected = dict(apart(expected, mixtral=shape.family == "mixtral"))
     rules = rules_of(shape)
     listed = [
@@ -230,6 +251,44 @@ def test_what_is_not_supported_is_named(change: dict[str, Any], expected: str) -
         model_shape({**CONFIG, **change})
 
 
+LATENT = {**CONFIG, **EXPERTS["DeepseekV3ForCausalLM"], "architectures": ["DeepseekV3ForCausalLM"]}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"kv_lora_rank": None}, "kv_lora_rank = None"),
+        ({"n_routed_experts": None}, "no num_experts"),
+        ({"rope_interleave": False}, "rope_interleave false"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope type linear with multi"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale 1.0 and mscale_all_dim None"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
+        ({"first_k_dense_replace": 3}, "first_k_dense_replace 3"),
+        ({"n_shared_experts": None}, "n_shared_experts None"),
+        ({"scoring_func": None}, "scoring_func None, expected sigmoid"),
+        ({"topk_method": "greedy"}, "topk_method greedy"),
+        ({"norm_topk_prob": False}, "norm_topk_prob false"),
+        ({"n_group": 4}, "n_group 4, topk_group 2 for 4 of 6 experts"),
+        ({"num_experts_per_tok": 2}, "num_experts_per_tok 2 with topk_group 2"),
+    ],
+)
+def test_what_latent_models_may_not_ask_for(change: dict[str, Any], expected: str) -> None:
+    model_shape(LATENT)
+    with pytest.raises(ValueError, match=expected):
+        model_shape({**LATENT, **change})
+
+
+def test_scales_of_yarn_with_latent_attention() -> None:
+    """transformers: cosines and sines times the ratio of the two (1 where they are equal), or
+    0.1 ln(factor) + 1 without them."""
+    shape = model_shape({**LATENT, "rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}})
+    assert shape.rope_scaling is not None and shape.rope_scaling.attention_factor == 1.0
+    shape = model_shape({**LATENT, "rope_scaling": YARN})
+    assert shape.rope_scaling is not None
+    assert shape.rope_scaling.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_attention_and_matrices_of_a_sequence_cost_the_same_at_break_even(
     shape: ModelShape,
@@ -244,9 +303,10 @@ def test_attention_and_matrices_of_a_sequence_cost_the_same_at_break_even(
             if shape.moe and name.endswith("gate.weight"):
                 continue
             chosen = shape.moe.experts_per_token / shape.moe.num_experts if shape.moe else 1.0
-            elements += sizes[0] * sizes[1] * (chosen if "experts" in name else 1.0)
+            elements += sizes[0] * sizes[1] * (chosen if ".experts." in name else 1.0)
     elements += shape.hidden_size * shape.vocab_size
     n = 1000 * round(shape.attention_break_even)
     pairs = n * n / 2  # of a query and a key not after it
-    attention = shape.num_layers * pairs * 2 * shape.num_heads * shape.head_dim
+    of_pair = shape.num_heads * (shape.head_dim + shape.value_dim)
+    attention = shape.num_layers * pairs * of_pair
     assert attention / (n * elements) == pytest.approx(n / shape.attention_break_even)

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_families import IDS, SHAPES
 
 from sfpo_megatron.cli import main
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
-from sfpo_megatron.families.shape import UnsupportedModel, model_shape
+from sfpo_megatron.families.rules import hf_shapes
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.planner import scaling
 from sfpo_megatron.planner.hardware import GIB, GPUS
 from sfpo_megatron.planner.layouts import fits, fullest, recommend
@@ -164,9 +168,11 @@ def test_engine() -> None:
     assert engine.kv_tokens > 500_000
 
 
-def test_only_planned_families_are_not_trained() -> None:
-    with pytest.raises(UnsupportedModel, match="DeepseekV3ForCausalLM"):
-        model_shape({"architectures": ["DeepseekV3ForCausalLM"]})
+@pytest.mark.parametrize("shape", [*SHAPES, DEEPSEEK_671B], ids=[*IDS, "deepseek-671b"])
+def test_params_are_those_of_the_name_table(shape: ModelShape) -> None:
+    """What an optimizer holds; the biases of DeepSeek-V3's router it does not."""
+    sizes = [s for rule in rules_of(shape) if not rule.frozen for s in hf_shapes(rule, shape)]
+    assert num_params(shape) == sum(math.prod(size) for size in sizes)
 
 
 def test_page_is_fresh() -> None:

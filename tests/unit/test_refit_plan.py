@@ -115,7 +115,7 @@ def model_bytes(shape: ModelShape, itemsize: int) -> int:
 def test_every_byte_leaves_the_trainer_once(tensor: int, pipeline: int, data: int) -> None:
     shape = shape_of()
     ranks = holders(shape, tensor=tensor, pipeline=pipeline, data=data)
-    plan = plan_refit(rules_of(shape), shape, ranks, itemsize=2)
+    plan = plan_refit(rules_of(shape), shape, ranks, dtype=torch.bfloat16)
     assert plan.total_bytes == model_bytes(shape, 2)
     by_rank = plan.bytes_by_rank()
     assert sum(by_rank.values()) == plan.total_bytes
@@ -125,14 +125,14 @@ def test_every_byte_leaves_the_trainer_once(tensor: int, pipeline: int, data: in
     assert all(names[take.rule] in held[take.rank] for take in plan.takes)
     tensors = [take.tensor for take in plan.takes]
     assert tensors == sorted(tensors) and set(tensors) == set(range(max(tensors) + 1))
-    assert plan == plan_refit(rules_of(shape), shape, ranks, itemsize=2)
+    assert plan == plan_refit(rules_of(shape), shape, ranks, dtype=torch.bfloat16)
 
 
 def test_the_bytes_of_a_small_model() -> None:
     """Written out: hidden 192, 6:2 heads of 32, ffn 384, 4 layers, 101 words, tied, TP 2 x PP 2."""
     shape = shape_of()
     plan = plan_refit(
-        rules_of(shape), shape, holders(shape, tensor=2, pipeline=2, data=1), itemsize=4
+        rules_of(shape), shape, holders(shape, tensor=2, pipeline=2, data=1), dtype=torch.float32
     )
     qkv, biases, proj, mlp = (192 + 64 + 64) * 192, 192 + 64 + 64, 192 * 192, 3 * 384 * 192
     cut_layer, norms = (qkv + biases + proj + mlp) // 2, 2 * 192
@@ -155,9 +155,9 @@ def test_a_missing_holder_is_named() -> None:
     shape = shape_of()
     ranks = holders(shape, tensor=2, pipeline=2, data=1)
     with pytest.raises(RuntimeError, match=r"word_embeddings\.weight, or only some"):
-        plan_refit(rules_of(shape), shape, ranks[1:], itemsize=2)
+        plan_refit(rules_of(shape), shape, ranks[1:], dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"layers\.2\."):
-        plan_refit(rules_of(shape), shape, ranks[:2], itemsize=2)
+        plan_refit(rules_of(shape), shape, ranks[:2], dtype=torch.bfloat16)
 
 
 def test_streams_send_every_tensor_once_in_equal_rounds() -> None:

@@ -77,7 +77,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
     assert weights.read_bytes() != (other / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral", "deepseek_v3"])
 @pytest.mark.parametrize("tied", ["--tied", "--untied"])
 def test_architectures(tmp_path, arch, tied):
     out = make(tmp_path, "--arch", arch, tied)

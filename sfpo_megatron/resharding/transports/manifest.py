@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
+from sfpo_megatron.families.experts import CHOICE_BIAS
 from sfpo_megatron.families.hf_files import TensorMeta, read_header
 
+_CHOICE_BIAS = CHOICE_BIAS.hf[0].rpartition(".")[2]
 _ALIGN_BYTES = 64  # a cache line; and every dtype's view starts at a multiple of its size
 
 
@@ -94,12 +96,18 @@ def check_manifest(
     *,
     dtype: torch.dtype,
     tied_embeddings: bool,
+    left_out: tuple[str, ...] = (),
 ) -> None:
     """Raise `ManifestError` unless `manifest` is exactly the checkpoint, each tensor once.
 
-    A tied `lm_head.weight` may be there or not: vLLM takes the embedding for both.
+    `left_out`: prefixes of names that the engine does not load either. A tied `lm_head.weight` may
+    be there or not: vLLM takes the embedding for both.
     """
-    expected = {n: s for n, s in expected.items() if not n.endswith("rotary_emb.inv_freq")}
+    expected = {
+        name: shape
+        for name, shape in expected.items()
+        if not name.endswith("rotary_emb.inv_freq") and not name.startswith(left_out)
+    }
     optional = {"lm_head.weight"} if tied_embeddings else set()
     seen: set[str] = set()
     for meta in manifest:
@@ -119,9 +127,10 @@ def check_manifest(
                 f"{list(expected[meta.name])} as in the engine's checkpoint; full unpadded tensors "
                 "are sent"
             )
-        if meta.dtype != dtype:
+        wanted = torch.float32 if meta.name.endswith(_CHOICE_BIAS) else dtype
+        if meta.dtype != wanted:
             raise ManifestError(
-                f"{meta.name}: found dtype {meta.dtype}, expected {dtype}, the engine's; set the "
+                f"{meta.name}: found dtype {meta.dtype}, expected {wanted}, the engine's; set the "
                 "same model.dtype for trainer and engine"
             )
     missing = sorted(expected.keys() - seen - optional)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
-from sfpo_megatron.families.hf_files import TensorMeta
+from sfpo_megatron.families.hf_files import TensorMeta, mtp_prefixes
 from sfpo_megatron.resharding.checksums import check
 from sfpo_megatron.resharding.transports.manifest import (
     check_manifest,
@@ -35,11 +35,14 @@ class Receiver(WeightTransferEngine):
             TensorMeta(name=n, dtype=getattr(torch, d), shape=tuple(s))
             for n, d, s in zip(names, dtype_names, shapes, strict=True)
         )
+        config = self.model_config.hf_config
+        num_mtp = getattr(config, "num_nextn_predict_layers", None) or 0
         check_manifest(
             manifest,
             read_checkpoint_shapes(Path(self.model_config.model)),
             dtype=self.model_config.dtype,
-            tied_embeddings=self.model_config.hf_config.tie_word_embeddings,
+            tied_embeddings=config.tie_word_embeddings,
+            left_out=mtp_prefixes(config.num_hidden_layers, num_mtp),
         )
         self._manifest = manifest
 
