@@ -64,7 +64,6 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8192,
 }
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
-COLOCATED = "rollout.placement=colocated"
 CASES = {
     # layout
     "heads_by_tp": case(
@@ -260,30 +259,6 @@ CASES = {
     "owned_sleep_mode": case(
         "rollout.engine_args.enable_sleep_mode", "True", "no such key", "rollout.placement",
         "rollout.engine_args.enable_sleep_mode=true"),
-    "colocated_async": case(
-        "rollout.async_steps", "1 with rollout.placement: colocated", "0", "dedicated",
-        COLOCATED, "rollout.async_steps=1"),
-    "colocated_too_few": case(
-        "rollout.num_engines", "1 (x tensor_parallel 1)", "all 2 devices",
-        "set rollout.num_engines=2", COLOCATED, "parallel.data=2"),
-    "colocated_too_many_data_null": case(
-        "rollout.num_engines", "4 (x tensor_parallel 2)", "all 4 devices",
-        "set rollout.num_engines=2", COLOCATED, "parallel.data=null", "rollout.num_engines=4",
-        "rollout.tensor_parallel=2", world_size=4),
-    "colocated_odd": case(
-        "rollout.num_engines", "1 (x tensor_parallel 2)", "all 3 devices",
-        "change rollout.tensor_parallel", COLOCATED, "parallel.data=3",
-        "rollout.tensor_parallel=2", "train.group_size=3"),
-    "colocated_nccl": case(
-        "refit.transport", "nccl_stages with rollout.placement: colocated",
-        "without a communicator", "refit.transport: auto", COLOCATED,
-        "refit.transport=nccl_stages"),
-    "colocated_cuda_graphs": case(
-        "megatron.transformer.cuda_graph_impl", "local with", "nothing that keeps addresses",
-        "remove it", COLOCATED, "megatron.transformer.cuda_graph_impl=local"),
-    "colocated_user_buffers": case(
-        "megatron.ddp.nccl_ub", "True with", "nothing that keeps addresses", "remove it",
-        COLOCATED, "megatron.ddp.nccl_ub=true"),
     "owned_transformer_arg": case(
         "megatron.transformer.num_layers", "2", "no such key", "the model's config.json",
         "megatron.transformer.num_layers=2"),
@@ -389,25 +364,3 @@ def test_walltime_outside_slurm_is_a_warning(here: Path, monkeypatch: pytest.Mon
     assert "checkpoint.stop_before_walltime_s" in warning and "no effect" in warning
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert run_check(override) == []
-
-
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_colocated_engines_refuse_expandable_segments(
-    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv(name, "max_split_size_mb:512, expandable_segments:True")
-    assert run_check() == []
-    with pytest.raises(ConfigError, match="sleep mode cannot free such segments") as caught:
-        run_check(COLOCATED)
-    assert caught.value.key == "rollout.placement" and name in caught.value.found
-    monkeypatch.setenv(name, "expandable_segments:False")
-    assert run_check(COLOCATED) == []
-
-
-def test_an_evaluation_of_a_colocated_config_has_no_trainer(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its engines are not counted against the ranks: what is missing is the data."""
-    overrides = [COLOCATED, "parallel.data=2", "rollout.num_engines=2", "data.eval=[]"]
-    assert cli.main(["eval", "run.yaml", *overrides]) == 2
-    assert "data.eval" in capsys.readouterr().err
