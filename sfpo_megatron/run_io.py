@@ -193,6 +193,8 @@ class RunIO:
         """From now on colocated engines get the devices whenever they are asked for something."""
         if self._colocated:
             assert self._control is not None
+            if torch.cuda.is_available():
+                self.progress("warning: colocated engines are unverified on this hardware")
             self._turns = Turns(offload, self._control, self._tell_engines)
 
     def to_trainer(self) -> None:

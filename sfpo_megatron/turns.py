@@ -49,11 +49,13 @@ class Turns:
     @contextmanager
     def to_engines(self) -> Iterator[None]:
         """Around the refit that brings their weights."""
+        self._offload.free_cache()
+        self._control.barrier()  # an engine may share the devices of several ranks
         self._tell_engines("wake", "weights")
         yield
         begun = time.monotonic()
         self._offload.offload()
-        self._control.barrier()  # an engine may share the devices of several ranks
+        self._control.barrier()
         self._tell_engines("wake", "kv_cache")
         self.times["time/offload_s"] = time.monotonic() - begun
 

@@ -14,7 +14,6 @@ and NCCL's own. On CPU the same code runs, from memory to memory.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from sfpo_megatron.mcore.setup import Policy
 
 _ALIGN_BYTES = 64
-log = logging.getLogger(__name__)
 
 
 class Offload:
@@ -43,8 +41,6 @@ class Offload:
         self._host: _HostMemory | None = None
         self._kept: list[torch.UntypedStorage] = []
         self._sizes: list[tuple[torch.UntypedStorage, int]] = []
-        if self._device.type == "cuda":
-            log.warning("offload to host memory: unverified on this hardware, see docs/verified.md")
 
     @property
     def is_offloaded(self) -> bool:
@@ -74,8 +70,13 @@ class Offload:
         for storage, _ in self._sizes:
             storage.resize_(0)
         shards.on_device = False
+        self.free_cache()
+
+    def free_cache(self) -> None:
+        """Give back what torch's allocator keeps beyond what is in use, such as the last pass's
+        activations: engines are other processes."""
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()  # engines are other processes
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def onload(self) -> None:
