@@ -91,13 +91,14 @@ class RunIO:
         """Rank 0: write config.yaml, open metrics.jsonl, start the engines, read the prompts.
         Colocated engines are asleep when this returns. Collective."""
         trainer = _trainer_devices()
+        waiting = ControlGroup(self._config.train.control_timeout_s) if self._colocated else None
         if self._is_main:
             self._start(trainer)
-        if self._colocated:
+        if waiting is not None:
             if self._client is not None:
                 self._wait_ready("before Megatron")
                 self._client.sleep()
-            ControlGroup(self._config.train.control_timeout_s).barrier()
+            waiting.barrier()
 
     def _start(self, trainer: list[RankDevice]) -> None:
         config = self._config
