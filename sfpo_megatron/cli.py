@@ -157,7 +157,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    arguments.overrides.append("parallel={}")  # of the trainer, which is not started
+    # Without the trainer's layout: none is started, and there is nobody to share devices with.
+    arguments.overrides += ["parallel={}", "rollout.placement=dedicated"]
     config = _load(arguments, world_size=1, for_training=True)
     if not config.data.eval:
         raise ConfigError(

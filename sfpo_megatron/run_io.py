@@ -6,11 +6,12 @@ on all of them.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream, eval_prompts
 from sfpo_megatron.evaluate import evaluate
+from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.report.metrics import cut_metrics
 from sfpo_megatron.report.plot import plot
 from sfpo_megatron.report.table import summary_table
@@ -34,10 +36,11 @@ from sfpo_megatron.rollout.placement import RankDevice
 from sfpo_megatron.rollout_feed import EngineFeed, RolloutSaver, SavedFeed, share
 from sfpo_megatron.stopping import OutOfTime, StopWatch, lost_peer
 from sfpo_megatron.tracking.sinks import Tracker
+from sfpo_megatron.turns import Turns
 from sfpo_megatron.types import Prompt, RolloutBatch
 
 if TYPE_CHECKING:
-    from sfpo_megatron.mcore.control import ControlGroup
+    from sfpo_megatron.mcore.offload import Offload
     from sfpo_megatron.resharding.source import MegatronWeightSource
     from sfpo_megatron.rollout.client import RolloutClient
 
@@ -47,7 +50,8 @@ T = TypeVar("T")
 
 @contextmanager
 def open_run(config: RunConfig) -> Iterator[RunIO]:
-    """Start the engines (rank 0) and return at once; close everything at the end, come what may."""
+    """Start the engines (rank 0) and return at once, or when they are ready and asleep if they are
+    colocated; close everything at the end, come what may."""
     io = RunIO(config)
     try:
         io.start()
@@ -78,14 +82,26 @@ class RunIO:
         """(train step, eval/accuracy) of the best evaluation."""
         self._control: ControlGroup | None = None
         self._weight_version = 0
+        self._colocated = (
+            config.rollout.placement == "colocated" and config.debug.train_only is None
+        )
+        self._turns: Turns | None = None
 
     def start(self) -> None:
         """Rank 0: write config.yaml, open metrics.jsonl, start the engines, read the prompts.
-        Collective."""
-        config = self._config
+        Colocated engines are asleep when this returns. Collective."""
         trainer = _trainer_devices()
-        if not self._is_main:
-            return
+        waiting = ControlGroup(self._config.train.control_timeout_s) if self._colocated else None
+        if self._is_main:
+            self._start(trainer)
+        if waiting is not None:
+            if self._client is not None:
+                self._wait_ready("before Megatron")
+                self._client.sleep()
+            waiting.barrier()
+
+    def _start(self, trainer: list[RankDevice]) -> None:
+        config = self._config
         self._open_checkpoints()
         step = self.found.step if self.found is not None and self.found.has_run_state else 0
         out = prepare_output(config, "metrics.jsonl", up_to_step=step)
@@ -155,12 +171,8 @@ class RunIO:
 
     def connect(self, control: ControlGroup, source: MegatronWeightSource) -> None:
         """Wait for the engines and tie the refit to them. Collective."""
-        if self._client is not None and self._tracker is not None:
-            begun = time.monotonic()
-            with self._polling():
-                self._client.wait_ready(self._config.rollout.timeout_s)
-            waited = time.monotonic() - begun
-            self._tracker.progress(f"engines ready (waited {waited:.1f} s after Megatron)")
+        if self._client is not None and not self._colocated:
+            self._wait_ready("after Megatron")
         control.barrier()
         self._control = control
         if self._config.debug.train_only is None:
@@ -171,20 +183,54 @@ class RunIO:
                 is_sender=self._is_main,
             )
 
+    def _wait_ready(self, when: str) -> None:
+        assert self._client is not None
+        begun = time.monotonic()
+        with self._polling():
+            self._client.wait_ready(self._config.rollout.timeout_s)
+        self.progress(f"engines ready (waited {time.monotonic() - begun:.1f} s {when})")
+
+    def share_devices(self, offload: Offload) -> None:
+        """From now on colocated engines get the devices whenever they are asked for something."""
+        if self._colocated:
+            assert self._control is not None
+            if torch.cuda.is_available():
+                self.progress("warning: colocated engines are unverified on this hardware")
+            self._turns = Turns(offload, self._control, self._tell_engines)
+
+    def to_trainer(self) -> None:
+        """The devices are the trainer's: before its weights are used. Collective."""
+        if self._turns is not None:
+            self._turns.to_trainer()
+
+    def end_engines(self) -> None:
+        """The trainer has one more thing to do, and nothing will be generated. Collective."""
+        if self._turns is not None:
+            self._turns.end_engines(self._client.close if self._client else lambda: None)
+
+    def _to_engines(self) -> None:
+        if self._turns is not None and not self._turns.is_engines:
+            self.refit(weight_version=self._weight_version)
+
+    def _tell_engines(self, method: str, *arguments: Any) -> None:
+        self._on_main(lambda feed, resend: getattr(self._client, method)(*arguments))
+
     def collect(self, step: int) -> RolloutBatch | None:
         """The step's rollouts, on every rank; None if the run is to stop and there is no time for
         them, with the data cursor where it was. Collective."""
         assert self._control is not None
+        self._to_engines()
         batch = self._on_main(lambda feed, resend: self._collect_in_time(feed, step, resend))
         if self._saver is not None and batch is not None:
             self._saver.add(step, batch)
         return share(self._control, batch)
 
     def refit(self, *, weight_version: int) -> None:
-        """Weights into the engines. Collective."""
+        """Weights into the engines; the devices are theirs then. Collective."""
         if self._refit is not None:
             self._weight_version = weight_version
-            self._refit.send(weight_version)
+            with self._turns.to_engines() if self._turns is not None else nullcontext():
+                self._refit.send(weight_version)
 
     def wait_generated(self) -> None:
         """With async_steps, until the next step's rollouts need no engine any more. Collective."""
@@ -195,6 +241,7 @@ class RunIO:
         """Held-out accuracy into the metrics. Collective."""
         if self._config.debug.train_only or not self._config.data.eval:
             return
+        self._to_engines()
 
         def run(feed: EngineFeed | SavedFeed, resend: Callable[[], None]) -> None:
             assert self._client is not None
@@ -257,19 +304,26 @@ class RunIO:
             control.broadcast_json({"do": "go on"})
             return result
         while (order := control.broadcast_json())["do"] == "refit":
-            self._resend()
+            with suppress(FleetLost):  # rank 0 has it too, and says so once more
+                self._resend()
         if order["do"] == "stop":
             raise FleetLost(order["reason"])
         return None
 
     def _resend(self) -> None:
         assert self._refit is not None
-        self._refit.send(self._weight_version, resend=True)
+        if self._turns is None:
+            self._refit.send(self._weight_version, resend=True)
+            return
+        self._turns.to_trainer()  # no engine can generate: they all lie idle
+        with self._turns.to_engines():
+            self._refit.send(self._weight_version, resend=True)
 
     @property
     def rollout_metrics(self) -> dict[str, float]:
         """Of the last batch (rank 0): seconds, age, what was dropped and restarted."""
-        return self._feed.metrics if self._feed is not None else {}
+        moves = self._turns.times if self._turns is not None else {}
+        return {**(self._feed.metrics if self._feed is not None else {}), **moves}
 
     def progress(self, text: str) -> None:
         """A line for the person who watches."""
@@ -283,6 +337,7 @@ class RunIO:
     def finish(self, source: MegatronWeightSource) -> None:
         """Export the policy, then the table and the plot. Collective."""
         out, config = Path(self._config.output_dir), self._config
+        self.to_trainer()
         if not config.debug.rollout_only:
             export_hf(
                 source,
@@ -317,8 +372,12 @@ def _trainer_devices() -> list[RankDevice]:
     """Where every rank computes, by rank; empty without CUDA. Collective there."""
     if not torch.cuda.is_available():
         return []
+    device = torch.cuda.current_device()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if device < len(visible) and visible[device].isdigit():  # as processes know it that see all
+        device = int(visible[device])
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (socket.gethostname(), torch.cuda.current_device()))
+    dist.all_gather_object(found, (socket.gethostname(), device))
     return [RankDevice(address=address, device=device) for address, device in found]
 
 

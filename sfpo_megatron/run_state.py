@@ -121,6 +121,7 @@ class Checkpoints:
 
     def give_up(self, step: int, reason: str | None = None) -> None:
         """`step` has not changed anything yet and will not be made: save the state before it."""
+        self._io.end_engines()
         if step - 1 > self._saved_step:
             self._save(step - 1)
         self.close()
@@ -181,6 +182,7 @@ class Checkpoints:
 
     def _hold_and_save(self, step: int) -> None:
         self._io.hold()
+        self._io.to_trainer()
         self._save(step)
 
     def _save(self, step: int) -> None:

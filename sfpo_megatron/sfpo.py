@@ -51,6 +51,9 @@ class Snapshot(Protocol):
     def reposition(self, alpha: float) -> None:
         """theta = theta_0 + alpha * (theta - theta_0), then publish. Collective."""
 
+    def buffers(self) -> list[Tensor]:
+        """What it holds on the device: of no use between `reposition` and the next `take`."""
+
 
 class FlatCopy:
     """A copy of tensors in one preallocated flat buffer per dtype and device."""
@@ -74,8 +77,12 @@ class FlatCopy:
         return zip(self._views, tensors, strict=True)
 
     @property
+    def buffers(self) -> list[Tensor]:
+        return list(self._buffers.values())
+
+    @property
     def num_bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 class SlowSnapshot:
@@ -104,6 +111,9 @@ class SlowSnapshot:
         for slow, shard in self._slow.paired(self._shards.tensors()):
             torch.lerp(slow, shard, alpha, out=shard)
         self._shards.publish()
+
+    def buffers(self) -> list[Tensor]:
+        return self._slow.buffers
 
 
 def sfpo_step(

@@ -6,7 +6,7 @@
     old_logprobs, fixed before any update     mcore/passes.compute_logprobs
     ref_logprobs, where there is a KL term    mcore/reference
     sfpo_step   = K fast passes, reposition, slow correction      sfpo.py -> mcore/passes.run_pass
-    refit       = weights into the engines    resharding
+    refit       = weights into the engines    resharding; colocated: the devices too (turns)
     log, evaluate, save                       run_io, evaluate, run_state
 
 SPMD: every rank runs every line, in this order; rank 0 alone talks to the engines.
@@ -27,6 +27,7 @@ from sfpo_megatron.batching import (
 )
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.mcore.capabilities import Capabilities
+from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.mcore.passes import (
     PassResult,
     compute_logprobs,
@@ -97,6 +98,7 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
     objective = PolicyObjective.of(config, first_pass_is_old=first_pass_is_old)
     reference = ReferencePolicy(policy) if kl.coef > 0 else None
     snapshot = slow_snapshot(config, policy)
+    io.share_devices(Offload(policy, snapshot.buffers))
     gate = EntropyGate(
         window=config.sfpo.entropy_window,
         zscore_threshold=config.sfpo.entropy_zscore_threshold,
@@ -120,6 +122,7 @@ def _train(config: RunConfig, policy: Policy, io: RunIO) -> bool:
                 if step == config.train.num_steps:
                     io.evaluate(step=step)
                 continue
+            io.to_trainer()  # colocated engines have had the devices
             minibatches = cut(config, policy, batch)
             if not first_pass_is_old:
                 with timers("logprob"):

@@ -44,7 +44,8 @@ wait_for_ray() {  # LOGS PID_OF_THE_RAY_STEP LIMIT_S NODE...
   done
 }
 
-# One node's part. In: RAY_PORT, HEAD_ADDRESS, LOGS, SFPO_PYTHON, SLURM_NODEID and Ray's token.
+# One node's part. In: RAY_PORT, HEAD_ADDRESS, LOGS, SFPO_PYTHON, SLURM_NODEID and Ray's token; where
+# there is a trainer TRAIN_NODES, RANKS_PER_NODE and GPUS_PER_NODE.
 ray_node() {
   # shellcheck disable=SC2153  # from the batch script
   local log=$LOGS/ray-$SLURM_NODEID.log temp=/tmp/sfpo-ray-$SLURM_JOB_ID address pid
@@ -64,6 +65,12 @@ ray_node() {
   else
     until (exec 3<>"/dev/tcp/$HEAD_ADDRESS/$RAY_PORT") 2>/dev/null; do sleep 0.2; done
     command+=(--address="$HEAD_ADDRESS:$RAY_PORT")
+  fi
+  # Ray hands out what no trainer rank has. Colocated engines ask it for nothing: they are told the
+  # devices of their ranks.
+  if ((SLURM_NODEID < ${TRAIN_NODES:-0})); then
+    CUDA_VISIBLE_DEVICES=$(seq -s, "$RANKS_PER_NODE" "$((GPUS_PER_NODE - 1))")
+    export CUDA_VISIBLE_DEVICES
   fi
   # Its engines are ended by who started them: nothing is left to wait for.
   RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 "${command[@]}" > "$log" 2>&1 &

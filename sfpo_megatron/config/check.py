@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.context_parallel import context_parallel
-from sfpo_megatron.config.engines import engines, transport_of_device
+from sfpo_megatron.config.engines import colocated, engines, transport_of_device
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.files import checkpoints, data, outputs
 from sfpo_megatron.config.load import ConfigError
@@ -70,6 +70,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     yield from _layout(config)
     yield from _world_size(config, world_size)
     yield from expert_layout(config, world_size)
+    yield from colocated(config, world_size)
     for rule in _RULES:
         yield from rule(config)
     for item in read_model(config):
@@ -223,6 +224,7 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "logprobs_mode": "nothing: the trainer needs processed_logprobs",
         "trust_remote_code": "nothing: a model's own code is never run",
         "weight_transfer_config": "refit.transport",
+        "enable_sleep_mode": "rollout.placement: colocated engines sleep, dedicated ones do not",
         "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
         "and would be silently wrong",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from sfpo_megatron.config.model_files import Problem
@@ -49,13 +50,63 @@ def engines(config: RunConfig) -> Iterator[Problem]:
             "set objective.importance_sampling.weight: token",
             "warning",
         )
-    if rollout.engine_args.get("enable_sleep_mode"):
+
+
+def colocated(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
+    """Engines that share the trainer's devices: one of the two has the memory at a time."""
+    rollout, parallel = config.rollout, config.parallel
+    if rollout.placement != "colocated":
+        return
+    if rollout.async_steps:
         yield Problem(
-            "rollout.engine_args.enable_sleep_mode",
-            "true",
-            "false with rollout.placement: dedicated",
-            "remove it: dedicated engines have nobody to give their memory to",
+            "rollout.async_steps",
+            f"{rollout.async_steps} with rollout.placement: colocated",
+            "0",
+            "set it to 0, or the placement to dedicated: engines sleep while the trainer computes",
         )
+    ranks = world_size if parallel.data is None else parallel.data * parallel.model_size
+    engine_ranks = rollout.num_engines * rollout.tensor_parallel
+    if ranks is not None and engine_ranks != ranks:
+        fitting, rest = divmod(ranks, rollout.tensor_parallel)
+        fix = f"set rollout.num_engines={fitting}" if not rest else "change rollout.tensor_parallel"
+        yield Problem(
+            "rollout.num_engines",
+            f"{rollout.num_engines} (x tensor_parallel {rollout.tensor_parallel}) with "
+            "rollout.placement: colocated",
+            f"engines on all {ranks} devices of the trainer, and no others",
+            fix,
+        )
+    if config.refit.transport.startswith("nccl"):
+        yield Problem(
+            "refit.transport",
+            f"{config.refit.transport} with rollout.placement: colocated",
+            "one without a communicator over trainer and engines",
+            "set refit.transport: auto: no device may be in an NCCL communicator twice",
+        )
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if "expandable_segments:true" in os.environ.get(name, "").replace(" ", "").lower():
+            yield Problem(
+                "rollout.placement",
+                f"colocated with {name}={os.environ[name]}",
+                "no expandable_segments:True, which engines inherit",
+                f"unset {name}: vLLM's sleep mode cannot free such segments",
+            )
+    yield from _fixed_addresses(config)
+
+
+def _fixed_addresses(config: RunConfig) -> Iterator[Problem]:
+    """What comes back from host memory lies elsewhere on the device."""
+    graphs = ("enable_cuda_graph", "external_cuda_graph", "cuda_graph_impl")
+    given = [("transformer", name, config.megatron.transformer.get(name)) for name in graphs]
+    given.append(("ddp", "nccl_ub", config.megatron.ddp.get("nccl_ub")))
+    for section, name, value in given:
+        if value not in (None, False, "none"):
+            yield Problem(
+                f"megatron.{section}.{name}",
+                f"{value} with rollout.placement: colocated",
+                "nothing that keeps addresses of params or grads",
+                "remove it: they leave the device while engines generate",
+            )
 
 
 def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:

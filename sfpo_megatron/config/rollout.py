@@ -19,8 +19,10 @@ class RolloutConfig:
     """vLLM engines (data parallel)."""
     tensor_parallel: int = 1
     """Tensor-parallel size of each engine; an engine stays on one node."""
-    placement: Literal["dedicated"] = "dedicated"
-    """dedicated: engines have devices of their own."""
+    placement: Literal["dedicated", "colocated"] = "dedicated"
+    """dedicated: engines have devices of their own. colocated: engine e shares those of the trainer
+    ranks e*t ... e*t+t-1 (t = tensor_parallel): while engines generate, the trainer's params, grads
+    and optimizer state are in host memory; while it trains, engines sleep."""
     temperature: float = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: float = 1.0

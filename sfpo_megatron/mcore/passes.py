@@ -83,10 +83,10 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
     """
     sums, maxima, norms, skipped = [], [], [], []
     for minibatch in minibatches:
+        policy.shards.ready_for_training()
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
         policy.optimizer.zero_grad()
-        policy.shards.ready_for_training()
         total, highest = _forward_backward(policy, minibatch, objective)
         sums.append(total)
         maxima.append(highest)

@@ -76,6 +76,9 @@ LINK_SHARE = 0.7
 """Of a link's or the network's bandwidth, in large collectives."""
 PCIE_BYTES_PER_S = 25e9
 """Between GPU and page-locked host memory."""
+AWAY_BYTES = 3 * GIB
+"""What a process keeps of a GPU while the other one has its turn (rollout.placement: colocated):
+contexts, communicators, CUDA graphs."""
 DECODE_STEP_S = 5e-3
 """Scheduling, sampling and launches of one decoding step with CUDA graphs."""
 EAGER_LAYER_S = 0.75e-3

@@ -36,6 +36,8 @@ class Option:
             for name in ("data", "tensor", "pipeline", "expert")
         ]
         found.append(f"parallel.sequence={str(parallel.sequence).lower()}")
+        if self.config.rollout.placement == "colocated":
+            found.append(f"rollout.num_engines={self.config.rollout.num_engines}")
         for name in (*_RECOMPUTE, "num_layers_in_last_pipeline_stage"):
             if name in transformer:
                 found.append(f"megatron.transformer.{name}={transformer[name]}")
@@ -86,6 +88,9 @@ def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[Run
     plain = {k: v for k, v in plain.items() if "pipeline_stage" not in k}
     experts = shape.moe.num_experts if shape.moe else 1
     rollouts = config.train.prompts_per_step * config.train.group_size
+    rollout = config.rollout
+    if rollout.placement == "colocated":  # on all of the trainer's GPUs
+        rollout = replace(rollout, num_engines=max(gpus // rollout.tensor_parallel, 1))
     for tensor, pipeline, expert in itertools.product(_POWERS, _POWERS, _POWERS):
         if tensor > GPUS_PER_NODE or gpus % (tensor * pipeline):
             continue
@@ -119,4 +124,4 @@ def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[Run
                 ddp=config.megatron.ddp,
                 optimizer=config.megatron.optimizer,
             )
-            yield replace(config, parallel=parallel, megatron=megatron)
+            yield replace(config, parallel=parallel, megatron=megatron, rollout=rollout)

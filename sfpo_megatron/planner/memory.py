@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.planner.hardware import AWAY_BYTES
 from sfpo_megatron.planner.params import Chunk, Spec, buffers_of, chunks_of, params_of
 
 GIB = 2**30
@@ -32,12 +33,22 @@ class RankMemory:
     snapshot: int
     activations: int
     logits: int
+    asleep: int = 0
+    """What a colocated engine keeps while the trainer has the device."""
+    refit: int = 0
+    """Of a colocated engine: its weights beside the trainer's state, and a bucket; no activations
+    are there then."""
     host: int = 0
-    """Page-locked: the snapshot, or what of the optimizer is offloaded."""
+    """Page-locked: the snapshot, what of the optimizer is offloaded, and while colocated engines
+    generate everything that has to come back."""
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, f.name) for f in fields(self) if f.name != "host")
+        """At the fullest moment."""
+        passes = self.activations + self.logits
+        apart = ("activations", "logits", "refit", "host")
+        held = sum(getattr(self, f.name) for f in fields(self) if f.name not in apart)
+        return held + max(passes, self.refit)
 
 
 def rank_memory(
@@ -79,6 +90,11 @@ def rank_memory(
         host += away
         main, moments = int((1 - share) * main), int((1 - share) * moments)
     tokens = tokens or config.train.max_tokens_per_microbatch
+    asleep = refit = 0
+    if config.rollout.placement == "colocated":
+        host += total * dtype + main + moments  # as mcore/offload.py: not grads, not the snapshot
+        weights = num_params(shape) * weight_bytes(config) // config.rollout.tensor_parallel
+        asleep, refit = AWAY_BYTES, weights + config.refit.bucket_bytes
     return RankMemory(
         params=total * dtype,
         grads=total * grad_bytes,
@@ -95,6 +111,8 @@ def rank_memory(
             microbatches=microbatches,
         ),
         logits=logit_bytes(shape, config, stage=stage, tokens=tokens),
+        asleep=asleep,
+        refit=refit,
         host=host,
     )
 

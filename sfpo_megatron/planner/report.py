@@ -19,8 +19,11 @@ _FORMULAS = {
     "passes": "K+1 passes: forward, backward, optimizer steps, their collectives",
     "reposition": "snapshot, lerp, gather",
     "refit": "3.6 s + weights / 13.6 GB/s",
+    "handover": "colocated: params, main params, optimizer to the host and back at 25 GB/s",
 }
 
+_SHARED = ("asleep", "refit", "handover")
+"""Rows of runs whose engines share the trainer's GPUs."""
 _SELECTIVE = {
     "recompute_granularity": "selective",
     "recompute_modules": ["core_attn", "mlp", "moe", "layernorm"],
@@ -28,10 +31,11 @@ _SELECTIVE = {
 
 
 def with_data(config: RunConfig, nodes: int | None) -> RunConfig:
-    """`config` with `parallel.data` as a number: what is left of the nodes' GPUs after engines."""
+    """`config` with `parallel.data` as a number: what is left of the nodes' GPUs after engines that
+    have their own."""
     if config.parallel.data is not None:
         return config
-    left = (nodes or 1) * GPUS_PER_NODE - _engine_gpus(config)
+    left = (nodes or 1) * GPUS_PER_NODE - (0 if _colocated(config) else _engine_gpus(config))
     data = max(left // config.parallel.model_size, 1)
     return replace(config, parallel=replace(config.parallel, data=data))
 
@@ -40,29 +44,36 @@ def _engine_gpus(config: RunConfig) -> int:
     return config.rollout.num_engines * config.rollout.tensor_parallel
 
 
+def _colocated(config: RunConfig) -> bool:
+    return config.rollout.placement == "colocated"
+
+
 def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) -> str:
     """The whole text: memory, seconds, and another layout where this one does not fit."""
     config = with_data(config, nodes)
     gpus, engines = num_gpus(config), _engine_gpus(config)
+    together = gpus if _colocated(config) else gpus + engines
+    roles = "train and generate in turn" if _colocated(config) else f"train, {engines} generate"
     work = Workload.guessed(config)
     stage, memory = fullest(shape, config)
     lines = [
         f"{shape.family}: {num_params(shape) / 1e9:.2f}B params, {active_params(shape) / 1e9:.2f}B "
         "for a token",
-        f"{gpus} {gpu.name} train, {engines} generate: "
-        f"{-(-(gpus + engines) // GPUS_PER_NODE)} nodes",
+        f"{gpus} {gpu.name} {roles}: {-(-together // GPUS_PER_NODE)} nodes",
         "",
         *_memory_table(shape, config, gpu),
         "",
         *_seconds_table(shape, config, gpu, work),
         "",
     ]
-    if nodes is not None and gpus + engines > nodes * GPUS_PER_NODE:
-        lines.append(
-            f"does not fit: {gpus + engines} GPUs, and {nodes} nodes have {nodes * GPUS_PER_NODE}"
+    faults = list(_engine_beside_the_trainer(shape, config, gpu))
+    if nodes is not None and together > nodes * GPUS_PER_NODE:
+        faults.append(
+            f"does not fit: {together} GPUs, and {nodes} nodes have {nodes * GPUS_PER_NODE}"
         )
+    lines += faults
     if fits(memory, gpu):
-        lines.append(f"fits: stage {stage} needs the most")
+        lines += [] if faults else [f"fits: stage {stage} needs the most"]
         return "\n".join(lines) + "\n"
     lines.append(
         f"does not fit: stage {stage} needs {memory.total / GIB:.1f} GiB of "
@@ -70,6 +81,25 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     )
     lines += _advice(shape, config, gpu, gpus, work)
     return "\n".join(lines) + "\n"
+
+
+def _engine_beside_the_trainer(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[str]:
+    """Why a colocated engine does not fit where the trainer has left something behind."""
+    if not _colocated(config):
+        return
+    share = config.rollout.gpu_memory_utilization
+    most = (gpu.memory_bytes - hardware.AWAY_BYTES) / gpu.memory_bytes
+    if share > most:
+        yield (
+            f"does not fit: rollout.gpu_memory_utilization {share:g} beside what the trainer keeps "
+            f"({hardware.AWAY_BYTES / GIB:g} GiB): lower it to {int(100 * most) / 100:g}"
+        )
+    needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if engine_memory(shape, config, gpu.memory_bytes).kv_tokens < needed:
+        yield (
+            "does not fit: an engine has no room for one rollout's keys and values; raise "
+            "rollout.gpu_memory_utilization or rollout.tensor_parallel"
+        )
 
 
 def _advice(
@@ -95,10 +125,11 @@ def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[st
             *(
                 (f.name.replace("_", " "), *(f"{getattr(c, f.name) / GIB:.2f}" for c in columns))
                 for f in fields(columns[0])
-                if f.name != "host"
+                if f.name != "host" and (f.name not in _SHARED or _colocated(config))
             ),
             ("total", *(f"{c.total / GIB:.2f}" for c in columns)),
             ("host, page-locked", *(f"{c.host / GIB:.2f}" for c in columns)),
+            ("  of a node", *(f"{GPUS_PER_NODE * c.host / GIB:.2f}" for c in columns)),
         ]
     )
     yield ""
@@ -126,7 +157,11 @@ def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[st
 def _seconds_table(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> Iterator[str]:
     seconds = step_seconds(shape, config, gpu, work)
     overlap = "generation beside the rest (rollout.async_steps)" if seconds.overlapped else ""
-    rows = [(name, f"{getattr(seconds, name):.1f}", text) for name, text in _FORMULAS.items()]
+    rows = [
+        (name, f"{getattr(seconds, name):.1f}", text)
+        for name, text in _FORMULAS.items()
+        if name not in _SHARED or _colocated(config)
+    ]
     yield from _aligned(
         [("seconds a step", "", "from"), *rows, ("total", f"{seconds.total:.1f}", overlap)]
     )

@@ -12,7 +12,13 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner import hardware
 from sfpo_megatron.planner.hardware import GPUS_PER_NODE, Gpu
-from sfpo_megatron.planner.memory import DTYPE_BYTES, engine_memory, num_params, weight_bytes
+from sfpo_megatron.planner.memory import (
+    DTYPE_BYTES,
+    engine_memory,
+    num_params,
+    rank_memory,
+    weight_bytes,
+)
 from sfpo_megatron.planner.params import buffers_of
 
 
@@ -47,6 +53,8 @@ class StepSeconds:
     reposition: float
     """Snapshot, lerp and the gather after it."""
     refit: float
+    handover: float = 0.0
+    """Colocated: the trainer's state to the host and back."""
     overlapped: bool = False
     """rollout.async_steps 1: the next step's rollouts are generated meanwhile."""
 
@@ -54,7 +62,7 @@ class StepSeconds:
     def total(self) -> float:
         trained = self.logprobs + self.passes + self.reposition
         both = max(self.generation, trained) if self.overlapped else self.generation + trained
-        return both + self.refit
+        return both + self.refit + self.handover
 
 
 def active_params(shape: ModelShape) -> float:
@@ -90,6 +98,7 @@ def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload)
         passes=(config.sfpo.num_fast_passes + 1) * (both + optimizer),
         reposition=_reposition_seconds(shape, config, gpu) if config.sfpo.num_fast_passes else 0.0,
         refit=hardware.REFIT_S + size / hardware.REFIT_BYTES_PER_S,
+        handover=_handover_seconds(shape, config),
         overlapped=config.rollout.async_steps > 0,
     )
 
@@ -169,6 +178,14 @@ def _reposition_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu) -> float
         copies += 4 * owned / hardware.PCIE_BYTES_PER_S  # back; the way out is beside a pass
     gather = params * DTYPE_BYTES[config.model.dtype] / _bandwidth(gpu, num_gpus(config))
     return copies + gather
+
+
+def _handover_seconds(shape: ModelShape, config: RunConfig) -> float:
+    if config.rollout.placement != "colocated":
+        return 0.0
+    memory = rank_memory(shape, config)
+    moved = memory.params + memory.main_params + memory.optimizer
+    return 2 * moved / hardware.PCIE_BYTES_PER_S
 
 
 def generation_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> float:

@@ -20,6 +20,7 @@ from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, stop_cluster, why_gone
+from sfpo_megatron.rollout.engine import Memory
 from sfpo_megatron.rollout.errors import ControllerDied, FleetLost, RolloutError
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline, ProcessIdentity
 from sfpo_megatron.rollout.reports import FleetHealth, ScoredRequest
@@ -50,6 +51,9 @@ class RolloutClient:
         self._closed = False
         self._requests: dict[str, RolloutRequest] = {}
         self._weight_version = 0
+        self._asleep = False
+        self._postponed: str | None = None
+        """Why a controller has to be started once engines have their devices again."""
         self.num_controller_restarts = 0
         self.sync_client = WeightSyncClient(self)
         """vLLM's `VLLMWeightSyncClient` for all engines at once."""
@@ -113,6 +117,28 @@ class RolloutClient:
             self.restart_controller(str(error))
             return True
 
+    def sleep(self) -> None:
+        """Colocated engines give their devices to the trainer; what they knew is lost."""
+        self._asleep = True
+        self._tell("sleep")
+
+    def wake(self, memory: Memory) -> None:
+        """Colocated engines take memory back: "weights", for a refit to fill, then "kv_cache"."""
+        self._tell("wake", memory)
+        if memory == "kv_cache":
+            self._asleep = False
+            if self._postponed is not None:
+                reason, self._postponed = self._postponed, None
+                self.restart_controller(reason)
+
+    def _tell(self, method: str, *args: Any) -> None:
+        """No limit here: the controller keeps one for each engine."""
+        try:
+            call = getattr(self._controller, method).remote(*args)
+            self._wait(call, None, "handing devices over")
+        except ControllerDied as error:
+            self.restart_controller(str(error))
+
     def _persistently(self, method: str, request_id: str, *, doing: str) -> Any:
         """A long call about a request, which a dead controller interrupts but does not end."""
         while True:
@@ -125,14 +151,17 @@ class RolloutClient:
     def restart_controller(self, reason: str) -> None:
         """Start another one with its engines, and submit again what was not collected."""
         log.warning("%s", reason)
+        old = [member for actor in self._processes for member in actor.members]
+        ray.kill(self._controller)  # its engines go with it, as Ray's children of a dead owner
+        _wait_until_gone(old)
+        if self._asleep:  # the trainer has the devices: no engine could start there
+            self._postponed = reason
+            return
         if self.num_controller_restarts >= self._max_restarts:
             raise FleetLost(
                 f"{reason}; that is one more than rollout.max_restarts={self._max_restarts} allows"
             )
         self.num_controller_restarts += 1
-        old = [member for actor in self._processes for member in actor.members]
-        ray.kill(self._controller)  # its engines go with it, as Ray's children of a dead owner
-        _wait_until_gone(old)
         self._controller = self._spawn(weight_version=self._weight_version)
         self._starting = self._controller.start.remote()
         self.wait_ready()

@@ -20,7 +20,7 @@ from typing import Any
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
-from sfpo_megatron.rollout.engine import Engine
+from sfpo_megatron.rollout.engine import Engine, Memory
 from sfpo_megatron.rollout.environment import enter_actor
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.fleet import Fleet
@@ -40,14 +40,18 @@ def start_rollouts(
 ) -> RolloutClient:
     """Start the controller and its engines; returns while they load (`client.wait_ready`).
 
-    `trainer`: the device of each trainer rank, which dedicated engines leave alone; empty on CPU.
+    `trainer`: the device of each trainer rank, which dedicated engines leave alone and colocated
+    ones share; empty on CPU.
     """
     owns_cluster = start_cluster()
     cluster = nodes()
     rollout = config.rollout
-    known: list[RankDevice] | None = None  # RAY_ADDRESS: Ray was started on the engines' devices
-    if owns_cluster:  # one node, which Ray knows by its loopback address
-        known = [replace(rank, address=cluster[0].address) for rank in trainer]
+    known: list[RankDevice] | None = list(trainer)
+    if owns_cluster:  # this host alone, by whatever name Ray knows it
+        here, name = socket.gethostname(), cluster[0].address
+        known = [replace(r, address=name) if r.address == here else r for r in trainer]
+    elif rollout.placement == "dedicated":  # RAY_ADDRESS: Ray was started on the engines' devices
+        known = None
     placements = place_engines(
         cluster,
         known,
@@ -247,6 +251,16 @@ class RolloutController:
             for task in tasks:
                 task.cancel()
         return [rollouts[at : at + size] for at in range(0, len(rollouts), size)], last_token
+
+    # --- devices that are shared with the trainer ---------------------------------------------
+
+    async def sleep(self) -> None:
+        """The devices are the trainer's when this returns."""
+        await self._fleet.sleep()
+
+    async def wake(self, memory: Memory) -> None:
+        """The engines' devices are theirs again."""
+        await self._fleet.wake(memory)
 
     # --- refit --------------------------------------------------------------------------------
 

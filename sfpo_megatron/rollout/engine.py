@@ -7,10 +7,11 @@ process: constructing an engine reseeds and patches torch.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.environment import enter_actor
@@ -19,12 +20,15 @@ from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 T = TypeVar("T")
+Memory: TypeAlias = Literal["weights", "kv_cache"]
+"""What an engine holds on its devices, by vLLM's names."""
 _HEALTH_POLL_S = 1.0
 _WRAPPING = re.compile(
     r"^Call to \w+ method failed: (?:Worker failed with error ['\"])?(?P<inner>.*?)"
     r"(?:['\"], please check the stack trace above.*)?$",
     re.DOTALL,
 )
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -36,6 +40,7 @@ class Engine:
         self._config = config
         self._model_path = model_path
         self._llm: Any = None
+        self._sleeps = False
         self._num_requests = 0
         self._one_call = asyncio.Lock()
 
@@ -43,7 +48,11 @@ class Engine:
         """Load the model; returns when the engine can generate."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._llm = AsyncLLM.from_engine_args(self._engine_args())
+        arguments = self._engine_args()
+        self._sleeps = arguments.enable_sleep_mode
+        if self._sleeps:
+            log.warning("sleep mode: unverified on this hardware, see docs/verified.md")
+        self._llm = AsyncLLM.from_engine_args(arguments)
         # The first request compiles and imports for seconds: now, while Megatron sets up.
         warm_up = GenerationSettings(
             temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
@@ -62,6 +71,8 @@ class Engine:
             "tensor_parallel_size": rollout.tensor_parallel,
             "quantization": rollout.quantization,
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "enable_sleep_mode": rollout.placement == "colocated"
+            and current_platform.is_sleep_mode_available(),
             "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
             # Not Ray's workers, which vLLM may choose inside an actor.
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
@@ -178,6 +189,19 @@ class Engine:
         """Drop the cached keys and values: of old weights, they would be reused silently."""
         if not await self._watched(self._llm.reset_prefix_cache()):
             raise RuntimeError("vLLM did not reset its prefix cache: blocks are still in use")
+
+    async def sleep(self) -> None:
+        """Give up the devices' memory once what runs has ended: weights, keys and values are lost.
+        Where vLLM has no sleep mode (CPU) the engine stays awake, and `wake` does nothing."""
+        if self._sleeps:
+            async with self._one_call:
+                await self._watched(self._llm.sleep(level=2, mode="wait"))
+
+    async def wake(self, memory: Memory) -> None:
+        """Take memory back, with nothing in it: "weights", then an update, then "kv_cache"; only
+        after that may the engine generate."""
+        if self._sleeps:
+            await self._watched(self._llm.wake_up([memory]))
 
     async def shutdown(self) -> None:
         """End EngineCore and the workers in good order."""

@@ -5,6 +5,11 @@ An engine is lost when its process or EngineCore ends, when it has work and fini
 it is ended, another is started in its slot with the weights of the model's directory, and it gets
 no work until the trainer has sent it the current ones (`wants_weights`). Its unfinished calls are
 made again by whoever asks `generate`.
+
+Colocated engines have their devices only between `wake("kv_cache")` and `sleep`. One that is lost
+while the trainer has them is replaced after that; one that is lost while the others generate is
+replaced at once, beside them, but gets the current weights with the next refit: sending them takes
+the trainer back onto the devices, which waits until no engine can generate any more.
 """
 
 from __future__ import annotations
@@ -12,8 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +26,9 @@ from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
+from sfpo_megatron.rollout.engine import Memory
+from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle, cause_of
 from sfpo_megatron.rollout.errors import (
-    EngineCallFailed,
     EngineDied,
     EngineLost,
     FleetLost,
@@ -39,24 +44,6 @@ _SHUTDOWN_S = 8.0
 _INTERRUPTED = "transfer interrupted"  # as transports/stages.py says it
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class EngineHandle:
-    """One engine from its start to its end; its successor in the slot is another."""
-
-    index: int
-    actor: Any
-    processes: ActorProcesses | None = None
-    version: int = 0
-    """Of the weights it holds; 0 is the model's directory."""
-    ready: bool = False
-    lost: bool = False
-    introduced: bool = False
-    """It knows the trainer's sending end."""
-    outstanding_tokens: int = 0
-    num_calls: int = 0
-    last_progress: float = 0.0
 
 
 class Fleet:
@@ -85,6 +72,8 @@ class Fleet:
         self._deadline = 0.0
         self._interrupted = False
         self._lost_for_good: FleetLost | None = None
+        self._colocated = config.rollout.placement == "colocated"
+        self._asleep = False
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,17 +126,25 @@ class Fleet:
                 f"{message}; that is one more than rollout.max_restarts="
                 f"{self._config.rollout.max_restarts} allows in a run"
             )
+            self._in_background(self._until_gone(engine))
         else:
             self.num_restarts += 1
             self._num_counted += counts
             self._in_background(self._replace(engine))
         self.notify()
 
-    async def _replace(self, old: EngineHandle) -> None:
-        members = old.processes.members if old.processes else ()
+    async def _until_gone(self, engine: EngineHandle) -> None:
+        members = engine.processes.members if engine.processes else ()
         deadline = time.monotonic() + _GONE_S  # a GPU's memory is free when they are gone
         while any(member.alive for member in members) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+        engine.gone = True
+        self.notify()
+
+    async def _replace(self, old: EngineHandle) -> None:
+        await self._until_gone(old)
+        while self._asleep:  # the trainer has the devices
+            await self.change()
         engine = EngineHandle(index=old.index, actor=self._spawn(old.index))
         self.engines[old.index] = engine
         try:
@@ -180,7 +177,10 @@ class Fleet:
 
     @property
     def wants_weights(self) -> bool:
-        """Some engine could work if the trainer sent it the current weights."""
+        """Some engine could work if the trainer sent it the current weights; colocated: and no
+        other can."""
+        if self._colocated and (self._asleep or self.can_generate):
+            return False
         return any(e.ready and e.version != self.version for e in self.engines)
 
     def check(self) -> None:
@@ -198,7 +198,7 @@ class Fleet:
         await self._changed.wait()
 
     def _is_current(self, engine: EngineHandle) -> bool:
-        return engine.ready and engine.version == self.version
+        return engine.ready and not self._asleep and engine.version == self.version
 
     async def _least_busy(self) -> EngineHandle:
         """The engine with the fewest outstanding tokens; waits while there is none."""
@@ -243,14 +243,14 @@ class Fleet:
         try:
             return await getattr(engine.actor, method).remote(*args)
         except (*ACTOR_GONE, EngineDied) as error:
-            reason = _cause(error) if isinstance(error, EngineDied) else why_gone(error)
+            reason = cause_of(error) if isinstance(error, EngineDied) else why_gone(error)
             if method == "start" and not self._tasks:  # the first start of all
                 raise RolloutError(self._failure(engine, f"died while {doing}", reason)) from None
             self._lose(engine, f"died while {doing} ({reason})")
             raise EngineLost from None
         except RayTaskError as error:
             raise RolloutError(
-                self._failure(engine, f"failed while {doing}", _cause(error))
+                self._failure(engine, f"failed while {doing}", cause_of(error))
             ) from None
 
     def _failure(self, engine: EngineHandle, what: str, reason: str) -> str:
@@ -337,6 +337,52 @@ class Fleet:
         self.version = self._target
         self.notify()
 
+    # --- devices that are shared with the trainer ---------------------------------------------
+
+    async def sleep(self) -> None:
+        """Every engine gives up its devices' memory, its weights with it. Engines that are starting
+        come up first, for at most rollout.timeout_s; of those that are lost nothing is left. No
+        engine gets work or is started until `wake("kv_cache")`."""
+        self._asleep = True
+        deadline = time.monotonic() + self._config.rollout.timeout_s
+        while not all(e.gone or (e.ready and e.asleep) for e in self.engines):
+            awake = [e for e in self.engines if e.ready and not e.asleep]
+            await self._all(awake, "sleep", doing="falling asleep")
+            for engine in awake:
+                engine.asleep, engine.version = engine.ready, NO_WEIGHTS
+            for engine in self.engines:
+                if time.monotonic() > deadline and not engine.ready:
+                    self._lose(engine, "did not start within rollout.timeout_s")
+            await asyncio.sleep(0 if awake else 0.05)
+
+    async def wake(self, memory: Memory) -> None:
+        """Every engine takes back memory: for "weights", which an update has to bring next, then
+        for "kv_cache". Then engines are replaced that were lost meanwhile."""
+        await self._all([e for e in self.engines if e.ready], "wake", memory, doing="waking up")
+        if memory == "kv_cache":
+            for engine in self.engines:
+                engine.asleep = False
+            self._asleep = False
+            self.notify()
+
+    async def _all(
+        self, engines: Sequence[EngineHandle], method: str, *args: Any, doing: str
+    ) -> None:
+        """Those that fail it or take longer than refit.timeout_s are lost."""
+        limit_s = self._config.refit.timeout_s
+
+        async def one(engine: EngineHandle) -> None:
+            try:
+                await asyncio.wait_for(self._call(engine, method, *args, doing=doing), limit_s)
+            except EngineLost:
+                pass
+            except TimeoutError:
+                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for {doing}")
+            except RolloutError as error:
+                self._lose(engine, f"failed while {doing} ({error})")
+
+        await asyncio.gather(*(one(engine) for engine in engines))
+
     # --- helpers ------------------------------------------------------------------------------
 
     def log_file(self, index: int) -> Path:
@@ -346,13 +392,6 @@ class Fleet:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _cause(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, EngineCallFailed):
-        return str(cause)
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
 
 
 async def _value(call: Awaitable[T]) -> T:

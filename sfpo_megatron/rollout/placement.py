@@ -61,7 +61,8 @@ def place_engines(
 ) -> tuple[Placement, ...]:
     """One placement an engine. `trainer`: by rank; empty on CPU nodes; None where Ray has none of
     the trainer's devices and chooses (dedicated only)."""
-    if not any(node.num_devices for node in nodes):
+    # Ray may have been given none of the devices that colocated engines find by their ranks.
+    if not trainer and not any(node.num_devices for node in nodes):
         return tuple(
             Placement(node_id=nodes[index % len(nodes)].id, devices=())
             for index in range(num_engines)

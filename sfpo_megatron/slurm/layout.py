@@ -37,7 +37,7 @@ def job_layout(
     parallel.data null, as many as the engines leave)."""
     parallel, rollout = config.parallel, config.rollout
     engine_gpus = rollout.num_engines * rollout.tensor_parallel
-    colocated = str(rollout.placement) == "colocated"
+    colocated = rollout.placement == "colocated"
     if rollout.tensor_parallel > gpus_per_node:
         raise LayoutError(
             "rollout.tensor_parallel",

@@ -8,7 +8,6 @@ On CPU the same code copies at once; the results are those of `sfpo.SlowSnapshot
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.sfpo import WeightShards
+from sfpo_megatron.snapshots.pinning import pin
 
 BUCKET_BYTES = 32 * 2**20
 """Of each staging bucket: 0.6 ms of PCIe 5, far above what starting a copy costs."""
@@ -91,6 +91,9 @@ class HostSnapshot:
             copy.finish_fetching()
         self._shards.publish()
 
+    def buffers(self) -> list[Tensor]:
+        return [bucket for copy in self._copies.values() for bucket in copy.staging]
+
     def _finish_storing(self) -> None:
         for copy in self._copies.values():
             copy.finish_storing()
@@ -106,9 +109,9 @@ class _HostCopy:
         # Not torch's pinned allocator: it rounds up to a power of two, up to twice the memory.
         self._host = torch.empty(size, dtype=dtype, device="cpu")
         if device.type == "cuda" and size:
-            _pin(self._host, self._side, owner=self)
+            pin(self._host, owner=self, key="sfpo.snapshot", found="host", instead="device")
         self._bucket_size = max(1, min(bucket_bytes // dtype.itemsize, -(-size // 2)))
-        self._staging = [torch.empty(self._bucket_size, dtype=dtype, device=device) for _ in "01"]
+        self.staging = [torch.empty(self._bucket_size, dtype=dtype, device=device) for _ in "01"]
         self._position = 0  # in elements; the next shard begins there
         self._stored: _Mark = None
         self._arrived: list[_Mark] = [None, None]
@@ -120,7 +123,7 @@ class _HostCopy:
 
     @property
     def num_staging_bytes(self) -> int:
-        return sum(bucket.nbytes for bucket in self._staging)
+        return sum(bucket.nbytes for bucket in self.staging)
 
     def rewind(self) -> None:
         """Back to the first shard. Drawing one may overwrite what is still being copied out."""
@@ -149,7 +152,7 @@ class _HostCopy:
             index, offset = divmod(self._position, self._bucket_size)
             if offset == 0:
                 self._side.hold_current(self._arrived[index % 2])
-            slow = self._staging[index % 2][offset : offset + shard.numel()]
+            slow = self.staging[index % 2][offset : offset + shard.numel()]
             part, shard = shard.split([slow.numel(), shard.numel() - slow.numel()])
             torch.lerp(slow, part, alpha, out=part)
             self._position += slow.numel()
@@ -164,7 +167,7 @@ class _HostCopy:
         """Bucket `index` of theta_0 into the staging bucket that bucket `index - 2` had."""
         start = index * self._bucket_size
         slow = self._host[start : start + self._bucket_size]
-        target = self._staging[index % 2][: slow.numel()]
+        target = self.staging[index % 2][: slow.numel()]
         self._arrived[index % 2] = self._side.copy(target, slow, after=self._lerped)
 
 
@@ -200,32 +203,3 @@ class _SideStream:
         """What is put on the current stream from now on waits for `mark`."""
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)
-
-    def synchronize(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
-
-
-_CUDA_HOST_REGISTER_PORTABLE = 1  # page-locked for every CUDA context
-
-
-def _pin(buffer: Tensor, side: _SideStream, *, owner: object) -> None:
-    """Page-lock `buffer` where it is, until `owner` is collected: copies from and to page-locked
-    memory run beside the host and the current stream."""
-    code = int(
-        torch.cuda.cudart().cudaHostRegister(
-            buffer.data_ptr(), buffer.nbytes, _CUDA_HOST_REGISTER_PORTABLE
-        )
-    )
-    if code:
-        raise RuntimeError(
-            f"sfpo.snapshot: found host, but {buffer.nbytes} bytes of host memory cannot be "
-            f"page-locked (CUDA error {code}); free host memory or set sfpo.snapshot=device"
-        )
-
-    def unpin() -> None:
-        side.synchronize()
-        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
-
-    # At exit the driver lets go of everything by itself, in an order of its own.
-    weakref.finalize(owner, unpin).atexit = False

@@ -71,6 +71,9 @@ class MomentSnapshot:
                 moment.zero_()
             self._adam.set_step_counts([0.0] * len(self._adam.step_counts()))
 
+    def buffers(self) -> list[Tensor]:
+        return self._weights.buffers() + (self._slow.buffers if self._slow is not None else [])
+
     @property
     def num_bytes(self) -> int:
         """Bytes of the moments' copy on this rank."""

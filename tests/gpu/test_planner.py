@@ -1,4 +1,5 @@
-"""The planner's memory against torch's allocator on a CUDA device, one rank.
+"""The planner's memory, and what an offloaded trainer leaves, against torch's allocator on a CUDA
+device, one rank.
 
 Not exercised here: several ranks (tests/dist/test_planner.py, on CPU), recompute, experts.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,25 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     )
 
 
+def away_and_back(policy: Any, snapshot: SlowSnapshot) -> tuple[int, int]:
+    """Bytes on the device and on the host while the trainer is offloaded; the bits come back."""
+    from sfpo_megatron.mcore.offload import Offload
+
+    policy.shards.params_ready()
+
+    def state() -> list[torch.Tensor]:
+        params = [p for chunk in policy.chunks for p in chunk.parameters()]
+        tensors = [*params, *policy.shards.tensors(), *policy.shards.moments()]
+        return [t.detach().cpu() for t in tensors]
+
+    before, offload = state(), Offload(policy, snapshot.buffers)
+    offload.offload()
+    left = torch.cuda.memory_allocated()
+    offload.onload()
+    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    return left, offload.host_bytes
+
+
 def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
@@ -139,5 +160,10 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
         print(f"\nstatic: {static} measured, {held} planned; moving: {moving}, {peak} ({spec})")
         assert abs(held / static - 1) <= STATIC_BOUND
         assert abs(peak / moving - 1) <= ACTIVATIONS_BOUND
+        left, host = away_and_back(policy, snapshot)
+        print(f"offloaded: {left - start} of {static} left on the device, {host} on the host")
+        assert left - start <= STATIC_BOUND * static
+        shared = replace(config, rollout=replace(config.rollout, placement="colocated"))
+        assert abs(rank_memory(policy.shape, shared, spec=spec).host / host - 1) <= STATIC_BOUND
     finally:
         setup.shut_down()

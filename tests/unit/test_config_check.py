@@ -272,8 +272,8 @@ CASES = {
     "quantized_float32": case(
         "rollout.quantization", "model.dtype: float32", "bfloat16", "set model.dtype",
         "rollout.quantization=fp8_per_channel"),
-    "sleep_of_dedicated": case(
-        "rollout.engine_args.enable_sleep_mode", "true", "dedicated", "remove it",
+    "owned_sleep_mode": case(
+        "rollout.engine_args.enable_sleep_mode", "True", "no such key", "rollout.placement",
         "rollout.engine_args.enable_sleep_mode=true"),
     "owned_transformer_arg": case(
         "megatron.transformer.num_layers", "2", "no such key", "the model's config.json",

@@ -217,7 +217,8 @@ def table_keys(heading: str) -> set[str]:
 
 def test_every_metric_of_a_train_step_is_described() -> None:
     feed = logged_keys("rollout_feed.py") - {"numbers", "prompts", "held"}  # what is saved
-    feed |= {key for key in logged_keys("run_state.py") if key.startswith("time/")}
+    for file in ("run_state.py", "turns.py"):
+        feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
     logged = logged_keys("trainer.py") | logged_keys("step_metrics.py")
     assert {"loss", "pass_k/ratio_max"} <= logged

@@ -77,7 +77,8 @@ def test_the_papers_runs(name: str) -> None:
     assert (rollout.temperature, config.eval.n, config.eval.temperature) == (1.0, 4, 1.0)
     assert config.reward.function == "math_boxed" and len(config.data.eval) == 6
     gpus = (config.parallel.data or 0) * config.parallel.model_size
-    assert gpus + rollout.num_engines * rollout.tensor_parallel == 8
+    assert rollout.placement == "colocated"
+    assert gpus == rollout.num_engines * rollout.tensor_parallel == 8
 
 
 @pytest.mark.parametrize("name", PAPER)

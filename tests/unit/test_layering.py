@@ -23,7 +23,7 @@ LAYER = {
     "families": 0, "data": 0, "rewards": 0, "planner": 0, "checkpoints": 0, "stopping": 0,
     "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "step_metrics": 2, "run_io": 2, "rollout_feed": 2, "sft": 2, "evaluate": 2,
-    "report": 2, "run_state": 2,
+    "report": 2, "run_state": 2, "turns": 2,
     "cli": 3, "__main__": 3, "launcher": 3, "rendezvous": 3, "worker": 3, "doctor": 3,
 }  # fmt: skip
 # L1 packages do not import one another, but for this one.

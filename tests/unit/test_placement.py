@@ -73,6 +73,16 @@ def test_where_ray_has_the_engines_devices_alone_it_chooses(size: int) -> None:
         place_engines(cluster(2), None, num_engines=fit + 1, **arguments)
 
 
+def test_colocated_engines_need_nothing_of_ray() -> None:
+    """It may have been started without a GPU: the ranks say where theirs are."""
+    found = place_engines(
+        cluster(2, 0), ranks(16), num_engines=4, tensor_parallel=4, placement="colocated"
+    )
+    assert [place.node_id for place in found] == ["node-0", "node-0", "node-1", "node-1"]
+    assert [place.devices for place in found] == [(0, 1, 2, 3), (4, 5, 6, 7)] * 2
+    assert not any(place.num_gpus for place in found)
+
+
 def test_nodes_without_devices_take_turns() -> None:
     found = place_engines(
         cluster(2, 0), [], num_engines=3, tensor_parallel=2, placement="dedicated"

@@ -20,12 +20,13 @@ from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.rules import hf_shapes
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.table import rules_of
-from sfpo_megatron.planner import scaling
+from sfpo_megatron.planner import hardware, scaling
 from sfpo_megatron.planner.hardware import GIB, GPUS
 from sfpo_megatron.planner.layouts import fits, fullest, recommend
 from sfpo_megatron.planner.memory import activation_bytes, engine_memory, num_params, rank_memory
 from sfpo_megatron.planner.params import Buffer, Param, buffer_of, chunks_of
 from sfpo_megatron.planner.published import LLAMA_8B, LLAMA_70B, PUBLISHED, QWEN3_30B_A3B
+from sfpo_megatron.planner.report import report
 from sfpo_megatron.planner.scaling import DEEPSEEK_671B, QWEN2_5_7B, page
 from sfpo_megatron.planner.time import Workload, active_params, step_seconds
 
@@ -159,6 +160,48 @@ def test_generation_beside_training() -> None:
     trained = one.logprobs + one.passes + one.reposition
     assert one.total == pytest.approx(one.generation + trained + one.refit)
     assert two.total == pytest.approx(max(one.generation, trained) + one.refit)
+
+
+def colocated(run: RunConfig, **rollout: object) -> RunConfig:
+    settings = {"placement": "colocated", "num_engines": 8, **rollout}
+    return dataclasses.replace(run, rollout=dataclasses.replace(run.rollout, **settings))
+
+
+def test_engines_that_share_the_trainers_gpus() -> None:
+    """What leaves the device goes to the host; asleep an engine keeps a little; its weights lie
+    beside the trainer's state during the refit, when there are no activations."""
+    run = config(data=8)
+    alone, shared = rank_memory(QWEN2_5_7B, run), rank_memory(QWEN2_5_7B, colocated(run))
+    assert shared.host == alone.params + alone.main_params + alone.optimizer
+    assert shared.asleep == hardware.AWAY_BYTES
+    assert shared.refit == 2 * num_params(QWEN2_5_7B) + run.refit.bucket_bytes
+    assert shared.refit < shared.activations + shared.logits
+    assert shared.total == alone.total + shared.asleep
+    short = rank_memory(QWEN2_5_7B, colocated(run), tokens=1024)
+    assert short.refit > short.activations + short.logits
+    state = short.params + short.grads + short.main_params + short.optimizer + short.snapshot
+    assert short.total == state + short.asleep + short.refit
+
+    work = Workload.guessed(run)
+    one, two = (step_seconds(QWEN2_5_7B, r, H100, work) for r in (run, colocated(run)))
+    assert one.handover == 0
+    assert two.handover == pytest.approx(2 * shared.host / hardware.PCIE_BYTES_PER_S)
+    parts = two.generation + two.logprobs + two.passes + two.reposition + two.refit
+    assert two.total == pytest.approx(parts + two.handover)
+
+
+def test_report_of_shared_gpus() -> None:
+    run = colocated(config(data=None, tensor=2, sequence=True), gpu_memory_utilization=0.8)
+    text = report(QWEN2_5_7B, run, H100, 1)
+    assert "8 h100-80gb train and generate in turn: 1 nodes" in text
+    assert "handover" in text and "asleep" in text and "\nfits: " in text
+    text = report(QWEN2_5_7B, colocated(config(data=8), gpu_memory_utilization=0.98), H100, 1)
+    assert "does not fit: rollout.gpu_memory_utilization 0.98" in text and "\nfits: " not in text
+    assert "does not fit: stage 0 needs" in text and text.endswith("rollout.num_engines=8\n")
+    text = report(LLAMA_70B, colocated(config(data=8), gpu_memory_utilization=0.8), H100, 1)
+    assert "no room for one rollout's keys and values" in text
+    plain = report(QWEN2_5_7B, config(data=8), H100, None)
+    assert "handover" not in plain and "asleep" not in plain
 
 
 def test_engine() -> None:

@@ -47,12 +47,15 @@ class MainParamShards:
         self._gathers = ParamGathers(
             [m for m in members if isinstance(m, DistributedOptimizer)], defer=defer_gathers
         )
+        self.on_device = True
+        """False: `mcore.offload` has moved everything to host memory; all use is refused."""
 
     def tensors(self) -> Iterator[Tensor]:
         """fp32, flat or in the param's shape. Edit or read one, on the current stream, before
         drawing the next: most are the optimizer's own storage, those of the precision-aware
         optimizer share one buffer, and are written back then.
         """
+        self._require_on_device()
         for member in self._members:
             yield from member.tensors()
 
@@ -64,6 +67,7 @@ class MainParamShards:
 
         Collective, in the order of the optimizers, their chunks and their buckets.
         """
+        self._require_on_device()
         self._gathers.drain()
         for member in self._members:
             member.copy_to_model()
@@ -73,12 +77,14 @@ class MainParamShards:
     def params_ready(self) -> None:
         """Finish every param all-gather that is still due: until then live params are 1/DP new and
         the rest old. Before anything but a training forward reads them. Collective."""
+        self._require_on_device()
         self._gathers.finish()
 
     @torch.no_grad()
     def ready_for_training(self) -> None:
         """Before a training forward: `params_ready`, but with `overlap_param_gather` Megatron's own
         forward hooks gather, overlapped. Collective."""
+        self._require_on_device()
         self._gathers.before_training_forward()
 
     @contextmanager
@@ -92,6 +98,20 @@ class MainParamShards:
         before main params change."""
         for optimizer in self._optimizers:
             optimizer.optimizer.register_step_pre_hook(lambda *_: callback())
+
+    def storages(self) -> Iterator[Tensor]:
+        """Every tensor that the optimizers keep beside the model params; some share their memory,
+        also with those."""
+        for optimizer in self._optimizers:
+            yield from adam.storages(optimizer.optimizer)
+
+    def _require_on_device(self) -> None:
+        # Without this torch would read from address 0: an offloaded tensor's storage is empty.
+        if not self.on_device:
+            raise RuntimeError(
+                "the trainer's weights are in host memory while engines have the device; "
+                "bring them back first (mcore.offload.Offload.onload)"
+            )
 
     def moments(self) -> Sequence[Tensor]:
         """Adam's exp_avg and exp_avg_sq of every main param; empty before the first step."""

@@ -49,6 +49,17 @@ def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     ]
 
 
+def storages(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Every tensor of more than one element that the optimizer steps or keeps for that, in a fixed
+    order; some share their memory."""
+    for stepper in (optimizer, *_steppers(optimizer)):
+        for group in stepper.param_groups:
+            yield from group["params"]
+    for stepper in _steppers(optimizer):
+        for state in _states(stepper):
+            yield from (v for v in state.values() if isinstance(v, Tensor) and v.numel() > 1)
+
+
 def step_counts(optimizer: torch.optim.Optimizer) -> list[float]:
     """One a param (torch) or one a group (TE, Apex); empty before there is any state."""
     counts: list[float] = []

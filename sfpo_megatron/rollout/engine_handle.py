@@ -1,0 +1,41 @@
+"""What the fleet keeps of one engine, and what it says of an engine's failure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sfpo_megatron.rollout.errors import EngineCallFailed
+from sfpo_megatron.rollout.lifeline import ActorProcesses
+
+NO_WEIGHTS = -1
+"""The version of an engine that has slept."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class EngineHandle:
+    """One engine from its start to its end; its successor in the slot is another."""
+
+    index: int
+    actor: Any
+    processes: ActorProcesses | None = None
+    version: int = 0
+    """Of the weights it holds; 0 is the model's directory."""
+    ready: bool = False
+    lost: bool = False
+    gone: bool = False
+    """Lost, and nothing of it is left on its devices."""
+    asleep: bool = False
+    introduced: bool = False
+    """It knows the trainer's sending end."""
+    outstanding_tokens: int = 0
+    num_calls: int = 0
+    last_progress: float = 0.0
+
+
+def cause_of(error: Exception) -> str:
+    """One line, without Ray's wrapping."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, EngineCallFailed):
+        return str(cause)
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause) else ''}"
