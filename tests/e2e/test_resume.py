@@ -175,8 +175,12 @@ def test_five_then_kill_then_five_with_engines(
     )
     straight, run = tmp_path / "straight", tmp_path / "killed"
     train(config, LAYOUTS[layout], straight)
-    # One line more than the checkpoint's step: it is cut off, and made again.
-    interrupt(config, LAYOUTS[layout], run, after_lines(run, 6), signal.SIGKILL)
+    # One line more than the checkpoint's step: it is cut off, and made again. What is saved beside
+    # the training may take longer than that step.
+    checkpoint, logged = run / "checkpoints/step_0000005", after_lines(run, 6)
+    interrupt(
+        config, LAYOUTS[layout], run, lambda: checkpoint.exists() and logged(), signal.SIGKILL
+    )
     assert sum("loss" in line for line in lines(run)) >= 6
     output = train(config, LAYOUTS[layout], run)
     assert "step_0000005 after step 5" in output
