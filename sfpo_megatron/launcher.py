@@ -27,7 +27,11 @@ _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
 
 # How gloo, and our control group, say that another rank is gone.
-_LOST_PEER = ("PeerLostError", "Connection closed by peer", "Connection reset by peer")
+# What a rank says that another one has made fail.
+_LOST_PEER = (
+    *("PeerLostError", "Connection closed by peer", "Connection reset by peer"),
+    "another rank could not write its files",
+)
 
 
 def launch(

@@ -222,6 +222,10 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     assert first_failure({6: (1, 16), 7: (stopped, 10)}, folder)[1] == stopped
     for code in (-15, 143):
         assert first_failure({6: (1, 16), 0: (code, 10)}, folder) == ("error: rank 0: X", 1)
+    # Rank 8 says that another could not write; the one that could not has an older or younger file.
+    error_file(folder, 8).write_text("error: rank 8: ...: another rank could not write its files\n")
+    os.utime(error_file(folder, 8), (1, 1))
+    assert first_failure({8: (1, 18), 0: (1, 10)}, folder) == ("error: rank 0: X", 1)
     assert first_failure({5: (7, 15)}, folder)[0] == (
         "error: rank 5 (pid 15) ended with exit code 7 and no message"
     )
