@@ -20,3 +20,7 @@ def fp8_autocast(enabled: bool = True, **_: Any) -> AbstractContextManager[None]
     if enabled:
         raise NotImplementedError("the TransformerEngine stand-in has no FP8")
     return nullcontext()
+
+
+def fp8_model_init(enabled: bool = True, **_: Any) -> AbstractContextManager[None]:
+    return fp8_autocast(enabled)

@@ -35,12 +35,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return result
 
 
+def _size(normalized_shape: int | None, hidden_size: int | None) -> int:
+    """TE takes both names: Megatron-Core 0.16 uses one, 0.19 the other."""
+    (size,) = (s for s in (normalized_shape, hidden_size) if s is not None)
+    return size
+
+
 class RMSNorm(torch.nn.RMSNorm):
     def __init__(
         self,
-        hidden_size: int,
+        normalized_shape: int | None = None,
         eps: float = 1e-5,
         *,
+        hidden_size: int | None = None,
         sequence_parallel: bool = False,
         zero_centered_gamma: bool = False,
         params_dtype: torch.dtype | None = None,
@@ -48,7 +55,9 @@ class RMSNorm(torch.nn.RMSNorm):
     ) -> None:
         if zero_centered_gamma:
             raise NotImplementedError("zero_centered_gamma")
-        super().__init__(hidden_size, eps=eps, dtype=params_dtype, device=device)
+        super().__init__(
+            _size(normalized_shape, hidden_size), eps=eps, dtype=params_dtype, device=device
+        )
         self.weight.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,9 +68,10 @@ class RMSNorm(torch.nn.RMSNorm):
 class LayerNorm(torch.nn.LayerNorm):
     def __init__(
         self,
-        hidden_size: int,
+        normalized_shape: int | None = None,
         eps: float = 1e-5,
         *,
+        hidden_size: int | None = None,
         sequence_parallel: bool = False,
         zero_centered_gamma: bool = False,
         params_dtype: torch.dtype | None = None,
@@ -69,6 +79,8 @@ class LayerNorm(torch.nn.LayerNorm):
     ) -> None:
         if zero_centered_gamma:
             raise NotImplementedError("zero_centered_gamma")
-        super().__init__(hidden_size, eps=eps, dtype=params_dtype, device=device)
+        super().__init__(
+            _size(normalized_shape, hidden_size), eps=eps, dtype=params_dtype, device=device
+        )
         self.weight.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
         self.bias.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
