@@ -95,6 +95,8 @@ def _what_failed(error: CheckpointException) -> str:
         return "another rank could not write its files"
     if "inline_container" in found[0]:  # torch's file writer, which keeps the reason to itself
         return f"a write came short, as on a full disk ({found[0].splitlines()[0]})"
+    if "<class" in found[0]:  # Megatron 0.19 gives an exception's type for its text
+        return f"a writer failed and did not say why, as on a full disk ({found[0]})"
     return found[0]
 
 
