@@ -84,7 +84,7 @@ def test_a_write_that_fails_is_an_error_on_every_rank(bench: Workbench) -> None:
     directory = empty_directory(bench, f"full-disk-{bench.layout.name}")
     with files_of_at_most(500_000):
         writing = begin_save(policy, directory, step=1, form="native")
-        with pytest.raises(OSError, match="File too large|as on a full disk|another rank"):
+        with pytest.raises(OSError, match=r"File too large|as on a full disk|another rank"):
             writing.finish()
     save(bench, policy, f"room-again-{bench.layout.name}")
 
