@@ -48,7 +48,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-vocab", type=int, default=383, help="upper limit of the vocabulary")
     parser.add_argument("--max-positions", type=int, default=256, help="longest sequence")
     tied = parser.add_mutually_exclusive_group()
-    tied.add_argument("--tied", dest="tied", action="store_true", default=True)
+    tied.add_argument(
+        "--tied",
+        dest="tied",
+        action="store_true",
+        default=True,
+        help="the default, but for deepseek_v3",
+    )
     tied.add_argument("--untied", dest="tied", action="store_false")
     return parser.parse_args(argv)
 
@@ -142,6 +148,7 @@ def _latent_sizes(args: argparse.Namespace) -> dict[str, Any]:
     """Of DeepSeek-V3: `--head-dim` is that of values and of unrotated keys; the sizes of the latent
     vector are those that vLLM's CPU kernel has."""
     return {
+        "tie_word_embeddings": False,  # vLLM's class cannot
         "n_routed_experts": args.num_experts,
         "moe_intermediate_size": args.ffn,
         "n_shared_experts": 1,

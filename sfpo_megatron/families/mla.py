@@ -71,6 +71,8 @@ def refused_mla(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     kind = rope_settings(config)["rope_type"]
     if kind not in ("default", "yarn"):
         yield f"rope type {kind} with multi-head latent attention", "default or yarn"
+    if config.get("tie_word_embeddings"):  # vLLM's class does not tie them: its head stays unset
+        yield "tie_word_embeddings true", "false", "save the model with a head of its own"
     if config.get("moe_layer_freq", 1) != 1:
         yield f"moe_layer_freq {config['moe_layer_freq']}", "experts in every layer after the first"
     if int(config.get("first_k_dense_replace") or 0) >= config["num_hidden_layers"]:

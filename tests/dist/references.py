@@ -28,7 +28,7 @@ PLAIN_QUERIES = not (
     ).exists()
 )  # fmt: skip
 """From 0.19 on Megatron puts a norm in front of queries that are not latent."""
-LATENT_MODELS = ["deepseek_untied"] + ["deepseekq_tied"] * PLAIN_QUERIES
+LATENT_MODELS = ["deepseek_untied"] + ["deepseekq_untied"] * PLAIN_QUERIES
 """Multi-head latent attention, a dense first layer, sigmoid routing with biases. The first: latent
 queries, stretched rotary embeddings, the best 2 of 4 groups; the second has none of these."""
 _DEEPSEEK: dict[str, Any] = {

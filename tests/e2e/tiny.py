@@ -14,6 +14,7 @@ CHARACTERS = "0123456789+-*=() ." + "".join(chr(0x4E00 + i) for i in range(300))
 VOCABULARY = ("<pad>", "<eos>", *CHARACTERS)
 
 DEEPSEEK_V3: dict[str, Any] = {
+    "tie_word_embeddings": False,
     "num_hidden_layers": 3,
     "first_k_dense_replace": 1,
     "n_routed_experts": 8,

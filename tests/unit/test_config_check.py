@@ -56,6 +56,7 @@ MIXTRAL: dict[str, Any] = {
     "num_experts_per_tok": 2,
 }
 LATENT: dict[str, Any] = {
+    "tie_word_embeddings": False,
     "architectures": ["DeepseekV3ForCausalLM"],
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,

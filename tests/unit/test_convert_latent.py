@@ -6,6 +6,7 @@ There and back, layers that differ: test_convert.py. Megatron on the other side:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,17 @@ from sfpo_megatron.convert.to_megatron import hf_to_megatron
 from sfpo_megatron.families.shape import read_hf_config
 
 ONE = torch.ones(1)
+KIND: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "tie_word_embeddings": False,
+}
 
 
 def test_multi_token_prediction_layers_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said in a line; what is written has none, in name too. A layer too many is still an error."""
-    kind = {"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 1}
-    source = make_hf(tmp_path / "hf", **kind)
+    source = make_hf(tmp_path / "hf", **KIND, num_nextn_predict_layers=1)
     original = load_file(source / "model.safetensors")
     extra = {"model.layers.3.eh_proj.weight": torch.ones(2), "model.layers.3.enorm.weight": ONE}
     save_file({**original, **extra}, source / "mtp.safetensors")
@@ -42,7 +46,7 @@ def test_multi_token_prediction_layers_are_left_out(
 
 
 def test_frozen_biases_keep_their_dtype(tmp_path: Path) -> None:
-    source = make_hf(tmp_path / "hf", architectures=["DeepseekV3ForCausalLM"])
+    source = make_hf(tmp_path / "hf", **KIND)
     original = load_file(source / "model.safetensors")
     name = "model.layers.2.mlp.gate.e_score_correction_bias"
     original[name] = original[name].float() + 1e-3  # no bf16 number

@@ -86,7 +86,7 @@ def test_architectures(tmp_path, arch, tied):
     assert model.config.model_type == arch
     assert len(tokenizer) == model.config.vocab_size
     shared = model.lm_head.weight is model.model.embed_tokens.weight
-    assert shared == (tied == "--tied")
+    assert shared == (tied == "--tied" and arch != "deepseek_v3")
     assert next(model.parameters()).dtype == torch.float32
     with torch.no_grad():  # a sensible scale: nearly uniform, neither dead nor saturated
         logits = model(**tokenizer("Calculate 1 + 2.", return_tensors="pt")).logits
