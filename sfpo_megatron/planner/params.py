@@ -124,11 +124,12 @@ def _attention_params(
         matrices = mla.matrices(hidden, shape.num_heads)
         linears = {name: math.prod(size) for name, size in matrices.items()}
         yield Param(name="linear_proj", numel=linears.pop("linear_proj") // tensor)
+        norms = {n: Param(name=n, numel=size[1]) for n, size in matrices.items() if "up" in n}
         for name, numel in linears.items():  # every rank makes the short vectors whole
+            if fused and name in norms:
+                yield norms[name]
             yield Param(name=name, numel=numel if "down" in name else numel // tensor)
-        if mla.query_rank is not None:
-            yield Param(name="q_layernorm", numel=mla.query_rank)
-        yield Param(name="kv_layernorm", numel=mla.kv_rank)
+        yield from () if fused else norms.values()
 
 
 def _mlp_params(shape: ModelShape, parallel: ParallelConfig, *, fused: bool) -> Iterator[Param]:
