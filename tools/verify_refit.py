@@ -3,10 +3,13 @@
     python tools/verify_refit.py CHECKPOINT [--tensor 2] [--pipeline 2] [--data 1] [--expert 1]
                                  [--engine-tensor 1] [--dtype bfloat16] [--bucket-bytes N]
 
-CHECKPOINT: a Hugging Face directory, or the output directory of a run (its hf/). The engine is
-started on the same architecture with every weight zero, so that nothing it holds can pass for what
-was sent. Checksums are computed on the Megatron shards and inside the engine; the first parameter
-that differs is named. Exit code 0: all equal; 1: not.
+CHECKPOINT: a Hugging Face directory; a torch_dist checkpoint of the trainer or of Megatron-LM, or a
+folder of several, which Megatron itself loads into the layout; the output directory of a run (its
+hf/, else its newest checkpoint). --hf: the model's config.json and tokenizer, where they are not
+found beside a torch_dist checkpoint. The engine is started on the same architecture with every
+weight zero, so that nothing it holds can pass for what was sent. Checksums are computed on the
+Megatron shards and inside the engine; the first parameter that differs is named. Exit code 0: all
+equal; 1: not.
 """
 
 from __future__ import annotations
@@ -42,37 +45,54 @@ def parse_args() -> argparse.Namespace:
     for name in ("tensor", "pipeline", "data", "expert", "engine-tensor"):
         parser.add_argument(f"--{name}", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--hf", type=Path, help="has config.json and tokenizer (default: found)")
     parser.add_argument("--bucket-bytes", type=int, default=RefitConfig().bucket_bytes)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def weights_of(checkpoint: Path) -> Path:
-    """The Hugging Face directory to read."""
+    """The directory to read: Hugging Face's, or else torch_dist."""
+    from sfpo_megatron.checkpoints.store import CheckpointError
+    from sfpo_megatron.convert.locate import locate
+
     for folder in (checkpoint, checkpoint / "hf"):
-        if (folder / "config.json").is_file():
+        if is_hf(folder):
             return folder
-    raise SystemExit(
-        f"error: {checkpoint}: found no config.json, expected a Hugging Face directory or the "
-        "output directory of a finished run"
-    )
+    try:
+        return locate(checkpoint).directory
+    except CheckpointError as error:
+        raise SystemExit(
+            f"error: {checkpoint}: found no config.json with *.safetensors and no torch_dist "
+            f"checkpoint, expected one of them ({error})"
+        ) from None
 
 
-def blank_copy(source: Path, out: Path) -> None:
-    """The same model with zeros for weights."""
+def is_hf(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def blank_model(source: Path, companions: Path | None, out: Path) -> None:
+    """A Hugging Face directory of the model in `source` with zeros for weights."""
     import torch
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from sfpo_megatron.convert.locate import hf_files, locate
+    from sfpo_megatron.convert.to_hf import MegatronWeights
+    from sfpo_megatron.families.shape import model_shape, read_hf_config
+    from sfpo_megatron.resharding.transports.manifest import read_checkpoint_shapes
+
+    if is_hf(source):
+        files, shapes = source, read_checkpoint_shapes(source)
+    else:
+        files = companions or hf_files(locate(source))
+        weights = MegatronWeights(source, model_shape(read_hf_config(files)))
+        shapes = {meta.name: meta.shape for meta in weights.specs(None)}
     out.mkdir(parents=True)
-    for file in source.iterdir():
+    for file in files.iterdir():
         if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHTS):
             shutil.copyfile(file, out / file.name)
-    zeros = {}
-    for file in sorted(source.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            names = list(handle.keys())
-            zeros |= {name: torch.zeros_like(handle.get_tensor(name)) for name in names}
+    zeros = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     save_file(zeros, out / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -99,8 +119,13 @@ def run_rank(args: argparse.Namespace) -> None:
     try:
         capabilities = init_distributed(config)
         schedule = LRSchedule(peak=0.0, floor=0.0, warmup_ticks=0, total_ticks=1, style="constant")
-        weights = str(weights_of(args.checkpoint))
-        policy = build_policy(config, capabilities, schedule, model_path=weights)
+        weights = weights_of(args.checkpoint)
+        given = weights if is_hf(weights) else args.work / "blank"
+        policy = build_policy(config, capabilities, schedule, model_path=str(given))
+        if given != weights:
+            from sfpo_megatron.mcore.checkpoint import load_weights
+
+            load_weights(policy, weights)
         from sfpo_megatron.resharding.refit import Refit
         from sfpo_megatron.resharding.source import MegatronWeightSource
 
@@ -127,17 +152,22 @@ def run_rank(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
+    from sfpo_megatron.checkpoints.store import CheckpointError
+
     if args.work is not None:
         from sfpo_megatron.rollout.errors import RolloutError
 
         try:
             run_rank(args)
-        except RolloutError as error:
+        except (RolloutError, CheckpointError) as error:
             raise SystemExit(f"error: {error}") from None
         return
     source = weights_of(args.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        blank_copy(source, Path(folder) / "blank")
+        try:
+            blank_model(source, args.hf, Path(folder) / "blank")
+        except CheckpointError as error:
+            raise SystemExit(f"error: {error}") from None
         ranks = args.data * args.tensor * args.pipeline
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={ranks}", __file__, *sys.argv[1:], "--work", folder]

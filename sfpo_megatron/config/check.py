@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.context_parallel import context_parallel
-from sfpo_megatron.config.engines import colocated, engines, transport_of_device
+from sfpo_megatron.config.engines import colocated, engines
 from sfpo_megatron.config.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.files import checkpoints, data, outputs
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
 
 
@@ -307,6 +308,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _optimizer,
     _objective,
     engines,
+    transports,
     _passed_through,
     data,
     outputs,

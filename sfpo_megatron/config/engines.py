@@ -107,15 +107,3 @@ def _fixed_addresses(config: RunConfig) -> Iterator[Problem]:
                 "nothing that keeps addresses of params or grads",
                 "remove it: they leave the device while engines generate",
             )
-
-
-def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
-    """As `MODEL_RULES`: known once it is known where the run is."""
-    if config.refit.transport == "nccl_stages" and on_cpu:
-        yield Problem(
-            "refit.transport",
-            "nccl_stages without a CUDA device",
-            "gloo, shm or auto here",
-            "set refit.transport: gloo, which is the same over another library",
-            "error_when_training",
-        )

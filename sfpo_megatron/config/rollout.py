@@ -84,9 +84,11 @@ class RolloutConfig:
 class RefitConfig:
     """How the trainer's weights reach the engines."""
 
-    transport: Literal["auto", "shm", "gloo", "nccl_stages"] = "auto"
+    transport: Literal["auto", "shm", "gloo", "nccl_stages", "nccl", "ipc", "nccl_m2n"] = "auto"
     """auto: shm, a shared-memory file (the trainer's rank 0 and engines on one node). gloo,
-    nccl_stages: every pipeline stage and expert-parallel rank broadcasts to all engines."""
+    nccl_stages: every pipeline stage and expert-parallel rank broadcasts to all engines. vLLM's
+    own: nccl, rank 0 broadcasts everything; ipc, for colocated engines, which open the memory of
+    their device's rank; nccl_m2n, every rank sends its shards, to one engine."""
     bucket_bytes: int = 536870912
     """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
     timeout_s: float = 300.0
@@ -101,6 +103,30 @@ class RefitConfig:
         positive(self, "timeout_s")
 
     @property
+    def is_vllms_own(self) -> bool:
+        """Both ends are vLLM's; ours is what it reads the weights from."""
+        return self.transport in ("nccl", "ipc", "nccl_m2n")
+
+    @property
+    def shares_communicator(self) -> bool:
+        """All engine workers of an update are in one communicator: the end of one reaches all."""
+        return self.transport in ("gloo", "nccl_stages", "nccl", "nccl_m2n")
+
+    @property
+    def survives_interruption(self) -> bool:
+        """An engine whose update another one broke off can take it anew: in our transports alone,
+        vLLM's own wait in a broadcast without a time limit."""
+        return self.transport in ("gloo", "nccl_stages")
+
+    @property
+    def transfer_timeout_s(self) -> float:
+        """Of one broadcast: those who wait with an engine that hangs give up, and say so, before
+        timeout_s is over, when the one that has said nothing is ended."""
+        return self.timeout_s / 2
+
+    @property
     def backend(self) -> str:
         """vLLM's name of the weight-transfer backend, which engines and trainer must agree on."""
+        if self.is_vllms_own:
+            return self.transport
         return "sfpo_shm" if self.transport == "auto" else f"sfpo_{self.transport}"

@@ -83,6 +83,21 @@ def num_elements(piece: Piece, full: Sequence[int]) -> int:
     return math.prod(full) // full[piece.dim] * (piece.stop - piece.start)
 
 
+def even_dim(rule: Rule, shape: ModelShape, part: int, *, size: int) -> int | None:
+    """The dimension along which rank r of `size` holds the r-th of equal slices of the full tensor;
+    None where the ranks hold something else: all of it, or a vocabulary with padding at its end."""
+    found = [
+        [piece for piece in pieces_of(rule, shape, rank=rank, size=size) if piece.part == part]
+        for rank in range(size)
+    ]
+    if size == 1 or any(len(pieces) != 1 for pieces in found):
+        return None
+    dim, rows = found[0][0].dim, found[0][0].stop
+    slices = [(dim, rank * rows, (rank + 1) * rows) for rank in range(size)]
+    even = [(piece.dim, piece.start, piece.stop) for (piece,) in found] == slices
+    return dim if even else None
+
+
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Holder:
     """What one trainer rank holds."""

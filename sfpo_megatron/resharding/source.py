@@ -1,13 +1,15 @@
-"""Megatron shards -> full Hugging Face tensors, by one of two ways.
+"""Megatron shards -> full Hugging Face tensors, for whoever sends or writes them.
 
-`write`: this rank's pieces straight into memory that all ranks of a node share; no communication,
-no extra memory.
+    write(i, target)   this rank's pieces, straight into memory that all ranks of a node share
+    gather(i)          the full tensor on its leader
+    iteration          on rank 0, one full tensor after another
+    everywhere()       the same on every rank
+    shards()           every rank's slice of one tensor after another
 
-Iterating: one full tensor after another on rank 0. For each weight, in Hugging Face order: one of
-the tensor-parallel groups that hold it (the one with the lowest ranks; other pipeline stages,
-expert-parallel ranks and data-parallel copies sit out) gathers its shards, the group's first rank
-joins them, splits them into the Hugging Face parts and sends these to rank 0. Peak extra memory is
-one weight.
+Writing communicates nothing and takes no memory. In the others, for each tensor in Hugging Face
+order, one of the tensor-parallel groups that hold it (the one with the lowest ranks; other pipeline
+stages, expert-parallel ranks and data-parallel copies sit out) gathers it, and the group's first
+rank, the leader, passes it on. Peak extra memory is one tensor and a slice or two of it.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes, join, split
+from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
 from sfpo_megatron.families.table import rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.resharding.checksums import checksum
-from sfpo_megatron.resharding.plan import Holder, Piece, RefitPlan, Take, plan_refit
+from sfpo_megatron.resharding.plan import Holder, Piece, RefitPlan, even_dim, pieces_of, plan_refit
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
@@ -56,8 +58,17 @@ class MegatronWeightSource:
             for name, shape in zip(rule.hf, hf_shapes(rule, self._policy.shape), strict=True)
         ]
         self._rule_of = [(i, part) for i, r in enumerate(self._rules) for part in range(len(r.hf))]
-        self._parts: dict[int, list[Tensor]] = {}
-        self._leader: list[int] = []
+        self._device = next(iter(self._params.values())).device
+        self.shard_dims = [
+            even_dim(rule, policy.shape, part, size=self._place(rule)[1])
+            for rule in self._rules
+            for part in range(len(rule.hf))
+        ]
+        """Of each tensor of `metadata()`: the dimension that tensor-parallel rank r has the r-th
+        equal slice of; None where ranks have all of it, or uneven slices (`shards` gathers it)."""
+        self.leaders: list[int] = []
+        """Of each tensor of `metadata()`: the first rank of the tensor-parallel group that gives
+        it where tensors are gathered."""
         self.plan = self._make_plan()
         self._takes = self.plan.of_rank(dist.get_rank())
 
@@ -79,7 +90,7 @@ class MegatronWeightSource:
         """This rank's pieces of tensor `index` (of `metadata()`) into the full tensor `target`."""
         for take in self._takes.get(index, ()):
             region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
-            grouped = self._source_of(take)
+            grouped = self._grouped(self._rules[take.rule], take.piece)
             region.view(grouped.shape if take.piece.groups > 1 else region.shape).copy_(grouped)
 
     def checksum(self, index: int) -> int:
@@ -87,16 +98,20 @@ class MegatronWeightSource:
         total = 0
         meta = self._metadata[index]
         for take in self._takes.get(index, ()):
-            piece, full = take.piece, meta.shape
-            here = list(full)
-            here[piece.dim] = _length(piece)
-            region = self._source_of(take).to(meta.dtype).reshape(here)
-            total += checksum(region, full, dim=piece.dim, start=piece.start)
+            piece = take.piece
+            region = self._region(self._rules[take.rule], piece, meta.shape).to(meta.dtype)
+            total += checksum(region, meta.shape, dim=piece.dim, start=piece.start)
         return total
 
-    def _source_of(self, take: Take) -> Tensor:
+    def _region(self, rule: Rule, piece: Piece, full: tuple[int, ...]) -> Tensor:
+        """The piece as it lies in the full tensor."""
+        here = list(full)
+        here[piece.dim] = _length(piece)
+        return self._grouped(rule, piece).reshape(here)
+
+    def _grouped(self, rule: Rule, piece: Piece) -> Tensor:
         """The piece in this rank's shard: [groups, rows, ...] where it is in several blocks."""
-        shard, piece = self._params[self._rules[take.rule].megatron].detach(), take.piece
+        shard = self._params[rule.megatron].detach()
         if piece.groups == 1:
             return shard.narrow(piece.dim, piece.source_start, _length(piece))
         blocks = shard.view(piece.groups, -1, *shard.shape[1:])
@@ -104,34 +119,94 @@ class MegatronWeightSource:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self.prepare()
-        for rule, leader in zip(self._rules, self._leader, strict=True):
-            yield from zip(rule.hf, self._parts_on_rank_0(rule, leader), strict=True)
+        rank = dist.get_rank()
+        for index, (meta, leader) in enumerate(zip(self._metadata, self.leaders, strict=True)):
+            tensor = self.gather(index)
+            if leader != 0 and tensor is not None:
+                dist.send(tensor.contiguous(), dst=0)
+            elif leader != 0 and rank == 0:
+                tensor = torch.empty(meta.shape, dtype=meta.dtype, device=self._device)
+                dist.recv(tensor, src=leader)
+            yield meta.name, torch.empty(0) if rank != 0 or tensor is None else tensor
+            del tensor  # not beside the next one
 
-    @property
-    def leaders(self) -> list[int]:
-        """Of each tensor of `metadata()`: the first rank of the tensor-parallel group that gives
-        it where tensors are gathered."""
-        pairs = zip(self._rules, self._leader, strict=True)
-        return [leader for rule, leader in pairs for _ in rule.hf]
+    def everywhere(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, full tensor) on every rank: each one's leader broadcasts it over the default
+        group. Collective."""
+        self.prepare()
+        for index, (meta, leader) in enumerate(zip(self._metadata, self.leaders, strict=True)):
+            gathered = self.gather(index)
+            if gathered is None:
+                gathered = torch.empty(meta.shape, dtype=meta.dtype, device=self._device)
+            tensor = gathered.contiguous()
+            dist.broadcast(tensor, src=leader)
+            yield meta.name, tensor
+            del gathered, tensor
+
+    def shards(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, this rank's slice of the full tensor, or all of it): where every rank has a part
+        of every weight. Fused projections come apart by a copy of the shard; only a vocabulary that
+        is not cut evenly is gathered. Collective."""
+        self.prepare()
+        for index, (meta, dim) in enumerate(zip(self._metadata, self.shard_dims, strict=True)):
+            yield meta.name, self._whole(index) if dim is None else self._slice(index)
 
     def gather(self, index: int) -> Tensor | None:
         """Full tensor `index` on its leader, None elsewhere. Collective in the leader's
-        tensor-parallel group; the parts of a rule are asked for one after another, and the shards
-        are gathered once."""
-        number, part = self._rule_of[index]
-        rule, leader = self._rules[number], self._leader[number]
+        tensor-parallel group."""
+        rule, leader = self._rule(index), self.leaders[index]
         if leader != self._leader_here[rule.expert]:
             return None
-        if part == 0:
-            self._parts[leader] = self._gathered_parts(rule, leader)
-        return self._parts[leader][part] if dist.get_rank() == leader else None
+        whole = self._whole(index)
+        return whole if dist.get_rank() == leader else None
 
     @torch.no_grad()
-    def _gathered_parts(self, rule: Rule, leader: int) -> list[Tensor]:
-        shards = self._gather_shards(rule, self._params[rule.megatron].detach())
-        if dist.get_rank() != leader:
-            return []
-        return split(rule, join(rule, shards), self._policy.shape)
+    def _whole(self, index: int) -> Tensor:
+        """Full tensor `index`, on every rank of this rank's tensor-parallel group: each part of a
+        fused projection by itself, so that no more than one tensor and slices of it are held.
+        Collective in the group."""
+        rule, dim, meta = self._rule(index), self.shard_dims[index], self._metadata[index]
+        group = tensor_parallel_group(expert=rule.expert)
+        if rule.tp_dim is None or group.size() == 1:
+            return self._slice(index)
+        if dim is None:  # with its padding
+            assert rule.kind == "vocab", rule
+            mine = self._params[rule.megatron].detach().to(meta.dtype)
+        else:
+            mine = self._slice(index).contiguous()
+        dim = dim or 0
+        padded = [rows * group.size() if d == dim else rows for d, rows in enumerate(mine.shape)]
+        whole = torch.empty(padded, dtype=meta.dtype, device=self._device)
+        slices = list(whole.chunk(group.size(), dim=dim))
+        if dim == 0:
+            dist.all_gather(slices, mine, group=group)
+        else:  # not contiguous: one after another
+            for rank, target in zip(dist.get_process_group_ranks(group), slices, strict=True):
+                sent = mine if rank == dist.get_rank() else torch.empty_like(mine)
+                dist.broadcast(sent, src=rank, group=group)
+                target.copy_(sent)
+        return whole.narrow(dim, 0, meta.shape[dim])
+
+    @torch.no_grad()
+    def _slice(self, index: int) -> Tensor:
+        """What this rank's shard holds of full tensor `index`."""
+        rule, part, meta = self._rule(index), self._rule_of[index][1], self._metadata[index]
+        rank, size = self._place(rule)
+        if rule.tp_dim is None:
+            rank, size = 0, 1
+        pieces = pieces_of(rule, self._policy.shape, rank=rank, size=size)
+        (piece,) = (piece for piece in pieces if piece.part == part)
+        return self._region(rule, piece, meta.shape).to(meta.dtype)
+
+    def _rule(self, index: int) -> Rule:
+        return self._rules[self._rule_of[index][0]]
+
+    def _place(self, rule: Rule) -> tuple[int, int]:
+        """This rank's number in the group that `rule`'s tensor is cut over; the group's size."""
+        layout = self._policy.layout
+        if rule.expert:
+            return layout.expert_tensor_rank, layout.expert_tensor_size
+        return layout.tensor_rank, layout.tensor_size
 
     def _make_plan(self) -> RefitPlan:
         """From what every rank holds; also, for each rule, the lowest leader among the
@@ -157,35 +232,8 @@ class MegatronWeightSource:
             )
             for i in found["rules"]:
                 leader[i] = min(leader[i], found["leaders"][self._rules[i].expert])
-        self._leader = leader
+        self.leaders = [leader[number] for number, _ in self._rule_of]
         return plan_refit(self._rules, self._policy.shape, holders, dtype=self._dtype)
-
-    @torch.no_grad()
-    def _parts_on_rank_0(self, rule: Rule, leader: int) -> list[Tensor]:
-        """The Hugging Face tensors of `rule` on rank 0, empty ones elsewhere."""
-        rank = dist.get_rank()
-        parts = [torch.empty(0) for _ in rule.hf]
-        if leader == self._leader_here[rule.expert]:
-            parts = self._gathered_parts(rule, leader)
-        if leader != 0 and rank == leader:
-            for part in parts:
-                dist.send(part.contiguous(), dst=0)
-        elif leader != 0 and rank == 0:
-            device = next(iter(self._params.values())).device
-            dtype = dtype_of(rule, self._dtype)
-            for i, size in enumerate(hf_shapes(rule, self._policy.shape)):
-                parts[i] = torch.empty(size, dtype=dtype, device=device)
-                dist.recv(parts[i], src=leader)
-        return parts if rank == 0 else [torch.empty(0) for _ in rule.hf]
-
-    def _gather_shards(self, rule: Rule, shard: Tensor) -> list[Tensor]:
-        """All shards of a cut tensor; every rank of the tensor-parallel group calls this."""
-        group = tensor_parallel_group(expert=rule.expert)
-        if rule.tp_dim is None or group.size() == 1:
-            return [shard]
-        shards = [torch.empty_like(shard) for _ in range(group.size())]
-        dist.all_gather(shards, shard.contiguous(), group=group)
-        return shards
 
 
 def _length(piece: Piece) -> int:

@@ -9,8 +9,10 @@ gloo and NCCL. No vllm here: it runs on every trainer rank.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,11 +21,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfpo_megatron.addresses import own_address
 from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import signed
 from sfpo_megatron.resharding.plan import Stream, plan_streams
+from sfpo_megatron.resharding.unverified import log_unverified
 
 _ALIGN_BYTES = 64
+_POLL_S, _LOOK_S = 0.0005, 0.5
+_BROKEN = "broken"  # in the store, set by a leader
+_WATCHDOG_MODE = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+
+log = logging.getLogger(__name__)
 
 
 def layout(manifest: Sequence[TensorMeta], indices: Sequence[int]) -> tuple[list[int], int]:
@@ -40,11 +49,21 @@ def communicator(
 ) -> Any:
     """A process group between processes of different worlds, in no registry. Rank 0 sends."""
     prefixed = dist.PrefixStore(name, store)
-    if backend == "nccl":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=timeout_s)
+    if backend != "nccl":
+        return dist.ProcessGroupGloo(prefixed, rank, size, timedelta(seconds=timeout_s))
+    log_unverified("refit over NCCL")
+    options = dist.ProcessGroupNCCL.Options()
+    # `finish` keeps the time. The group's own watchdog, which would end this process, only reads
+    # this variable, when the group is made.
+    options._timeout = timedelta(seconds=10 * timeout_s)
+    before = os.environ.get(_WATCHDOG_MODE)
+    os.environ[_WATCHDOG_MODE] = "0"
+    try:
         return dist.ProcessGroupNCCL(prefixed, rank, size, options)
-    return dist.ProcessGroupGloo(prefixed, rank, size, timedelta(seconds=timeout_s))
+    finally:
+        del os.environ[_WATCHDOG_MODE]
+        if before is not None:
+            os.environ[_WATCHDOG_MODE] = before
 
 
 def broadcast(group: Any, tensor: Tensor) -> Any:
@@ -52,6 +71,24 @@ def broadcast(group: Any, tensor: Tensor) -> Any:
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
     return group.broadcast([tensor], options)
+
+
+def finish(work: Any, timeout_s: float, store: dist.Store | None = None) -> None:
+    """Wait for the end of a broadcast; RuntimeError where that does not come, or a leader says in
+    `store` that it will not. NCCL's own `wait` only makes the stream wait, for ever if a peer is
+    dead; gloo notices that in the leader alone, whose abort the others do not feel."""
+    deadline = time.monotonic() + timeout_s
+    look = time.monotonic() + _LOOK_S
+    while not work.is_completed():
+        now = time.monotonic()
+        if now > deadline:
+            raise RuntimeError(f"a broadcast did not end within {timeout_s:g} s")
+        if store is not None and now > look:
+            if store.check([_BROKEN]):
+                raise RuntimeError("a leader could not send to every worker")
+            look = now + _LOOK_S
+        time.sleep(_POLL_S)
+    work.wait()
 
 
 class Streams:
@@ -89,7 +126,7 @@ class Streams:
 
     def serve(self) -> dict[str, Any]:
         """On the sender: the store in which leaders and workers meet, as both are told of it."""
-        address = _own_address()
+        address = own_address()
         listener = socket.create_server((address, 0))  # a TCPStore's own would listen everywhere
         port = listener.getsockname()[1]
         self._store = dist.TCPStore(
@@ -131,7 +168,7 @@ class Streams:
                 timeout_s=self._timeout_s,
             )
         except RuntimeError as error:
-            self._fault = error
+            self._fail(error)
 
     def begin(self) -> None:
         """Finish a gather that is due; checksums of all tensors, where wanted. Collective."""
@@ -175,14 +212,26 @@ class Streams:
             try:
                 self._sent.append((broadcast(self._group, bucket), bucket))
             except RuntimeError as error:
-                self._fault = error
+                self._fail(error)
 
     def _finish_one(self) -> None:
         work, _ = self._sent.pop(0)
         try:
-            work.wait()
+            finish(work, self._timeout_s if self._fault is None else 0.0)
         except RuntimeError as error:
-            self._fault = self._fault or error
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing more is sent; the workers are told, who would wait for it."""
+        if self._fault is not None:
+            return
+        self._fault = error
+        log.warning("a refit broke off: %s", error)
+        try:
+            if self._store is not None:
+                self._store.set(_BROKEN, "")
+        except RuntimeError:
+            pass  # rank 0 has given the store up, which tells them too
 
     def end(self) -> bool:
         """Wait for what is still on its way; whether every leader got everything out. Where one did
@@ -216,10 +265,3 @@ class Streams:
     def _own_stream(self) -> Stream | None:
         rank = dist.get_rank()
         return next((stream for stream in self.plan if stream.leader == rank), None)
-
-
-def _own_address() -> str:
-    """Loopback where gloo is told to use it, else this host's own."""
-    if os.environ.get("GLOO_SOCKET_IFNAME") == "lo":
-        return "127.0.0.1"
-    return socket.gethostbyname(socket.gethostname())

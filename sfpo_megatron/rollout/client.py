@@ -109,10 +109,10 @@ class RolloutClient:
         """Raise `FleetLost` if engines were lost for good, with the reason."""
         self._call("check", doing="asking for the engines' health")
 
-    def needs_introduction(self) -> bool:
-        """Some engine does not know the trainer's sending end yet."""
+    def needs_introduction(self, *, only_stale: bool = False) -> bool:
+        """An update needs a new sending end: some engine does not know the last one."""
         try:
-            return self._call("needs_introduction", doing="preparing a refit")
+            return self._call("needs_introduction", only_stale, doing="preparing a refit")
         except ControllerDied as error:
             self.restart_controller(str(error))
             return True
@@ -266,7 +266,7 @@ class WeightSyncClient:
 
     def needs_introduction(self) -> bool:
         """Some engine does not know the trainer's sending end: a new one has to be made."""
-        return self._client.needs_introduction()
+        return self._client.needs_introduction(only_stale=self._only_stale)
 
     def prepare(self, version: int, *, only_stale: bool) -> None:
         """What the next update will give, and whether only to engines without it."""
@@ -274,7 +274,18 @@ class WeightSyncClient:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> int:
         """How many engines know now."""
-        return self._update("init_weight_transfer_engine", init_info) or 0
+        return self._update("init_weight_transfer_engine", init_info, self._only_stale) or 0
+
+    def num_engines(self) -> int:
+        """How many would take part in the update; they may be fewer when it begins."""
+        return self._update("num_takers", self._only_stale) or 0
+
+    def reach_nobody(self, reason: str | None) -> None:
+        """Make the update one that no engine took part in: they are sent it again. `reason`: they
+        are there, and still the trainer could not meet them."""
+        self._update("forget_introductions", reason)
+        self.start_weight_update()
+        self.finish_weight_update()
 
     def start_weight_update(self) -> None:
         self._update("start_weight_update", self._version, self._only_stale)

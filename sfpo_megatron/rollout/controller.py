@@ -23,13 +23,13 @@ from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine, Memory
 from sfpo_megatron.rollout.environment import enter_actor
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.rollout.fleet import Fleet
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
 from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
 from sfpo_megatron.rollout.scoring import Scorer
 from sfpo_megatron.rollout.selection import GroupSelection
+from sfpo_megatron.rollout.updates import UpdatableFleet
 from sfpo_megatron.types import Prompt, Rollout
 
 _ROLLOUTS_PER_CALL = 16  # of one actor call: fewer calls for Ray, more overlap for scoring
@@ -98,7 +98,7 @@ class RolloutController:
                 placement=placements[index],
             )
 
-        self._fleet = Fleet(config, spawn, version=weight_version, log_dir=log_dir)
+        self._fleet = UpdatableFleet(config, spawn, version=weight_version, log_dir=log_dir)
         self._scorer = Scorer(config, model_path)
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
         self._updating = False
@@ -264,13 +264,25 @@ class RolloutController:
 
     # --- refit --------------------------------------------------------------------------------
 
-    async def needs_introduction(self) -> bool:
-        """Some engine does not know the trainer's sending end."""
-        return self._fleet.needs_introduction
+    async def needs_introduction(self, only_stale: bool = False) -> bool:
+        """An update needs a new sending end of the trainer."""
+        return self._fleet.needs_introduction(only_stale=only_stale)
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> int:
-        """Introduce the trainer's sending end to every engine that is there; how many."""
-        return await self._fleet.introduce(init_info)
+    async def num_takers(self, only_stale: bool) -> int:
+        """How many engines would take part in an update."""
+        return len(self._fleet.takers(only_stale=only_stale))
+
+    async def forget_introductions(self, reason: str | None) -> None:
+        """No engine knows the trainer's sending end; `reason`: the trainer could not meet them."""
+        self._fleet.forget_introductions()
+        if reason is not None:
+            self._fleet.missed(reason)
+
+    async def init_weight_transfer_engine(
+        self, init_info: dict[str, Any], only_stale: bool = False
+    ) -> int:
+        """Introduce the trainer's sending end to the engines; how many."""
+        return await self._fleet.introduce(init_info, only_stale=only_stale)
 
     async def start_weight_update(self, version: int, only_stale: bool) -> None:
         """Pause the engines that take part and begin; refused while they generate. `only_stale`:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Coroutine
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.environment import enter_actor
-from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied
+from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, EngineDied
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 Memory: TypeAlias = Literal["weights", "kv_cache"]
 """What an engine holds on its devices, by vLLM's names."""
 _HEALTH_POLL_S = 1.0
+_WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
 _WRAPPING = re.compile(
     r"^Call to \w+ method failed: (?:Worker failed with error ['\"])?(?P<inner>.*?)"
     r"(?:['\"], please check the stack trace above.*)?$",
@@ -46,6 +48,9 @@ class Engine:
 
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
+        if self._config.refit.transport == "ipc":
+            # A handle has classes in it, which vLLM hands to its own processes by pickle only.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = self._engine_args()
@@ -89,6 +94,8 @@ class Engine:
             "weight_transfer_config": {"backend": self._config.refit.backend},
             "disable_log_stats": True,
         }
+        if self._config.refit.survives_interruption:
+            ours["worker_extension_cls"] = _WORKER_REPORTS
         if rollout.reproducible:
             ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
         return AsyncEngineArgs(**(ours | rollout.engine_args))
@@ -180,8 +187,13 @@ class Engine:
         await self._rpc("update_weights", update_info=update_info)
 
     async def finish_weight_update(self) -> None:
-        """End the update, forget what the old weights computed, and schedule again."""
+        """End the update, forget what the old weights computed, and schedule again; raises, with
+        nothing scheduled, where a worker's update was interrupted."""
         await self._rpc("finish_weight_update")
+        if self._config.refit.survives_interruption:
+            for reason in await self._rpc("interrupted_update"):
+                if reason is not None:
+                    raise EngineCallFailed(f"{INTERRUPTED}: {reason}")
         await self.forget_prefixes()
         await self._watched(self._llm.resume_generation())
 
@@ -208,9 +220,10 @@ class Engine:
         if self._llm is not None:
             await asyncio.to_thread(self._llm.shutdown)
 
-    async def _rpc(self, method: str, **arguments: Any) -> None:
+    async def _rpc(self, method: str, **arguments: Any) -> list[Any]:
+        """Every worker's answer."""
         try:
-            await self._watched(self._llm.collective_rpc(method, kwargs=arguments))
+            return await self._watched(self._llm.collective_rpc(method, kwargs=arguments))
         except EngineDied:
             raise
         except Exception as error:

@@ -9,7 +9,7 @@ from sfpo_megatron.rollout.errors import EngineCallFailed
 from sfpo_megatron.rollout.lifeline import ActorProcesses
 
 NO_WEIGHTS = -1
-"""The version of an engine that has slept."""
+"""The version of an engine that has slept, or whose update was interrupted."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -26,6 +26,8 @@ class EngineHandle:
     gone: bool = False
     """Lost, and nothing of it is left on its devices."""
     asleep: bool = False
+    interrupted: bool = False
+    """Its last update broke off through no fault of its own: it holds a mixture of weights."""
     introduced: bool = False
     """It knows the trainer's sending end."""
     outstanding_tokens: int = 0

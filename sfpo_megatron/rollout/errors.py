@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = "transfer interrupted"
+"""In the message of an engine whose update broke off through no fault of its own."""
+
 
 class RolloutError(RuntimeError):
     """Generation, scoring or a refit failed; the message says where and what to do."""

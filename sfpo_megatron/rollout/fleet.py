@@ -1,4 +1,4 @@
-"""The engines: who gets work, who is alive, who holds which weights; lost ones are started anew.
+"""The engines: who gets work, who is alive; lost ones are started anew. Their weights: updates.py.
 
 An engine is lost when its process or EngineCore ends, when it has work and finishes none of it for
 `rollout.timeout_s`, or when it fails an update or does not finish it within `refit.timeout_s`. Then
@@ -41,7 +41,6 @@ T = TypeVar("T")
 _POLL_S = 1.0
 _GONE_S = 10.0
 _SHUTDOWN_S = 8.0
-_INTERRUPTED = "transfer interrupted"  # as transports/stages.py says it
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +66,6 @@ class Fleet:
         """Those that rollout.max_restarts limits: without the engines that another took along."""
         self.num_reissued = 0
         """Rollouts that were asked for again."""
-        self._target = version
-        self._updating: list[EngineHandle] = []
-        self._deadline = 0.0
-        self._interrupted = False
         self._lost_for_good: FleetLost | None = None
         self._colocated = config.rollout.placement == "colocated"
         self._asleep = False
@@ -255,87 +250,6 @@ class Fleet:
 
     def _failure(self, engine: EngineHandle, what: str, reason: str) -> str:
         return f"engine {engine.index} {what}: {reason}; its log: {self.log_file(engine.index)}"
-
-    # --- weights ------------------------------------------------------------------------------
-
-    @property
-    def needs_introduction(self) -> bool:
-        """Some engine does not know the trainer's sending end."""
-        return any(engine.ready and not engine.introduced for engine in self.engines)
-
-    async def introduce(self, init_info: dict[str, Any]) -> int:
-        """Tell every engine of a sending end; how many there are. Raises where one expects other
-        tensors. Transports with communicators learn each engine's number, and that of workers."""
-        ready = [engine for engine in self.engines if engine.ready]
-        numbered = dict(init_info)
-        if "num_workers" in init_info:
-            numbered["num_workers"] = len(ready) * self._config.rollout.tensor_parallel
-
-        async def one(engine: EngineHandle) -> None:
-            method = "init_weight_transfer_engine"
-            info = dict(numbered)
-            if "engine_number" in info:
-                info["engine_number"] = ready.index(engine)
-            limit_s = self._config.refit.timeout_s
-            call = self._call(engine, method, info, doing="preparing a refit")
-            try:
-                await asyncio.wait_for(call, timeout=limit_s)
-                engine.introduced = True
-            except EngineLost:
-                pass
-            except TimeoutError:
-                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s to prepare one")
-
-        for engine in ready:
-            engine.introduced = False
-        await asyncio.gather(*(one(engine) for engine in ready))
-        return len(ready)
-
-    async def start_update(self, version: int, *, only_stale: bool) -> None:
-        """Begin to give `version` to the engines that are there: to all, or to those without the
-        current weights."""
-        self._target, self._interrupted = version, False
-        self._deadline = time.monotonic() + self._config.refit.timeout_s
-        self._updating = [
-            engine
-            for engine in self.engines
-            if engine.ready and engine.introduced and not (only_stale and self._is_current(engine))
-        ]
-        await self.update("start_weight_update")
-
-    async def update(self, method: str, *args: Any) -> None:
-        """A step of the update on every engine that still takes part. An engine that fails it holds
-        a mixture of weights and is replaced."""
-
-        async def one(engine: EngineHandle) -> None:
-            limit_s = max(0.0, self._deadline - time.monotonic())
-            call = self._call(engine, method, *args, doing="taking new weights")
-            try:
-                await asyncio.wait_for(call, timeout=limit_s)
-            except EngineLost:
-                pass
-            except TimeoutError:
-                limit_s = self._config.refit.timeout_s
-                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for an update")
-            except RolloutError as error:
-                # In a broadcast, one engine's end is the end of all: it is counted once.
-                along = _INTERRUPTED in str(error) and self._interrupted
-                self._interrupted |= _INTERRUPTED in str(error)
-                self._lose(engine, f"failed an update ({error})", counts=not along)
-
-        await asyncio.gather(*(one(engine) for engine in self._updating))
-        if time.monotonic() >= self._deadline:  # the others waited with the one that was too late
-            self._deadline = time.monotonic() + self._config.refit.timeout_s
-        self._updating = [engine for engine in self._updating if not engine.lost]
-
-    async def finish_update(self) -> None:
-        """End the update; from now on only engines with its version get work."""
-        await self.update("finish_weight_update")
-        for engine in self._updating:
-            engine.version = self._target
-        self._updating = []
-        self.version = self._target
-        self.notify()
 
     # --- devices that are shared with the trainer ---------------------------------------------
 

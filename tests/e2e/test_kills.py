@@ -18,9 +18,11 @@ import digits
 import fleet
 import pytest
 import tiny
+import torch.distributed as dist
 from test_refit import assert_is_model
 from torch import Tensor
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.client import RolloutClient
 
@@ -103,6 +105,98 @@ def test_killed_in_mid_update(
     assert_is_model(made, models["untied_b"])
     sender.close()
     digits.wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="both engines")
+
+
+class GatheredSource(InterruptedSource):
+    """As `MegatronWeightSource` gives tensors to a leader; the only rank is the only leader."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__(state)
+        self.control = self
+
+    def metadata(self) -> list[Any]:
+        return [
+            TensorMeta(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in self._state.items()
+        ]
+
+    @property
+    def leaders(self) -> list[int]:
+        return [0] * len(self._state)
+
+    def prepare(self) -> None:
+        pass
+
+    def gather(self, index: int) -> Tensor:
+        if index == len(self._state) // 2 and self.interrupt is not None:
+            interrupt, self.interrupt = self.interrupt, None
+            interrupt()
+        return list(self._state.values())[index]
+
+    def broadcast_json(self, value: Any) -> Any:
+        return value
+
+    def max(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.distributed with this process alone, on loopback."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    if dist.is_initialized():  # by another test's engine inside this process
+        yield
+        return
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def gloo(start: Any, models: dict[str, Path]) -> RolloutClient:
+    """Two engines of two workers each, in one communicator with the trainer."""
+    client = start(
+        models["untied_a"], num_engines=2, tensor_parallel=2, max_restarts=50, transport="gloo"
+    )
+    client.wait_ready(280)
+    return client
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_others_of_a_broadcast_survive(
+    gloo: RolloutClient,
+    one_rank: None,
+    signum: int,
+    models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """A worker dies, or hangs, in mid-update: its engine alone is started anew, the other one
+    (the same processes) gets everything again and is the sent model."""
+    before, source = gloo.health().num_restarts, GatheredSource(tiny.load_state(models["untied_b"]))
+    config = fleet.make_config(
+        models["untied_b"], tmp_path, transport="gloo", num_engines=2, tensor_parallel=2
+    )
+    sender = Refit(config, source=source, client=gloo.sync_client, is_sender=True)
+    version = gloo.health().weight_version + 1
+    digits.wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
+    survivor = fleet.process_of(gloo, "EngineCore", 0)
+    victim = fleet.process_of(gloo, "worker", 1)
+    source.interrupt = lambda: os.kill(victim, signum)
+    assert sender.send(version) == 0
+    gloo.submit(fleet.make_request("after"))
+    made = gloo.collect("after", lambda: sender.send(version, resend=True) and None)
+    assert {rollout.weight_version for rollout in made} == {version}
+    assert_is_model(made, models["untied_b"])
+    digits.wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
+    assert fleet.process_of(gloo, "EngineCore", 0) == survivor
+    assert gloo.health().num_restarts == before + 1
+    # And the whole fleet once more, over a communicator of both.
+    source._state = tiny.load_state(models["untied_a"])
+    sender.send(version + 1)
+    gloo.submit(fleet.make_request("whole", num_samples=16))
+    made = gloo.collect("whole")
+    assert_is_model(made[::16], models["untied_a"])
+    sender.close()
 
 
 @pytest.mark.parametrize(("num_kills", "tensor"), [(3, 2), (20, 1)], ids=["3", "20"])

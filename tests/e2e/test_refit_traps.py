@@ -143,3 +143,41 @@ def test_one_changed_element_is_found_and_named(
     # This engine lives on in the test process; the fleet would end it.
     send(llm, b, tmp_path, verify=True)
     assert tokens(llm) == expected
+
+
+def test_an_update_after_one_that_was_interrupted(
+    llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails without finishing the interrupted one: vLLM goes on with it, where some layers' params
+    are those that load and others' are not."""
+    a, b = states
+    real, taken = shm.ShmEngine.receive_weights, 18  # the middle of the second layer
+
+    def interrupted(self: Any, update_info: Any) -> None:
+        """After some of the tensors."""
+        if self._num_received > taken:
+            self.interruption = "planted"
+        else:
+            real(self, update_info)
+
+    def half(state: dict[str, Tensor]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(shm.ShmEngine, "receive_weights", interrupted)
+            send(llm, state, tmp_path)
+
+    send(llm, b, tmp_path)
+    expected = tokens(llm)
+    for times in (1, 2):
+        for _ in range(times):
+            half(a)
+        send(llm, b, tmp_path)
+        assert tokens(llm) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(shm.ShmEngine, "finish_weight_update", lambda self: None)
+        half(a)
+    with pytest.raises(AttributeError, match="weight_loader"):
+        send(llm, b, tmp_path)
+    taken = -1
+    half(a)  # finished, it puts this engine in order too
+    send(llm, b, tmp_path)
+    assert tokens(llm) == expected

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from sfpo_megatron.config.tree import (
     DataConfig,
@@ -22,9 +22,9 @@ from sfpo_megatron.config.tree import (
     RunConfig,
 )
 from sfpo_megatron.rollout import fleet as module
-from sfpo_megatron.rollout.errors import FleetLost
-from sfpo_megatron.rollout.fleet import Fleet
+from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, FleetLost
 from sfpo_megatron.rollout.sampling import GenerationSettings
+from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
 
 SETTINGS = GenerationSettings(temperature=1.0, top_p=1.0, max_response_tokens=10, stop_token_ids=())
 
@@ -41,12 +41,17 @@ class Actor:
         self.index = index
         self.dead = asyncio.Event()
         self.hangs: set[str] = set()
+        self.interrupted = False
+        self.calls: list[Any] = []
         self.seeds: list[list[int]] = []
         self.release = asyncio.Event()
         self.release.set()
+        self.may_start = asyncio.Event()
+        self.may_start.set()
 
     def __getattr__(self, name: str) -> Method:
         async def call(*args: Any) -> Any:
+            self.calls.append((name, *args))
             if name == "generate":
                 self.seeds.append(args[1])
             work = asyncio.ensure_future(self._work(name, *args))
@@ -61,6 +66,11 @@ class Actor:
     async def _work(self, name: str, *args: Any) -> Any:
         if name in self.hangs:
             await asyncio.sleep(1000)
+        if name == "start":
+            await self.may_start.wait()
+        if name == "finish_weight_update" and self.interrupted:
+            self.interrupted = False
+            raise RayTaskError(name, "", EngineCallFailed(f"{INTERRUPTED}: round 3"))
         if name == "generate":
             await self.release.wait()
             return [f"made by {self.index}" for _ in args[1]]
@@ -75,7 +85,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
     return []
 
 
-def make_fleet(actors: list[Actor], **rollout: Any) -> Fleet:
+def make_fleet(actors: list[Actor], *, transport: Any = "auto", **rollout: Any) -> Fleet:
     def spawn(index: int) -> Actor:
         actors.append(Actor(index))
         return actors[-1]
@@ -85,9 +95,13 @@ def make_fleet(actors: list[Actor], **rollout: Any) -> Fleet:
         model=ModelConfig(path="unused"),
         data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
         rollout=RolloutConfig(**({"num_engines": 2} | rollout)),
-        refit=RefitConfig(timeout_s=0.2),
+        refit=RefitConfig(timeout_s=0.2, transport=transport),
     )
     return Fleet(config, spawn, version=0, log_dir=Path("logs"))
+
+
+def calls_of(actor: Actor, method: str) -> list[Any]:
+    return [arguments for name, *arguments in actor.calls if name == method]
 
 
 def job(fleet: Fleet, num_tokens: int, seeds: tuple[int, ...] = (1,)) -> asyncio.Task[Any]:
@@ -169,7 +183,7 @@ def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how:
         await fleet.finish_update()
         assert fleet.version == 2 and fleet.can_generate
         await until(lambda: fleet.wants_weights)
-        assert fleet.needs_introduction
+        assert fleet.needs_introduction()
         made = await asyncio.gather(job(fleet, 5), job(fleet, 5))
         assert [m for m, _ in made] == [["made by 1"]] * 2  # the new one gets no work yet
         assert [version for _, version in made] == [2, 2]
@@ -179,6 +193,133 @@ def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how:
         assert [engine.index for engine in fleet._updating] == [0]
         await fleet.finish_update()
         assert not fleet.wants_weights and [e.version for e in fleet.engines] == [2, 2]
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+async def interrupted_update(fleet: Fleet, actors: list[Actor], version: int) -> None:
+    """Of three engines the last dies in mid-update, which interrupts the others."""
+    await fleet.introduce({"num_workers": 0, "engine_number": 0})
+    await fleet.start_update(version, only_stale=False)
+    actors[2].dead.set()
+    actors[0].interrupted = actors[1].interrupted = True
+    await fleet.update("update_weights", {})
+    await fleet.finish_update()
+
+
+def test_interrupted_engines_live_on_and_are_sent_everything_again(actors: list[Actor]) -> None:
+    async def run() -> None:
+        fleet = make_fleet(actors, transport="gloo", num_engines=3, tensor_parallel=2)
+        await fleet.start()
+        spawn = fleet._spawn
+
+        def spawn_slowly(index: int) -> Actor:
+            spawn(index).may_start.clear()
+            return actors[-1]
+
+        fleet._spawn = spawn_slowly
+        await interrupted_update(fleet, actors, 1)
+        assert fleet.version == 1 and fleet.num_restarts == 1
+        assert [e.interrupted for e in fleet.engines[:2]] == [True, True]
+        assert not fleet.can_generate and fleet.wants_weights
+        assert not actors[0].dead.is_set() and not actors[1].dead.is_set()
+        # New communicators, with a place for the two; the third joins when it is there.
+        work = job(fleet, 5)
+        assert fleet.needs_introduction(only_stale=True)
+        info = {"num_workers": 0, "engine_number": 0}
+        assert await fleet.introduce(info, only_stale=True) == 2
+        assert calls_of(actors[1], "init_weight_transfer_engine")[-1] == [
+            {"num_workers": 4, "engine_number": 1}
+        ]
+        await fleet.start_update(1, only_stale=True)
+        await fleet.finish_update()
+        assert (await work)[1] == 1
+        await until(lambda: len(actors) == 4)
+        actors[3].may_start.set()
+        await until(lambda: fleet.wants_weights)
+        assert fleet.needs_introduction(only_stale=True)
+        assert await fleet.introduce(info, only_stale=True) == 1
+        assert calls_of(actors[3], "init_weight_transfer_engine") == [
+            [{"num_workers": 2, "engine_number": 0}]
+        ]
+        await fleet.start_update(1, only_stale=True)
+        await fleet.finish_update()
+        assert [e.version for e in fleet.engines] == [1, 1, 1]
+        assert fleet.needs_introduction()  # of all three together
+        await fleet.introduce(info)
+        assert not fleet.needs_introduction()
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_is_interrupted_twice_is_lost(actors: list[Actor]) -> None:
+    """So that a network that is gone ends the run."""
+
+    async def run() -> None:
+        fleet = make_fleet(actors, transport="gloo", num_engines=2, max_restarts=0)
+        await fleet.start()
+        for times in (1, 2):
+            actors[0].interrupted = actors[1].interrupted = True
+            await update(fleet, 1)
+            assert actors[0].dead.is_set() == (times == 2)
+        with pytest.raises(FleetLost, match=r"failed an update.*round 3.*max_restarts=0"):
+            fleet.check()
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_all_that_share_vllms_own_broadcast_are_lost_as_one(actors: list[Actor], how: str) -> None:
+    """At once, not when refit.timeout_s is over."""
+
+    async def run() -> None:
+        fleet = make_fleet(
+            actors, transport="nccl", num_engines=3, tensor_parallel=2, max_restarts=1
+        )
+        await fleet.start()
+        await fleet.introduce({"rank_offset": 1})
+        assert [calls_of(a, "init_weight_transfer_engine") for a in actors] == [
+            [[{"rank_offset": 1}]], [[{"rank_offset": 3}]], [[{"rank_offset": 5}]]
+        ]  # fmt: skip
+        await fleet.start_update(1, only_stale=False)
+        for actor in actors if how == "dies" else actors[1:2]:
+            actor.hangs.add("update_weights")
+        if how == "dies":
+            asyncio.get_running_loop().call_later(0.02, actors[1].dead.set)
+        began = asyncio.get_running_loop().time()
+        await fleet.update("update_weights", {})
+        assert asyncio.get_running_loop().time() - began < (0.15 if how == "dies" else 0.5)
+        await fleet.finish_update()
+        assert all(actor.dead.is_set() for actor in actors[:3])
+        fleet.check()
+        await until(lambda: len(actors) == 6 and fleet.wants_weights)
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_a_trainer_that_meets_nobody_ends_the_run(actors: list[Actor]) -> None:
+    """Three times in a row; with an update in between it goes on."""
+
+    async def run() -> None:
+        fleet = make_fleet(actors, transport="nccl")
+        await fleet.start()
+        for times in (2, 3):
+            for _ in range(times):
+                fleet.missed("no route")
+                await fleet.start_update(1, only_stale=False)
+                await fleet.finish_update()
+                assert fleet.version == 1 and fleet.wants_weights
+            if times == 2:
+                await update(fleet, 1)
+                assert not fleet.wants_weights
+                fleet.forget_introductions()
+                fleet.engines[0].version = 0
+        with pytest.raises(FleetLost, match="no refit in 3 reached an engine: no route"):
+            fleet.check()
         await fleet.shutdown()
 
     asyncio.run(run())

@@ -12,7 +12,7 @@ import pytest
 import test_fleet as stand_ins
 from test_fleet import Actor, job, until, update
 
-from sfpo_megatron.rollout.fleet import Fleet
+from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
 
 actors = stand_ins.actors
 

@@ -21,6 +21,7 @@ from sfpo_megatron.resharding.plan import (
     Holder,
     Piece,
     bytes_by_link,
+    even_dim,
     pieces_of,
     plan_refit,
     plan_streams,
@@ -79,6 +80,33 @@ def test_pieces_put_a_cut_tensor_together(size: int, changes: dict[str, Any]) ->
         for part, made, total in zip(parts, found, sums, strict=True):
             assert torch.equal(part, made), rule
             assert (total - checksum(part)) % 2**64 == 0, rule
+
+
+@pytest.mark.parametrize("vocabulary", [101, 256])
+@pytest.mark.parametrize("changes", [{}, MOE], ids=["qwen2", "qwen3_moe"])
+def test_even_slices_are_what_ranks_hold(vocabulary: int, changes: dict[str, Any]) -> None:
+    """For nccl_m2n: torch.chunk of the full tensor, or all of it on every rank."""
+    shape, size = shape_of(**changes, vocab_size=vocabulary), 2
+    dims = {}
+    for rule in rules_of(shape):
+        for part, full in enumerate(full_tensors(rule, shape)):
+            dim = dims[rule.hf[part]] = even_dim(rule, shape, part, size=size)
+            assert even_dim(rule, shape, part, size=1) is None
+            if dim is None:
+                continue
+            whole = merge(rule, full_tensors(rule, shape), shape)
+            for rank, expected in enumerate(torch.chunk(full, size, dim=dim)):
+                shard = cut(rule, whole, shape, rank=rank, size=size)
+                pieces = pieces_of(rule, shape, rank=rank, size=size)
+                (piece,) = (piece for piece in pieces if piece.part == part)
+                assert torch.equal(region_of(shard, piece), expected), rule
+    layer = "model.layers.0."
+    assert dims["model.embed_tokens.weight"] == (0 if vocabulary == 256 else None)
+    assert dims[layer + "input_layernorm.weight"] is None
+    assert [dims[f"{layer}self_attn.{x}_proj.weight"] for x in "qkvo"] == [0, 0, 0, 1]
+    mlp = "mlp.experts.3." if changes else "mlp."
+    found = [dims[f"{layer}{mlp}{x}_proj.weight"] for x in ("gate", "up", "down")]
+    assert found == [0, 0, 1]
 
 
 def holders(shape: ModelShape, *, tensor: int, pipeline: int, data: int) -> list[Holder]:

@@ -44,8 +44,8 @@ def test_good_nodes_have_no_fault() -> None:
         ({"shm_bytes": 64 << 20}, "c: found 64 MiB free in /dev/shm, expected 1024 or more"),
         (
             {"address": "127.0.1.1"},
-            "c: found its own name to mean 127.0.1.1, expected an address that other nodes reach "
-            "(see /etc/hosts)",
+            "c: found no address of its own but 127.0.1.1, expected one that other nodes reach; "
+            "set GLOO_SOCKET_IFNAME to its network interface",
         ),
         ({"clock": 1100.0}, "c: its clock is +100 s off the others'"),
         (

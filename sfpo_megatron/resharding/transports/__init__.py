@@ -1,9 +1,9 @@
 """Weight transports: how full HF-named tensors travel from the trainer into vLLM engines.
 
 `register` is the package's `vllm.general_plugins` entry point: vLLM calls it in the engine actor,
-in EngineCore and in every worker, so engines find our backends by name. Only `sender` and the
-transport files import vllm, and only when called: it is slow to import and patches torch, so
-trainer ranks other than the sender never pay for it.
+in EngineCore and in every worker, so engines find our backends by name. Only `sender`, `meet` and
+the transport files import vllm, and only when called: it is slow to import and patches torch, so
+trainer ranks that do not send never pay for it.
 """
 
 from __future__ import annotations
@@ -60,3 +60,10 @@ def sender(
         (kind,) = (kind for kind in kinds if kind.backend == backend)
         init_info = kind(rank=0, timeout_s=timeout_s, workers_per_engine=workers_per_engine)
     return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=driver)
+
+
+def meet(backend: str, **arguments: Any) -> Any:
+    """One rank's end of a transport of vLLM's own: `stock.meet`."""
+    from sfpo_megatron.resharding.transports import stock
+
+    return stock.meet(backend, **arguments)

@@ -26,6 +26,8 @@ class Receiver(WeightTransferEngine):
 
     _manifest: tuple[TensorMeta, ...] = ()
     _num_received: int = 0
+    interruption: str | None = None
+    """Why the last update's tensors did not all arrive, if it was nobody's fault here."""
 
     def take_manifest(
         self, names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]
@@ -51,7 +53,7 @@ class Receiver(WeightTransferEngine):
 
         if not self._manifest:
             raise RuntimeError("start_weight_update before init_weight_transfer_engine")
-        self._num_received = 0
+        self._num_received, self.interruption = 0, None
         self.forget_expert_kernels()
         initialize_layerwise_reload(self.model)
 
@@ -87,9 +89,12 @@ class Receiver(WeightTransferEngine):
         self.model.load_weights(counted())
 
     def finish_weight_update(self) -> None:
+        """Also of an update that was interrupted between two buckets: what vLLM has half loaded
+        would be counted towards the layer at the next one, which would then take itself for
+        complete too early, silently. Finished, every layer is in order, whatever its values."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        if self._num_received != len(self._manifest):
+        if self._num_received != len(self._manifest) and self.interruption is None:
             raise RuntimeError(
                 f"finish after {self._num_received} of {len(self._manifest)} tensors; the engine's "
                 "weights are a mixture and it must be started anew"
@@ -115,3 +120,17 @@ class Receiver(WeightTransferEngine):
             # An untied head was re-packed like any layer and its plain weight is gone (0 elements).
             if isinstance(module, ParallelLMHead) and module.weight.numel():
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+class WorkerReports:
+    """Added to vLLM's worker (`worker_extension_cls`): what cannot be told by raising.
+
+    Where one of an engine's workers raises, vLLM leaves the answers of those after it unread and
+    takes them for the answers to the next call: the engine could not be used any more.
+    """
+
+    weight_transfer_engine: Receiver
+
+    def interrupted_update(self) -> str | None:
+        """`Receiver.interruption`."""
+        return self.weight_transfer_engine.interruption

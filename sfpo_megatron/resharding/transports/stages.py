@@ -30,7 +30,13 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from sfpo_megatron.resharding.streams import Streams, broadcast, communicator, layout
+from sfpo_megatron.resharding.streams import (
+    Streams,
+    broadcast,
+    communicator,
+    finish,
+    layout,
+)
 from sfpo_megatron.resharding.transports.manifest import declaration
 from sfpo_megatron.resharding.transports.receiving import Receiver
 
@@ -62,11 +68,6 @@ class StagesUpdateInfo(WeightTransferUpdateInfo):
     """Of all tensors (signed 64 bits), where they are to be compared."""
 
 
-class TransferInterrupted(RuntimeError):
-    """A leader or another worker is gone, or late. "transfer interrupted" in the message tells the
-    fleet that this engine is not to blame."""
-
-
 class StagesEngine(Receiver):
     """The receiving end, one in each engine worker (tensor-parallel rank)."""
 
@@ -75,6 +76,7 @@ class StagesEngine(Receiver):
     backend = "gloo"
 
     _groups: tuple[Any, ...] = ()
+    _store: dist.Store | None = None
     _told: StagesInitInfo | None = None
 
     def init_transfer_engine(self, init_info: StagesInitInfo) -> None:
@@ -88,7 +90,7 @@ class StagesEngine(Receiver):
         if told.address == "127.0.0.1":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         limit = timedelta(seconds=told.timeout_s)
-        store = dist.TCPStore(
+        store = self._store = dist.TCPStore(
             told.address, told.port, is_master=False, wait_for_workers=False, timeout=limit
         )
         parallel = self.parallel_config
@@ -106,7 +108,11 @@ class StagesEngine(Receiver):
         )
 
     def receive_weights(self, update_info: StagesUpdateInfo) -> None:
+        """Where a leader or another worker is gone, or late, the rest of the update is left out
+        and the engine says so when it is asked (`WorkerReports`)."""
         assert self._told is not None
+        if self.interruption is not None:
+            return
         arriving = []
         try:
             if not self._groups:
@@ -118,11 +124,11 @@ class StagesEngine(Receiver):
                     bucket = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
                     arriving.append((broadcast(group, bucket), bucket, indices, offsets))
             for work, *_ in arriving:
-                work.wait()
+                finish(work, self._told.timeout_s, self._store)
         except RuntimeError as error:
-            raise TransferInterrupted(
-                f"transfer interrupted in round {update_info.number}: {error}"
-            ) from error
+            self.interruption = f"round {update_info.number}: {error}"
+            self.shutdown()
+            return
         tensors: list[tuple[str, Tensor]] = []
         sums: list[int] = []
         for _, bucket, indices, offsets in arriving:
@@ -137,7 +143,7 @@ class StagesEngine(Receiver):
     def shutdown(self) -> None:
         for group in self._groups:
             group.abort()
-        self._groups = ()
+        self._groups, self._store = (), None
 
 
 class NcclStagesEngine(StagesEngine):
@@ -208,7 +214,7 @@ class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
 
     def send_weights(self, weight_version: str | None = None) -> int:
         """One refit; the number of bytes sent, 0 if a leader could not get its tensors out: the
-        engines that were in it are started anew. Collective."""
+        engines that were in it say so too, and want everything again. Collective."""
         streams = self._streams
         self.client.start_weight_update()
         streams.begin()

@@ -1,0 +1,73 @@
+"""The address by which other processes of the run reach this host. Standard library only.
+
+A host's own name will not do: many systems write it into /etc/hosts as 127.0.1.1.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+
+_SIOCGIFADDR = 0x8915
+_ELSEWHERE = "192.0.2.1"  # reserved for documentation: only the default route leads there
+_PORT = 9
+
+
+def own_address(environ: Mapping[str, str] = os.environ, *, peer: str | None = None) -> str:
+    """IPv4 address of, in this order: the interface that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME
+    names; the one by which `peer`, MASTER_ADDR or Ray's head (RAY_ADDRESS) is reached, loopback
+    only where such a one is given as loopback itself; the default route; loopback if there is none.
+    """
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if address := _of_interface(environ.get(variable, "")):
+            return address
+    ray_head = environ.get("RAY_ADDRESS", "").rpartition(":")[0]
+    peers = [name for name in (peer, environ.get("MASTER_ADDR"), ray_head) if name]
+    found = [(name, address) for name in peers if (address := _towards(name)) is not None]
+    for _, address in found:
+        if not is_loopback(address):
+            return address
+    if any(name == "localhost" or is_loopback(name) for name, _ in found):
+        return "127.0.0.1"
+    return _towards(_ELSEWHERE) or "127.0.0.1"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody on another host can mean this one by it."""
+    return address.startswith("127.") or address == "::1"
+
+
+def _of_interface(wish: str) -> str | None:
+    """As NCCL reads it: names or beginnings of names, `=` before whole ones, `^` before those to
+    leave out (which names none)."""
+    if wish.startswith("^"):
+        return None
+    exact = wish.startswith("=")
+    for name in filter(None, wish.removeprefix("=").split(",")):
+        for _, interface in socket.if_nameindex():
+            fits = interface == name if exact else interface.startswith(name)
+            if fits and (address := _address_of(interface)) is not None:
+                return address
+    return None
+
+
+def _address_of(interface: str) -> str | None:
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+        except OSError:  # it has no IPv4 address
+            return None
+
+
+def _towards(host: str) -> str | None:
+    """The address that packets to `host` would come from; none is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, _PORT))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return None

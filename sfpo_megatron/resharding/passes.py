@@ -1,0 +1,52 @@
+"""A pass over a source's tensors that can be followed to its end from wherever a failure left it:
+what vLLM's own transports are given. No vllm here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sfpo_megatron.families.hf_files import TensorMeta
+
+
+class IntroductionFailed(RuntimeError):
+    """Engines did not come to the rendezvous: they were lost meanwhile."""
+
+
+class SourcePass:
+    """vLLM's `WeightSource`, by structure: each iteration is a fresh pass, on every trainer rank in
+    lockstep (collective)."""
+
+    def __init__(
+        self, manifest: Sequence[TensorMeta], stream: Callable[[], Iterator[tuple[str, Tensor]]]
+    ) -> None:
+        """`stream()` begins a pass: (name, tensor) in the manifest's order."""
+        self.manifest = list(manifest)
+        self._stream = stream
+        self._pass: Iterator[tuple[str, Tensor]] | None = None
+
+    def metadata(self) -> list[Any]:
+        """Objects with `.name .dtype .shape`: vLLM's `ParamMeta`, by structure."""
+        return self.manifest
+
+    def restart(self, *, fresh: bool, verify: bool) -> None:
+        """A new update."""
+        assert not verify, "check refuses refit.verify_every with these"
+        self._pass = None
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._pass = self._stream()
+        return self._pass
+
+    def follow(self) -> None:
+        """Everything that is left, with nothing sent. Collective."""
+        for _ in self if self._pass is None else self._pass:
+            pass
+
+
+def packed_bytes(manifest: Sequence[TensorMeta], bucket_bytes: int) -> int:
+    """The buffer that vLLM packs into: a tensor that is larger than it would be refused (ipc)."""
+    return max(bucket_bytes, *(meta.num_bytes for meta in manifest))

@@ -1,0 +1,170 @@
+"""The engines' weights: who takes part in an update, and what becomes of those that fail it.
+
+Where engines share communicators, the end of one interrupts the update of the others. These live
+on with a mixture of weights and are sent everything again, once: an engine that is interrupted
+twice in a row is lost too. vLLM's own nccl and nccl_m2n cannot leave a broadcast: there all that
+took part are lost, and counted as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle
+from sfpo_megatron.rollout.errors import INTERRUPTED, EngineLost, FleetLost, RolloutError
+from sfpo_megatron.rollout.fleet import Fleet
+
+_MAX_MISSED = 3
+
+log = logging.getLogger(__name__)
+
+
+class UpdatableFleet(Fleet):
+    """A fleet that takes new weights."""
+
+    def __init__(
+        self, config: RunConfig, spawn: Callable[[int], Any], *, version: int, log_dir: Path
+    ) -> None:
+        super().__init__(config, spawn, version=version, log_dir=log_dir)
+        self._target = version
+        self._updating: list[EngineHandle] = []
+        self._deadline = 0.0
+        self._blamed = False
+        """Somebody's loss has been counted for this update."""
+        self._circle: list[EngineHandle] = []
+        """Those that share the communicators of the trainer's sending end."""
+        self._num_missed = 0
+
+    def takers(self, *, only_stale: bool) -> list[EngineHandle]:
+        """Who would take part in an update: all, or those without the current weights."""
+        return [e for e in self.engines if e.ready and not (only_stale and self._is_current(e))]
+
+    def needs_introduction(self, *, only_stale: bool = False) -> bool:
+        """Some engine does not know the trainer's sending end, or others than those that will take
+        part wait in its communicators."""
+        takers = self.takers(only_stale=only_stale)
+        if self._shared and takers != self._circle:
+            return True
+        return not all(engine.introduced for engine in takers)
+
+    async def introduce(self, init_info: dict[str, Any], *, only_stale: bool = False) -> int:
+        """Tell engines of a sending end: those that will take part where they share communicators,
+        else all; how many. Raises where one expects other tensors. Communicators have a place for
+        each engine's workers (`_numbered`)."""
+        shared, workers = self._shared, self._config.rollout.tensor_parallel
+        ready = self.takers(only_stale=only_stale and shared)
+        if "world_size" in init_info:  # the trainer's end was made for so many
+            places = (init_info["world_size"] - init_info["rank_offset"]) // workers
+            if len(ready) < places:
+                return 0
+            ready = ready[:places]
+        if shared:
+            self.forget_introductions()
+            self._circle = ready
+
+        async def one(number: int, engine: EngineHandle) -> None:
+            method = "init_weight_transfer_engine"
+            info = self._numbered(init_info, number, len(ready))
+            limit_s = self._config.refit.timeout_s
+            call = self._call(engine, method, info, doing="preparing a refit")
+            try:
+                await asyncio.wait_for(call, timeout=limit_s)
+                engine.introduced = True
+                return
+            except EngineLost:
+                pass
+            except TimeoutError:
+                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s to prepare one")
+            self._take_along(engine, ready)
+
+        await asyncio.gather(*(one(*numbered) for numbered in enumerate(ready)))
+        return len(ready)
+
+    def forget_introductions(self) -> None:
+        """No engine knows the trainer's sending end."""
+        self._circle = []
+        for engine in self.engines:
+            engine.introduced = False
+
+    def missed(self, reason: str) -> None:
+        """The trainer could not meet the engines; several times in a row end the run."""
+        self._num_missed += 1
+        log.warning("no engine was reached by a refit: %s", reason)
+        if self._num_missed >= _MAX_MISSED:
+            self._lost_for_good = FleetLost(
+                f"no refit in {_MAX_MISSED} reached an engine: {reason}"
+            )
+
+    @property
+    def _shared(self) -> bool:
+        return self._config.refit.shares_communicator
+
+    def _take_along(self, lost: EngineHandle, others: list[EngineHandle]) -> None:
+        """Where vLLM's own communicators hold the others for ever: they are not counted."""
+        if self._shared and not self._config.refit.survives_interruption:
+            for other in others:
+                self._lose(other, f"shared a communicator with engine {lost.index}", counts=False)
+
+    def _numbered(self, init_info: dict[str, Any], number: int, num: int) -> dict[str, Any]:
+        """`init_info` as engine `number` of `num` in the communicators is told it."""
+        workers, info = self._config.rollout.tensor_parallel, dict(init_info)
+        if "num_workers" in info:
+            info |= {"num_workers": num * workers, "engine_number": number}
+        elif "rank_offset" in info:  # vLLM's nccl and nccl_m2n: the rank of its first worker
+            info["rank_offset"] += number * workers
+        return info
+
+    async def start_update(self, version: int, *, only_stale: bool) -> None:
+        """Begin to give `version` to the engines that are there: to all, or to those without the
+        current weights."""
+        self._target, self._blamed = version, False
+        self._deadline = time.monotonic() + self._config.refit.timeout_s
+        self._updating = [e for e in self.takers(only_stale=only_stale) if e.introduced]
+        await self.update("start_weight_update")
+
+    async def update(self, method: str, *args: Any) -> None:
+        """A step of the update on every engine that still takes part. An engine that fails it holds
+        a mixture of weights and is replaced, one that was interrupted gets another chance."""
+
+        async def one(engine: EngineHandle) -> None:
+            limit_s = max(0.0, self._deadline - time.monotonic())
+            call = self._call(engine, method, *args, doing="taking new weights")
+            try:
+                await asyncio.wait_for(call, timeout=limit_s)
+                return
+            except EngineLost:
+                pass
+            except TimeoutError:
+                limit_s = self._config.refit.timeout_s
+                self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for an update")
+            except RolloutError as error:
+                if INTERRUPTED in str(error) and not engine.interrupted:
+                    log.warning("%s; it is sent everything again", error)
+                    engine.interrupted, engine.introduced = True, False
+                    engine.version = NO_WEIGHTS
+                    return
+                along = INTERRUPTED in str(error) and self._blamed
+                self._lose(engine, f"failed an update ({error})", counts=not along)
+            self._blamed = True
+            self._take_along(engine, self._updating)
+
+        await asyncio.gather(*(one(engine) for engine in self._updating))
+        if time.monotonic() >= self._deadline:  # the others waited with the one that was too late
+            self._deadline = time.monotonic() + self._config.refit.timeout_s
+        self._updating = [e for e in self._updating if e.introduced and not e.lost]
+
+    async def finish_update(self) -> None:
+        """End the update; from now on only engines with its version get work."""
+        await self.update("finish_weight_update")
+        for engine in self._updating:
+            engine.version, engine.interrupted = self._target, False
+            self._num_missed = 0
+        self._updating = []
+        self.version = self._target
+        self.notify()

@@ -1,0 +1,135 @@
+"""Which layouts each refit transport is refused for: key, found, expected and fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.config import check, transports
+from sfpo_megatron.config.check import check_config
+from sfpo_megatron.config.load import ConfigError, load_config
+
+BASE: dict[str, Any] = {
+    "output_dir": "run",
+    "model": {"path": "model"},
+    "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 100}]},
+}
+MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+    "norm_topk_prob": True,
+}
+M2N = "refit.transport=nccl_m2n"
+OURS = "set refit.transport: nccl_stages"
+# key, found, expected, fix, overrides, changes to the model
+REFUSED: dict[str, tuple[str, str, str, str, tuple[str, ...], dict[str, Any]]] = {
+    "ipc_dedicated": (
+        "refit.transport", "ipc with rollout.placement: dedicated", "colocated",
+        "memory of its own device", ("refit.transport=ipc",), {}),
+    "nccl_verify": (
+        "refit.verify_every", "2 with refit.transport: nccl", "0", "set it to 0",
+        ("refit.transport=nccl", "refit.verify_every=2"), {}),
+    "m2n_verify": (
+        "refit.verify_every", "1 with refit.transport: nccl_m2n", "0", "no checksums",
+        (M2N, "refit.verify_every=1"), {}),
+    "m2n_pipeline": (
+        "parallel.pipeline", "2 with refit.transport: nccl_m2n", "a part of every tensor",
+        f"{OURS}: a stage holds other layers", (M2N, "parallel.pipeline=2"), {}),
+    "m2n_expert": (
+        "parallel.expert", "2 with refit.transport: nccl_m2n", "1", f"{OURS}: an expert-parallel",
+        (M2N, "parallel.expert=2", "parallel.data=2"), MOE),
+    "m2n_expert_tensor": (
+        "parallel.expert_tensor", "2 with refit.transport: nccl_m2n", "1 or parallel.tensor (4)",
+        "set one of the two",
+        (M2N, "parallel.expert_tensor=2", "parallel.tensor=4", "parallel.sequence=true"), MOE),
+    "m2n_two_engines": (
+        "rollout.num_engines", "2 with refit.transport: nccl_m2n", "a single engine",
+        "set it to 1", (M2N, "rollout.num_engines=2"), {}),
+    "m2n_tensor": (
+        "parallel.tensor", "32 with refit.transport: nccl_m2n", "at most 16", OURS,
+        (M2N, "parallel.tensor=32"), {}),
+    "own_extension": (
+        "rollout.engine_args.worker_extension_cls", "set with refit.transport: gloo", "nothing",
+        "remove it",
+        ("refit.transport=gloo", "rollout.engine_args={worker_extension_cls: mine.Worker}"), {}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a good config; no GPU, whatever is here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "has_cuda", lambda: False)
+    Path("run.yaml").write_text(json.dumps(BASE))
+    return tmp_path
+
+
+def run_check(*overrides: str, **arguments: Any) -> list[str]:
+    config = load_config("run.yaml", list(overrides))
+    return [str(warning) for warning in check_config(config, file="run.yaml", **arguments)]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(here: Path, model_dir: Callable[..., Path], name: str) -> None:
+    key, found, expected, fix, overrides, changes = REFUSED[name]
+    model_dir(**changes)
+    with pytest.raises(ConfigError) as caught:
+        run_check(*overrides)
+    error = caught.value
+    assert error.key == key and found in error.found
+    assert expected in error.expected and fix in error.fix
+
+
+@pytest.mark.parametrize("transport", ["nccl_stages", "nccl", "nccl_m2n", "ipc"])
+def test_without_a_cuda_device(here: Path, model_dir: Callable[..., Path], transport: str) -> None:
+    """A warning on a login node, refused where training starts."""
+    model_dir()
+    placement = "colocated" if transport == "ipc" else "dedicated"
+    overrides = (f"refit.transport={transport}", f"rollout.placement={placement}")
+    expected = f"refit.transport: found {transport} without a CUDA device"
+    assert any(expected in warning for warning in run_check(*overrides))
+    with pytest.raises(ConfigError, match=r"set refit\.transport: gloo"):
+        run_check(*overrides, for_training=True)
+
+
+def test_m2n_without_its_package(
+    here: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir()
+    monkeypatch.setattr(transports, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="install nccl-extensions"):
+        run_check(M2N, on_cpu=False, for_training=True)
+    monkeypatch.setattr(transports, "find_spec", lambda name: object())
+    run_check(M2N, on_cpu=False, for_training=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("refit.transport=nccl", "parallel.pipeline=2", "rollout.num_engines=3"),
+        (M2N, "parallel.tensor=2", "parallel.data=2"),
+        (
+            "refit.transport=ipc",
+            "rollout.placement=colocated",
+            "parallel.tensor=2",
+            "rollout.num_engines=2",
+        ),
+        ("refit.transport=gloo", "refit.verify_every=1", "parallel.pipeline=2"),
+    ],
+)
+def test_taken(
+    here: Path,
+    model_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+) -> None:
+    model_dir()
+    monkeypatch.setattr(transports, "find_spec", lambda name: object())
+    warnings = run_check(*overrides, on_cpu=False)
+    assert not [text for text in warnings if "refit" in text]
