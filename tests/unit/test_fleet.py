@@ -85,7 +85,9 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
     return []
 
 
-def make_fleet(actors: list[Actor], *, transport: Any = "auto", **rollout: Any) -> Fleet:
+def make_fleet(
+    actors: list[Actor], *, transport: Any = "auto", refit_timeout_s: float = 0.2, **rollout: Any
+) -> Fleet:
     def spawn(index: int) -> Actor:
         actors.append(Actor(index))
         return actors[-1]
@@ -95,7 +97,7 @@ def make_fleet(actors: list[Actor], *, transport: Any = "auto", **rollout: Any) 
         model=ModelConfig(path="unused"),
         data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
         rollout=RolloutConfig(**({"num_engines": 2} | rollout)),
-        refit=RefitConfig(timeout_s=0.2, transport=transport),
+        refit=RefitConfig(timeout_s=refit_timeout_s, transport=transport),
     )
     return Fleet(config, spawn, version=0, log_dir=Path("logs"))
 
@@ -273,11 +275,16 @@ def test_an_engine_that_is_interrupted_twice_is_lost(actors: list[Actor]) -> Non
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_all_that_share_vllms_own_broadcast_are_lost_as_one(actors: list[Actor], how: str) -> None:
-    """At once, not when refit.timeout_s is over."""
+    """Where one dies at once, not when refit.timeout_s is over."""
 
     async def run() -> None:
         fleet = make_fleet(
-            actors, transport="nccl", num_engines=3, tensor_parallel=2, max_restarts=1
+            actors,
+            transport="nccl",
+            refit_timeout_s=60.0 if how == "dies" else 0.2,
+            num_engines=3,
+            tensor_parallel=2,
+            max_restarts=1,
         )
         await fleet.start()
         await fleet.introduce({"rank_offset": 1})
@@ -289,9 +296,8 @@ def test_all_that_share_vllms_own_broadcast_are_lost_as_one(actors: list[Actor],
             actor.hangs.add("update_weights")
         if how == "dies":
             asyncio.get_running_loop().call_later(0.02, actors[1].dead.set)
-        began = asyncio.get_running_loop().time()
-        await fleet.update("update_weights", {})
-        assert asyncio.get_running_loop().time() - began < (0.15 if how == "dies" else 0.5)
+        async with asyncio.timeout(20):
+            await fleet.update("update_weights", {})
         await fleet.finish_update()
         assert all(actor.dead.is_set() for actor in actors[:3])
         fleet.check()
