@@ -35,6 +35,7 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from sfpo_megatron.checkpoints.store import CheckpointError
 from sfpo_megatron.mcore.gathered_states import gathered_states
 from sfpo_megatron.mcore.shards.precision_aware import join, split
 
@@ -77,6 +78,7 @@ def _param_groups(state: Any) -> Iterator[dict[str, Any]]:
 def load(optimizer: MegatronOptimizer, state: Any) -> None:
     """Inverse of `sharded`. No communication."""
     all_members = members(optimizer)
+    state = _by_member(all_members, state)
     parts = [state] if len(all_members) == 1 else [part for _, part in sorted(state.items())]
     for member, part in zip(all_members, parts, strict=True):
         _keep_settings(member, part)
@@ -84,6 +86,32 @@ def load(optimizer: MegatronOptimizer, state: Any) -> None:
         optimizer.load_state_dict(state)
     for member in all_members:
         _unshare_step_counts(member)
+
+
+def _by_member(all_members: list[Any], state: dict[Any, Any]) -> dict[Any, Any]:
+    """`state` as this run divides it, where that is not as it was saved: under expert parallelism,
+    and only then, experts have an optimizer of their own. What is saved of a param has the param's
+    name; the step count and the loss scale, which all share, stand once for each optimizer."""
+    numbers = [key for key in state if isinstance(key, int)]
+    shared = {key: value for key, value in state.items() if not isinstance(key, int)}
+    saved = [part for part in (shared, *(state[n] for n in numbers)) if "optimizer" in part]
+    if len(saved) == len(all_members):
+        return state
+    if not all(isinstance(member, DistributedOptimizer) for member in all_members):
+        raise CheckpointError(
+            f"found the state of {len(saved)} optimizers, expected {len(all_members)}: load it "
+            "with the parallel.expert that it was saved with, or set "
+            "megatron.ddp.use_distributed_optimizer: true"
+        )
+    (step,) = {group["step"] for part in saved for group in _param_groups(part) if "step" in group}
+    parts = []
+    for index, member in enumerate(all_members):
+        own = member.state_dict()["optimizer"]
+        for group in own["param_groups"]:
+            group["step"] = step
+        mine = shared if len(all_members) == 1 else state[index]
+        parts.append(saved[0] | mine | {"optimizer": own})
+    return parts[0] if len(parts) == 1 else dict(enumerate(parts))
 
 
 def _keep_settings(member: Any, state: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from harness import DP2, EP2, PP2, PP2DP2, TE1, TP1, TP2, VPP2, on_ranks
+from harness import DP2, EP2, PP2, PP2DP2, TE1, TP1, TP2, VPP2, Layout, on_ranks
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -141,16 +141,30 @@ def test_other_layouts(bench: Workbench, model: str) -> None:
     save(bench, policy, place[mine].name)
 
 
-@on_ranks(EP2)
+@on_ranks(EP2, TP2, TP1, needs=EP2)
 def test_experts(bench: Workbench) -> None:
-    """Two optimizers, of experts and of the rest."""
+    """Two optimizers, of experts and of the rest; into the same layout, and into one optimizer."""
+    check_experts(bench, EP2)
+
+
+@on_ranks(DP2, EP2, needs=DP2)
+def test_experts_of_one_optimizer(bench: Workbench) -> None:
+    """Into two: of experts and of the rest."""
+    check_experts(bench, DP2)
+
+
+def check_experts(bench: Workbench, saved: Layout) -> None:
+    """What `saved` saves, loaded by every layout."""
     import references
 
-    policy = trained(bench, model=references.TRAINED_MOE)
-    directory = save(bench, policy, "experts")
-    loaded = bench.policy(model=references.TRAINED_MOE)
-    load(loaded, directory)
-    assert_equal(training_state(bench, loaded), training_state(bench, policy))
+    model, name = references.TRAINED_MOE, f"experts-{saved.name}"
+    if bench.layout == saved:
+        policy = trained(bench, model=model)
+        save(bench, policy, name)
+        bench.save(f"{name}-state", {}, training_state(bench, policy))
+    loaded = bench.policy(model=model)
+    load(loaded, bench.directory / name)
+    assert_equal(training_state(bench, loaded), bench.load(f"{name}-state")[1])
     assert step_counts(loaded) == {2.0}
 
 
