@@ -81,6 +81,11 @@ class PackedAttention(torch.nn.Module):
     ) -> Tensor:  # [T, heads * v]
         if packed_seq_params is None:
             raise ValueError("packed (THD) input only: packed_seq_params is missing")
+        width = value.shape[-1]
+        # With values of another width (latent attention), torch's kernel would be the one that
+        # keeps [L, L] scores.
+        if width < key.shape[-1]:
+            value = F.pad(value, (0, key.shape[-1] - width))
         if query.shape[1] > key.shape[1]:
             groups = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -90,18 +95,18 @@ class PackedAttention(torch.nn.Module):
         place = torch.arange(query.shape[0], device=query.device) - starts[sequence]
         padded_pairs = lengths.numel() * packed_seq_params.max_seqlen_q**2
         if padded_pairs <= 2 * int(lengths.square().sum()) + _PAIRS_OF_A_CALL:
-            return self._attend(query, key, value, sequence, place)
+            return self._attend(query, key, value, sequence, place)[..., :width].flatten(1)
         kind = lengths.double().log2().ceil()[sequence]  # [T]
         parts = [torch.nonzero(kind == each)[:, 0] for each in kind.unique()]
         found = [
             self._attend(*(x[part] for x in (query, key, value, sequence, place))) for part in parts
         ]
-        return torch.cat(found)[torch.argsort(torch.cat(parts))]
+        return torch.cat(found)[torch.argsort(torch.cat(parts))][..., :width].flatten(1)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, sequence: Tensor, place: Tensor
     ) -> Tensor:
-        """Of whole sequences, padded to the longest of them: [T, heads, v] -> [T, heads * v]."""
+        """Of whole sequences, padded to the longest of them: [T, heads, d] each, and so out."""
         rows = torch.unique_consecutive(sequence, return_inverse=True)[1]
         num, longest = int(rows[-1]) + 1, int(place.max()) + 1
         index = rows * longest + place
@@ -122,7 +127,7 @@ class PackedAttention(torch.nn.Module):
             is_causal=mask is None,
             scale=self.scale,
         )
-        return out.transpose(1, 2).flatten(0, 1)[index].flatten(1)
+        return out.transpose(1, 2).flatten(0, 1)[index]
 
 
 def local_block_spec(

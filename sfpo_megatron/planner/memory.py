@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass, fields
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
+from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner.hardware import AWAY_BYTES
 from sfpo_megatron.planner.params import Chunk, Spec, buffers_of, chunks_of, params_of
@@ -191,7 +192,13 @@ def layer_bytes(
     sequence = parallel.tensor if parallel.sequence else 1
     again = _recomputed_modules(config)
     norms = 2 * _norm_bytes(shape.hidden_size, dtype, spec) / sequence
-    attention = _attention_bytes(shape, parallel.tensor, dtype, spec, padding)
+    if shape.mla is not None:
+        attention = (
+            _latent_bytes(shape.mla, dtype, spec) / sequence + 4 * dtype * shape.mla.rope_dim
+        )
+        attention += _latent_heads_bytes(shape, dtype, spec, padding) / parallel.tensor
+    else:
+        attention = _attention_bytes(shape, parallel.tensor, dtype, spec, padding)
     moe = shape.moe
     if "layernorm" in again:
         norms -= 2 * dtype * shape.hidden_size / sequence
@@ -233,11 +240,6 @@ def _attention_bytes(
     shape: ModelShape, tensor: int, dtype: int, spec: Spec, padding: float
 ) -> float:
     heads, groups, size = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    if shape.mla is not None:
-        mla = shape.mla
-        latent = 2 * ((mla.query_rank or 0) + mla.kv_rank) + mla.rope_dim
-        per_head = 2 * (mla.nope_dim + mla.rope_dim) + 2 * mla.value_dim
-        return dtype * (latent + heads * per_head / tensor) + 4 * heads / tensor
     if spec == "te":  # q, k, v after the rotation, the output, its log-sum-exp
         flash = dtype * (2 * heads + 2 * groups) * size + 4 * heads
         if shape.qk_norm:
@@ -248,6 +250,21 @@ def _attention_bytes(
     if shape.qk_norm:
         saved += (8 * size + 4) * (heads + groups)
     return saved / tensor + 4 * dtype * size + 8
+
+
+def _latent_bytes(mla: MLAShape, dtype: int, spec: Spec) -> float:
+    """The short vectors: their norms, and what of a key is rotated."""
+    query = _norm_bytes(mla.query_rank, dtype, spec) if mla.query_rank else 0.0
+    return query + _norm_bytes(mla.kv_rank, dtype, spec) + dtype * mla.rope_dim
+
+
+def _latent_heads_bytes(shape: ModelShape, dtype: int, spec: Spec, padding: float) -> float:
+    """As `_attention_bytes`; torch's values are as wide as its keys, TE's are not."""
+    keys, values = shape.head_dim, shape.value_dim
+    if spec == "te":
+        return shape.num_heads * (dtype * 2 * (keys + values) + 4)
+    own = 3 * keys + values + 4 * keys * padding
+    return shape.num_heads * (dtype * own + 4 * padding) + 8
 
 
 def logit_bytes(shape: ModelShape, config: RunConfig, *, stage: int, tokens: int) -> int:

@@ -85,11 +85,6 @@ def test_memory_of_latent_attention(bench: Workbench, model: str) -> None:
     check_memory(bench, model)
 
 
-@on_ranks(TE1, TE_EP2, only=[], model=["deepseek_untied"])
-def test_memory_of_latent_attention_in_the_te_spec(bench: Workbench, model: str) -> None:
-    check_memory(bench, model, spec="te", transformer=FUSIONS | {"moe_grouped_gemm": True})
-
-
 def check_memory(bench: Workbench, model: str, spec: Spec = "local", **settings: Any) -> None:
     from sfpo_megatron.planner.memory import rank_memory
     from sfpo_megatron.sfpo import SlowSnapshot

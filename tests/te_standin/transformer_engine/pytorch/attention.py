@@ -115,7 +115,7 @@ class _Attention(torch.autograd.Function):
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, 0.0, True, scale=scale
             )
-            rows.append(out[0].transpose(0, 1).flatten(1))
+            rows.append(out[0, ..., : value.shape[-1]].transpose(0, 1).flatten(1))
             sums.append(lse.float().flatten())
         output = torch.cat(rows)
         ctx.save_for_backward(query, key, value, output, torch.cat(sums))
@@ -129,6 +129,7 @@ class _Attention(torch.autograd.Function):
             with torch.enable_grad():
                 q, k, v = _heads(*inputs, start, end)
                 out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ctx.scale)
+                out = out[..., : inputs[2].shape[-1]]
                 torch.autograd.backward(out[0].transpose(0, 1).flatten(1), grads[0][start:end])
         return (*(x.grad for x in inputs), None, None)
 
@@ -136,7 +137,9 @@ class _Attention(torch.autograd.Function):
 def _heads(
     query: Tensor, key: Tensor, value: Tensor, start: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One sequence as [1, heads, tokens, d], keys and values repeated for all heads."""
+    """One sequence as [1, heads, tokens, d], keys and values repeated for all heads; values as wide
+    as keys, which torch's kernel wants and TE's do not."""
     repeats = query.shape[1] // key.shape[1]
     q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+    v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
     return q, k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
