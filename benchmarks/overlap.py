@@ -70,9 +70,10 @@ def write_config(folder: Path) -> Path:
     config = {
         "output_dir": str(folder / "run"),
         "model": {"path": str(folder / "model")},
-        "train": {"prompts_per_step": 8, "group_size": 8, "minibatches_per_step": 2,
+        # Few and long: decoding waits for its own last token, passes read all tokens at once.
+        "train": {"prompts_per_step": 2, "group_size": 4, "minibatches_per_step": 2,
                   "max_tokens_per_microbatch": 2048},
-        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 128},
+        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 480},
         "objective": {"importance_sampling": {"weight": "token"}},
         "data": {"train": [{"source": "jsonl", "path": str(folder / "sums.jsonl")}]},
         "reward": {"function": "last_number"},
