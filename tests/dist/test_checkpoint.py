@@ -141,7 +141,7 @@ def test_other_layouts(bench: Workbench, model: str) -> None:
     save(bench, policy, place[mine].name)
 
 
-@on_ranks(EP2, TP2, TP1, needs=EP2)
+@on_ranks(EP2, TP2, needs=EP2)
 def test_experts(bench: Workbench) -> None:
     """Two optimizers, of experts and of the rest; into the same layout, and into one optimizer."""
     check_experts(bench, EP2)

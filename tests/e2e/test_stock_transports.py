@@ -118,6 +118,7 @@ def test_ipc_refuses_a_tensor_larger_than_its_buffer() -> None:
 
 def test_handles_reach_the_workers_of_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through vLLM's own serialization, which takes classes and dtypes only if it is told to."""
+    from vllm import envs
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
     handles = {"GPU-1": (torch.Tensor, torch.Size([4]), (1,), 0, torch.float32, b"handle")}
@@ -130,9 +131,11 @@ def test_handles_reach_the_workers_of_an_engine(monkeypatch: pytest.MonkeyPatch)
             tensor_sizes=[16],
         )
     )
+    # Not by the environment: vLLM reads it once in a process that has had an engine.
+    monkeypatch.setattr(envs, "VLLM_ALLOW_INSECURE_SERIALIZATION", False, raising=False)
     with pytest.raises(TypeError, match="VLLM_ALLOW_INSECURE_SERIALIZATION"):
         MsgpackEncoder().encode(update)
-    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    monkeypatch.setattr(envs, "VLLM_ALLOW_INSECURE_SERIALIZATION", True, raising=False)
     got = MsgpackDecoder().decode(MsgpackEncoder().encode(update))
     assert tuple(got["ipc_handles"]["GPU-1"])[4:] == (torch.float32, b"handle")
     assert got["ipc_handles"]["GPU-1"][0] is torch.Tensor
