@@ -22,7 +22,7 @@ def transports(config: RunConfig) -> Iterator[Problem]:
             "rollout.placement: colocated",
             "set that, or another transport: an engine opens memory of its own device alone",
         )
-    if refit.transport in ("nccl", "ipc", "nccl_m2n") and refit.verify_every:
+    if refit.is_vllms_own and refit.verify_every:
         yield Problem(
             "refit.verify_every",
             f"{refit.verify_every} with refit.transport: {refit.transport}",
@@ -81,7 +81,7 @@ def _one_mesh_a_side(config: RunConfig) -> Iterator[Problem]:
 def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
     """As `MODEL_RULES`: known once it is known where the run is."""
     transport = config.refit.transport
-    if on_cpu and transport in ("nccl_stages", "nccl", "ipc", "nccl_m2n"):
+    if on_cpu and (transport == "nccl_stages" or config.refit.is_vllms_own):
         fix = "set refit.transport: gloo"
         if transport == "nccl_stages":
             fix += ", which is the same over another library"

@@ -8,7 +8,6 @@ Call order:
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import warnings
@@ -23,12 +22,11 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.unverified import log_unverified
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.aux_losses import AuxLosses
     from sfpo_megatron.mcore.shards import MainParamShards
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -85,7 +83,7 @@ def init_distributed(config: RunConfig) -> Capabilities:
     _quieten_dependencies()
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
-        log.warning("running on CUDA: unverified on this hardware, see docs/verified.md")
+        log_unverified("running on CUDA")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
         from sfpo_megatron.mcore import cpu

@@ -95,9 +95,11 @@ def params_of(
 def _layer(
     shape: ModelShape, parallel: ParallelConfig, dense: bool, spec: Spec
 ) -> tuple[Param, ...]:
-    attention = tuple(_attention_params(shape, parallel, fused=spec == "te"))
-    mlp = _mlp_params if dense else _expert_params
-    return (*attention, *mlp(shape, parallel, fused=spec == "te"))
+    fused = spec == "te"
+    attention = _attention_params(shape, parallel, fused=fused)
+    if dense:
+        return (*attention, *_mlp_params(shape, parallel))
+    return (*attention, *_expert_params(shape, parallel, fused=fused))
 
 
 def _attention_params(
@@ -132,8 +134,8 @@ def _attention_params(
         yield from () if fused else norms.values()
 
 
-def _mlp_params(shape: ModelShape, parallel: ParallelConfig, *, fused: bool) -> Iterator[Param]:
-    del fused  # the norm comes first either way
+def _mlp_params(shape: ModelShape, parallel: ParallelConfig) -> Iterator[Param]:
+    """The norm comes first, whichever module holds it."""
     size = shape.ffn_size * shape.hidden_size // parallel.tensor
     yield Param(name="pre_mlp_layernorm", numel=shape.hidden_size)
     yield Param(name="linear_fc1", numel=2 * size)

@@ -7,7 +7,6 @@ process: constructing an engine reseeds and patches torch.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 from collections.abc import Coroutine
@@ -19,6 +18,7 @@ from sfpo_megatron.rollout.environment import enter_actor
 from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, EngineDied
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
+from sfpo_megatron.unverified import log_unverified
 
 T = TypeVar("T")
 Memory: TypeAlias = Literal["weights", "kv_cache"]
@@ -30,7 +30,6 @@ _WRAPPING = re.compile(
     r"(?:['\"], please check the stack trace above.*)?$",
     re.DOTALL,
 )
-log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -56,7 +55,7 @@ class Engine:
         arguments = self._engine_args()
         self._sleeps = arguments.enable_sleep_mode
         if self._sleeps:
-            log.warning("sleep mode: unverified on this hardware, see docs/verified.md")
+            log_unverified("sleep mode")
         self._llm = AsyncLLM.from_engine_args(arguments)
         # The first request compiles and imports for seconds: now, while Megatron sets up.
         warm_up = GenerationSettings(

@@ -31,6 +31,14 @@ PLAIN_QUERIES = not (
 LATENT_MODELS = ["deepseek_untied"] + ["deepseekq_untied"] * PLAIN_QUERIES
 """Multi-head latent attention, a dense first layer, sigmoid routing with biases. The first: latent
 queries, stretched rotary embeddings, the best 2 of 4 groups; the second has none of these."""
+
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+}
 _DEEPSEEK: dict[str, Any] = {
     "n_routed_experts": 8,
     "num_experts_per_tok": 4,
@@ -76,18 +84,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": 5}),
     "deepseek": (
         "DeepseekV3Config",
-        _DEEPSEEK
-        | {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "beta_fast": 4.0,
-                "mscale": 1.0,
-                "mscale_all_dim": 0.7,
-            }
-        },
+        _DEEPSEEK | {"rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}},
     ),
     "deepseekq": (
         "DeepseekV3Config",
@@ -113,15 +110,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3yarn": (
         "Qwen3Config",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-                "beta_fast": 4.0,
-            }
-        },
+        {"rope_parameters": _YARN},
     ),
     "llamalinear": (
         "LlamaConfig",

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_config_check as base
 
-from sfpo_megatron.config import check, transports
-from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import ConfigError, load_config
+from sfpo_megatron.config import transports
+from sfpo_megatron.config.load import ConfigError
 
-BASE: dict[str, Any] = {
-    "output_dir": "run",
-    "model": {"path": "model"},
-    "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 100}]},
-}
-MOE: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 128,
-    "norm_topk_prob": True,
-}
+here, run_check = base.here, base.run_check
 M2N = "refit.transport=nccl_m2n"
 OURS = "set refit.transport: nccl_stages"
 # key, found, expected, fix, overrides, changes to the model
@@ -43,11 +31,11 @@ REFUSED: dict[str, tuple[str, str, str, str, tuple[str, ...], dict[str, Any]]] =
         f"{OURS}: a stage holds other layers", (M2N, "parallel.pipeline=2"), {}),
     "m2n_expert": (
         "parallel.expert", "2 with refit.transport: nccl_m2n", "1", f"{OURS}: an expert-parallel",
-        (M2N, "parallel.expert=2", "parallel.data=2"), MOE),
+        (M2N, "parallel.expert=2", "parallel.data=2"), base.MOE),
     "m2n_expert_tensor": (
         "parallel.expert_tensor", "2 with refit.transport: nccl_m2n", "1 or parallel.tensor (4)",
         "set one of the two",
-        (M2N, "parallel.expert_tensor=2", "parallel.tensor=4", "parallel.sequence=true"), MOE),
+        (M2N, "parallel.expert_tensor=2", "parallel.tensor=4", "parallel.sequence=true"), base.MOE),
     "m2n_two_engines": (
         "rollout.num_engines", "2 with refit.transport: nccl_m2n", "a single engine",
         "set it to 1", (M2N, "rollout.num_engines=2"), {}),
@@ -59,20 +47,6 @@ REFUSED: dict[str, tuple[str, str, str, str, tuple[str, ...], dict[str, Any]]] =
         "remove it",
         ("refit.transport=gloo", "rollout.engine_args={worker_extension_cls: mine.Worker}"), {}),
 }  # fmt: skip
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a good config; no GPU, whatever is here."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "has_cuda", lambda: False)
-    Path("run.yaml").write_text(json.dumps(BASE))
-    return tmp_path
-
-
-def run_check(*overrides: str, **arguments: Any) -> list[str]:
-    config = load_config("run.yaml", list(overrides))
-    return [str(warning) for warning in check_config(config, file="run.yaml", **arguments)]
 
 
 @pytest.mark.parametrize("name", REFUSED)

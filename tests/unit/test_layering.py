@@ -21,6 +21,7 @@ PACKAGE = ROOT / "sfpo_megatron"
 LAYER = {
     "sfpo": 0, "snapshots": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0,
     "families": 0, "data": 0, "rewards": 0, "planner": 0, "checkpoints": 0, "stopping": 0,
+    "unverified": 0,
     "addresses": 0,
     "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "step_metrics": 2, "run_io": 2, "rollout_feed": 2, "sft": 2, "evaluate": 2,

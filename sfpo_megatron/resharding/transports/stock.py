@@ -26,7 +26,7 @@ from vllm.distributed.weight_transfer.m2n_trainer import M2NTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from sfpo_megatron.resharding.passes import IntroductionFailed, SourcePass, packed_bytes
-from sfpo_megatron.resharding.unverified import log_unverified
+from sfpo_megatron.unverified import log_unverified
 
 GRACE_S = 10.0
 """Between the last engine's answer and the end of the sender's part."""
