@@ -103,23 +103,30 @@ class Receiver(WeightTransferEngine):
         self.repack_tied_lm_head()
 
     def repack_tied_lm_head(self) -> None:
-        """Give a tied lm_head the new weights in its packed form (CPU only).
+        """Give a tied lm_head the new weights in their packed form (CPU only).
 
         On CPU, vLLM keeps a packed copy of every GEMM weight in `layer.cpu_linear`. The layerwise
         reload re-packs the first owner of a shared parameter, embed_tokens, which has no GEMM; the
-        lm_head would go on with the old weights, silently.
+        lm_head would go on with the old weights, silently. It takes embed_tokens' copy.
         """
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():
             return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.layers.vocab_parallel_embedding import (
+            ParallelLMHead,
+            VocabParallelEmbedding,
+        )
 
-        for module in self.model.modules():
-            # An untied head was re-packed like any layer and its plain weight is gone (0 elements).
-            if isinstance(module, ParallelLMHead) and module.weight.numel():
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        modules = list(self.model.modules())
+        owners = {
+            module.weight.data_ptr(): module
+            for module in modules
+            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+        }
+        for module in modules:
+            if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in owners:
+                module.cpu_linear = owners[module.weight.data_ptr()].cpu_linear
 
 
 class WorkerReports:
