@@ -262,6 +262,7 @@ class WeightSyncClient:
         self._client = client
         self._version = 0
         self._only_stale = False
+        self._num_buckets = 0
         self._lost: str | None = None
 
     def needs_introduction(self) -> bool:
@@ -288,10 +289,17 @@ class WeightSyncClient:
         self.finish_weight_update()
 
     def start_weight_update(self) -> None:
+        self._num_buckets = 0
         self._update("start_weight_update", self._version, self._only_stale)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._update("update_weights", update_info)
+        self.begin_bucket(update_info)()
+
+    def begin_bucket(self, update_info: dict[str, Any]) -> Callable[[], None]:
+        """`update_weights`, which the engines do after those before it, whether or not these have
+        been waited for; the returned function waits for its end."""
+        number, self._num_buckets = self._num_buckets, self._num_buckets + 1
+        return self._begin("update_weights", update_info, number)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._update("finish_weight_update")
@@ -300,12 +308,19 @@ class WeightSyncClient:
             self._client.restart_controller(self._lost)
 
     def _update(self, method: str, *args: Any) -> Any:
+        return self._begin(method, *args)()
+
+    def _begin(self, method: str, *args: Any) -> Callable[[], Any]:
         if self._lost is not None:
-            return None
-        # No limit here: the controller keeps refit.timeout_s for each engine.
+            return lambda: None
         call = getattr(self._client._controller, method).remote(*args)
-        try:
-            return self._client._wait(call, None, "updating the engines' weights")
-        except ControllerDied as error:
-            self._lost = str(error)
-            return None
+
+        def wait() -> Any:
+            try:
+                # No limit here: the controller keeps refit.timeout_s for each engine.
+                return self._client._wait(call, None, "updating the engines' weights")
+            except ControllerDied as error:
+                self._lost = self._lost or str(error)
+                return None
+
+        return wait

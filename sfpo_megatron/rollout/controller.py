@@ -296,9 +296,9 @@ class RolloutController:
         self._updating = True
         await self._fleet.start_update(version, only_stale=only_stale)
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Hand one bucket to every engine that takes part."""
-        await self._fleet.update("update_weights", update_info)
+    async def update_weights(self, update_info: dict[str, Any], number: int) -> None:
+        """Hand a bucket, one of the update's by `number`, to every engine that takes part."""
+        await self._fleet.update("update_weights", update_info, number)
 
     async def finish_weight_update(self) -> None:
         """End the update everywhere; rollouts generated from now on carry the new version."""

@@ -44,6 +44,8 @@ class Engine:
         self._sleeps = False
         self._num_requests = 0
         self._one_call = asyncio.Lock()
+        self._turn = asyncio.Condition()
+        self._next_bucket = 0
 
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
@@ -131,7 +133,7 @@ class Engine:
         """Logits depend, in their last bits, on the batch that a sequence is computed in, and that
         on which requests have arrived when a step begins: here always all of this call."""
         async with self._one_call:
-            await self._watched(self._llm.pause_generation(mode="keep", clear_cache=False))
+            await self._pause("keep")
             answers = []
             for prompt, seed in pairs:  # in order: the place in a batch counts too
                 request = {"prompt_token_ids": list(prompt)}
@@ -178,12 +180,19 @@ class Engine:
 
     async def start_weight_update(self) -> None:
         """Stop scheduling, then begin an update. An update under a running request kills vLLM."""
-        await self._watched(self._llm.pause_generation(mode="wait", clear_cache=False))
+        await self._pause("wait")
         await self._rpc("start_weight_update")
+        self._next_bucket = 0
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load one bucket."""
-        await self._rpc("update_weights", update_info=update_info)
+    async def update_weights(self, update_info: dict[str, Any], number: int) -> None:
+        """Load bucket `number` of the update, after those before it; Ray may begin calls in another
+        order than they were made in."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._next_bucket == number)
+            loading = asyncio.ensure_future(self._rpc("update_weights", update_info=update_info))
+            self._next_bucket += 1
+            self._turn.notify_all()
+        await loading
 
     async def finish_weight_update(self) -> None:
         """End the update, forget what the old weights computed, and schedule again; raises, with
@@ -195,6 +204,12 @@ class Engine:
                     raise EngineCallFailed(f"{INTERRUPTED}: {reason}")
         await self.forget_prefixes()
         await self._watched(self._llm.resume_generation())
+
+    async def _pause(self, mode: Literal["keep", "wait"]) -> None:
+        """Schedule nothing new. Without the 20 ms that `AsyncLLM.pause_generation` sleeps so that
+        outputs come out before it returns, for which nothing here waits."""
+        core = self._llm.engine_core
+        await self._watched(core.pause_scheduler_async(mode=mode, clear_cache=False))
 
     async def forget_prefixes(self) -> None:
         """Drop the cached keys and values: of old weights, they would be reused silently."""

@@ -7,6 +7,7 @@ its test fails here and the guard can go.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sfpo_megatron.resharding.transports.manifest import ManifestError
 
 
 class LocalClient:
-    """vLLM's `VLLMWeightSyncClient` over the in-process engine."""
+    """`shm.BucketClient` over the in-process engine."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -36,8 +37,9 @@ class LocalClient:
     def start_weight_update(self) -> None:
         self._llm.start_weight_update()
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def begin_bucket(self, update_info: dict[str, Any]) -> Callable[[], None]:
         self._llm.update_weights({"update_info": update_info})
+        return lambda: None
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._llm.finish_weight_update(weight_version)

@@ -9,18 +9,19 @@
                      update                  ->   checksums, if told; load; copy what waits
     finish                                   ->   all arrived? re-pack; done
 
-While engines load from one half, the trainer fills the other.
+While engines load from one half, the trainer fills the other, and tells them of it before they
+have answered: they go on from one to the next.
 
 The wire carries names and numbers only, nothing is unpickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
@@ -67,11 +68,19 @@ class ShmEngine(Receiver):
     update_info_cls = ShmUpdateInfo
 
     _buffer: Tensor | None = None
+    _loading: Sequence[Any] = ()
+    """What vLLM knows of each layer's reload."""
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         """Refuse a manifest that is not this engine's checkpoint, then map the buffer."""
         self.take_manifest(init_info.names, init_info.dtype_names, init_info.shapes)
         self._buffer = shared_file.map_bytes(Path(init_info.path), init_info.buffer_bytes)
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        super().start_weight_update()
+        self._loading = [get_layerwise_info(layer) for layer in self.model.modules()]
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         if update_info.first != self._num_received:
@@ -94,12 +103,10 @@ class ShmEngine(Receiver):
         The layerwise reload keeps what it is given until then; a q_proj that waits for the k_proj
         of the next bucket must not change when this half of the buffer is filled again.
         """
-        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
         assert self._buffer is not None
         buffer = self._buffer.untyped_storage().data_ptr()
-        for layer in self.model.modules():
-            for _, call in get_layerwise_info(layer).loaded_weights:
+        for info in self._loading:
+            for _, call in info.loaded_weights:
                 for name, value in call.arguments.items():
                     if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == buffer:
                         call.arguments[name] = value.clone()
@@ -117,20 +124,25 @@ class ShmTrainerInitInfo(TrainerInitInfo):
     """Where the buffer goes if shared memory has no room for it."""
 
 
+class BucketClient(VLLMWeightSyncClient, Protocol):
+    """vLLM's, and a way to send a bucket before the answer to the last one."""
+
+    def begin_bucket(self, update_info: dict[str, Any]) -> Callable[[], None]:
+        """`update_weights`, after the buckets before it; the returned function waits for its
+        end."""
+
+
 class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
     """The sending end, on trainer rank 0."""
 
     init_info_cls = ShmTrainerInitInfo
 
-    def __init__(
-        self, *, client: VLLMWeightSyncClient, filler: Lockstep, fallback_dir: Path
-    ) -> None:
+    def __init__(self, *, client: BucketClient, filler: Lockstep, fallback_dir: Path) -> None:
         super().__init__(client=client, source=filler, is_sender=True)
         self.lost = False
+        self._begin_bucket = client.begin_bucket
         self._filler = filler
         self._buffer: Tensor | None = None
-        # The engines' answer to a bucket comes while the next one is filled.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="update_weights")
         self._introduce(fallback_dir)
 
     @classmethod
@@ -138,7 +150,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         cls,
         init_info: ShmTrainerInitInfo,
         *,
-        client: VLLMWeightSyncClient,
+        client: BucketClient,
         source: Lockstep | None = None,
     ) -> Self:
         if source is None:
@@ -166,21 +178,20 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         """One refit; the number of bytes sent. Every rank fills buckets (collective)."""
         self.client.start_weight_update()
         self._filler.begin()
-        loading: Future[None] | None = None
+        loading: deque[Callable[[], None]] = deque()
         for bucket in self._filler.buckets:
+            if len(loading) == 2:
+                loading.popleft()()  # then the half that this bucket goes into is free
             checksums = self._filler.fill_next(self._buffer)
-            if loading is not None:
-                loading.result()  # then the other half of the buffer is free
-            update = {"first": bucket.first, "offsets": list(bucket.offsets)}
+            update: dict[str, Any] = {"first": bucket.first, "offsets": list(bucket.offsets)}
             if checksums is not None:
                 update["checksums"] = checksums
-            loading = self._thread.submit(self.client.update_weights, update)
+            loading.append(self._begin_bucket(update))
         self._filler.end()
-        if loading is not None:
-            loading.result()
+        for wait in loading:
+            wait()
         self.client.finish_weight_update(weight_version)
         return sum(meta.num_bytes for meta in self._filler.manifest)
 
     def shutdown(self) -> None:
-        self._thread.shutdown()
         self._buffer = None

@@ -1,0 +1,59 @@
+"""The engine's plain methods, without vllm."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.config.tree import DataConfig, DataSource, ModelConfig, RunConfig
+from sfpo_megatron.rollout import engine as module
+from sfpo_megatron.rollout.engine import Engine
+
+
+class Recording(Engine):
+    """Its workers note what they are asked; bucket 1 fails."""
+
+    def __init__(self) -> None:
+        config = RunConfig(
+            output_dir="unused",
+            model=ModelConfig(path="unused"),
+            data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
+        )
+        super().__init__(config, model_path="unused", log_file=Path("unused"))
+        self.calls: list[Any] = []
+
+    async def _pause(self, mode: Any) -> None:
+        pass
+
+    async def _rpc(self, method: str, **arguments: Any) -> list[Any]:
+        self.calls.append(arguments.get("update_info", method))
+        await asyncio.sleep(0.01)
+        if arguments.get("update_info") == "bucket 1":
+            raise RuntimeError("checksum")
+        return []
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Recording:
+    monkeypatch.setattr(module, "enter_actor", lambda log_file: None)
+    monkeypatch.setattr(module, "Lifeline", lambda: None)
+    return Recording()
+
+
+def test_buckets_load_in_order_whatever_order_their_calls_begin_in(engine: Recording) -> None:
+    """And the next goes out before the last is done; one that fails keeps none from its turn."""
+
+    async def run() -> None:
+        for _ in range(2):
+            await engine.start_weight_update()
+            order = (2, 0, 3, 1)
+            calls = [engine.update_weights(f"bucket {n}", n) for n in order]  # type: ignore[arg-type]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert [str(answer) for answer in answers] == ["None", "None", "None", "checksum"]
+
+    asyncio.run(run())
+    once = ["start_weight_update", *(f"bucket {n}" for n in range(4))]
+    assert engine.calls == once * 2
