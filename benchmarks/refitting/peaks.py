@@ -23,10 +23,15 @@ def resident_bytes(pid: int) -> int:
     return found
 
 
-def extra_bytes(call: Callable[[], object], pids: Mapping[str, int]) -> dict[str, int]:
-    """By name, sampled every millisecond while `call` runs."""
-    before = {name: resident_bytes(pid) for name, pid in pids.items()}
-    peak = dict(before)
+def extra_bytes(
+    call: Callable[[], object],
+    pids: Mapping[str, int],
+    held: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """By name, sampled every millisecond while `call` runs. `held`: by name, what counts as held
+    before instead of what is now."""
+    now = {name: resident_bytes(pid) for name, pid in pids.items()}
+    before, peak = now | dict(held or {}), dict(now)
     done = threading.Event()
 
     def sample() -> None:

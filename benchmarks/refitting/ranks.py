@@ -7,6 +7,8 @@ vLLM engine behind Ray, and the three ways to get the weights across.
 from __future__ import annotations
 
 import gc
+import importlib
+import itertools
 import json
 import os
 import statistics
@@ -21,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.refitting.peaks import extra_bytes
+from benchmarks.refitting.peaks import extra_bytes, resident_bytes
 from sfpo_megatron.config.tree import (
     DataConfig,
     DataSource,
@@ -37,6 +39,7 @@ from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.engine import Engine
 
+_WARM_UPS = 4  # an engine's allocator has by then what updates need
 LAYOUTS: dict[str, dict[str, int]] = {
     "TP1": {},
     "TP2": {"tensor": 2},
@@ -49,7 +52,7 @@ class ReloadableEngine(Engine):
     """And the way without a transport: read a checkpoint in place."""
 
     async def reload(self, path: str) -> None:
-        await self._watched(self._llm.pause_generation(mode="wait", clear_cache=False))
+        await self._pause("wait")
         await self._rpc("reload_weights", weights_path=path)
         await self.forget_prefixes()
         await self._watched(self._llm.resume_generation())
@@ -70,7 +73,7 @@ class GatheredSource:
 
 
 class TimedClient:
-    """The engines' side of each call, in seconds; buckets overlap with the trainer's filling."""
+    """Seconds of each call, those for buckets being what is waited beside the filling."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -80,10 +83,21 @@ class TimedClient:
         def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             try:
-                return getattr(self._client, name)(*args, **kwargs)
+                answer = getattr(self._client, name)(*args, **kwargs)
             finally:
                 took = time.perf_counter() - began
                 self.seconds[name] = self.seconds.get(name, 0.0) + took
+            return self._timed(name, answer) if callable(answer) else answer
+
+        return call
+
+    def _timed(self, name: str, wait: Callable[[], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            began = time.perf_counter()
+            try:
+                return wait()
+            finally:
+                self.seconds[name] += time.perf_counter() - began
 
         return call
 
@@ -139,6 +153,8 @@ class Fleet:
         self.client.wait_ready(300)
         members = self.client._processes[1].members
         self.pids = {f"engine/{n}": p.pid for n, p in enumerate(members)}
+        # What an engine's process has once taken for an update it keeps for the next.
+        self.held = {name: resident_bytes(pid) for name, pid in self.pids.items()}
 
     def restart_seconds(self, config: RunConfig, path: Path) -> tuple[float, Any]:
         """From nothing to an engine that can generate."""
@@ -170,16 +186,17 @@ def timed(call: Callable[[], object], rounds: int) -> list[float]:
     return found
 
 
-def measure(spec: dict[str, Any], folder: Path, layout: str, fleet: Fleet | None) -> list[Any]:
-    """A row for each way; meaningful on rank 0. Collective."""
+def measure(
+    spec: dict[str, Any], folder: Path, layout: str, way: str, fleet: Fleet | None
+) -> list[Any]:
+    """A row for `way`, and those of the naive ways; meaningful on rank 0. Collective."""
     config = make_config(folder, layout, spec["bucket_bytes"], 0)
     source = make_source(config)
-    total = sum(meta.num_bytes for meta in source.metadata())
+    sizes = [meta.num_bytes for meta in source.metadata()]
     trainer = source.control.all_gather_json(os.getpid())
     pids = {f"trainer/{rank}": pid for rank, pid in enumerate(trainer)}
     pids |= fleet.pids if fleet else {}
     client = TimedClient(fleet.client.sync_client) if fleet else None
-    version = iter(range(1, 1000))
     rows: list[dict[str, Any]] = []
 
     def add(way: str, seconds: list[float], peaks: dict[str, int], **more: Any) -> None:
@@ -189,37 +206,43 @@ def measure(spec: dict[str, Any], folder: Path, layout: str, fleet: Fleet | None
             for side in ("trainer", "engine")
         }
         rows.append(
-            {"way": way, "layout": layout, "model_bytes": total, "median_s": median,
-             "seconds": seconds, "gb_per_s": total / median / 1e9,
-             "trainer_peak_bytes": of["trainer"], "engine_peak_bytes": of["engine"], **more}
+            {"way": way, "layout": layout, "model_bytes": sum(sizes), "median_s": median,
+             "largest_tensor_bytes": max(sizes), "seconds": seconds,
+             "gb_per_s": sum(sizes) / median / 1e9, "trainer_peak_bytes": of["trainer"],
+             "engine_peak_bytes": of["engine"], **more}
         )  # fmt: skip
 
     def refit_of(some: Any, bucket_bytes: int, verify: int = 0) -> Refit:
         settings = make_config(folder, layout, bucket_bytes, verify)
         return Refit(settings, source=some, client=client, is_sender=fleet is not None)
 
-    checked = refit_of(source, spec["bucket_bytes"], verify=1)
-    checked.send(next(version))  # an engine whose checksums differ would be ended
-    checked.close()
-    if fleet is not None:
-        assert fleet.client.health().num_restarts == 0, "checksums differ"
-    for way, some, bucket_bytes in (
-        ("streamed", source, spec["bucket_bytes"]),
-        ("gathered", GatheredSource(source), 1 << 62),
-    ):
-        gc.collect()
-        sender = refit_of(some, bucket_bytes)
-        peaks = extra_bytes(lambda s=sender: s.send(next(version)), pids)  # also warms up
-        if client is not None:
-            client.seconds.clear()
-        seconds = timed(lambda s=sender: s.send(next(version)), spec["rounds"])
-        parts = client.seconds if client is not None else {}
-        parts = {name: took / spec["rounds"] for name, took in parts.items()}
-        add(way, seconds, peaks, calls_mean_s=parts)
-        sender.close()
-        del sender
-    if layout in spec["naive_layouts"]:
-        naive(config, source, fleet, add, pids)
+    gc.collect()
+    if way == "streamed":
+        sender = refit_of(source, spec["bucket_bytes"])
+    else:
+        sender = refit_of(GatheredSource(source), 1 << 62)
+    version = itertools.count(1)
+    held = fleet.held if fleet else {}
+
+    def warm_up() -> None:
+        for _ in range(_WARM_UPS):
+            sender.send(next(version))
+
+    peaks = extra_bytes(warm_up, pids, held)
+    if client is not None:
+        client.seconds.clear()
+    seconds = timed(lambda: sender.send(next(version)), spec["rounds"])
+    parts = client.seconds if client is not None else {}
+    add(way, seconds, peaks, calls_mean_s={n: took / spec["rounds"] for n, took in parts.items()})
+    sender.close()
+    if way == "gathered":  # memory has been measured
+        checked = refit_of(source, spec["bucket_bytes"], verify=1)
+        checked.send(next(version))  # an engine whose checksums differ would be ended
+        checked.close()
+        if fleet is not None:
+            assert fleet.client.health().num_restarts == 0, "checksums differ"
+        if layout in spec["naive_layouts"]:
+            naive(config, source, fleet, add, pids)
     return rows
 
 
@@ -267,10 +290,12 @@ def main(folder: Path) -> None:
     first = make_config(folder, spec["layouts"][0], spec["bucket_bytes"], 0)
     # Before Megatron's CPU bridge and torch.distributed: the engine's processes inherit neither.
     fleet = Fleet(first) if os.environ["RANK"] == "0" else None
+    if fleet is not None:  # imported by the first sender, and no part of a refit's memory
+        importlib.import_module("sfpo_megatron.resharding.transports.shm")
     rows: list[Any] = []
     try:
-        for layout in spec["layouts"]:
-            found = measure(spec, folder, layout, fleet)
+        for way, layout in itertools.product(("streamed", "gathered"), spec["layouts"]):
+            found = measure(spec, folder, layout, way, fleet)
             rows += found if fleet else []
             from megatron.core import parallel_state
 
