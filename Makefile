@@ -111,6 +111,7 @@ $(LATEST)/.installed: requirements/latest.txt setup.py
 	touch $@
 
 # File by file: some have the same name in two folders, and what has passed stays passed.
+test-full: export FIGURES := benchmarks/results
 test-full: venv ## every matrix and count; hours; begun again it skips files that passed at this commit
 	@rc=0; for file in $$(git ls-files 'tests/*/test_*.py'); do \
 	    passed=.cache/test-full/$$(git rev-parse HEAD)/$$file; \

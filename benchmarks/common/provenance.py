@@ -59,10 +59,15 @@ def hardware(device: torch.device) -> str:
     return f"{os.cpu_count()} cores of {names[0] if names else 'a CPU'}, {gib:.0f} GiB"
 
 
+def figures_of(name: str) -> Path:
+    """The file of figures that a test takes, in FIGURES: `make test-full` sets it to
+    benchmarks/results, which no other run of the tests changes."""
+    return ROOT / os.environ.get("FIGURES", ".cache/figures") / f"{name}.json"
+
+
 def write_cpu(name: str, content: dict[str, Any]) -> None:
-    """Figures that a test took on the CPU: benchmarks/results/NAME.json."""
-    file = ROOT / "benchmarks" / "results" / f"{name}.json"
-    write(file, content, device=torch.device("cpu"), features=())
+    """Figures that a test took on the CPU, into `figures_of(name)`."""
+    write(figures_of(name), content, device=torch.device("cpu"), features=())
 
 
 def write(

@@ -32,7 +32,7 @@ TIMES: dict[str, Any] = {}
 def _results() -> Any:
     yield
     if TIMES:  # of the cases that ran; those of other sessions stay
-        file = provenance.ROOT / "benchmarks/results/slurm_ends.json"
+        file = provenance.figures_of("slurm_ends")
         earlier = json.loads(file.read_text())["seconds"] if file.exists() else {}
         provenance.write_cpu("slurm_ends", {"seconds": earlier | TIMES})
 
