@@ -188,7 +188,8 @@ class RunIO:
         begun = time.monotonic()
         with self._polling():
             self._client.wait_ready(self._config.rollout.timeout_s)
-        self.progress(f"engines ready (waited {time.monotonic() - begun:.1f} s {when})")
+        waited, way = time.monotonic() - begun, self._client.sync_client.transport
+        self.progress(f"engines ready (waited {waited:.1f} s {when}), refit by {way}")
 
     def share_devices(self, offload: Offload) -> None:
         """From now on colocated engines get the devices whenever they are asked for something."""

@@ -109,7 +109,7 @@ def make_config(folder: Path, layout: str, bucket_bytes: int, verify_every: int)
         parallel=ParallelConfig(**LAYOUTS[layout]),
         data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
         rollout=RolloutConfig(max_prompt_tokens=32, max_response_tokens=16),
-        refit=RefitConfig(bucket_bytes=bucket_bytes, verify_every=verify_every),
+        refit=RefitConfig(transport="shm", bucket_bytes=bucket_bytes, verify_every=verify_every),
         reward=RewardConfig(function="exact_match"),
     )
 

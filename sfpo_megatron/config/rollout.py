@@ -6,7 +6,7 @@ No torch, as in tree.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sfpo_megatron.config.fields import FieldError, at_least, positive, within
 
@@ -80,15 +80,20 @@ class RolloutConfig:
             )
 
 
+Transport: TypeAlias = Literal["auto", "shm", "gloo", "nccl_stages", "nccl", "ipc", "nccl_m2n"]
+
+
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RefitConfig:
     """How the trainer's weights reach the engines."""
 
-    transport: Literal["auto", "shm", "gloo", "nccl_stages", "nccl", "ipc", "nccl_m2n"] = "auto"
-    """auto: shm, a shared-memory file (the trainer's rank 0 and engines on one node). gloo,
+    transport: Transport = "auto"
+    """shm: a shared-memory file, for engines on the node of the trainer's rank 0. gloo,
     nccl_stages: every pipeline stage and expert-parallel rank broadcasts to all engines. vLLM's
     own: nccl, rank 0 broadcasts everything; ipc, for colocated engines, which open the memory of
-    their device's rank; nccl_m2n, every rank sends its shards, to one engine."""
+    their device's rank; nccl_m2n, every rank sends its shards, to one engine. auto: shm where all
+    engines are on that node, else nccl_stages; ipc if colocated (with verify_every, gloo); gloo
+    without CUDA."""
     bucket_bytes: int = 536870912
     """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
     timeout_s: float = 300.0
@@ -126,7 +131,6 @@ class RefitConfig:
 
     @property
     def backend(self) -> str:
-        """vLLM's name of the weight-transfer backend, which engines and trainer must agree on."""
-        if self.is_vllms_own:
-            return self.transport
-        return "sfpo_shm" if self.transport == "auto" else f"sfpo_{self.transport}"
+        """vLLM's name of the weight-transfer backend, which engines and trainer must agree on;
+        there is none for auto, in whose place `transports.chosen` puts another."""
+        return self.transport if self.is_vllms_own else f"sfpo_{self.transport}"

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 from sfpo_megatron.config.model_files import Problem
+from sfpo_megatron.config.rollout import Transport
 from sfpo_megatron.config.tree import RunConfig
 
 OURS = "set refit.transport: nccl_stages"
 _MAX_SOURCE_SHARDS = 16
+
+
+def chosen(config: RunConfig, *, one_node: bool, on_cpu: bool) -> RunConfig:
+    """`config` with another transport in place of `auto`. `one_node`: all engines are on the node
+    of the trainer's rank 0."""
+    if config.refit.transport != "auto":
+        return config
+    if one_node:
+        return with_transport(config, "shm")
+    if on_cpu:
+        return with_transport(config, "gloo")
+    if config.rollout.placement == "dedicated":
+        return with_transport(config, "nccl_stages")
+    return with_transport(config, "gloo" if config.refit.verify_every else "ipc")
+
+
+def with_transport(config: RunConfig, transport: Transport) -> RunConfig:
+    """`config` with `refit.transport` set."""
+    return replace(config, refit=replace(config.refit, transport=transport))
 
 
 def transports(config: RunConfig) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sfpo_megatron.addresses import own_address
+from sfpo_megatron.config.transports import with_transport
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.hf_files import mtp_prefixes
 from sfpo_megatron.families.shape import model_shape, read_hf_config
@@ -33,6 +34,12 @@ class Refit:
         self, config: RunConfig, *, source: WeightSource, client: Any, is_sender: bool
     ) -> None:
         """`client` is the `RolloutClient.sync_client` on the sender, None elsewhere."""
+        self._control = getattr(source, "control", None)
+        if config.refit.transport == "auto":
+            of_engines: Any = client.transport if is_sender else None
+            if self._control is not None:
+                of_engines = self._control.broadcast_json(of_engines)
+            config = with_transport(config, of_engines)
         self._config = config
         self._driver: Lockstep | Streams | SourcePass
         if config.refit.is_vllms_own:
@@ -52,7 +59,6 @@ class Refit:
         self._client = client
         self._is_sender = is_sender
         self._everyone_sends = config.refit.transport in ("ipc", "nccl_m2n")
-        self._control = getattr(source, "control", None)
         self._transport: Any = None
         self._why_missed: str | None = None
 

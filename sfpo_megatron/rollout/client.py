@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from sfpo_megatron.config.rollout import Transport
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, stop_cluster, why_gone
 from sfpo_megatron.rollout.engine import Memory
@@ -55,7 +56,7 @@ class RolloutClient:
         self._postponed: str | None = None
         """Why a controller has to be started once engines have their devices again."""
         self.num_controller_restarts = 0
-        self.sync_client = WeightSyncClient(self)
+        self.sync_client = WeightSyncClient(self, config.refit.transport)
         """vLLM's `VLLMWeightSyncClient` for all engines at once."""
         self.on_poll: Callable[[], None] | None = None
         """Called while a wait polls; what it raises ends the wait."""
@@ -253,13 +254,15 @@ def _wait_until_gone(processes: list[ProcessIdentity]) -> None:
 
 class WeightSyncClient:
     """vLLM's `VLLMWeightSyncClient`: each call reaches every engine through the controller.
+    `transport`: `refit.transport` as the engines have it, never auto.
 
     A controller that dies in mid-update does not end it: the sender goes through the rest, which
     reaches nobody; the controller that is started at its end wants the weights again.
     """
 
-    def __init__(self, client: RolloutClient) -> None:
+    def __init__(self, client: RolloutClient, transport: Transport) -> None:
         self._client = client
+        self.transport = transport
         self._version = 0
         self._only_stale = False
         self._num_buckets = 0

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.config.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
@@ -59,6 +60,7 @@ def start_rollouts(
         tensor_parallel=rollout.tensor_parallel,
         placement=rollout.placement,
     )
+    config = _with_chosen_transport(config, placements, own_node=cluster[0].id)
     spawn = partial(
         create_actor,
         RolloutController,
@@ -68,6 +70,25 @@ def start_rollouts(
         placement=Placement(node_id=cluster[0].id, devices=()),  # beside rank 0
     )
     return RolloutClient(config, spawn, owns_cluster=owns_cluster)
+
+
+def _with_chosen_transport(
+    config: RunConfig, placements: Sequence[Placement], *, own_node: str
+) -> RunConfig:
+    """`config` with the transport that engines in these places can have."""
+    one_node = all(placement.node_id == own_node for placement in placements)
+    on_cpu = not any(placement.devices or placement.num_gpus for placement in placements)
+    config = chosen(config, one_node=one_node, on_cpu=on_cpu)
+    if config.refit.transport == "shm" and not one_node:
+        raise RolloutError(
+            "refit.transport: found shm with engines on other nodes than the trainer's rank 0, "
+            "expected one that leaves the node; set it to auto"
+        )
+    for problem in transports(config):  # of what auto stands for here
+        raise RolloutError(
+            f"{problem.key}: found {problem.found}, expected {problem.expected}; {problem.fix}"
+        )
+    return config
 
 
 class RolloutController:

@@ -140,7 +140,7 @@ def test_a_failing_engine_leaves_no_rank_in_the_gathering(monkeypatch: pytest.Mo
     from sfpo_megatron.resharding import transports
 
     config = fleet.make_config(Path("model"), Path("run"))
-    config = dataclasses.replace(config, refit=RefitConfig(bucket_bytes=4096))
+    config = dataclasses.replace(config, refit=RefitConfig(transport="shm", bucket_bytes=4096))
     monkeypatch.setattr(transports, "sender", lambda *a, driver, **k: Transport(driver))
     with pytest.raises(RuntimeError, match="the controller refused"):
         Refit(config, source=Source(), client=Client(), is_sender=True).send(1)

@@ -1,5 +1,5 @@
 """A whole run on two Ray nodes, emulated on the loopback interface: an engine on each, weights over
-gloo from both pipeline stages.
+gloo (`auto`, there) from both pipeline stages.
 
 Not exercised: two machines; trainer ranks on the second node.
 """
@@ -54,7 +54,7 @@ def test_an_engine_on_each_node(cluster: Any, tmp_path: Path) -> None:
         model,
         parallel={"tensor": 1, "pipeline": 2},
         rollout={"num_engines": 2},
-        refit={"transport": "gloo", "bucket_bytes": 200_000, "verify_every": 1},
+        refit={"bucket_bytes": 200_000, "verify_every": 1},
     )
     process = digits.start_train(config)
     try:
@@ -66,6 +66,7 @@ def test_an_engine_on_each_node(cluster: Any, tmp_path: Path) -> None:
         if process.poll() is None:
             digits.end(process)
     assert process.returncode == 0, output
+    assert "refit by gloo" in output, output
     steps, _ = digits.read_metrics(tmp_path / "run")
     assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:

@@ -10,7 +10,16 @@ import pytest
 import test_config_check as base
 
 from sfpo_megatron.config import transports
+from sfpo_megatron.config.engines import colocated
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.tree import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    RefitConfig,
+    RolloutConfig,
+    RunConfig,
+)
 
 here, run_check = base.here, base.run_check
 M2N = "refit.transport=nccl_m2n"
@@ -107,3 +116,39 @@ def test_taken(
     monkeypatch.setattr(transports, "find_spec", lambda name: object())
     warnings = run_check(*overrides, on_cpu=False)
     assert not [text for text in warnings if "refit" in text]
+
+
+@pytest.mark.parametrize(
+    ("one_node", "on_cpu", "placement", "verify_every", "expected"),
+    [
+        (True, True, "dedicated", 0, "shm"),
+        (True, False, "dedicated", 1, "shm"),
+        (True, False, "colocated", 0, "shm"),
+        (False, True, "dedicated", 0, "gloo"),
+        (False, True, "colocated", 1, "gloo"),
+        (False, False, "dedicated", 1, "nccl_stages"),
+        (False, False, "colocated", 0, "ipc"),
+        (False, False, "colocated", 1, "gloo"),
+    ],
+)
+def test_auto_is_a_way_that_reaches_the_engines(
+    one_node: bool, on_cpu: bool, placement: Any, verify_every: int, expected: str
+) -> None:
+    """And one that `check` takes, with the same settings."""
+    config = config_of(transport="auto", placement=placement, verify_every=verify_every)
+    found = transports.chosen(config, one_node=one_node, on_cpu=on_cpu)
+    assert found.refit.transport == expected
+    assert not list(transports.transports(found))
+    assert not list(colocated(found, 1))
+    given = config_of(transport="gloo", placement=placement, verify_every=verify_every)
+    assert transports.chosen(given, one_node=one_node, on_cpu=on_cpu) is given
+
+
+def config_of(*, transport: Any, placement: Any, verify_every: int) -> RunConfig:
+    return RunConfig(
+        output_dir="unused",
+        model=ModelConfig(path="unused"),
+        data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
+        rollout=RolloutConfig(placement=placement),
+        refit=RefitConfig(transport=transport, verify_every=verify_every),
+    )
