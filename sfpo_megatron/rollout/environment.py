@@ -50,10 +50,9 @@ CPU_ACTOR_VARIABLES = ACTOR_VARIABLES | {
     # Even under enforce_eager vLLM compiles a helper of its sampler: on CPU that takes a C++
     # compiler, without which EngineCore dies at its first request, and seconds of every start.
     "TORCH_COMPILE_DISABLE": "1",
-    # glibc maps every large tensor anew and gives it back when freed: each refit, of which vLLM's
-    # part is one layer's temporaries after another, would spend a third of its time in page faults.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "-1",
+    # A refit makes vLLM allocate and free every layer's tensors, which glibc maps anew each time:
+    # a third of its time were page faults. Huge pages are few, and nothing is kept for the next.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """The same for an actor without a GPU."""
 
