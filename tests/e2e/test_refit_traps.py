@@ -72,13 +72,13 @@ def states(models: dict[str, Path]) -> tuple[dict[str, Tensor], dict[str, Tensor
 def test_tied_lm_head_is_packed_anew(
     llm: Any, states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails without `ShmEngine.repack_tied_lm_head`: the CPU lm_head keeps its packed weights."""
+    """Fails without `Receiver.pack_heads`: the CPU lm_head keeps its packed weights."""
     a, b = states
     send(llm, b, tmp_path)
     expected = tokens(llm)
     send(llm, a, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shm.ShmEngine, "repack_tied_lm_head", lambda self: None)
+        patch.setattr(shm.ShmEngine, "pack_heads", lambda self: None)
         send(llm, b, tmp_path)
         assert tokens(llm) != expected
     send(llm, b, tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,34 @@ class Receiver(WeightTransferEngine):
         self._num_received, self.interruption = 0, None
         self.forget_expert_kernels()
         initialize_layerwise_reload(self.model)
+        self.load_embeddings_in_place()
+
+    def load_embeddings_in_place(self) -> None:
+        """Take the vocabulary's tensors out of the layerwise reload, which would load each into
+        memory of its own and copy it from there: the largest tensor of most models once more."""
+        from vllm.model_executor.model_loader.reload.layerwise import (
+            _place_kernel_tensors,
+            get_layerwise_info,
+        )
+
+        for module in self._embeddings():
+            info = get_layerwise_info(module)
+            _place_kernel_tensors(module, info)
+            info.reset()
+
+    def _embeddings(self) -> list[Any]:
+        """Embeddings and heads that are kept as they are loaded, but for CPU's packed copies."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import (
+            UnquantizedEmbeddingMethod,
+            VocabParallelEmbedding,
+        )
+
+        return [
+            module
+            for module in self.model.modules()
+            if isinstance(module, VocabParallelEmbedding)
+            and type(module.quant_method) is UnquantizedEmbeddingMethod
+        ]
 
     def forget_expert_kernels(self) -> None:
         """Have the experts' weights packed again (CPU only).
@@ -100,33 +129,28 @@ class Receiver(WeightTransferEngine):
                 "weights are a mixture and it must be started anew"
             )
         finalize_layerwise_reload(self.model, self.model_config)
-        self.repack_tied_lm_head()
+        self.pack_heads()
 
-    def repack_tied_lm_head(self) -> None:
-        """Give a tied lm_head the new weights in their packed form (CPU only).
+    def pack_heads(self) -> None:
+        """Give each lm_head the new weights in their packed form (CPU only).
 
-        On CPU, vLLM keeps a packed copy of every GEMM weight in `layer.cpu_linear`. The layerwise
-        reload re-packs the first owner of a shared parameter, embed_tokens, which has no GEMM; the
-        lm_head would go on with the old weights, silently. It takes embed_tokens' copy.
+        On CPU, vLLM keeps a packed copy of every GEMM weight in `layer.cpu_linear`. It makes one of
+        embed_tokens too, for which nothing asks beside a head: that copy is dropped, as the head's
+        old one is before the new one is made.
         """
         from vllm.platforms import current_platform
 
         if not current_platform.is_cpu():
             return
-        from vllm.model_executor.layers.vocab_parallel_embedding import (
-            ParallelLMHead,
-            VocabParallelEmbedding,
-        )
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-        modules = list(self.model.modules())
-        owners = {
-            module.weight.data_ptr(): module
-            for module in modules
-            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
-        }
-        for module in modules:
-            if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in owners:
-                module.cpu_linear = owners[module.weight.data_ptr()].cpu_linear
+        embeddings = self._embeddings()
+        heads = [module for module in embeddings if isinstance(module, ParallelLMHead)]
+        for module in embeddings:
+            module.cpu_linear = None
+        for head in heads or embeddings:  # without one of its own, an embedding is the head
+            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
 class WorkerReports:
