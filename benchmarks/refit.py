@@ -97,16 +97,14 @@ def run_ranks(folder: Path, world: int, layouts: tuple[str, ...], rounds: int) -
     return json.loads((folder / "rows.json").read_text(encoding="utf-8"))
 
 
-def judged(
-    rows: list[dict[str, Any]], copy_gb_per_s: float, pack_gb_per_s: float
-) -> list[dict[str, Any]]:
+def judged(rows: list[dict[str, Any]], copying: float, packing: float) -> list[dict[str, Any]]:
     """With the floor, the speed-up over both naive ways, and what was to be reached (the stricter
-    reading: against the faster of the two)."""
+    reading: against the faster of the two). `copying`, `packing`: GB/s."""
     saved = {r["way"]: r["median_s"] for r in rows if r["way"].startswith("save")}
     found = []
     for row in rows:
-        hop_s = row["model_bytes"] / copy_gb_per_s / 1e9
-        packing_s = row["model_bytes"] / pack_gb_per_s / 1e9
+        hop_s = row["model_bytes"] / copying / 1e9
+        packing_s = row["model_bytes"] / packing / 1e9
         floor_s, with_packing_s = len(HOPS) * hop_s, (len(HOPS) - 1) * hop_s + packing_s
         more = {
             "floor_s": floor_s,

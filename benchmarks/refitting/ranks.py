@@ -39,7 +39,7 @@ from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.engine import Engine
 
-_WARM_UPS = 4  # an engine's allocator has by then what updates need
+_WARM_UPS = 4  # the first refits wait for the kernel to make huge pages
 LAYOUTS: dict[str, dict[str, int]] = {
     "TP1": {},
     "TP2": {"tensor": 2},
@@ -81,25 +81,18 @@ class TimedClient:
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                answer = getattr(self._client, name)(*args, **kwargs)
-            finally:
-                took = time.perf_counter() - began
-                self.seconds[name] = self.seconds.get(name, 0.0) + took
-            return self._timed(name, answer) if callable(answer) else answer
+            answer = self._timed(name, lambda: getattr(self._client, name)(*args, **kwargs))
+            return (lambda: self._timed(name, answer)) if callable(answer) else answer
 
         return call
 
-    def _timed(self, name: str, wait: Callable[[], Any]) -> Callable[[], Any]:
-        def call() -> Any:
-            began = time.perf_counter()
-            try:
-                return wait()
-            finally:
-                self.seconds[name] += time.perf_counter() - began
-
-        return call
+    def _timed(self, name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        try:
+            return work()
+        finally:
+            took = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
 
 
 def make_config(folder: Path, layout: str, bucket_bytes: int, verify_every: int) -> RunConfig:
@@ -153,7 +146,7 @@ class Fleet:
         self.client.wait_ready(300)
         members = self.client._processes[1].members
         self.pids = {f"engine/{n}": p.pid for n, p in enumerate(members)}
-        # What an engine's process has once taken for an update it keeps for the next.
+        # Before any refit: an engine keeps the last one's buffer mapped.
         self.held = {name: resident_bytes(pid) for name, pid in self.pids.items()}
 
     def restart_seconds(self, config: RunConfig, path: Path) -> tuple[float, Any]:

@@ -61,8 +61,7 @@ def check_config(
             raise ConfigError(
                 file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
             )
-        message = f"found {problem.found}, expected {problem.expected}; {problem.fix}"
-        warnings.append(ConfigWarning(file=file, key=problem.key, message=message))
+        warnings.append(ConfigWarning(file=file, key=problem.key, message=problem.message))
     return warnings
 
 

@@ -40,6 +40,11 @@ class Problem:
     fix: str
     level: Literal["error", "error_when_training", "warning"] = "error"
 
+    @property
+    def message(self) -> str:
+        """What follows the key."""
+        return f"found {self.found}, expected {self.expected}; {self.fix}"
+
 
 def looks_like_path(value: str) -> bool:
     """A hub id is `owner/name` (or `name`) and nothing of it exists here; the rest are paths."""

@@ -85,9 +85,7 @@ def _with_chosen_transport(
             "expected one that leaves the node; set it to auto"
         )
     for problem in transports(config):  # of what auto stands for here
-        raise RolloutError(
-            f"{problem.key}: found {problem.found}, expected {problem.expected}; {problem.fix}"
-        )
+        raise RolloutError(f"{problem.key}: {problem.message}")
     return config
 
 

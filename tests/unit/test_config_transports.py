@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 import test_config_check as base
+from configs import run_config
 
 from sfpo_megatron.config import transports
 from sfpo_megatron.config.engines import colocated
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.tree import (
-    DataConfig,
-    DataSource,
-    ModelConfig,
-    RefitConfig,
-    RolloutConfig,
-    RunConfig,
-)
 
 here, run_check = base.here, base.run_check
 M2N = "refit.transport=nccl_m2n"
@@ -135,20 +128,11 @@ def test_auto_is_a_way_that_reaches_the_engines(
     one_node: bool, on_cpu: bool, placement: Any, verify_every: int, expected: str
 ) -> None:
     """And one that `check` takes, with the same settings."""
-    config = config_of(transport="auto", placement=placement, verify_every=verify_every)
+    rollout, refit = {"placement": placement}, {"verify_every": verify_every}
+    config = run_config(rollout=rollout, refit=refit)
     found = transports.chosen(config, one_node=one_node, on_cpu=on_cpu)
     assert found.refit.transport == expected
     assert not list(transports.transports(found))
     assert not list(colocated(found, 1))
-    given = config_of(transport="gloo", placement=placement, verify_every=verify_every)
+    given = run_config(rollout=rollout, refit=refit | {"transport": "gloo"})
     assert transports.chosen(given, one_node=one_node, on_cpu=on_cpu) is given
-
-
-def config_of(*, transport: Any, placement: Any, verify_every: int) -> RunConfig:
-    return RunConfig(
-        output_dir="unused",
-        model=ModelConfig(path="unused"),
-        data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
-        rollout=RolloutConfig(placement=placement),
-        refit=RefitConfig(transport=transport, verify_every=verify_every),
-    )

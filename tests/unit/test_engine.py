@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import run_config
 
-from sfpo_megatron.config.tree import DataConfig, DataSource, ModelConfig, RunConfig
 from sfpo_megatron.rollout import engine as module
 from sfpo_megatron.rollout.engine import Engine
 
@@ -17,12 +17,7 @@ class Recording(Engine):
     """Its workers note what they are asked; bucket 1 fails."""
 
     def __init__(self) -> None:
-        config = RunConfig(
-            output_dir="unused",
-            model=ModelConfig(path="unused"),
-            data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
-        )
-        super().__init__(config, model_path="unused", log_file=Path("unused"))
+        super().__init__(run_config(), model_path="unused", log_file=Path("unused"))
         self.calls: list[Any] = []
 
     async def _pause(self, mode: Any) -> None:

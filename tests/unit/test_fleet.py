@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configs import run_config
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from sfpo_megatron.config.tree import (
-    DataConfig,
-    DataSource,
-    ModelConfig,
-    RefitConfig,
-    RolloutConfig,
-    RunConfig,
-)
 from sfpo_megatron.rollout import fleet as module
 from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, FleetLost
 from sfpo_megatron.rollout.sampling import GenerationSettings
@@ -92,12 +85,9 @@ def make_fleet(
         actors.append(Actor(index))
         return actors[-1]
 
-    config = RunConfig(
-        output_dir="unused",
-        model=ModelConfig(path="unused"),
-        data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
-        rollout=RolloutConfig(**({"num_engines": 2} | rollout)),
-        refit=RefitConfig(timeout_s=refit_timeout_s, transport=transport),
+    config = run_config(
+        rollout={"num_engines": 2} | rollout,
+        refit={"timeout_s": refit_timeout_s, "transport": transport},
     )
     return Fleet(config, spawn, version=0, log_dir=Path("logs"))
 

@@ -11,16 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from configs import run_config
 
 from sfpo_megatron import run_io
-from sfpo_megatron.config.tree import DataConfig, DataSource, ModelConfig, RunConfig
 from sfpo_megatron.rollout.errors import FleetLost
 
-CONFIG = RunConfig(
-    output_dir="unused",
-    model=ModelConfig(path="unused"),
-    data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
-)
+CONFIG = run_config()
 
 
 class Control:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from configs import run_config
 
-from sfpo_megatron.config.tree import (
-    DataConfig,
-    DataSource,
-    ModelConfig,
-    RefitConfig,
-    RolloutConfig,
-    RunConfig,
-)
 from sfpo_megatron.rollout.controller import _with_chosen_transport
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.placement import Placement
@@ -21,16 +12,6 @@ from sfpo_megatron.rollout.placement import Placement
 
 def engines(*nodes: str, devices: tuple[int, ...] = ()) -> list[Placement]:
     return [Placement(node_id=node, devices=devices) for node in nodes]
-
-
-def config_of(transport: Any = "auto", **rollout: Any) -> RunConfig:
-    return RunConfig(
-        output_dir="unused",
-        model=ModelConfig(path="unused"),
-        data=DataConfig(train=(DataSource(source="jsonl", path="unused"),)),
-        rollout=RolloutConfig(**rollout),
-        refit=RefitConfig(transport=transport),
-    )
 
 
 @pytest.mark.parametrize(
@@ -44,17 +25,19 @@ def config_of(transport: Any = "auto", **rollout: Any) -> RunConfig:
     ],
 )
 def test_auto(placements: list[Placement], expected: str) -> None:
-    found = _with_chosen_transport(config_of(), placements, own_node="here")
+    found = _with_chosen_transport(run_config(), placements, own_node="here")
     assert found.refit.transport == expected
 
 
 def test_shared_memory_does_not_reach_another_node() -> None:
     with pytest.raises(RolloutError, match=r"found shm .* expected one that .*; set it to auto"):
-        _with_chosen_transport(config_of("shm"), engines("here", "there"), own_node="here")
+        _with_chosen_transport(
+            run_config(refit={"transport": "shm"}), engines("here", "there"), own_node="here"
+        )
 
 
 def test_what_auto_stands_for_is_checked() -> None:
-    config = config_of(engine_args={"worker_extension_cls": "mine.Worker"})
+    config = run_config(rollout={"engine_args": {"worker_extension_cls": "mine.Worker"}})
     _with_chosen_transport(config, engines("here"), own_node="here")
     with pytest.raises(RolloutError, match=r"worker_extension_cls: found set with .*gloo"):
         _with_chosen_transport(config, engines("there"), own_node="here")
