@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sfpo_megatron import __version__
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
-from sfpo_megatron.config.model_files import model_of
+from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -169,7 +169,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             fix="add a source",
         )
     from sfpo_megatron import evaluate
-    from sfpo_megatron.worker import install_signal_handlers, message_line
+    from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
 
     install_signal_handlers(0)
     try:
@@ -197,7 +197,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     config = _load(arguments, world_size=world_size, for_training=True)
     saves = command == "train" and config.saves_state
     if not under_torchrun:
-        from sfpo_megatron.launcher import launch
+        from sfpo_megatron.launcher.launch import launch
 
         assert config.parallel.data is not None, "check_config refuses null outside torchrun"
         return launch(
@@ -207,7 +207,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
             saves_when_stopped=saves,
         )
 
-    from sfpo_megatron.worker import record_exit_code, run_rank
+    from sfpo_megatron.launcher.rank import record_exit_code, run_rank
 
     run = partial(_run, command, config)
     code = run_rank(

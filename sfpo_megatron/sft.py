@@ -19,8 +19,8 @@ from sfpo_megatron.mcore.setup import LRSchedule, build_policy
 from sfpo_megatron.objectives.objective import NextTokenObjective
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
-from sfpo_megatron.rollout_feed import share
-from sfpo_megatron.run_io import prepare_output
+from sfpo_megatron.run.engines import prepare_output
+from sfpo_megatron.run.feed import share
 from sfpo_megatron.tracking.sinks import Tracker
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.trainer import batch_layout

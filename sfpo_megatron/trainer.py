@@ -26,6 +26,7 @@ from sfpo_megatron.batching import (
     set_advantages,
 )
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.stopping import OutOfTime
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.mcore.passes import (
@@ -35,26 +36,25 @@ from sfpo_megatron.mcore.passes import (
     run_pass,
     set_old_logprobs,
 )
-from sfpo_megatron.mcore.reference import ReferencePolicy, rollout_kl
+from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy
 from sfpo_megatron.objectives.advantage import advantages_of, in_loss, shaped_rewards
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.rollout.errors import FleetLost
-from sfpo_megatron.run_io import RunIO, open_run
-from sfpo_megatron.run_state import Checkpoints
-from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
-from sfpo_megatron.snapshots.host import HostSnapshot
-from sfpo_megatron.snapshots.moments import MomentSnapshot
-from sfpo_megatron.step_metrics import (
+from sfpo_megatron.run.checkpoints import Checkpoints
+from sfpo_megatron.run.engines import RunIO, open_run
+from sfpo_megatron.run.metrics import (
     Totals,
     batch_metrics,
     logprob_difference,
     pass_metrics,
     split_metrics,
 )
-from sfpo_megatron.stopping import OutOfTime
+from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot, sfpo_step
+from sfpo_megatron.snapshots.host import HostSnapshot
+from sfpo_megatron.snapshots.moments import MomentSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 

@@ -80,7 +80,7 @@ def blank_model(source: Path, companions: Path | None, out: Path) -> None:
     from sfpo_megatron.convert.locate import hf_files, locate
     from sfpo_megatron.convert.to_hf import MegatronWeights
     from sfpo_megatron.families.shape import model_shape, read_hf_config
-    from sfpo_megatron.resharding.transports.manifest import read_checkpoint_shapes
+    from sfpo_megatron.resharding.transports.tensor_names import read_checkpoint_shapes
 
     if is_hf(source):
         files, shapes = source, read_checkpoint_shapes(source)

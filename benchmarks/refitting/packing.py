@@ -21,7 +21,7 @@ Shape = tuple[int, int]
 
 def pack_gb_per_s(shapes: Sequence[Shape]) -> float:
     """Bytes of bf16 weights of these shapes that an engine's process packs in a second."""
-    from sfpo_megatron.rollout.environment import CPU_ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
 
     sizes = [f"{rows},{columns}" for rows, columns in shapes]
     done = subprocess.run(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.config.context_parallel import context_parallel
-from sfpo_megatron.config.engines import colocated, engines
-from sfpo_megatron.config.experts import expert_layout, experts_of_model
-from sfpo_megatron.config.files import checkpoints, data, outputs
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.model_files import MODEL_RULES, Problem, read_model
-from sfpo_megatron.config.transports import transport_of_device, transports
+from sfpo_megatron.config.rules.context_parallel import context_parallel
+from sfpo_megatron.config.rules.engines import colocated, engines
+from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
+from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
 
 

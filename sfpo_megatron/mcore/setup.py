@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
+from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
-from sfpo_megatron.unverified import log_unverified
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.aux_losses import AuxLosses

@@ -17,7 +17,7 @@ from torch import Tensor
 from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import checksum, signed
 from sfpo_megatron.resharding.transports import shared_file
-from sfpo_megatron.resharding.transports.manifest import Bucket, ManifestError
+from sfpo_megatron.resharding.transports.tensor_names import Bucket, ManifestError
 
 
 class WeightSource(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sfpo_megatron.resharding.filling import Filler
-from sfpo_megatron.resharding.transports.manifest import Bucket, plan_buckets
+from sfpo_megatron.resharding.transports.tensor_names import Bucket, plan_buckets
 
 
 class Lockstep:

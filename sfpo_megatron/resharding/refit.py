@@ -2,7 +2,7 @@
 
 Every trainer rank calls `send`. shm: all fill buckets in lockstep (`filling.py`), and one rank, the
 sender, hands them to the engines. gloo, nccl_stages: leaders broadcast (`streams.py`), and the
-sender tells the engines to receive. vLLM's own transports read the source (`passes.py`): nccl on
+sender tells the engines to receive. vLLM's own transports read the source (`source_pass.py`): nccl on
 the sender, the others on every rank. vllm is imported inside `transports`, on the ranks that send.
 """
 
@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from sfpo_megatron.addresses import own_address
-from sfpo_megatron.config.transports import with_transport
+from sfpo_megatron.config.rules.transports import with_transport
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.hf_files import mtp_prefixes
 from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.host.addresses import own_address
 from sfpo_megatron.resharding import transports
 from sfpo_megatron.resharding.filling import WeightSource, make_filler
 from sfpo_megatron.resharding.lockstep import Lockstep
-from sfpo_megatron.resharding.passes import IntroductionFailed, SourcePass
+from sfpo_megatron.resharding.source_pass import IntroductionFailed, SourcePass
 from sfpo_megatron.resharding.streams import Streams
-from sfpo_megatron.resharding.transports.manifest import check_manifest, read_checkpoint_shapes
+from sfpo_megatron.resharding.transports.tensor_names import check_manifest, read_checkpoint_shapes
 
 
 class Refit:

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfpo_megatron.addresses import own_address
 from sfpo_megatron.families.hf_files import TensorMeta
+from sfpo_megatron.host.addresses import own_address
+from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.resharding.checksums import signed
 from sfpo_megatron.resharding.plan import Stream, plan_streams
-from sfpo_megatron.unverified import log_unverified
 
 _ALIGN_BYTES = 64
 _POLL_S, _LOOK_S = 0.0005, 0.5

@@ -35,7 +35,13 @@ class WorkerProcess:
         lifeline_read, self._lifeline = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sfpo_megatron.rewards.worker", module, str(lifeline_read)],
+                [
+                    sys.executable,
+                    "-m",
+                    "sfpo_megatron.rewards.worker",
+                    module,
+                    str(lifeline_read),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=(lifeline_read,),

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sfpo_megatron.rollout.environment import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
+from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.placement import Node, Placement
 

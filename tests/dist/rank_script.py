@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from sfpo_megatron import stopping, worker
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.host import stopping
+from sfpo_megatron.launcher import rank as worker
 
 
 def run(mode: str, folder: Path) -> bool:

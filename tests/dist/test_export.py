@@ -76,7 +76,7 @@ def check_other_ways(bench: Workbench, source: MegatronWeightSource) -> None:
     is followed to its end."""
     from workbench import same_bits
 
-    from sfpo_megatron.resharding.passes import SourcePass
+    from sfpo_megatron.resharding.source_pass import SourcePass
 
     written = written_by_all_ranks(source)
     names = list(written)
@@ -151,8 +151,8 @@ def test_other_ways_collect_experts(bench: Workbench, model: str) -> None:
 def test_peak_memory_of_a_pass(bench: Workbench, way: str) -> None:
     """At most two buckets (of refit.bucket_bytes, or the largest tensor, if larger: here that).
     What vLLM packs into is its own (docs/how-it-works.md)."""
-    from sfpo_megatron.resharding.passes import packed_bytes
     from sfpo_megatron.resharding.source import MegatronWeightSource
+    from sfpo_megatron.resharding.source_pass import packed_bytes
 
     model = MOE_MODELS[0] if bench.layout.expert > 1 else "qwen3_untied"
     source = MegatronWeightSource(bench.policy(model))

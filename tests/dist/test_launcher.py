@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron import stopping
-from sfpo_megatron.launcher import first_failure
-from sfpo_megatron.worker import error_file, message_line
+from sfpo_megatron.host import stopping
+from sfpo_megatron.launcher.launch import first_failure
+from sfpo_megatron.launcher.rank import error_file, message_line
 
 LAUNCH = """
 import sys
-from sfpo_megatron.launcher import launch
+from sfpo_megatron.launcher.launch import launch
 mode, folder = sys.argv[1:]
 saves = mode.startswith("stop")
 sys.exit(

@@ -161,7 +161,7 @@ def test_the_reference_policy_is_none_the_wiser(bench: Workbench) -> None:
     from workbench import all_same_bits
 
     from sfpo_megatron.mcore.offload import Offload
-    from sfpo_megatron.mcore.reference import ReferencePolicy
+    from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 
     policy = bench.policy(dtype="bfloat16")
     reference, offload = ReferencePolicy(policy), Offload(policy)

@@ -58,7 +58,7 @@ def test_swap(bench: Workbench, dtype: str, overlap: bool) -> None:
     from test_gathers import counted_gathers
     from workbench import OVERLAP, all_same_bits
 
-    from sfpo_megatron.mcore.reference import ReferencePolicy
+    from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 
     policy = bench.policy(
         dtype=dtype, ddp=OVERLAP if overlap else None, objective=ObjectiveConfig(kl=KL)
@@ -95,7 +95,7 @@ def test_training_goes_on_as_if_there_were_no_swap(bench: Workbench, overlap: bo
     bf16, where a gather of wrong bits cannot hide in shared storage."""
     from workbench import OVERLAP, all_same_bits
 
-    from sfpo_megatron.mcore.reference import ReferencePolicy
+    from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 
     found = []
     for swap in (False, True):
@@ -115,7 +115,7 @@ def test_kl_of_a_rollout_is_the_same_everywhere(bench: Workbench) -> None:
     """In batch order, on every rank, whatever the layout: k3 summed over each rollout's tokens.
     Within 1e-5 of TP1's, which is held to the log-probs themselves."""
     from sfpo_megatron.mcore.passes import compute_logprobs, set_old_logprobs
-    from sfpo_megatron.mcore.reference import ReferencePolicy, rollout_kl
+    from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 
     policy = bench.policy(objective=ObjectiveConfig(kl=KL))
     reference = ReferencePolicy(policy)

@@ -45,7 +45,7 @@ def train(
     bench: Workbench, *, steps: int, **transformer: Any
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """(what each optimizer step found, Hugging Face weights)."""
-    from sfpo_megatron.mcore.reference import ReferencePolicy
+    from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 
     policy = bench.policy(objective=OBJECTIVE, transformer=transformer)
     reference, snapshot, history = ReferencePolicy(policy), SlowSnapshot(policy.shards), []

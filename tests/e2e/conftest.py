@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sfpo_megatron.rollout import controller as controller_module
+from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.client import RolloutClient
-from sfpo_megatron.rollout.environment import CPU_ACTOR_VARIABLES
 
 sys.path.insert(0, str(Path(__file__).parent))
 

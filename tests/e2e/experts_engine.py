@@ -48,7 +48,7 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
 
 
 def main(folder: Path, kind: str) -> None:
-    from sfpo_megatron.rollout.environment import ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES
 
     os.environ.update(ACTOR_VARIABLES)
     a, b = make_model(folder / "a", kind, 1), make_model(folder / "b", kind, 2)

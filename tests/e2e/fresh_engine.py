@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(model: str, recorded: str, tensor_parallel: int, dtype: str = "float32") -> None:
-    from sfpo_megatron.rollout.environment import CPU_ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
 
     os.environ.update(CPU_ACTOR_VARIABLES)
     from vllm import LLM, SamplingParams

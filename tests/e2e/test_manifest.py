@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from sfpo_megatron.config.tree import RefitConfig
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.resharding.transports import shared_file
-from sfpo_megatron.resharding.transports.manifest import (
+from sfpo_megatron.resharding.transports.tensor_names import (
     ManifestError,
     TensorMeta,
     check_manifest,

@@ -22,7 +22,7 @@ from sfpo_megatron.resharding.checksums import ChecksumError
 from sfpo_megatron.resharding.filling import make_filler
 from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import receiving, shm
-from sfpo_megatron.resharding.transports.manifest import ManifestError
+from sfpo_megatron.resharding.transports.tensor_names import ManifestError
 
 
 class LocalClient:

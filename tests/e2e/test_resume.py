@@ -25,7 +25,7 @@ import pytest
 
 from benchmarks.common import provenance
 from sfpo_megatron.checkpoints import manifest
-from sfpo_megatron.stopping import STOPPED_EXIT_CODE
+from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
 
 NUM_STEPS = 10
 ALONE = ("parallel.tensor=1",)

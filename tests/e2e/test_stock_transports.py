@@ -35,7 +35,7 @@ from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine, W
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.resharding.passes import IntroductionFailed, SourcePass, packed_bytes
+from sfpo_megatron.resharding.source_pass import IntroductionFailed, SourcePass, packed_bytes
 from sfpo_megatron.resharding.transports import stock
 
 STATE = {name: torch.full((4, 6), float(i)) for i, name in enumerate("abcd")}
@@ -361,7 +361,7 @@ def test_a_manifest_that_is_not_the_checkpoints_is_refused(
 ) -> None:
     """On every rank, when the refit is made: vLLM's receivers do not look."""
     from sfpo_megatron.resharding import refit
-    from sfpo_megatron.resharding.transports.manifest import ManifestError
+    from sfpo_megatron.resharding.transports.tensor_names import ManifestError
 
     shapes = {name: tuple(t.shape) for name, t in STATE.items()} | {"e": (1,)}
     monkeypatch.setattr(refit, "read_checkpoint_shapes", lambda path: shapes)

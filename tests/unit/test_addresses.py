@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from sfpo_megatron import addresses
-from sfpo_megatron.addresses import is_loopback, own_address
+from sfpo_megatron.host import addresses
+from sfpo_megatron.host.addresses import is_loopback, own_address
 
 HOSTS = {
     "10.1.0.1": "10.1.0.7",

@@ -87,7 +87,7 @@ def test_launcher_gets_the_ranks_that_parallel_asks_for(
         calls.append((arguments, rest))
         return 5
 
-    monkeypatch.setattr("sfpo_megatron.launcher.launch", launch)
+    monkeypatch.setattr("sfpo_megatron.launcher.launch.launch", launch)
     overrides = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2"]
     assert cli.main([command, "run.yaml", *overrides]) == 5
     ((arguments, rest),) = calls

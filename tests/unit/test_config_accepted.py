@@ -12,7 +12,7 @@ from test_config_check import LLAMA3_ROPE, MIXTRAL, MOE, here, run_check
 
 from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.model_files import looks_like_path
+from sfpo_megatron.config.rules.model import looks_like_path
 
 __all__ = ["here"]  # the fixture
 

@@ -10,9 +10,9 @@ import pytest
 import test_config_check as base
 from configs import run_config
 
-from sfpo_megatron.config import transports
-from sfpo_megatron.config.engines import colocated
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.rules import transports
+from sfpo_megatron.config.rules.engines import colocated
 
 here, run_check = base.here, base.run_check
 M2N = "refit.transport=nccl_m2n"

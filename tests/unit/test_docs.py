@@ -216,11 +216,11 @@ def table_keys(heading: str) -> set[str]:
 
 
 def test_every_metric_of_a_train_step_is_described() -> None:
-    feed = logged_keys("rollout_feed.py") - {"numbers", "prompts", "held"}  # what is saved
-    for file in ("run_state.py", "turns.py"):
+    feed = logged_keys("run/feed.py") - {"numbers", "prompts", "held"}  # what is saved
+    for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
-    logged = logged_keys("trainer.py") | logged_keys("step_metrics.py")
+    logged = logged_keys("trainer.py") | logged_keys("run/metrics.py")
     assert {"loss", "pass_k/ratio_max"} <= logged
     assert table_keys("A train step") == logged | feed
 

@@ -10,7 +10,7 @@ import pytest
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
-from sfpo_megatron.config.model_files import model_of
+from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.planner.memory import num_params
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron.report.metrics import cut_metrics, read_metrics
-from sfpo_megatron.report.plot import plot
-from sfpo_megatron.report.table import summary_table
+from sfpo_megatron.outputs.metrics import cut_metrics, read_metrics
+from sfpo_megatron.outputs.plot import plot
+from sfpo_megatron.outputs.table import summary_table
 
 NUM_STEPS, ROLLOUTS, GATE_CLOSES = 80, 256, 48
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from configs import run_config
 
-from sfpo_megatron import run_io
 from sfpo_megatron.rollout.errors import FleetLost
+from sfpo_megatron.run import engines as run_io
 
 CONFIG = run_config()
 

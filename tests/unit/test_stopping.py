@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron import stopping
-from sfpo_megatron.stopping import OutOfTime, StopRequested, StopWatch
+from sfpo_megatron.host import stopping
+from sfpo_megatron.host.stopping import OutOfTime, StopRequested, StopWatch
 
 
 class Clock:

@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
 from sfpo_megatron.families.hf_files import TensorMeta, mtp_prefixes
 from sfpo_megatron.resharding.checksums import check
-from sfpo_megatron.resharding.transports.manifest import (
+from sfpo_megatron.resharding.transports.tensor_names import (
     check_manifest,
     read_checkpoint_shapes,
 )

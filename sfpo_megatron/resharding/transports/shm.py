@@ -34,8 +34,8 @@ from vllm.distributed.weight_transfer.base import (
 
 from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import shared_file
-from sfpo_megatron.resharding.transports.manifest import declaration
 from sfpo_megatron.resharding.transports.receiving import Receiver
+from sfpo_megatron.resharding.transports.tensor_names import declaration
 
 
 @dataclass(kw_only=True)

@@ -37,8 +37,8 @@ from sfpo_megatron.resharding.streams import (
     finish,
     layout,
 )
-from sfpo_megatron.resharding.transports.manifest import declaration
 from sfpo_megatron.resharding.transports.receiving import Receiver
+from sfpo_megatron.resharding.transports.tensor_names import declaration
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,8 @@ from vllm.distributed.weight_transfer.m2n_source import M2NWeightSource
 from vllm.distributed.weight_transfer.m2n_trainer import M2NTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from sfpo_megatron.resharding.passes import IntroductionFailed, SourcePass, packed_bytes
-from sfpo_megatron.unverified import log_unverified
+from sfpo_megatron.host.unverified import log_unverified
+from sfpo_megatron.resharding.source_pass import IntroductionFailed, SourcePass, packed_bytes
 
 GRACE_S = 10.0
 """Between the last engine's answer and the end of the sender's part."""

@@ -21,20 +21,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sfpo_megatron import stopping
 from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host import stopping
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.control import PeerLostError
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.setup import Policy
     from sfpo_megatron.mcore.writing import Writing
-    from sfpo_megatron.run_io import RunIO
+    from sfpo_megatron.run.engines import RunIO
+    from sfpo_megatron.run.metrics import Totals
     from sfpo_megatron.sfpo import EntropyGate
-    from sfpo_megatron.step_metrics import Totals
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from sfpo_megatron import stopping
-from sfpo_megatron.worker import error_file, log_dir
+from sfpo_megatron.host import stopping
+from sfpo_megatron.launcher.rank import error_file, log_dir
 
 SHUTDOWN_TIMEOUT_S = 15  # above the worker's own limit (worker.CLOSING_TIME_S), below 30 s in all
 LEFTOVER_GRACE_S = 3.0
@@ -88,7 +88,7 @@ def _run_agent(command: list[str], num_ranks: int, output_dir: str, signals: str
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from sfpo_megatron import rendezvous
+    from sfpo_megatron.launcher import rendezvous
 
     _quieten_torchrun()
     rendezvous.register()

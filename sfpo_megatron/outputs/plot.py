@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.report.metrics import RunMetrics, read_metrics
+from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
 
 _BLUE, _GREY, _ORANGE, _GREEN = "#1f5fa8", "#9aa3ad", "#d9722b", "#2f8f6b"
 _SMOOTHING = 7  # train steps in the running mean of a noisy series

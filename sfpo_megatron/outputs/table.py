@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfpo_megatron.report.metrics import RunMetrics, read_metrics
+from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
 
 PHASES = ("generate", "reward", "logprob", "passes", "reposition", "refit", "step")
 

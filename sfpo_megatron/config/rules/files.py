@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from sfpo_megatron.config.model_files import Problem
+from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 
 

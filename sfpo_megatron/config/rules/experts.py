@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sfpo_megatron.config.model_files import Problem
+from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape, MoEShape
 

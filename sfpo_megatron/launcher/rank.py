@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from sfpo_megatron import stopping
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.host import stopping
 
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5

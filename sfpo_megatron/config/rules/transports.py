@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 
-from sfpo_megatron.config.model_files import Problem
 from sfpo_megatron.config.rollout import Transport
+from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 
 OURS = "set refit.transport: nccl_stages"

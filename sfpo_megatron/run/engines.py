@@ -25,18 +25,18 @@ from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream, eval_prompts
 from sfpo_megatron.evaluate import evaluate
+from sfpo_megatron.host.stopping import OutOfTime, StopWatch, lost_peer
 from sfpo_megatron.mcore.control import ControlGroup
-from sfpo_megatron.report.metrics import cut_metrics
-from sfpo_megatron.report.plot import plot
-from sfpo_megatron.report.table import summary_table
+from sfpo_megatron.outputs.metrics import cut_metrics
+from sfpo_megatron.outputs.plot import plot
+from sfpo_megatron.outputs.table import summary_table
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.rollout.placement import RankDevice
-from sfpo_megatron.rollout_feed import EngineFeed, RolloutSaver, SavedFeed, share
-from sfpo_megatron.stopping import OutOfTime, StopWatch, lost_peer
+from sfpo_megatron.run.feed import EngineFeed, RolloutSaver, SavedFeed, share
+from sfpo_megatron.run.turns import Turns
 from sfpo_megatron.tracking.sinks import Tracker
-from sfpo_megatron.turns import Turns
 from sfpo_megatron.types import Prompt, RolloutBatch
 
 if TYPE_CHECKING:

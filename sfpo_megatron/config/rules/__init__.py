@@ -1,0 +1,1 @@
+"""The rules of `check.py`, one file a subject. No torch."""

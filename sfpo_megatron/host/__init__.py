@@ -1,0 +1,1 @@
+"""This machine, by the standard library alone: addresses, processes, stop requests."""

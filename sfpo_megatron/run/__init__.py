@@ -1,0 +1,1 @@
+"""The run around the loop: opening, engines, learner, checkpoints, metrics, ending."""
