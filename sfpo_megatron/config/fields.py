@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sfpo_megatron.plugins import Kind
+
 
 class FieldError(ValueError):
     """One field of one section is wrong: which, what was found, what to do about it."""
@@ -34,3 +36,11 @@ def within(section: object, low: float, high: float, *names: str) -> None:
             raise FieldError(
                 name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range"
             )
+
+
+def known(section: object, kind: Kind, *names: str) -> None:
+    """Each field names what is built in, or a user's own as `package.module:name`."""
+    for name in names:
+        value = getattr(section, name)
+        if not kind.knows(value):
+            raise FieldError(name, value, kind.expected, "choose one of these, or name your own")

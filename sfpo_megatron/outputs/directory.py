@@ -1,0 +1,85 @@
+"""Every path that a run writes, in one place.
+
+    RUN/config.yaml          the config, every default filled in
+    RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
+    RUN/eval.jsonl           a line a run of `sfpo-megatron eval`
+    RUN/plot.png             the picture of the run
+    RUN/hf/                  the policy, as Hugging Face files
+    RUN/checkpoints/         see checkpoints/store.py
+    RUN/logs/                rank_N.err, rank_N.exit, controller.log, engine-N.log
+    RUN/slurm/               job scripts
+    RUN/stop-requested       asks the run to stop (host/stopping.py)
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of the run in `output_dir`. Nothing is made by naming it."""
+
+    path: Path
+
+    @staticmethod
+    def of(output_dir: str | Path) -> RunDirectory:
+        """The directory by its absolute path, so that a process elsewhere finds the same one.
+        `load_config` has expanded `~` and variables."""
+        return RunDirectory(Path(os.path.abspath(output_dir)))
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.path / "eval.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "plot.png"
+
+    @property
+    def hf(self) -> Path:
+        return self.path / "hf"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "stop-requested"
+
+    @property
+    def controller_log(self) -> Path:
+        return self.logs / "controller.log"
+
+    def engine_log(self, index: int) -> Path:
+        """Log of engine number `index`."""
+        return self.logs / f"engine-{index}.log"
+
+    def error_file(self, rank: int) -> Path:
+        """First line: the message of that rank; below it: the traceback."""
+        return self.logs / f"rank_{rank}.err"
+
+    def exit_file(self, rank: int) -> Path:
+        """Exit code of that rank, if it was not 0."""
+        return self.logs / f"rank_{rank}.exit"

@@ -1,0 +1,250 @@
+"""What a user brings comes in by one door: `package.module:name`, found, loaded and checked here.
+
+A name without a colon is built in. Each `Kind` below is one place where a name is taken: its config
+key, the form that a user's function or class has, and the table of what is built in. docs/extend.md
+describes them. Modules are looked for on `sys.path` (PYTHONPATH) and in the working directory.
+Standard library only: `check` finds a name with it and imports nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+EXPECTED = "package.module:name"
+
+
+class PluginError(ValueError):
+    """A `package.module:name` cannot be used: `key`, what was `found`, what was `expected`, and the
+    `fix`."""
+
+    def __init__(self, key: str, *, found: str, expected: str, fix: str) -> None:
+        self.key, self.found, self.expected, self.fix = key, found, expected, fix
+        super().__init__(f"{key}: found {found}, expected {expected}; {fix}")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Kind:
+    """One place where a user's own code may stand."""
+
+    key: str
+    """The config key that takes the name."""
+    form: str
+    """The definition that a user writes, as Python: its parameters are what it is called with."""
+    built_in: Mapping[str, str]
+    """Name without a colon -> `package.module:name` of what it stands for."""
+
+    def knows(self, name: str) -> bool:
+        """Whether `name` is built in or has the form `package.module:name`."""
+        return name in self.built_in or _NAME.fullmatch(name) is not None
+
+    @property
+    def expected(self) -> str:
+        """The names that `knows` accepts, for a message."""
+        return f"one of {', '.join(self.built_in)}, or {EXPECTED}"
+
+    def load(self, name: str, *, key: str | None = None) -> Any:
+        """The function or class that `name` stands for; PluginError if there is none such."""
+        return load(self.built_in.get(name, name), key=key or self.key, form=self.form)
+
+    def find(self, name: str, *, key: str | None = None) -> None:
+        """Raise PluginError if `load` would fail, as far as can be told without an import."""
+        if name not in self.built_in:
+            find(name, key=key or self.key, form=self.form)
+
+
+LOSS = Kind(
+    key="objective.loss",
+    form="def loss(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor",
+    built_in={
+        name: f"sfpo_megatron.objectives.surrogate:{name}"
+        for name in ("ppo_clip", "cispo", "no_clip")
+    },
+)
+
+
+# ---- load --------------------------------------------------------------------------------------
+
+
+def load(name: str, *, key: str, form: str) -> Any:
+    """The function or class `package.module:name`; imports its module.
+
+    Raises PluginError if the name is malformed, the module does not import, has no such name, or
+    what it has cannot be called with the parameters of `form`.
+    """
+    module_name, attribute = _parts(name, key)
+    search_working_directory()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise PluginError(
+            key,
+            found=f"{name!r}, but {module_name} does not import ({type(error).__name__}: {error})",
+            expected=form,
+            fix="put its folder on PYTHONPATH or correct the name",
+        ) from error
+    loaded = getattr(module, attribute, None)
+    if not callable(loaded):
+        raise _no_such_name(name, key, form, str(module.__file__))
+    try:
+        inspect.signature(loaded).bind(*parameters(form))
+    except TypeError as error:
+        raise _wrong_form(name, key, form, str(error)) from error
+    except ValueError:
+        pass  # a builtin without a signature: its first call will tell
+    return loaded
+
+
+def search_working_directory() -> None:
+    """Let imports find modules in the working directory, after all else, as `python -m` does."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def search_path() -> str:
+    """PYTHONPATH for a process elsewhere that is to find the same modules as this one."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    entries = [os.path.abspath(entry) for entry in given if entry] + [os.getcwd()]
+    return os.pathsep.join(dict.fromkeys(entries))
+
+
+def parameters(form: str) -> list[str]:
+    """Names of the positional parameters of a `def` or, of a class, of its `__init__`."""
+    (node,) = ast.parse(f"{form}: ..." if form.startswith(("def", "async")) else form).body
+    if isinstance(node, ast.ClassDef):
+        inits = [d for d in node.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"]
+        return _positional(inits[0])[1:] if inits else []
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef), f"not a definition: {form}"
+    return _positional(node)
+
+
+def _positional(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    return [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+
+
+def _parts(name: str, key: str) -> tuple[str, str]:
+    if _NAME.fullmatch(name) is None:
+        raise PluginError(
+            key,
+            found=repr(name),
+            expected=EXPECTED,
+            fix="name your module and what to take from it, like my_code:my_function",
+        )
+    module, _, attribute = name.partition(":")
+    return module, attribute
+
+
+def _no_such_name(name: str, key: str, form: str, file: str) -> PluginError:
+    module, _, attribute = name.partition(":")
+    return PluginError(
+        key,
+        found=f"nothing that can be called {attribute!r} in {module} ({file})",
+        expected=form,
+        fix="correct the name",
+    )
+
+
+def _wrong_form(name: str, key: str, form: str, why: str) -> PluginError:
+    return PluginError(
+        key,
+        found=f"{name}, which cannot be called with ({', '.join(parameters(form))}) ({why})",
+        expected=form,
+        fix="change its parameters",
+    )
+
+
+# ---- find, without an import -------------------------------------------------------------------
+
+
+def find(name: str, *, key: str, form: str) -> None:
+    """Raise PluginError if `load` would fail, as far as the module's source tells: nothing of it
+    is run."""
+    module_name, attribute = _parts(name, key)
+    spec = _spec(module_name)
+    if spec is None:
+        raise PluginError(
+            key,
+            found=f"{name!r}, but no module {module_name} on PYTHONPATH or in {os.getcwd()}",
+            expected=form,
+            fix="put its folder on PYTHONPATH or correct the name",
+        )
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return  # compiled, or a namespace: only an import can tell
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes(), filename=spec.origin)
+    except (SyntaxError, ValueError) as error:
+        raise PluginError(
+            key,
+            found=f"{name!r}, but {spec.origin} is not Python ({error})",
+            expected=form,
+            fix="correct the file",
+        ) from error
+    defined = dict(_definitions(tree))
+    if attribute in defined:
+        _check_form(defined[attribute], name, key, form)
+    elif "*" not in defined and "__getattr__" not in defined:
+        raise _no_such_name(name, key, form, spec.origin)
+
+
+def _spec(module_name: str) -> ModuleSpec | None:
+    """The module's spec; `importlib.util.find_spec` would import the packages above it."""
+    path: list[str] | None = [entry or os.getcwd() for entry in sys.path] + [os.getcwd()]
+    spec, parts = None, module_name.split(".")
+    for depth in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+        if spec is None:
+            return None
+        found = spec.submodule_search_locations
+        path = list(found) if found is not None else []
+    return spec
+
+
+def _definitions(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """(name, node) of everything that a module's top level defines, `*` for a star import."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name, node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                yield (alias.asname or alias.name).split(".")[0], node
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node
+        elif not isinstance(node, ast.Lambda):
+            yield from _definitions(node)
+
+
+def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:
+    """A definition whose parameters do not take those of the form; decorators may change them."""
+    if isinstance(node, ast.ClassDef):
+        if node.bases or node.decorator_list:
+            return  # __init__ may be inherited or made
+        inits = [d for d in node.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"]
+        if not inits:
+            return
+        node, own = inits[0], 1
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        own = 0
+    else:
+        return
+    if node.decorator_list:
+        return
+    arguments, given = node.args, len(parameters(form)) + own
+    positional = len(arguments.posonlyargs) + len(arguments.args)
+    if given > positional and arguments.vararg is None:
+        raise _wrong_form(name, key, form, f"it takes {positional - own}")
+    required = positional - len(arguments.defaults)
+    if given < required:
+        raise _wrong_form(name, key, form, f"it wants {required - own}")
+    if any(default is None for default in arguments.kw_defaults):
+        raise _wrong_form(name, key, form, "it has a keyword-only parameter without a default")
