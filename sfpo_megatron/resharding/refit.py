@@ -3,7 +3,8 @@
 Every trainer rank calls `send`. shm: all fill buckets in lockstep (`filling.py`), and one rank, the
 sender, hands them to the engines. gloo, nccl_stages: leaders broadcast (`streams.py`), and the
 sender tells the engines to receive. vLLM's own transports read the source (`source_pass.py`): nccl
-on the sender, the others on every rank. vllm is imported inside `transports`, on the ranks that send.
+on the sender, the others on every rank. vllm is imported inside `transports`, on the ranks that
+send.
 """
 
 from __future__ import annotations
