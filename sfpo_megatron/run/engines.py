@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
@@ -104,19 +105,6 @@ class MainEnds:
                 raise RuntimeError(f"another rank (pid {pid}) is gone; its own message says why")
             self.stop.check()
 
-    def collect(self, step: int, ask: Callable[[], None]) -> RolloutBatch:
-        """The step's batch, within the time that a request to stop leaves."""
-        with self.polling():
-            batch = self.feed.collect(step, ask)
-        self.saver.add(step, batch)
-        return batch
-
-    def evaluate(self, step: int, ask: Callable[[], None]) -> None:
-        """An evaluation into the metrics."""
-        metrics = self.evaluation(step, ask)
-        self.tracker.log(metrics)
-        self.best.observe(step, metrics["eval/accuracy"])
-
 
 class Engines:
     """See the module."""
@@ -146,14 +134,17 @@ class Engines:
         is no time for its rollouts, or the engines are lost for good."""
         self._to_engines()
         try:
-            batch = self._together.run(lambda ask: self._ends.collect(step, ask), self._resend)
+            with self._ends.polling():
+                batch = self._together.run(partial(self._ends.feed.collect, step), self._resend)
         except OutOfTime as error:
             raise StopRun(str(error), step=step, begun=False) from error
         except FleetLost as error:
             if not self._config.saves_state:
                 raise
             raise StopRun(str(error), step=step, begun=False) from error
-        return share(self._control, batch)
+        shared = share(self._control, batch)
+        self._ends.saver.add(step, shared)
+        return shared
 
     def wait_generated(self) -> None:
         """With async_steps, return when the next step's rollouts need no engine any more."""
@@ -170,7 +161,10 @@ class Engines:
         if self._config.debug.train_only or not self._config.data.eval:
             return
         self._to_engines()
-        self._together.run(lambda ask: self._ends.evaluate(step, ask), self._resend)
+        metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
+        if metrics is not None:  # on rank 0
+            self._ends.tracker.log(metrics)
+            self._ends.best.observe(step, metrics["eval/accuracy"])
 
     # --- weights and devices ------------------------------------------------------------------
 
@@ -182,9 +176,10 @@ class Engines:
 
     def _resend(self) -> None:
         """Send the weights again, to engines that were restarted."""
-        self._turns.to_trainer()  # no engine can generate: they all lie idle
-        with self._turns.to_engines():
-            self._refit.send(self._weight_version, resend=True)
+        with self._ends.fleet.polling(lambda: None):  # nothing may leave the collectives below
+            self._turns.to_trainer()  # no engine can generate: they all lie idle
+            with self._turns.to_engines():
+                self._refit.send(self._weight_version, resend=True)
 
     def to_trainer(self) -> None:
         """Give the devices to the trainer, before its weights are used."""

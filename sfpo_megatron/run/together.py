@@ -32,28 +32,27 @@ class Together:
         """`work(ask)` on rank 0, whose result it returns there, None elsewhere. Each call of `ask`
         makes every rank call `resend`. Collective; FleetLost and OutOfTime are raised on every
         rank, outside of any collective."""
-        if self._control.rank == 0:
-            return self._lead(work, resend)
-        while (order := self._control.broadcast_json())["do"] == "resend":
+        control = self._control
+        if control.rank == 0:
+
+            def ask() -> None:
+                control.broadcast_json({"do": "resend"})
+                resend()
+
+            try:
+                result = work(ask)
+            except tuple(_RAISED.values()) as error:
+                name = next(n for n, kind in _RAISED.items() if isinstance(error, kind))
+                control.broadcast_json({"do": "stop", "error": name, "reason": str(error)})
+                raise
+            control.broadcast_json({"do": "go on"})
+            return result
+        while (order := control.broadcast_json())["do"] == "resend":
             with suppress(FleetLost):  # rank 0 has it too, and says so once more
                 resend()
         if order["do"] == "stop":
             raise _RAISED[order["error"]](order["reason"])
         return None
-
-    def _lead(self, work: Work[T], resend: Callable[[], None]) -> T:
-        def ask() -> None:
-            self._control.broadcast_json({"do": "resend"})
-            resend()
-
-        try:
-            result = work(ask)
-        except tuple(_RAISED.values()) as error:
-            name = next(n for n, kind in _RAISED.items() if isinstance(error, kind))
-            self._control.broadcast_json({"do": "stop", "error": name, "reason": str(error)})
-            raise
-        self._control.broadcast_json({"do": "go on"})
-        return result
 
 
 _RAISED: dict[str, type[Exception]] = {"fleet lost": FleetLost, "out of time": OutOfTime}
