@@ -83,7 +83,9 @@ def _by_member(all_members: list[Any], state: dict[Any, Any]) -> dict[Any, Any]:
     name; the step count and the loss scale, which all share, stand once for each optimizer."""
     numbers = [key for key in state if isinstance(key, int)]
     shared = {key: value for key, value in state.items() if not isinstance(key, int)}
-    saved = [part for part in (shared, *(state[n] for n in numbers)) if "optimizer" in part]
+    parts = [shared, *(state[number] for number in numbers)]
+    # An FP32Optimizer's is torch's own, without a key above its param groups.
+    saved = [part for part in parts if part.keys() & {"optimizer", "param_groups"}]
     if len(saved) == len(all_members):
         return state
     if not all(isinstance(member, DistributedOptimizer) for member in all_members):
@@ -93,14 +95,14 @@ def _by_member(all_members: list[Any], state: dict[Any, Any]) -> dict[Any, Any]:
             "megatron.ddp.use_distributed_optimizer: true"
         )
     (step,) = {group["step"] for part in saved for group in _param_groups(part) if "step" in group}
-    parts = []
+    divided = []
     for index, member in enumerate(all_members):
         own = member.state_dict()["optimizer"]
         for group in own["param_groups"]:
             group["step"] = step
         mine = shared if len(all_members) == 1 else state[index]
-        parts.append(saved[0] | mine | {"optimizer": own})
-    return parts[0] if len(parts) == 1 else dict(enumerate(parts))
+        divided.append(saved[0] | mine | {"optimizer": own})
+    return divided[0] if len(divided) == 1 else dict(enumerate(divided))
 
 
 def _keep_settings(member: Any, state: Any) -> None:
