@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.mcore.shards.adam import FUSED_ADAM, TORCH_ADAM
+from sfpo_megatron.mcore.shards.sgd import SGD
 from sfpo_megatron.mcore.shards.stepper import StepperKind
 
-KINDS: tuple[StepperKind, ...] = (TORCH_ADAM, FUSED_ADAM)
+KINDS: tuple[StepperKind, ...] = (TORCH_ADAM, FUSED_ADAM, SGD)
 """All that SFPO knows; others are refused (refused.py)."""
 
 
