@@ -40,7 +40,7 @@ from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import LRSchedule, Policy, build_policy
 from sfpo_megatron.objectives.advantage import advantages_of, in_loss, shaped_rewards
 from sfpo_megatron.objectives.objective import PolicyObjective
-from sfpo_megatron.objectives.own_loss import policy_loss
+from sfpo_megatron.plugins import ADVANTAGE, LOSS
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run.checkpoints import Checkpoints
@@ -66,7 +66,8 @@ def run(config: RunConfig, capabilities: Capabilities) -> bool:
     """Train; True if the run was asked to stop before its last step. Called on every rank, after
     `mcore.setup.init_distributed`, which gave `capabilities`: what Megatron finds missing has to be
     settled before it is first imported."""
-    policy_loss(config.objective.loss)  # one's own may not import: say so before anything starts
+    LOSS.load(config.objective.loss)  # a user's may not import: find out before anything starts
+    ADVANTAGE.load(config.objective.advantage)
     with open_run(config) as io:  # engines start while Megatron sets up
         io.progress(capabilities.describe())
         lr = config.train.optimizer
