@@ -146,6 +146,7 @@ def _other_names(found: Names, before: Names, where: str) -> ValueError:
         return ", ".join((*names.sums, *names.maxima)) or "none"
 
     return ValueError(
-        f"the objective's statistics: found {text(found)}, expected the names of {where} "
-        f"({text(before)}); give every statistic in every microbatch, 0 where it says nothing"
+        f"statistics of the objective (objective.loss among it): found {text(found)}, expected "
+        f"the names of {where} ({text(before)}); give every statistic in every microbatch, 0 where "
+        "it says nothing"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from configs import run_config
 from ragged import Ragged, objective_of, ragged, run
 from torch import Tensor
 
+from sfpo_megatron import cli
 from sfpo_megatron.config.objective import ObjectiveConfig, OverlongConfig
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.objectives.advantage import advantages_of, shaped_rewards
@@ -130,6 +132,30 @@ def test_check_finds_them_without_an_import(loss: str, advantage: str, wrong: li
     config = replace(run_config(), objective=ObjectiveConfig(loss=loss, advantage=advantage))
     assert [problem.key for problem in own_code(config)] == wrong
     assert "own" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.loss=own:reinforce", None),
+        ("objective.loss=none:such", "objective.loss: found 'none:such', but no module none on "),
+        ("objective.advantage=json:dumps", "which cannot be called with (rewards, group_size, "),
+    ],
+)
+def test_check_says_so(
+    override: str,
+    message: str | None,
+    tmp_path: Path,
+    model_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model_dir()
+    demo = str(ROOT / "examples/demo/config.yaml")
+    code = cli.main(["check", demo, "model.path=model", override])
+    assert code == (0 if message is None else 2)
+    assert message is None or message in capsys.readouterr().err
 
 
 # ---- the loss -------------------------------------------------------------------------------
