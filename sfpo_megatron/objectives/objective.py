@@ -50,6 +50,10 @@ class Objective(Protocol):
     whole run: its statistics' names are agreed between the ranks when a pass first meets it."""
 
     @property
+    def temperature(self) -> float:
+        """The log-probs and entropies it is given are of logits / temperature."""
+
+    @property
     def with_entropy_grad(self) -> bool:
         """Whether the loss needs the gradient of the entropy."""
 
@@ -69,6 +73,8 @@ class PolicyObjective:
     loss: PolicyLoss
     max_response_tokens: int
     """The constant of `aggregation: token_sum_norm`."""
+    temperature: float
+    """The temperature that the responses were sampled at."""
     first_pass_is_old: bool = False
     """Where `old_logprobs` are not set yet, the log-probs of this forward become them. Only right
     with one minibatch a pass: no weight has moved then during the first one."""
@@ -80,6 +86,7 @@ class PolicyObjective:
             config=config.objective,
             loss=LOSS.load(config.objective.loss),
             max_response_tokens=config.rollout.max_response_tokens,
+            temperature=config.rollout.temperature,
             first_pass_is_old=first_pass_is_old,
         )
 
@@ -156,6 +163,7 @@ class PolicyObjective:
 class NextTokenObjective:
     """Cross-entropy of the response tokens: the warm start."""
 
+    temperature: float = 1.0
     with_entropy_grad: bool = False
 
     def normalizer(self, minibatch: Minibatch) -> int:

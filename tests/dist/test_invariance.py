@@ -71,7 +71,7 @@ def gradients(
         chunk.zero_grad_buffer()
     policy.optimizer.zero_grad()
     policy.shards.ready_for_training()
-    objective = PolicyObjective.of(policy.config)
+    objective = PolicyObjective.of(bench.config_of(policy))
     totals = [_forward_backward(policy, minibatch, objective)]
     (reduced,) = policy.statistics.reduce(objective, totals)
     return bench.hf_gradients(policy), reduced.loss / objective.normalizer(minibatch)
@@ -79,7 +79,7 @@ def gradients(
 
 def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
     """This rank's part of batch 0 as one minibatch; its old_logprobs are exact_gradients.py's."""
-    from sfpo_megatron.trainer import batch_layout
+    from sfpo_megatron.mcore.batches import batch_layout
 
     saved = references.load_batch(bench.directory, 0)
     old = exact_gradients.load(bench.directory, model).old_logprobs
@@ -104,7 +104,7 @@ def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
         finished=torch.ones(order.numel(), dtype=torch.bool),
         weight_version=0,
     )
-    layout = dataclasses.replace(batch_layout(policy.config, policy, 1), **SPLITS[split])
+    layout = dataclasses.replace(batch_layout(bench.config_of(policy), policy, 1), **SPLITS[split])
     (minibatch,) = build_minibatches(batch, advantages[order], layout)
     for microbatch in minibatch.microbatches:  # they travelled as generator_logprobs
         microbatch.old_logprobs = microbatch.generator_logprobs

@@ -53,7 +53,7 @@ def test_statistics_of_a_loss_are_means_over_all_ranks(bench: Workbench) -> None
     objective = ObjectiveConfig(loss="test_statistics:own_loss", loss_args={"weight": 2.0})
     policy = bench.policy(objective=objective)
     minibatches = bench.prepared(policy)
-    policy_objective = PolicyObjective.of(policy.config)
+    policy_objective = PolicyObjective.of(bench.config_of(policy))
     counted = Counted(policy.control)
     from sfpo_megatron.mcore.passes import run_pass
 
@@ -86,7 +86,7 @@ def test_another_objective_has_names_of_its_own(bench: Workbench) -> None:
     minibatches = bench.prepared(policy)
     counted = Counted(policy.control)
     for objective, has in (
-        (PolicyObjective.of(policy.config), True),
+        (PolicyObjective.of(bench.config_of(policy)), True),
         (NextTokenObjective(), False),
     ):
         result = run_pass(policy, minibatches, objective)

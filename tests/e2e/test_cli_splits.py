@@ -14,7 +14,7 @@ import digits
 import pytest
 import torch
 
-from sfpo_megatron.run.feed import RolloutSaver
+from sfpo_megatron.run.saved_rollouts import RolloutSaver
 from sfpo_megatron.types import RolloutBatch
 
 ONE_RANK = ("parallel.tensor=1",)

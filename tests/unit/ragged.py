@@ -87,7 +87,10 @@ def ragged(seed: int, *, equal_lengths: int | None = None, spread: float = 0.5) 
 
 def objective_of(config: ObjectiveConfig) -> PolicyObjective:
     return PolicyObjective(
-        config=config, loss=LOSS.load(config.loss), max_response_tokens=MAX_RESPONSE
+        temperature=1.0,
+        config=config,
+        loss=LOSS.load(config.loss),
+        max_response_tokens=MAX_RESPONSE,
     )
 
 
