@@ -81,6 +81,21 @@ ADVANTAGE = Kind(
     },
 )
 
+REWARD = Kind(
+    key="reward.function",
+    form="def score(response: str, prompt: Problem) -> float | Mapping[str, float]",
+    built_in={
+        name: f"sfpo_megatron.rewards.{name}:score"
+        for name in ("reasoning_gym", "exact_match", "last_number", "math", "math_boxed")
+    },
+)
+BATCHED_REWARD = Kind(  # reward.batched: true
+    key="reward.function",
+    form="def score(responses: list[str], prompts: list[Problem])"
+    " -> list[float | Mapping[str, float]]",
+    built_in={},
+)
+
 
 # ---- load --------------------------------------------------------------------------------------
 

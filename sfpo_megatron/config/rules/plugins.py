@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.plugins import ADVANTAGE, LOSS, Kind, PluginError
+from sfpo_megatron.plugins import (
+    ADVANTAGE,
+    BATCHED_REWARD,
+    LOSS,
+    REWARD,
+    Kind,
+    PluginError,
+)
 
 
 def own_code(config: RunConfig) -> Iterator[Problem]:
@@ -21,3 +28,4 @@ def own_code(config: RunConfig) -> Iterator[Problem]:
 def _named(config: RunConfig) -> Iterator[tuple[Kind, str]]:
     yield LOSS, config.objective.loss
     yield ADVANTAGE, config.objective.advantage
+    yield BATCHED_REWARD if config.reward.batched else REWARD, config.reward.function
