@@ -73,6 +73,7 @@ class Scorer:
                 prompt_token_ids=prompt.token_ids,
                 token_ids=completion.token_ids,
                 generator_logprobs=completion.logprobs,
+                response_mask=(True,) * len(completion.token_ids),
                 finished=completion.finished,
                 text=text,
                 reward=score.reward,

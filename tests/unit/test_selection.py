@@ -17,6 +17,7 @@ def group(name: str, rewards: list[float], finished: bool = True) -> list[Rollou
             prompt_token_ids=(1,),
             token_ids=(2,),
             generator_logprobs=(0.0,),
+            response_mask=(True,),
             finished=finished,
             text="",
             reward=reward,
