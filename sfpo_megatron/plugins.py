@@ -71,6 +71,13 @@ LOSS = Kind(
         for name in ("ppo_clip", "cispo", "no_clip")
     },
 )
+ENVIRONMENT = Kind(
+    key="rollout.environment",
+    form="class Environment:\n"
+    "    def __init__(self, tokenizer): ...\n"
+    "    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode: ...",
+    built_in={"single_turn": "sfpo_megatron.rollout.episodes:SingleTurn"},
+)
 
 
 # ---- load --------------------------------------------------------------------------------------
@@ -231,6 +238,8 @@ def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:
             return  # __init__ may be inherited or made
         inits = [d for d in node.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"]
         if not inits:
+            if parameters(form):
+                raise _wrong_form(name, key, form, "its class has no __init__")
             return
         node, own = inits[0], 1
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

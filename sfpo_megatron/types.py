@@ -48,6 +48,8 @@ class Rollout:
     reward: float
     correct: bool
     weight_version: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the environment measured."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

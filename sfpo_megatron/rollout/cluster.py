@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.plugins import search_path
 from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.placement import Node, Placement
@@ -99,6 +100,7 @@ def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: 
     needs there."""
     on_gpu = placement.devices or placement.num_gpus
     variables = dict(ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES)
+    variables["PYTHONPATH"] = search_path()  # a user's own modules
     if placement.devices:
         # Ray would hide all devices from an actor that asks for none.
         variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"

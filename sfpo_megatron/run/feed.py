@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
+from sfpo_megatron.rollout.reports import environment_metrics
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
         "num_groups_taken_back": counts.num_taken_back,
         "num_reissued": scored.num_reissued,
         "num_engine_restarts": scored.num_restarts,
+        **environment_metrics(scored.rollouts),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sfpo_megatron.rollout.controller import jobs_of
+from sfpo_megatron.rollout.rounds import jobs_of
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.types import Prompt, Rollout
 
