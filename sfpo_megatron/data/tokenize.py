@@ -61,3 +61,10 @@ def _text(row: Row, config: RunConfig, tokenizer: Any) -> str:
     messages.append({"role": "user", "content": question})
     text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return text
+
+
+def load_tokenizer(path: str) -> Any:
+    """TEMPORARY until merge."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

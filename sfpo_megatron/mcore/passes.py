@@ -117,14 +117,15 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
 
 
 @torch.no_grad()
-def compute_logprobs(policy: Policy, minibatches: Sequence[Minibatch]) -> list[list[Tensor]]:
-    """Log-probs under the current weights, [T] for each microbatch of each minibatch, on the ranks
-    of the last pipeline stage (empty lists elsewhere). Collective; same packs as the passes, so
-    the first pass's ratios are exactly 1."""
+def compute_logprobs(
+    policy: Policy, minibatches: Sequence[Minibatch], *, temperature: float
+) -> list[list[Tensor]]:
+    """Log-probs under the current weights, of logits / `temperature`: [T] for each microbatch of
+    each minibatch, on the ranks of the last pipeline stage (empty lists elsewhere). Collective;
+    same packs as the passes, so the first pass's ratios are exactly 1."""
     policy.shards.params_ready()
-    return [
-        _schedule(policy, minibatch, _logprobs_only, forward_only=True) for minibatch in minibatches
-    ]
+    head = partial(_logprobs_only, temperature=temperature)
+    return [_schedule(policy, minibatch, head, forward_only=True) for minibatch in minibatches]
 
 
 def on_device(policy: Policy, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
@@ -166,7 +167,13 @@ def _forward_backward(
         scale /= policy.aux_losses.weigh(minibatch, divisor)
 
     def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, ...]:
-        logprobs, entropy = _logprobs(policy, logits, microbatch, objective.with_entropy_grad)
+        logprobs, entropy = _logprobs(
+            policy,
+            logits,
+            microbatch,
+            temperature=objective.temperature,
+            with_entropy_grad=objective.with_entropy_grad,
+        )
         terms = objective(logprobs, entropy, microbatch)
         entropy_sum = torch.where(microbatch.loss_mask, entropy.detach(), 0.0).sum()
         first = torch.stack([terms.loss.detach(), entropy_sum])
@@ -211,7 +218,7 @@ def _schedule(
         )
         # Float16Module would copy the logits to fp32; the log-prob kernel does so chunk by chunk.
         extra: dict[str, Any] = {}
-        if policy.config.model.dtype != "float32":
+        if policy.dtype != "float32":
             extra["fp32_output"] = False
         if policy.aux_losses is not None and not forward_only:
             extra["padding_mask"] = policy.aux_losses.padding_mask(
@@ -242,19 +249,28 @@ def _schedule(
 
 
 def _logprobs(
-    policy: Policy, logits: Tensor, microbatch: Microbatch, with_entropy_grad: bool
+    policy: Policy,
+    logits: Tensor,
+    microbatch: Microbatch,
+    *,
+    temperature: float,
+    with_entropy_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     return vocab_parallel_logprobs(
         logits,
         microbatch.labels,
         vocab_size=policy.shape.vocab_size,
         group=parallel_state.get_tensor_model_parallel_group(),
-        temperature=policy.config.rollout.temperature,
-        chunk_tokens=policy.config.train.logprob_chunk_tokens,
+        temperature=temperature,
+        chunk_tokens=policy.logprob_chunk_tokens,
         with_entropy_grad=with_entropy_grad,
         reuse_logits=True,  # nothing reads them later: the output layer saves its input only
     )
 
 
-def _logprobs_only(policy: Policy, logits: Tensor, microbatch: Microbatch) -> Tensor:
-    return _logprobs(policy, logits, microbatch, False)[0]
+def _logprobs_only(
+    policy: Policy, logits: Tensor, microbatch: Microbatch, *, temperature: float
+) -> Tensor:
+    return _logprobs(policy, logits, microbatch, temperature=temperature, with_entropy_grad=False)[
+        0
+    ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
@@ -64,7 +64,12 @@ class Layout:
 class Policy:
     """The model under training on this rank and everything one train step needs."""
 
-    config: RunConfig
+    dtype: str
+    """Dtype of the model params, as `model.dtype` names it."""
+    parallel: ParallelConfig
+    """The layout that was asked for; `layout` is this rank's place in it."""
+    logprob_chunk_tokens: int
+    """Tokens whose logits are turned into fp32 at a time."""
     shape: ModelShape
     layout: Layout
     capabilities: Capabilities
@@ -262,7 +267,9 @@ def build_policy(
         wd_incr_style="constant",
     )
     return Policy(
-        config=config,
+        dtype=config.model.dtype,
+        parallel=config.parallel,
+        logprob_chunk_tokens=config.train.logprob_chunk_tokens,
         shape=shape,
         layout=layout,
         capabilities=capabilities,

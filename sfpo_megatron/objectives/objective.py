@@ -45,6 +45,10 @@ class Objective(Protocol):
         """What `maxima` are, in order: of values >= 0."""
 
     @property
+    def temperature(self) -> float:
+        """The log-probs and entropies it is given are of logits / temperature."""
+
+    @property
     def with_entropy_grad(self) -> bool:
         """Whether the loss needs the gradient of the entropy."""
 
@@ -65,6 +69,8 @@ class PolicyObjective:
     loss: PolicyLoss
     max_response_tokens: int
     """The constant of `aggregation: token_sum_norm`."""
+    temperature: float
+    """The temperature that the responses were sampled at."""
     first_pass_is_old: bool = False
     """Where `old_logprobs` are not set yet, the log-probs of this forward become them. Only right
     with one minibatch a pass: no weight has moved then during the first one."""
@@ -76,6 +82,7 @@ class PolicyObjective:
             config=config.objective,
             loss=policy_loss(config.objective.loss),
             max_response_tokens=config.rollout.max_response_tokens,
+            temperature=config.rollout.temperature,
             first_pass_is_old=first_pass_is_old,
         )
 
@@ -159,6 +166,7 @@ class NextTokenObjective:
 
     stat_names: ClassVar[tuple[str, ...]] = ()
     max_names: ClassVar[tuple[str, ...]] = ()
+    temperature: float = 1.0
     with_entropy_grad: bool = False
 
     def normalizer(self, minibatch: Minibatch) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import torch
 
@@ -16,11 +16,20 @@ from sfpo_megatron.types import Minibatch, RolloutBatch
 
 @dataclass(kw_only=True, slots=True)
 class Totals:
-    """What is counted over the whole run."""
+    """What is counted over the whole run; part of every checkpoint."""
 
     num_rollouts: int = 0
     num_optimizer_steps: int = 0
     num_skipped_steps: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue at saved counts."""
+        for count in fields(self):
+            setattr(self, count.name, state[count.name])
 
 
 def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def gradients(
         chunk.zero_grad_buffer()
     policy.optimizer.zero_grad()
     policy.shards.ready_for_training()
-    objective = PolicyObjective.of(policy.config)
+    objective = PolicyObjective.of(bench.config_of(policy))
     sums = policy.control.sum(_forward_backward(policy, minibatch, objective)[0])
     return bench.hf_gradients(policy), sums[0].item() / objective.normalizer(minibatch)
 
@@ -86,7 +86,7 @@ def cut(
 ) -> Minibatch:
     """This rank's part of batch 0 as one minibatch, with the old_logprobs and the response mask of
     `exact`."""
-    from sfpo_megatron.trainer import batch_layout
+    from sfpo_megatron.mcore.batches import batch_layout
 
     saved = references.load_batch(bench.directory, 0)
     prompts, responses = saved["prompt_lengths"], saved["response_lengths"]
@@ -108,7 +108,7 @@ def cut(
         response_mask=ordered(exact.response_mask, responses),
         rewards=saved["rewards"][order],
     )
-    layout = dataclasses.replace(batch_layout(policy.config, policy, 1), **SPLITS[split])
+    layout = dataclasses.replace(batch_layout(bench.config_of(policy), policy, 1), **SPLITS[split])
     (minibatch,) = build_minibatches(batch, advantages[order], layout)
     for microbatch in minibatch.microbatches:  # they travelled as generator_logprobs
         microbatch.old_logprobs = microbatch.generator_logprobs

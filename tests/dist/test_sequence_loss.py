@@ -55,7 +55,7 @@ def train(
             if microbatch.old_logprobs is not None:  # a generator that differs, by token and label
                 noise = 0.3 * torch.sin(microbatch.labels * 1.0)
                 microbatch.generator_logprobs = microbatch.old_logprobs - noise
-        reference.set_ref_logprobs(minibatches)
+        reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
         results = sfpo_step(
             bench.one_pass(policy, minibatches), snapshot, num_fast_passes=1, alpha=0.8
         )

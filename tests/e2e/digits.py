@@ -79,7 +79,7 @@ def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_siz
     import torch
     from made.batches import make_batch
 
-    from sfpo_megatron.run.feed import RolloutSaver
+    from sfpo_megatron.run.saved_rollouts import RolloutSaver
 
     random, saver = torch.Generator().manual_seed(0), RolloutSaver(str(path))
     for step in range(1, num_steps + 1):

@@ -52,9 +52,9 @@ def prompts(vocab: int) -> tuple[Prompt, ...]:
 def main(config_file: str, num_steps: int) -> None:
     config = load_config(config_file, [])
     capabilities = init_distributed(config)  # before anything imports megatron
+    from sfpo_megatron.mcore.batches import cut
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.resharding.source import MegatronWeightSource
-    from sfpo_megatron.trainer import cut
 
     is_main = dist.get_rank() == 0
     client = None
@@ -82,7 +82,10 @@ def main(config_file: str, num_steps: int) -> None:
     for step in range(1, num_steps + 1):
         num = config.train.prompts_per_step * config.train.group_size
         minibatches = cut(config, policy, synthetic_batch(step, num, policy.shape.vocab_size))
-        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        set_old_logprobs(
+            minibatches,
+            compute_logprobs(policy, minibatches, temperature=config.rollout.temperature),
+        )
         one_pass = partial(run_pass, policy, minibatches, objective)
         sfpo_step(one_pass, snapshot, num_fast_passes=3, alpha=0.8)
         refit.send(step)

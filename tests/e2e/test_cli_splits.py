@@ -15,7 +15,7 @@ import pytest
 import torch
 from made.batches import make_batch
 
-from sfpo_megatron.run.feed import RolloutSaver
+from sfpo_megatron.run.saved_rollouts import RolloutSaver
 
 ONE_RANK = ("parallel.tensor=1",)
 SPLITS = {

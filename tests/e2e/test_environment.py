@@ -35,7 +35,13 @@ class Checked(AnswerThenCheck):
         if prompt.text == "raise":
             raise LookupError("no such tool")
         print("episode of", prompt.id)
-        episode = await super().run(prompt, generate, seed)
+
+        async def short(token_ids):
+            "A turn of at most five tokens that counts as ended: a random model hardly ends any."
+            return replace(await generate(token_ids, max_tokens=5), finished=True)
+
+        is_short = int(prompt.id[-1]) % 2 == 0
+        episode = await super().run(prompt, short if is_short else generate, seed)
         return replace(episode, reward=0.25) if prompt.id == "made/0" else episode
 """
 CHECK = "\nCheck your answer:\n"
@@ -58,15 +64,14 @@ def checked(
 
 
 def test_two_turns_are_a_trainable_batch(checked: RolloutClient, models: dict[str, Path]) -> None:
-    """At T=2 some first turns end by themselves. Log-probs of both turns are within 1e-4 of
-    transformers' over the whole rollout, and the loss covers them and nothing between them."""
+    """Log-probs of both turns are within 1e-4 of transformers' over the whole rollout, and the loss
+    covers them and nothing between them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(models["tied_a"], dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(models["tied_a"])
     said = tokenizer.encode(CHECK, add_special_tokens=False)
-    request = fleet.make_request("turns", temperature=2.0, num_samples=16, max_response_tokens=100)
-    checked.submit(request)
+    checked.submit(fleet.make_request("turns", temperature=2.0, max_response_tokens=40))
     made = checked.collect("turns")
     num_turns = []
     for rollout in made:
@@ -74,10 +79,11 @@ def test_two_turns_are_a_trainable_batch(checked: RolloutClient, models: dict[st
         (told,) = (~mask).nonzero(as_tuple=True)
         num_turns.append(1 + bool(told.numel()))
         if told.numel():
-            assert ids[told[0] - 1] == tiny.EOS, "the first turn did not end"
+            first = int(told[0])
+            assert first == 5 or ids[first - 1] == tiny.EOS, "the first turn did not end"
             assert ids[told].tolist() == said[: told.numel()]
-            assert told.tolist() == list(range(int(told[0]), int(told[0]) + told.numel()))
-        assert len(ids) <= 100 and (rollout.finished or len(ids) == 100)
+            assert told.tolist() == list(range(first, first + told.numel()))
+        assert len(ids) <= 40 and (rollout.finished or len(ids) == 40)
         whole = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
         with torch.no_grad():
             logits = model(whole).logits[0, len(rollout.prompt_token_ids) - 1 : -1].double()
@@ -85,9 +91,9 @@ def test_two_turns_are_a_trainable_batch(checked: RolloutClient, models: dict[st
         found = torch.tensor(rollout.generator_logprobs, dtype=torch.float64)
         assert (wanted - found)[mask].abs().max() < 1e-4
         assert rollout.reward == 0.25 if rollout.prompt_id == "made/0" else rollout.reward == 0
-    assert num_turns.count(2) > 5 and num_turns.count(1) > 5
+    assert num_turns.count(2) >= 8 and num_turns.count(1) > 1
 
-    batch = RolloutBatch.from_rollouts(made, 16)
+    batch = RolloutBatch.from_rollouts(made, 2)
     layout = BatchLayout(minibatches=2, data_rank=0, data_size=1, max_tokens=400)
     minibatches = build_minibatches(batch, torch.ones(batch.num_rollouts), layout)
     valid = sum(minibatch.global_valid_tokens for minibatch in minibatches)

@@ -121,10 +121,10 @@ def away_and_back(policy: Any, snapshot: SlowSnapshot) -> tuple[int, int]:
 
 def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
+    from sfpo_megatron.mcore.batches import batch_layout
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
     from sfpo_megatron.objectives.objective import PolicyObjective
-    from sfpo_megatron.trainer import batch_layout
 
     capabilities = setup.init_distributed(config)
     try:
@@ -140,7 +140,7 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
             in_loss=in_loss(batch, ObjectiveConfig()),
             layout=batch_layout(config, policy, 1),
         )
-        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
         snapshot = SlowSnapshot(policy.shards)
         snapshot.take()
         objective = PolicyObjective.of(config)

@@ -84,7 +84,10 @@ def ragged(seed: int, *, equal_lengths: int | None = None, spread: float = 0.5) 
 
 def objective_of(config: ObjectiveConfig) -> PolicyObjective:
     return PolicyObjective(
-        config=config, loss=policy_loss(config.loss), max_response_tokens=MAX_RESPONSE
+        temperature=1.0,
+        config=config,
+        loss=policy_loss(config.loss),
+        max_response_tokens=MAX_RESPONSE,
     )
 
 

@@ -215,18 +215,25 @@ def table_keys(heading: str) -> set[str]:
     return set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.M))
 
 
+KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
+
+
 def test_every_metric_of_a_train_step_is_described() -> None:
-    feed = logged_keys("run/feed.py") - {"numbers", "prompts", "held"}  # what is saved
+    feed = logged_keys("run/feed.py") - {"prompts", "held", "rollouts"}  # what is saved
+    feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
     for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
-    logged = logged_keys("trainer.py") | logged_keys("run/metrics.py")
+    files = ("trainer.py", "run/learner.py", "run/metrics.py")
+    logged = set().union(*map(logged_keys, files)) - {"time/sfpo_s", *KEPT}
     assert {"loss", "pass_k/ratio_max"} <= logged
     assert table_keys("A train step") == logged | feed
 
 
 def test_every_metric_of_an_evaluation_is_described() -> None:
-    assert table_keys("An evaluation") == logged_keys("evaluate.py")
+    assert table_keys("An evaluation") == logged_keys("run/evaluation.py") | logged_keys(
+        "evaluate.py"
+    )
 
 
 # ---- every page -----------------------------------------------------------------------------

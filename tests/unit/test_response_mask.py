@@ -36,8 +36,8 @@ from sfpo_megatron.config.objective import (
     OverlongConfig,
 )
 from sfpo_megatron.objectives.advantage import soft_overlong_penalty
-from sfpo_megatron.run.feed import from_tensors, to_tensors
 from sfpo_megatron.run.metrics import Totals, batch_metrics
+from sfpo_megatron.run.saved_rollouts import from_tensors, to_tensors
 from sfpo_megatron.types import Microbatch, Rollout, RolloutBatch
 
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm")
