@@ -223,7 +223,7 @@ class Workbench:
     ) -> dict[str, Tensor]:
         from megatron.core import parallel_state
 
-        from sfpo_megatron.families.rules import join, split
+        from sfpo_megatron.families.operations import join, split
         from sfpo_megatron.families.table import rule_by_name
         from sfpo_megatron.mcore.model import named_params
 

@@ -27,9 +27,8 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
-from sfpo_megatron.families.rules import hf_shapes
 from sfpo_megatron.families.shape import model_shape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.planner.memory import rank_memory
 from sfpo_megatron.sfpo import SlowSnapshot
 from sfpo_megatron.types import RolloutBatch
