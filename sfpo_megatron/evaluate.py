@@ -7,16 +7,15 @@ from pathlib import Path
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import eval_prompts
+from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.run.evaluation import evaluate
 
 
 def run(config: RunConfig) -> None:
     """Evaluate `model.path`, without a trainer, and add a line to RUN/eval.jsonl."""
-    from transformers import AutoTokenizer
-
     from sfpo_megatron.rollout.controller import start_rollouts
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     prompts = eval_prompts(config, tokenizer)
     client = start_rollouts(config, model_path=config.model.path)
     try:

@@ -94,6 +94,14 @@ BATCHED_REWARD = Kind(  # reward.batched: true
     " -> list[float | Mapping[str, float]]",
     built_in={},
 )
+SINK = Kind(
+    key="tracking.sinks",
+    form="class Sink:\n    def __init__(self, run: RunInfo): ...",
+    built_in={
+        "console": "sfpo_megatron.tracking.console:ConsoleSink",
+        "jsonl": "sfpo_megatron.tracking.jsonl:JsonlSink",
+    },
+)
 ENVIRONMENT = Kind(
     key="rollout.environment",
     form="class Environment:\n"

@@ -15,7 +15,7 @@ from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
-from sfpo_megatron.plugins import REWARD
+from sfpo_megatron.plugins import REWARD, SINK
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -292,8 +292,14 @@ class SFTConfig:
 class TrackingConfig:
     """Where metrics go."""
 
-    sinks: tuple[Literal["console", "jsonl"], ...] = ("console", "jsonl")
+    sinks: tuple[Annotated[str, SINK], ...] = ("console", "jsonl")
     """console: a progress line; jsonl: output_dir/metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        known(self, SINK, "sinks")
+        twice = [name for name in self.sinks if self.sinks.count(name) > 1]
+        if twice:
+            raise FieldError("sinks", list(self.sinks), "each sink once", f"remove one {twice[0]}")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

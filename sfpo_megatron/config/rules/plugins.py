@@ -12,6 +12,7 @@ from sfpo_megatron.plugins import (
     ENVIRONMENT,
     LOSS,
     REWARD,
+    SINK,
     Kind,
     PluginError,
 )
@@ -31,3 +32,4 @@ def _named(config: RunConfig) -> Iterator[tuple[Kind, str]]:
     yield ADVANTAGE, config.objective.advantage
     yield BATCHED_REWARD if config.reward.batched else REWARD, config.reward.function
     yield ENVIRONMENT, config.rollout.environment
+    yield from ((SINK, name) for name in config.tracking.sinks)
