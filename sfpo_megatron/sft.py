@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,25 +11,25 @@ import torch.distributed as dist
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.sft import SFTExample, sft_examples
+from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.mcore.batches import batch_layout
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.passes import on_device, run_pass
 from sfpo_megatron.mcore.setup import LRSchedule, build_policy
 from sfpo_megatron.objectives.objective import NextTokenObjective
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
-from sfpo_megatron.run.engines import prepare_output
-from sfpo_megatron.run.feed import share
-from sfpo_megatron.tracking.sinks import Tracker
+from sfpo_megatron.run.continuing import prepare_output
+from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.tracking.timers import Timers
-from sfpo_megatron.trainer import batch_layout
+from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import RolloutBatch
 
 
 def run(config: RunConfig, capabilities: Capabilities) -> None:
     """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it, after
     `mcore.setup.init_distributed`."""
-    # Plain cross-entropy: the rollouts' temperature has no say here.
-    config = replace(config, rollout=replace(config.rollout, temperature=1.0))
     sft = config.sft
     schedule = LRSchedule(
         peak=sft.lr,
@@ -43,36 +41,32 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
     policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
     is_main = dist.get_rank() == 0
     examples: Iterator[SFTExample] = iter(())
-    tracker = None
+    tracker: Tracker | NoTracker = NoTracker()
     if is_main:
-        from transformers import AutoTokenizer
-
-        prepare_output(config, "metrics.jsonl")
+        prepare_output(config)
         tracker = Tracker(config, num_steps=sft.num_steps)
-        examples = sft_examples(config, AutoTokenizer.from_pretrained(config.model.path))
-    layout = batch_layout(config, policy, 1)
+        examples = sft_examples(config, load_tokenizer(config.model.path))
+    layout, objective = batch_layout(config, policy, 1), NextTokenObjective()
     for step in range(1, sft.num_steps + 1):
         timers = Timers()
         with timers("step"):
             chosen = list(islice(examples, sft.examples_per_step))
             batch = share(policy.control, as_batch(chosen) if is_main else None)
-            assert batch is not None, "rank 0 has examples"
             advantages = torch.zeros(batch.num_rollouts)
             minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
             policy.scheduler.step(increment=1)
-            (result,) = run_pass(policy, minibatches, NextTokenObjective()).minibatches
-        if tracker is not None and (step % 10 == 0 or step in (1, sft.num_steps)):
+            (result,) = run_pass(policy, minibatches, objective).minibatches
+        if step % 10 == 0 or step in (1, sft.num_steps):
             metrics = {"step": step, "loss": result.loss, "grad_norm": result.grad_norm}
             tracker.log(metrics | {"entropy": result.entropy} | timers.take())
     export_hf(
         MegatronWeightSource(policy),
-        Path(config.output_dir) / "hf",
+        RunDirectory.of(config.output_dir).hf,
         model_path=config.model.path,
         dtype=config.model.dtype,
         is_writer=is_main,
     )
-    if tracker is not None:
-        tracker.close()
+    tracker.close()
 
 
 def as_batch(examples: list[SFTExample]) -> RolloutBatch:
@@ -85,6 +79,7 @@ def as_batch(examples: list[SFTExample]) -> RolloutBatch:
         response_lengths=torch.tensor([answer for _, answer in lengths]),
         token_ids=torch.tensor([t for prompt, answer in examples for t in (*prompt, *answer)]),
         generator_logprobs=torch.zeros(num_answer_tokens),
+        response_mask=torch.ones(num_answer_tokens, dtype=torch.bool),
         rewards=torch.zeros(len(examples)),
         correct=torch.zeros(len(examples), dtype=torch.bool),
         finished=torch.ones(len(examples), dtype=torch.bool),

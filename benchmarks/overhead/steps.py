@@ -70,6 +70,7 @@ def random_batch(vocab: int) -> Any:
         response_lengths=responses,
         token_ids=torch.randint(0, vocab, (int((prompts + responses).sum()),), generator=random),
         generator_logprobs=torch.zeros(int(responses.sum())),
+        response_mask=torch.ones(int(responses.sum()), dtype=torch.bool),
         rewards=rewards,
         correct=rewards > 0,
         finished=torch.ones(num, dtype=torch.bool),
@@ -141,18 +142,19 @@ def count_gathers() -> list[int]:
 def run_variant(
     folder: Path, num_steps: int, gathers: list[int], capabilities: Any, dtype: str, where: str
 ) -> dict[str, Any]:
-    from sfpo_megatron import trainer
     from sfpo_megatron.mcore import setup
+    from sfpo_megatron.mcore.batches import cut
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.objectives.objective import PolicyObjective
+    from sfpo_megatron.run.learner import slow_snapshot
     from sfpo_megatron.sfpo import sfpo_step
 
     config = run_config(folder, dtype, where)
     lr = setup.LRSchedule(peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=9, style="constant")
     policy = setup.build_policy(config, capabilities, lr, model_path=config.model.path)
     batch = random_batch(policy.shape.vocab_size)
-    minibatches = trainer.cut(config, policy, batch)
-    set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+    minibatches = cut(config, policy, batch)
+    set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
     one_pass = partial(run_pass, policy, minibatches, PolicyObjective.of(config))
 
     gathers.clear()
@@ -160,7 +162,7 @@ def run_variant(
         one_pass()
     policy.shards.params_ready()
     without = len(gathers)
-    snapshot = trainer.slow_snapshot(config, policy)
+    snapshot = slow_snapshot(config, policy)
     overheads, parts, most = [], {"snapshot": [], "reposition": [], "pass": []}, 0
     for _ in range(num_steps):
         gathers.clear()

@@ -42,5 +42,6 @@ def known(section: object, kind: Kind, *names: str) -> None:
     """Each field names what is built in, or a user's own as `package.module:name`."""
     for name in names:
         value = getattr(section, name)
-        if not kind.knows(value):
-            raise FieldError(name, value, kind.expected, "choose one of these, or name your own")
+        for one in value if isinstance(value, tuple) else (value,):
+            if not kind.knows(one):
+                raise FieldError(name, one, kind.expected, "choose one of these, or name your own")

@@ -12,6 +12,13 @@ from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.types import Prompt
 
 
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model directory; code that comes with a model is never run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
 def tokenized_prompts(
     rows: Iterable[Row], config: RunConfig, tokenizer: Any, bad: BadRows
 ) -> Iterator[Prompt]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 STOPPED_EXIT_CODE = 85
 """Of a run that saved and can be resumed; Slurm's RequeueExit understands it."""
@@ -25,7 +26,19 @@ class StopRequested(Exception):
 
 
 class OutOfTime(Exception):
-    """The train step cannot end within checkpoint.must_save_within_s of the stop request."""
+    """The train step cannot end within checkpoint.must_save_within_s of the stop request. Raised
+    where a stop watch is looked at, on one rank."""
+
+
+class StopRun(Exception):
+    """Train step `step` is not made and the run ends; raised on every rank, outside of any
+    collective. The message is the reason."""
+
+    def __init__(self, reason: str, *, step: int, begun: bool) -> None:
+        """`begun`: the step has changed weights already, so that only the last checkpoint is a
+        state to come back to; else the state before the step is whole and can be saved."""
+        super().__init__(reason)
+        self.step, self.begun = step, begun
 
 
 def stop_file(output_dir: str | Path) -> Path:
@@ -51,6 +64,34 @@ def forget(output_dir: str | Path) -> None:
     stop_file(output_dir).unlink(missing_ok=True)
 
 
+class Stopping(Protocol):
+    """Whether the run was asked to stop."""
+
+    in_train_step: bool
+    """False: a request ends the run at once, for there is nothing to save."""
+    save_s: float
+    """Duration of the last save; counted against the time that is left."""
+
+    @property
+    def reason(self) -> str | None:
+        """Who asked, or None. Cheap: a look at one file."""
+
+    def check(self, remaining_s: float = 0.0) -> None:
+        """Raise if there is no time for `remaining_s` more seconds of this train step and a save:
+        StopRequested outside a train step, OutOfTime inside."""
+
+
+class NoStop:
+    """A run that saves nothing takes no requests, and other ranks leave them to rank 0."""
+
+    in_train_step = False
+    save_s = 0.0
+    reason: str | None = None
+
+    def check(self, remaining_s: float = 0.0) -> None:
+        """Nobody asks."""
+
+
 class StopWatch:
     """Rank 0's view of the requests."""
 
@@ -69,9 +110,7 @@ class StopWatch:
         self._since: float | None = None
         self._walltime: float | None = None
         self.in_train_step = False
-        """False: a request ends the run at once, for there is nothing to save."""
         self.save_s = 0.0
-        """What the last save took; it belongs into the time that is left."""
         if stop_before_walltime_s is not None and environ.get(JOB_END, "").isdigit():
             self._walltime = int(environ[JOB_END]) - stop_before_walltime_s
 

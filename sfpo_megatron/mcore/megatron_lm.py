@@ -21,8 +21,7 @@ from sfpo_megatron.mcore.setup import Policy
 
 def megatron_lm_extras(policy: Policy, step: int) -> dict[str, Any]:
     """`args` and `rng_state`, as Megatron-LM's generate_state_dict and get_rng_state make them."""
-    config = policy.config
-    described = megatron_lm_args(policy.shape, config.parallel, dtype=config.model.dtype)
+    described = megatron_lm_args(policy.shape, policy.parallel, dtype=policy.dtype)
     arguments = Namespace(**vars(described), iteration=step)
     state = {
         "random_rng_state": random.getstate(),

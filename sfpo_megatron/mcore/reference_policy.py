@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfpo_megatron.config.objective import KLConfig
 from sfpo_megatron.mcore.model import unwrapped
 from sfpo_megatron.mcore.passes import compute_logprobs
 from sfpo_megatron.mcore.setup import Policy
@@ -36,10 +37,10 @@ class ReferencePolicy:
         """Host memory of this rank: its part of the model in the model's dtype."""
         return sum(tensor.nbytes for tensor in self._host)
 
-    def set_ref_logprobs(self, minibatches: Sequence[Minibatch]) -> None:
+    def set_ref_logprobs(self, minibatches: Sequence[Minibatch], *, temperature: float) -> None:
         """Fix `ref_logprobs` of every microbatch (on the ranks of the last pipeline stage)."""
         with self.swapped_in():
-            values = compute_logprobs(self._policy, minibatches)
+            values = compute_logprobs(self._policy, minibatches, temperature=temperature)
         for minibatch, found in zip(minibatches, values, strict=True):
             for microbatch, logprobs in zip(minibatch.microbatches, found, strict=False):
                 microbatch.ref_logprobs = logprobs
@@ -79,7 +80,9 @@ def _weights(chunks: Sequence[Any]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def rollout_kl(policy: Policy, minibatches: Sequence[Minibatch], num_rollouts: int) -> Tensor:
+def rollout_kl(
+    policy: Policy, minibatches: Sequence[Minibatch], num_rollouts: int, config: KLConfig
+) -> Tensor:
     """[N] float64: the KL estimates of each rollout's tokens between `old_logprobs` and
     `ref_logprobs`, added up; 0 for a rollout that is masked out. The same on every rank.
     Collective."""
@@ -88,7 +91,7 @@ def rollout_kl(policy: Policy, minibatches: Sequence[Minibatch], num_rollouts: i
         old, ref = microbatch.old_logprobs, microbatch.ref_logprobs
         if old is None or ref is None or policy.layout.tensor_rank != 0:
             continue  # log-probs live on the last stage; tensor-parallel ranks hold the same
-        estimate = kl_estimate(old, ref, microbatch.loss_mask, policy.config.objective.kl)
+        estimate = kl_estimate(old, ref, microbatch.loss_mask, config)
         sums = Sequences(microbatch.cu_seqlens, microbatch.loss_mask).sum(estimate)
         rollouts = microbatch.rollouts.cpu()
         real = rollouts >= 0

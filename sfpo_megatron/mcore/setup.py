@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.mcore.statistics import Statistics
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.aux_losses import AuxLosses
@@ -64,7 +65,12 @@ class Layout:
 class Policy:
     """The model under training on this rank and everything one train step needs."""
 
-    config: RunConfig
+    dtype: str
+    """Dtype of the model params, as `model.dtype` names it."""
+    parallel: ParallelConfig
+    """The layout that was asked for; `layout` is this rank's place in it."""
+    logprob_chunk_tokens: int
+    """Tokens whose logits are turned into fp32 at a time."""
     shape: ModelShape
     layout: Layout
     capabilities: Capabilities
@@ -74,6 +80,7 @@ class Policy:
     scheduler: Any
     shards: MainParamShards
     control: ControlGroup
+    statistics: Statistics
     aux_losses: AuxLosses | None
     """The routers' auxiliary losses, where they are turned on."""
 
@@ -261,8 +268,11 @@ def build_policy(
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+    control = ControlGroup(config.train.control_timeout_s)
     return Policy(
-        config=config,
+        dtype=config.model.dtype,
+        parallel=config.parallel,
+        logprob_chunk_tokens=config.train.logprob_chunk_tokens,
         shape=shape,
         layout=layout,
         capabilities=capabilities,
@@ -270,7 +280,8 @@ def build_policy(
         optimizer=optimizer,
         scheduler=scheduler,
         shards=MainParamShards(optimizer, defer_gathers=True),
-        control=ControlGroup(config.train.control_timeout_s),
+        control=control,
+        statistics=Statistics(control),
         aux_losses=aux_losses,
     )
 

@@ -46,7 +46,7 @@ class MegatronWeightSource:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._rules = rules_of(policy.shape)
-        self._dtype = DTYPES[policy.config.model.dtype]
+        self._dtype = DTYPES[policy.dtype]
         self._params = dict(named_params(policy.chunks))
         # The first rank of this rank's tensor-parallel groups: it speaks for the group.
         self._leader_here = {

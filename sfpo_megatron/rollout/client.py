@@ -11,7 +11,8 @@ import atexit
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,22 @@ class RolloutClient:
         self.num_controller_restarts = 0
         self.sync_client = WeightSyncClient(self, config.refit.transport)
         """vLLM's `VLLMWeightSyncClient` for all engines at once."""
-        self.on_poll: Callable[[], None] | None = None
-        """Called while a wait polls; what it raises ends the wait."""
+        self._on_poll: Callable[[], None] = _nothing
         # Ray's agents outlive a driver that is killed with SIGKILL. Without a thread here: the
         # cluster's processes are there when the engines are ready.
         self._lifeline = Lifeline(watch=False) if owns_cluster else None
         self._controller = spawn(weight_version=0)
         self._starting = self._controller.start.remote()
         atexit.register(self.close)
+
+    @contextmanager
+    def polling(self, poll: Callable[[], None]) -> Iterator[None]:
+        """Call `poll` again and again while waits inside go on; what it raises ends the wait."""
+        before, self._on_poll = self._on_poll, poll
+        try:
+            yield
+        finally:
+            self._on_poll = before
 
     def wait_ready(self, timeout_s: float = _START_S) -> None:
         """Return when every engine can generate; raises what kept one from starting."""
@@ -216,8 +225,7 @@ class RolloutClient:
         began = asked = time.monotonic()
         ping: Any = None
         while not ray.wait([call], timeout=_POLL_S)[0]:
-            if self.on_poll is not None:
-                self.on_poll()
+            self._on_poll()
             now = time.monotonic()
             if timeout_s is not None and now > began + timeout_s:
                 raise RolloutError(
@@ -244,6 +252,10 @@ class RolloutClient:
                 f"the rollout controller died while {doing} ({why_gone(error)}); its log: "
                 f"{self._log_dir / 'controller.log'}"
             ) from None
+
+
+def _nothing() -> None:
+    """No poll is set."""
 
 
 def _wait_until_gone(processes: list[ProcessIdentity]) -> None:

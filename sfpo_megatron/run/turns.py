@@ -14,25 +14,72 @@ vLLM has no sleep mode: engines stay awake, and everything else is the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 
+if TYPE_CHECKING:
+    from sfpo_megatron.rollout.engine import Memory
+
+
+class DeviceTurns(Protocol):
+    """Who may use the devices now. Methods are collective."""
+
+    @property
+    def is_engines(self) -> bool:
+        """Whether engines can be asked for something."""
+
+    @property
+    def times(self) -> Mapping[str, float]:
+        """Seconds of this rank's last moves, for the metrics."""
+
+    def to_trainer(self) -> None:
+        """Give the devices to the trainer, before its weights are used."""
+
+    def to_engines(self) -> AbstractContextManager[None]:
+        """Give the devices to the engines, around the refit that brings their weights."""
+
+    def end_engines(self, close: Callable[[], None]) -> None:
+        """Give the devices to the trainer for good; `close` ends the engines."""
+
+
+class NoTurns:
+    """Dedicated engines have devices of their own."""
+
+    is_engines = True
+    times: Mapping[str, float] = {}
+
+    def to_trainer(self) -> None:
+        """Nothing has to be moved."""
+
+    def to_engines(self) -> AbstractContextManager[None]:
+        """Nothing has to be moved."""
+        return nullcontext()
+
+    def end_engines(self, close: Callable[[], None]) -> None:
+        """The engines may live on: nothing waits for their devices."""
+
 
 class Turns:
-    """Begins with the trainer's turn, engines asleep. Methods are collective."""
+    """Begins with the trainer's turn, engines asleep."""
 
     def __init__(
-        self, offload: Offload, control: ControlGroup, tell_engines: Callable[..., None]
+        self,
+        offload: Offload,
+        control: ControlGroup,
+        *,
+        sleep: Callable[[], None],
+        wake: Callable[[Memory], None],
     ) -> None:
-        """`tell_engines(method, *arguments)` of `RolloutClient`; collective."""
+        """`sleep()` and `wake(memory)` reach every engine; collective."""
         self._offload = offload
         self._control = control
-        self._tell_engines = tell_engines
+        self._sleep = sleep
+        self._wake = wake
         self.times: dict[str, float] = {}
-        """Seconds of this rank's last moves, for the metrics."""
 
     @property
     def is_engines(self) -> bool:
@@ -42,25 +89,25 @@ class Turns:
         """Engines sleep, then the trainer's state comes back."""
         if self.is_engines:
             begun = time.monotonic()
-            self._tell_engines("sleep")
+            self._sleep()
             self._offload.onload()
             self.times["time/onload_s"] = time.monotonic() - begun
 
     @contextmanager
     def to_engines(self) -> Iterator[None]:
-        """Around the refit that brings their weights."""
+        """Engines wake for the refit inside, then the trainer's state leaves the devices."""
         self._offload.free_cache()
         self._control.barrier()  # an engine may share the devices of several ranks
-        self._tell_engines("wake", "weights")
+        self._wake("weights")
         yield
         begun = time.monotonic()
         self._offload.offload()
         self._control.barrier()
-        self._tell_engines("wake", "kv_cache")
+        self._wake("kv_cache")
         self.times["time/offload_s"] = time.monotonic() - begun
 
     def end_engines(self, close: Callable[[], None]) -> None:
-        """For good, whatever state they are in: `close` ends them."""
+        """End the engines whatever state they are in, and take the devices back."""
         if self.is_engines:
             close()
             self._control.barrier()

@@ -107,10 +107,13 @@ def test_gradients_are_those_of_a_mean_over_tokens(bench: Workbench, max_tokens:
     minibatch = dataclasses.replace(
         minibatch, microbatches=minibatch.microbatches + (empty,) * count
     )
-    passes.set_old_logprobs([minibatch], passes.compute_logprobs(policy, [minibatch]))
+    passes.set_old_logprobs(
+        [minibatch],
+        passes.compute_logprobs(policy, [minibatch], temperature=bench.temperature(policy)),
+    )
     for chunk in policy.chunks:
         chunk.zero_grad_buffer()
-    objective = PolicyObjective.of(policy.config)
+    objective = PolicyObjective.of(bench.config_of(policy))
     passes._forward_backward(policy, minibatch, objective)
 
     mine = [

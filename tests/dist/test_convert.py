@@ -58,7 +58,7 @@ def check_round_trip(bench: Workbench, model: str) -> None:
     policy = bench.policy(model)
     if bench.rank == 0:
         folder.mkdir()
-        hf_to_megatron(hf, folder / "megatron", policy.config.parallel)
+        hf_to_megatron(hf, folder / "megatron", policy.parallel)
         (folder / "saved").mkdir()
     dist.barrier()
     load(policy, folder / "megatron/release")

@@ -53,12 +53,12 @@ def policy_with_state(bench: Workbench, overlap: bool) -> tuple[Any, Any]:
     return policy, minibatches
 
 
-def plain_megatron_steps(policy: Any, minibatches: Any, count: int) -> None:
+def plain_megatron_steps(bench: Workbench, policy: Any, minibatches: Any, count: int) -> None:
     """zero_grad, forward-backward, optimizer.step(): Megatron's loop, which gathers as it likes."""
     from sfpo_megatron.mcore import passes
     from sfpo_megatron.objectives.objective import PolicyObjective
 
-    objective = PolicyObjective.of(policy.config)
+    objective = PolicyObjective.of(bench.config_of(policy))
     for index in range(count):
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
@@ -71,7 +71,7 @@ def plain_megatron_steps(policy: Any, minibatches: Any, count: int) -> None:
 def test_as_many_gathers_as_the_same_steps_without_sfpo(bench: Workbench, overlap: bool) -> None:
     policy, minibatches = policy_with_state(bench, overlap)
     with counted_gathers() as plain:
-        plain_megatron_steps(policy, minibatches, NUM_STEPS)
+        plain_megatron_steps(bench, policy, minibatches, NUM_STEPS)
         policy.shards.params_ready()  # with overlap, the last step's gather is still due
     policy, minibatches = policy_with_state(bench, overlap)
     with counted_gathers() as ours:

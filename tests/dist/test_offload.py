@@ -99,7 +99,7 @@ def trained(bench: Workbench, make: Callable[[Any], Any], *, away: bool, **polic
         with pytest.raises(RuntimeError, match="bring them back first"):
             bench.one_pass(policy, minibatches)()
         with pytest.raises(RuntimeError, match="bring them back first"):
-            compute_logprobs(policy, minibatches)
+            compute_logprobs(policy, minibatches, temperature=bench.temperature(policy))
         offload.onload()
     return state_of(policy)
 
@@ -168,10 +168,10 @@ def test_the_reference_policy_is_none_the_wiser(bench: Workbench) -> None:
     minibatches = bench.prepared(policy)
     found = []
     for _ in range(2):
-        reference.set_ref_logprobs(minibatches)
+        reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
         found.append([m.ref_logprobs for part in minibatches for m in part.microbatches])
         offload.offload()
         with pytest.raises(RuntimeError, match="bring them back first"):
-            reference.set_ref_logprobs(minibatches)
+            reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
         offload.onload()
     assert all_same_bits(*found)

@@ -113,7 +113,7 @@ def check_memory(bench: Workbench, model: str, spec: Spec = "local", **settings:
         tokens, padding = size_of(minibatches, bench.layout, policy.layout.pipeline_rank)
         planned = rank_memory(
             policy.shape,
-            policy.config,
+            bench.config_of(policy),
             stage=policy.layout.pipeline_rank,
             data_rank=policy.layout.data_rank,
             spec=spec,

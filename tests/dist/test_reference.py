@@ -68,7 +68,7 @@ def test_swap(bench: Workbench, dtype: str, overlap: bool) -> None:
         p.nbytes for chunk in policy.chunks for p in chunk.parameters()
     )
     minibatches = bench.prepared(policy)
-    reference.set_ref_logprobs(minibatches)
+    reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
     first = ref_logprobs(minibatches)
     old = [m.old_logprobs for part in minibatches for m in part.microbatches]
     assert len(first) == (len(old) if policy.layout.is_last_stage else 0)
@@ -84,7 +84,7 @@ def test_swap(bench: Workbench, dtype: str, overlap: bool) -> None:
     assert not gathers
     assert not all_same_bits(inside, before), "the weights did not move"
     assert all_same_bits(state_of(policy), before)
-    reference.set_ref_logprobs(minibatches)
+    reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
     assert all_same_bits(ref_logprobs(minibatches), first)
     assert all_same_bits(state_of(policy), before)
 
@@ -103,7 +103,9 @@ def test_training_goes_on_as_if_there_were_no_swap(bench: Workbench, overlap: bo
         reference = ReferencePolicy(policy)
         one_step(bench, policy, bench.prepared(policy, 0))
         if swap:
-            reference.set_ref_logprobs(bench.minibatches(policy, 0))
+            reference.set_ref_logprobs(
+                bench.minibatches(policy, 0), temperature=bench.temperature(policy)
+            )
         one_step(bench, policy, bench.prepared(policy, 1))
         policy.shards.params_ready()
         found.append(state_of(policy))
@@ -120,13 +122,15 @@ def test_kl_of_a_rollout_is_the_same_everywhere(bench: Workbench) -> None:
     policy = bench.policy(objective=ObjectiveConfig(kl=KL))
     reference = ReferencePolicy(policy)
     minibatches = bench.prepared(policy)
-    reference.set_ref_logprobs(minibatches)
+    reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
     one_step(bench, policy, minibatches)
     minibatches = bench.minibatches(policy)
-    set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
-    reference.set_ref_logprobs(minibatches)
+    set_old_logprobs(
+        minibatches, compute_logprobs(policy, minibatches, temperature=bench.temperature(policy))
+    )
+    reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
     num = references.NUM_PROMPTS * references.GROUP_SIZE
-    found = rollout_kl(policy, minibatches, num)
+    found = rollout_kl(policy, minibatches, num, KL)
     assert (found >= 0).all() and found.max() > 1e-3, "nothing to compare"
     if bench.layout != TP1:
         _, saved = bench.load("rollout_kl")

@@ -55,13 +55,15 @@ def train(
             if microbatch.old_logprobs is not None:  # a generator that differs, by token and label
                 noise = 0.3 * torch.sin(microbatch.labels * 1.0)
                 microbatch.generator_logprobs = microbatch.old_logprobs - noise
-        reference.set_ref_logprobs(minibatches)
+        reference.set_ref_logprobs(minibatches, temperature=bench.temperature(policy))
         results = sfpo_step(
             bench.one_pass(policy, minibatches), snapshot, num_fast_passes=1, alpha=0.8
         )
         for one in (m for result in results for m in result.minibatches):
             assert one.grad_norm > 0 and not one.skipped
-            history.append({"loss": one.loss, "grad_norm": one.grad_norm, **one.stats})
+            history.append(
+                {"loss": one.loss, "grad_norm": one.grad_norm, **one.stats, **one.maxima}
+            )
     return history, bench.hf_weights(policy)
 
 

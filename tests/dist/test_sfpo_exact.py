@@ -169,7 +169,7 @@ def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
         policy = bench.policy(minibatches=1)
         minibatches = (bench.minibatches if first_pass_is_old else bench.prepared)(policy)
         assert len(minibatches) == 1 and len(minibatches[0].microbatches) > 1
-        objective = PolicyObjective.of(policy.config, first_pass_is_old=first_pass_is_old)
+        objective = PolicyObjective.of(bench.config_of(policy), first_pass_is_old=first_pass_is_old)
         results = sfpo_step(
             partial(run_pass, policy, minibatches, objective),
             SlowSnapshot(policy.shards),
@@ -187,8 +187,8 @@ def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
 @on_ranks(DP2)
 def test_the_gate_of_rank_0_decides_for_all(bench: Workbench) -> None:
     from sfpo_megatron.mcore.control import ControlGroup
+    from sfpo_megatron.run.learner import fast_passes
     from sfpo_megatron.sfpo import EntropyGate
-    from sfpo_megatron.trainer import fast_passes
 
     config, control = bench.config("qwen2_tied"), ControlGroup(60.0)
     for closed_on in (0, 1):

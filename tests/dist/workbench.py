@@ -13,6 +13,7 @@ import references
 import torch
 import torch.distributed as dist
 from harness import Layout
+from made.batches import make_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,9 +32,9 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.mcore import setup
-from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+from sfpo_megatron.objectives.advantage import grpo, in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
-from sfpo_megatron.types import Microbatch, Minibatch, RolloutBatch
+from sfpo_megatron.types import Microbatch, Minibatch
 
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 
@@ -45,6 +46,7 @@ class Workbench:
         self.layout = layout
         self.directory = directory
         self.rank = dist.get_rank()
+        self._configs: dict[int, RunConfig] = {}
         self.figures: dict[str, float] = {}  # what the running case measured
         model = references.TRAINED_MOE if layout.expert > 1 else "qwen2_tied"
         self.capabilities = setup.init_distributed(self.config(model))
@@ -111,29 +113,40 @@ class Workbench:
         schedule = setup.LRSchedule(
             peak=lr, floor=0.0, warmup_ticks=0, total_ticks=10, style="constant"
         )
-        return setup.build_policy(config, self.capabilities, schedule, model_path=config.model.path)
+        policy = setup.build_policy(
+            config, self.capabilities, schedule, model_path=config.model.path
+        )
+        self._configs[id(policy)] = config  # by id, so that it keeps no policy alive
+        return policy
+
+    def config_of(self, policy: setup.Policy) -> RunConfig:
+        """The config that `policy` was built from."""
+        return self._configs[id(policy)]
+
+    def temperature(self, policy: setup.Policy) -> float:
+        """The temperature of its rollouts."""
+        return self.config_of(policy).rollout.temperature
 
     def minibatches(self, policy: setup.Policy, step: int = 0) -> list[Minibatch]:
         """This rank's part of saved batch `step`, cut as the trainer does; no old_logprobs yet."""
-        from sfpo_megatron.trainer import batch_layout
+        from sfpo_megatron.mcore.batches import batch_layout
 
         saved = references.load_batch(self.directory, step)
-        batch = RolloutBatch(
+        batch = make_batch(
             group_size=references.GROUP_SIZE,
-            generator_logprobs=torch.zeros(int(saved["response_lengths"].sum())),
-            correct=saved["rewards"] > 0,
             finished=saved["response_lengths"] < 11,  # the longest are as if cut
             weight_version=step,
             **saved,
         )
-        train = policy.config.train
+        config = self.config_of(policy)
+        train = config.train
         minibatches = build_minibatches(
             batch,
-            grpo_advantages(batch.rewards, batch.group_size),
-            in_loss=in_loss(batch, policy.config.objective),
+            grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
+            in_loss=in_loss(batch, config.objective),
             # Over four ranks a minibatch has two rollouts a rank: one each.
             layout=dataclasses.replace(
-                batch_layout(policy.config, policy, train.minibatches_per_step),
+                batch_layout(config, policy, train.minibatches_per_step),
                 microbatch_size=1 if policy.layout.data_size == 4 else None,
             ),
         )
@@ -146,14 +159,15 @@ class Workbench:
         from sfpo_megatron.mcore.passes import compute_logprobs, set_old_logprobs
 
         minibatches = self.minibatches(policy, step)
-        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        old = compute_logprobs(policy, minibatches, temperature=self.temperature(policy))
+        set_old_logprobs(minibatches, old)
         return minibatches
 
     def one_pass(self, policy: setup.Policy, minibatches: list[Minibatch]) -> Any:
         """`run_pass` bound to its arguments, as the trainer hands it to sfpo_step."""
         from sfpo_megatron.mcore.passes import run_pass
 
-        objective = PolicyObjective.of(policy.config)
+        objective = PolicyObjective.of(self.config_of(policy))
         return partial(run_pass, policy, minibatches, objective)
 
     def logits(self, policy: setup.Policy, microbatch: Microbatch) -> Tensor | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from made.batches import make_batch
 
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.mcore.setup import LRSchedule, build_policy, init_distributed
@@ -24,15 +25,12 @@ def synthetic_batch(step: int, num: int, vocab: int) -> RolloutBatch:
     """Random rollouts with random rewards: gradients for every weight."""
     generator = torch.Generator().manual_seed(step)
     prompts, responses = torch.full((num,), 4), torch.full((num,), 6)
-    return RolloutBatch(
+    return make_batch(
+        prompts,
+        responses,
+        torch.randint(0, vocab, (10 * num,), generator=generator),
         group_size=8,
-        prompt_lengths=prompts,
-        response_lengths=responses,
-        token_ids=torch.randint(0, vocab, (10 * num,), generator=generator),
-        generator_logprobs=torch.zeros(6 * num),
         rewards=torch.rand(num, generator=generator),
-        correct=torch.zeros(num, dtype=torch.bool),
-        finished=torch.ones(num, dtype=torch.bool),
         weight_version=step,
     )
 
@@ -54,9 +52,9 @@ def prompts(vocab: int) -> tuple[Prompt, ...]:
 def main(config_file: str, num_steps: int) -> None:
     config = load_config(config_file, [])
     capabilities = init_distributed(config)  # before anything imports megatron
+    from sfpo_megatron.mcore.batches import cut
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.resharding.source import MegatronWeightSource
-    from sfpo_megatron.trainer import cut
 
     is_main = dist.get_rank() == 0
     client = None
@@ -84,7 +82,10 @@ def main(config_file: str, num_steps: int) -> None:
     for step in range(1, num_steps + 1):
         num = config.train.prompts_per_step * config.train.group_size
         minibatches = cut(config, policy, synthetic_batch(step, num, policy.shape.vocab_size))
-        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        set_old_logprobs(
+            minibatches,
+            compute_logprobs(policy, minibatches, temperature=config.rollout.temperature),
+        )
         one_pass = partial(run_pass, policy, minibatches, objective)
         sfpo_step(one_pass, snapshot, num_fast_passes=3, alpha=0.8)
         refit.send(step)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from made.batches import make_batch
 
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import (
@@ -64,18 +65,14 @@ def make_model(folder: Path) -> None:
     writer.write((s.name, 0.02 * torch.randn(s.shape).to(s.dtype)) for s in specs)
 
 
-def make_batch() -> RolloutBatch:
+def random_batch() -> RolloutBatch:
     size = ROLLOUTS * (PROMPT + RESPONSE)
-    return RolloutBatch(
+    return make_batch(
+        torch.full((ROLLOUTS,), PROMPT),
+        torch.full((ROLLOUTS,), RESPONSE),
+        torch.randint(0, MODEL["vocab_size"], (size,)),
         group_size=8,
-        prompt_lengths=torch.full((ROLLOUTS,), PROMPT),
-        response_lengths=torch.full((ROLLOUTS,), RESPONSE),
-        token_ids=torch.randint(0, MODEL["vocab_size"], (size,)),
-        generator_logprobs=torch.zeros(ROLLOUTS * RESPONSE),
         rewards=torch.arange(ROLLOUTS).remainder(2).float(),
-        correct=torch.arange(ROLLOUTS).remainder(2).bool(),
-        finished=torch.ones(ROLLOUTS, dtype=torch.bool),
-        weight_version=0,
     )
 
 
@@ -123,10 +120,10 @@ def away_and_back(policy: Any, snapshot: SlowSnapshot) -> tuple[int, int]:
 
 def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
+    from sfpo_megatron.mcore.batches import batch_layout
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
-    from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+    from sfpo_megatron.objectives.advantage import grpo, in_loss
     from sfpo_megatron.objectives.objective import PolicyObjective
-    from sfpo_megatron.trainer import batch_layout
 
     capabilities = setup.init_distributed(config)
     try:
@@ -135,14 +132,14 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
             peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=10, style="constant"
         )
         policy = setup.build_policy(config, capabilities, schedule, model_path=config.model.path)
-        batch = make_batch()
+        batch = random_batch()
         minibatches = build_minibatches(
             batch,
-            grpo_advantages(batch.rewards, batch.group_size),
+            grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, ObjectiveConfig()),
             layout=batch_layout(config, policy, 1),
         )
-        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches))
+        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
         snapshot = SlowSnapshot(policy.shards)
         snapshot.take()
         objective = PolicyObjective.of(config)

@@ -1,0 +1,29 @@
+"""How a finished run ends: the policy as Hugging Face files, a table, a plot."""
+
+from __future__ import annotations
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.plot import plot
+from sfpo_megatron.outputs.table import summary_table
+from sfpo_megatron.resharding.export import export_hf
+from sfpo_megatron.resharding.source import MegatronWeightSource
+from sfpo_megatron.run.opening import OpenedRun
+
+
+def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -> None:
+    """Export the policy to RUN/hf, then make the table and the plot of metrics.jsonl. The devices
+    are the trainer's. Collective."""
+    directory = opened.directory
+    if not config.debug.rollout_only:
+        export_hf(
+            source,
+            directory.hf,
+            model_path=config.model.path,
+            dtype=config.model.dtype,
+            is_writer=opened.is_main,
+        )
+    if opened.is_main and directory.metrics.exists():
+        plot(directory.metrics, directory.plot)
+        resumed = opened.found.step if opened.found and opened.found.has_run_state else None
+        opened.progress(summary_table(directory.metrics, resumed_after=resumed))
+        opened.progress(f"policy: {directory.hf}   curve: {directory.plot}")

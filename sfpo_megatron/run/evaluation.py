@@ -1,0 +1,117 @@
+"""Held-out accuracy of the policy that the engines hold, and the best one of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from sfpo_megatron.rollout.client import RolloutClient
+
+
+class Best:
+    """The best evaluation of the run so far; part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self._found: tuple[int, float] | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The train step after which it was taken."""
+        return self._found[0] if self._found is not None else None
+
+    def observe(self, step: int, accuracy: float) -> None:
+        """Keep the evaluation after train step `step` if it is better than all before."""
+        if self._found is None or accuracy > self._found[1]:
+            self._found = step, accuracy
+
+    def state_dict(self) -> tuple[int, float] | None:
+        """(train step, accuracy), None before the first evaluation."""
+        return self._found
+
+    def load_state_dict(self, state: Sequence[float] | None) -> None:
+        """Continue at a saved state."""
+        self._found = (int(state[0]), state[1]) if state is not None else None
+
+
+class Evaluation(Protocol):
+    """Rank 0's end of an evaluation."""
+
+    def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
+        """Metrics of the weights after train step `step`; `refit` sends restarted engines the
+        current weights."""
+
+
+class NoEvaluation:
+    """Another rank than 0, or a run without engines."""
+
+    def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
+        """Never called: `Engines.evaluate` returns before, or rank 0 does the work."""
+        raise AssertionError("nothing to evaluate here")
+
+
+class EngineEvaluation:
+    """Held-out prompts through the engines."""
+
+    def __init__(self, config: RunConfig, client: RolloutClient, prompts: Sequence[Prompt]) -> None:
+        self._config = config
+        self._client = client
+        self._prompts = prompts
+
+    def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
+        """See `Evaluation`."""
+        return evaluate(self._config, self._client, self._prompts, step=step, refit=refit)
+
+
+def is_due(config: RunConfig, step: int) -> bool:
+    """Whether the weights after train step `step` are evaluated."""
+    every = config.eval.every
+    return step == config.train.num_steps or (every > 0 and step % every == 0)
+
+
+def evaluate(
+    config: RunConfig,
+    client: RolloutClient,
+    prompts: Sequence[Prompt],
+    *,
+    step: int,
+    refit: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """avg@n over `prompts` at `eval.temperature`, and of each source of data.eval where there are
+    several; metrics under `eval/`. Rank 0 only.
+
+    `refit` sends the current weights to restarted engines; None if theirs are the model's own
+    files.
+    """
+    from sfpo_megatron.rollout.sampling import RolloutRequest
+
+    request = RolloutRequest(
+        id=f"eval/{step}",
+        step=step,
+        prompts=tuple(prompts),
+        num_samples=config.eval.n,
+        temperature=config.eval.temperature,
+        top_p=1.0,
+        max_response_tokens=config.rollout.max_response_tokens,
+    )
+    client.submit(request)
+    rollouts = client.collect(request.id, refit)
+    num = len(rollouts)
+    sources: dict[str, list[float]] = {}
+    for rollout in rollouts:  # ids are `eval.SOURCE/NUMBER`
+        name = rollout.prompt_id.rpartition("/")[0].removeprefix("eval.")
+        sources.setdefault(name, []).append(float(rollout.correct))
+    of_each = {f"eval/accuracy/{name}": sum(v) / len(v) for name, v in sources.items()}
+    return {
+        "step": step,
+        "eval/accuracy": sum(r.correct for r in rollouts) / num,
+        "eval/reward_mean": sum(r.reward for r in rollouts) / num,
+        "eval/response_tokens_mean": sum(len(r.token_ids) for r in rollouts) / num,
+        "eval/num_rollouts": num,
+        **(of_each if len(of_each) > 1 else {}),
+        **part_means(rollouts, "eval/reward/"),
+    }

@@ -1,0 +1,158 @@
+"""The learning side of a train step, before and after its `sfpo_step`.
+
+prepare     cut the batch, old_logprobs, ref_logprobs, K by the gate, one tick of the schedule
+sfpo_step   in trainer.py
+observe     the gate sees the entropy of the slow correction
+metrics     the step's line in metrics.jsonl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sfpo_megatron.batching import set_advantages
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.mcore.batches import advantages, cut
+from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, set_old_logprobs
+from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
+from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.objectives.objective import PolicyObjective
+from sfpo_megatron.run.metrics import (
+    Totals,
+    batch_metrics,
+    logprob_difference,
+    pass_metrics,
+    split_metrics,
+)
+from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot
+from sfpo_megatron.snapshots.host import HostSnapshot
+from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.tracking.timers import Timers
+from sfpo_megatron.types import Minibatch, RolloutBatch
+
+if TYPE_CHECKING:
+    from sfpo_megatron.mcore.control import ControlGroup
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Prepared:
+    """A train step that is ready for its passes."""
+
+    step: int
+    batch: RolloutBatch
+    minibatches: list[Minibatch]
+    num_fast: int
+    """K of this step; 0 once the gate has closed."""
+    one_pass: Callable[[], PassResult]
+    """`run_pass` bound to its arguments."""
+
+
+class Learner:
+    """Holds what outlives a train step: reference, snapshot, gate, counts. Methods are collective
+    where nothing else is said."""
+
+    def __init__(self, config: RunConfig, policy: Policy, objective: PolicyObjective) -> None:
+        self._config = config
+        self._policy = policy
+        self._objective = objective
+        self._temperature = config.rollout.temperature
+        kl = config.objective.kl
+        # After the weights are loaded and before a checkpoint is: it keeps the initial weights.
+        self._references = [ReferencePolicy(policy)] if kl.coef > 0 else []
+        self._kl_in_reward = kl.coef > 0 and kl.where == "reward"
+        self.snapshot = slow_snapshot(config, policy)
+        self.gate = EntropyGate(
+            window=config.sfpo.entropy_window,
+            zscore_threshold=config.sfpo.entropy_zscore_threshold,
+            two_sided=config.sfpo.trigger == "two_sided",
+            latch=config.sfpo.latch,
+            stop_step=config.sfpo.stop_step,
+        )
+        self.totals = Totals()
+
+    def prepare(self, step: int, batch: RolloutBatch, timers: Timers) -> Prepared:
+        """Fix everything that all passes of the step share."""
+        config, policy = self._config, self._policy
+        minibatches = cut(config, policy, batch)
+        if not self._objective.first_pass_is_old:
+            with timers("logprob"):
+                old = compute_logprobs(policy, minibatches, temperature=self._temperature)
+                set_old_logprobs(minibatches, old)
+        for reference in self._references:
+            with timers("reference"):
+                reference.set_ref_logprobs(minibatches, temperature=self._temperature)
+        if self._kl_in_reward:
+            penalty = rollout_kl(policy, minibatches, batch.num_rollouts, config.objective.kl)
+            set_advantages(minibatches, advantages(config, batch, penalty))
+        num_fast = fast_passes(config, policy.control, self.gate, step)
+        policy.control.agree(step=step, num_fast=num_fast, minibatches=len(minibatches))
+        policy.scheduler.step(increment=1)  # one tick a rollout batch, whatever K is
+
+        def one_pass() -> PassResult:
+            with timers("passes"):
+                return run_pass(policy, minibatches, self._objective)
+
+        return Prepared(
+            step=step, batch=batch, minibatches=minibatches, num_fast=num_fast, one_pass=one_pass
+        )
+
+    def observe(self, results: Sequence[PassResult]) -> None:
+        """Show the gate the entropy of the slow correction, the last result. Not collective."""
+        slow = results[-1]
+        if slow.num_tokens > 0:
+            self.gate.observe(slow.mean(lambda m: m.entropy))
+
+    def metrics(
+        self, prepared: Prepared, results: Sequence[PassResult], timers: Timers
+    ) -> dict[str, float]:
+        """The step's metrics, but for those of engines and checkpoints."""
+        totals, minibatches = self.totals, prepared.minibatches
+        metrics = {**batch_metrics(prepared.batch, totals), **pass_metrics(results, totals)}
+        mismatch = logprob_difference(self._policy, minibatches)
+        if self._objective.first_pass_is_old:  # to old_logprobs it would be 0 by construction
+            metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
+        return {
+            "step": prepared.step,
+            **metrics,
+            **split_metrics(minibatches),
+            **mismatch,
+            **_phase_times(timers),
+            "sfpo_active": prepared.num_fast > 0,
+            "weight_version": prepared.step,
+            "lr": self._policy.optimizer.param_groups[0]["lr"],
+        }
+
+
+def objective_of(config: RunConfig) -> PolicyObjective:
+    """What every pass minimizes."""
+    # With one minibatch a pass, the first pass's own forward is under the weights that generated:
+    # it yields old_logprobs, and no forward is paid for them.
+    kl = config.objective.kl
+    kl_in_reward = kl.coef > 0 and kl.where == "reward"
+    first_pass_is_old = config.train.minibatches_per_step == 1 and not kl_in_reward
+    return PolicyObjective.of(config, first_pass_is_old=first_pass_is_old)
+
+
+def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
+    """The snapshot that `sfpo.snapshot` and `sfpo.moments` ask for."""
+    on_host = config.sfpo.snapshot == "host"
+    snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
+    if config.sfpo.moments == "keep":
+        return snapshot
+    return MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
+
+
+def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, step: int) -> int:
+    """K of this step. Rank 0's gate decides for all: a rank that branches alone hangs the rest.
+    Collective."""
+    mine = config.sfpo.num_fast_passes if gate.is_open(step) else 0
+    return int(control.broadcast_json(mine))
+
+
+def _phase_times(timers: Timers) -> Mapping[str, float]:
+    """Seconds by phase; what `sfpo_step` took beyond its passes is snapshot and reposition."""
+    times = timers.take()
+    times["time/reposition_s"] = times.pop("time/sfpo_s") - times["time/passes_s"]
+    return times

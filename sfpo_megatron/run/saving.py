@@ -1,0 +1,192 @@
+"""How one checkpoint is written, beside the training where that is asked for, and read again.
+
+A checkpoint directory holds Megatron's tensors, the RNG of every rank and run_state.json; a
+mapping of tensors in a `Stateful`'s state has a file of its own, NAME.safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors.torch import load_file, save_file
+
+from sfpo_megatron.checkpoints.manifest import write_durably
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore
+from sfpo_megatron.config.checkpoint import CheckpointConfig
+from sfpo_megatron.mcore import checkpoint
+from sfpo_megatron.mcore.control import PeerLostError
+
+if TYPE_CHECKING:
+    from sfpo_megatron.mcore.setup import Policy
+    from sfpo_megatron.mcore.writing import Writing
+
+ROLLOUTS = "rollouts"
+"""The entry of a state that is a mapping of tensors."""
+
+
+class Stateful(Protocol):
+    """Something whose state goes into every checkpoint."""
+
+    def state_dict(self) -> Any:
+        """Plain values, as JSON has them; an entry `rollouts` may be a mapping of tensors."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue at a saved state."""
+
+
+def write_run_state(directory: Path, state: Mapping[str, Any]) -> None:
+    """Write run_state.json, and the tensors that are part of it."""
+    plain = dict(state)
+    for name, part in state.items():
+        if isinstance(part, dict) and ROLLOUTS in part:
+            plain[name] = {key: value for key, value in part.items() if key != ROLLOUTS}
+            if part[ROLLOUTS]:
+                save_file(part[ROLLOUTS], directory / f"{ROLLOUTS}.safetensors")
+    text = json.dumps(plain, indent=1, allow_nan=False)
+    write_durably(directory / RUN_STATE, text + "\n")
+
+
+def read_run_state(directory: Path) -> dict[str, Any]:
+    """run_state.json of a checkpoint, without its tensors."""
+    state: dict[str, Any] = json.loads((directory / RUN_STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def read_rollouts(directory: Path) -> dict[str, Any]:
+    """The tensors of `write_run_state`; none where nothing had been begun ahead."""
+    file = directory / f"{ROLLOUTS}.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class _Written:
+    """A checkpoint that is on its way to the disk."""
+
+    step: int
+    aside: Path
+    writing: Writing
+
+
+class CheckpointWriter:
+    """Writes one checkpoint after the other. Methods are collective."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        policy: Policy,
+        store: CheckpointStore,
+        *,
+        best_step: Callable[[], int | None],
+        progress: Callable[[str], None],
+    ) -> None:
+        """`best_step()`: the train step of the best evaluation so far."""
+        self._config = config
+        self._policy = policy
+        self._store = store
+        self._best_step = best_step
+        self._progress = progress
+        self._is_main = policy.control.rank == 0
+        self._under_way: list[_Written] = []  # one at the most
+        self._cleaning: list[threading.Thread] = []  # likewise
+        self.saved_step = 0
+        """Train step of the newest checkpoint that is whole, or that the run continued from."""
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is on its way to the disk."""
+        return bool(self._under_way)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this rank has written all that it has to. Not collective."""
+        return all(written.writing.is_done for written in self._under_way)
+
+    def write(self, step: int, state: Callable[[], Mapping[str, Any]]) -> float:
+        """Begin the checkpoint of `step`, and wait for it unless checkpoint.async_save; the seconds
+        it took. `state()`: what run_state.json holds, asked for on rank 0."""
+        self.complete()
+        begun = time.monotonic()
+        aside = str(self._store.begin(step)) if self._is_main else None
+        directory = Path(self._policy.control.broadcast_json(aside))
+        with self._explained(step, directory):
+            writing = checkpoint.begin_save(
+                self._policy, directory, step=step, form=self._config.format
+            )
+            if self._is_main:
+                write_run_state(directory, state())
+        self._under_way = [_Written(step=step, aside=directory, writing=writing)]
+        if not self._config.async_save:
+            self.complete()
+        return time.monotonic() - begun
+
+    def complete(self) -> None:
+        """Wait for what is being written and make it the latest checkpoint."""
+        written, self._under_way = self._under_way, []
+        for one in written:
+            with self._explained(one.step, one.aside):
+                digests = one.writing.finish()
+                if self._is_main:
+                    directory = self._store.commit(one.aside, one.step, digests)
+                    if self._best_step() == one.step:
+                        self._store.mark_best(one.step)
+                    size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
+                    self._progress(f"checkpoint {directory} ({size / 2**20:,.0f} MiB)")
+                    self._clean_up()
+            self.saved_step = one.step
+
+    def close(self) -> None:
+        """Bring what is being written to its end."""
+        self.complete()
+        self._join_cleaning()
+
+    def _clean_up(self) -> None:
+        """Verify the newest and remove old ones: beside the training where writing is too."""
+        self._join_cleaning()
+        thread = threading.Thread(target=self._prune, name="checkpoint-retention")
+        self._cleaning = [thread]
+        thread.start()
+        if not self._config.async_save:
+            self._join_cleaning()
+
+    def _prune(self) -> None:
+        try:
+            self._store.prune()
+        except (CheckpointError, OSError) as error:
+            self._progress(f"warning: {error}")
+
+    def _join_cleaning(self) -> None:
+        threads, self._cleaning = self._cleaning, []
+        for thread in threads:
+            thread.join()
+
+    @contextlib.contextmanager
+    def _explained(self, step: int, aside: Path) -> Iterator[None]:
+        """A failure inside names the step and what is left, and gives the space back."""
+        try:
+            yield
+        except PeerLostError:
+            raise
+        except CheckpointError:
+            self._abandon(aside)
+            raise
+        except Exception as error:
+            free = shutil.disk_usage(aside.parent).free
+            self._abandon(aside)
+            kept = f"that of step {self.saved_step} is kept" if self.saved_step else "none is kept"
+            raise CheckpointError(
+                f"checkpoint of step {step} could not be written to {aside.parent}, where "
+                f"{free / 2**20:,.0f} MiB were free: {error}; {kept}: free space or lower "
+                "checkpoint.keep_last, then start the same command"
+            ) from error
+
+    def _abandon(self, aside: Path) -> None:
+        if self._is_main:
+            self._store.abandon(aside)
