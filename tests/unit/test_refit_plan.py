@@ -1,6 +1,6 @@
 """The refit's plan in integers, and the pieces it cuts; checksums that add up.
 
-Reference: `families.rules.cut` and `merge`, which loading uses. Not exercised: process groups
+Reference: `families.operations.cut` and `merge`, which loading uses. Not exercised: process groups
 (tests/dist/test_export.py writes real shards).
 """
 
