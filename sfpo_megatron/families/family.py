@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.moe import MoEShape
 from sfpo_megatron.families.rule import Rule
@@ -21,7 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
 _QK_NORMS = ("q_layernorm.weight", "k_layernorm.weight", "linear_kv_up_proj.layer_norm_weight")
 
 
-def _nothing(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _nothing(config: HFConfig) -> Iterator[Finding]:
     yield from ()
 
 
@@ -34,17 +35,17 @@ class Family:
     """Values of `architectures[0]` in a config.json."""
     layer: tuple[Rule, ...]
     """Every tensor of a layer, in Hugging Face order."""
-    windowed: Callable[[dict[str, Any]], tuple[bool, ...]] = no_layer
+    windowed: Callable[[HFConfig], tuple[bool, ...]] = no_layer
     """Layers with sliding-window attention (windows.py)."""
-    moe: Callable[[dict[str, Any]], MoEShape] | None = None
+    moe: Callable[[HFConfig], MoEShape] | None = None
     """Reads the sizes of the experts; None: the MLP is dense."""
-    mla: Callable[[dict[str, Any]], MLAShape] | None = None
+    mla: Callable[[HFConfig], MLAShape] | None = None
     """Reads the sizes of multi-head latent attention; None: attention is plain."""
     mtp_layers: str | None = None
     """The key of the number of multi-token prediction layers, which are left out."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Over `DEFAULTS`, where the family's own differ."""
-    refused: Callable[[dict[str, Any]], Iterator[tuple[str, ...]]] = _nothing
+    refused: Callable[[HFConfig], Iterator[Finding]] = _nothing
     """(found, expected[, what to do]) of what this family may ask for and nobody here does."""
 
     @property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 from sfpo_megatron.families.rope import rope_settings
 
 _SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -46,7 +46,7 @@ class MLAShape:
         }
 
 
-def mla_shape(config: dict[str, Any]) -> MLAShape:
+def mla_shape(config: HFConfig) -> MLAShape:
     """The sizes in a config.json that `refused_mla` finds nothing in."""
     kv, nope, rope, value = (int(config[name]) for name in _SIZES)
     query = config.get("q_lora_rank")
@@ -59,7 +59,7 @@ def mla_shape(config: dict[str, Any]) -> MLAShape:
     )
 
 
-def refused_mla(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def refused_mla(config: HFConfig) -> Iterator[Finding]:
     """(found, expected[, what to do]) of what a DeepSeek-V3 asks for and Megatron does not do."""
     fix = "restore the model's config.json"
     for name in ("q_lora_rank", *_SIZES):
@@ -86,7 +86,7 @@ def refused_mla(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield from _refused_choice(config)
 
 
-def _refused_choice(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _refused_choice(config: HFConfig) -> Iterator[Finding]:
     """The same for the choice of experts: megatron/core/transformer/moe/moe_utils.py,
     group_limited_topk and topk_routing_with_score_function."""
     experts, chosen = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -34,7 +35,7 @@ class MoEShape:
 
 
 def routed_experts(
-    config: dict[str, Any], *, size: str = "moe_intermediate_size", normalized: bool | None = None
+    config: HFConfig, *, size: str = "moe_intermediate_size", normalized: bool | None = None
 ) -> MoEShape:
     """Experts in every layer, chosen by a softmax. `size`: the key of an expert's hidden units;
     `normalized`: `normalize_topk`, if config.json's `norm_topk_prob` does not decide it."""
@@ -50,7 +51,7 @@ def routed_experts(
     )
 
 
-def grouped_experts(config: dict[str, Any]) -> MoEShape:
+def grouped_experts(config: HFConfig) -> MoEShape:
     """DeepSeek-V3's: after some dense layers, chosen from groups by biased sigmoids, and a shared
     one beside them."""
     size = int(config.get("moe_intermediate_size") or 0)
@@ -69,7 +70,7 @@ def grouped_experts(config: dict[str, Any]) -> MoEShape:
     )
 
 
-def missing_sizes(moe: MoEShape) -> Iterator[tuple[str, ...]]:
+def missing_sizes(moe: MoEShape) -> Iterator[Finding]:
     """(found, expected) of what a mixture of experts cannot do without."""
     for name in ("num_experts", "experts_per_token", "ffn_size"):
         if getattr(moe, name) < 1:
@@ -79,7 +80,7 @@ def missing_sizes(moe: MoEShape) -> Iterator[tuple[str, ...]]:
             )
 
 
-def refused_experts(config: dict[str, Any], moe: MoEShape) -> Iterator[tuple[str, ...]]:
+def refused_experts(config: HFConfig, moe: MoEShape) -> Iterator[Finding]:
     """(found, expected) of what a mixture-of-experts config.json asks for and nobody here does."""
     if moe.experts_per_token > moe.num_experts:
         yield f"num_experts_per_tok {moe.experts_per_token}", f"at most {moe.num_experts} experts"

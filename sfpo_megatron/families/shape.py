@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from sfpo_megatron.families.family import DEFAULTS, Family
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 from sfpo_megatron.families.known import FAMILIES, SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.moe import MoEShape, missing_sizes, refused_experts
@@ -98,7 +98,7 @@ class ModelShape:
         return linear / (self.num_layers * heads * (self.head_dim + self.value_dim) / 2)
 
 
-def read_hf_config(directory: str | Path) -> dict[str, Any]:
+def read_hf_config(directory: str | Path) -> HFConfig:
     """The config.json of a Hugging Face directory; ValueError where it is no JSON object."""
     path = Path(directory) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def _family(config: dict[str, Any]) -> Family:
+def _family(config: HFConfig) -> Family:
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     if name not in SUPPORTED_ARCHITECTURES:
@@ -119,7 +119,7 @@ def _family(config: dict[str, Any]) -> Family:
     return FAMILIES[SUPPORTED_ARCHITECTURES[name]]
 
 
-def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _broken(config: HFConfig) -> Iterator[Finding]:
     """(found, expected, what to do) of sizes that cannot be."""
     fix = "restore the model's config.json"
     for name in _SIZES:
@@ -131,7 +131,7 @@ def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
 
 
-def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _refused(config: HFConfig) -> Iterator[Finding]:
     """(found, expected[, what to do]) of what any family may ask for and nobody here does."""
     if config.get("quantization_config") is not None:
         fix = "use the model before quantization"
@@ -148,7 +148,7 @@ def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "mlp_bias", "no MLP bias"
 
 
-def _refused_of(config: dict[str, Any], family: Family) -> Iterator[tuple[str, ...]]:
+def _refused_of(config: HFConfig, family: Family) -> Iterator[Finding]:
     """The same for what the family has: its experts, and what is its own."""
     if family.moe is not None:
         yield from missing_sizes(family.moe(config))
@@ -157,7 +157,7 @@ def _refused_of(config: dict[str, Any], family: Family) -> Iterator[tuple[str, .
         yield from refused_experts(config, family.moe(config))
 
 
-def model_shape(config: dict[str, Any]) -> ModelShape:
+def model_shape(config: HFConfig) -> ModelShape:
     """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
     family = _family(config)
     config = {**DEFAULTS, **family.defaults, **config}
@@ -169,7 +169,7 @@ def model_shape(config: dict[str, Any]) -> ModelShape:
     return _shape(config, family)
 
 
-def _shape(config: dict[str, Any], family: Family) -> ModelShape:
+def _shape(config: HFConfig, family: Family) -> ModelShape:
     windowed = family.windowed(config)
     num_heads = int(config["num_attention_heads"])
     mla = family.mla(config) if family.mla else None

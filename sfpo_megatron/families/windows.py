@@ -6,25 +6,25 @@ window. No torch.
 
 from __future__ import annotations
 
-from typing import Any
+from sfpo_megatron.families.hf_config import HFConfig
 
 
-def no_layer(config: dict[str, Any]) -> tuple[bool, ...]:
+def no_layer(config: HFConfig) -> tuple[bool, ...]:
     """The family has no windows, whatever config.json says."""
     return ()
 
 
-def every_layer(config: dict[str, Any]) -> tuple[bool, ...]:
+def every_layer(config: HFConfig) -> tuple[bool, ...]:
     """All of them, where there is a window."""
     return (True,) * int(config["num_hidden_layers"]) if config.get("sliding_window") else ()
 
 
-def every_layer_if_used(config: dict[str, Any]) -> tuple[bool, ...]:
+def every_layer_if_used(config: HFConfig) -> tuple[bool, ...]:
     """All of them, where `use_sliding_window` says so too."""
     return every_layer(config) if config.get("use_sliding_window") else ()
 
 
-def last_layers_if_used(config: dict[str, Any]) -> tuple[bool, ...]:
+def last_layers_if_used(config: HFConfig) -> tuple[bool, ...]:
     """Those from `max_window_layers` on, or those that `layer_types` names."""
     if not every_layer_if_used(config):
         return ()

@@ -1,9 +1,9 @@
 """Llama 2 / 3, R1-Distill-Llama, SmolLM2: the plain pre-norm decoder layer."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from sfpo_megatron.families.family import Family
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 from sfpo_megatron.families.rule import Rule
 
 _M = "decoder.layers.{layer}."
@@ -43,7 +43,7 @@ LAYER = (
 )
 
 
-def _refused(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _refused(config: HFConfig) -> Iterator[Finding]:
     if "sliding_attention" in (config.get("layer_types") or ()):
         yield "sliding-window attention in a Llama", "full attention", "choose another model"
 
