@@ -16,8 +16,8 @@ def data(config: RunConfig) -> Iterator[Problem]:
     told = False
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
-            if source.source == "reasoning_gym":
-                continue
+            if source.source not in ("jsonl", "parquet"):
+                continue  # generated, or a user's own
             key = f"data.{part}.{index}"
             if not Path(source.path or "").expanduser().is_file():
                 yield Problem(
