@@ -12,7 +12,7 @@ from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER, RUN_STATE, Checkpo
 from sfpo_megatron.convert.torch_dist import is_torch_dist
 
 HF_FILES = "hf"
-"""Where the converter puts config.json and tokenizer, beside the weights."""
+"""The folder beside the weights into which the converter puts config.json and tokenizer."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
