@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 
 Metrics = Mapping[str, Any]  # numbers and booleans; anything with .item() is turned into one
 
@@ -88,13 +89,12 @@ class Tracker:
     def __init__(
         self,
         config: RunConfig,
-        filename: str = "metrics.jsonl",
         *,
         num_steps: int | None = None,
     ) -> None:
         names = config.tracking.sinks
-        folder = Path(config.output_dir).expanduser()
-        self._jsonl = JsonlSink(folder / filename) if "jsonl" in names else None
+        metrics = RunDirectory.of(config.output_dir).metrics
+        self._jsonl = JsonlSink(metrics) if "jsonl" in names else None
         steps = num_steps if num_steps is not None else config.train.num_steps
         self._console = ConsoleSink(steps) if "console" in names else None
 

@@ -16,19 +16,22 @@ from pathlib import Path
 import pytest
 
 from sfpo_megatron.host import stopping
-from sfpo_megatron.launcher.launch import first_failure
-from sfpo_megatron.launcher.rank import error_file, message_line
+from sfpo_megatron.host.peers import PeerLostError
+from sfpo_megatron.launcher.failures import Failure, first_failure, write_error_file
+from sfpo_megatron.launcher.rank import message_line
+from sfpo_megatron.outputs.directory import RunDirectory
 
 LAUNCH = """
 import sys
 from sfpo_megatron.launcher.launch import launch
+from sfpo_megatron.outputs.directory import RunDirectory
 mode, folder = sys.argv[1:]
 saves = mode.startswith("stop")
 sys.exit(
     launch(
         [mode, folder],
         num_ranks=2,
-        output_dir=folder,
+        directory=RunDirectory.of(folder),
         module="rank_script",
         saves_when_stopped=saves,
     )
@@ -116,7 +119,7 @@ def test_end_of_a_run(tmp_path: Path, mode: str, exit_code: int, line: str) -> N
     if mode.startswith("kill"):
         assert "was killed by SIGKILL" in errors[0]
     if mode == "raise":
-        assert "two\nlines" in error_file(str(tmp_path), 1).read_text()
+        assert "two\nlines" in RunDirectory(tmp_path).error_file(1).read_text()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signal
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (stopping.STOPPED_EXIT_CODE, "")
-    assert stopping.stop_file(tmp_path).read_text() == f"{signum.name}\n"
+    assert RunDirectory(tmp_path).stop_file.read_text() == f"{signum.name}\n"
     assert (tmp_path / "closed_0").exists() and (tmp_path / "closed_1").exists()
     assert not alive(tmp_path)
 
@@ -200,12 +203,10 @@ def test_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
 
 def test_the_first_cause_is_named(tmp_path: Path) -> None:
     """A kill before an exception, an older exception before a younger, our own signals last."""
-    folder = str(tmp_path)
-    for rank, when in ((0, 200), (2, 100)):
-        file = error_file(folder, rank)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"error: rank {rank}: X\n\ntraceback")
-        os.utime(file, (when, when))
+    folder = RunDirectory(tmp_path)
+    folder.logs.mkdir()
+    for rank, when in ((0, 200.0), (2, 100.0)):
+        Failure(kind="raised", time=when, message=f"error: rank {rank}: X").write(folder, rank)
     failures = {3: (-15, 13), 0: (1, 10), 2: (1, 12), 1: (-9, 11)}
     assert first_failure(failures, folder)[0].startswith("error: rank 1 (pid 11) was killed by")
     del failures[1]
@@ -218,17 +219,30 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     stopped = stopping.STOPPED_EXIT_CODE
     assert first_failure({0: (stopped, 10), 4: (-15, 14)}, folder) == ("stopped as asked", stopped)
     assert first_failure({0: (stopped, 10), 2: (1, 12)}, folder) == ("error: rank 2: X", 1)
-    error_file(folder, 6).write_text("error: rank 6: RuntimeError: Connection closed by peer\n")
+    Failure(kind="peer", time=300.0, message="error: rank 6: closed").write(folder, 6)
     assert first_failure({6: (1, 16), 7: (stopped, 10)}, folder)[1] == stopped
     for code in (-15, 143):
         assert first_failure({6: (1, 16), 0: (code, 10)}, folder) == ("error: rank 0: X", 1)
     # Rank 8 says that another could not write; the one that could not has an older or younger file.
-    error_file(folder, 8).write_text("error: rank 8: ...: another rank could not write its files\n")
-    os.utime(error_file(folder, 8), (1, 1))
+    Failure(kind="peer", time=1.0, message="error: rank 8: another rank").write(folder, 8)
     assert first_failure({8: (1, 18), 0: (1, 10)}, folder) == ("error: rank 0: X", 1)
     assert first_failure({5: (7, 15)}, folder)[0] == (
         "error: rank 5 (pid 15) ended with exit code 7 and no message"
     )
+
+
+def test_a_failure_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path)
+    error = PeerLostError("rank 3 lost a peer")
+    line = write_error_file(folder, 3, error, "error: rank 3: x")
+    failure = Failure.read(folder, 3)
+    assert failure is not None and failure.kind == "peer" and failure.message == line
+    first, empty, *rest = folder.error_file(3).read_text().splitlines()
+    assert first == line == f"error: rank 3: x (traceback: {folder.error_file(3)})"
+    assert empty == "" and rest[-1].endswith("PeerLostError: rank 3 lost a peer")
+    assert Failure.read(folder, 4) is None
+    folder.forget_ranks()
+    assert Failure.read(folder, 3) is None and not any(folder.logs.iterdir())
 
 
 def test_message_is_one_line() -> None:

@@ -78,7 +78,7 @@ def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_siz
     """Made-up rollouts for `debug.train_only`: ragged, every group with both rewards."""
     import torch
 
-    from sfpo_megatron.run.feed import RolloutSaver
+    from sfpo_megatron.run.saved_rollouts import RolloutSaver
     from sfpo_megatron.types import RolloutBatch
 
     random, saver = torch.Generator().manual_seed(0), RolloutSaver(str(path))
