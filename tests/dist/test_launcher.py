@@ -6,8 +6,10 @@ place a detached `sleep` takes (tests/e2e has the real ones).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +51,19 @@ def start(mode: str, folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=env,
+    )
+
+
+def start_plain(mode: str, folder: Path) -> subprocess.Popen[str]:
+    """The same ranks under a torchrun of the user's own."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [*command, "-m", "rank_script", f"plain_{mode}", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
     )
 
 
@@ -199,6 +214,83 @@ def test_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
         for pid in alive(tmp_path):
             os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=30)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_second_run_in_one_directory_ends_at_once(tmp_path: Path) -> None:
+    """It names the first and touches nothing: not even a stop request to the first, or what the
+    first's ranks have left. The first goes on; killed, it leaves no obstacle."""
+    first = start("stop_never", tmp_path)
+    folder, ranks = RunDirectory(tmp_path), list[int]()
+    try:
+        wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+        ranks += alive(tmp_path)
+        folder.error_file(1).write_text("error: rank 1: X\n")
+        folder.stop_file.touch()
+        before = files(tmp_path)
+        second = start("stop", tmp_path)
+        out, err = second.communicate(timeout=30)
+        assert (second.returncode, out) == (1, "")
+        assert err.splitlines() == [
+            f"error: output_dir: found another run in {tmp_path} (pid {first.pid} on "
+            f"{socket.gethostname()}, {started(folder)}), expected none; wait for its end, stop it "
+            f"with `kill {first.pid}` on {socket.gethostname()}, or set another output_dir"
+        ]
+        assert files(tmp_path) == before
+        assert first.poll() is None and alive(tmp_path) == ranks and len(ranks) == 4
+        first.kill()  # as one that is requeued after kill -9: rank 0 is still closing
+        third = start("ok", tmp_path)
+        _, err = third.communicate(timeout=60)
+        assert (third.returncode, err) == (0, "")
+        assert not folder.stop_file.exists() and not folder.error_file(1).exists()
+    finally:
+        first.kill()
+        end(ranks)  # its rank 1's child, which has the pipe
+        first.communicate()
+
+
+def end(processes: list[int]) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def started(folder: RunDirectory) -> str:
+    content = json.loads(folder.lock.read_text())
+    return f"{content['command']!r}, since {content['started']}"
+
+
+@pytest.mark.full
+def test_a_second_torchrun_in_one_directory_ends_at_once(tmp_path: Path) -> None:
+    """Without our launcher: rank 0 has the directory. torchrun ends the others of the second run by
+    SIGTERM, which must not become a stop request to the first."""
+    first = start_plain("stop_never", tmp_path)
+    ranks: list[int] = []
+    try:
+        wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+        ranks += alive(tmp_path)
+        before = files(tmp_path)
+        second = start_plain("stop", tmp_path)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 1
+        lines = [line for line in err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and "output_dir: found another run in" in lines[0], err
+        assert files(tmp_path) == before
+        assert first.poll() is None and alive(tmp_path) == ranks and len(ranks) == 4
+        end(ranks)
+        first.communicate(timeout=60)
+        third = start_plain("ok", tmp_path)
+        _, err = third.communicate(timeout=60)
+        assert third.returncode == 0, err
+    finally:
+        first.kill()
+        end(ranks)
+        first.communicate()
 
 
 def test_the_first_cause_is_named(tmp_path: Path) -> None:
