@@ -18,8 +18,10 @@ from sfpo_megatron.types import Prompt
 class AnswerThenCheck:
     """Two turns. What it says between them is read by the model and not trained on."""
 
+    text = "\nCheck your answer:\n"
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._check = tokenizer.encode("\nCheck your answer:\n", add_special_tokens=False)
+        self._check = tokenizer.encode(self.text, add_special_tokens=False)
 
     async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
         """One rollout."""

@@ -31,6 +31,8 @@ from dataclasses import replace
 from environment import AnswerThenCheck
 
 class Checked(AnswerThenCheck):
+    text = "1+2=3*4"  # the tiny model knows no letters
+
     async def run(self, prompt, generate, seed):
         if prompt.text == "raise":
             raise LookupError("no such tool")
@@ -44,7 +46,7 @@ class Checked(AnswerThenCheck):
         episode = await super().run(prompt, short if is_short else generate, seed)
         return replace(episode, reward=0.25) if prompt.id == "made/0" else episode
 """
-CHECK = "\nCheck your answer:\n"
+CHECK = "1+2=3*4"
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,7 @@ def test_two_turns_are_a_trainable_batch(checked: RolloutClient, models: dict[st
     model = AutoModelForCausalLM.from_pretrained(models["tied_a"], dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(models["tied_a"])
     said = tokenizer.encode(CHECK, add_special_tokens=False)
+    assert len(said) == len(CHECK)
     checked.submit(fleet.make_request("turns", temperature=2.0, max_response_tokens=40))
     made = checked.collect("turns")
     num_turns = []
