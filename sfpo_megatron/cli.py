@@ -28,8 +28,8 @@ Command = Literal["train", "sft"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 (the run failed), 2 (the config is wrong), 85 (stopped and saved,
-    stopping.py), 130 (Ctrl-C)."""
+    """Returns the exit code: 0, 1 (the run failed, or another has its output_dir), 2 (the config is
+    wrong), 85 (stopped and saved, stopping.py), 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:

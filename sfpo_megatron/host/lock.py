@@ -42,6 +42,12 @@ def has(directory: RunDirectory, run: str) -> bool:
     return holder is not None and holder.run == run
 
 
+def is_anothers(directory: RunDirectory, run: str) -> bool:
+    """Whether another than `run` has the directory, or was the last to have it."""
+    holder = Holder.read(directory.lock)
+    return holder is not None and holder.run != run
+
+
 class RunLock:
     """Holds the directory of a run while it is entered; RunInUse if another run has it."""
 

@@ -28,12 +28,8 @@ class Failure:
     """Seconds since the epoch."""
     message: str
     """One line for the user."""
-
-    @staticmethod
-    def of(error: BaseException, message: str) -> Failure:
-        return Failure(
-            kind="peer" if is_peers(error) else "raised", time=time.time(), message=message
-        )
+    exit_code: int
+    """The rank's own, which our signal may replace while it is on its way out."""
 
     def write(self, directory: RunDirectory, rank: int) -> None:
         """Leave it for the launcher: whole, or not at all."""
@@ -52,7 +48,9 @@ class Failure:
         return Failure(**{field.name: found[field.name] for field in fields(Failure)})
 
 
-def write_error_file(directory: RunDirectory, rank: int, error: Exception, message: str) -> str:
+def write_error_file(
+    directory: RunDirectory, rank: int, error: Exception, message: str, *, exit_code: int
+) -> str:
     """Leave message and traceback in logs/rank_N.err, for a reader, and logs/rank_N.json, for the
     launcher; the line that names the file."""
     file = directory.error_file(rank)
@@ -60,7 +58,9 @@ def write_error_file(directory: RunDirectory, rank: int, error: Exception, messa
     line = f"{message} (traceback: {file})"
     text = "".join(traceback.format_exception(error))
     file.write_text(f"{line}\n\n{text}", encoding="utf-8")
-    Failure.of(error, line).write(directory, rank)
+    kind: Literal["raised", "peer"] = "peer" if is_peers(error) else "raised"
+    failure = Failure(kind=kind, time=time.time(), message=line, exit_code=exit_code)
+    failure.write(directory, rank)
     return line
 
 
@@ -96,5 +96,5 @@ def first_failure(
         hint = "; the kernel does that when memory runs out" if signum == signal.SIGKILL else ""
         return f"{who} was killed by {signum.name}{hint}", 1
     if failure is not None:
-        return failure.message, 2 if code == 2 else 1
+        return failure.message, failure.exit_code
     return f"{who} ended with exit code {code} and no message", 1

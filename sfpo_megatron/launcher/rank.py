@@ -46,7 +46,7 @@ def run_rank(
     name = launched_name(run_id) if launched else torchrun_name()
 
     def is_ours() -> bool:
-        return lock.has(directory, name)
+        return not lock.is_anothers(directory, name)
 
     try:
         with lock.RunLock(directory, run=name) if rank == 0 else nullcontext():
@@ -82,14 +82,16 @@ def _run(
         print(f"stopped by {reason} before the first train step", flush=True)
         return stopping.STOPPED_EXIT_CODE
     except Exception as error:
-        line = f"error: {error}" if isinstance(error, ConfigError) else message_line(error, rank)
+        is_config = isinstance(error, ConfigError)
+        line = f"error: {error}" if is_config else message_line(error, rank)
+        code = 2 if is_config else 1
         if is_ours():
-            line = write_error_file(directory, rank, error, line)
+            line = write_error_file(directory, rank, error, line, exit_code=code)
         else:  # rank 0 has not got the directory, or not yet
             traceback.print_exc()
         if not launched:
             print(line, file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError) else 1
+        return code
     # One rank says so: torchrun ends the others as soon as one returns a code that is not 0.
     return stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -297,13 +298,17 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     """A kill before an exception, an older exception before a younger, our own signals last."""
     folder = RunDirectory(tmp_path)
     folder.logs.mkdir()
-    for rank, when in ((0, 200.0), (2, 100.0)):
-        Failure(kind="raised", time=when, message=f"error: rank {rank}: X").write(folder, rank)
+
+    def left(rank: int, when: float, kind: Literal["raised", "peer"], exit_code: int = 1) -> None:
+        line = f"error: rank {rank}: X"
+        Failure(kind=kind, time=when, message=line, exit_code=exit_code).write(folder, rank)
+
+    left(0, 200.0, "raised")
+    left(2, 100.0, "raised")
     failures = {3: (-15, 13), 0: (1, 10), 2: (1, 12), 1: (-9, 11)}
     assert first_failure(failures, folder)[0].startswith("error: rank 1 (pid 11) was killed by")
     del failures[1]
     assert first_failure(failures, folder) == ("error: rank 2: X", 1)
-    assert first_failure({0: (2, 10)}, folder) == ("error: rank 0: X", 2)
     assert first_failure({3: (-15, 13), 4: (143, 14)}, folder)[0] == (
         "error: rank 3 (pid 13) was killed by SIGTERM"
     )
@@ -311,13 +316,16 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     stopped = stopping.STOPPED_EXIT_CODE
     assert first_failure({0: (stopped, 10), 4: (-15, 14)}, folder) == ("stopped as asked", stopped)
     assert first_failure({0: (stopped, 10), 2: (1, 12)}, folder) == ("error: rank 2: X", 1)
-    Failure(kind="peer", time=300.0, message="error: rank 6: closed").write(folder, 6)
+    left(6, 300.0, "peer")
     assert first_failure({6: (1, 16), 7: (stopped, 10)}, folder)[1] == stopped
     for code in (-15, 143):
         assert first_failure({6: (1, 16), 0: (code, 10)}, folder) == ("error: rank 0: X", 1)
     # Rank 8 says that another could not write; the one that could not has an older or younger file.
-    Failure(kind="peer", time=1.0, message="error: rank 8: another rank").write(folder, 8)
+    left(8, 1.0, "peer")
     assert first_failure({8: (1, 18), 0: (1, 10)}, folder) == ("error: rank 0: X", 1)
+    left(9, 1.0, "raised", exit_code=2)  # a wrong config, whatever signal it got on its way out
+    for code in (2, -15):
+        assert first_failure({9: (code, 19), 0: (1, 10)}, folder) == ("error: rank 9: X", 2)
     assert first_failure({5: (7, 15)}, folder)[0] == (
         "error: rank 5 (pid 15) ended with exit code 7 and no message"
     )
@@ -326,7 +334,7 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
 def test_a_failure_comes_back_as_it_was_written(tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path)
     error = PeerLostError("rank 3 lost a peer")
-    line = write_error_file(folder, 3, error, "error: rank 3: x")
+    line = write_error_file(folder, 3, error, "error: rank 3: x", exit_code=1)
     failure = Failure.read(folder, 3)
     assert failure is not None and failure.kind == "peer" and failure.message == line
     first, empty, *rest = folder.error_file(3).read_text().splitlines()

@@ -25,7 +25,7 @@ import pytest
 
 from sfpo_megatron.host import heartbeat, lock
 from sfpo_megatron.host.holder import Holder, RunInUse
-from sfpo_megatron.host.lock import RunLock, has
+from sfpo_megatron.host.lock import RunLock, has, is_anothers
 from sfpo_megatron.outputs.directory import RunDirectory
 
 HOLD = """
@@ -116,6 +116,7 @@ def test_the_second_run_is_told_who_is_first(directory: RunDirectory, how: str) 
         content = json.loads(before)
         assert content["pid"] == first.pid and content["command"].startswith("-c")
         assert has(directory, "first") and not has(directory, "second")
+        assert is_anothers(directory, "second") and not is_anothers(directory, "first")
         first.communicate("")  # it ends in good order
     with RunLock(directory, run="second"):
         assert has(directory, "second")
@@ -213,8 +214,10 @@ def test_a_lock_file_that_was_removed_holds_nothing_up(directory: RunDirectory) 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "\x00\xff"])
 def test_a_foreign_lock_file_is_no_obstacle(directory: RunDirectory, content: str) -> None:
+    assert not is_anothers(directory, "one")
     directory.path.mkdir()
     directory.lock.write_text(content)
+    assert not is_anothers(directory, "one") and not has(directory, "one")
     with RunLock(directory, run="one"):
         assert has(directory, "one")
 

@@ -40,6 +40,7 @@ TORCH_FREE = (
     "cli.py",
     "__main__.py",
     "launcher/rank.py",
+    "launcher/failures.py",
     "plugins.py",
     "outputs/directory.py",
     "host/",
