@@ -1,7 +1,7 @@
-"""Writing a sharded state dict: planned and copied to the host now, on the disk when it is.
+"""Writes a sharded state dict: to the host at once, to the disk in the background.
 
-Megatron's writer forks a process for each file. For results of these it starts a manager process,
-which a run that is killed leaves behind; a file beside the checkpoint takes its place here.
+Megatron's writer forks a process for each file. It collects their results through a manager
+process, which a killed run leaves behind; a file beside the checkpoint takes its place here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _ResultsFile:
-    """What Megatron's writer uses of a queue: one `put` by the writing process, one `get_nowait`
-    by the process that forked it."""
+    """The part of a queue that Megatron's writer uses: one `put` by the writing process, one
+    `get_nowait` by the process that forked it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,7 +87,7 @@ class Writing:
 
 
 def _what_failed(error: CheckpointException) -> str:
-    """What a writer met, of one rank; an operating system's own words before those of torch."""
+    """The failure of one rank's writer; the operating system's words come before torch's."""
     found = sorted(
         (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
     )
@@ -118,7 +118,7 @@ def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Wr
 
 
 def _write(write: Any, directory: Path, rank: int, *arguments: Any) -> None:
-    """In the forked process: write, then read back for the manifest."""
+    """Write, then read back for the manifest; runs in the forked process."""
     if sys.platform == "linux":  # ends with the rank
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Every path that a run writes, in one place.
+"""The directory of a run: every path that it writes, in one place.
 
     RUN/config.yaml          the config, every default filled in
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
@@ -77,9 +77,9 @@ class RunDirectory:
         return self.logs / f"engine-{index}.log"
 
     def error_file(self, rank: int) -> Path:
-        """First line: the message of that rank; below it: the traceback."""
+        """File with the message of that rank on its first line and the traceback below."""
         return self.logs / f"rank_{rank}.err"
 
     def exit_file(self, rank: int) -> Path:
-        """Exit code of that rank, if it was not 0."""
+        """File with the exit code of that rank, if it was not 0."""
         return self.logs / f"rank_{rank}.exit"
