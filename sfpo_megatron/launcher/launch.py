@@ -19,7 +19,7 @@ from types import FrameType
 from sfpo_megatron.host import stopping
 from sfpo_megatron.launcher.rank import error_file, log_dir
 
-SHUTDOWN_TIMEOUT_S = 15  # above the worker's own limit (worker.CLOSING_TIME_S), below 30 s in all
+SHUTDOWN_TIMEOUT_S = 15  # above the worker's own limit (rank.CLOSING_TIME_S), below 30 s in all
 LEFTOVER_GRACE_S = 3.0
 _PR_SET_CHILD_SUBREAPER = 36
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
