@@ -65,11 +65,35 @@ class Kind:
 
 LOSS = Kind(
     key="objective.loss",
-    form="def loss(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor",
+    form="def loss(tokens: PolicyTokens, config: ObjectiveConfig)"
+    " -> Tensor | tuple[Tensor, dict[str, Tensor]]",
     built_in={
         name: f"sfpo_megatron.objectives.surrogate:{name}"
         for name in ("ppo_clip", "cispo", "no_clip")
     },
+)
+ADVANTAGE = Kind(
+    key="objective.advantage",
+    form="def advantages(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor",
+    built_in={
+        name: f"sfpo_megatron.objectives.advantage:{name}"
+        for name in ("grpo", "rloo", "reinforce_pp")
+    },
+)
+
+REWARD = Kind(
+    key="reward.function",
+    form="def score(response: str, prompt: Problem) -> float | Mapping[str, float]",
+    built_in={
+        name: f"sfpo_megatron.rewards.{name}:score"
+        for name in ("reasoning_gym", "exact_match", "last_number", "math", "math_boxed")
+    },
+)
+BATCHED_REWARD = Kind(  # reward.batched: true
+    key="reward.function",
+    form="def score(responses: list[str], prompts: list[Problem])"
+    " -> list[float | Mapping[str, float]]",
+    built_in={},
 )
 
 
@@ -200,9 +224,10 @@ def find(name: str, *, key: str, form: str) -> None:
 def _spec(module_name: str) -> ModuleSpec | None:
     """The module's spec; `importlib.util.find_spec` would import the packages above it."""
     path: list[str] | None = [entry or os.getcwd() for entry in sys.path] + [os.getcwd()]
-    spec, parts = None, module_name.split(".")
-    for depth in range(len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+    spec = None
+    for part in module_name.split("."):
+        # By its own name alone: a folder without __init__.py would ask sys.modules for its parent.
+        spec = PathFinder.find_spec(part, path)
         if spec is None:
             return None
         found = spec.submodule_search_locations

@@ -47,6 +47,8 @@ class Rollout:
     reward: float
     correct: bool
     weight_version: int
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What the reward function returned besides the reward, by name."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -17,9 +17,10 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from sfpo_megatron.config import checkpoint, objective, rollout, tree
+from sfpo_megatron.plugins import EXPECTED
 
 _HEAD = """\
 # Configuration
@@ -71,7 +72,7 @@ class Section:
 
 def sections(cls: type = tree.RunConfig, paths: Sequence[str] = ("",)) -> Iterator[Section]:
     """`cls`'s own keys, then the sections below it, in the order of the file."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     meanings = _field_docstrings()[cls.__name__]
     keys: list[Key] = []
     below: dict[type, list[str]] = {}
@@ -157,6 +158,9 @@ def _entry_class(hint: Any) -> type | None:
 def type_text(hint: Any) -> str:
     """A type as a reader of YAML says it."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        (kind,) = hint.__metadata__  # a plugins.Kind: its names stand there alone
+        return ", ".join(f"`{name}`" for name in (*kind.built_in, EXPECTED))
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin in (Union, types.UnionType):

@@ -9,12 +9,13 @@ sections or the model's files is refused by `check.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sfpo_megatron.config.checkpoint import CheckpointConfig
-from sfpo_megatron.config.fields import FieldError, at_least, positive, within
+from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
+from sfpo_megatron.plugins import REWARD
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -231,18 +232,27 @@ class DataConfig:
 class RewardConfig:
     """The verifiable reward."""
 
-    function: Literal["reasoning_gym", "exact_match", "last_number", "math", "math_boxed"] = (
-        "reasoning_gym"
-    )
-    """One of the files in sfpo_megatron/rewards/."""
+    function: Annotated[str, REWARD] = "reasoning_gym"
+    """Scores a response; docs/data-and-rewards.md describes what is built in."""
+    batched: bool = False
+    """Your own function takes lists, of responses and of prompts, and gives a list."""
     timeout_s: float = 2.0
-    """A response that takes longer to score gets 0."""
+    """A response that takes longer to score gets 0; a batch may take this for each of its
+    responses."""
     num_workers: int = 1
     """Scoring processes."""
 
     def __post_init__(self) -> None:
+        known(self, REWARD, "function")
         positive(self, "timeout_s")
         at_least(self, 1, "num_workers")
+        if self.batched and self.function in REWARD.built_in:
+            raise FieldError(
+                "batched",
+                True,
+                f"false with function {self.function}",
+                "unset it, or name your own",
+            )
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

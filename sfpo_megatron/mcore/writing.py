@@ -56,13 +56,17 @@ class Writing:
         self._request = request
         self._directory = directory
         self._process: BaseProcess | None = None
+        self._staged: list[Any] = []
         arguments = list(request.async_fn_args)
         if request.async_fn is None:
             return  # all that this rank holds is written by others
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()  # device tensors to the host
         target = partial(_write, request.async_fn, directory, dist.get_rank())
-        # fork: it sees the tensors as they are now, without a copy.
+        # fork: it sees the tensors as they are now, without a copy. Page-locked memory is shared
+        # with it, not copied on write: given back to torch's allocator, the next tensor there would
+        # be written into the checkpoint. multiprocessing drops its own reference in `start`.
+        self._staged.append(arguments)
         self._process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
         self._process.start()
 
@@ -76,6 +80,7 @@ class Writing:
         their writers read them back. Collective. Raises on every rank if one could not write."""
         if self._process is not None:
             self._process.join()
+        self._staged.clear()
         dist.barrier()
         try:
             for finalize in self._request.finalize_fns:

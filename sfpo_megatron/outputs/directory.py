@@ -6,7 +6,8 @@
     RUN/plot.png             the picture of the run
     RUN/hf/                  the policy, as Hugging Face files
     RUN/checkpoints/         see checkpoints/store.py
-    RUN/logs/                rank_N.err, rank_N.exit, controller.log, engine-N.log
+    RUN/logs/                rank_N.err, rank_N.exit, controller.log, engine-N.log,
+                             scoring-N.log
     RUN/slurm/               job scripts
     RUN/stop-requested       asks the run to stop (host/stopping.py)
 
@@ -75,6 +76,10 @@ class RunDirectory:
     def engine_log(self, index: int) -> Path:
         """Log of engine number `index`."""
         return self.logs / f"engine-{index}.log"
+
+    def scoring_log(self, index: int) -> Path:
+        """What scoring process number `index` prints, a reward function's own output included."""
+        return self.logs / f"scoring-{index}.log"
 
     def error_file(self, rank: int) -> Path:
         """File with the message of that rank on its first line and the traceback below."""

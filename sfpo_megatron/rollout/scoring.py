@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rollout.sampling import Completion, stop_token_ids
 from sfpo_megatron.types import Prompt, Rollout
 
@@ -19,13 +22,14 @@ class Scorer:
     """Holds tokenizer and scoring pool."""
 
     stop_token_ids: tuple[int, ...]
+    _pool: ScoringPool
 
     def __init__(self, config: RunConfig, model_path: str) -> None:
         self._config = config
         self._model_path = model_path
         # One thread: the pool is not asked twice at a time, and batches keep their order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
-        self._pool: Any = None
+        self._open = ExitStack()
 
     async def start(self) -> None:
         """Load the tokenizer and start the pool."""
@@ -34,16 +38,14 @@ class Scorer:
     def _prepare(self) -> None:
         from transformers import AutoTokenizer
 
-        from sfpo_megatron.rewards.pool import ScoringPool
-
         self._tokenizer = AutoTokenizer.from_pretrained(self._model_path)
         self.stop_token_ids = stop_token_ids(Path(self._model_path), self._tokenizer)
-        self._pool = ScoringPool(self._config.reward)
+        run = RunDirectory.of(self._config.output_dir)
+        self._pool = self._open.enter_context(ScoringPool(self._config.reward, run))
 
     async def close(self) -> None:
         """End the pool's processes."""
-        if self._pool is not None:
-            await asyncio.wait([self._in_thread(self._pool.close)], timeout=_CLOSE_S)
+        await asyncio.wait([self._in_thread(self._open.close)], timeout=_CLOSE_S)
 
     async def score(
         self,
@@ -77,6 +79,7 @@ class Scorer:
                 text=text,
                 reward=score.reward,
                 correct=score.correct,
+                parts=score.parts,
                 weight_version=weight_version,
             )
             for (prompt, sample), completion, text, score in zip(

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import ObjectiveConfig
-from sfpo_megatron.objectives.advantage import grpo_advantages
+from sfpo_megatron.objectives.advantage import grpo
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -72,8 +72,9 @@ def gradients(
     policy.optimizer.zero_grad()
     policy.shards.ready_for_training()
     objective = PolicyObjective.of(bench.config_of(policy))
-    sums = policy.control.sum(_forward_backward(policy, minibatch, objective)[0])
-    return bench.hf_gradients(policy), sums[0].item() / objective.normalizer(minibatch)
+    totals = [_forward_backward(policy, minibatch, objective)]
+    (reduced,) = policy.statistics.reduce(objective, totals)
+    return bench.hf_gradients(policy), reduced.loss / objective.normalizer(minibatch)
 
 
 def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
@@ -83,7 +84,7 @@ def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
     saved = references.load_batch(bench.directory, 0)
     old = exact_gradients.load(bench.directory, model).old_logprobs
     prompts, responses = saved["prompt_lengths"], saved["response_lengths"]
-    advantages = grpo_advantages(saved["rewards"], references.GROUP_SIZE)
+    advantages = grpo(saved["rewards"], references.GROUP_SIZE, ObjectiveConfig())
     order = torch.arange(prompts.numel())
     if split == "other order":
         order = torch.randperm(prompts.numel(), generator=torch.Generator().manual_seed(1))

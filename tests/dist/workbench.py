@@ -31,7 +31,7 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.mcore import setup
-from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+from sfpo_megatron.objectives.advantage import grpo, in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.types import Microbatch, Minibatch, RolloutBatch
 
@@ -143,7 +143,7 @@ class Workbench:
         train = config.train
         minibatches = build_minibatches(
             batch,
-            grpo_advantages(batch.rewards, batch.group_size),
+            grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, config.objective),
             # Over four ranks a minibatch has two rollouts a rank: one each.
             layout=dataclasses.replace(

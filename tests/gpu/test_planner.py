@@ -126,7 +126,7 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
     from sfpo_megatron.mcore.batches import batch_layout
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
-    from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+    from sfpo_megatron.objectives.advantage import grpo, in_loss
     from sfpo_megatron.objectives.objective import PolicyObjective
 
     capabilities = setup.init_distributed(config)
@@ -139,7 +139,7 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
         batch = make_batch()
         minibatches = build_minibatches(
             batch,
-            grpo_advantages(batch.rewards, batch.group_size),
+            grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, ObjectiveConfig()),
             layout=batch_layout(config, policy, 1),
         )

@@ -6,6 +6,7 @@ token out onto any pack, and the gradient of `flat` is the sum over all packs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.objectives.advantage import in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
-from sfpo_megatron.objectives.own_loss import policy_loss
+from sfpo_megatron.plugins import LOSS
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
 GROUP_SIZE, MAX_RESPONSE = 4, 12
@@ -88,7 +89,7 @@ def objective_of(config: ObjectiveConfig) -> PolicyObjective:
     return PolicyObjective(
         temperature=1.0,
         config=config,
-        loss=policy_loss(config.loss),
+        loss=LOSS.load(config.loss),
         max_response_tokens=MAX_RESPONSE,
     )
 
@@ -113,15 +114,16 @@ def run(
     """(loss of the minibatch [] differentiable, statistic sums and maxima) over all packs of all
     ranks."""
     objective = objective_of(config)
-    loss, sums = torch.zeros(()), torch.zeros(len(objective.stat_names))
-    maxima = torch.zeros(len(objective.max_names))
+    loss, stats = torch.zeros(()), defaultdict[str, Tensor](lambda: torch.zeros(()))
     parts = cut(data, config, data_size=data_size)
     for microbatch in (m for part in parts for m in part.microbatches):
         labels = microbatch.labels
         terms = objective(data.new[labels], data.entropy[labels], microbatch)
-        assert not terms.sums.requires_grad and not terms.maxima.requires_grad
-        loss, sums = loss + terms.loss, sums + terms.sums
-        maxima = torch.maximum(maxima, terms.maxima)
+        assert not any(v.requires_grad for v in (*terms.sums.values(), *terms.maxima.values()))
+        loss = loss + terms.loss
+        for name, value in terms.sums.items():
+            stats[name] = stats[name] + value
+        for name, value in terms.maxima.items():
+            stats[name] = torch.maximum(stats[name], value)
     (normalizer,) = {objective.normalizer(part) for part in parts}
-    names = (*objective.stat_names, *objective.max_names)
-    return loss / normalizer, dict(zip(names, [*sums.tolist(), *maxima.tolist()], strict=True))
+    return loss / normalizer, {name: value.item() for name, value in stats.items()}

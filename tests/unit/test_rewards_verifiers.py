@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfpo_megatron.data.reasoning_gym import reasoning_gym_rows
-from sfpo_megatron.rewards import VERIFIERS, exact_match, last_number, reasoning_gym
-from sfpo_megatron.rewards.worker import WireProblem
+from sfpo_megatron.plugins import REWARD
+from sfpo_megatron.rewards import exact_match, last_number, reasoning_gym
+from sfpo_megatron.rewards.wire import WireProblem
 
 
 def problem(answer="42", **metadata):
@@ -97,7 +98,7 @@ def test_no_response_makes_a_verifier_raise_or_leave_its_range(response):
         ("last_number", last_number),
         ("reasoning_gym", reasoning_gym),
     ):
-        assert name in VERIFIERS
+        assert REWARD.load(name) is module.score
         assert 0 <= module.score(response, prompts.get(name, problem())) <= 1
 
 
