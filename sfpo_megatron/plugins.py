@@ -80,7 +80,6 @@ ADVANTAGE = Kind(
         for name in ("grpo", "rloo", "reinforce_pp")
     },
 )
-
 REWARD = Kind(
     key="reward.function",
     form="def score(response: str, prompt: Problem) -> float | Mapping[str, float]",
@@ -94,6 +93,13 @@ BATCHED_REWARD = Kind(  # reward.batched: true
     form="def score(responses: list[str], prompts: list[Problem])"
     " -> list[float | Mapping[str, float]]",
     built_in={},
+)
+ENVIRONMENT = Kind(
+    key="rollout.environment",
+    form="class Environment:\n"
+    "    def __init__(self, tokenizer): ...\n"
+    "    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode: ...",
+    built_in={"single_turn": "sfpo_megatron.rollout.episodes:SingleTurn"},
 )
 
 
@@ -256,6 +262,8 @@ def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:
             return  # __init__ may be inherited or made
         inits = [d for d in node.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"]
         if not inits:
+            if parameters(form):
+                raise _wrong_form(name, key, form, "its class has no __init__")
             return
         node, own = inits[0], 1
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -79,6 +79,7 @@ def as_batch(examples: list[SFTExample]) -> RolloutBatch:
         response_lengths=torch.tensor([answer for _, answer in lengths]),
         token_ids=torch.tensor([t for prompt, answer in examples for t in (*prompt, *answer)]),
         generator_logprobs=torch.zeros(num_answer_tokens),
+        response_mask=torch.ones(num_answer_tokens, dtype=torch.bool),
         rewards=torch.zeros(len(examples)),
         correct=torch.zeros(len(examples), dtype=torch.bool),
         finished=torch.ones(len(examples), dtype=torch.bool),

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sfpo_megatron.families.rules import Rule
+from sfpo_megatron.families.rule import Rule
 
 _LAYER = re.compile(r"(?<=decoder\.layers\.)(\d+)\.")
 _EXPERT = re.compile(r"(?<=mlp\.experts\.experts\.)(\d+)\.")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from sfpo_megatron.families.rules import Rule, hf_shapes
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 
 log = logging.getLogger(__name__)
 

@@ -62,7 +62,8 @@ def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
 
 def soft_overlong_penalty(lengths: Tensor, limit: int, config: ObjectiveConfig) -> Tensor:
     """[N] <= 0, to be added to the rewards (DAPO, arXiv 2503.14476, eq. 13): 0 up to
-    limit - buffer_tokens response tokens, from there linearly to -penalty at the limit."""
+    limit - buffer_tokens response tokens, from there linearly to -penalty at the limit. Tokens that
+    the model did not generate count too: they fill the room that the limit leaves."""
     buffer = config.overlong.buffer_tokens
     if buffer == 0:
         return torch.zeros(lengths.shape)

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
+from sfpo_megatron.families.operations import dtype_of
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import hf_shapes
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

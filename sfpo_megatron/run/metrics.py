@@ -37,7 +37,7 @@ class Totals:
 
 
 def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:
-    """Generator against trainer over all response tokens, by `old_logprobs`: mean and maximum of
+    """Generator against trainer over all trained tokens, by `old_logprobs`: mean and maximum of
     |difference|, and the k1 estimate of KL(generator || trainer). Collective."""
     total, highest = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
@@ -66,7 +66,7 @@ def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
         "accuracy": batch.correct.float().mean().item(),
         "zero_variance_groups": same_rewards.float().mean().item(),
         "truncated": (~batch.finished).float().mean().item(),
-        "response_tokens_mean": batch.response_lengths.float().mean().item(),
+        "response_tokens_mean": batch.trained_lengths.float().mean().item(),
     }
 
 

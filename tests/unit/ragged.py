@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from made.batches import make_batch
 from torch import Tensor
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
@@ -59,16 +60,13 @@ def ragged(seed: int, *, equal_lengths: int | None = None, spread: float = 0.5) 
     new = old + spread * torch.randn(size, generator=random)
     generator_logprobs = old + 0.4 * torch.randn(size, generator=random)
     found = Ragged(
-        batch=RolloutBatch(
+        batch=make_batch(
+            prompts,
+            responses,
             group_size=GROUP_SIZE,
-            prompt_lengths=prompts,
-            response_lengths=responses,
-            token_ids=torch.arange(1, size),
-            generator_logprobs=torch.zeros(int(responses.sum())),
             rewards=rewards,
             correct=rewards > 0.5,
             finished=torch.rand(num, generator=random) > 0.3,
-            weight_version=0,
         ),
         advantages=torch.randn(num, generator=random),
         old=old,

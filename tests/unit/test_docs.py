@@ -231,6 +231,7 @@ KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
 
 def test_every_metric_of_a_train_step_is_described() -> None:
     feed = logged_keys("run/feed.py") - {"prompts", "held", "rollouts"}  # what is saved
+    feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
     for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed

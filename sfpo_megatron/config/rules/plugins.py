@@ -9,6 +9,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.plugins import (
     ADVANTAGE,
     BATCHED_REWARD,
+    ENVIRONMENT,
     LOSS,
     REWARD,
     Kind,
@@ -29,3 +30,4 @@ def _named(config: RunConfig) -> Iterator[tuple[Kind, str]]:
     yield LOSS, config.objective.loss
     yield ADVANTAGE, config.objective.advantage
     yield BATCHED_REWARD if config.reward.batched else REWARD, config.reward.function
+    yield ENVIRONMENT, config.rollout.environment
