@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.pool import Score, ScoringPool
 from sfpo_megatron.rollout.episodes import Episode
@@ -38,9 +39,7 @@ class Scorer:
         await self._in_thread(self._prepare)
 
     def _prepare(self) -> None:
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(self._model_path)
+        self.tokenizer = load_tokenizer(self._model_path)
         self.stop_token_ids = stop_token_ids(Path(self._model_path), self.tokenizer)
         run = RunDirectory.of(self._config.output_dir)
         self._pool = self._open.enter_context(ScoringPool(self._config.reward, run))
