@@ -28,8 +28,8 @@ Command = Literal["train", "sft"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 (the run failed, or another has its output_dir), 2 (the config is
-    wrong), 85 (stopped and saved, stopping.py), 130 (Ctrl-C)."""
+    """Run one command and return its exit code: 0, 1 (the run failed, or another has its
+    output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -70,13 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
-    text = "show versions, devices, and what falls back to what"
+    text = "show versions, devices, and which fallbacks are in use"
     commands.add_parser("doctor", help=text, description=text).set_defaults(run=_doctor)
     return parser
 
 
 def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """A command that reads a config file and `key=value` overrides."""
+    """Add a command that reads a config file and `key=value` overrides."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
     command.add_argument(
@@ -192,7 +192,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _train(command: Command, arguments: argparse.Namespace) -> int:
-    """`train` and `sft`: as one rank under torchrun, else as the launcher of all ranks."""
+    """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
     config = _load(arguments, world_size=world_size, for_training=True)
@@ -220,7 +220,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
 
 
 def _run(command: Command, config: RunConfig) -> bool:
-    """True if the run was asked to stop, and saved."""
+    """Run one rank; True if the run was asked to stop, and saved."""
     from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
     capabilities = init_distributed(config)  # before anything imports megatron

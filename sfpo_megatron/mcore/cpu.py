@@ -84,7 +84,7 @@ def _tensor_to(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`t.type()` -> "torch.cuda.FloatTensor": DistributedOptimizer and clip_grads sort by it."""
+    """Answer `t.type()` by "torch.cuda.FloatTensor": Megatron's optimizer sorts tensors by it."""
 
     @functools.wraps(original)
     def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _all_to_all_with_ints(original: Callable[..., Any]) -> Callable[..., Any]:
-    """gloo wants integers as split sizes; Megatron's MoE dispatcher passes tensors."""
+    """Pass split sizes as integers, which gloo wants; Megatron's MoE dispatcher passes tensors."""
 
     @functools.wraps(original)
     def all_to_all_single(
@@ -116,7 +116,7 @@ def _all_to_all_with_ints(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replacements() -> list[tuple[Any, str, Any]]:
-    """(owner, name, replacement) for every name of torch that Megatron uses and a CPU lacks."""
+    """Owner, name and replacement of every name of torch that Megatron uses and a CPU lacks."""
 
     # A function object of its own for every name: torch._dynamo, imported by torch.optim, files
     # torch's functions by identity and refuses to start if two names share one.
@@ -164,8 +164,8 @@ def _replacements() -> list[tuple[Any, str, Any]]:
 
 
 def install() -> None:
-    """Answer Megatron's CUDA calls on the CPU in this process. Idempotent; before any import of
-    `megatron`, some of whose modules bind these names when they are imported."""
+    """Answer Megatron's CUDA calls on the CPU in this process. Idempotent. Call it before
+    `megatron` is imported: some of its modules bind these names then."""
     if torch.cuda.is_available():
         raise RuntimeError("mcore.cpu.install() on a machine with CUDA: Megatron runs there as is")
     if _installed:

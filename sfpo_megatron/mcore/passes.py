@@ -27,11 +27,11 @@ class MinibatchResult:
     """One optimizer step, as every rank sees it; means are over the minibatch's valid tokens."""
 
     loss: float
-    """As the objective normalizes it."""
+    """The loss, normalized by the objective."""
     entropy: float
     """Exact policy entropy (nats) before the step."""
     grad_norm: float
-    """Before clipping; nan for a skipped step."""
+    """Norm before clipping; nan for a skipped step."""
     stats: dict[str, float]
     """Means of the objective's statistics, by name."""
     maxima: dict[str, float]
@@ -132,7 +132,7 @@ def compute_logprobs(
 
 
 def on_device(policy: Policy, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
-    """The same minibatches where this rank's model is: moved once, used by all passes."""
+    """The same minibatches on the device of this rank's model: moved once, used by all passes."""
     device = next(policy.chunks[0].parameters()).device
     return [
         replace(minibatch, microbatches=tuple(_to(m, device) for m in minibatch.microbatches))

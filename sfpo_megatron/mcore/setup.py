@@ -44,7 +44,7 @@ class LRSchedule:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Layout:
-    """Where this rank stands."""
+    """This rank's place in the parallel layout."""
 
     data_rank: int
     data_size: int
@@ -86,7 +86,7 @@ class Policy:
 
 
 def init_distributed(config: RunConfig) -> Capabilities:
-    """Start torch.distributed and Megatron's parallel state. Collective; torchrun's environment."""
+    """Start torch.distributed, by torchrun's environment, and Megatron's groups. Collective."""
     _quieten_dependencies()
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
@@ -131,8 +131,8 @@ def init_distributed(config: RunConfig) -> Capabilities:
 
 
 def _quieten_dependencies() -> None:
-    """Megatron warns on import of everything that it falls back from (`Capabilities` says that in
-    one line), and calls collectives by names that this torch calls old."""
+    """Silence what Megatron warns of on import: the fallbacks that it takes (`Capabilities` says
+    them in one line), and the collectives that it calls by names deprecated in this torch."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
@@ -160,7 +160,7 @@ def current_layout() -> Layout:
 
 
 def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
-    """Float16Module where params are bf16 or fp16, then DistributedDataParallel."""
+    """Wrap in Float16Module where params are bf16 or fp16, then in DistributedDataParallel."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module
 
@@ -231,7 +231,7 @@ def _one_or_list(functions: list[Any]) -> Any:
 def build_policy(
     config: RunConfig, capabilities: Capabilities, schedule: LRSchedule, *, model_path: str
 ) -> Policy:
-    """Model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
+    """Build the model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     from sfpo_megatron.mcore.aux_losses import AuxLosses

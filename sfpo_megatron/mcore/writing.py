@@ -1,7 +1,7 @@
-"""Writing a sharded state dict: planned and copied to the host now, on the disk when it is.
+"""Writes a sharded state dict: to the host at once, to the disk in the background.
 
-Megatron's writer forks a process for each file. For results of these it starts a manager process,
-which a run that is killed leaves behind; a file beside the checkpoint takes its place here.
+Megatron's writer forks a process for each file. It collects their results through a manager
+process, which a killed run leaves behind; a file beside the checkpoint takes its place here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _FILES_PER_RANK = 2
 
 
 class _ResultsFile:
-    """What Megatron's writer uses of a queue: one `put` by the writing process, one `get_nowait`
-    by the process that forked it."""
+    """The part of a queue that Megatron's writer uses: one `put` by the writing process, one
+    `get_nowait` by the process that forked it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -91,8 +91,8 @@ class Writing:
 
 
 def _what_failed(error: CheckpointException) -> OSError | PeerWriteError:
-    """What a writer of this rank met, an operating system's own words before those of torch; else
-    another rank's did."""
+    """The failure of this rank's writer, the operating system's words before torch's; if it had
+    none, that of another rank's."""
     found = sorted(
         (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
     )
@@ -123,7 +123,7 @@ def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Wr
 
 
 def _write(write: Any, directory: Path, rank: int, *arguments: Any) -> None:
-    """In the forked process: write, then read back for the manifest."""
+    """Write, then read back for the manifest; runs in the forked process."""
     end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     write(*arguments)

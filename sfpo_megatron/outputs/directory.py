@@ -1,4 +1,4 @@
-"""Every path that a run writes, in one place.
+"""The directory of a run: every path that it writes, in one place.
 
     RUN/config.yaml          the config, every default filled in
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
@@ -76,7 +76,7 @@ class RunDirectory:
 
     @property
     def heartbeat(self) -> Path:
-        """Stands for a lock where the file system has none."""
+        """File that stands for a lock where the file system has none."""
         return self.path / ".lock-heartbeat"
 
     @property
@@ -88,19 +88,19 @@ class RunDirectory:
         return self.logs / f"engine-{index}.log"
 
     def scoring_log(self, index: int) -> Path:
-        """What scoring process number `index` prints, a reward function's own output included."""
+        """Log of scoring process number `index`, a reward function's own output included."""
         return self.logs / f"scoring-{index}.log"
 
     def error_file(self, rank: int) -> Path:
-        """First line: the message of that rank; below it: the traceback."""
+        """File with the message of that rank on its first line and the traceback below."""
         return self.logs / f"rank_{rank}.err"
 
     def failure_file(self, rank: int) -> Path:
-        """How that rank failed, for the launcher (launcher/failures.py)."""
+        """File in which that rank tells the launcher how it failed (launcher/failures.py)."""
         return self.logs / f"rank_{rank}.json"
 
     def exit_file(self, rank: int) -> Path:
-        """Exit code of that rank, if it was not 0."""
+        """File with the exit code of that rank, if it was not 0."""
         return self.logs / f"rank_{rank}.exit"
 
     def forget_ranks(self) -> None:

@@ -45,7 +45,7 @@ def _xy(run: RunMetrics, name: str, *, evals: bool = False) -> tuple[list[int], 
 
 
 def _noisy(axes: Any, run: RunMetrics, name: str, color: str, label: str) -> None:
-    """Faint points as logged, a line for their running mean."""
+    """Draw faint points as logged and a line for their running mean."""
     x, y = _xy(run, name)
     if not x:
         return

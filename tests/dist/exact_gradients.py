@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(kw_only=True, frozen=True)
 class ExactGradients:
-    """Of the whole batch as one minibatch."""
+    """Gradients of the whole batch as one minibatch."""
 
     gradient: dict[str, Tensor]
     """By Hugging Face name, float64."""
@@ -50,8 +50,8 @@ def save(
     entropy_coef: float,
     mask: Tensor | None = None,
 ) -> None:
-    """Of `batch` (references.make_batch), by the plain trainer's loss; over all response tokens or
-    those of `mask` [sum R]."""
+    """Write the gradients of `batch` (references.make_batch) by the plain trainer's loss, over all
+    response tokens or those of `mask` [sum R]."""
     model = copy.deepcopy(model).double()
     lengths = (batch["prompt_lengths"] + batch["response_lengths"]).tolist()
     tokens, prompts = batch["token_ids"].split(lengths), batch["prompt_lengths"].tolist()

@@ -125,7 +125,7 @@ K, ALPHA, MINIBATCHES, LR, WEIGHT_DECAY, CLIP_GRAD = 3, 0.8, 2, 1e-4, 0.05, 1.0
 EPS = 1e-8
 """Adam's default."""
 ENTROPY_COEF = 0.01
-"""Where every token is clipped (these models learn a batch in two passes) the gradient is not 0."""
+"""Leaves a gradient where every token is clipped: these models learn a batch in two passes."""
 TRAINED = ("qwen2_tied", "qwen3_untied")
 """Models that the training cases use: tied embeddings and biases; q/k norms and a separate head."""
 TRAINED_MOE = "qwen3moe_untied"
@@ -202,7 +202,7 @@ def make_mask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def plain_name(model: str, k: int = K, alpha: float = ALPHA, eps: float = EPS) -> str:
-    """Where the plain trainer's results for these settings are saved, without the suffix."""
+    """File of the plain trainer's results for these settings, without the suffix."""
     return f"{model}.plain-k{k}-alpha{alpha}-eps{eps}"
 
 

@@ -73,7 +73,7 @@ def pids(folder: Path) -> list[int]:
 
 
 def alive(folder: Path) -> list[int]:
-    """Of the ranks and their children, those that still run (a zombie does not)."""
+    """Pids of the ranks and their children that still run (a zombie does not)."""
     left = []
     for pid in pids(folder):
         try:

@@ -90,7 +90,7 @@ def processes_of(client: RolloutClient) -> list[ProcessIdentity]:
 
 def process_of(client: RolloutClient, what: str, engine: int = 0) -> int:
     """The controller, an engine's actor (Ray titles both), its EngineCore, or one of its workers.
-    As they are now: engines may have been started anew."""
+    As they are now: engines may have been restarted."""
     client._learn_processes()
     if what == "controller":
         return client._processes[0].members[0].pid

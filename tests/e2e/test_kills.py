@@ -58,7 +58,7 @@ def sender_of(client: RolloutClient, model: Path, tmp_path: Path) -> tuple[Refit
 
 
 def test_two_engines_of_two_workers(start: Any, models: dict[str, Path], tmp_path: Path) -> None:
-    """Of the model of the last refit, whichever engine made them."""
+    """Rollouts are those of the last refit's model, whichever engine made them."""
     client = start(models["untied_a"], num_engines=2, tensor_parallel=2)
     client.wait_ready(280)
     sender, _ = sender_of(client, models["untied_b"], tmp_path)
@@ -108,7 +108,7 @@ def test_killed_in_mid_update(
 
 
 class GatheredSource(InterruptedSource):
-    """As `MegatronWeightSource` gives tensors to a leader; the only rank is the only leader."""
+    """Gives tensors as `MegatronWeightSource` gives a leader; the only rank is the leader."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__(state)
@@ -170,7 +170,7 @@ def test_the_others_of_a_broadcast_survive(
     models: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A worker dies, or hangs, in mid-update: its engine alone is started anew, the other one
+    """A worker dies, or hangs, in mid-update: its engine alone is restarted, the other one
     (the same processes) gets everything again and is the sent model."""
     before, source = gloo.health().num_restarts, GatheredSource(tiny.load_state(models["untied_b"]))
     config = fleet.make_config(

@@ -1,7 +1,7 @@
 """After every refit, the running engine is the engine that a fresh start on the export would be.
 
 The whole path: SFPO steps on Megatron shards, MegatronWeightSource, shm transport, live AsyncLLM;
-reference: vLLM started anew on the exported Hugging Face directory. Not exercised: DP > 1 with
+reference: a fresh vLLM on the exported Hugging Face directory. Not exercised: DP > 1 with
 overlap (tests/dist compares its exports).
 """
 

@@ -322,7 +322,7 @@ def test_a_family_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_manifest_is_checked(megatron: Path) -> None:
-    """As the trainer writes it: size and sha256 of every file."""
+    """The manifest is the one that the trainer writes: size and sha256 of every file."""
     import hashlib
 
     directory = megatron / "release"

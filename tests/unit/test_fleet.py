@@ -190,7 +190,7 @@ def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how:
 
 
 async def interrupted_update(fleet: Fleet, actors: list[Actor], version: int) -> None:
-    """Of three engines the last dies in mid-update, which interrupts the others."""
+    """The last of three engines dies in mid-update, which interrupts the others."""
     await fleet.introduce({"num_workers": 0, "engine_number": 0})
     await fleet.start_update(version, only_stale=False)
     actors[2].dead.set()
@@ -264,7 +264,7 @@ def test_an_engine_that_is_interrupted_twice_is_lost(actors: list[Actor]) -> Non
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_all_that_share_vllms_own_broadcast_are_lost_as_one(actors: list[Actor], how: str) -> None:
-    """Where one dies at once, not when refit.timeout_s is over."""
+    """All are lost at once when one dies; when one hangs, after refit.timeout_s."""
 
     async def run() -> None:
         fleet = make_fleet(

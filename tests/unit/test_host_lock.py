@@ -140,7 +140,7 @@ def test_a_holder_that_is_killed_and_not_reaped_is_dead(directory: RunDirectory,
 
 
 def test_a_fork_does_not_keep_the_lock(directory: RunDirectory) -> None:
-    """As a checkpoint writer that outlives its rank."""
+    """The child stands for a checkpoint writer that outlives its rank."""
     with holder(directory.path, how="fork") as first:
         first.kill()
         first.wait()
@@ -159,7 +159,7 @@ def test_a_forks_end_does_not_free_the_lock(directory: RunDirectory) -> None:
 
 
 def test_a_program_that_is_started_does_not_get_the_lock(directory: RunDirectory) -> None:
-    """As Ray's and vLLM's processes."""
+    """Ray's and vLLM's processes are started so."""
     with RunLock(directory, run="first"):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
         links = {os.readlink(link) for link in Path(f"/proc/{child.pid}/fd").iterdir()}

@@ -67,7 +67,7 @@ GLOO = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5
 
 
 class OwnError(RuntimeError):
-    """As our own classes are, it may quote Ray or a download."""
+    """An error of our own, whose text may quote Ray or a download."""
 
 
 @pytest.mark.parametrize(
