@@ -94,6 +94,13 @@ BATCHED_REWARD = Kind(  # reward.batched: true
     " -> list[float | Mapping[str, float]]",
     built_in={},
 )
+SOURCE = Kind(
+    key="data.train.N.source",
+    form="def rows(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]",
+    built_in={
+        name: f"sfpo_megatron.data.{name}:rows" for name in ("reasoning_gym", "jsonl", "parquet")
+    },
+)
 SINK = Kind(
     key="tracking.sinks",
     form="class Sink:\n    def __init__(self, run: RunInfo): ...",

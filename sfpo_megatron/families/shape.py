@@ -49,7 +49,7 @@ class ModelShape:
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
-    """Of each head's query and key, or of the vectors that they are made from."""
+    """Each head's query and key are normed, or the vectors that they are made from."""
     norm_eps: float
     rope_base: float
     rope_scaling: RopeScaling | None = None
@@ -77,7 +77,7 @@ class ModelShape:
 
     @property
     def value_dim(self) -> int:
-        """Of a head's value; `head_dim` is that of its query and key."""
+        """Size of a head's value; `head_dim` is that of its query and key."""
         return self.mla.value_dim if self.mla else self.head_dim
 
     @property

@@ -36,7 +36,7 @@ def rules_of(shape: ModelShape) -> list[Rule]:
 
 
 def layer_rules(shape: ModelShape, layer: int) -> tuple[Rule, ...]:
-    """Those of one layer, its index and that of its experts left open."""
+    """The rules of one layer; its index and those of its experts are left open."""
     latent = shape.mla is not None and shape.mla.query_rank is not None
     places: tuple[Where, Where] = (
         "dense" if layer < shape.num_dense_layers else "experts",

@@ -56,7 +56,8 @@ def sharded(optimizer: MegatronOptimizer, model: Any, metadata: Any, *, loading:
 
 
 def _param_groups(state: Any) -> Iterator[dict[str, Any]]:
-    """Of an optimizer's state dict: its own, or one below for each member, or under `optimizer`."""
+    """The param groups in an optimizer's state dict: its own, or below for each member, or under
+    `optimizer`."""
     yield from state.get("param_groups", ())
     for name, below in state.items():
         if name == "optimizer" or isinstance(name, int):

@@ -136,8 +136,8 @@ def _layer(
 
 
 def _place(rule: Rule, spec: Spec) -> tuple[int, int]:
-    """Where Megatron registers the param among those of its layer. In TransformerEngine's layers
-    the linear holds the norm in front of it, elsewhere that is a module of its own."""
+    """Rank of the param among those that Megatron registers in a layer. In TransformerEngine's
+    layers the linear holds the norm in front of it, elsewhere that is a module of its own."""
     module, kind = rule.megatron.split(".")[-2:]
     if kind == "layer_norm_weight" and spec == "local":
         module, kind = _NORM_BEFORE[module], "weight"
@@ -166,7 +166,7 @@ class Buffer:
     ranks: int
     """Data-parallel ranks; 1 where each owns all of it."""
     buckets: tuple[tuple[int, int], ...]
-    """Where each begins and ends; a rank owns the same part of every one."""
+    """Begin and end of each; a rank owns the same part of every one."""
     gaps: tuple[tuple[int, int], ...]
     """Padding between params and after the last."""
 
@@ -186,8 +186,9 @@ class Buffer:
 def buffer_of(
     params: Sequence[Param], *, ranks: int, bucket_size: int | None, sharded: bool
 ) -> Buffer:
-    """Of params of one kind (dense, or expert), over `ranks` data-parallel ranks. `sharded`: for
-    the distributed optimizer; without it nothing is padded and every rank owns all."""
+    """The buffer of params of one kind (dense, or expert), over `ranks` data-parallel ranks.
+    `sharded`: for the distributed optimizer; without it nothing is padded and every rank owns all.
+    """
     if not sharded:
         total = sum(param.numel for param in params)
         return Buffer(numel=total, ranks=1, buckets=((0, total),), gaps=())

@@ -20,6 +20,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.hf_files import mtp_prefixes
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.host.addresses import own_address
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding import transports
 from sfpo_megatron.resharding.filling import WeightSource, make_filler
 from sfpo_megatron.resharding.lockstep import Lockstep
@@ -110,7 +111,7 @@ class Refit:
             self._config.refit.backend,
             driver=self._driver,
             client=self._client,
-            fallback_dir=Path(self._config.output_dir),
+            fallback_dir=RunDirectory.of(self._config.output_dir).path,
             timeout_s=self._config.refit.transfer_timeout_s,
             workers_per_engine=self._config.rollout.tensor_parallel,
         )

@@ -20,6 +20,7 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards import Problem, VerifierError
 from sfpo_megatron.rewards.output import OutputLog
 from sfpo_megatron.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout
+from sfpo_megatron.rewards.scratch import remove_abandoned
 from sfpo_megatron.rewards.wire import Batch, Verdict
 
 __all__ = ["Item", "Score", "ScoringPool", "VerifierError"]
@@ -59,6 +60,7 @@ class ScoringPool:
         self._logs = [
             OutputLog(run.scoring_log(slot) if run is not None else None) for slot in slots
         ]
+        remove_abandoned()
         start = [self._threads.submit(self._start, slot) for slot in slots]
         self._workers: list[WorkerProcess | None] = []
         try:

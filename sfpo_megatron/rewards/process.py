@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.rewards import VerifierError
 from sfpo_megatron.rewards.output import OutputLog
+from sfpo_megatron.rewards.scratch import Scratch
 from sfpo_megatron.rewards.wire import Batch, Reply
 
 START_TIMEOUT_S = 120.0
@@ -47,7 +46,7 @@ class WorkerProcess:
         self._output_log = output
         self._lines: deque[bytes] = deque()
         self._partial = b""
-        self._scratch = tempfile.mkdtemp(prefix="sfpo-scoring-")
+        self._scratch = Scratch()
         lifeline_read, self._lifeline = os.pipe()
         # -P: the working directory comes last on sys.path (plugins.load), not first.
         command = [sys.executable, "-P", "-m", "sfpo_megatron.rewards.worker", config.function]
@@ -59,12 +58,12 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(lifeline_read,),
-                env=_environment(self._scratch),
+                env=_environment(self._scratch.path),
                 process_group=0,  # what a function starts ends with its process
             )
         except BaseException:
             os.close(self._lifeline)
-            os.rmdir(self._scratch)
+            self._scratch.remove()
             raise
         finally:
             os.close(lifeline_read)
@@ -151,7 +150,7 @@ class WorkerProcess:
             pipe.close()
         os.close(self._lifeline)
         self._lifeline = -1
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.remove()
 
     def _wait(
         self, deadline: float, to_write: list[int] | None = None

@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,10 +20,12 @@ from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.rollout import Transport
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.processes import ProcessIdentity
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, stop_cluster, why_gone
 from sfpo_megatron.rollout.engine import Memory
 from sfpo_megatron.rollout.errors import ControllerDied, FleetLost, RolloutError
-from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline, ProcessIdentity
+from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import FleetHealth, ScoredRequest
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Rollout
@@ -48,7 +49,7 @@ class RolloutClient:
         self._spawn = spawn
         self._owns_cluster = owns_cluster
         self._max_restarts = config.rollout.max_restarts
-        self._log_dir = Path(config.output_dir).resolve() / "logs"
+        self._directory = RunDirectory.of(config.output_dir)
         self._processes: list[ActorProcesses] = []
         self._closed = False
         self._requests: dict[str, RolloutRequest] = {}
@@ -229,7 +230,7 @@ class RolloutClient:
             now = time.monotonic()
             if timeout_s is not None and now > began + timeout_s:
                 raise RolloutError(
-                    f"no answer after {timeout_s:g} s {doing}; logs: {self._log_dir}"
+                    f"no answer after {timeout_s:g} s {doing}; logs: {self._directory.logs}"
                 )
             if timeout_s is None and ping is None and now > asked + _PING_S:
                 ping, asked = self._controller.needs_introduction.remote(), now
@@ -245,12 +246,12 @@ class RolloutClient:
                 raise type(error.cause)(str(error.cause)) from None
             raise RolloutError(
                 f"the rollout controller failed while {doing}: {error.cause!r}; its log: "
-                f"{self._log_dir / 'controller.log'}"
+                f"{self._directory.controller_log}"
             ) from error
         except ACTOR_GONE as error:
             raise ControllerDied(
                 f"the rollout controller died while {doing} ({why_gone(error)}); its log: "
-                f"{self._log_dir / 'controller.log'}"
+                f"{self._directory.controller_log}"
             ) from None
 
 

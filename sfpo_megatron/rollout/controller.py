@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.config.paths import absolute_model, with_absolute_paths
 from sfpo_megatron.config.rules.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.client import RolloutClient
@@ -49,6 +50,8 @@ def start_rollouts(
         load_environment(config.rollout.environment)  # before an engine starts
     except PluginError as error:
         raise RolloutError(str(error)) from None
+    # Actors on a cluster that RAY_ADDRESS names run in another directory.
+    config, model_path = with_absolute_paths(config), absolute_model(model_path)
     owns_cluster = start_cluster()
     cluster = nodes()
     rollout = config.rollout
@@ -108,8 +111,8 @@ class RolloutController:
         placements: Sequence[Placement],
         weight_version: int = 0,
     ) -> None:
-        log_dir = Path(config.output_dir).resolve() / "logs"
-        enter_actor(log_dir / "controller.log")
+        directory = RunDirectory.of(config.output_dir)
+        enter_actor(directory.controller_log)
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
         self._lifeline = Lifeline()
         self._config = config
@@ -119,11 +122,11 @@ class RolloutController:
                 self.engine_class,
                 config,
                 model_path=model_path,
-                log_file=log_dir / f"engine-{index}.log",
+                log_file=directory.engine_log(index),
                 placement=placements[index],
             )
 
-        self._fleet = UpdatableFleet(config, spawn, version=weight_version, log_dir=log_dir)
+        self._fleet = UpdatableFleet(config, spawn, version=weight_version)
         self._scorer = Scorer(config, model_path)
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
         self._updating = False

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.rollout.actor_variables import enter_actor
-from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, EngineDied
+from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
@@ -201,7 +201,7 @@ class Engine:
         if self._config.refit.survives_interruption:
             for reason in await self._rpc("interrupted_update"):
                 if reason is not None:
-                    raise EngineCallFailed(f"{INTERRUPTED}: {reason}")
+                    raise UpdateInterrupted(f"transfer interrupted: {reason}")
         await self.forget_prefixes()
         await self._watched(self._llm.resume_generation())
 

@@ -25,14 +25,17 @@ import ray
 from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
 from sfpo_megatron.rollout.engine import Memory
 from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle, cause_of
 from sfpo_megatron.rollout.errors import (
     EngineDied,
+    EngineInterrupted,
     EngineLost,
     FleetLost,
     RolloutError,
+    UpdateInterrupted,
 )
 from sfpo_megatron.rollout.lifeline import ActorProcesses
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
@@ -48,14 +51,12 @@ log = logging.getLogger(__name__)
 class Fleet:
     """Lives in the controller's event loop."""
 
-    def __init__(
-        self, config: RunConfig, spawn: Callable[[int], Any], *, version: int, log_dir: Path
-    ) -> None:
+    def __init__(self, config: RunConfig, spawn: Callable[[int], Any], *, version: int) -> None:
         """`spawn(i)` makes the actor of slot i. `version`: the weights that engines have to hold
         before they get work."""
         self._config = config
         self._spawn = spawn
-        self._log_dir = log_dir
+        self._directory = RunDirectory.of(config.output_dir)
         self.version = version
         self.engines = [
             EngineHandle(index=index, actor=spawn(index))
@@ -244,9 +245,9 @@ class Fleet:
             self._lose(engine, f"died while {doing} ({reason})")
             raise EngineLost from None
         except RayTaskError as error:
-            raise RolloutError(
-                self._failure(engine, f"failed while {doing}", cause_of(error))
-            ) from None
+            interrupted = isinstance(error.cause, UpdateInterrupted)
+            kind = EngineInterrupted if interrupted else RolloutError
+            raise kind(self._failure(engine, f"failed while {doing}", cause_of(error))) from None
 
     def _failure(self, engine: EngineHandle, what: str, reason: str) -> str:
         return f"engine {engine.index} {what}: {reason}; its log: {self.log_file(engine.index)}"
@@ -300,7 +301,7 @@ class Fleet:
     # --- helpers ------------------------------------------------------------------------------
 
     def log_file(self, index: int) -> Path:
-        return self._log_dir / f"engine-{index}.log"
+        return self._directory.engine_log(index)
 
     def _in_background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -12,12 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle
-from sfpo_megatron.rollout.errors import INTERRUPTED, EngineLost, FleetLost, RolloutError
+from sfpo_megatron.rollout.errors import EngineInterrupted, EngineLost, FleetLost, RolloutError
 from sfpo_megatron.rollout.fleet import Fleet
 
 _MAX_MISSED = 3
@@ -28,10 +27,8 @@ log = logging.getLogger(__name__)
 class UpdatableFleet(Fleet):
     """A fleet that takes new weights."""
 
-    def __init__(
-        self, config: RunConfig, spawn: Callable[[int], Any], *, version: int, log_dir: Path
-    ) -> None:
-        super().__init__(config, spawn, version=version, log_dir=log_dir)
+    def __init__(self, config: RunConfig, spawn: Callable[[int], Any], *, version: int) -> None:
+        super().__init__(config, spawn, version=version)
         self._target = version
         self._updating: list[EngineHandle] = []
         self._deadline = 0.0
@@ -144,12 +141,13 @@ class UpdatableFleet(Fleet):
                 limit_s = self._config.refit.timeout_s
                 self._lose(engine, f"took longer than refit.timeout_s={limit_s:g} s for an update")
             except RolloutError as error:
-                if INTERRUPTED in str(error) and not engine.interrupted:
+                interrupted = isinstance(error, EngineInterrupted)
+                if interrupted and not engine.interrupted:
                     log.warning("%s; it is sent everything again", error)
                     engine.interrupted, engine.introduced = True, False
                     engine.version = NO_WEIGHTS
                     return
-                along = INTERRUPTED in str(error) and self._blamed
+                along = interrupted and self._blamed
                 self._lose(engine, f"failed an update ({error})", counts=not along)
             self._blamed = True
             self._take_along(engine, self._updating)

@@ -19,10 +19,10 @@ from sfpo_megatron.config.tree import (
     RolloutConfig,
     RunConfig,
 )
+from sfpo_megatron.host.processes import ProcessIdentity
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.engine import Engine
-from sfpo_megatron.rollout.lifeline import ProcessIdentity
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Prompt
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from configs import run_config
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from sfpo_megatron.rollout import fleet as module
-from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, FleetLost
+from sfpo_megatron.rollout.errors import FleetLost, UpdateInterrupted
 from sfpo_megatron.rollout.sampling import GenerationSettings
 from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
 
@@ -63,7 +62,7 @@ class Actor:
             await self.may_start.wait()
         if name == "finish_weight_update" and self.interrupted:
             self.interrupted = False
-            raise RayTaskError(name, "", EngineCallFailed(f"{INTERRUPTED}: round 3"))
+            raise RayTaskError(name, "", UpdateInterrupted("round 3"))
         if name == "generate":
             await self.release.wait()
             return [f"made by {self.index}" for _ in args[1]]
@@ -89,7 +88,7 @@ def make_fleet(
         rollout={"num_engines": 2} | rollout,
         refit={"timeout_s": refit_timeout_s, "transport": transport},
     )
-    return Fleet(config, spawn, version=0, log_dir=Path("logs"))
+    return Fleet(config, spawn, version=0)
 
 
 def calls_of(actor: Actor, method: str) -> list[Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from own_rewards import Own, log_of, own, problem, rewards
 
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.output import OutputLog
+from sfpo_megatron.rewards.scratch import Scratch, remove_abandoned
 
 __all__ = ["own"]  # the fixture
 
@@ -112,3 +116,31 @@ def score(response, prompt):
     assert os.environ.get("TMPDIR") not in [str(file.parent) for file in files]
     pool.close()
     assert not any(file.parent.exists() for file in files)
+
+
+def test_what_a_killed_run_left_behind_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else: not what another process still uses, nor files of other names."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = (
+        "import os, sys\nfrom sfpo_megatron.rewards.scratch import Scratch\n"
+        "print(Scratch().path, flush=True)\nsys.stdin.read()"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", source], stdin=-1, stdout=-1, text=True, env=environment
+    )
+    assert other.stdout is not None
+    theirs, mine = Path(other.stdout.readline().strip()), Scratch()
+    (theirs / "deep").mkdir()
+    (tmp_path / "sfpo-scoring").mkdir()
+    (tmp_path / "sfpo-scoring-link").symlink_to(tmp_path / "sfpo-scoring")
+    remove_abandoned()
+    assert theirs.is_dir() and Path(mine.path).is_dir()
+    other.kill()
+    other.communicate()
+    remove_abandoned()
+    assert not theirs.exists() and Path(mine.path).is_dir()
+    mine.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sfpo-scoring", "sfpo-scoring-link"]

@@ -344,3 +344,11 @@ def test_each_sink_once_and_by_a_known_name() -> None:
         TrackingConfig(sinks=("jsonl", "jsonl"))
     with pytest.raises(ValueError, match=r"one of console, jsonl, or package\.module:name"):
         TrackingConfig(sinks=("tensorbaord",))
+
+
+def test_the_example_is_a_sink(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "run", sinks=("jsonl", "examples.your_own.sink:Csv"))
+    with Tracker(config) as tracker:
+        tracker.log({"step": 1, **STEP})
+        tracker.log({"step": 1, "eval/accuracy": 0.5})
+    assert (tmp_path / "run/reward.csv").read_text() == "1,0.5\n"

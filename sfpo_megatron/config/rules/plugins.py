@@ -13,6 +13,7 @@ from sfpo_megatron.plugins import (
     LOSS,
     REWARD,
     SINK,
+    SOURCE,
     Kind,
     PluginError,
 )
@@ -20,16 +21,24 @@ from sfpo_megatron.plugins import (
 
 def own_code(config: RunConfig) -> Iterator[Problem]:
     """Each `package.module:name` is there and can be called as it will be."""
-    for kind, name in _named(config):
+    for kind, name, key in _named(config):
         try:
-            kind.find(name)
+            kind.find(name, key=key)
         except PluginError as error:
             yield Problem(error.key, error.found, error.expected, error.fix)
 
 
-def _named(config: RunConfig) -> Iterator[tuple[Kind, str]]:
-    yield LOSS, config.objective.loss
-    yield ADVANTAGE, config.objective.advantage
-    yield BATCHED_REWARD if config.reward.batched else REWARD, config.reward.function
-    yield ENVIRONMENT, config.rollout.environment
-    yield from ((SINK, name) for name in config.tracking.sinks)
+def _named(config: RunConfig) -> Iterator[tuple[Kind, str, str]]:
+    """(kind, name, key) of everything that may be a user's own."""
+    reward = BATCHED_REWARD if config.reward.batched else REWARD
+    for kind, name in (
+        (LOSS, config.objective.loss),
+        (ADVANTAGE, config.objective.advantage),
+        (reward, config.reward.function),
+        (ENVIRONMENT, config.rollout.environment),
+        *((SINK, name) for name in config.tracking.sinks),
+    ):
+        yield kind, name, kind.key
+    for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
+        for index, source in enumerate(sources):
+            yield SOURCE, source.source, f"data.{part}.{index}.source"

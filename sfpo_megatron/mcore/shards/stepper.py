@@ -21,6 +21,6 @@ class StepperKind:
     moments: tuple[str, ...]
     """Names in a param's state of what has the param's shape; checkpoints have the same names."""
     count: Literal["param", "group"] | None
-    """Where it counts its steps: a tensor in each param's state, an int in each param group."""
+    """The place of its step count: a tensor in each param's state, an int in each param group."""
     make_state: Callable[[torch.optim.Optimizer, Tensor], None]
     """Completes the state of a param as the first step would make it, for a checkpoint."""
