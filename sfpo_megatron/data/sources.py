@@ -5,11 +5,11 @@ A mapping has the columns that a line of a jsonl file has (columns.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from sfpo_megatron.config.tree import DataSource
-from sfpo_megatron.data.columns import row_of
+from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
 from sfpo_megatron.plugins import SOURCE
@@ -25,8 +25,7 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
         for number, item in enumerate(read(source, seed), start=1):
             row = item
             if not isinstance(item, Row | DataError):
-                where = f"{key} ({source.source} row {number})"
-                row = row_of(item, where=where, row_id=str(number))
+                row = _own_row(item, where=f"{key} ({source.source} row {number})", number=number)
             elif isinstance(item, Row) and source.path is None:
                 row = replace(item, where=f"{key} ({item.where})")
             if isinstance(row, Row):
@@ -47,3 +46,10 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
             expected="rows with a prompt and an answer",
             fix="correct the function",
         ) from error
+
+
+def _own_row(item: object, *, where: str, number: int) -> Row | DataError:
+    if not isinstance(item, Mapping):
+        fix = "let the function yield a mapping for each row"
+        return DataError(where, found=shorten(item), expected=SHAPE, fix=fix)
+    return row_of(dict(item), where=where, row_id=str(number))

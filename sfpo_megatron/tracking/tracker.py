@@ -10,7 +10,7 @@ from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.plugins import SINK
+from sfpo_megatron.plugins import SINK, PluginError
 from sfpo_megatron.tracking.sinks import Number, RunInfo, Sink
 
 
@@ -18,7 +18,7 @@ class Tracker:
     """The sinks that `tracking.sinks` names. For one rank only: rank 0."""
 
     def __init__(self, config: RunConfig, *, num_steps: int | None = None) -> None:
-        """PluginError for a sink that cannot be loaded; one that cannot be made is left out.
+        """PluginError for what cannot be loaded or is no sink; one that cannot be made is left out.
         `num_steps`: of the run, where it is not `train.num_steps`."""
         run = RunInfo(
             config=config,
@@ -26,7 +26,7 @@ class Tracker:
             num_steps=num_steps if num_steps is not None else config.train.num_steps,
         )
         self._sinks: dict[str, Sink] = {}
-        makers = {name: SINK.load(name) for name in config.tracking.sinks}
+        makers = {name: _load(name) for name in config.tracking.sinks}
         for name, make in makers.items():
             with self._left_out_if_it_fails(name):
                 self._sinks[name] = make(run)
@@ -37,7 +37,7 @@ class Tracker:
         clean = {name: _number(name, value) for name, value in metrics.items()}
         if "step" not in clean:
             raise ValueError(f"metrics without a step: {sorted(clean)}; add `step`")
-        self._each(lambda sink: sink.log(clean))
+        self._each(lambda sink: sink.log(dict(clean)))  # its own: it may change what it is given
 
     def progress(self, text: str) -> None:
         """A line for the person who watches; not a metric."""
@@ -75,7 +75,7 @@ class Tracker:
 
 
 class NoTracker:
-    """Another rank than 0 logs nothing."""
+    """What every rank but 0 has: it logs nothing."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Rank 0 has the same metrics."""
@@ -85,6 +85,27 @@ class NoTracker:
 
     def close(self) -> None:
         """There is nothing to close."""
+
+    def __enter__(self) -> NoTracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _load(name: str) -> Callable[[RunInfo], Sink]:
+    """What makes the sink; PluginError if there is none such, or its class is none of a sink."""
+    make: Callable[[RunInfo], Sink] = SINK.load(name)
+    methods = {"log": "log(self, metrics)", "text": "text(self, line)", "close": "close(self)"}
+    missing = [form for method, form in methods.items() if not hasattr(make, method)]
+    if missing and isinstance(make, type):
+        raise PluginError(
+            SINK.key,
+            found=f"{name} without {' and '.join(missing)}",
+            expected=f"a class with {', '.join(methods.values())}",
+            fix="give the class what is missing",
+        )
+    return make
 
 
 def _number(name: str, value: Any) -> Number:

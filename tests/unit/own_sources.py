@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import date
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from sfpo_megatron.config.tree import DataSource
 
@@ -25,6 +29,15 @@ def broken(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
 
 def no_rows(source: DataSource, seed: int) -> int:
     return 3
+
+
+def odd(source: DataSource, seed: int) -> Iterator[object]:
+    """What rows come as from elsewhere; the first alone is one."""
+    yield MappingProxyType({"prompt": "1 + 1 =", "answer": 2, "levels": (1, [2, None])})
+    yield ("2 + 2 =", "4")
+    yield {"prompt": "3 + 3 =", "answer": "6", "made": date(2026, 1, 1)}
+    yield {"prompt": "4 + 4 =", "answer": "8", "image": b"png"}
+    yield {"prompt": "5 + 5 =", "answer": np.int64(10)}
 
 
 def wrong_form(source: DataSource) -> list[Mapping[str, Any]]:

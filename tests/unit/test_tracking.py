@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,11 +23,12 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.metrics import read_metrics
 from sfpo_megatron.plugins import SINK, PluginError
 from sfpo_megatron.tracking.console import ConsoleSink
 from sfpo_megatron.tracking.sinks import RunInfo
 from sfpo_megatron.tracking.timers import Timers
-from sfpo_megatron.tracking.tracker import Tracker
+from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 
 STEP = {"reward_mean": 0.5, "accuracy": 0.25, "entropy": 1.0, "grad_norm": 3.0, "num_passes": 4}
 
@@ -227,6 +232,82 @@ def test_a_sink_that_raises_is_named_once_and_left_out(
         assert len(Recording.made[0].seen) == 4
 
 
+class Greedy(Recording):
+    """Takes apart what it is given."""
+
+    def log(self, metrics: Any) -> None:
+        super().log(metrics)
+        metrics.clear()
+
+
+class LogsOnly:
+    """Half a sink."""
+
+    def __init__(self, run: RunInfo) -> None: ...
+
+    def log(self, metrics: Any) -> None: ...
+
+
+def test_a_sink_may_change_what_it_is_given(tmp_path: Path) -> None:
+    metrics = {"step": 1, "loss": 0.5}
+    with Tracker(run_config(tmp_path, sinks=(f"{__name__}:Greedy", "jsonl"))) as tracker:
+        tracker.log(metrics)
+    assert lines(tmp_path / "metrics.jsonl") == [metrics] == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_full_disk_leaves_whole_lines_and_says_where_they_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a limit on the size of files for a disk: what fits of a line is written, then no more.
+    The table at the end of the run reads the file. Not exercised: a disk that says so at close."""
+    line_bytes, cut_bytes = len('{"step": 1, "num_rollouts": 8, "loss": 0.5}\n'), 10
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Tracker(run_config(tmp_path / "run", sinks=("jsonl",))) as tracker:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * line_bytes + cut_bytes, limits[1]))
+        try:
+            for step in range(1, 7):
+                tracker.log({"step": step, "num_rollouts": 8, "loss": 0.5})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    file = tmp_path / "run/metrics.jsonl"
+    assert [line["step"] for line in read_metrics(file).train] == [1, 2, 3]
+    assert file.stat().st_size == 3 * line_bytes
+    said = capsys.readouterr().err
+    assert said.startswith("warning: tracking.sinks: jsonl failed and gets nothing more (OSError: ")
+    assert said.endswith(f"File too large; {file} ends before the line of step 4)\n")
+    assert said.count("\n") == 1
+
+
+def test_a_closed_console_ends_no_run(tmp_path: Path) -> None:
+    """As `train | head -1`: the reader is gone after a line, the metrics are all there, exit 0."""
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.unit.test_tracking import STEP, Tracker, run_config\n"
+        "with Tracker(run_config(Path(sys.argv[1]))) as tracker:\n"
+        "    for step in range(1, 6):\n"
+        "        tracker.log({'step': step, **STEP})\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stdout:
+        root = str(Path(__file__).parents[2])
+        command = [sys.executable, "-c", code, str(tmp_path), root]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "console failed and gets nothing more (BrokenPipeError: " in done.stderr
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_other_ranks_track_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with NoTracker() as tracker:
+        tracker.log({"step": 1, "loss": 0.5})
+        tracker.progress("hello")
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -249,6 +330,13 @@ def test_a_sink_that_cannot_be_loaded_ends_the_run(
     assert expected in str(found.value)
     with pytest.raises(PluginError, match=r"tracking\.sinks: found"):
         SINK.find(name)
+
+
+def test_half_a_sink_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "run", sinks=("jsonl", f"{__name__}:LogsOnly"))
+    with pytest.raises(PluginError, match=r"LogsOnly without text\(self, line\) and close\(self\)"):
+        Tracker(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_sink_once_and_by_a_known_name() -> None:

@@ -11,16 +11,26 @@ from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.plugins import SOURCE
 
 
 def data(config: RunConfig) -> Iterator[Problem]:
     """Prompts."""
     told = False
+    gym_reward = config.reward.function == "reasoning_gym"
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
+            key = f"data.{part}.{index}"
+            if gym_reward and source.source not in SOURCE.built_in:
+                yield Problem(
+                    "reward.function",
+                    f"reasoning_gym with {key}.source {source.source}",
+                    "rows that have the columns task, args and entry of a reasoning-gym problem",
+                    "if they have not, set reward.function to one that only needs the answer",
+                    "warning",
+                )
             if source.source not in ("jsonl", "parquet"):
                 continue  # generated, or a user's own
-            key = f"data.{part}.{index}"
             if not Path(source.path or "").is_file():
                 yield Problem(
                     f"{key}.path",
@@ -38,7 +48,7 @@ def data(config: RunConfig) -> Iterator[Problem]:
                     "pip install pyarrow, or convert the file to jsonl",
                     "error_when_training",
                 )
-            if config.reward.function == "reasoning_gym":
+            if gym_reward:
                 yield Problem(
                     "reward.function",
                     f"reasoning_gym with {key}.source {source.source}",
