@@ -64,11 +64,11 @@ class MegatronWeightSource:
             for rule in self._rules
             for part in range(len(rule.hf))
         ]
-        """Of each tensor of `metadata()`: the dimension that tensor-parallel rank r has the r-th
-        equal slice of; None where ranks have all of it, or uneven slices (`shards` gathers it)."""
+        """Dimension of each tensor of `metadata()` that tensor-parallel rank r has the r-th equal
+        slice of; None where ranks have all of it, or uneven slices (`shards` gathers it)."""
         self.leaders: list[int] = []
-        """Of each tensor of `metadata()`: the first rank of the tensor-parallel group that gives
-        it where tensors are gathered."""
+        """Rank that gives each tensor of `metadata()` where tensors are gathered: the first of a
+        tensor-parallel group."""
         self.plan = self._make_plan()
         self._takes = self.plan.of_rank(dist.get_rank())
 
@@ -77,7 +77,7 @@ class MegatronWeightSource:
         return self._metadata
 
     def prepare(self) -> None:
-        """Before `write` or `checksum`: finish a gather that is still due. Collective."""
+        """Finish a gather that is still due, before `write` or `checksum`. Collective."""
         self._policy.shards.params_ready()
 
     @property
@@ -85,16 +85,21 @@ class MegatronWeightSource:
         """All trainer ranks."""
         return self._policy.control
 
+    @property
+    def sharded(self) -> MegatronWeightSource:
+        """This source: its tensors lie in pieces on the ranks."""
+        return self
+
     @torch.no_grad()
     def write(self, index: int, target: Tensor) -> None:
-        """This rank's pieces of tensor `index` (of `metadata()`) into the full tensor `target`."""
+        """Copy this rank's pieces of tensor `index` (of `metadata()`) into full tensor `target`."""
         for take in self._takes.get(index, ()):
             region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
             grouped = self._grouped(self._rules[take.rule], take.piece)
             region.view(grouped.shape if take.piece.groups > 1 else region.shape).copy_(grouped)
 
     def checksum(self, index: int) -> int:
-        """Of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
+        """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
         total = 0
         meta = self._metadata[index]
         for take in self._takes.get(index, ()):
@@ -131,7 +136,7 @@ class MegatronWeightSource:
             del tensor  # not beside the next one
 
     def everywhere(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor) on every rank: each one's leader broadcasts it over the default
+        """Yield (name, full tensor) on every rank: each one's leader broadcasts it over the default
         group. Collective."""
         self.prepare()
         for index, (meta, leader) in enumerate(zip(self._metadata, self.leaders, strict=True)):
@@ -144,9 +149,9 @@ class MegatronWeightSource:
             del gathered, tensor
 
     def shards(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, this rank's slice of the full tensor, or all of it): where every rank has a part
-        of every weight. Fused projections come apart by a copy of the shard; only a vocabulary that
-        is not cut evenly is gathered. Collective."""
+        """Yield (name, this rank's slice of the full tensor, or all of it), where every rank has a
+        part of every weight. Fused projections come apart by a copy of the shard; only a vocabulary
+        that is not cut evenly is gathered. Collective."""
         self.prepare()
         for index, (meta, dim) in enumerate(zip(self._metadata, self.shard_dims, strict=True)):
             yield meta.name, self._whole(index) if dim is None else self._slice(index)
@@ -162,8 +167,8 @@ class MegatronWeightSource:
 
     @torch.no_grad()
     def _whole(self, index: int) -> Tensor:
-        """Full tensor `index`, on every rank of this rank's tensor-parallel group: each part of a
-        fused projection by itself, so that no more than one tensor and slices of it are held.
+        """Gather full tensor `index` on every rank of this rank's tensor-parallel group: each part
+        of a fused projection by itself, so that no more than one tensor and slices of it are held.
         Collective in the group."""
         rule, dim, meta = self._rule(index), self.shard_dims[index], self._metadata[index]
         group = tensor_parallel_group(expert=rule.expert)
@@ -209,8 +214,8 @@ class MegatronWeightSource:
         return layout.tensor_rank, layout.tensor_size
 
     def _make_plan(self) -> RefitPlan:
-        """From what every rank holds; also, for each rule, the lowest leader among the
-        tensor-parallel groups that hold its tensor. Collective."""
+        """Plan who gives which piece, from what every rank holds; also note, for each rule, the
+        lowest leader among the tensor-parallel groups that hold its tensor. Collective."""
         layout = self._policy.layout
         here = {
             "leaders": [self._leader_here[False], self._leader_here[True]],

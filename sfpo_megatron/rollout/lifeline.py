@@ -90,7 +90,7 @@ class Lifeline:
 
     def processes(self) -> ActorProcesses:
         """As of now."""
-        self.tell_news()
+        self.update_guard()
         own = ProcessIdentity.of(os.getpid())
         assert own is not None
         return ActorProcesses((own, *sorted(self._known)), self._guard)
@@ -98,7 +98,7 @@ class Lifeline:
     def _watch(self) -> None:
         # EngineCore's own children appear over its first half minute.
         while True:
-            self.tell_news()
+            self.update_guard()
             time.sleep(1.0)
 
     def close(self) -> None:
@@ -106,12 +106,12 @@ class Lifeline:
         with self._lock:
             self._pipe.close()
 
-    def tell_news(self) -> None:
+    def update_guard(self) -> None:
         """Name to the guard the children and segments that are new."""
         with self._lock:
-            self._tell_news_locked()
+            self._update_guard_locked()
 
-    def _tell_news_locked(self) -> None:
+    def _update_guard_locked(self) -> None:
         import psutil
 
         children = psutil.Process().children(recursive=True)
