@@ -13,7 +13,7 @@ from sfpo_megatron.resharding.seams import Place
 
 
 class Rendezvous(Place):
-    """Where the two ends of one of vLLM's own transports meet, and how many come."""
+    """The place where the two ends of one of vLLM's own transports meet, and how many come."""
 
     workers_per_engine: int
     num_ranks: int

@@ -63,7 +63,7 @@ def start_cluster() -> bool:
 
 
 def _join(address: str) -> None:
-    """Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
+    """Join the cluster at `address`. Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
     try:
         host, _, port = address.rpartition(":")
         if port.isdigit():  # Ray itself would try for two minutes
@@ -95,7 +95,7 @@ def nodes() -> list[Node]:
 
 
 def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
-    """An actor in a process of its own where `placement` says, with the environment that vLLM
+    """Start an actor in a process of its own where `placement` says, with the environment that vLLM
     needs there."""
     on_gpu = placement.devices or placement.num_gpus
     variables = dict(ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES)
@@ -118,7 +118,7 @@ def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: 
 
 
 def stop_cluster() -> None:
-    """Leave Ray; ends a cluster of our own with all its processes."""
+    """Leave Ray, which ends a cluster of our own with all its processes."""
     handler = signal.getsignal(signal.SIGTERM)
     ray.shutdown()
     signal.signal(signal.SIGTERM, handler)

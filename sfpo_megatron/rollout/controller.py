@@ -126,7 +126,7 @@ class RolloutController:
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when every engine can generate and the scoring pool runs."""
+        """Return when every engine can generate and the scoring pool runs."""
         await asyncio.gather(self._fleet.start(), self._scorer.start())
 
     async def health(self) -> FleetHealth:

@@ -45,8 +45,8 @@ class Fleet(EngineSlots):
 
     @property
     def wants_weights(self) -> bool:
-        """Some engine could work if the trainer sent it the current weights; colocated: and no
-        other can."""
+        """Whether some engine could work if the trainer sent it the current weights; colocated: and
+        no other can."""
         if self._colocated and (self._devices_are_taken or self.can_generate):
             return False
         return any(e.ready and e.version != self.version for e in self.engines)
@@ -127,7 +127,8 @@ class Fleet(EngineSlots):
         *,
         doing: str,
     ) -> None:
-        """Those that fail it or take longer than refit.timeout_s are lost."""
+        """Make a call on all `engines`; those that fail it or take longer than refit.timeout_s are
+        lost."""
         limit_s = self._config.refit.timeout_s
 
         async def one(engine: EngineHandle) -> None:

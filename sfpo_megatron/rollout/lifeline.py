@@ -89,7 +89,7 @@ class Lifeline:
             threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def processes(self) -> ActorProcesses:
-        """As of now."""
+        """The actor's processes as of now."""
         self.update_guard()
         own = ProcessIdentity.of(os.getpid())
         assert own is not None
@@ -102,7 +102,7 @@ class Lifeline:
             time.sleep(1.0)
 
     def close(self) -> None:
-        """What was to be ended has ended: so does the guard."""
+        """End the guard: whatever it was to end has ended."""
         with self._lock:
             self._pipe.close()
 

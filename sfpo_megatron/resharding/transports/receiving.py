@@ -27,7 +27,7 @@ class Receiver(WeightTransferEngine):
     _manifest: tuple[TensorMeta, ...] = ()
     _num_received: int = 0
     interruption: str | None = None
-    """Why the last update's tensors did not all arrive, if it was nobody's fault here."""
+    """Why the last update's tensors did not all arrive, if this engine is not at fault."""
 
     def take_manifest(
         self, names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]
@@ -153,7 +153,7 @@ class Receiver(WeightTransferEngine):
 
 
 class WorkerReports:
-    """Added to vLLM's worker (`worker_extension_cls`): what cannot be told by raising.
+    """Methods added to vLLM's worker (`worker_extension_cls`), for what cannot be told by raising.
 
     Where one of an engine's workers raises, vLLM leaves the answers of those after it unread and
     takes them for the answers to the next call: the engine could not be used any more.

@@ -56,7 +56,7 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     first: int
     """Index of the bucket's first tensor in the names it was told."""
     offsets: list[int]
-    """Where each tensor of the bucket starts in the buffer, in bytes."""
+    """Start of each tensor of the bucket in the buffer, in bytes."""
     checksums: list[int] | None = None
     """Checksums on the trainer's shards (signed 64 bits), where they are to be compared."""
 
@@ -121,7 +121,7 @@ class ShmTrainerInitInfo(TrainerInitInfo):
 
     backend: ClassVar[str] = "sfpo_shm"
     fallback_dir: str
-    """Where the buffer goes if shared memory has no room for it."""
+    """Directory for the buffer if shared memory has no room for it."""
 
 
 class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):

@@ -149,7 +149,7 @@ class StagesEngine(Receiver):
 
 
 class NcclStagesEngine(StagesEngine):
-    """The same over NCCL."""
+    """The receiving end over NCCL."""
 
     backend = "nccl"
 
@@ -165,7 +165,7 @@ class StagesTrainerInitInfo(TrainerInitInfo):
 
 @dataclass(kw_only=True)
 class NcclStagesTrainerInitInfo(StagesTrainerInitInfo):
-    """The same over NCCL."""
+    """How the sending end over NCCL is set up."""
 
     backend: ClassVar[str] = "sfpo_nccl_stages"
 
