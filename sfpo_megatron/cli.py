@@ -17,6 +17,7 @@ from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
 
@@ -195,6 +196,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
     config = _load(arguments, world_size=world_size, for_training=True)
+    directory = RunDirectory.of(config.output_dir)
     saves = command == "train" and config.saves_state
     if not under_torchrun:
         from sfpo_megatron.launcher.launch import launch
@@ -203,20 +205,18 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
         return launch(
             [command, _LAUNCHED, arguments.config, *arguments.overrides],
             num_ranks=config.parallel.data * config.parallel.model_size,
-            output_dir=config.output_dir,
+            directory=directory,
             saves_when_stopped=saves,
         )
 
-    from sfpo_megatron.launcher.rank import record_exit_code, run_rank
+    from sfpo_megatron.launcher.rank import run_rank
 
-    run = partial(_run, command, config)
-    code = run_rank(
-        run,
-        output_dir=config.output_dir,
+    return run_rank(
+        partial(_run, command, config),
+        directory=directory,
         launched=arguments.launched,
         saves_when_stopped=saves,
     )
-    return record_exit_code(code, config.output_dir)
 
 
 def _run(command: Command, config: RunConfig) -> bool:

@@ -65,11 +65,56 @@ class Kind:
 
 LOSS = Kind(
     key="objective.loss",
-    form="def loss(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor",
+    form="def loss(tokens: PolicyTokens, config: ObjectiveConfig)"
+    " -> Tensor | tuple[Tensor, dict[str, Tensor]]",
     built_in={
         name: f"sfpo_megatron.objectives.surrogate:{name}"
         for name in ("ppo_clip", "cispo", "no_clip")
     },
+)
+ADVANTAGE = Kind(
+    key="objective.advantage",
+    form="def advantages(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor",
+    built_in={
+        name: f"sfpo_megatron.objectives.advantage:{name}"
+        for name in ("grpo", "rloo", "reinforce_pp")
+    },
+)
+REWARD = Kind(
+    key="reward.function",
+    form="def score(response: str, prompt: Problem) -> float | Mapping[str, float]",
+    built_in={
+        name: f"sfpo_megatron.rewards.{name}:score"
+        for name in ("reasoning_gym", "exact_match", "last_number", "math", "math_boxed")
+    },
+)
+BATCHED_REWARD = Kind(  # reward.batched: true
+    key="reward.function",
+    form="def score(responses: list[str], prompts: list[Problem])"
+    " -> list[float | Mapping[str, float]]",
+    built_in={},
+)
+SOURCE = Kind(
+    key="data.train.N.source",
+    form="def rows(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]",
+    built_in={
+        name: f"sfpo_megatron.data.{name}:rows" for name in ("reasoning_gym", "jsonl", "parquet")
+    },
+)
+SINK = Kind(
+    key="tracking.sinks",
+    form="class Sink:\n    def __init__(self, run: RunInfo): ...",
+    built_in={
+        "console": "sfpo_megatron.tracking.console:ConsoleSink",
+        "jsonl": "sfpo_megatron.tracking.jsonl:JsonlSink",
+    },
+)
+ENVIRONMENT = Kind(
+    key="rollout.environment",
+    form="class Environment:\n"
+    "    def __init__(self, tokenizer): ...\n"
+    "    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode: ...",
+    built_in={"single_turn": "sfpo_megatron.rollout.episodes:SingleTurn"},
 )
 
 
@@ -200,9 +245,10 @@ def find(name: str, *, key: str, form: str) -> None:
 def _spec(module_name: str) -> ModuleSpec | None:
     """The module's spec; `importlib.util.find_spec` would import the packages above it."""
     path: list[str] | None = [entry or os.getcwd() for entry in sys.path] + [os.getcwd()]
-    spec, parts = None, module_name.split(".")
-    for depth in range(len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+    spec = None
+    for part in module_name.split("."):
+        # By its own name alone: a folder without __init__.py would ask sys.modules for its parent.
+        spec = PathFinder.find_spec(part, path)
         if spec is None:
             return None
         found = spec.submodule_search_locations
@@ -231,6 +277,8 @@ def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:
             return  # __init__ may be inherited or made
         inits = [d for d in node.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"]
         if not inits:
+            if parameters(form):
+                raise _wrong_form(name, key, form, "its class has no __init__")
             return
         node, own = inits[0], 1
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -46,7 +46,7 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
         prepare_output(config)
         tracker = Tracker(config, num_steps=sft.num_steps)
         examples = sft_examples(config, load_tokenizer(config.model.path))
-    layout = batch_layout(config, policy, 1)
+    layout, objective = batch_layout(config, policy, 1), NextTokenObjective()
     for step in range(1, sft.num_steps + 1):
         timers = Timers()
         with timers("step"):
@@ -55,7 +55,7 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
             advantages = torch.zeros(batch.num_rollouts)
             minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
             policy.scheduler.step(increment=1)
-            (result,) = run_pass(policy, minibatches, NextTokenObjective()).minibatches
+            (result,) = run_pass(policy, minibatches, objective).minibatches
         if step % 10 == 0 or step in (1, sft.num_steps):
             metrics = {"step": step, "loss": result.loss, "grad_norm": result.grad_norm}
             tracker.log(metrics | {"entropy": result.entropy} | timers.take())
@@ -79,6 +79,7 @@ def as_batch(examples: list[SFTExample]) -> RolloutBatch:
         response_lengths=torch.tensor([answer for _, answer in lengths]),
         token_ids=torch.tensor([t for prompt, answer in examples for t in (*prompt, *answer)]),
         generator_logprobs=torch.zeros(num_answer_tokens),
+        response_mask=torch.ones(num_answer_tokens, dtype=torch.bool),
         rewards=torch.zeros(len(examples)),
         correct=torch.zeros(len(examples), dtype=torch.bool),
         finished=torch.ones(len(examples), dtype=torch.bool),

@@ -35,6 +35,7 @@ from sfpo_megatron.config.tree import (
     RunConfig,
 )
 from sfpo_megatron.mcore.setup import current_layout, init_distributed
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.engine import Engine
@@ -163,7 +164,7 @@ class Fleet:
             ReloadableEngine,
             config,
             model_path=str(path),
-            log_file=Path(config.output_dir).resolve() / "logs" / "restarted.log",
+            log_file=RunDirectory.of(config.output_dir).logs / "restarted.log",
             placement=Placement(node_id=nodes()[0].id, devices=()),
         )
         ray.get(actor.start.remote())
@@ -243,7 +244,7 @@ def measure(
 
 def naive(config: RunConfig, source: Any, fleet: Fleet | None, add: Any, pids: Any) -> None:
     """Save a Hugging Face directory; reload it in the engine, or start another engine on it."""
-    out = Path(config.output_dir) / "saved"
+    out = RunDirectory.of(config.output_dir).path / "saved"
 
     def save() -> None:
         export_hf(

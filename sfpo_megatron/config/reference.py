@@ -17,9 +17,11 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from sfpo_megatron.config import checkpoint, objective, rollout, tree
+from sfpo_megatron.config.paths import PATH_KEYS
+from sfpo_megatron.plugins import EXPECTED
 
 _HEAD = """\
 # Configuration
@@ -34,6 +36,8 @@ A run is one YAML file, plus `KEY=VALUE` overrides on the command line:
 - Unknown keys, keys given twice and values of a wrong type are refused: `error: FILE: key: found,
   expected, what to do`, exit code 2.
 - Paths are relative to the current directory, not to the file.
+- `~`, `~user`, `$NAME` and `${{NAME}}` are expanded when the config is loaded, in the keys that are
+  paths: {paths}. An unset or empty variable is an error; `$$` is a dollar.
 - `sfpo-megatron check FILE` validates and prints the config with every default filled in. Its
   output is itself a config.
 - "required" means that there is no default. A section whose keys all have defaults may be left out.
@@ -71,7 +75,7 @@ class Section:
 
 def sections(cls: type = tree.RunConfig, paths: Sequence[str] = ("",)) -> Iterator[Section]:
     """`cls`'s own keys, then the sections below it, in the order of the file."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     meanings = _field_docstrings()[cls.__name__]
     keys: list[Key] = []
     below: dict[type, list[str]] = {}
@@ -101,7 +105,7 @@ def sections(cls: type = tree.RunConfig, paths: Sequence[str] = ("",)) -> Iterat
 
 def page() -> str:
     """The whole page."""
-    parts = [_HEAD]
+    parts = [_HEAD.format(paths=", ".join(f"`{key}`" for key in sorted(PATH_KEYS)))]
     for section in sections():
         if section.paths[0]:
             title = ", ".join(f"`{path}`" for path in section.paths)
@@ -157,6 +161,9 @@ def _entry_class(hint: Any) -> type | None:
 def type_text(hint: Any) -> str:
     """A type as a reader of YAML says it."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        (kind,) = hint.__metadata__  # a plugins.Kind: its names stand there alone
+        return ", ".join(f"`{name}`" for name in (*kind.built_in, EXPECTED))
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin in (Union, types.UnionType):

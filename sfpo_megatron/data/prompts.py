@@ -14,14 +14,11 @@ from typing import Any
 
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.jsonl import jsonl_rows
-from sfpo_megatron.data.parquet import parquet_rows
-from sfpo_megatron.data.reasoning_gym import derived_seed, reasoning_gym_rows
+from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.data.tokenize import tokenized_prompts
 from sfpo_megatron.types import Prompt
-
-_FILES = {"jsonl": jsonl_rows, "parquet": parquet_rows}
 
 
 class PromptStream:
@@ -128,25 +125,15 @@ def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
     names = _names(sources, prefix="" if split == "train" else "eval.")
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         key = f"data.{split}[{number}]"
-        if source.source in _FILES:
-            assert source.path is not None  # DataSource refuses it
-            read = _FILES[source.source]
-            yield from bad.good(read(source.path, size=source.size, key=key, name=name))
-        else:
-            assert source.task is not None and source.size is not None
-            # eval: no run seed in it, see eval_prompts
-            seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
-            yield from bad.good(
-                reasoning_gym_rows(
-                    source.task, source.args, seed=seed, size=source.size, key=key, name=name
-                )
-            )
+        # eval: no run seed in it, see eval_prompts
+        seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
+        yield from bad.good(source_rows(source, seed=seed, key=key, name=name))
 
 
 def _names(sources: tuple[DataSource, ...], prefix: str) -> list[str]:
     """A name for each source, the first part of its prompts' ids; no two alike."""
     names: list[str] = []
     for source in sources:
-        base = prefix + (source.task or Path(source.path or "").stem)
+        base = prefix + (source.task or Path(source.path or "").stem or source.source)
         names.append(base if base not in names else f"{base}#{len(names)}")
     return names

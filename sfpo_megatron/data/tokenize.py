@@ -12,6 +12,13 @@ from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.types import Prompt
 
 
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model directory; code that comes with a model is never run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
 def tokenized_prompts(
     rows: Iterable[Row], config: RunConfig, tokenizer: Any, bad: BadRows
 ) -> Iterator[Prompt]:
@@ -61,10 +68,3 @@ def _text(row: Row, config: RunConfig, tokenizer: Any) -> str:
     messages.append({"role": "user", "content": question})
     text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return text
-
-
-def load_tokenizer(path: str) -> Any:
-    """TEMPORARY until merge."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path)

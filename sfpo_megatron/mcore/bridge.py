@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES, UnsupportedModel
+from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
+from sfpo_megatron.families.shape import UnsupportedModel
 
 log = logging.getLogger(__name__)
 

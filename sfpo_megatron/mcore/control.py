@@ -15,9 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-class PeerLostError(RuntimeError):
-    """Another rank is gone; that rank's own message says why."""
+from sfpo_megatron.host.peers import PeerLostError
 
 
 class ControlGroup:

@@ -23,6 +23,7 @@ from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.mcore.statistics import Statistics
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.aux_losses import AuxLosses
@@ -79,6 +80,7 @@ class Policy:
     scheduler: Any
     shards: MainParamShards
     control: ControlGroup
+    statistics: Statistics
     aux_losses: AuxLosses | None
     """The routers' auxiliary losses, where they are turned on."""
 
@@ -266,6 +268,7 @@ def build_policy(
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+    control = ControlGroup(config.train.control_timeout_s)
     return Policy(
         dtype=config.model.dtype,
         parallel=config.parallel,
@@ -277,7 +280,8 @@ def build_policy(
         optimizer=optimizer,
         scheduler=scheduler,
         shards=MainParamShards(optimizer, defer_gathers=True),
-        control=ControlGroup(config.train.control_timeout_s),
+        control=control,
+        statistics=Statistics(control),
         aux_losses=aux_losses,
     )
 

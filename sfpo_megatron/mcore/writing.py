@@ -6,14 +6,12 @@ which a run that is killed leaves behind; a file beside the checkpoint takes its
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import json
 import multiprocessing
 import pickle
 import queue
 import signal
-import sys
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,10 +24,11 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch.distributed.checkpoint import CheckpointException
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
+from sfpo_megatron.host.peers import PeerWriteError
+from sfpo_megatron.host.processes import end_with_parent
 
 _NOTE = ".note-"  # ours, beside the files of a checkpoint that is being written
 _FILES_PER_RANK = 2
-_PR_SET_PDEATHSIG = 1
 
 
 class _ResultsFile:
@@ -56,13 +55,17 @@ class Writing:
         self._request = request
         self._directory = directory
         self._process: BaseProcess | None = None
+        self._staged: list[Any] = []
         arguments = list(request.async_fn_args)
         if request.async_fn is None:
             return  # all that this rank holds is written by others
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()  # device tensors to the host
         target = partial(_write, request.async_fn, directory, dist.get_rank())
-        # fork: it sees the tensors as they are now, without a copy.
+        # fork: it sees the tensors as they are now, without a copy. Page-locked memory is shared
+        # with it, not copied on write: given back to torch's allocator, the next tensor there would
+        # be written into the checkpoint. multiprocessing drops its own reference in `start`.
+        self._staged.append(arguments)
         self._process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
         self._process.start()
 
@@ -76,28 +79,30 @@ class Writing:
         their writers read them back. Collective. Raises on every rank if one could not write."""
         if self._process is not None:
             self._process.join()
+        self._staged.clear()
         dist.barrier()
         try:
             for finalize in self._request.finalize_fns:
                 finalize()
         except CheckpointException as error:  # no Exception: nothing above would catch it
-            raise OSError(_what_failed(error)) from error
+            raise _what_failed(error) from error
         dist.barrier()
         return _take_notes(self._directory) if dist.get_rank() == 0 else {}
 
 
-def _what_failed(error: CheckpointException) -> str:
-    """What a writer met, of one rank; an operating system's own words before those of torch."""
+def _what_failed(error: CheckpointException) -> OSError | PeerWriteError:
+    """What a writer of this rank met, an operating system's own words before those of torch; else
+    another rank's did."""
     found = sorted(
         (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
     )
     if not found:
-        return "another rank could not write its files"
+        return PeerWriteError("another rank could not write its files")
     if "inline_container" in found[0]:  # torch's file writer, which keeps the reason to itself
-        return f"a write came short, as on a full disk ({found[0].splitlines()[0]})"
+        return OSError(f"a write came short, as on a full disk ({found[0].splitlines()[0]})")
     if "<class" in found[0]:  # Megatron 0.19 gives an exception's type for its text
-        return f"a writer failed and did not say why, as on a full disk ({found[0]})"
-    return found[0]
+        return OSError(f"a writer failed and did not say why, as on a full disk ({found[0]})")
+    return OSError(found[0])
 
 
 def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
@@ -119,8 +124,7 @@ def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Wr
 
 def _write(write: Any, directory: Path, rank: int, *arguments: Any) -> None:
     """In the forked process: write, then read back for the manifest."""
-    if sys.platform == "linux":  # ends with the rank
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     write(*arguments)
     digests = {}

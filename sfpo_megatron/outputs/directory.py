@@ -6,9 +6,11 @@
     RUN/plot.png             the picture of the run
     RUN/hf/                  the policy, as Hugging Face files
     RUN/checkpoints/         see checkpoints/store.py
-    RUN/logs/                rank_N.err, rank_N.exit, controller.log, engine-N.log
+    RUN/logs/                rank_N.err, rank_N.json, rank_N.exit, controller.log, engine-N.log,
+                             scoring-N.log
     RUN/slurm/               job scripts
     RUN/stop-requested       asks the run to stop (host/stopping.py)
+    RUN/.lock                who trains here, or did last (host/lock.py); .lock-heartbeat
 
 Standard library only.
 """
@@ -69,6 +71,15 @@ class RunDirectory:
         return self.path / "stop-requested"
 
     @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Stands for a lock where the file system has none."""
+        return self.path / ".lock-heartbeat"
+
+    @property
     def controller_log(self) -> Path:
         return self.logs / "controller.log"
 
@@ -76,10 +87,25 @@ class RunDirectory:
         """Log of engine number `index`."""
         return self.logs / f"engine-{index}.log"
 
+    def scoring_log(self, index: int) -> Path:
+        """What scoring process number `index` prints, a reward function's own output included."""
+        return self.logs / f"scoring-{index}.log"
+
     def error_file(self, rank: int) -> Path:
         """First line: the message of that rank; below it: the traceback."""
         return self.logs / f"rank_{rank}.err"
 
+    def failure_file(self, rank: int) -> Path:
+        """How that rank failed, for the launcher (launcher/failures.py)."""
+        return self.logs / f"rank_{rank}.json"
+
     def exit_file(self, rank: int) -> Path:
         """Exit code of that rank, if it was not 0."""
         return self.logs / f"rank_{rank}.exit"
+
+    def forget_ranks(self) -> None:
+        """Remove what the ranks of an earlier run have left in `logs`, and make it."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for suffix in ("err", "json", "exit"):
+            for old in self.logs.glob(f"rank_*.{suffix}"):
+                old.unlink(missing_ok=True)

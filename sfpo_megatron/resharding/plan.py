@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
+from sfpo_megatron.families.operations import dtype_of
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import hf_shapes
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -249,6 +251,7 @@ def predicted_s(
     worker_bytes_per_s: float,
 ) -> float:
     """Seconds by bandwidth alone: the longer of the slowest leader's sending and a worker's
-    receiving. A worker receives every stream; a leader's broadcast leaves it once (a ring passes it on)."""
+    receiving. A worker receives every stream; a leader's broadcast leaves it once (a ring passes it
+    on)."""
     sent = [sum(num_bytes[i] for r in stream.rounds for i in r) for stream in streams]
     return max(max(sent) / leader_bytes_per_s, sum(sent) / worker_bytes_per_s)

@@ -22,8 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.operations import dtype_of
+from sfpo_megatron.families.rule import Rule
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy

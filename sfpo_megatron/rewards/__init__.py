@@ -1,24 +1,15 @@
-"""Verifiable rewards: one verifier a file, found by the name in `reward.function`.
+"""Verifiable rewards: one built-in verifier a file, or a function of the user's own.
 
-A verifier is a module with `score(response, prompt) -> float` in [0, 1]. It raises only when it
-or the prompt is broken; a response it can make nothing of scores 0. Models write the responses,
-so a run scores them in `pool.ScoringPool`'s processes, never in its own.
+`plugins.REWARD` lists them; `reward.function` chooses. A verifier is `score(response, prompt)`,
+which gives a number in [0, 1] or a mapping with `reward` and other numbers to log. It raises only
+when it or the prompt is broken; a response it can make nothing of scores 0. Models write the
+responses, so a run scores them in `pool.ScoringPool`'s processes, never in its own.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
-
-VERIFIERS = {
-    "reasoning_gym": "sfpo_megatron.rewards.reasoning_gym",
-    "exact_match": "sfpo_megatron.rewards.exact_match",
-    "last_number": "sfpo_megatron.rewards.last_number",
-    "math": "sfpo_megatron.rewards.math",
-    "math_boxed": "sfpo_megatron.rewards.math_boxed",
-}
-"""reward.function -> the module; imported when asked for."""
 
 
 class Problem(Protocol):
@@ -34,22 +25,5 @@ class Problem(Protocol):
     def metadata(self) -> Mapping[str, Any]: ...
 
 
-Verifier = Callable[[str, Problem], float]
-
-
-def verifier_module(name: str) -> str:
-    """The module of the verifier that `reward.function` names."""
-    if name not in VERIFIERS:
-        raise ValueError(
-            f"reward.function: found {name!r}, expected one of {', '.join(VERIFIERS)}; "
-            "choose one of them"
-        )
-    return VERIFIERS[name]
-
-
-def load_verifier(module_name: str) -> Verifier:
-    """The module's `score`, after its `warm_up()` if it has one (slow imports)."""
-    module = importlib.import_module(module_name)
-    getattr(module, "warm_up", lambda: None)()
-    verifier: Verifier = module.score
-    return verifier
+class VerifierError(RuntimeError):
+    """A verifier cannot score whatever the response: a bug or a bad row, not a reward."""

@@ -11,14 +11,19 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from sfpo_megatron.config.tree import RewardConfig
-from sfpo_megatron.rewards import Problem
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rewards import Problem, VerifierError
+from sfpo_megatron.rewards.output import OutputLog
 from sfpo_megatron.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout
+from sfpo_megatron.rewards.scratch import remove_abandoned
+from sfpo_megatron.rewards.wire import Batch, Verdict
+
+__all__ = ["Item", "Score", "ScoringPool", "VerifierError"]
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +43,25 @@ class Score:
     """reward >= 1."""
     timed_out: bool
     """It took longer than reward.timeout_s, so it got 0."""
-
-
-class VerifierError(RuntimeError):
-    """A verifier cannot score a prompt whatever the response: a bug or a bad row, not a reward."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What the function returned besides the reward, by name."""
 
 
 class ScoringPool:
     """`reward.num_workers` scoring processes, started when the pool is made."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, run: RunDirectory | None = None) -> None:
+        """`run`: where what the processes print is logged; None for stderr."""
         self._config = config
         self._lock = threading.Lock()  # one `score` at a time: a process holds one batch
         self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="scoring")
         self._closed = False
-        start = [self._threads.submit(self._start) for _ in range(config.num_workers)]
+        slots = range(config.num_workers)
+        self._logs = [
+            OutputLog(run.scoring_log(slot) if run is not None else None) for slot in slots
+        ]
+        remove_abandoned()
+        start = [self._threads.submit(self._start, slot) for slot in slots]
         self._workers: list[WorkerProcess | None] = []
         try:
             self._workers = [future.result() for future in start]
@@ -76,6 +85,7 @@ class ScoringPool:
         pending: queue.SimpleQueue[int] = queue.SimpleQueue()
         for start in range(0, len(items), step):
             pending.put(start)
+        score_chunk = self._score_at_once if self._config.batched else self._score_chunk
 
         def feed(slot: int) -> None:
             while True:
@@ -84,7 +94,7 @@ class ScoringPool:
                 except queue.Empty:
                     return
                 chunk = items[start : start + step]
-                scores[start : start + len(chunk)] = self._score_chunk(slot, chunk)
+                scores[start : start + len(chunk)] = score_chunk(slot, chunk)
 
         with self._lock:
             if self._closed:
@@ -103,6 +113,8 @@ class ScoringPool:
                 if worker is not None:
                     worker.kill()
             self._workers = []
+            for output in self._logs:
+                output.close()
             self._threads.shutdown()
 
     def __enter__(self) -> ScoringPool:
@@ -111,8 +123,8 @@ class ScoringPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _start(self) -> WorkerProcess:
-        return WorkerProcess(self._config.function)
+    def _start(self, slot: int) -> WorkerProcess:
+        return WorkerProcess(self._config, self._logs[slot])
 
     def _score_chunk(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
         """Score on worker `slot`; after a response that kills or outlasts it, go on behind that
@@ -123,36 +135,47 @@ class ScoringPool:
             worker = self._send(slot, rest)
             try:
                 for prompt, _ in rest:
-                    scores.append(_score(worker.read(self._config.timeout_s), prompt))
+                    scores.append(self._scored(worker.read(self._config.timeout_s), prompt))
             except (WorkerTimeout, WorkerDied) as error:
                 self._replace(slot)
-                timed_out = isinstance(error, WorkerTimeout)
-                prompt = chunk[len(scores)][0]
-                log.warning(
-                    "a response to prompt %s %s the scoring process: reward 0",
-                    prompt.id,
-                    f"took longer than {self._config.timeout_s:g} s in" if timed_out else "ended",
-                )
-                scores.append(Score(reward=0.0, correct=False, timed_out=timed_out))
+                scores.append(self._lost(chunk[len(scores)][0], error))
             except BaseException:
                 self._replace(slot)  # results of this batch are still on their way
                 raise
         return scores
 
+    def _score_at_once(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
+        """Score with one call on worker `slot`; where that raises, dies or takes too long, one by
+        one, so that only the response that does it gets 0."""
+        worker = self._send(slot, chunk)
+        try:
+            reply = worker.read(self._config.timeout_s * len(chunk))
+            if "again" not in reply:
+                verdicts = zip(reply["verdicts"], chunk, strict=True)
+                return [self._scored(verdict, prompt) for verdict, (prompt, _) in verdicts]
+        except (WorkerTimeout, WorkerDied) as error:
+            self._replace(slot)
+            if len(chunk) == 1:
+                return [self._lost(chunk[0][0], error)]
+        return [score for item in chunk for score in self._score_at_once(slot, [item])]
+
     def _send(self, slot: int, items: Sequence[Item]) -> WorkerProcess:
         """Hand a batch to worker `slot`. One that ended while it was idle did so for no fault of
         these responses (someone killed it): start another and send again."""
         for _ in range(_NUM_SEND_ATTEMPTS):
-            worker = self._workers[slot] or self._start()
+            worker = self._workers[slot] or self._start(slot)
             self._workers[slot] = worker
             try:
-                worker.send(self._message(items), _SEND_TIMEOUT_S)
+                worker.send(
+                    _message(items, cpu_s=self._config.timeout_s * len(items)), _SEND_TIMEOUT_S
+                )
                 return worker
             except (WorkerDied, WorkerTimeout):
                 self._replace(slot)
         raise RuntimeError(
             f"reward.function {self._config.function}: {_NUM_SEND_ATTEMPTS} scoring processes in a "
-            "row took no batch; look for the reason in their output above (memory, a process limit)"
+            f"row took no batch; look for the reason in {self._logs[slot].name} (memory, a process "
+            "limit)"
         )
 
     def _replace(self, slot: int) -> None:
@@ -160,34 +183,44 @@ class ScoringPool:
         if worker is not None:
             worker.kill()
 
-    def _message(self, items: Sequence[Item]) -> dict[str, Any]:
-        """The batch as JSON; a prompt that several responses share is sent once."""
-        problems: list[dict[str, Any]] = []
-        index_of: dict[str, int] = {}
-        pairs: list[tuple[int, str]] = []
-        for prompt, response in items:
-            if prompt.id not in index_of:
-                index_of[prompt.id] = len(problems)
-                problems.append(
-                    {
-                        "id": prompt.id,
-                        "question": prompt.question,
-                        "answer": prompt.answer,
-                        "metadata": dict(prompt.metadata),
-                    }
-                )
-            pairs.append((index_of[prompt.id], response))
-        cpu_s = self._config.timeout_s * len(items)
-        return {"problems": problems, "items": pairs, "cpu_s": cpu_s}
+    def _scored(self, verdict: Verdict, prompt: Problem) -> Score:
+        if "raised" in verdict:
+            raise VerifierError(
+                f"prompt {prompt.id}: reward.function {self._config.function} raised, and does so "
+                f"on the reference answer {prompt.answer!r} too; correct the row or the function\n"
+                f"{verdict['raised']}"
+            )
+        if "refused" in verdict:
+            raise VerifierError(
+                f"prompt {prompt.id}: reward.function {self._config.function} returned no score: "
+                f"{verdict['refused']}; correct the function"
+            )
+        reward = verdict["reward"]
+        return Score(reward=reward, correct=reward >= 1.0, timed_out=False, parts=verdict["parts"])
+
+    def _lost(self, prompt: Problem, error: WorkerTimeout | WorkerDied) -> Score:
+        """0 for a response that its process did not survive."""
+        timed_out = isinstance(error, WorkerTimeout)
+        took = f"took longer than {self._config.timeout_s:g} s in"
+        how = took if timed_out else "crashed"
+        log.warning("a response to prompt %s %s the scoring process: reward 0", prompt.id, how)
+        return Score(reward=0.0, correct=False, timed_out=timed_out)
 
 
-def _score(result: Any, prompt: Problem) -> Score:
-    if isinstance(result, dict):
-        raise VerifierError(
-            f"prompt {prompt.id}: the verifier raised, and does so on the reference answer "
-            f"{prompt.answer!r} too; correct the row or reward.function\n{result['error']}"
-        )
-    (reward,) = result
-    if not 0.0 <= reward <= 1.0:
-        raise VerifierError(f"prompt {prompt.id}: found reward {reward}, expected one in [0, 1]")
-    return Score(reward=reward, correct=reward >= 1.0, timed_out=False)
+def _message(items: Sequence[Item], *, cpu_s: float) -> Batch:
+    """The batch as JSON; a prompt that several responses share is sent once."""
+    batch: Batch = {"problems": [], "items": [], "cpu_s": cpu_s}
+    index_of: dict[str, int] = {}
+    for prompt, response in items:
+        if prompt.id not in index_of:
+            index_of[prompt.id] = len(index_of)
+            batch["problems"].append(
+                {
+                    "id": prompt.id,
+                    "question": prompt.question,
+                    "answer": prompt.answer,
+                    "metadata": dict(prompt.metadata),
+                }
+            )
+        batch["items"].append((index_of[prompt.id], response))
+    return batch

@@ -1,22 +1,16 @@
-"""The scoring process: reads batches on stdin, writes one line for each response it has scored.
+"""The scoring process: reads batches on stdin, writes a line for each response it has scored.
 
-Started by `pool.py` as `python -m sfpo_megatron.rewards.worker MODULE LIFELINE_FD`. Both
-directions are lines of JSON (nothing a response says can be executed, as pickle could):
+Started by `process.py` as `python -m sfpo_megatron.rewards.worker FUNCTION LIFELINE_FD [batched]`;
+`wire.py` says what the lines are, `judge.py` makes the verdicts.
 
-    in   {"problems": [{id, question, answer, metadata}...], "items": [[problem, response]...]}
-    out  {"ready": true}, then for each item [reward] or {"error": traceback}
-
-An exception is told apart by what raises it. If the verifier also raises on the prompt's own
-reference answer, prompt or verifier is broken: reported, and the run ends. If only the response
-makes it raise (or run out of memory), the response is a wrong answer: 0.
-
-The process limits itself: no core dump, no file written, low priority, memory; and it cannot
-outlive its parent, not even in a loop that never returns to Python: the kernel signals it when
-the other end of LIFELINE closes.
+The process limits itself: no core dump, memory, low priority, and files of at most 64 MiB, or none
+at all for what is built in; and it cannot outlive its parent, not even in a loop that never returns
+to Python: the kernel signals it when the other end of LIFELINE closes.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import json
 import os
@@ -25,87 +19,94 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO
 
-from sfpo_megatron.rewards import Verifier, load_verifier
+from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, PluginError
+from sfpo_megatron.rewards.judge import Judge
+from sfpo_megatron.rewards.surroundings import Surroundings
+from sfpo_megatron.rewards.wire import Batch, Reply, Verdict, WireProblem
 
 EXTRA_MEMORY_BYTES = 1 << 30
 """Address space that scoring may take beyond what the process has once it is ready."""
+FILE_BYTES = 64 << 20
+"""How large a file a user's own function may write."""
 
 
-@dataclass(kw_only=True, frozen=True, slots=True)
-class WireProblem:
-    """`rewards.Problem` as it came over the pipe."""
-
-    id: str
-    question: str
-    answer: str
-    metadata: Mapping[str, Any]
-
-
-def main(verifier_module: str, lifeline_fd: int) -> None:
-    """Serve until stdin ends."""
+def main(function: str, lifeline_fd: int, *, batched: bool) -> None:
+    """Serve until the requests end."""
     die_with(lifeline_fd)
-    # What a verifier prints must not get between the results: results have a descriptor of their
-    # own, and fd 1 is stderr from here on.
-    results = os.dup(1)
-    os.dup2(2, 1)
-    score = load_verifier(verifier_module)
-    limit_this_process()
-    _write(results, {"ready": True})
-    serve(score, sys.stdin.buffer, results)
+    surroundings = Surroundings()
+    faulthandler.enable()  # where native code crashed, into the log
+    try:
+        score = load_function(function, batched=batched)
+    except (
+        BaseException
+    ) as error:  # SystemExit too: a module may call sys.exit while it is imported
+        traceback.print_exc()
+        is_ours = isinstance(error, PluginError)
+        reason = str(error) if is_ours else f"{function} raised {type(error).__name__}: {error}"
+        _write(surroundings.results, {"failed": reason})
+        return
+    surroundings.restore()
+    limit_this_process(file_bytes=0 if function in REWARD.built_in else FILE_BYTES)
+    _write(surroundings.results, {"ready": True})
+    judge = Judge(score, batched=batched, surroundings=surroundings)
+    with open(surroundings.requests, "rb") as requests:
+        serve(judge, requests, surroundings.results)
 
 
-def serve(score: Verifier, requests: BinaryIO, results: int) -> None:
-    """Score batch after batch; a line for each item as soon as it is scored, because the parent
-    takes the time between lines for the time of an item."""
+def load_function(name: str, *, batched: bool) -> Callable[..., object]:
+    """The reward function, after the `warm_up()` of its module if it has one (slow imports)."""
+    kind = BATCHED_REWARD if batched else REWARD
+    function: Callable[..., object] = kind.load(name)
+    module = sys.modules[kind.built_in.get(name, name).partition(":")[0]]
+    warm_up = getattr(module, "warm_up", None)
+    if callable(warm_up):
+        warm_up()
+    return function
+
+
+def serve(judge: Judge, requests: BinaryIO, results: int) -> None:
+    """Score batch after batch; one by one there is a line for each response as soon as it is
+    scored, because the parent takes the time between lines for the time of a response."""
     for line in requests:
-        batch = json.loads(line)
+        batch: Batch = json.loads(line)
         problems = [WireProblem(**fields) for fields in batch["problems"]]
         _allow_cpu_seconds(batch["cpu_s"])
-        for index, response in batch["items"]:
-            _write(results, score_one(score, response, problems[index]))
-
-
-def score_one(score: Verifier, response: str, problem: WireProblem) -> list[float] | dict[str, str]:
-    """[reward], or {"error": ...} if the verifier cannot score the reference answer either."""
-    try:
-        return [score(response, problem)]
-    except Exception:
-        raised = traceback.format_exc(limit=8)
-    try:
-        score(problem.answer, problem)
-    except Exception:
-        return {"error": raised}
-    return [0.0]
+        items = [(response, problems[index]) for index, response in batch["items"]]
+        if judge.batched:
+            responses, theirs = zip(*items, strict=True)
+            _write(results, judge.verdicts(responses, theirs))
+            continue
+        for response, problem in items:
+            _write(results, judge.verdict(response, problem))
 
 
 def die_with(lifeline_fd: int) -> None:
-    """SIGIO, whose default action ends the process, when the parent's end of the pipe closes.
+    """SIGIO, whose default action ends a process, to this one and to those that it has started,
+    when the parent's end of the pipe closes.
 
     Not PR_SET_PDEATHSIG: that fires when the *thread* that started the process ends, and pools
     are made in threads of Ray actors. Not a thread that reads the pipe: a verifier that holds the
     interpreter lock would stop it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
     signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # a group of its own (process.py)
     flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
     if select.select([lifeline_fd], [], [], 0)[0]:  # it closed before it was watched
         sys.exit(0)
 
 
-def limit_this_process() -> None:
+def limit_this_process(*, file_bytes: int) -> None:
     """After the imports, so that the memory limit is counted from what they need."""
     os.nice(5)
     with open("/proc/self/statm", encoding="ascii") as statm:
         in_use = int(statm.read().split()[0]) * resource.getpagesize()
     for what, limit in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, file_bytes),
         (resource.RLIMIT_AS, in_use + EXTRA_MEMORY_BYTES),
     ):
         resource.setrlimit(what, (limit, limit))
@@ -118,11 +119,11 @@ def _allow_cpu_seconds(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
-def _write(results: int, value: object) -> None:
-    data = json.dumps(value).encode() + b"\n"
+def _write(results: int, reply: Reply | Verdict) -> None:
+    data = json.dumps(reply).encode() + b"\n"
     while data:
         data = data[os.write(results, data) :]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), batched=sys.argv[3:] == ["batched"])

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.plugins import search_path
 from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.placement import Node, Placement
@@ -96,9 +97,11 @@ def nodes() -> list[Node]:
 
 def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
     """Start an actor in a process of its own where `placement` says, with the environment that vLLM
-    needs there."""
+    needs there and the modules that are found here."""
+    # A user's own code is found there as it is here: actors may have another working directory.
+    python_path = {"PYTHONPATH": search_path()}
     on_gpu = placement.devices or placement.num_gpus
-    variables = dict(ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES)
+    variables = (ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES) | python_path
     if placement.devices:
         # Ray would hide all devices from an actor that asks for none.
         variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"

@@ -16,25 +16,27 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from sfpo_megatron.config.paths import absolute_model, with_absolute_paths
 from sfpo_megatron.config.rules.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine, Memory, WireInfo
+from sfpo_megatron.rollout.episode_runner import EpisodeRunner
+from sfpo_megatron.rollout.episodes import load_environment
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
-from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
+from sfpo_megatron.rollout.rounds import Rounds
+from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.rollout.scoring import Scorer
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.rollout.updates import UpdatableFleet
-from sfpo_megatron.types import Prompt, Rollout
-
-_ROLLOUTS_PER_CALL = 16  # of one actor call: fewer calls for Ray, more overlap for scoring
 
 
 def start_rollouts(
@@ -45,6 +47,12 @@ def start_rollouts(
     `trainer`: the device of each trainer rank, which dedicated engines leave alone and colocated
     ones share; empty on CPU.
     """
+    try:
+        load_environment(config.rollout.environment)  # before an engine starts
+    except PluginError as error:
+        raise RolloutError(str(error)) from None
+    # Actors on a cluster that RAY_ADDRESS names run in another directory.
+    config, model_path = with_absolute_paths(config), absolute_model(model_path)
     owns_cluster = start_cluster()
     cluster = nodes()
     rollout = config.rollout
@@ -94,6 +102,7 @@ class RolloutController:
     """See the module."""
 
     engine_class: type = Engine
+    _rounds: Rounds
 
     def __init__(
         self,
@@ -127,7 +136,15 @@ class RolloutController:
 
     async def start(self) -> None:
         """Return when every engine can generate and the scoring pool runs."""
-        await asyncio.gather(self._fleet.start(), self._scorer.start())
+        await asyncio.gather(self._fleet.start(), self._prepare())
+
+    async def _prepare(self) -> None:
+        await self._scorer.start()
+        # In a thread: a user's environment may take its time.
+        runner = await asyncio.to_thread(
+            EpisodeRunner, self._config.rollout, self._scorer.tokenizer, self._fleet
+        )
+        self._rounds = Rounds(self._config.seed, runner, self._scorer)
 
     async def health(self) -> FleetHealth:
         """Answers at once, also while generating; an engine that does not, or is only starting, is
@@ -213,19 +230,13 @@ class RolloutController:
 
     async def _run(self, request: RolloutRequest) -> ScoredRequest:
         began = time.monotonic()
-        settings = GenerationSettings(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_response_tokens=request.max_response_tokens,
-            stop_token_ids=self._scorer.stop_token_ids,
-        )
         num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
         while True:
             selection = GroupSelection(num_groups, request.drop)
             last_tokens = began
             versions: set[int] = set()
             for prompts in request.rounds:
-                groups, last_tokens = await self._round(prompts, request, settings)
+                groups, last_tokens = await self._rounds.run(prompts, request)
                 versions |= {rollout.weight_version for group in groups for rollout in group}
                 selection.add(groups)
                 if selection.is_full:
@@ -243,34 +254,6 @@ class RolloutController:
             num_reissued=self._fleet.num_reissued,
             num_restarts=self._fleet.num_restarts,
         )
-
-    async def _round(
-        self, prompts: Sequence[Prompt], request: RolloutRequest, settings: GenerationSettings
-    ) -> tuple[list[list[Rollout]], float]:
-        """A group of scored rollouts for each prompt, and when the last token came. Scoring runs
-        while later calls generate."""
-        size = request.num_samples
-        jobs = jobs_of(prompts, size)
-        last_token = time.monotonic()
-
-        async def one(members: list[tuple[Prompt, int]]) -> list[Rollout]:
-            nonlocal last_token
-            seeds = [
-                request_seed(self._config.seed, request.step, prompt.id, sample)
-                for prompt, sample in members
-            ]
-            tokens = [prompt.token_ids for prompt, _ in members]
-            completions, version = await self._fleet.generate(tokens, seeds, settings)
-            last_token = time.monotonic()
-            return await self._scorer.score(members, completions, version)
-
-        tasks = [asyncio.create_task(one(job)) for job in jobs]
-        try:
-            rollouts = [rollout for part in await asyncio.gather(*tasks) for rollout in part]
-        finally:
-            for task in tasks:
-                task.cancel()
-        return [rollouts[at : at + size] for at in range(0, len(rollouts), size)], last_token
 
     # --- devices that are shared with the trainer ---------------------------------------------
 
@@ -322,17 +305,3 @@ class RolloutController:
         """End the update everywhere; rollouts generated from now on carry the new version."""
         await self._fleet.finish_update()
         self._updating = False
-
-
-def jobs_of(prompts: Sequence[Prompt], num_samples: int) -> list[list[tuple[Prompt, int]]]:
-    """Cut a round into engine calls of (prompt, sample) pairs, in order; siblings stay together
-    (they share the prompt's keys and values)."""
-    prompts_per_job = max(1, _ROLLOUTS_PER_CALL // num_samples)
-    return [
-        [
-            (prompt, sample)
-            for prompt in prompts[start : start + prompts_per_job]
-            for sample in range(num_samples)
-        ]
-        for start in range(0, len(prompts), prompts_per_job)
-    ]

@@ -6,7 +6,8 @@ import socket
 import time
 from collections.abc import Iterable
 
-from sfpo_megatron.rollout.lifeline import ActorProcesses, ProcessIdentity
+from sfpo_megatron.host.processes import ProcessIdentity
+from sfpo_megatron.rollout.lifeline import ActorProcesses
 
 _GONE_S = 5.0
 

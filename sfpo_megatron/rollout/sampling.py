@@ -67,6 +67,14 @@ def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def call_seed(rollout_seed: int, number: int) -> int:
+    """The seed of a rollout's generation `number`, from 0; the first has the rollout's own."""
+    if number == 0:
+        return rollout_seed
+    text = json.dumps([rollout_seed, number])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
 def stop_token_ids(model_path: Path, tokenizer: Any) -> tuple[int, ...]:
     """Every end-of-sequence token that the model's directory names.
 

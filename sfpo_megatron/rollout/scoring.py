@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.rollout.sampling import Completion, stop_token_ids
+from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rewards.pool import Score, ScoringPool
+from sfpo_megatron.rollout.episodes import Episode
+from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.types import Prompt, Rollout
 
 _CLOSE_S = 2.0
@@ -18,70 +23,80 @@ _CLOSE_S = 2.0
 class Scorer:
     """Holds tokenizer and scoring pool."""
 
+    tokenizer: Any
     stop_token_ids: tuple[int, ...]
+    _pool: ScoringPool
 
     def __init__(self, config: RunConfig, model_path: str) -> None:
         self._config = config
         self._model_path = model_path
         # One thread: the pool is not asked twice at a time, and batches keep their order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
-        self._pool: Any = None
+        self._open = ExitStack()
 
     async def start(self) -> None:
         """Load the tokenizer and start the pool."""
         await self._in_thread(self._prepare)
 
     def _prepare(self) -> None:
-        from transformers import AutoTokenizer
-
-        from sfpo_megatron.rewards.pool import ScoringPool
-
-        self._tokenizer = AutoTokenizer.from_pretrained(self._model_path)
-        self.stop_token_ids = stop_token_ids(Path(self._model_path), self._tokenizer)
-        self._pool = ScoringPool(self._config.reward)
+        self.tokenizer = load_tokenizer(self._model_path)
+        self.stop_token_ids = stop_token_ids(Path(self._model_path), self.tokenizer)
+        run = RunDirectory.of(self._config.output_dir)
+        self._pool = self._open.enter_context(ScoringPool(self._config.reward, run))
 
     async def close(self) -> None:
         """End the pool's processes."""
-        if self._pool is not None:
-            await asyncio.wait([self._in_thread(self._pool.close)], timeout=_CLOSE_S)
+        await asyncio.wait([self._in_thread(self._open.close)], timeout=_CLOSE_S)
 
     async def score(
-        self,
-        members: Sequence[tuple[Prompt, int]],
-        completions: Sequence[Completion],
-        weight_version: int,
+        self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
-        """The rollouts of (prompt, sample) pairs, in order."""
-        return await self._in_thread(self._score, members, completions, weight_version)
+        """The rollouts of (prompt, sample) pairs, in order; `episodes`: the episode of each, with
+        the version of the weights that made it."""
+        return await self._in_thread(self._score, members, episodes)
 
     def _score(
-        self,
-        members: Sequence[tuple[Prompt, int]],
-        completions: Sequence[Completion],
-        weight_version: int,
+        self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
         texts = [
-            self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            for completion in completions
+            self.tokenizer.decode(episode.token_ids, skip_special_tokens=True)
+            for episode, _ in episodes
         ]
         prompts = [prompt for prompt, _ in members]
-        scores = self._pool.score(list(zip(prompts, texts, strict=True)))
+        scores = self._scores(prompts, texts, [episode.reward for episode, _ in episodes])
         return [
             Rollout(
                 prompt_id=prompt.id,
                 sample=sample,
                 prompt_token_ids=prompt.token_ids,
-                token_ids=completion.token_ids,
-                generator_logprobs=completion.logprobs,
-                finished=completion.finished,
+                token_ids=episode.token_ids,
+                generator_logprobs=episode.logprobs,
+                response_mask=episode.response_mask,
+                finished=episode.finished,
                 text=text,
                 reward=score.reward,
                 correct=score.correct,
-                weight_version=weight_version,
+                parts=score.parts,
+                weight_version=version,
+                metrics=episode.metrics,
             )
-            for (prompt, sample), completion, text, score in zip(
-                members, completions, texts, scores, strict=True
+            for (prompt, sample), (episode, version), text, score in zip(
+                members, episodes, texts, scores, strict=True
             )
+        ]
+
+    def _scores(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], own: Sequence[float | None]
+    ) -> list[Score]:
+        """The environment's own rewards, and the verifier's where there is none."""
+        triples = zip(prompts, texts, own, strict=True)
+        asked = [(prompt, text) for prompt, text, reward in triples if reward is None]
+        found = iter(self._pool.score(asked) if asked else ())
+        return [
+            next(found)
+            if reward is None
+            else Score(reward=reward, correct=reward >= 1, timed_out=False)
+            for reward in own
         ]
 
     def _in_thread(self, function: Any, *args: Any) -> asyncio.Future[Any]:

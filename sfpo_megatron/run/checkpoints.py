@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from sfpo_megatron.checkpoints.store import RUN_STATE
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun, watch_peers
+from sfpo_megatron.host.peers import watch_peers
+from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.run.engines import Engines

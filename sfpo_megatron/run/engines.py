@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.stopping import OutOfTime, Stopping, StopRun, lost_peer
+from sfpo_megatron.host.peers import PeerLostError, lost_peer
+from sfpo_megatron.host.stopping import OutOfTime, Stopping, StopRun
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.resharding.seams import EngineClient
@@ -102,7 +103,7 @@ class MainEnds:
     def _poll(self) -> None:
         if self.stop.reason is not None:
             if (pid := lost_peer()) is not None:
-                raise RuntimeError(f"another rank (pid {pid}) is gone; its own message says why")
+                raise PeerLostError(f"another rank (pid {pid}) is gone; its own message says why")
             self.stop.check()
 
 

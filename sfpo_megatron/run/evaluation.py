@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
@@ -112,4 +113,5 @@ def evaluate(
         "eval/response_tokens_mean": sum(len(r.token_ids) for r in rollouts) / num,
         "eval/num_rollouts": num,
         **(of_each if len(of_each) > 1 else {}),
+        **part_means(rollouts, "eval/reward/"),
     }

@@ -184,7 +184,7 @@ def _stop_watch(config: RunConfig) -> Stopping:
     if not config.saves_state:
         return NoStop()
     return StopWatch(
-        config.output_dir,
+        RunDirectory.of(config.output_dir),
         must_save_within_s=config.checkpoint.must_save_within_s,
         stop_before_walltime_s=config.checkpoint.stop_before_walltime_s,
     )

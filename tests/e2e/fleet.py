@@ -19,10 +19,10 @@ from sfpo_megatron.config.tree import (
     RolloutConfig,
     RunConfig,
 )
+from sfpo_megatron.host.processes import ProcessIdentity
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.engine import Engine
-from sfpo_megatron.rollout.lifeline import ProcessIdentity
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Prompt
 
@@ -90,7 +90,7 @@ def processes_of(client: RolloutClient) -> list[ProcessIdentity]:
 
 def process_of(client: RolloutClient, what: str, engine: int = 0) -> int:
     """The controller, an engine's actor (Ray titles both), its EngineCore, or one of its workers.
-    As they are now: engines may have been started anew."""
+    Processes as they are now: engines may have been restarted."""
     client.learn_processes()
     if what == "controller":
         return client.processes.actors[0].members[0].pid

@@ -164,7 +164,7 @@ def test_the_others_of_a_broadcast_survive(
     models: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A worker dies, or hangs, in mid-update: its engine alone is started anew, the other one
+    """A worker dies, or hangs, in mid-update: its engine alone is restarted, the other one
     (the same processes) gets everything again and is the sent model."""
     before, source = gloo.health().num_restarts, GatheredSource(tiny.load_state(models["untied_b"]))
     config = fleet.make_config(

@@ -56,7 +56,11 @@ def run_trained_refit(
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(ranks), *script),
         ],
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ
+        | {
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        },
         check=True,
         timeout=300,
         stderr=subprocess.PIPE,

@@ -44,7 +44,7 @@ def assert_nothing_left(client: RolloutClient) -> None:
 
 
 def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_path: Path) -> None:
-    """The engine is started anew, gets the weights that it had (not the directory's), and makes
+    """The engine is restarted, gets the weights that it had (not the directory's), and makes
     the same rollouts."""
     client = untied_tp2
     sender = Refit(

@@ -253,7 +253,7 @@ CASES = {
         "reward.function", "data.train.0.source jsonl", "only needs the answer", "exact_match",
         ROWS),
     "output_is_a_file": case(
-        "output_dir", "a file at 'model/config.json'", "a folder", "choose another",
+        "output_dir", "/model/config.json'", "a folder", "choose another",
         "output_dir=model/config.json/x"),
     "output_is_the_model": case(
         "output_dir", "which is model.path", "a folder of its own", "write over the model",

@@ -184,19 +184,11 @@ def test_a_result_counts_for_the_features_that_it_names(tmp_path: Path) -> None:
 
 
 def logged_keys(file: str) -> set[str]:
-    """Metric names in a module: keys of dict displays (`f"pass_{k}/loss"` as pass_k/loss), assigned
-    subscripts, names of timers."""
+    """Metric names in a module: keys of dict displays, assigned subscripts, names of timers."""
     found, dropped = set(), set()
     for node in ast.walk(ast.parse((ROOT / "sfpo_megatron" / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Dict):
             found |= {k.value for k in node.keys if isinstance(k, ast.Constant)}
-            found |= {
-                "".join(
-                    ast.unparse(v.value) if hasattr(v, "conversion") else v.value for v in k.values
-                )
-                for k in node.keys
-                if isinstance(k, ast.JoinedStr)
-            }
         elif isinstance(node, ast.Assign):
             targets = (t.slice for t in node.targets if isinstance(t, ast.Subscript))
             found |= {t.value for t in targets if isinstance(t, ast.Constant)}
@@ -206,6 +198,27 @@ def logged_keys(file: str) -> set[str]:
             elif isinstance(node.func, ast.Attribute) and node.func.attr == "pop":
                 dropped.add(node.args[0].value)
     return found - dropped
+
+
+def keys_of_passes() -> set[str]:
+    """What `pass_metrics` makes of all that an objective names, and `NAME` of a user's loss."""
+    from ragged import ragged, run
+
+    from sfpo_megatron.config.objective import ImportanceSamplingConfig, ObjectiveConfig
+    from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
+    from sfpo_megatron.run.metrics import Totals, pass_metrics
+
+    config = ObjectiveConfig(importance_sampling=ImportanceSamplingConfig(weight="token"))
+    found = {*run(ragged(0), config)[1], "ref_kl", "NAME"}
+    one = MinibatchResult(
+        **dict.fromkeys(("loss", "entropy", "grad_norm"), 0.0),
+        stats=dict.fromkeys(found - {"ratio_max"}, 0.0),
+        maxima={"ratio_max": 0.0},
+        num_tokens=1,
+        skipped=False,
+    )
+    keys = pass_metrics([PassResult(minibatches=(one,))], Totals())
+    return {key.replace("pass_1/", "pass_k/") for key in keys}
 
 
 def table_keys(heading: str) -> set[str]:
@@ -220,12 +233,13 @@ KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
 
 def test_every_metric_of_a_train_step_is_described() -> None:
     feed = logged_keys("run/feed.py") - {"prompts", "held", "rollouts"}  # what is saved
+    feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
     for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
     files = ("trainer.py", "run/learner.py", "run/metrics.py")
-    logged = set().union(*map(logged_keys, files)) - {"time/sfpo_s", *KEPT}
-    assert {"loss", "pass_k/ratio_max"} <= logged
+    logged = set().union(*map(logged_keys, files), keys_of_passes()) - {"time/sfpo_s", *KEPT}
+    assert {"loss", "pass_k/ratio_max", "ref_kl"} <= logged
     assert table_keys("A train step") == logged | feed
 
 

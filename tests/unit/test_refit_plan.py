@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfpo_megatron.families.rules import Rule, cut, hf_shapes, merge
+from sfpo_megatron.families.operations import cut, merge
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.resharding.checksums import checksum
 from sfpo_megatron.resharding.plan import (
     Holder,

@@ -10,7 +10,7 @@ from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.rewards import math, math_boxed
 from sfpo_megatron.rewards.math import last_boxed
 from sfpo_megatron.rewards.pool import ScoringPool
-from sfpo_megatron.rewards.worker import WireProblem
+from sfpo_megatron.rewards.wire import WireProblem
 
 
 def problem(answer: str) -> WireProblem:

@@ -1,6 +1,7 @@
 """The scoring pool against responses that hang, crash or flood their process.
 
-Everything here runs real processes. Not exercised: a pool inside a Ray actor (tests/e2e).
+Everything here runs real processes, on a reward function of our own (hostile_verifier.py) that does
+what a response says. Not exercised: a pool inside a Ray actor (tests/e2e).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron import rewards
 from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.pool import ScoringPool, VerifierError
-from sfpo_megatron.rewards.worker import WireProblem
+from sfpo_megatron.rewards.wire import WireProblem
 
 TIMEOUT_S = 0.5
+HERE = str(Path(__file__).parent)
+HOSTILE = "hostile_verifier:score"
 
 
 def problem(answer="42", number=0):
@@ -42,14 +45,12 @@ def gone(pid, within_s=10.0):
 
 
 @pytest.fixture(scope="module")
-def hostile_pool():
+def hostile_pool(tmp_path_factory):
+    run = RunDirectory.of(tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(rewards.VERIFIERS, "hostile", "tests.unit.hostile_verifier")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        config = RewardConfig(timeout_s=TIMEOUT_S, num_workers=2)
-        # The config's Literal knows the shipped verifiers only; this one is the test's.
-        object.__setattr__(config, "function", "hostile")
-        with ScoringPool(config) as pool:
+        patch.setenv("PYTHONPATH", HERE)
+        config = RewardConfig(function=HOSTILE, timeout_s=TIMEOUT_S, num_workers=2)
+        with ScoringPool(config, run) as pool:
             yield pool
 
 
@@ -83,11 +84,43 @@ def test_a_response_that_harms_the_process_gets_0_and_harms_no_other(hostile_poo
     assert not any(s.timed_out for s in scores)
 
 
-def test_a_verifier_writes_no_file_and_has_no_torch(hostile_pool, tmp_path):
-    file = tmp_path / "written"
-    scores = hostile_pool.score([(problem(), f"write {file}"), (problem(), "torch")])
-    assert [s.reward for s in scores] == [0.0, 0.0]
-    assert not file.exists() or file.stat().st_size == 0
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("close-descriptors", "close-streams", "detach-stream", "replace-streams"),
+        *("change-directory", "handlers", "alarm", "read-requests", "fork-and-return"),
+        *("thread", "surrogate"),
+    ],
+)
+def test_what_a_response_leaves_behind_does_not_reach_the_next(hostile_pool, what):
+    """The process goes on, and the next response finds it as it was."""
+    before = set(hostile_pool.worker_pids)
+    scores = hostile_pool.score([(problem(), text) for text in ("42", what, "tidy", "42", "41")])
+    assert [s.reward for s in scores] == [1.0, 0.0, 1.0, 1.0, 0.0]
+    assert not any(s.timed_out for s in scores)
+    assert set(hostile_pool.worker_pids) == before
+
+
+def test_a_response_that_closes_the_pipes_to_the_run_gets_0(hostile_pool):
+    scores = hostile_pool.score([(problem(), text) for text in ("42", "close-all", "42", "tidy")])
+    assert [s.reward for s in scores] == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_a_verifier_of_ones_own_writes_files_up_to_a_limit(hostile_pool, tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    items = [f"write {size} {file}" for size, file in ((1 << 20, small), (65 << 20, large))]
+    scores = hostile_pool.score([(problem(), text) for text in (*items, "42")])
+    assert [s.reward for s in scores] == [1.0, 0.0, 1.0]
+    assert small.stat().st_size == 1 << 20 and large.stat().st_size <= 64 << 20
+
+
+def test_a_built_in_verifier_writes_no_file_and_has_no_torch(hostile_pool):
+    with ScoringPool(RewardConfig(function="exact_match")) as pool:
+        (pid,) = pool.worker_pids
+        limits = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+    (files,) = (line.split() for line in limits if line.startswith("Max file size"))
+    assert files[3:5] == ["0", "0"]
+    assert hostile_pool.score([(problem(), "torch")])[0].reward == 0.0
 
 
 @pytest.mark.parametrize("answer", ["broken", "out of range"])
@@ -125,16 +158,13 @@ def test_threads_may_share_a_pool_and_end_before_it(hostile_pool):
 
 
 CHILD = """
-import sys, threading, time
-from sfpo_megatron import rewards
+import threading, time
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.rewards.pool import ScoringPool
-from sfpo_megatron.rewards.worker import WireProblem
-rewards.VERIFIERS["hostile"] = "tests.unit.hostile_verifier"
-config = RewardConfig(timeout_s=600, num_workers=2)
-object.__setattr__(config, "function", "hostile")
-pool = ScoringPool(config)
+from sfpo_megatron.rewards.wire import WireProblem
+pool = ScoringPool(RewardConfig(function="hostile_verifier:score", timeout_s=600, num_workers=2))
 problem = WireProblem(id="p", question="?", answer="42", metadata={})
+pool.score([(problem, "start-children CHILDREN")])
 busy = threading.Thread(target=pool.score, args=([(problem, "loop-in-C")],), daemon=True)
 busy.start()
 time.sleep(0.5)
@@ -143,15 +173,32 @@ time.sleep(600)
 """
 
 
-def test_killing_the_parent_leaves_no_worker_not_even_a_busy_one():
+def test_killing_the_parent_leaves_no_worker_not_even_a_busy_one(tmp_path):
+    """Nor what a reward function has started."""
+    children = tmp_path / "children"
     parent = subprocess.Popen(
-        [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", CHILD.replace("CHILDREN", str(children))],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{HERE}"},
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
+    started = [int(pid) for pid in children.read_text().split()]
+    assert len(pids) == 2 and len(started) == 2
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert all(gone(pid) for pid in pids)
+    assert all(gone(pid) for pid in pids + started)
+
+
+@pytest.mark.parametrize("how", ["close", "time out"])
+def test_what_a_reward_function_has_started_ends_with_its_process(monkeypatch, tmp_path, how):
+    monkeypatch.setenv("PYTHONPATH", HERE)
+    children = tmp_path / "children"
+    with ScoringPool(RewardConfig(function=HOSTILE, timeout_s=TIMEOUT_S)) as pool:
+        pool.score([(problem(), f"start-children {children}")])
+        if how == "time out":
+            assert pool.score([(problem(), "sleep")])[0].timed_out
+            assert all(gone(int(pid)) for pid in children.read_text().split())
+    assert all(gone(int(pid)) for pid in children.read_text().split())
 
 
 def test_close_ends_the_workers():
@@ -164,22 +211,18 @@ def test_close_ends_the_workers():
         pool.score([(problem(), "42")])
 
 
-def test_a_worker_that_cannot_start_is_an_error_at_once(monkeypatch, capfd):
-    monkeypatch.setitem(rewards.VERIFIERS, "exact_match", "sfpo_megatron.rewards.no_such_file")
-    with pytest.raises(RuntimeError, match="scoring process did not start"):
-        ScoringPool(RewardConfig(function="exact_match"))
-    assert "no_such_file" in capfd.readouterr().err
-
-
 def test_reasoning_gym_prompts_through_the_pool():
     """The entry survives the trip as JSON: same scores as in this process."""
-    from sfpo_megatron.data.reasoning_gym import reasoning_gym_rows
+    from sfpo_megatron.config.tree import DataSource
+    from sfpo_megatron.data.sources import source_rows
     from sfpo_megatron.rewards.reasoning_gym import score
 
     rows = [
         row
         for task in ("chain_sum", "countdown", "number_sorting")
-        for row in reasoning_gym_rows(task, {}, seed=1, size=20, key="k", name=task)
+        for row in source_rows(
+            DataSource(source="reasoning_gym", task=task, size=20), seed=1, key="k", name=task
+        )
     ]
     items = [(row, text) for row in rows for text in (row.answer, f"{row.answer}!", "x")]
     with ScoringPool(RewardConfig(timeout_s=20)) as pool:

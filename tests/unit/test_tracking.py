@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,8 +18,12 @@ from sfpo_megatron.config.tree import (
     TrackingConfig,
     TrainConfig,
 )
-from sfpo_megatron.tracking.sinks import ConsoleSink, Tracker
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.plugins import SINK, PluginError
+from sfpo_megatron.tracking.console import ConsoleSink
+from sfpo_megatron.tracking.sinks import RunInfo
 from sfpo_megatron.tracking.timers import Timers
+from sfpo_megatron.tracking.tracker import Tracker
 
 STEP = {"reward_mean": 0.5, "accuracy": 0.25, "entropy": 1.0, "grad_norm": 3.0, "num_passes": 4}
 
@@ -33,6 +36,10 @@ def run_config(folder: Path, **tracking: Any) -> RunConfig:
         train=TrainConfig(num_steps=20),
         tracking=TrackingConfig(**tracking),
     )
+
+
+def run_info(folder: Path = Path("run")) -> RunInfo:
+    return RunInfo(config=run_config(folder), directory=RunDirectory.of(folder), num_steps=20)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -87,22 +94,23 @@ def test_sinks_are_the_ones_configured(tmp_path: Path, capsys: pytest.CaptureFix
         tracker.log({"step": 1, **STEP})
         tracker.progress("hello")
     assert capsys.readouterr().out == ""
-    with Tracker(run_config(tmp_path / "b", sinks=("console",)), "sft.jsonl") as tracker:
+    with Tracker(run_config(tmp_path / "b", sinks=("console",))) as tracker:
         tracker.log({"step": 1, **STEP})
         tracker.progress("hello")
     assert "reward  0.500" in capsys.readouterr().out
     assert not (tmp_path / "b").exists()
 
 
-def test_console_lines_align_and_end_with_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_lines_align_and_end_with_an_eta(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The first step gives no pace; after it, remaining = pace x steps left."""
     clock = iter([100.0, 110.0, 190.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    stream = io.StringIO()
-    sink = ConsoleSink(20, stream)
+    sink = ConsoleSink(run_info())
     for step in (1, 2, 10):
         sink.log({"step": step, **STEP, "grad_norm": 10.0**step})
-    first, second, third = stream.getvalue().splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("step  1/20  reward  0.500  acc  0.250")
     assert "ETA" not in first
     assert second.endswith("ETA 0:03:00")  # 10 s a step, 18 left
@@ -110,12 +118,11 @@ def test_console_lines_align_and_end_with_an_eta(monkeypatch: pytest.MonkeyPatch
     assert second.index("ETA") == third.index("ETA")
 
 
-def test_console_shows_evaluations_and_missing_values() -> None:
-    stream = io.StringIO()
-    sink = ConsoleSink(20, stream)
+def test_console_shows_evaluations_and_missing_values(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = ConsoleSink(run_info())
     sink.log({"step": 0, "eval/accuracy": 0.25})
     sink.log({"step": 1, "reward_mean": None, "loss": 0.1})
-    text = stream.getvalue()
+    text = capsys.readouterr().out
     assert "step 0: held-out accuracy 0.250" in text
     assert "n/a" in text
 
@@ -132,3 +139,128 @@ def test_timers_add_up_and_clear(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError  # the time until a failure counts
     assert timers.take() == {"time/passes_s": 3.5, "time/refit_s": 1.0}
     assert timers.take() == {}
+
+
+# ---- sinks of one's own, and sinks that fail -------------------------------------------------
+
+
+class Recording:
+    """A sink of a user's."""
+
+    made: ClassVar[list[Recording]] = []
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run, self.seen = run, []
+        self.made.append(self)
+
+    def log(self, metrics: Any) -> None:
+        self.seen.append(dict(metrics))
+
+    def text(self, line: str) -> None:
+        self.seen.append(line)
+
+    def close(self) -> None:
+        self.seen.append("closed")
+
+
+class Failing(Recording):
+    """Raises in one of its methods, which the test names."""
+
+    at = ""
+
+    def __init__(self, run: RunInfo) -> None:
+        super().__init__(run)
+        self._raise("__init__")
+
+    def _raise(self, method: str) -> None:
+        if method == self.at:
+            raise OSError(28, "No space left on device")
+
+    def log(self, metrics: Any) -> None:
+        self._raise("log")
+        super().log(metrics)
+
+    def text(self, line: str) -> None:
+        self._raise("text")
+        super().text(line)
+
+    def close(self) -> None:
+        self._raise("close")
+        super().close()
+
+
+def test_a_sink_of_ones_own_gets_all_of_it(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "run", sinks=("jsonl", f"{__name__}:Recording"))
+    Recording.made.clear()
+    with Tracker(config, num_steps=7) as tracker:
+        tracker.log({"step": 1, "loss": float("nan")})
+        tracker.progress("hello")
+    (sink,) = Recording.made
+    assert sink.seen == [{"step": 1, "loss": None}, "hello", "closed"]
+    assert sink.run.num_steps == 7 and sink.run.config is config
+    assert sink.run.directory.path == tmp_path / "run"
+    assert lines(tmp_path / "run/metrics.jsonl") == [{"step": 1, "loss": None}]
+
+
+@pytest.mark.parametrize("method", ["__init__", "log", "text", "close"])
+def test_a_sink_that_raises_is_named_once_and_left_out(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other sinks get everything; whatever it had before it failed stays with it."""
+    monkeypatch.setattr(Failing, "at", method)
+    Recording.made.clear()
+    name = f"{__name__}:Failing"
+    with Tracker(run_config(tmp_path, sinks=(name, "jsonl"))) as tracker:
+        for step in (1, 2):
+            tracker.progress("hello")
+            tracker.log({"step": step})
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    said = capsys.readouterr().err
+    assert said == (
+        f"warning: tracking.sinks: {name} failed and gets nothing more "
+        "(OSError: [Errno 28] No space left on device)\n"
+    )
+    seen = {"__init__": [], "log": ["hello"], "text": []}
+    if method in seen:
+        assert Recording.made[0].seen == seen[method]
+    else:
+        assert len(Recording.made[0].seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("no_such_module:Sink", "does not import"),
+        (f"{__name__}:Nothing", "nothing that can be called 'Nothing'"),
+        (f"{__name__}:lines", None),  # one parameter: it can be called so
+        (f"{__name__}:run_config", None),
+        ("json:dump", "cannot be called with (run)"),
+    ],
+)
+def test_a_sink_that_cannot_be_loaded_ends_the_run(
+    name: str, expected: str | None, tmp_path: Path
+) -> None:
+    """Before anything starts; `check` says the same without an import, where the source tells."""
+    if expected is None:
+        SINK.load(name)
+        return
+    with pytest.raises(PluginError, match=r"tracking\.sinks: found") as found:
+        Tracker(run_config(tmp_path, sinks=(name,)))
+    assert expected in str(found.value)
+    with pytest.raises(PluginError, match=r"tracking\.sinks: found"):
+        SINK.find(name)
+
+
+def test_each_sink_once_and_by_a_known_name() -> None:
+    with pytest.raises(ValueError, match="each sink once"):
+        TrackingConfig(sinks=("jsonl", "jsonl"))
+    with pytest.raises(ValueError, match=r"one of console, jsonl, or package\.module:name"):
+        TrackingConfig(sinks=("tensorbaord",))
+
+
+def test_the_example_is_a_sink(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "run", sinks=("jsonl", "examples.your_own.sink:Csv"))
+    with Tracker(config) as tracker:
+        tracker.log({"step": 1, **STEP})
+        tracker.log({"step": 1, "eval/accuracy": 0.5})
+    assert (tmp_path / "run/reward.csv").read_text() == "1,0.5\n"

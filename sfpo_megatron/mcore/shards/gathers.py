@@ -80,7 +80,7 @@ class ParamGathers:
 
 
 def _bucket_groups(optimizers: Sequence[DistributedOptimizer]) -> Iterator[Any]:
-    """Of every chunk once: dense and expert optimizers share the chunks."""
+    """The groups of every chunk, once: dense and expert optimizers share the chunks."""
     for chunk in _distinct([chunk for optimizer in optimizers for chunk in optimizer.model_chunks]):
         yield from chunk.bucket_groups
         yield from chunk.expert_parallel_bucket_groups

@@ -1,0 +1,54 @@
+"""What passes between the run and a scoring process: lines of JSON, never pickle.
+
+in   a Batch
+out  {"ready": true} or {"failed": reason} once; then for each response of a batch a Verdict as
+     soon as it is there, or for a batch that a function scored at once: {"verdicts": [...]}, or
+     {"again": true} where the function raised and wants the responses one by one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class WireProblem:
+    """`rewards.Problem` as it came over the pipe."""
+
+    id: str
+    question: str
+    answer: str
+    metadata: Mapping[str, Any]
+
+
+class Batch(TypedDict):
+    """Responses to score; a problem that several share is there once."""
+
+    problems: list[dict[str, Any]]
+    items: list[tuple[int, str]]
+    """(index of the problem, response)."""
+    cpu_s: float
+    """CPU seconds that the process may take for all of them."""
+
+
+class Verdict(TypedDict, total=False):
+    """One response's: `reward` and `parts`, or one of the others."""
+
+    reward: float
+    parts: dict[str, float]
+    raised: str
+    """The traceback of a function that raises on the reference answer too."""
+    refused: str
+    """What the function returned, and what was expected: no score."""
+
+
+class Reply(Verdict, total=False):
+    """A line from a scoring process."""
+
+    ready: bool
+    failed: str
+    """Why the function cannot be loaded."""
+    verdicts: list[Verdict]
+    again: bool

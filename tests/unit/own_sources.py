@@ -1,0 +1,31 @@
+"""Sources of a user's, for test_data_own.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sfpo_megatron.config.tree import DataSource
+
+
+def sums(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
+    """Without end; every third is no problem."""
+    number = source.args.get("first", 0) + seed
+    while True:
+        yield {"prompt": f"{number} + 1 =", "answer": number + 1, "level": 2}
+        yield {"prompt": f"{number} + 2 =", "answer": f"{number + 2}"}
+        yield {"prompt": "what?"}
+        number += 1
+
+
+def broken(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
+    yield {"prompt": "1 + 1 =", "answer": "2"}
+    raise KeyError("no such column")
+
+
+def no_rows(source: DataSource, seed: int) -> int:
+    return 3
+
+
+def wrong_form(source: DataSource) -> list[Mapping[str, Any]]:
+    return []

@@ -1,0 +1,73 @@
+"""A data source of one's own: called as the built-in ones are, its rows held to the same rules.
+
+Not exercised: a whole run (tests/e2e trains on the built-in sources).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.sources import source_rows
+from sfpo_megatron.plugins import SOURCE, PluginError
+
+
+def read(name: str, size: int | None = None, seed: int = 0) -> list[Row | DataError]:
+    source = DataSource(source=name, size=size, args={"first": 5})
+    return list(source_rows(source, seed=seed, key="data.train[0]", name="own"))
+
+
+def test_its_rows_are_rows_and_its_bad_rows_are_named() -> None:
+    """`size` counts good rows, and an endless source is read no further."""
+    first, second, bad, third = read("own_sources:sums", size=3)
+    assert isinstance(first, Row) and isinstance(second, Row) and isinstance(third, Row)
+    assert [row.id for row in (first, second, third)] == ["own/1", "own/2", "own/4"]
+    assert (first.question, first.answer, first.metadata) == ("5 + 1 =", "6", {"level": 2})
+    assert (second.question, second.answer) == ("5 + 2 =", "7")
+    assert third.question == "6 + 1 ="
+    assert str(bad).startswith(
+        "data.train[0] (own_sources:sums row 3): found no key 'answer' (keys: ['prompt'])"
+    )
+    counted = BadRows("skip")
+    assert len(list(counted.good([first, second, bad]))) == 2 and counted.num_skipped == 1
+
+
+def test_it_is_given_the_seed() -> None:
+    (row,) = read("own_sources:sums", size=1, seed=7)
+    assert isinstance(row, Row) and row.question == "12 + 1 ="
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "own_sources:broken",
+            r"data\.train\[0\]\.source: found own_sources:broken, which raised KeyError: .*no such "
+            r"column.* after 1 rows",
+        ),
+        ("own_sources:no_rows", r"which raised TypeError: .*not iterable.* after 0 rows"),
+    ],
+)
+def test_what_it_raises_names_it(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(name)
+
+
+def test_what_cannot_be_called_is_refused_without_an_import_too() -> None:
+    for look in (SOURCE.load, SOURCE.find):
+        with pytest.raises(PluginError, match=r"cannot be called with \(source, seed\)"):
+            look("own_sources:wrong_form")
+
+
+def test_the_example_is_a_source() -> None:
+    source = DataSource(source="examples.your_own.source:rows", size=50, args={"below": 10})
+    rows = list(source_rows(source, seed=1, key="data.train[0]", name="sums"))
+    assert len(rows) == 50 and all(isinstance(row, Row) for row in rows)
+    for row in rows:
+        assert isinstance(row, Row)
+        a, b = row.question.removesuffix(" =").split(" + ")
+        assert int(a) < 10 and row.answer == str(int(a) + int(b))
+    again = list(source_rows(source, seed=1, key="data.train[0]", name="sums"))
+    assert again == rows
