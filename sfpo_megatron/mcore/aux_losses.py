@@ -14,8 +14,7 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import megatron.core
 import torch
@@ -51,7 +50,9 @@ class AuxLosses:
         self._weight = 1.0
 
     @classmethod
-    def of(cls, chunks: list[Any], scale_loss: Callable[[Tensor], Tensor]) -> AuxLosses | None:
+    def of(
+        cls, chunks: Sequence[torch.nn.Module], scale_loss: Callable[[Tensor], Tensor]
+    ) -> AuxLosses | None:
         """None where no router of `chunks` has an auxiliary loss."""
         routers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, TopKRouter)]
         if any(r.is_aux_loss_enabled() or r.config.moe_z_loss_coeff for r in routers):

@@ -129,9 +129,8 @@ class EveryRank(_End):
     def _meet(self) -> None:
         """Make an end on every rank, or on none. Collective."""
         self.close()
-        place = self._ends.place(self._client) if self._client is not None else None
-        place = self._control.broadcast_json(place)
-        assert place is not None
+        own = self._ends.place(self._client) if self._client is not None else None
+        place = self._control.broadcast_json(own)
         self._failure = None
         raised: Exception | None = None
         try:

@@ -39,8 +39,8 @@ class Control(Protocol):
     rank: int
     size: int
 
-    def broadcast_json(self, value: T) -> T:
-        """Rank 0's JSON value on every rank."""
+    def broadcast_json(self, value: T | None = None) -> T:
+        """Rank 0's JSON value on every rank; what the others pass is ignored."""
 
     def all_gather_json(self, value: T) -> list[T]:
         """Every rank's JSON value, by rank."""

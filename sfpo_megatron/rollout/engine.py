@@ -195,7 +195,7 @@ class Engine:
             # vLLM sends a worker's error on as bare text, wrapped once or twice.
             raise EngineCallFailed(_WRAPPING.sub(r"\g<inner>", str(error))) from None
 
-    async def _watched(self, call: Coroutine[Any, Any, T]) -> T:
+    async def _watched(self, call: Coroutine[None, None, T]) -> T:
         """Await an engine call, but not for ever: vLLM leaves calls to a dead EngineCore open."""
         task = asyncio.ensure_future(call)
         while not task.done():
