@@ -58,7 +58,7 @@ class ControlGroup:
         return json.loads(self._broadcast_text(json.dumps(value) if self.rank == 0 else None))
 
     def all_gather_json(self, value: T) -> list[T]:
-        """Every rank's JSON value, by rank."""
+        """Every rank's value (numbers, text and containers of them), by rank."""
         gathered = [value] * self.size
         self._guard(lambda: dist.all_gather_object(gathered, value, group=self._group))
         return gathered

@@ -43,7 +43,7 @@ class Control(Protocol):
         """Rank 0's JSON value on every rank; what the others pass is ignored."""
 
     def all_gather_json(self, value: T) -> list[T]:
-        """Every rank's JSON value, by rank."""
+        """Every rank's value (numbers, text and containers of them), by rank."""
 
     def sum(self, values: Tensor) -> Tensor:
         """Element sums over all ranks."""

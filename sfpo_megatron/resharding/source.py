@@ -14,8 +14,8 @@ rank, the leader, passes it on. Peak extra memory is one tensor and a slice or t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,10 +29,21 @@ from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.resharding.checksums import checksum
-from sfpo_megatron.resharding.plan import Holder, Piece, RefitPlan, even_dim, pieces_of, plan_refit
+from sfpo_megatron.resharding.plan import Holder, Piece, even_dim, pieces_of, plan_refit
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
+
+
+class _Held(NamedTuple):
+    """What a rank tells the others of its weights."""
+
+    leaders: tuple[int, int]
+    """First rank of its tensor-parallel group, and of its experts'."""
+    tensor: tuple[int, int]
+    expert_tensor: tuple[int, int]
+    rules: list[int]
+    """Indices of the rules whose tensors it holds a part of."""
 
 
 class MegatronWeightSource:
@@ -67,10 +78,11 @@ class MegatronWeightSource:
         ]
         """Dimension of each tensor of `metadata()` that tensor-parallel rank r has the r-th equal
         slice of; None where ranks have all of it, or uneven slices (`shards` gathers it)."""
-        self.leaders: list[int] = []
+        holders, leaders = _ask_holders(policy, self._rules, self._params, self._leader_here)
+        self.leaders = [leaders[number] for number, _ in self._rule_of]
         """Rank that gives each tensor of `metadata()` where tensors are gathered: the first of a
         tensor-parallel group."""
-        self.plan = self._make_plan()
+        self.plan = plan_refit(self._rules, policy.shape, holders, dtype=self._dtype)
         self._takes = self.plan.of_rank(dist.get_rank())
 
     def metadata(self) -> list[TensorMeta]:
@@ -214,32 +226,30 @@ class MegatronWeightSource:
             return layout.expert_tensor_rank, layout.expert_tensor_size
         return layout.tensor_rank, layout.tensor_size
 
-    def _make_plan(self) -> RefitPlan:
-        """Plan who gives which piece, from what every rank holds; also note, for each rule, the
-        lowest leader among the tensor-parallel groups that hold its tensor. Collective."""
-        layout = self._policy.layout
-        here = {
-            "leaders": [self._leader_here[False], self._leader_here[True]],
-            "tensor": [layout.tensor_rank, layout.tensor_size],
-            "expert_tensor": [layout.expert_tensor_rank, layout.expert_tensor_size],
-            "rules": [i for i, rule in enumerate(self._rules) if rule.megatron in self._params],
-        }
-        holders = []
-        leader = [dist.get_world_size()] * len(self._rules)
-        for rank, found in enumerate(self._policy.control.all_gather_json(here)):
-            names = frozenset(self._rules[i].megatron for i in found["rules"])
-            holders.append(
-                Holder(
-                    rank=rank,
-                    tensor=tuple(found["tensor"]),
-                    expert_tensor=tuple(found["expert_tensor"]),
-                    names=names,
-                )
-            )
-            for i in found["rules"]:
-                leader[i] = min(leader[i], found["leaders"][self._rules[i].expert])
-        self.leaders = [leader[number] for number, _ in self._rule_of]
-        return plan_refit(self._rules, self._policy.shape, holders, dtype=self._dtype)
+
+def _ask_holders(
+    policy: Policy, rules: Sequence[Rule], held: Container[str], leader_here: Mapping[bool, int]
+) -> tuple[list[Holder], list[int]]:
+    """What every rank holds and, for each rule, the lowest leader among the tensor-parallel groups
+    that hold its tensor. `held`: names of this rank's params; `leader_here`: the leader of its
+    groups, by whether they are the experts'. Collective."""
+    layout = policy.layout
+    here = _Held(
+        leaders=(leader_here[False], leader_here[True]),
+        tensor=(layout.tensor_rank, layout.tensor_size),
+        expert_tensor=(layout.expert_tensor_rank, layout.expert_tensor_size),
+        rules=[i for i, rule in enumerate(rules) if rule.megatron in held],
+    )
+    holders = []
+    leaders = [dist.get_world_size()] * len(rules)
+    for rank, found in enumerate(policy.control.all_gather_json(here)):
+        names = frozenset(rules[i].megatron for i in found.rules)
+        holders.append(
+            Holder(rank=rank, tensor=found.tensor, expert_tensor=found.expert_tensor, names=names)
+        )
+        for i in found.rules:
+            leaders[i] = min(leaders[i], found.leaders[rules[i].expert])
+    return holders, leaders
 
 
 def _length(piece: Piece) -> int:
