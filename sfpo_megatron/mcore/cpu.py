@@ -12,13 +12,12 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, NamedTuple, ParamSpec, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-P = ParamSpec("P")
 ToArgument: TypeAlias = torch.device | torch.dtype | Tensor | str | int | bool | None
 """What `Tensor.to`, `.type` and `.cuda` take."""
 Sizes: TypeAlias = Iterable[int] | Tensor | None
@@ -80,9 +79,9 @@ def _is_cuda(device: ToArgument) -> bool:
     return isinstance(device, str) and device.startswith("cuda")
 
 
-def _on_cpu(factory: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(factory)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def make(*args: Any, **kwargs: Any) -> Tensor:
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
         return factory(*args, **kwargs)
