@@ -134,12 +134,7 @@ def run_rank(args: argparse.Namespace) -> None:
         if client is not None:
             client.wait_ready()
         policy.control.barrier()
-        sender = Refit(
-            config,
-            source=source,
-            client=client.sync_client if client else None,
-            is_sender=client is not None,
-        )
+        sender = Refit(config, source=source, client=client.sync_client if client else None)
         num_bytes = sender.send(1)
         if client is not None:
             client.check()

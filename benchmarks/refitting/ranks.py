@@ -62,6 +62,8 @@ class ReloadableEngine(Engine):
 class GatheredSource:
     """Everything on rank 0 before the first byte is sent."""
 
+    sharded = None
+
     def __init__(self, source: Any) -> None:
         self._source = source
         self.control = source.control
@@ -145,7 +147,7 @@ class Fleet:
 
         self.client = start_rollouts(config, model_path=config.model.path)
         self.client.wait_ready(300)
-        members = self.client._processes[1].members
+        members = self.client.processes.actors[1].members
         self.pids = {f"engine/{n}": p.pid for n, p in enumerate(members)}
         # Before any refit: an engine keeps the last one's buffer mapped.
         self.held = {name: resident_bytes(pid) for name, pid in self.pids.items()}
@@ -208,7 +210,7 @@ def measure(
 
     def refit_of(some: Any, bucket_bytes: int, verify: int = 0) -> Refit:
         settings = make_config(folder, layout, bucket_bytes, verify)
-        return Refit(settings, source=some, client=client, is_sender=fleet is not None)
+        return Refit(settings, source=some, client=client)
 
     gc.collect()
     if way == "streamed":

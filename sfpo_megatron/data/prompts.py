@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data.errors import DataError
@@ -20,6 +20,9 @@ from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.data.tokenize import tokenized_prompts
 from sfpo_megatron.types import Prompt
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class PromptStream:
     """Training prompts without end: every epoch a new shuffle of all sources together.
@@ -28,7 +31,7 @@ class PromptStream:
     left when fewer than a batch remain are passed over, others in each epoch.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Any) -> None:
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self._seed = config.seed
         bad = BadRows(config.data.on_bad_row)
         held_out = {question_key(row) for row in _rows(config, "eval", BadRows("skip"))}
@@ -99,7 +102,7 @@ class PromptStream:
         return order
 
 
-def eval_prompts(config: RunConfig, tokenizer: Any) -> list[Prompt]:
+def eval_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The held-out prompts, the same for every run seed so that runs can be compared."""
     bad = BadRows(config.data.on_bad_row)
     prompts = list(tokenized_prompts(_rows(config, "eval", bad), config, tokenizer, bad))

@@ -14,8 +14,7 @@ there are does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import megatron.core
 import torch
@@ -52,7 +51,9 @@ class AuxLosses:
         self._weight = 1.0
 
     @classmethod
-    def of(cls, chunks: list[Any], scale_loss: Callable[[Tensor], Tensor]) -> AuxLosses | None:
+    def of(
+        cls, chunks: Sequence[torch.nn.Module], scale_loss: Callable[[Tensor], Tensor]
+    ) -> AuxLosses | None:
         """The losses of `chunks`; None if no router there has one."""
         routers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, TopKRouter)]
         if any(r.is_aux_loss_enabled() or r.config.moe_z_loss_coeff for r in routers):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
@@ -14,6 +14,10 @@ from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.families.megatron_args import router_fields
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.mlp import MLP
+    from megatron.core.transformer.moe.moe_layer import MoELayer
 
 _SEQUENTIAL = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc\d)\.weight")
 _GROUPED = re.compile(r"mlp\.experts\.(linear_fc\d)\.weight(\d+)")
@@ -39,7 +43,7 @@ def expert_fields(
     }
 
 
-def canonical_name(name: str, mlp: Any) -> str:
+def canonical_name(name: str, mlp: MLP | MoELayer) -> str:
     """The name of a layer's param; an expert's has its global index (families/experts.py).
 
     `mlp`: the layer's MoE layer, or its dense MLP, which has no such params.

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 _CPU_BLOCK_BYTES = 2**20
 """Size of one fp32 buffer: a block is swept several times and should stay in a core's cache."""
@@ -61,7 +61,7 @@ class _Columns:
 class _VocabParallelLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         logits: Tensor,  # [T, V/TP]
         local: Tensor,  # [T] int64: the label's column here, 0 where another rank owns it
         owned: Tensor,  # [T] bool
@@ -97,7 +97,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         return (sums[2] - highest) / temperature - log_total, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, local, owned, highest, log_total, entropy = ctx.saved_tensors
         columns, with_entropy_grad, reuse_logits = ctx.settings
         grad_logprobs, grad_entropy = (grad / columns.temperature for grad in grads)

@@ -15,7 +15,7 @@ and NCCL's own. On CPU the same code runs, from memory to memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class Offload:
         yield from self._policy.shards.storages()
 
     def _unneeded(self) -> Iterator[Tensor]:
-        params: Iterator[Any] = (p for chunk in self._policy.chunks for p in chunk.parameters())
+        params = [param for chunk in self._policy.chunks for param in chunk.parameters()]
         yield from (p.main_grad for p in params if getattr(p, "main_grad", None) is not None)
         yield from self._scratch()
 

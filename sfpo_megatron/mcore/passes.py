@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core import parallel_state
@@ -20,6 +20,8 @@ from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.mcore.statistics import Found, Totals, add_up, found_in
 from sfpo_megatron.objectives.objective import Objective
 from sfpo_megatron.types import Microbatch, Minibatch
+
+Head = TypeVar("Head")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -187,18 +189,20 @@ def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective
 
 
 def _schedule(
-    policy: Policy, minibatch: Minibatch, head: Callable[..., Any], *, forward_only: bool
+    policy: Policy, minibatch: Minibatch, head: Callable[..., Head], *, forward_only: bool
 ) -> list[Any]:
-    """Megatron's schedule (plain, 1F1B or interleaved) over one minibatch."""
+    """Run Megatron's schedule (plain, 1F1B or interleaved) over one minibatch; what `head` gave."""
     context_size = policy.layout.context_size
 
     def loss_func(
         microbatch: Microbatch, output: Tensor, non_loss_data: bool = False
-    ) -> Any:  # Megatron calls this on the last stage only
+    ) -> Head:  # Megatron calls this on the last stage only
         logits = output.squeeze(0)  # [1, T, V/TP]
         return head(policy, logits, microbatch) if non_loss_data else head(logits, microbatch)
 
-    def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
+    def forward_step(
+        iterator: Iterator[Microbatch], model: torch.nn.Module
+    ) -> tuple[Tensor, Callable[[Tensor], Head]]:
         microbatch = next(iterator)
         cu_seqlens, longest = microbatch.cu_seqlens * context_size, microbatch.max_seqlen
         packed = PackedSeqParams(
@@ -209,7 +213,7 @@ def _schedule(
             max_seqlen_kv=longest,
         )
         # Float16Module would copy the logits to fp32; the log-prob kernel does so chunk by chunk.
-        extra: dict[str, Any] = {}
+        extra: dict[str, bool | Tensor] = {}
         if policy.dtype != "float32":
             extra["fp32_output"] = False
         if policy.aux_losses is not None and not forward_only:

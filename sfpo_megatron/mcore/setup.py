@@ -13,7 +13,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,16 @@ from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.statistics import Statistics
 
 if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.transformer import TransformerConfig
+
     from sfpo_megatron.mcore.aux_losses import AuxLosses
     from sfpo_megatron.mcore.shards import MainParamShards
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -74,10 +82,10 @@ class Policy:
     shape: ModelShape
     layout: Layout
     capabilities: Capabilities
-    chunks: list[Any]
-    """DistributedDataParallel model chunks, one per virtual pipeline stage."""
-    optimizer: Any
-    scheduler: Any
+    chunks: list[DistributedDataParallel]
+    """Model chunks, one per virtual pipeline stage."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
     shards: MainParamShards
     control: ControlGroup
     statistics: Statistics
@@ -159,7 +167,9 @@ def current_layout() -> Layout:
     )
 
 
-def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
+def _wrap(
+    config: RunConfig, tconfig: TransformerConfig, chunks: list[GPTModel]
+) -> list[DistributedDataParallel]:
     """Wrap in Float16Module where params are bf16 or fp16, then in DistributedDataParallel."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module
@@ -182,14 +192,19 @@ def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
     return wrapped
 
 
-def _build_optimizer(config: RunConfig, tconfig: Any, chunks: list[Any], lr: float) -> Any:
+def _build_optimizer(
+    config: RunConfig,
+    tconfig: TransformerConfig,
+    chunks: list[DistributedDataParallel],
+    lr: float,
+) -> MegatronOptimizer:
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     from sfpo_megatron.mcore.model import overridden
 
     section = config.train.optimizer
-    fields: dict[str, Any] = {
+    fields = {
         "optimizer": "adam",
         "lr": lr,
         "min_lr": 0.0,
@@ -224,7 +239,7 @@ def _build_optimizer(config: RunConfig, tconfig: Any, chunks: list[Any], lr: flo
     return optimizer
 
 
-def _one_or_list(functions: list[Any]) -> Any:
+def _one_or_list(functions: list[T]) -> T | list[T]:
     return functions if len(functions) > 1 else functions[0]
 
 

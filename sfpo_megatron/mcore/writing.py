@@ -12,23 +12,30 @@ import multiprocessing
 import pickle
 import queue
 import signal
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.storage import WriteResult
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
 from sfpo_megatron.host.peers import PeerWriteError
 from sfpo_megatron.host.processes import end_with_parent
 
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+
 _NOTE = ".note-"  # ours, beside the files of a checkpoint that is being written
 _FILES_PER_RANK = 2
+_Results: TypeAlias = dict[int, list[WriteResult]] | Exception
 
 
 class _ResultsFile:
@@ -38,10 +45,10 @@ class _ResultsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def put(self, results: Any) -> None:
+    def put(self, results: _Results) -> None:
         self._path.write_bytes(pickle.dumps(results))
 
-    def get_nowait(self) -> Any:
+    def get_nowait(self) -> _Results:
         try:
             return pickle.loads(self._path.read_bytes())  # noqa: S301 (by our own child)
         except FileNotFoundError:
@@ -51,11 +58,11 @@ class _ResultsFile:
 class Writing:
     """A checkpoint on its way to the disk. `finish` is collective, `is_done` and `join` are not."""
 
-    def __init__(self, request: Any, directory: Path) -> None:
+    def __init__(self, request: AsyncRequest, directory: Path) -> None:
         self._request = request
         self._directory = directory
         self._process: BaseProcess | None = None
-        self._staged: list[Any] = []
+        self._staged: list[Sequence[Any]] = []
         arguments = list(request.async_fn_args)
         if request.async_fn is None:
             return  # all that this rank holds is written by others
@@ -105,8 +112,8 @@ def _what_failed(error: CheckpointException) -> OSError | PeerWriteError:
     return OSError(found[0])
 
 
-def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
-    """Begin to write `state` (a sharded state dict) into the empty `directory`. Collective."""
+def start_writing(state: ShardedStateDict, directory: Path, *, content: dict[str, Any]) -> Writing:
+    """Begin to write `state` into the empty `directory`. Collective."""
     filesystem_async._results_queue = _ResultsFile(directory / f"{_NOTE}results-{dist.get_rank()}")
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=_FILES_PER_RANK)
     # Newer releases prefer a writer in another package (0.19: nvidia-resiliency-ext).
@@ -122,7 +129,7 @@ def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Wr
     return Writing(request, directory)
 
 
-def _write(write: Any, directory: Path, rank: int, *arguments: Any) -> None:
+def _write(write: Callable[..., None], directory: Path, rank: int, *arguments: Any) -> None:
     """Write, then read back for the manifest; runs in the forked process."""
     end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -24,10 +24,11 @@ from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
-from sfpo_megatron.rollout.engine import Engine, Memory
+from sfpo_megatron.rollout.engine import Engine, Memory, WireInfo
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner
 from sfpo_megatron.rollout.episodes import load_environment
 from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
@@ -117,7 +118,7 @@ class RolloutController:
         self._lifeline = Lifeline()
         self._config = config
 
-        def spawn(index: int) -> Any:
+        def spawn(index: int) -> EngineActor:
             return create_actor(
                 self.engine_class,
                 config,
@@ -134,7 +135,7 @@ class RolloutController:
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when every engine can generate and the scoring pool runs."""
+        """Return when every engine can generate and the scoring pool runs."""
         await asyncio.gather(self._fleet.start(), self._prepare())
 
     async def _prepare(self) -> None:
@@ -200,7 +201,7 @@ class RolloutController:
 
     async def collect(self, request_id: str) -> ScoredRequest | None:
         """The request's rollouts: prompt after prompt, sample after sample, each scored. None: an
-        engine that was started anew wants the current weights first; send them and ask again."""
+        engine that was restarted wants the current weights first; send them and ask again."""
         task = self._request(request_id)
         while not task.done():
             self._fleet.check()
@@ -266,29 +267,27 @@ class RolloutController:
 
     # --- refit --------------------------------------------------------------------------------
 
-    async def needs_introduction(self, only_stale: bool = False) -> bool:
-        """An update needs a new sending end of the trainer."""
+    async def needs_introduction(self, only_stale: bool) -> bool:
+        """Whether an update needs a new sending end of the trainer."""
         return self._fleet.needs_introduction(only_stale=only_stale)
 
-    async def num_takers(self, only_stale: bool) -> int:
-        """How many engines would take part in an update."""
-        return len(self._fleet.takers(only_stale=only_stale))
+    async def num_participants(self, only_stale: bool) -> int:
+        """Number of engines that would take part in an update."""
+        return len(self._fleet.participants(only_stale=only_stale))
 
     async def forget_introductions(self, reason: str | None) -> None:
         """No engine knows the trainer's sending end; `reason`: the trainer could not meet them."""
         self._fleet.forget_introductions()
         if reason is not None:
-            self._fleet.missed(reason)
+            self._fleet.count_failed_meeting(reason)
 
-    async def init_weight_transfer_engine(
-        self, init_info: dict[str, Any], only_stale: bool = False
-    ) -> int:
+    async def init_weight_transfer_engine(self, init_info: WireInfo, only_stale: bool) -> int:
         """Introduce the trainer's sending end to the engines; how many."""
         return await self._fleet.introduce(init_info, only_stale=only_stale)
 
     async def start_weight_update(self, version: int, only_stale: bool) -> None:
         """Pause the engines that take part and begin; refused while they generate. `only_stale`:
-        the current weights again, for engines that were started anew."""
+        the current weights again, for engines that were restarted."""
         unfinished = [name for name, task in self._requests.items() if not task.done()]
         if not only_stale and unfinished and self._fleet.can_generate:
             raise RolloutError(
@@ -298,9 +297,9 @@ class RolloutController:
         self._updating = True
         await self._fleet.start_update(version, only_stale=only_stale)
 
-    async def update_weights(self, update_info: dict[str, Any], number: int) -> None:
-        """Hand a bucket, one of the update's by `number`, to every engine that takes part."""
-        await self._fleet.update("update_weights", update_info, number)
+    async def update_weights(self, update_info: WireInfo, number: int) -> None:
+        """Hand bucket `number` of the update to every engine that takes part."""
+        await self._fleet.load_bucket(update_info, number)
 
     async def finish_weight_update(self) -> None:
         """End the update everywhere; rollouts generated from now on carry the new version."""

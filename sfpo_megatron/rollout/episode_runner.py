@@ -12,7 +12,7 @@ import math
 import numbers
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sfpo_megatron.config.rollout import RolloutConfig
 from sfpo_megatron.plugins import PluginError
@@ -20,6 +20,9 @@ from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, load_envir
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings, call_seed
 from sfpo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -41,7 +44,9 @@ class Generator(Protocol):
 class EpisodeRunner:
     """Makes the environment that the config names, and runs its episodes."""
 
-    def __init__(self, config: RolloutConfig, tokenizer: Any, fleet: Generator) -> None:
+    def __init__(
+        self, config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, fleet: Generator
+    ) -> None:
         self._name = config.environment
         self._fleet = fleet
         try:
@@ -199,7 +204,7 @@ class _Turns(_Calls):
         return completion
 
 
-async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(works: Iterable[Coroutine[None, None, T]]) -> list[T]:
     """The results of all; when one raises, the others are cancelled."""
     tasks = [asyncio.create_task(work) for work in works]
     try:

@@ -12,11 +12,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from sfpo_megatron.plugins import ENVIRONMENT, PluginError
 from sfpo_megatron.rollout.sampling import Completion
 from sfpo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -110,7 +113,7 @@ class BatchEnvironment(Protocol):
 class SingleTurn:
     """The built-in environment: the response is what the model says after the prompt."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """It has no use for the tokenizer."""
 
     async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
@@ -125,7 +128,7 @@ class SingleTurn:
         return [Episode().then(completion) for completion in completions]
 
 
-def load_environment(name: str) -> Callable[[Any], Environment]:
+def load_environment(name: str) -> Callable[[PreTrainedTokenizerBase], Environment]:
     """The class that `rollout.environment` names, to be called with the tokenizer; PluginError if
     there is none such."""
     loaded = ENVIRONMENT.load(name)

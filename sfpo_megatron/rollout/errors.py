@@ -8,7 +8,7 @@ class RolloutError(RuntimeError):
 
 
 class FleetLost(RolloutError):
-    """Engines were started anew as often as rollout.max_restarts allows; the run cannot go on.
+    """Engines were restarted as often as rollout.max_restarts allows; the run cannot go on.
     Raised on every rank, outside of any collective: it can be saved."""
 
 

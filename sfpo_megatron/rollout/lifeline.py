@@ -57,8 +57,8 @@ class Lifeline:
             threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def processes(self) -> ActorProcesses:
-        """As of now."""
-        self.tell_news()
+        """The actor's processes as of now."""
+        self.update_guard()
         own = ProcessIdentity.of(os.getpid())
         assert own is not None
         return ActorProcesses((own, *sorted(self._known)), self._guard)
@@ -66,20 +66,20 @@ class Lifeline:
     def _watch(self) -> None:
         # EngineCore's own children appear over its first half minute.
         while True:
-            self.tell_news()
+            self.update_guard()
             time.sleep(1.0)
 
     def close(self) -> None:
-        """What was to be ended has ended: so does the guard."""
+        """End the guard: whatever it was to end has ended."""
         with self._lock:
             self._pipe.close()
 
-    def tell_news(self) -> None:
+    def update_guard(self) -> None:
         """Name to the guard the children and segments that are new."""
         with self._lock:
-            self._tell_news_locked()
+            self._update_guard_locked()
 
-    def _tell_news_locked(self) -> None:
+    def _update_guard_locked(self) -> None:
         import psutil
 
         children = psutil.Process().children(recursive=True)

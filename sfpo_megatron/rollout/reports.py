@@ -49,7 +49,7 @@ class ScoredRequest:
     num_reissued: int
     """Rollouts that were asked for again so far in the run: their engine was lost."""
     num_restarts: int
-    """Engines started anew so far in the run."""
+    """Number of engines restarted so far in the run."""
 
 
 def environment_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

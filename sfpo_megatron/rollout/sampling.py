@@ -6,9 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -75,7 +78,7 @@ def call_seed(rollout_seed: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def stop_token_ids(model_path: Path, tokenizer: Any) -> tuple[int, ...]:
+def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every end-of-sequence token that the model's directory names.
 
     The tokenizer's and the generation config's both count: chat models name the end of a turn in

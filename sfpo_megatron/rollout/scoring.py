@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -17,13 +18,19 @@ from sfpo_megatron.rollout.episodes import Episode
 from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.types import Prompt, Rollout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _CLOSE_S = 2.0
 
 
 class Scorer:
     """Holds tokenizer and scoring pool."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     stop_token_ids: tuple[int, ...]
     _pool: ScoringPool
 
@@ -99,5 +106,8 @@ class Scorer:
             for reward in own
         ]
 
-    def _in_thread(self, function: Any, *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    def _in_thread(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        call = partial(function, *args, **kwargs)
+        return asyncio.get_running_loop().run_in_executor(self._thread, call)

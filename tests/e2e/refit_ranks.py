@@ -71,12 +71,7 @@ def main(config_file: str, num_steps: int) -> None:
     if client is not None:
         client.wait_ready(200)
     policy.control.barrier()
-    refit = Refit(
-        config,
-        source=source,
-        client=client.sync_client if client else None,
-        is_sender=is_main,
-    )
+    refit = Refit(config, source=source, client=client.sync_client if client else None)
     snapshot = SlowSnapshot(policy.shards)
     objective = PolicyObjective.of(config)
     for step in range(1, num_steps + 1):

@@ -51,7 +51,6 @@ def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_p
         fleet.make_config(models["untied_b"], tmp_path),
         source=fleet.StateSource(tiny.load_state(models["untied_b"])),
         client=client.sync_client,
-        is_sender=True,
     )
     if client.health().weight_version != 3:  # test_refit was not run
         sender.send(3)
@@ -61,7 +60,7 @@ def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_p
     shared = {path for p in fleet.processes_of(client) for path in p.shared_memory()}
     assert len(shared) > 2
     kill_while_generating(client, fleet.process_of(client, "worker"))
-    made = client.collect_scored("doomed", lambda: sender.send(3, resend=True) and None)
+    made = client.collect_scored("doomed", lambda: sender.send(3, only_stale=True) and None)
     assert len(made.rollouts) == len(fleet.PROMPTS) * 8
     assert made.num_restarts == 1 and made.num_reissued > 0
     assert {rollout.weight_version for rollout in made.rollouts} == {3}
