@@ -12,7 +12,7 @@ from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
-from sfpo_megatron.plugins import SOURCE
+from sfpo_megatron.plugins import SOURCE, Foreign
 
 
 def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterator[Row | DataError]:
@@ -48,7 +48,7 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
         ) from error
 
 
-def _own_row(item: object, *, where: str, number: int) -> Row | DataError:
+def _own_row(item: Foreign, *, where: str, number: int) -> Row | DataError:
     if not isinstance(item, Mapping):
         fix = "let the function yield a mapping for each row"
         return DataError(where, found=shorten(item), expected=SHAPE, fix=fix)

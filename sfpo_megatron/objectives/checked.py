@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.objectives.surrogate import PolicyLoss, PolicyTokens, Statistics
-from sfpo_megatron.plugins import ADVANTAGE, LOSS, Kind, PluginError
+from sfpo_megatron.plugins import ADVANTAGE, LOSS, Foreign, Kind, PluginError
 
 Advantage = Callable[[Tensor, int, ObjectiveConfig], Tensor]
 """(rewards [N], group_size, config) -> [N]: `plugins.ADVANTAGE`."""
@@ -89,7 +89,7 @@ def checked_advantages(
 
 
 def _check_statistic(
-    name: object, values: object, mask: Tensor, loss: str, taken: frozenset[str]
+    name: Foreign, values: Foreign, mask: Tensor, loss: str, taken: frozenset[str]
 ) -> None:
     expected = f"a name of text and a tensor of one value a token, {tuple(mask.shape)}"
     if not isinstance(name, str) or not name:
@@ -127,7 +127,7 @@ def _wrong(kind: Kind, name: str, what: str, expected: str, fix: str) -> PluginE
     return PluginError(kind.key, found=f"{name}, which {what}", expected=expected, fix=fix)
 
 
-def _what(given: object) -> str:
+def _what(given: Foreign) -> str:
     if isinstance(given, tuple | list):
         return f"a {type(given).__name__} of {len(given)}"
     return "None" if given is None else f"a {type(given).__name__}"
