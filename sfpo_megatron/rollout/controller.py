@@ -33,7 +33,7 @@ from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
 from sfpo_megatron.rollout.rounds import Rounds
-from sfpo_megatron.rollout.sampling import RolloutRequest
+from sfpo_megatron.rollout.sampling import RolloutRequest, check_lengths
 from sfpo_megatron.rollout.scoring import Scorer
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.rollout.updates import UpdatableFleet
@@ -180,23 +180,11 @@ class RolloutController:
     async def submit(self, request: RolloutRequest) -> None:
         """Begin a request; `collect` gives its rollouts."""
         self._fleet.check()
-        rollout = self._config.rollout
         if self._updating:
             raise RolloutError(f"request {request.id}: refused, a refit is under way")
         if request.id in self._requests:
             raise RolloutError(f"request {request.id}: already submitted and not collected")
-        if not 1 <= request.max_response_tokens <= rollout.max_response_tokens:
-            raise RolloutError(
-                f"request {request.id}: found max_response_tokens {request.max_response_tokens}, "
-                f"expected 1 to rollout.max_response_tokens ({rollout.max_response_tokens})"
-            )
-        for prompt in (prompt for prompts in request.rounds for prompt in prompts):
-            if not 1 <= len(prompt.token_ids) <= rollout.max_prompt_tokens:
-                raise RolloutError(
-                    f"prompt {prompt.id}: found {len(prompt.token_ids)} tokens, expected 1 to "
-                    f"rollout.max_prompt_tokens ({rollout.max_prompt_tokens}); raise that or set "
-                    "data.on_bad_row=skip"
-                )
+        check_lengths(request, self._config.rollout)
         self._requests[request.id] = asyncio.create_task(self._run(request))
 
     async def collect(self, request_id: str) -> ScoredRequest | None:

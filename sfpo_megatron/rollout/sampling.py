@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sfpo_megatron.config.rollout import RolloutConfig
+from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
@@ -58,6 +60,22 @@ class Completion:
     logprobs: tuple[float, ...]  # [R], nats, after temperature and top_p
     finished: bool
     """True: a stop token came; False: cut at max_response_tokens."""
+
+
+def check_lengths(request: RolloutRequest, rollout: RolloutConfig) -> None:
+    """Raise RolloutError for a request whose prompts or responses an engine has no room for."""
+    if not 1 <= request.max_response_tokens <= rollout.max_response_tokens:
+        raise RolloutError(
+            f"request {request.id}: found max_response_tokens {request.max_response_tokens}, "
+            f"expected 1 to rollout.max_response_tokens ({rollout.max_response_tokens})"
+        )
+    for prompt in (prompt for prompts in request.rounds for prompt in prompts):
+        if not 1 <= len(prompt.token_ids) <= rollout.max_prompt_tokens:
+            raise RolloutError(
+                f"prompt {prompt.id}: found {len(prompt.token_ids)} tokens, expected 1 to "
+                f"rollout.max_prompt_tokens ({rollout.max_prompt_tokens}); raise that or set "
+                "data.on_bad_row=skip"
+            )
 
 
 def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
