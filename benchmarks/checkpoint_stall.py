@@ -35,16 +35,16 @@ SIZES = {
 
 def build(folder: Path, size: str) -> Any:
     """A policy after one optimizer step's worth of state."""
-    from sfpo_megatron.mcore import optimizer_state
     from sfpo_megatron.mcore.setup import LRSchedule, build_policy, init_distributed
+    from sfpo_megatron.mcore.shards.kinds import bind, members
 
     SIZES[size].save(folder, torch.float32)
     config = steps.run_config(folder, "bfloat16", "device")
     capabilities = init_distributed(config)
     schedule = LRSchedule(peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=9, style="constant")
     policy = build_policy(config, capabilities, schedule, model_path=str(folder))
-    for member in optimizer_state.members(policy.optimizer):
-        optimizer_state._make_states(member)
+    for member in members(policy.optimizer):
+        bind(member).make_states()
     return policy
 
 

@@ -137,7 +137,7 @@ class Case:
 
 
 def errors(case: Case, arms: dict[str, Arm]) -> dict[str, float]:
-    """Of each arm's values from float64, relative above 1; and their gradients agree."""
+    """Distance of each arm's values from float64, relative above 1; checks that gradients agree."""
     exact, rows = [], 64
     for logits, labels in zip(case.logits.split(rows), case.labels.split(rows), strict=True):
         with torch.no_grad():

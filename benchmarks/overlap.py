@@ -28,6 +28,7 @@ import torch
 import yaml
 
 from benchmarks.common import provenance
+from sfpo_megatron.outputs.directory import RunDirectory
 
 MIN_SPEEDUP = 1.4
 WARM_UP_STEPS = 2
@@ -100,7 +101,7 @@ def run(config: Path, num_steps: int, fast_passes: int, async_steps: int) -> dic
     subprocess.run(
         command, check=True, cwd=provenance.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in RunDirectory(out).metrics.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line][WARM_UP_STEPS:]
     if async_steps:
         steps = steps[:-1]  # beside the last nothing is generated

@@ -154,7 +154,7 @@ def build_minibatches(
     lengths = (batch.prompt_lengths + batch.response_lengths).tolist()
     if in_loss is None:
         in_loss = torch.ones(num, dtype=torch.bool)
-    trained_lengths = batch.response_lengths * in_loss
+    trained_lengths = batch.trained_lengths * in_loss
     rows = _Rows(batch, advantages, in_loss)
     per_minibatch = num // layout.minibatches
     result = []
@@ -196,8 +196,9 @@ class PackRow:
     prompt_length: int
     advantage: float
     generator_logprobs: Tensor  # [R] float32
+    response_mask: Tensor  # [R] bool, the tokens that the loss mask covers
     in_loss: bool = True
-    """Whether the loss mask covers its response."""
+    """False: the loss mask covers none of them."""
     rollout: int = -1
     """Its row in the batch."""
 
@@ -208,7 +209,9 @@ class _Rows:
     def __init__(self, batch: RolloutBatch, advantages: Tensor, in_loss: Tensor) -> None:
         lengths = batch.prompt_lengths + batch.response_lengths
         self._tokens = batch.token_ids.split(lengths.tolist())
-        self._logprobs = batch.generator_logprobs.split(batch.response_lengths.tolist())
+        responses = batch.response_lengths.tolist()
+        self._logprobs = batch.generator_logprobs.split(responses)
+        self._masks = batch.response_mask.split(responses)
         self._prompt_lengths = batch.prompt_lengths.tolist()
         self._advantages = advantages.tolist()
         self._in_loss = in_loss.tolist()
@@ -219,6 +222,7 @@ class _Rows:
             prompt_length=self._prompt_lengths[index],
             advantage=self._advantages[index],
             generator_logprobs=self._logprobs[index],
+            response_mask=self._masks[index],
             in_loss=self._in_loss[index],
             rollout=index,
         )
@@ -254,9 +258,10 @@ def pack_into(total: int, rows: Sequence[PackRow], layout: BatchLayout) -> Micro
         labels[start : end - 1] = row.token_ids[1:]
         # Position t predicts token t + 1: the response is predicted from its last prompt token on.
         response = slice(start + row.prompt_length - 1, end - 1)
-        loss_mask[response] = row.in_loss
-        advantages[response] = row.advantage if row.in_loss else 0.0
-        generator_logprobs[response] = row.generator_logprobs
+        trained = row.response_mask & row.in_loss
+        loss_mask[response] = trained
+        advantages[response] = torch.where(trained, row.advantage, 0.0)
+        generator_logprobs[response] = torch.where(row.response_mask, row.generator_logprobs, 0.0)
         ends.append(start + layout.span(length))
     if total > ends[-1]:
         ends.append(total)

@@ -17,6 +17,7 @@ from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
 
@@ -27,8 +28,8 @@ Command = Literal["train", "sft"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 (the run failed), 2 (the config is wrong), 85 (stopped and saved,
-    stopping.py), 130 (Ctrl-C)."""
+    """Run one command and return its exit code: 0, 1 (the run failed, or another has its
+    output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -69,13 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
-    text = "show versions, devices, and what falls back to what"
+    text = "show versions, devices, and which fallbacks are in use"
     commands.add_parser("doctor", help=text, description=text).set_defaults(run=_doctor)
     return parser
 
 
 def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """A command that reads a config file and `key=value` overrides."""
+    """Add a command that reads a config file and `key=value` overrides."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
     command.add_argument(
@@ -191,10 +192,11 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _train(command: Command, arguments: argparse.Namespace) -> int:
-    """`train` and `sft`: as one rank under torchrun, else as the launcher of all ranks."""
+    """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
     config = _load(arguments, world_size=world_size, for_training=True)
+    directory = RunDirectory.of(config.output_dir)
     saves = command == "train" and config.saves_state
     if not under_torchrun:
         from sfpo_megatron.launcher.launch import launch
@@ -203,24 +205,22 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
         return launch(
             [command, _LAUNCHED, arguments.config, *arguments.overrides],
             num_ranks=config.parallel.data * config.parallel.model_size,
-            output_dir=config.output_dir,
+            directory=directory,
             saves_when_stopped=saves,
         )
 
-    from sfpo_megatron.launcher.rank import record_exit_code, run_rank
+    from sfpo_megatron.launcher.rank import run_rank
 
-    run = partial(_run, command, config)
-    code = run_rank(
-        run,
-        output_dir=config.output_dir,
+    return run_rank(
+        partial(_run, command, config),
+        directory=directory,
         launched=arguments.launched,
         saves_when_stopped=saves,
     )
-    return record_exit_code(code, config.output_dir)
 
 
 def _run(command: Command, config: RunConfig) -> bool:
-    """True if the run was asked to stop, and saved."""
+    """Run one rank; True if the run was asked to stop, and saved."""
     from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
     capabilities = init_distributed(config)  # before anything imports megatron

@@ -1,4 +1,4 @@
-"""`sfpo-megatron doctor`: what is installed here, and what will be used in place of what is not."""
+"""`sfpo-megatron doctor`: versions, devices, and which fallbacks are in use."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _machine() -> dict[str, str]:
 
 
 def _fallbacks() -> dict[str, str]:
-    """What the trainer would take on this machine (`mcore/capabilities.py` decides)."""
+    """The fallbacks of the trainer on this machine, as `mcore/capabilities.py` decides."""
     try:
         from sfpo_megatron.mcore.capabilities import probe
     except ImportError as error:

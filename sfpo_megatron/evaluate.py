@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import eval_prompts
+from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run.evaluation import evaluate
 
 
 def run(config: RunConfig) -> None:
     """Evaluate `model.path`, without a trainer, and add a line to RUN/eval.jsonl."""
-    from transformers import AutoTokenizer
-
     from sfpo_megatron.rollout.controller import start_rollouts
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     prompts = eval_prompts(config, tokenizer)
     client = start_rollouts(config, model_path=config.model.path)
     try:
@@ -26,8 +25,8 @@ def run(config: RunConfig) -> None:
         client.close()
     del metrics["step"]
     line = json.dumps({"model": config.model.path, **metrics})
-    out = Path(config.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "eval.jsonl").open("a", encoding="utf-8") as stream:
+    evals = RunDirectory.of(config.output_dir).evals
+    evals.parent.mkdir(parents=True, exist_ok=True)
+    with evals.open("a", encoding="utf-8") as stream:
         stream.write(f"{line}\n")
     print(line, flush=True)

@@ -18,7 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Foreign: TypeAlias = object
+"""A value that a user's code returned or raised with: nothing is known of it yet."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 EXPECTED = "package.module:name"
@@ -80,7 +83,6 @@ ADVANTAGE = Kind(
         for name in ("grpo", "rloo", "reinforce_pp")
     },
 )
-
 REWARD = Kind(
     key="reward.function",
     form="def score(response: str, prompt: Problem) -> float | Mapping[str, float]",
@@ -94,6 +96,28 @@ BATCHED_REWARD = Kind(  # reward.batched: true
     form="def score(responses: list[str], prompts: list[Problem])"
     " -> list[float | Mapping[str, float]]",
     built_in={},
+)
+SOURCE = Kind(
+    key="data.train.N.source",
+    form="def rows(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]",
+    built_in={
+        name: f"sfpo_megatron.data.{name}:rows" for name in ("reasoning_gym", "jsonl", "parquet")
+    },
+)
+SINK = Kind(
+    key="tracking.sinks",
+    form="class Sink:\n    def __init__(self, run: RunInfo): ...",
+    built_in={
+        "console": "sfpo_megatron.tracking.console:ConsoleSink",
+        "jsonl": "sfpo_megatron.tracking.jsonl:JsonlSink",
+    },
+)
+ENVIRONMENT = Kind(
+    key="rollout.environment",
+    form="class Environment:\n"
+    "    def __init__(self, tokenizer): ...\n"
+    "    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode: ...",
+    built_in={"single_turn": "sfpo_megatron.rollout.episodes:SingleTurn"},
 )
 
 
@@ -256,6 +280,8 @@ def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:
             return  # __init__ may be inherited or made
         inits = [d for d in node.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"]
         if not inits:
+            if parameters(form):
+                raise _wrong_form(name, key, form, "its class has no __init__")
             return
         node, own = inits[0], 1
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -44,29 +44,29 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
     tracker: Tracker | NoTracker = NoTracker()
     if is_main:
         prepare_output(config)
-        tracker = Tracker(config, num_steps=sft.num_steps)
         examples = sft_examples(config, load_tokenizer(config.model.path))
-    layout = batch_layout(config, policy, 1)
-    for step in range(1, sft.num_steps + 1):
-        timers = Timers()
-        with timers("step"):
-            chosen = list(islice(examples, sft.examples_per_step))
-            batch = share(policy.control, as_batch(chosen) if is_main else None)
-            advantages = torch.zeros(batch.num_rollouts)
-            minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
-            policy.scheduler.step(increment=1)
-            (result,) = run_pass(policy, minibatches, NextTokenObjective()).minibatches
-        if step % 10 == 0 or step in (1, sft.num_steps):
-            metrics = {"step": step, "loss": result.loss, "grad_norm": result.grad_norm}
-            tracker.log(metrics | {"entropy": result.entropy} | timers.take())
-    export_hf(
-        MegatronWeightSource(policy),
-        RunDirectory.of(config.output_dir).hf,
-        model_path=config.model.path,
-        dtype=config.model.dtype,
-        is_writer=is_main,
-    )
-    tracker.close()
+        tracker = Tracker(config, num_steps=sft.num_steps)
+    layout, objective = batch_layout(config, policy, 1), NextTokenObjective()
+    with tracker:
+        for step in range(1, sft.num_steps + 1):
+            timers = Timers()
+            with timers("step"):
+                chosen = list(islice(examples, sft.examples_per_step))
+                batch = share(policy.control, as_batch(chosen) if is_main else None)
+                advantages = torch.zeros(batch.num_rollouts)
+                minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
+                policy.scheduler.step(increment=1)
+                (result,) = run_pass(policy, minibatches, objective).minibatches
+            if step % 10 == 0 or step in (1, sft.num_steps):
+                metrics = {"step": step, "loss": result.loss, "grad_norm": result.grad_norm}
+                tracker.log(metrics | {"entropy": result.entropy} | timers.take())
+        export_hf(
+            MegatronWeightSource(policy),
+            RunDirectory.of(config.output_dir).hf,
+            model_path=config.model.path,
+            dtype=config.model.dtype,
+            is_writer=is_main,
+        )
 
 
 def as_batch(examples: list[SFTExample]) -> RolloutBatch:
@@ -79,6 +79,7 @@ def as_batch(examples: list[SFTExample]) -> RolloutBatch:
         response_lengths=torch.tensor([answer for _, answer in lengths]),
         token_ids=torch.tensor([t for prompt, answer in examples for t in (*prompt, *answer)]),
         generator_logprobs=torch.zeros(num_answer_tokens),
+        response_mask=torch.ones(num_answer_tokens, dtype=torch.bool),
         rewards=torch.zeros(len(examples)),
         correct=torch.zeros(len(examples), dtype=torch.bool),
         finished=torch.ones(len(examples), dtype=torch.bool),

@@ -15,6 +15,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.setup import LRSchedule, build_policy
+from sfpo_megatron.plugins import ADVANTAGE
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.ending import finish
@@ -32,7 +33,8 @@ def run(config: RunConfig, capabilities: Capabilities) -> bool:
     """Train; True if the run was asked to stop before its last step. Called on every rank, after
     `mcore.setup.init_distributed`, which gave `capabilities`: what Megatron finds missing has to be
     settled before it is first imported."""
-    objective = objective_of(config)  # a user's loss may fail to import: find out before any start
+    objective = objective_of(config)  # a user's code may fail to import: find out before any start
+    ADVANTAGE.load(config.objective.advantage)
     with open_run(config) as opened:  # engines start while Megatron sets up
         opened.progress(capabilities.describe())
         policy = build_policy(config, capabilities, _schedule(config), model_path=config.model.path)

@@ -41,6 +41,7 @@ class Rollout:
     prompt_token_ids: tuple[int, ...]  # [P]
     token_ids: tuple[int, ...]  # [R], the end-of-sequence token included when it came
     generator_logprobs: tuple[float, ...]  # [R], nats, after temperature and top_p
+    response_mask: tuple[bool, ...]  # [R], True where the model generated the token: trained on
     finished: bool
     """True: ended by itself; False: cut at max_response_tokens."""
     text: str
@@ -49,6 +50,8 @@ class Rollout:
     weight_version: int
     parts: Mapping[str, float] = field(default_factory=dict)
     """What the reward function returned besides the reward, by name."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the environment measured."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -61,14 +64,45 @@ class RolloutBatch:
     response_lengths: Tensor  # [N] int64
     token_ids: Tensor  # [sum(P + R)] int64, prompt then response, rollout after rollout
     generator_logprobs: Tensor  # [sum R] float32
+    response_mask: Tensor  # [sum R] bool, True where the model generated the token: trained on
     rewards: Tensor  # [N] float32
     correct: Tensor  # [N] bool
     finished: Tensor  # [N] bool, False where the response was cut at max_response_tokens
     weight_version: int
 
+    def __post_init__(self) -> None:
+        num, num_response = self.prompt_lengths.numel(), int(self.response_lengths.sum())
+        sizes = {
+            "response_lengths": num,
+            "token_ids": int(self.prompt_lengths.sum()) + num_response,
+            "generator_logprobs": num_response,
+            "response_mask": num_response,
+            "rewards": num,
+            "correct": num,
+            "finished": num,
+        }
+        for name, size in sizes.items():
+            found = tuple(getattr(self, name).shape)
+            if found != (size,):
+                raise ValueError(
+                    f"a batch of {num} rollouts and {num_response} response tokens: found {name} "
+                    f"of shape {found}, expected ({size},)"
+                )
+        if self.response_mask.dtype != torch.bool:
+            raise ValueError(
+                f"response_mask: found {self.response_mask.dtype}, expected torch.bool"
+            )
+
     @property
     def num_rollouts(self) -> int:
         return self.prompt_lengths.numel()
+
+    @property
+    def trained_lengths(self) -> Tensor:
+        """[N] int64: response tokens of each rollout that are trained on."""
+        before = torch.nn.functional.pad(self.response_mask.cumsum(0), (1, 0))  # [sum R + 1]
+        ends = self.response_lengths.cumsum(0)
+        return before[ends] - before[ends - self.response_lengths]
 
     @staticmethod
     def from_rollouts(rollouts: list[Rollout], group_size: int) -> RolloutBatch:
@@ -76,14 +110,23 @@ class RolloutBatch:
         versions = {rollout.weight_version for rollout in rollouts}
         if len(versions) != 1:
             raise ValueError(f"a batch of mixed weight versions: {sorted(versions)}")
+        for r in rollouts:
+            if not len(r.token_ids) == len(r.generator_logprobs) == len(r.response_mask):
+                raise ValueError(
+                    f"rollout {r.sample} of prompt {r.prompt_id}: found {len(r.token_ids)} "
+                    f"token_ids, {len(r.generator_logprobs)} generator_logprobs and "
+                    f"{len(r.response_mask)} response_mask, expected as many of each"
+                )
         tokens = [t for r in rollouts for t in (*r.prompt_token_ids, *r.token_ids)]
         logprobs = [x for r in rollouts for x in r.generator_logprobs]
+        mask = [x for r in rollouts for x in r.response_mask]
         return RolloutBatch(
             group_size=group_size,
             prompt_lengths=torch.tensor([len(r.prompt_token_ids) for r in rollouts]),
             response_lengths=torch.tensor([len(r.token_ids) for r in rollouts]),
             token_ids=torch.tensor(tokens, dtype=torch.int64),
             generator_logprobs=torch.tensor(logprobs, dtype=torch.float32),
+            response_mask=torch.tensor(mask, dtype=torch.bool),
             rewards=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
             correct=torch.tensor([r.correct for r in rollouts]),
             finished=torch.tensor([r.finished for r in rollouts]),

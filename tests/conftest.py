@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks.common
+sys.path.insert(0, str(Path(__file__).parent))  # made
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
 MODEL_JSON: dict[str, Any] = {

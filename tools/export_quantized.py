@@ -60,10 +60,12 @@ def _texts(name: str, file: Path | None, count: int) -> list[str]:
             f"--format {name}: found no --calibration, expected a jsonl file with `prompt`; give "
             "one, or use fp8_per_channel, which needs none"
         )
-    from sfpo_megatron.data.jsonl import jsonl_rows
+    from sfpo_megatron.config.tree import DataSource
     from sfpo_megatron.data.rows import BadRows
+    from sfpo_megatron.data.sources import source_rows
 
-    rows = jsonl_rows(str(file), size=count, key="--calibration", name=file.stem)
+    source = DataSource(source="jsonl", path=str(file), size=count)
+    rows = source_rows(source, seed=0, key="--calibration", name=file.stem)
     return [row.question for row in BadRows("error").good(rows)]
 
 

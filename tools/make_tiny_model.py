@@ -145,8 +145,8 @@ def model_config(args: argparse.Namespace, tokenizer: Any) -> Any:
 
 
 def _latent_sizes(args: argparse.Namespace) -> dict[str, Any]:
-    """Of DeepSeek-V3: `--head-dim` is that of values and of unrotated keys; the sizes of the latent
-    vector are those that vLLM's CPU kernel has."""
+    """Config entries of DeepSeek-V3: `--head-dim` is that of values and of unrotated keys; the
+    sizes of the latent vector are those that vLLM's CPU kernel has."""
     return {
         "tie_word_embeddings": False,  # vLLM's class cannot
         "n_routed_experts": args.num_experts,

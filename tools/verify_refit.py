@@ -35,6 +35,7 @@ from sfpo_megatron.config.tree import (
     RolloutConfig,
     RunConfig,
 )
+from sfpo_megatron.outputs.directory import RunDirectory
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -56,7 +57,7 @@ def weights_of(checkpoint: Path) -> Path:
     from sfpo_megatron.checkpoints.store import CheckpointError
     from sfpo_megatron.convert.locate import locate
 
-    for folder in (checkpoint, checkpoint / "hf"):
+    for folder in (checkpoint, RunDirectory(checkpoint).hf):
         if is_hf(folder):
             return folder
     try:
@@ -133,12 +134,7 @@ def run_rank(args: argparse.Namespace) -> None:
         if client is not None:
             client.wait_ready()
         policy.control.barrier()
-        sender = Refit(
-            config,
-            source=source,
-            client=client.sync_client if client else None,
-            is_sender=client is not None,
-        )
+        sender = Refit(config, source=source, client=client.sync_client if client else None)
         num_bytes = sender.send(1)
         if client is not None:
             client.check()

@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Times:
-    """Of one arm, in seconds."""
+    """Times of one arm, in seconds."""
 
     median_s: float
     quartiles_s: tuple[float, float]

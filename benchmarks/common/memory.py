@@ -8,8 +8,8 @@ import torch
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Of torch's allocators. On a CPU by the profiler's record of every allocation, temporaries
-    inside an operator included."""
+    """Peak of torch's allocators during `call`. On a CPU it comes from the profiler's record of
+    every allocation, temporaries inside an operator included."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

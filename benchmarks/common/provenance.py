@@ -1,5 +1,4 @@
-"""Where a figure comes from: commit, versions, hardware; and its file, as tools/verified.py reads
-it."""
+"""Provenance of a figure: commit, versions, hardware; and its file, for tools/verified.py."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ _PACKAGES = (
 
 
 def commit() -> str:
-    """Of the checkout; `-dirty` where tracked files differ from it; `unknown` outside git."""
+    """Commit of the checkout; `-dirty` if tracked files differ from it, `unknown` outside git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -35,7 +34,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
+    """Versions of Python and of the packages that are installed."""
     # torch's own word: it names the build (+cpu, +cu130), which its package metadata may leave out.
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in _PACKAGES:

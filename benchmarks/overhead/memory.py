@@ -24,7 +24,7 @@ MAX_COPIES = {"device": 1.0, "device, moments: restore": 3.0, "host": 1.0}
 """Copies of the shard in all; `host` needs two staging buckets on top, and on a GPU holds its copy
 in host memory."""
 _TOLERANCE = 0.02
-"""Of the shard: pages of code and of the allocator."""
+"""Share of the shard that pages of code and of the allocator may add."""
 
 
 class PlainAdam:

@@ -70,6 +70,7 @@ def random_batch(vocab: int) -> Any:
         response_lengths=responses,
         token_ids=torch.randint(0, vocab, (int((prompts + responses).sum()),), generator=random),
         generator_logprobs=torch.zeros(int(responses.sum())),
+        response_mask=torch.ones(int(responses.sum()), dtype=torch.bool),
         rewards=rewards,
         correct=rewards > 0,
         finished=torch.ones(num, dtype=torch.bool),

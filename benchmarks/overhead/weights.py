@@ -22,7 +22,7 @@ class Sizes:
     kv_heads: int
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of every tensor, with qkv and gate-up fused as in Megatron."""
+        """Shape of every tensor, with qkv and gate-up fused as in Megatron."""
         h = self.hidden
         qkv = h + 2 * self.kv_heads * (h // self.heads)
         layer = [(h,), (qkv, h), (qkv,), (h, h), (h,), (2 * self.ffn, h), (h, self.ffn)]

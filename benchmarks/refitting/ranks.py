@@ -35,6 +35,7 @@ from sfpo_megatron.config.tree import (
     RunConfig,
 )
 from sfpo_megatron.mcore.setup import current_layout, init_distributed
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.engine import Engine
@@ -60,6 +61,8 @@ class ReloadableEngine(Engine):
 
 class GatheredSource:
     """Everything on rank 0 before the first byte is sent."""
+
+    sharded = None
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -144,7 +147,7 @@ class Fleet:
 
         self.client = start_rollouts(config, model_path=config.model.path)
         self.client.wait_ready(300)
-        members = self.client._processes[1].members
+        members = self.client.processes.actors[1].members
         self.pids = {f"engine/{n}": p.pid for n, p in enumerate(members)}
         # Before any refit: an engine keeps the last one's buffer mapped.
         self.held = {name: resident_bytes(pid) for name, pid in self.pids.items()}
@@ -161,7 +164,7 @@ class Fleet:
             ReloadableEngine,
             config,
             model_path=str(path),
-            log_file=Path(config.output_dir).resolve() / "logs" / "restarted.log",
+            log_file=RunDirectory.of(config.output_dir).logs / "restarted.log",
             placement=Placement(node_id=nodes()[0].id, devices=()),
         )
         ray.get(actor.start.remote())
@@ -207,7 +210,7 @@ def measure(
 
     def refit_of(some: Any, bucket_bytes: int, verify: int = 0) -> Refit:
         settings = make_config(folder, layout, bucket_bytes, verify)
-        return Refit(settings, source=some, client=client, is_sender=fleet is not None)
+        return Refit(settings, source=some, client=client)
 
     gc.collect()
     if way == "streamed":
@@ -241,7 +244,7 @@ def measure(
 
 def naive(config: RunConfig, source: Any, fleet: Fleet | None, add: Any, pids: Any) -> None:
     """Save a Hugging Face directory; reload it in the engine, or start another engine on it."""
-    out = Path(config.output_dir) / "saved"
+    out = RunDirectory.of(config.output_dir).path / "saved"
 
     def save() -> None:
         export_hf(

@@ -23,7 +23,7 @@ _THREADS = 8  # hashing releases the interpreter's lock
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class FileDigest:
-    """What a file must be."""
+    """Size and sha256 that a file must have."""
 
     num_bytes: int
     sha256: str
@@ -51,7 +51,7 @@ def write_manifest(directory: Path, step: int, known: Mapping[str, FileDigest]) 
 
 
 def read_manifest(directory: Path) -> dict[str, FileDigest]:
-    """File name -> what it must be. ValueError says what is wrong with the manifest itself."""
+    """Digest of each file, by name. ValueError says what is wrong with the manifest itself."""
     path = directory / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -68,9 +68,9 @@ def read_manifest(directory: Path) -> dict[str, FileDigest]:
 
 
 def faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
-    """What does not hold, one line a file; empty for a whole checkpoint. Reads every byte.
+    """Files that differ from the manifest, one line each; empty for a whole checkpoint.
 
-    drop_cache: read from the disk, not from what the kernel remembers having been written.
+    Reads every byte. `drop_cache`: from the disk, not from the kernel's cache of what was written.
     """
     try:
         expected = read_manifest(directory)
@@ -111,7 +111,7 @@ def _files(directory: Path) -> Iterator[str]:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace `path` in one go; the content has reached the disk before the name has."""
+    """Replace `path` in one step; the content reaches the disk before the name does."""
     aside = path.with_name(path.name + ".tmp")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,6 +1,7 @@
-"""`.metadata` of a torch_dist checkpoint is a pickle, which may name any code: here it makes the
-records of torch's checkpoints and nothing else. Upstream's reader makes whatever it names, so it
-is shown a file only after this one has read it. No torch of its own: unpickling imports it."""
+"""A reader for `.metadata` of a torch_dist checkpoint that makes torch's records and nothing else.
+
+The file is a pickle, which may name any code. Upstream's reader makes whatever it names, so a file
+is read here before upstream sees it. This module does not import torch; unpickling does."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The folder of a run's checkpoints: one is whole or absent, the newest good one is found, old ones
-go once a newer one has been verified. No torch; rank 0 alone writes here.
+"""The folder of a run's checkpoints: each is whole or absent, the newest good one is found, and old
+ones are removed once a newer one has been verified. No torch; rank 0 alone writes here.
 
     RUN/checkpoints/step_0000050/       native, or iter_0000050/ (megatron_lm)
     RUN/checkpoints/latest              its name; latest_checkpointed_iteration.txt (megatron_lm)
@@ -38,11 +38,11 @@ class Found:
     directory: Path
     step: int
     has_run_state: bool
-    """False: made by Megatron-LM; it gives the weights."""
+    """False for one by Megatron-LM, which only gives the weights."""
 
 
 class CheckpointStore:
-    """See the module's docstring."""
+    """The checkpoints of one run, in `folder`; the module's docstring has the layout."""
 
     def __init__(self, folder: Path, *, form: Format, keep_last: int, keep_best: bool) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class CheckpointStore:
         return dict(sorted(found.items()))
 
     def begin(self, step: int) -> Path:
-        """An empty directory to write a checkpoint into; what an ended run left is removed."""
+        """Make an empty directory to write a checkpoint into; what an ended run left is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -86,7 +86,7 @@ class CheckpointStore:
             manifest.write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
 
     def mark_best(self, step: int) -> None:
-        """The checkpoint of `step` is the best one so far."""
+        """Record that the checkpoint of `step` is the best one so far."""
         manifest.write_durably(self.folder / "best", self._name(step) + "\n")
 
     @property
@@ -113,7 +113,7 @@ class CheckpointStore:
         return leaving
 
     def abandon(self, aside: Path) -> None:
-        """Give the space of an unfinished checkpoint back."""
+        """Remove an unfinished checkpoint, which frees its space."""
         shutil.rmtree(aside, ignore_errors=True)
 
     def _name(self, step: int) -> str:
@@ -138,23 +138,23 @@ class CheckpointStore:
         if candidates:
             raise CheckpointError(
                 f"{self.folder}: found {len(candidates)} checkpoints, all broken, expected a whole "
-                "one; set checkpoint.resume=never to begin anew"
+                "one; set checkpoint.resume=never to start over"
             )
         return None
 
     def abandon_after(self, step: int) -> None:
-        """The run goes back to `step`: keep newer checkpoints, but do not continue from them."""
+        """Go back to `step`: keep newer checkpoints, but do not continue from them."""
         for newer, directory in self.steps().items():
             if newer > step:
                 set_aside(directory, "abandoned")
 
     def retire(self) -> Path | None:
-        """Keep all checkpoints of an earlier run under another name; where to, if there are any."""
+        """Rename the folder if it has checkpoints of an earlier run; returns its new path."""
         return set_aside(self.folder, "previous") if self.steps() else None
 
 
 def at(path: Path) -> Found:
-    """The checkpoint that `path` is, or the newest of the folder that it is, whoever made it.
+    """The checkpoint at `path`, or the newest one in that folder, whoever made it.
 
     CheckpointError says what is not there or does not hold.
     """

@@ -42,5 +42,10 @@ def known(section: object, kind: Kind, *names: str) -> None:
     """Each field names what is built in, or a user's own as `package.module:name`."""
     for name in names:
         value = getattr(section, name)
-        if not kind.knows(value):
-            raise FieldError(name, value, kind.expected, "choose one of these, or name your own")
+        entries = {name: value}
+        if isinstance(value, tuple):
+            entries = {f"{name}.{index}": entry for index, entry in enumerate(value)}
+        for where, found in entries.items():
+            if not kind.knows(found):
+                fix = "choose one of these, or name your own"
+                raise FieldError(where, found, kind.expected, fix)

@@ -1,7 +1,8 @@
 """YAML file + dotted overrides -> RunConfig, strictly: what does not fit is refused by name.
 
 Relative paths in a config (model.path, data.*.path, output_dir...) are relative to the current
-directory, not to the config file. No torch is imported.
+directory, not to the config file; `~` and variables in them are expanded here (paths.py), once. No
+torch is imported.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal, Union
 import yaml
 
 from sfpo_megatron.config.fields import FieldError
+from sfpo_megatron.config.paths import PathError, escape, expand, is_path
 from sfpo_megatron.config.tree import RunConfig
 
 COMMAND_LINE = "command line"
@@ -76,14 +78,15 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=False, width=96)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, key: str = "") -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _plain(getattr(value, name), _join(key, name)) for name in names}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, _join(key, str(index))) for index, item in enumerate(value)]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+        return {name: _plain(item, _join(key, str(name))) for name, item in value.items()}
+    return escape(value) if isinstance(value, str) and is_path(key) else value
 
 
 # ---- YAML -> plain tree ------------------------------------------------------------------------
@@ -280,11 +283,22 @@ def _convert(value: Any, hint: Any, key: str, source: _Source) -> Any:
             return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
+    if hint is str and isinstance(value, str) and is_path(key):
+        return _expanded(value, key, source)
     if hint in (bool, str) and isinstance(value, hint):
         return value
     raise source.error(
         key, found=_name(value), expected=_describe(hint), fix=_advice(value, hint, key)
     )
+
+
+def _expanded(value: str, key: str, source: _Source) -> str:
+    try:
+        return expand(value)
+    except PathError as error:
+        raise source.error(
+            key, found=error.found, expected=error.expected, fix=error.fix
+        ) from error
 
 
 def _advice(value: Any, hint: Any, key: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from sfpo_megatron.config.fields import FieldError, at_least, positive, within
-
-BUILT_IN_LOSSES = ("ppo_clip", "cispo", "no_clip")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
+from sfpo_megatron.plugins import ADVANTAGE, LOSS
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -77,9 +74,11 @@ class ImportanceSamplingConfig:
 class ObjectiveConfig:
     """The policy objective of every pass; docs/objectives.md has the formulas."""
 
-    advantage: Literal["grpo", "rloo", "reinforce_pp"] = "grpo"
+    advantage: Annotated[str, ADVANTAGE] = "grpo"
     """grpo: (reward - group mean) / (group std + 1e-6); rloo: reward - mean of the others;
-    reinforce_pp: (reward - group mean) / (std of that over the whole batch + 1e-6)."""
+    reinforce_pp: (reward - group mean) / (std of that over the whole batch + 1e-6); or your own."""
+    advantage_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of an advantage of your own."""
     normalize_std: bool = True
     """grpo only: divide by the group's unbiased standard deviation (false: Dr.GRPO)."""
     zero_variance_groups: Literal["keep", "mask"] = "keep"
@@ -87,8 +86,10 @@ class ObjectiveConfig:
     ratio: Literal["token", "sequence"] = "token"
     """token: new / old probability of each token; sequence: their geometric mean over the response
     (GSPO)."""
-    loss: str = "ppo_clip"
-    """ppo_clip, cispo, no_clip, or `package.module:function` of your own."""
+    loss: Annotated[str, LOSS] = "ppo_clip"
+    """The policy loss of a token, built in or your own."""
+    loss_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of a loss of your own."""
     clip_low: float = 0.2
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2
@@ -111,13 +112,17 @@ class ObjectiveConfig:
         within(self, 0.0, 1.0, "clip_low")
         at_least(self, 0, "clip_high", "entropy_coef")
         at_least(self, 1, "dual_clip")
-        if self.loss not in BUILT_IN_LOSSES and not _FUNCTION.fullmatch(self.loss):
-            raise FieldError(
-                "loss",
-                self.loss,
-                f"one of {', '.join(BUILT_IN_LOSSES)}, or package.module:function",
-                "name a loss, or write your function like my_losses:my_loss",
-            )
+        known(self, ADVANTAGE, "advantage")
+        known(self, LOSS, "loss")
+        for kind, name in ((ADVANTAGE, "advantage"), (LOSS, "loss")):
+            chosen, args = getattr(self, name), getattr(self, f"{name}_args")
+            if args and chosen in kind.built_in:
+                raise FieldError(
+                    f"{name}_args",
+                    args,
+                    f"nothing with {name} {chosen}",
+                    "remove it, or name your own",
+                )
         if self.dual_clip is not None and self.loss != "ppo_clip":
             raise FieldError(
                 "dual_clip", self.dual_clip, f"null with loss {self.loss}", "set it to null"

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union
 
 from sfpo_megatron.config import checkpoint, objective, rollout, tree
+from sfpo_megatron.config.paths import PATH_KEYS
 from sfpo_megatron.plugins import EXPECTED
 
 _HEAD = """\
@@ -35,6 +36,8 @@ A run is one YAML file, plus `KEY=VALUE` overrides on the command line:
 - Unknown keys, keys given twice and values of a wrong type are refused: `error: FILE: key: found,
   expected, what to do`, exit code 2.
 - Paths are relative to the current directory, not to the file.
+- `~`, `~user`, `$NAME` and `${{NAME}}` are expanded when the config is loaded, in the keys that are
+  paths: {paths}. An unset or empty variable is an error; `$$` is a dollar.
 - `sfpo-megatron check FILE` validates and prints the config with every default filled in. Its
   output is itself a config.
 - "required" means that there is no default. A section whose keys all have defaults may be left out.
@@ -102,7 +105,7 @@ def sections(cls: type = tree.RunConfig, paths: Sequence[str] = ("",)) -> Iterat
 
 def page() -> str:
     """The whole page."""
-    parts = [_HEAD]
+    parts = [_HEAD.format(paths=", ".join(f"`{key}`" for key in sorted(PATH_KEYS)))]
     for section in sections():
         if section.paths[0]:
             title = ", ".join(f"`{path}`" for path in section.paths)

@@ -6,9 +6,10 @@ No torch, as in tree.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from sfpo_megatron.config.fields import FieldError, at_least, positive, within
+from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
+from sfpo_megatron.plugins import ENVIRONMENT
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -23,6 +24,9 @@ class RolloutConfig:
     """dedicated: engines have devices of their own. colocated: engine e shares those of the trainer
     ranks e*t ... e*t+t-1 (t = tensor_parallel): while engines generate, the trainer's params, grads
     and optimizer state are in host memory; while it trains, engines sleep."""
+    environment: Annotated[str, ENVIRONMENT] = "single_turn"
+    """How a prompt becomes a rollout. single_turn: the response is one generation; or a class of
+    your own (docs/extend.md): several turns, tools."""
     temperature: float = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: float = 1.0
@@ -63,6 +67,7 @@ class RolloutConfig:
             self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens"
         )
         at_least(self, 1, "oversample", "max_rounds")
+        known(self, ENVIRONMENT, "environment")
         at_least(self, 0, "max_restarts")
         positive(self, "temperature", "timeout_s", "top_p")
         within(self, 0.0, 2.0, "temperature")  # vLLM refuses more

@@ -15,7 +15,7 @@ from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
-from sfpo_megatron.plugins import REWARD
+from sfpo_megatron.plugins import REWARD, SINK, SOURCE
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -188,22 +188,24 @@ class SFPOConfig:
 class DataSource:
     """One source of prompts."""
 
-    source: Literal["reasoning_gym", "jsonl", "parquet"]
+    source: Annotated[str, SOURCE]
     """reasoning_gym: a seeded generator; jsonl, parquet: rows with `prompt` and `answer`, or with
     verl's columns."""
     task: str | None = None
     """reasoning_gym: the generator's name, such as chain_sum."""
     args: dict[str, Any] = field(default_factory=dict)
-    """reasoning_gym: the generator's settings."""
+    """reasoning_gym: the generator's settings; your own source: whatever it reads here."""
     size: int | None = None
     """reasoning_gym: problems to make; else rows to take (null for all)."""
     path: str | None = None
-    """jsonl, parquet: the file."""
+    """jsonl, parquet: the file; your own source: whatever it reads."""
 
     def __post_init__(self) -> None:
+        known(self, SOURCE, "source")
         at_least(self, 1, "size")
-        needed = ("task", "size") if self.source == "reasoning_gym" else ("path",)
-        for name in needed:
+        files = ("path",)
+        needed = {"reasoning_gym": ("task", "size"), "jsonl": files, "parquet": files}
+        for name in needed.get(self.source, ()):
             if getattr(self, name) is None:
                 raise FieldError(name, None, f"a value for source {self.source}", f"set {name}")
 
@@ -292,8 +294,14 @@ class SFTConfig:
 class TrackingConfig:
     """Where metrics go."""
 
-    sinks: tuple[Literal["console", "jsonl"], ...] = ("console", "jsonl")
+    sinks: tuple[Annotated[str, SINK], ...] = ("console", "jsonl")
     """console: a progress line; jsonl: output_dir/metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        known(self, SINK, "sinks")
+        twice = [name for name in self.sinks if self.sinks.count(name) > 1]
+        if twice:
+            raise FieldError("sinks", list(self.sinks), "each sink once", f"remove one {twice[0]}")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Where a weight lies in a torch_dist checkpoint: its key and its place in the key's tensor.
+"""The place of a weight in a torch_dist checkpoint: its key and its place in the key's tensor.
 
 Megatron stacks what its layers have alike: `decoder.layers.self_attention.linear_qkv.weight` is
 [layers, ...], an expert's weight [layers, experts, ...]. Models whose layers differ have keys with
@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sfpo_megatron.families.rules import Rule
+from sfpo_megatron.families.rule import Rule
 
 _LAYER = re.compile(r"(?<=decoder\.layers\.)(\d+)\.")
 _EXPERT = re.compile(r"(?<=mlp\.experts\.experts\.)(\d+)\.")
@@ -36,7 +36,7 @@ class Place:
 
 
 def stacked(name: str) -> Place:
-    """Of our canonical `name`, in a checkpoint that stacks layers and experts."""
+    """The place of our canonical `name` in a checkpoint that stacks layers and experts."""
     layer, expert = _LAYER.findall(name), _EXPERT.findall(name)
     axes: list[Axis] = ["layer"] * len(layer)
     axes += ["expert"] * len(expert)
@@ -45,15 +45,15 @@ def stacked(name: str) -> Place:
 
 
 def numbered(name: str) -> Place:
-    """Of our canonical `name`, where layers differ: a key for each layer, experts stacked in it."""
+    """The place of our canonical `name` where layers differ: a key each, experts stacked in it."""
     index = tuple(int(i) for i in _EXPERT.findall(name))
     axes: list[Axis] = ["expert"] * len(index)
     return Place(key=_EXPERT.sub("", name), index=index, axes=tuple(axes))
 
 
 def find(rule: Rule, keys: Container[str]) -> list[Place] | None:
-    """Where `rule`'s whole tensor is: one place, or two (gate and up) to be joined; None if it is
-    not there."""
+    """The places of `rule`'s whole tensor: one, or two (gate and up) to be joined; None without
+    it."""
     name = rule.megatron
     for place in (stacked(name), numbered(name), Place(key=name)):
         if place.key in keys:

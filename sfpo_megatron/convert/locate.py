@@ -9,10 +9,12 @@ from typing import Literal
 import yaml
 
 from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER, RUN_STATE, CheckpointError
+from sfpo_megatron.config.paths import expand
 from sfpo_megatron.convert.torch_dist import is_torch_dist
+from sfpo_megatron.outputs.directory import RunDirectory
 
 HF_FILES = "hf"
-"""Where the converter puts config.json and tokenizer, beside the weights."""
+"""The folder beside the weights into which the converter puts config.json and tokenizer."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -26,7 +28,8 @@ class Located:
 
 def locate(path: Path) -> Located:
     """The checkpoint that `path` is; of a folder with several, the one that its pointer names."""
-    for candidate in (path, _pointed_at(path), _pointed_at(path / "checkpoints")):
+    of_run = RunDirectory(path).checkpoints
+    for candidate in (path, _pointed_at(path), _pointed_at(of_run)):
         if candidate is not None and is_torch_dist(candidate):
             native = (candidate / RUN_STATE).is_file()
             return Located(kind="native" if native else "megatron_lm", directory=candidate)
@@ -53,9 +56,10 @@ def hf_files(found: Located) -> Path:
         if (folder / HF_FILES / "config.json").is_file():
             return folder / HF_FILES
     for folder in directory.parents[:2]:
-        if (folder / "config.yaml").is_file():
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            path = Path(config["model"]["path"]).expanduser()
+        written = RunDirectory(folder).config
+        if written.is_file():
+            config = yaml.safe_load(written.read_text(encoding="utf-8"))
+            path = Path(expand(config["model"]["path"]))
             if (path / "config.json").is_file():
                 return path
     raise CheckpointError(

@@ -22,9 +22,10 @@ from sfpo_megatron.families.hf_files import (
     copy_companions,
     replace_directory,
 )
-from sfpo_megatron.families.rules import Rule, hf_shapes, split
+from sfpo_megatron.families.operations import split
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 
 
 class MegatronWeights:

@@ -22,7 +22,8 @@ from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistWriter
 from sfpo_megatron.families.hf_files import HFCheckpoint, copy_companions, replace_directory
 from sfpo_megatron.families.megatron_args import megatron_lm_args
-from sfpo_megatron.families.rules import Rule, merge
+from sfpo_megatron.families.operations import merge
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.table import EMBEDDING, rules_of
 

@@ -15,10 +15,10 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ _BACKENDS = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+_ChunksByPlace: TypeAlias = dict[tuple[int, ...] | None, list[dcp.ChunkStorageMetadata]]
 _FILE_BYTES = 4 * 2**30
 """A new file starts once one is larger."""
 
@@ -68,9 +69,9 @@ class TorchDistReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         found = read_metadata(directory / METADATA)
-        self._storage: dict[Any, Any] = dict(found.storage_data)
-        self._chunks: dict[str, list[Any]] = {}
-        self._by_index: dict[tuple[str, int], dict[Any, list[Any]]] = {}
+        self._storage: dict[dcp.MetadataIndex, _StorageInfo] = dict(found.storage_data)
+        self._chunks: dict[str, list[dcp.ChunkStorageMetadata]] = {}
+        self._by_index: dict[tuple[str, int], _ChunksByPlace] = {}
         self.tensors: dict[str, TensorEntry] = {}
         self.objects: list[str] = []
         for key, entry in found.state_dict_metadata.items():
@@ -105,12 +106,12 @@ class TorchDistReader:
             )
         return out
 
-    def _candidates(self, key: str, index: tuple[int, ...]) -> list[Any]:
+    def _candidates(self, key: str, index: tuple[int, ...]) -> list[dcp.ChunkStorageMetadata]:
         """Chunks that may hold `whole[index]`. Of stacked layers and experts there are thousands,
         each of one: looked up, not searched."""
         depth = len(index)
         if (key, depth) not in self._by_index:
-            found: dict[Any, list[Any]] = {}
+            found: _ChunksByPlace = {}
             for chunk in self._chunks[key]:
                 of_one = all(size == 1 for size in chunk.sizes[:depth])
                 place = tuple(chunk.offsets[:depth]) if of_one else None
@@ -187,8 +188,8 @@ class TorchDistWriter:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._entries: dict[str, Any] = {}
-        self._storage: dict[Any, Any] = {}
+        self._entries: dict[str, dcp.TensorStorageMetadata | dcp.BytesStorageMetadata] = {}
+        self._storage: dict[dcp.MetadataIndex, _StorageInfo] = {}
         self._number = -1
         self._file: BinaryIO = self._next_file()
 
@@ -222,7 +223,7 @@ class TorchDistWriter:
         self._entries[key] = dcp.BytesStorageMetadata()
         self._write(dcp.MetadataIndex(key), lambda file: torch.save([value], file))
 
-    def _write(self, index: Any, save: Any) -> None:
+    def _write(self, index: dcp.MetadataIndex, save: Callable[[BinaryIO], None]) -> None:
         if self._file.tell() > _FILE_BYTES:
             self._close_file()
             self._file = self._next_file()

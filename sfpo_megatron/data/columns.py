@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
@@ -51,7 +52,23 @@ def row_of(value: Any, *, where: str, row_id: str) -> Row | DataError:
             found = f"{name} = {shorten(value[name])}"
             expected = "a string that is not empty"
             return DataError(where, found=found, expected=expected, fix=f"correct {name!r}")
+    for name, item in metadata.items():
+        if not _is_json(item):
+            return DataError(
+                where,
+                found=f"{name} = {shorten(item)} (a {type(item).__name__})",
+                expected="further columns that JSON can hold: they go to the scoring processes",
+                fix=f"make {name!r} text or a plain number, or leave it out",
+            )
     return Row(id=row_id, where=where, question=question, answer=answer, metadata=metadata)
+
+
+def _is_json(item: object) -> bool:
+    try:
+        json.dumps(item)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _messages(messages: list[Any]) -> tuple[str, str] | None:

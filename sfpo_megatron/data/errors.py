@@ -11,6 +11,16 @@ class DataError(ValueError):
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
 
 
+class SourceError(DataError):
+    """A field of a source is wrong; whoever reads the source knows its key in the config."""
+
+    def at(self, key: str) -> DataError:
+        """The same, said with the source's `key`."""
+        return DataError(
+            f"{key}.{self.where}", found=self.found, expected=self.expected, fix=self.fix
+        )
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """`repr(value)`, cut so that a message stays on a line or two."""
     text = repr(value)

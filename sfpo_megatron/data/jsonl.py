@@ -6,28 +6,23 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
-from sfpo_megatron.data.errors import DataError, shorten
+from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
 
 
-def jsonl_rows(path: str, *, size: int | None, key: str, name: str) -> Iterator[Row | DataError]:
-    """The first `size` problems of `path` (null: all). Blank lines are no rows. `key` names the
-    source in messages about the file."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(
-            f"{key}.path", found=shorten(path), expected="a jsonl file", fix="correct the path"
+def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
+    """The problems of `source.path`, numbered by their lines. Blank lines are no rows."""
+    path = source.path or ""
+    if not Path(path).is_file():
+        raise SourceError(
+            "path", found=shorten(path), expected="a jsonl file", fix="correct the path"
         )
-    taken = 0
-    with file.open("rb") as lines:
+    with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if size is not None and taken == size:
-                return
             if line.strip():
-                row = _row(line, where=f"{path}:{number}", row_id=f"{name}/{number}")
-                taken += isinstance(row, Row)
-                yield row
+                yield _row(line, where=f"{path}:{number}", row_id=str(number))
 
 
 def _row(line: bytes, *, where: str, row_id: str) -> Row | DataError:

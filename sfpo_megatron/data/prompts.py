@@ -10,18 +10,18 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.jsonl import jsonl_rows
-from sfpo_megatron.data.parquet import parquet_rows
-from sfpo_megatron.data.reasoning_gym import derived_seed, reasoning_gym_rows
+from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.data.tokenize import tokenized_prompts
 from sfpo_megatron.types import Prompt
 
-_FILES = {"jsonl": jsonl_rows, "parquet": parquet_rows}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class PromptStream:
@@ -31,7 +31,7 @@ class PromptStream:
     left when fewer than a batch remain are passed over, others in each epoch.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Any) -> None:
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self._seed = config.seed
         bad = BadRows(config.data.on_bad_row)
         held_out = {question_key(row) for row in _rows(config, "eval", BadRows("skip"))}
@@ -102,7 +102,7 @@ class PromptStream:
         return order
 
 
-def eval_prompts(config: RunConfig, tokenizer: Any) -> list[Prompt]:
+def eval_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The held-out prompts, the same for every run seed so that runs can be compared."""
     bad = BadRows(config.data.on_bad_row)
     prompts = list(tokenized_prompts(_rows(config, "eval", bad), config, tokenizer, bad))
@@ -128,25 +128,15 @@ def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
     names = _names(sources, prefix="" if split == "train" else "eval.")
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         key = f"data.{split}[{number}]"
-        if source.source in _FILES:
-            assert source.path is not None  # DataSource refuses it
-            read = _FILES[source.source]
-            yield from bad.good(read(source.path, size=source.size, key=key, name=name))
-        else:
-            assert source.task is not None and source.size is not None
-            # eval: no run seed in it, see eval_prompts
-            seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
-            yield from bad.good(
-                reasoning_gym_rows(
-                    source.task, source.args, seed=seed, size=source.size, key=key, name=name
-                )
-            )
+        # eval: no run seed in it, see eval_prompts
+        seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
+        yield from bad.good(source_rows(source, seed=seed, key=key, name=name))
 
 
 def _names(sources: tuple[DataSource, ...], prefix: str) -> list[str]:
     """A name for each source, the first part of its prompts' ids; no two alike."""
     names: list[str] = []
     for source in sources:
-        base = prefix + (source.task or Path(source.path or "").stem)
+        base = prefix + (source.task or Path(source.path or "").stem or source.source)
         names.append(base if base not in names else f"{base}#{len(names)}")
     return names

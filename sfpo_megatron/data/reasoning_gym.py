@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sfpo_megatron.data.errors import DataError, shorten
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
 
 
@@ -24,32 +25,31 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def reasoning_gym_rows(
-    task: str, args: Mapping[str, Any], *, seed: int, size: int, key: str, name: str
-) -> Iterator[Row | DataError]:
-    """`size` problems of `task`. `key` names the source in messages."""
-    dataset = build_dataset(task, args, seed=seed, size=size, key=key)
-    for index in range(size):
+def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
+    """`source.size` problems of `source.task`, numbered from 0."""
+    assert source.task is not None and source.size is not None  # DataSource refuses it
+    dataset = build_dataset(source.task, source.args, seed=seed, size=source.size)
+    for index in range(source.size):
         entry = dataset[index]
-        where = f"{key} (reasoning_gym {task}) entry {index}"
+        where = f"reasoning_gym {source.task} entry {index}"
         if index == 0:
             _check_entry(entry, where)
         yield Row(
-            id=f"{name}/{index}",
+            id=str(index),
             where=where,
             question=str(entry["question"]),
             answer=str(entry["answer"]),
-            metadata={"task": task, "args": dict(args), "entry": entry},
+            metadata={"task": source.task, "args": dict(source.args), "entry": entry},
         )
 
 
-def build_dataset(task: str, args: Mapping[str, Any], *, seed: int, size: int, key: str) -> Any:
-    """The generator, or a `DataError` that names the task or the setting that is wrong."""
-    factory = _load_factory(key)
+def build_dataset(task: str, args: Mapping[str, Any], *, seed: int, size: int) -> Any:
+    """The generator, or a `SourceError` that names the task or the setting that is wrong."""
+    factory = _load_factory()
     if task not in factory.DATASETS:
         near = difflib.get_close_matches(task, factory.DATASETS, n=4, cutoff=0.4)
-        raise DataError(
-            f"{key}.task",
+        raise SourceError(
+            "task",
             found=shorten(task),
             expected="one of reasoning-gym's tasks",
             fix=f"did you mean {' or '.join(near)}?" if near else "see reasoning-gym's gallery",
@@ -58,8 +58,8 @@ def build_dataset(task: str, args: Mapping[str, Any], *, seed: int, size: int, k
     settings = {f.name for f in dataclasses.fields(config_class)} - {"seed", "size"}
     for unknown in sorted(set(args) - settings):
         near = difflib.get_close_matches(unknown, settings, n=1, cutoff=0.4)
-        raise DataError(
-            f"{key}.args.{unknown}",
+        raise SourceError(
+            f"args.{unknown}",
             found=f"{unknown} = {shorten(args[unknown])}",
             expected=f"a setting of {task}: {', '.join(sorted(settings))}",
             fix=f"did you mean {near[0]}?" if near else "remove it",
@@ -67,22 +67,22 @@ def build_dataset(task: str, args: Mapping[str, Any], *, seed: int, size: int, k
     try:
         return factory.create_dataset(task, seed=seed, size=size, **args)
     except (AssertionError, TypeError, ValueError) as error:  # its validate() asserts
-        raise DataError(
-            f"{key}.args",
+        raise SourceError(
+            "args",
             found=shorten(dict(args)),
             expected=f"settings that {task} takes ({error})",
             fix="correct the setting that the message names",
         ) from error
 
 
-def _load_factory(key: str) -> Any:
+def _load_factory() -> Any:
     try:
         with warnings.catch_warnings():  # a dependency of reasoning-gym compares with `is`
             warnings.simplefilter("ignore", SyntaxWarning)
             import reasoning_gym
     except ImportError as error:
-        raise DataError(
-            f"{key}.source",
+        raise SourceError(
+            "source",
             found=f"reasoning_gym, which does not import ({error})",
             expected="the package reasoning-gym",
             fix="pip install reasoning-gym",

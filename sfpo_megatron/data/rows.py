@@ -1,7 +1,7 @@
 """A row: one problem of a source, before the tokenizer saw it; and what is done about a bad one.
 
-A source is a generator that yields `Row | DataError`: it reports a bad row instead of raising, so
-that one place (`BadRows`) holds `data.on_bad_row`.
+A source reports a bad row, as a `DataError` among its rows, instead of raising: one place
+(`BadRows`) holds `data.on_bad_row`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Row:
     """One problem as its source states it."""
 
     id: str
-    """`<source>/<index>`."""
+    """`<source>/<index>`; a source itself gives the index alone."""
     where: str
     """How a message names it: `FILE:LINE`, or the config key and the entry's number."""
     question: str

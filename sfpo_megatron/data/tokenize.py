@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.columns import SYSTEM
@@ -11,9 +11,19 @@ from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.types import Prompt
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory; code that comes with a model is never run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
 
 def tokenized_prompts(
-    rows: Iterable[Row], config: RunConfig, tokenizer: Any, bad: BadRows
+    rows: Iterable[Row], config: RunConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRows
 ) -> Iterator[Prompt]:
     """A `Prompt` for each row that fits into `rollout.max_prompt_tokens`."""
     rows = list(rows)
@@ -45,7 +55,7 @@ def tokenized_prompts(
         )
 
 
-def _text(row: Row, config: RunConfig, tokenizer: Any) -> str:
+def _text(row: Row, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     question = row.question + config.data.prompt_suffix
     system = row.metadata.get(SYSTEM)
     if not config.data.chat_template:
@@ -61,10 +71,3 @@ def _text(row: Row, config: RunConfig, tokenizer: Any) -> str:
     messages.append({"role": "user", "content": question})
     text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return text
-
-
-def load_tokenizer(path: str) -> Any:
-    """TEMPORARY until merge."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path)

@@ -1,4 +1,5 @@
 """Model families: Hugging Face names <-> Megatron (TE / dist-checkpoint) names.
 
-`shape.py` reads a config.json (no torch); `rules.py` has the operations; one table a family file.
+`known/` has one record a family; `shape.py` reads a config.json by it, `table.py` lists the tensors
+(neither imports torch), `operations.py` takes them apart and puts them together.
 """

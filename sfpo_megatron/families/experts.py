@@ -7,7 +7,7 @@ memory a rank counts its own experts from 0 (`local_experts.{i}.linear_fc1` in S
 `linear_fc1.weight{i}` in TEGroupedMLP); `mcore.model.named_params` translates.
 """
 
-from sfpo_megatron.families.rules import Rule
+from sfpo_megatron.families.rule import Rule
 
 _M = "decoder.layers.{layer}."
 _E = _M + "mlp.experts.experts.{expert}."

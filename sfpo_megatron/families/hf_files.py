@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from sfpo_megatron.families.rules import Rule, hf_shapes
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class HFCheckpoint:
         return found
 
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Of every tensor, without reading any."""
+        """The dtype of every tensor, without reading any."""
         found = {}
         for file in sorted(set(self._file_of.values())):
             for name, entry in read_header(self._directory / file).items():
@@ -99,7 +99,7 @@ class HFCheckpoint:
 
 
 def mtp_prefixes(num_layers: int, num_mtp_layers: int) -> tuple[str, ...]:
-    """Of the tensors of multi-token prediction layers, which no model here has."""
+    """Prefixes of the tensors of multi-token prediction layers, which no model here has."""
     return tuple(f"model.layers.{num_layers + i}." for i in range(num_mtp_layers))
 
 

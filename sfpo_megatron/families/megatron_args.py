@@ -64,8 +64,8 @@ def megatron_lm_args(shape: ModelShape, parallel: ParallelConfig, *, dtype: str)
 
 
 def latent_fields(shape: ModelShape) -> dict[str, Any]:
-    """Of multi-head latent attention, as MLATransformerConfig and the command line name them; none
-    without it."""
+    """Settings of multi-head latent attention, as MLATransformerConfig and the command line name
+    them; none without it."""
     mla, rope = shape.mla, shape.rope_scaling
     if mla is None:
         return {}
@@ -90,7 +90,7 @@ def latent_fields(shape: ModelShape) -> dict[str, Any]:
 
 
 def router_fields(shape: ModelShape) -> dict[str, Any]:
-    """Of the choice of experts, as TransformerConfig and the command line name them.
+    """Settings of the choice of experts, as TransformerConfig and the command line name them.
 
     transformers takes the softmax over all experts, then the top k, then divides by their sum
     (`normalize_topk`). The softmax over the top k's logits alone (Megatron's default) is the same

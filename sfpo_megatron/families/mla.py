@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 from sfpo_megatron.families.rope import rope_settings
 
 _SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -19,14 +19,14 @@ class MLAShape:
     """None: queries are made from the hidden state."""
     kv_rank: int
     nope_dim: int
-    """Of a head's query and key: without rotation."""
+    """Size of the part of a head's query and key that is not rotated."""
     rope_dim: int
-    """With; a key has this part in common with those of all heads."""
+    """Size of the part that is; a key has it in common with those of all heads."""
     value_dim: int
 
     @property
     def key_dim(self) -> int:
-        """Of a head's query and key."""
+        """Size of a head's query and key."""
         return self.nope_dim + self.rope_dim
 
     def matrices(self, hidden: int, heads: int) -> dict[str, tuple[int, int]]:
@@ -46,8 +46,8 @@ class MLAShape:
         }
 
 
-def mla_shape(config: dict[str, Any]) -> MLAShape:
-    """Of a config.json that `refused_mla` finds nothing in."""
+def mla_shape(config: HFConfig) -> MLAShape:
+    """The sizes in a config.json that `refused_mla` finds nothing in."""
     kv, nope, rope, value = (int(config[name]) for name in _SIZES)
     query = config.get("q_lora_rank")
     return MLAShape(
@@ -59,7 +59,7 @@ def mla_shape(config: dict[str, Any]) -> MLAShape:
     )
 
 
-def refused_mla(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def refused_mla(config: HFConfig) -> Iterator[Finding]:
     """(found, expected[, what to do]) of what a DeepSeek-V3 asks for and Megatron does not do."""
     fix = "restore the model's config.json"
     for name in ("q_lora_rank", *_SIZES):
@@ -86,9 +86,9 @@ def refused_mla(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield from _refused_choice(config)
 
 
-def _refused_choice(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Of the choice of experts: megatron/core/transformer/moe/moe_utils.py, group_limited_topk and
-    topk_routing_with_score_function."""
+def _refused_choice(config: HFConfig) -> Iterator[Finding]:
+    """The same for the choice of experts: megatron/core/transformer/moe/moe_utils.py,
+    group_limited_topk and topk_routing_with_score_function."""
     experts, chosen = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])
     if chosen > 1 and not config.get("norm_topk_prob"):
         yield "norm_topk_prob false", "true: Megatron divides sigmoid scores by their sum"

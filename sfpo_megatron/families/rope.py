@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from sfpo_megatron.families.hf_config import Finding, HFConfig
 
 Kind = Literal["linear", "llama3", "yarn"]
 _ORIGINAL = "original_max_position_embeddings"
@@ -49,15 +51,15 @@ class RopeScaling:
         return (growth * self.mscale + 1.0) / (growth * self.mscale_all_dim + 1.0)
 
 
-def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
+def rope_settings(config: HFConfig) -> HFConfig:
     """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4)."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = found.get("rope_type", found.get("type", "default"))
-    theta = found.get("rope_theta", config.get("rope_theta", 10000.0))
+    theta = {"rope_theta": 10000.0, **config, **found}["rope_theta"]
     return {**found, "rope_type": kind, "rope_theta": float(theta)}
 
 
-def refused_rope(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def refused_rope(config: HFConfig) -> Iterator[Finding]:
     """(found, expected, what to do) of what a config.json asks for and nobody here does."""
     rope = rope_settings(config)
     kind, fix = rope["rope_type"], "restore the model's config.json"
@@ -80,7 +82,7 @@ def refused_rope(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"partial_rotary_factor {partial}", expected, "choose another model"
 
 
-def _refused_scales(config: dict[str, Any], rope: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _refused_scales(config: HFConfig, rope: HFConfig) -> Iterator[Finding]:
     latent = config.get("kv_lora_rank") is not None
     for name in ("attention_factor", *(() if latent else _SCALES)):
         if rope.get(name) is not None:
@@ -91,7 +93,7 @@ def _refused_scales(config: dict[str, Any], rope: dict[str, Any]) -> Iterator[tu
         yield f"{found} of rope type yarn", "both or neither", "use a model with both"
 
 
-def rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
+def rope_scaling(config: HFConfig) -> RopeScaling | None:
     """The scaling of a config.json that `refused_rope` finds nothing in; None without one."""
     rope = rope_settings(config)
     kind, factor = rope["rope_type"], float(rope.get("factor") or 1.0)

@@ -7,22 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from sfpo_megatron.families.mla import MLAShape, mla_shape, refused_mla
+from sfpo_megatron.families.family import DEFAULTS, Family
+from sfpo_megatron.families.hf_config import Finding, HFConfig
+from sfpo_megatron.families.known import FAMILIES, SUPPORTED_ARCHITECTURES
+from sfpo_megatron.families.mla import MLAShape
+from sfpo_megatron.families.moe import MoEShape, missing_sizes, refused_experts
 from sfpo_megatron.families.rope import RopeScaling, refused_rope, rope_scaling, rope_settings
-
-SUPPORTED_ARCHITECTURES = {
-    "DeepseekV3ForCausalLM": "deepseek_v3",
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "MixtralForCausalLM": "mixtral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-}
-"""`architectures[0]` of config.json -> family file."""
-MOE_FAMILIES = ("mixtral", "qwen3_moe")
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
@@ -38,32 +29,6 @@ class UnsupportedModel(ValueError):
         self.found = found
         self.expected = expected
         self.fix = fix
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class MoEShape:
-    """The experts of a layer."""
-
-    num_experts: int
-    experts_per_token: int
-    ffn_size: int
-    """Hidden units of one expert."""
-    normalize_topk: bool
-    """The chosen experts' probabilities are divided by their sum."""
-    aux_loss_coef: float
-    """The model's own load-balancing coefficient, for where that loss is turned on."""
-    num_dense_layers: int = 0
-    """First layers, which have an MLP in place of experts."""
-    shared_ffn_size: int = 0
-    """Hidden units of the expert that every token passes."""
-    biased_sigmoid: bool = False
-    """DeepSeek-V3's router: scores are sigmoids; a bias of each expert, which no optimizer holds,
-    counts where experts are chosen and not where they are weighed."""
-    num_groups: int = 1
-    groups_per_token: int = 1
-    """Experts are chosen from the best groups only."""
-    scaling: float = 1.0
-    """Of the chosen experts' weights."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -84,7 +49,7 @@ class ModelShape:
     tied_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
-    """Of each head's query and key, or of the vectors that they are made from."""
+    """Each head's query and key are normed, or the vectors that they are made from."""
     norm_eps: float
     rope_base: float
     rope_scaling: RopeScaling | None = None
@@ -112,7 +77,7 @@ class ModelShape:
 
     @property
     def value_dim(self) -> int:
-        """Of a head's value; `head_dim` is that of its query and key."""
+        """Size of a head's value; `head_dim` is that of its query and key."""
         return self.mla.value_dim if self.mla else self.head_dim
 
     @property
@@ -133,7 +98,7 @@ class ModelShape:
         return linear / (self.num_layers * heads * (self.head_dim + self.value_dim) / 2)
 
 
-def read_hf_config(directory: str | Path) -> dict[str, Any]:
+def read_hf_config(directory: str | Path) -> HFConfig:
     """The config.json of a Hugging Face directory; ValueError where it is no JSON object."""
     path = Path(directory) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -142,91 +107,19 @@ def read_hf_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def _windowed(config: dict[str, Any], family: str) -> tuple[bool, ...]:
-    """Which layers attend within config.json's sliding_window; empty where none does."""
-    num_layers, types = int(config["num_hidden_layers"]), config.get("layer_types")
-    if family in ("llama", "deepseek_v3") or not config.get("sliding_window"):
-        return ()
-    if family.startswith("qwen") and not config.get("use_sliding_window"):
-        return ()
-    if family in ("qwen2", "qwen3"):
-        first = config.get("max_window_layers", num_layers)
-        sliding = [i >= first for i in range(num_layers)]
-        if isinstance(types, list):
-            sliding = [kind == "sliding_attention" for kind in types]
-        return tuple(sliding) if any(sliding) else ()
-    return (True,) * num_layers
-
-
-def _moe_shape(config: dict[str, Any], family: str) -> MoEShape | None:
-    """Sizes of the experts; None for a dense family."""
-    if family == "deepseek_v3":
-        size = int(config.get("moe_intermediate_size") or 0)
-        return MoEShape(
-            num_experts=int(config.get("n_routed_experts") or 0),
-            experts_per_token=int(config.get("num_experts_per_tok") or 0),
-            ffn_size=size,
-            normalize_topk=bool(config.get("norm_topk_prob")),
-            aux_loss_coef=0.0,
-            biased_sigmoid=True,
-            num_groups=int(config.get("n_group") or 1),
-            groups_per_token=int(config.get("topk_group") or 1),
-            scaling=float(config.get("routed_scaling_factor") or 1.0),
-            num_dense_layers=int(config.get("first_k_dense_replace") or 0),
-            shared_ffn_size=size * int(config.get("n_shared_experts") or 0),
-        )
-    if family not in MOE_FAMILIES:
-        return None
-    # transformers 5 writes Qwen3-MoE's num_experts under Mixtral's name.
-    num_experts = config.get("num_local_experts", config.get("num_experts"))
-    mixtral = family == "mixtral"
-    return MoEShape(
-        num_experts=int(num_experts or 0),
-        experts_per_token=int(config.get("num_experts_per_tok") or 0),
-        ffn_size=int(config.get("intermediate_size" if mixtral else "moe_intermediate_size") or 0),
-        normalize_topk=mixtral or bool(config.get("norm_topk_prob")),
-        aux_loss_coef=float(config.get("router_aux_loss_coef") or 0.0),
-    )
-
-
-def _refused_experts(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
-    """What a mixture-of-experts config.json asks for and nobody here does."""
-    moe = _moe_shape(config, family)
-    if moe is None:
-        return
-    for name in ("num_experts", "experts_per_token", "ffn_size"):
-        if getattr(moe, name) < 1:
-            yield (
-                f"no {name} (num_experts, num_experts_per_tok, moe_intermediate_size)",
-                "all three",
-            )
-    if family == "deepseek_v3":
-        yield from refused_mla(config)
-    if moe.experts_per_token > moe.num_experts:
-        yield f"num_experts_per_tok {moe.experts_per_token}", f"at most {moe.num_experts} experts"
-    if moe.experts_per_token == 1 and moe.normalize_topk:
-        yield "num_experts_per_tok 1, normalized", "2 or more: the router would get no gradient"
-    if config.get("mlp_only_layers"):
-        yield f"mlp_only_layers {config['mlp_only_layers']}", "experts in every layer"
-    if config.get("decoder_sparse_step", 1) != 1:
-        yield f"decoder_sparse_step {config['decoder_sparse_step']}", "experts in every layer"
-    if config.get("shared_expert_intermediate_size"):
-        yield "shared experts", "routed experts only"
-
-
-def _family(config: dict[str, Any], known: dict[str, str]) -> str:
+def _family(config: HFConfig) -> Family:
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in known:
+    if name not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedModel(
             f"architecture {name}",
             f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
             "choose a model of these families",
         )
-    return known[name]
+    return FAMILIES[SUPPORTED_ARCHITECTURES[name]]
 
 
-def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _broken(config: HFConfig) -> Iterator[Finding]:
     """(found, expected, what to do) of sizes that cannot be."""
     fix = "restore the model's config.json"
     for name in _SIZES:
@@ -238,7 +131,7 @@ def _broken(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
 
 
-def _refused(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
+def _refused(config: HFConfig) -> Iterator[Finding]:
     """(found, expected[, what to do]) of what any family may ask for and nobody here does."""
     if config.get("quantization_config") is not None:
         fix = "use the model before quantization"
@@ -247,9 +140,7 @@ def _refused(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
     if isinstance(types, list) and len(types) != num_layers:
         fix = "restore the model's config.json"
         yield f"{len(types)} layer_types", f"one for each of {num_layers} layers", fix
-    if family == "llama" and "sliding_attention" in (types or ()):
-        yield "sliding-window attention in a Llama", "full attention", "choose another model"
-    if config.get("hidden_act", "silu") != "silu":
+    if config["hidden_act"] != "silu":
         yield f"hidden_act {config['hidden_act']}", "silu", "choose a model with a SwiGLU MLP"
     if config.get("attention_bias"):
         yield "attention_bias", "no attention bias beyond the family's own"
@@ -257,46 +148,53 @@ def _refused(config: dict[str, Any], family: str) -> Iterator[tuple[str, ...]]:
         yield "mlp_bias", "no MLP bias"
 
 
-def model_shape(config: dict[str, Any]) -> ModelShape:
+def _refused_of(config: HFConfig, family: Family) -> Iterator[Finding]:
+    """The same for what the family has: its experts, and what is its own."""
+    if family.moe is not None:
+        yield from missing_sizes(family.moe(config))
+    yield from family.refused(config)
+    if family.moe is not None:
+        yield from refused_experts(config, family.moe(config))
+
+
+def model_shape(config: HFConfig) -> ModelShape:
     """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
-    family = _family(config, SUPPORTED_ARCHITECTURES)
+    family = _family(config)
+    config = {**DEFAULTS, **family.defaults, **config}
     findings = chain(
-        _broken(config),
-        _refused(config, family),
-        refused_rope(config),
-        _refused_experts(config, family),
+        _broken(config), _refused(config), refused_rope(config), _refused_of(config, family)
     )
     if first := next(findings, None):
         raise UnsupportedModel(*first)
     return _shape(config, family)
 
 
-def _shape(config: dict[str, Any], family: str) -> ModelShape:
-    windowed = _windowed(config, family)
+def _shape(config: HFConfig, family: Family) -> ModelShape:
+    windowed = family.windowed(config)
     num_heads = int(config["num_attention_heads"])
-    mla = mla_shape(config) if family == "deepseek_v3" else None
+    mla = family.mla(config) if family.mla else None
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // num_heads)
     return ModelShape(
-        family=family,
+        family=family.name,
         num_layers=int(config["num_hidden_layers"]),
         hidden_size=int(config["hidden_size"]),
         ffn_size=int(config["intermediate_size"]),
-        moe=_moe_shape(config, family),
+        moe=family.moe(config) if family.moe else None,
         mla=mla,
         num_heads=num_heads,
         # transformers files qk_rope_head_dim under head_dim.
         num_kv_heads=num_heads if mla else num_kv_heads,
         head_dim=mla.key_dim if mla else head_dim,
         vocab_size=int(config["vocab_size"]),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2",
-        qk_norm=family in ("qwen3", "qwen3_moe", "deepseek_v3"),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        tied_embeddings=bool(config["tie_word_embeddings"]),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        norm_eps=float(config["rms_norm_eps"]),
         rope_base=rope_settings(config)["rope_theta"],
         rope_scaling=rope_scaling(config),
-        max_position=int(config.get("max_position_embeddings", 32768)),
+        max_position=int(config["max_position_embeddings"]),
         window=int(config["sliding_window"]) if windowed else None,
         windowed=windowed,
-        num_mtp_layers=int(config.get("num_nextn_predict_layers") or 0) if mla else 0,
+        num_mtp_layers=int(config.get(family.mtp_layers) or 0) if family.mtp_layers else 0,
     )

@@ -11,13 +11,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from sfpo_megatron.outputs.directory import RunDirectory
+
 STOPPED_EXIT_CODE = 85
 """Of a run that saved and can be resumed; Slurm's RequeueExit understands it."""
-STOP_FILE = "stop-requested"
 JOB_END = "SLURM_JOB_END_TIME"
 
 
@@ -41,17 +41,23 @@ class StopRun(Exception):
         self.step, self.begun = step, begun
 
 
-def stop_file(output_dir: str | Path) -> Path:
-    """Whose existence asks the run in `output_dir` to stop."""
-    return Path(output_dir).expanduser() / STOP_FILE
+def request_on_signal(
+    directory: RunDirectory,
+    *signums: signal.Signals,
+    is_ours: Callable[[], bool] = lambda: True,
+) -> None:
+    """From now on these signals to this process are stop requests to the run in `directory`.
 
-
-def request_on_signal(output_dir: str | Path, *signums: signal.Signals) -> None:
-    """From now on these signals to this process are stop requests."""
-    file = stop_file(output_dir)
+    `is_ours`: whether that is the run of this process. If not, another run has the directory and
+    must not hear of it: the signal ends this process.
+    """
+    file = directory.stop_file
 
     def request(signum: int, frame: FrameType | None) -> None:
-        if not file.exists():
+        if not is_ours():
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        elif not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{signal.Signals(signum).name}\n", encoding="utf-8")
 
@@ -59,9 +65,9 @@ def request_on_signal(output_dir: str | Path, *signums: signal.Signals) -> None:
         signal.signal(signum, request)
 
 
-def forget(output_dir: str | Path) -> None:
+def forget(directory: RunDirectory) -> None:
     """Drop the request that ended the run before this one."""
-    stop_file(output_dir).unlink(missing_ok=True)
+    directory.stop_file.unlink(missing_ok=True)
 
 
 class Stopping(Protocol):
@@ -97,14 +103,14 @@ class StopWatch:
 
     def __init__(
         self,
-        output_dir: str | Path,
+        directory: RunDirectory,
         *,
         must_save_within_s: float | None = None,
         stop_before_walltime_s: float | None = None,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._file = stop_file(output_dir)
+        self._file = directory.stop_file
         self._limit_s = must_save_within_s
         self._clock = clock
         self._since: float | None = None
@@ -120,7 +126,7 @@ class StopWatch:
         if self._file.exists():
             if self._since is None:
                 self._since = min(self._clock(), self._file.stat().st_mtime)
-            return self._file.read_text(encoding="utf-8").strip() or STOP_FILE
+            return self._file.read_text(encoding="utf-8").strip() or self._file.name
         if self._walltime is not None and self._clock() >= self._walltime:
             self._since = self._since if self._since is not None else self._walltime
             return "the end of the Slurm job"
@@ -138,28 +144,3 @@ class StopWatch:
             return
         if self._clock() + remaining_s + self.save_s > self._since + self._limit_s:
             raise OutOfTime(self.reason)
-
-
-# --- ranks that are gone ----------------------------------------------------------------------
-
-
-_peers: list[int] = []
-
-
-def watch_peers(pids: list[int]) -> None:
-    """The other ranks on this machine. torchrun sends SIGTERM both when it is asked to stop and
-    when a rank has failed; which of the two it was shows in whether they are all alive."""
-    _peers[:] = pids
-
-
-def lost_peer() -> int | None:
-    """The pid of one that has ended, or None."""
-    return next((pid for pid in _peers if not _alive(pid)), None)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -10,48 +9,71 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.host import stopping
+from sfpo_megatron.host import lock, stopping
+from sfpo_megatron.host.holder import RunInUse
+from sfpo_megatron.host.peers import lost_peer
+from sfpo_megatron.host.processes import end_with_parent
+from sfpo_megatron.launcher.failures import write_error_file
+from sfpo_megatron.outputs.directory import RunDirectory
 
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5
-_PR_SET_PDEATHSIG = 1
-
-
-def log_dir(output_dir: str) -> Path:
-    """Where the ranks of a run leave their error files."""
-    return Path(output_dir).expanduser() / "logs"
-
-
-def error_file(output_dir: str, rank: int) -> Path:
-    """First line: the message of that rank; below it: the traceback."""
-    return log_dir(output_dir) / f"rank_{rank}.err"
 
 
 def run_rank(
     run: Callable[[], bool],
     *,
-    output_dir: str,
+    directory: RunDirectory,
     launched: bool,
     saves_when_stopped: bool = False,
 ) -> int:
     """Run one rank to its end and return its exit code. `run` returns True if it was asked to stop.
 
+    Rank 0 holds the run's directory meanwhile; where another run has it nothing is written.
     `launched`: our launcher started it and prints the first failure of all ranks; under plain
     torchrun each rank prints its own. `saves_when_stopped`: SIGTERM and SIGUSR1 are requests.
     """
     rank = int(os.environ.get("RANK", "0"))
-    if launched:
-        _end_with_parent()
-    elif rank == 0:
-        stopping.forget(output_dir)
+    if launched:  # if the launcher itself is killed; SIGTERM would only ask
+        end_with_parent(signal.SIGINT)
     install_signal_handlers(rank, asks=saves_when_stopped)
-    if saves_when_stopped:
-        stopping.request_on_signal(output_dir, signal.SIGTERM, signal.SIGUSR1)
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    name = launched_name(run_id) if launched else torchrun_name()
+
+    def is_ours() -> bool:
+        return not lock.is_anothers(directory, name)
+
+    try:
+        with lock.RunLock(directory, run=name) if rank == 0 else nullcontext():
+            if rank == 0 and not launched:
+                stopping.forget(directory)
+                directory.forget_ranks()
+            if saves_when_stopped:
+                stopping.request_on_signal(
+                    directory, signal.SIGTERM, signal.SIGUSR1, is_ours=is_ours
+                )
+            code = _run(run, rank, directory, launched=launched, is_ours=is_ours)
+            if code and is_ours():
+                _record_exit_code(code, rank, directory)
+            return code
+    except RunInUse as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _run(
+    run: Callable[[], bool],
+    rank: int,
+    directory: RunDirectory,
+    *,
+    launched: bool,
+    is_ours: Callable[[], bool],
+) -> int:
     try:
         stopped = run()
     except KeyboardInterrupt:
@@ -60,26 +82,45 @@ def run_rank(
         print(f"stopped by {reason} before the first train step", flush=True)
         return stopping.STOPPED_EXIT_CODE
     except Exception as error:
-        line = f"error: {error}" if isinstance(error, ConfigError) else message_line(error, rank)
-        file = error_file(output_dir, rank)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        line = f"{line} (traceback: {file})"
-        file.write_text(f"{line}\n\n{traceback.format_exc()}", encoding="utf-8")
+        is_config = isinstance(error, ConfigError)
+        line = f"error: {error}" if is_config else message_line(error, rank)
+        code = 2 if is_config else 1
+        if is_ours():
+            line = write_error_file(directory, rank, error, line, exit_code=code)
+        else:  # rank 0 has not got the directory, or not yet
+            traceback.print_exc()
         if not launched:
             print(line, file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError) else 1
+        return code
     # One rank says so: torchrun ends the others as soon as one returns a code that is not 0.
     return stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0
 
 
-def record_exit_code(code: int, output_dir: str) -> int:
-    """Leave this rank's exit code, unless it is 0, in logs/rank_N.exit for a job script: torchrun's
-    own is 1 whatever its ranks say. Returns it."""
-    if code:
-        file = log_dir(output_dir) / f"rank_{os.environ.get('RANK', '0')}.exit"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{code}\n", encoding="utf-8")
-    return code
+def torchrun_id(launcher: int) -> str:
+    """Run id that our launcher with that pid gives to torchrun."""
+    return f"sfpo-{launcher}"
+
+
+def launched_name(run_id: str) -> str:
+    """A name that all processes of a run have which our launcher started, and no other run."""
+    return f"{run_id} {socket.gethostname()}"
+
+
+def torchrun_name(environ: Mapping[str, str] = os.environ) -> str:
+    """The same for ranks of a plain torchrun. Users' run ids need not differ (the default is
+    `none`), the port where a run's ranks meet does."""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    parts = [environ.get(name, "") for name in names]
+    if environ.get("LOCAL_WORLD_SIZE") == environ.get("WORLD_SIZE"):  # an address may be loopback
+        parts.append(socket.gethostname())
+    return " ".join(parts)
+
+
+def _record_exit_code(code: int, rank: int, directory: RunDirectory) -> None:
+    """Leave it in logs/rank_N.exit for a job script: torchrun's own is 1 whatever its ranks say."""
+    file = directory.exit_file(rank)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{code}\n", encoding="utf-8")
 
 
 def message_line(error: BaseException, rank: int) -> str:
@@ -115,7 +156,7 @@ def _exit_if_unwinding_hangs(asks: bool) -> None:
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
     def end(signum: int) -> None:
-        while asks and signum == signal.SIGTERM and stopping.lost_peer() is None:
+        while asks and signum == signal.SIGTERM and lost_peer() is None:
             time.sleep(_PEERS_POLL_S)
         time.sleep(CLOSING_TIME_S)
         os._exit(128 + signum)
@@ -126,9 +167,3 @@ def _exit_if_unwinding_hangs(asks: bool) -> None:
                 threading.Thread(target=end, args=(received[0],), daemon=True).start()
 
     threading.Thread(target=watch, name="exit-if-unwinding-hangs", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """If the launcher itself is killed, the kernel ends this rank: SIGTERM would only ask it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)

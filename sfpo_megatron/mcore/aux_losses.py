@@ -3,19 +3,18 @@
 They are Megatron's own (`megatron.transformer`: moe_router_load_balancing_type, moe_aux_loss_coeff,
 moe_z_loss_coeff) and enter the backward pass beside the token loss. Left alone, every pack of every
 data-parallel rank would weigh the same, however few tokens it has, and padding would count. Here
+the gradient is that of
 
-    gradient = of [ token loss + sum over packs of (T_pack / T) * aux(pack) ]
+    token loss + sum over packs of (T_pack / T) * aux(pack)
 
-with T the tokens of the minibatch on all data-parallel ranks, padding left out. The z-loss is a
-mean over a pack's tokens, so that is the mean over all tokens. A load-balancing loss multiplies two
-means of a pack (f_i * P_i): which tokens share a pack matters to it, how many packs there are does
-not.
-"""
+with T the tokens of the minibatch on all data-parallel ranks, padding left out. The
+z-loss is a mean over a pack's tokens, so that is the mean over all tokens. A load-balancing loss
+multiplies two means of a pack (f_i * P_i): which tokens share a pack matters to it, how many packs
+there are does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import megatron.core
 import torch
@@ -27,7 +26,8 @@ from sfpo_megatron.types import Microbatch, Minibatch
 
 
 class AuxLosses:
-    """Weighs them; `grad_scale` has to be the TransformerConfig's `grad_scale_func`.
+    """Weighs the auxiliary losses; `grad_scale` has to be the TransformerConfig's
+    `grad_scale_func`.
 
     A router multiplies its loss by the tokens of the pack (what `calculate_per_token_loss` asks of
     it, whether the config has it on or not), Megatron by grad_scale(1); then, as the token loss, it
@@ -51,15 +51,17 @@ class AuxLosses:
         self._weight = 1.0
 
     @classmethod
-    def of(cls, chunks: list[Any], scale_loss: Callable[[Tensor], Tensor]) -> AuxLosses | None:
-        """None where no router of `chunks` has an auxiliary loss."""
+    def of(
+        cls, chunks: Sequence[torch.nn.Module], scale_loss: Callable[[Tensor], Tensor]
+    ) -> AuxLosses | None:
+        """The losses of `chunks`; None if no router there has one."""
         routers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, TopKRouter)]
         if any(r.is_aux_loss_enabled() or r.config.moe_z_loss_coeff for r in routers):
             return cls(routers, scale_loss)
         return None
 
     def grad_scale(self, loss: Tensor) -> Tensor:
-        """Megatron's `grad_scale_func`: of the token loss, and of 1 for the auxiliary ones."""
+        """Megatron's `grad_scale_func`; it gets the token loss, and 1 for the auxiliary losses."""
         return self._scale_loss(loss) * self._weight
 
     def weigh(self, minibatch: Minibatch, divisor: float) -> float:
@@ -69,7 +71,7 @@ class AuxLosses:
         return self._weight
 
     def padding_mask(self, microbatch: Microbatch, *, pre_process: bool) -> Tensor:
-        """[1, T] bool, True at padding; an empty pack keeps one token, or its mean would be 0/0."""
+        """Mask [1, T], True at padding; an empty pack keeps one token, or its mean would be 0/0."""
         size = microbatch.token_ids.numel()
         places = torch.arange(size, device=microbatch.token_ids.device)
         mask = (places >= max(microbatch.num_tokens, 1))[None]

@@ -1,4 +1,4 @@
-"""Families outside of our tables: NVIDIA's Megatron-Bridge, where it is installed."""
+"""Families outside our tables, by NVIDIA's Megatron-Bridge if it is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES, UnsupportedModel
+from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
+from sfpo_megatron.families.shape import UnsupportedModel
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,11 @@ def _auto_bridge(error: UnsupportedModel) -> Any:
 
 
 def bridge_to_megatron(hf: Path, out: Path, error: UnsupportedModel) -> None:
-    """Convert what `error` says is no family here. UnsupportedModel without Megatron-Bridge."""
+    """Convert the model that `error` refuses. UnsupportedModel without Megatron-Bridge."""
     _auto_bridge(error).import_ckpt(str(hf), str(out))
 
 
 def bridge_to_hf(checkpoint: Path, hf: Path, out: Path, error: UnsupportedModel) -> None:
-    """The way back; `hf`: the model's own directory."""
+    """Convert back to Hugging Face; `hf` is the model's own directory."""
     bridge = _auto_bridge(error).from_hf_pretrained(str(hf))
     bridge.export_ckpt(str(checkpoint), str(out))

@@ -24,12 +24,12 @@ class Capabilities:
 
     cuda: bool
     transformer_engine: str | None
-    """Version, or None."""
+    """Its version; None if it cannot be used."""
     apex: bool
     layers: Literal["te", "local"]
-    """Layer spec: Megatron's TransformerEngine classes or its own torch ones."""
+    """The layer spec: Megatron's TransformerEngine classes or its own torch ones."""
     adam: Literal["te", "apex", "torch"]
-    """Whose Adam Megatron takes."""
+    """The package whose Adam Megatron takes."""
 
     def describe(self) -> str:
         return (
@@ -62,7 +62,7 @@ def _probe(module: str) -> object | None:
 
 
 def probe(transformer_impl: Literal["auto", "te", "local"] = "auto") -> Capabilities:
-    """Look, choose, and say so in the log. ValueError if `te` is asked for and is not there."""
+    """Find what works, choose, and log the choice. ValueError if `te` is asked for and missing."""
     engine = _probe("transformer_engine.pytorch") and sys.modules.get("transformer_engine")
     apex = _probe("apex.optimizers") is not None and _probe("amp_C") is not None
     if transformer_impl == "te" and not engine:

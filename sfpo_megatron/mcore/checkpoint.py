@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,8 +21,10 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import (
     ShardedObject,
+    ShardedStateDict,
     ShardedTensor,
     ShardedTensorFactory,
+    StateDict,
     is_main_replica,
 )
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
@@ -83,7 +84,7 @@ def load_weights(policy: Policy, directory: Path) -> None:
     policy.optimizer.reload_model_params()
 
 
-def _model_state(policy: Policy) -> dict[str, Any]:
+def _model_state(policy: Policy) -> ShardedStateDict:
     """`model`, or with several chunks `model0`, `model1`...: as Megatron-LM names them."""
     several = len(policy.chunks) > 1
     return {
@@ -94,7 +95,7 @@ def _model_state(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _read(policy: Policy, directory: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _read(policy: Policy, directory: Path, state: ShardedStateDict) -> StateDict:
     """Load `state` and put the model params in. The rest is returned."""
     read_metadata(directory / ".metadata")  # raises where the pickle names foreign code
     names = [name for name in state if name.startswith("model")]
@@ -116,7 +117,7 @@ def _read(policy: Policy, directory: Path, state: dict[str, Any]) -> dict[str, A
     return loaded
 
 
-def _drop_extra_state(policy: Policy, model: dict[str, Any], directory: Path) -> None:
+def _drop_extra_state(policy: Policy, model: ShardedStateDict, directory: Path) -> None:
     """Layers of TransformerEngine ask for extra state, which others have not saved; torch layers
     have none, and it would be unpickled."""
     saved = load_sharded_metadata(str(directory))
@@ -132,7 +133,7 @@ def _first_line(error: BaseException) -> str:
 # --- room on the disk -------------------------------------------------------------------------
 
 
-def _ask_for_room(policy: Policy, state: dict[str, Any], directory: Path) -> None:
+def _ask_for_room(policy: Policy, state: ShardedStateDict, directory: Path) -> None:
     """CheckpointError before the first byte if the disk cannot hold it. Collective."""
     mine = sum(_bytes(value) for value in nested_values(state))
     needed = int(policy.control.sum(torch.tensor([mine], dtype=torch.int64)))
@@ -145,7 +146,7 @@ def _ask_for_room(policy: Policy, state: dict[str, Any], directory: Path) -> Non
         )
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: ShardedTensor | ShardedTensorFactory | ShardedObject | torch.Tensor) -> int:
     if not isinstance(value, ShardedTensor | ShardedTensorFactory) or value.data is None:
         return 0
     return value.data.nbytes if is_main_replica(value.replica_id) else 0

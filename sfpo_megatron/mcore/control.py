@@ -7,17 +7,17 @@ Ranks wait here for rank 0 while rollouts are generated, so that no NCCL operati
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfpo_megatron.host.peers import PeerLostError
 
-class PeerLostError(RuntimeError):
-    """Another rank is gone; that rank's own message says why."""
+T = TypeVar("T")
 
 
 class ControlGroup:
@@ -53,15 +53,13 @@ class ControlGroup:
             received[name] = buffer
         return received
 
-    def broadcast_json(self, value: Any = None) -> Any:
-        """Rank 0's JSON value on every rank."""
-        if self.size == 1:
-            return value
+    def broadcast_json(self, value: T | None = None) -> T:
+        """Rank 0's JSON value on every rank; what the others pass is ignored."""
         return json.loads(self._broadcast_text(json.dumps(value) if self.rank == 0 else None))
 
-    def all_gather_json(self, value: Any) -> list[Any]:
-        """Every rank's JSON value, by rank."""
-        gathered: list[Any] = [value] * self.size
+    def all_gather_json(self, value: T) -> list[T]:
+        """Every rank's value (numbers, text and containers of them), by rank."""
+        gathered = [value] * self.size
         self._guard(lambda: dist.all_gather_object(gathered, value, group=self._group))
         return gathered
 
@@ -88,7 +86,7 @@ class ControlGroup:
     def barrier(self) -> None:
         self.sum(torch.zeros(1))
 
-    def _all_reduce(self, values: Tensor, op: Any) -> Tensor:
+    def _all_reduce(self, values: Tensor, op: dist.ReduceOp) -> Tensor:
         result = values.detach().cpu().clone()
         self._guard(lambda: dist.all_reduce(result, op=op, group=self._group))
         return result
@@ -105,7 +103,7 @@ class ControlGroup:
         self._broadcast(data)
         return bytes(data.tolist()).decode()
 
-    def _guard(self, collective: Any) -> None:
+    def _guard(self, collective: Callable[[], dist.Work | None]) -> None:
         if self.size == 1:
             return
         try:

@@ -10,12 +10,28 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-_installed: list[tuple[Any, str, Any]] = []  # (owner, name, the original), newest last
+ToArgument: TypeAlias = torch.device | torch.dtype | Tensor | str | int | bool | None
+"""What `Tensor.to`, `.type` and `.cuda` take."""
+Sizes: TypeAlias = Iterable[int] | Tensor | None
+
+
+class _Name(NamedTuple):
+    """A name of torch or Megatron, and what it stands for."""
+
+    owner: ModuleType | type
+    name: str
+    value: Any
+
+
+_installed: list[_Name] = []  # with the originals, newest last
 
 _FACTORIES = (
     *("arange", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace"),
@@ -26,8 +42,10 @@ _FACTORIES = (
 class _NullStream:
     """A stream or event on a device that has one queue: everything is already in order."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def __init__(
+        self, device: torch.device | int | None = None, priority: int = 0, **kwargs: bool
+    ) -> None:
+        """Take what torch's Stream, or its Event by keyword, takes."""
 
     def __enter__(self) -> _NullStream:
         return self
@@ -38,13 +56,13 @@ class _NullStream:
     def query(self) -> bool:
         return True
 
-    def record_event(self, event: Any = None) -> Any:
+    def record_event(self, event: _NullStream | None = None) -> _NullStream:
         return event if event is not None else _NullStream()
 
-    def elapsed_time(self, other: Any) -> float:
+    def elapsed_time(self, other: _NullStream) -> float:
         raise RuntimeError("CUDA events carry no time on CPU; use a wall clock")
 
-    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+    def _nothing(self, other: _NullStream | None = None) -> None:
         pass
 
     wait_stream = wait_event = wait = record = synchronize = _nothing
@@ -55,15 +73,15 @@ class _DefaultGenerators:
         return torch.default_generator
 
 
-def _is_cuda(device: Any) -> bool:
+def _is_cuda(device: ToArgument) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
     return isinstance(device, str) and device.startswith("cuda")
 
 
-def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(factory)
-    def make(*args: Any, **kwargs: Any) -> Any:
+    def make(*args: Any, **kwargs: Any) -> Tensor:
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
         return factory(*args, **kwargs)
@@ -71,9 +89,9 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def _tensor_to(original: Callable[..., Any]) -> Callable[..., Any]:
+def _tensor_to(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(original)
-    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def to(self: Tensor, *args: ToArgument, **kwargs: ToArgument) -> Tensor:
         if args and _is_cuda(args[0]):
             args = ("cpu", *args[1:])
         if _is_cuda(kwargs.get("device")):
@@ -83,11 +101,11 @@ def _tensor_to(original: Callable[..., Any]) -> Callable[..., Any]:
     return to
 
 
-def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`t.type()` -> "torch.cuda.FloatTensor": DistributedOptimizer and clip_grads sort by it."""
+def _tensor_type(original: Callable[..., str]) -> Callable[..., Tensor | str]:
+    """Answer `t.type()` by "torch.cuda.FloatTensor": Megatron's optimizer sorts tensors by it."""
 
     @functools.wraps(original)
-    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def type_(self: Tensor, *args: ToArgument, **kwargs: ToArgument) -> Tensor | str:
         if args or kwargs:
             return original(self, *args, **kwargs)
         return original(self).replace("torch.", "torch.cuda.", 1)
@@ -95,17 +113,19 @@ def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
     return type_
 
 
-def _all_to_all_with_ints(original: Callable[..., Any]) -> Callable[..., Any]:
-    """gloo wants integers as split sizes; Megatron's MoE dispatcher passes tensors."""
+def _all_to_all_with_ints(
+    original: Callable[..., dist.Work | None],
+) -> Callable[..., dist.Work | None]:
+    """Pass split sizes as integers, which gloo wants; Megatron's MoE dispatcher passes tensors."""
 
     @functools.wraps(original)
     def all_to_all_single(
-        output: Any,
-        input: Any,
-        output_split_sizes: Any = None,
-        input_split_sizes: Any = None,
-        **kw: Any,
-    ) -> Any:
+        output: Tensor,
+        input: Tensor,
+        output_split_sizes: Sizes = None,
+        input_split_sizes: Sizes = None,
+        **kw: dist.ProcessGroup | bool | None,
+    ) -> dist.Work | None:
         sizes = (
             None if s is None else [int(n) for n in s]
             for s in (output_split_sizes, input_split_sizes)
@@ -115,8 +135,8 @@ def _all_to_all_with_ints(original: Callable[..., Any]) -> Callable[..., Any]:
     return all_to_all_single
 
 
-def _replacements() -> list[tuple[Any, str, Any]]:
-    """(owner, name, replacement) for every name of torch that Megatron uses and a CPU lacks."""
+def _replacements() -> list[_Name]:
+    """Owner, name and replacement of every name of torch that Megatron uses and a CPU lacks."""
 
     # A function object of its own for every name: torch._dynamo, imported by torch.optim, files
     # torch's functions by identity and refuses to start if two names share one.
@@ -130,7 +150,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         return lambda state, *args, **kwargs: torch.set_rng_state(state)
 
     cuda = torch.cuda
-    return [
+    found = [
         (cuda, "current_device", lambda: torch.device("cpu")),
         (cuda, "device_count", lambda: 1),
         *((cuda, name, nothing()) for name in ("set_device", "synchronize", "empty_cache")),
@@ -161,11 +181,12 @@ def _replacements() -> list[tuple[Any, str, Any]]:
             _all_to_all_with_ints(torch.distributed.all_to_all_single),
         ),
     ]
+    return [_Name(*each) for each in found]
 
 
 def install() -> None:
-    """Answer Megatron's CUDA calls on the CPU in this process. Idempotent; before any import of
-    `megatron`, some of whose modules bind these names when they are imported."""
+    """Answer Megatron's CUDA calls on the CPU in this process. Idempotent. Call it before
+    `megatron` is imported: some of its modules bind these names then."""
     if torch.cuda.is_available():
         raise RuntimeError("mcore.cpu.install() on a machine with CUDA: Megatron runs there as is")
     if _installed:
@@ -173,13 +194,13 @@ def install() -> None:
     # Megatron asks for it with sequence parallelism so that CUDA kernels queue in order.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     for owner, name, replacement in _replacements():
-        _installed.append((owner, name, getattr(owner, name)))
+        _installed.append(_Name(owner, name, getattr(owner, name)))
         setattr(owner, name, replacement)
     import megatron.core.transformer.moe.moe_utils as moe_utils
 
     # Undefined without TransformerEngine (0.16.1), yet read by the router.
     if not hasattr(moe_utils, "te_general_gemm"):
-        _installed.append((moe_utils, "te_general_gemm", None))
+        _installed.append(_Name(moe_utils, "te_general_gemm", None))
         moe_utils.te_general_gemm = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
@@ -14,6 +14,10 @@ from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.families.megatron_args import router_fields
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.mlp import MLP
+    from megatron.core.transformer.moe.moe_layer import MoELayer
 
 _SEQUENTIAL = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(linear_fc\d)\.weight")
 _GROUPED = re.compile(r"mlp\.experts\.(linear_fc\d)\.weight(\d+)")
@@ -39,8 +43,8 @@ def expert_fields(
     }
 
 
-def canonical_name(name: str, mlp: Any) -> str:
-    """A layer's param `name`, with the global index if it is an expert's (families/experts.py).
+def canonical_name(name: str, mlp: MLP | MoELayer) -> str:
+    """The name of a layer's param; an expert's has its global index (families/experts.py).
 
     `mlp`: the layer's MoE layer, or its dense MLP, which has no such params.
     """
@@ -55,8 +59,8 @@ def canonical_name(name: str, mlp: Any) -> str:
 
 @contextmanager
 def exact_choice_biases(chunk: torch.nn.Module) -> Iterator[None]:
-    """What Float16Module rounds inside is put back: engines choose experts by the exact biases, and
-    the routers themselves keep them in fp32 (`TopKRouter._maintain_float32_expert_bias`)."""
+    """Put back the biases that Float16Module rounds inside: engines choose experts by the exact
+    ones, and the routers keep them in fp32 (`TopKRouter._maintain_float32_expert_bias`)."""
     exact = dict(choice_biases(chunk))
     yield
     for name, bias in choice_biases(chunk):  # other tensors than before
@@ -64,7 +68,7 @@ def exact_choice_biases(chunk: torch.nn.Module) -> Iterator[None]:
 
 
 def choice_biases(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, buffer) of the bias by which each router of `module` chooses experts."""
+    """Name and buffer of the bias by which each router of `module` chooses experts."""
     for name, part in module.named_modules():
         if isinstance(part, TopKRouter) and part.expert_bias is not None:
             yield f"{name}.expert_bias", part.expert_bias

@@ -9,14 +9,12 @@ while the train step waits. Here a param is copied once on one rank, and twice o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-KEYS = ("param", "exp_avg", "exp_avg_sq")
 
 
 class Pieces:
@@ -38,31 +36,32 @@ class Pieces:
 @torch.no_grad()
 def gathered_states(
     member: Any,
-    states_of: Callable[[Any, Tensor], dict[str, Tensor]],
+    state_of: Callable[[Tensor], dict[str, Tensor]],
+    keys: Sequence[str],
     *,
     empty_data: bool = False,
     use_gloo_comm: bool = True,
     return_on_all_ranks: bool = False,
 ) -> dict[Any, Any] | None:
-    """As get_parameter_state_dp_zero, with `states_of(member, model_param)` for what this rank has
-    of a param. None but on data-parallel rank 0, unless `empty_data`. Collective over them."""
+    """What get_parameter_state_dp_zero gathers, of `state_of(model_param)`, which has `keys` for
+    what this rank has of a param. None but on data-parallel rank 0, unless `empty_data`. Collective
+    over the data-parallel ranks."""
     group = member.data_parallel_group_gloo or member.data_parallel_group
     state: dict[Any, Any] = {"buckets_coalesced": True}
     for index, (buffer, ranges) in enumerate(zip(member.buffers, member.gbuf_ranges, strict=True)):
         ((dtype, buckets),) = ranges.items()
         if empty_data:
-            found: dict[str, dict[int, Tensor] | None] = dict.fromkeys(KEYS)
+            found: dict[str, dict[int, Tensor] | None] = dict.fromkeys(keys)
         else:
-            found = {key: {} for key in KEYS}
+            found = {key: {} for key in keys}
             for number, bucket in enumerate(buckets):
-                _gather_bucket(member, states_of, buffer, number, bucket["param_map"], group, found)
+                _gather_bucket(state_of, buffer, number, bucket["param_map"], group, found)
         state[index] = {dtype: {key: Pieces(tensors) for key, tensors in found.items()}}
     return state if empty_data or group.rank() == 0 else None
 
 
 def _gather_bucket(
-    member: Any,
-    states_of: Callable[[Any, Tensor], dict[str, Tensor]],
+    state_of: Callable[[Tensor], dict[str, Tensor]],
     buffer: Any,
     number: int,
     mine: dict[Tensor, Any],
@@ -78,13 +77,13 @@ def _gather_bucket(
     }
     if group.size() == 1:
         for param, (start, _) in places.items():
-            for key, value in states_of(member, param).items():
+            for key, value in state_of(param).items():
                 copy = torch.empty(value.numel(), dtype=torch.float32)
                 found[key][start] = copy.copy_(value.detach().view(-1))
         return
-    states = {param: states_of(member, param) for param in mine}
+    states = {param: state_of(param) for param in mine}
     length = bucket.grad_data.numel() // group.size()
-    for key in KEYS:
+    for key in found:
         local = torch.empty(length, dtype=torch.float32)
         for param, of in mine.items():
             local[of["gbuf_local"].start : of["gbuf_local"].end].copy_(states[param][key])

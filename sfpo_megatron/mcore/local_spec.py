@@ -43,10 +43,9 @@ class PackedAttention(torch.nn.Module):
 
     Scatters the pack to [S, L_max], runs one scaled_dot_product_attention, gathers back: 10 to 20
     times faster on CPU than a loop over short sequences. Where lengths are so uneven that padding
-    would cost more than that saves, once for each power of two of lengths: 30 times faster with one
-    sequence of 2048 tokens among 50 of 40. Sequences are padded on the right, so the causal mask
-    already keeps real queries from padded keys.
-    """
+    would cost more than that saves, it runs once for each power of two of lengths: 30 times faster
+    with one sequence of 2048 tokens among 50 of 40. Sequences are padded on the right, so the
+    causal mask already keeps real queries from padded keys."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class PackedAttention(torch.nn.Module):
             config.window_size, config.window_attn_skip_freq, layer_number
         )
         self.left = config.window_size[0] if windowed else None
-        """Keys to the left of its own that a query sees; None for all."""
+        """Number of keys to the left of its own that a query sees; None for all."""
 
     def forward(
         self,
@@ -106,7 +105,7 @@ class PackedAttention(torch.nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, sequence: Tensor, place: Tensor
     ) -> Tensor:
-        """Of whole sequences, padded to the longest of them: [T, heads, d] each, and so out."""
+        """Attend in whole sequences, padded to the longest: [T, heads, d] each, the result too."""
         rows = torch.unique_consecutive(sequence, return_inverse=True)[1]
         num, longest = int(rows[-1]) + 1, int(place.max()) + 1
         index = rows * longest + place
@@ -171,9 +170,10 @@ def _layer_spec(config: TransformerConfig, num_experts: int | None) -> ModuleSpe
 
 
 def _use_latent_attention(layer: TransformerLayerSubmodules) -> None:
-    """Every rank makes the short vectors whole, as under TransformerEngine: upstream's local spec
-    cuts their linears over tensor-parallel ranks, and the gather that follows does not add up the
-    ranks' gradients of the rotated part of the key, which the heads of all ranks share."""
+    """Let every rank make the short vectors whole, as under TransformerEngine.
+
+    Upstream's local spec cuts their linears over tensor-parallel ranks, and the gather that follows
+    does not add up the ranks' gradients of the rotated part of the key, which all heads share."""
     if not isinstance(mla.TELinear, type):
         # No TransformerEngine. 0.16.1 takes it to be there all the same, and a mock for its class;
         # 0.19 knows better, but then has no plain linear either.

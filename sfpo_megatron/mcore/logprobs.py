@@ -23,25 +23,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 _CPU_BLOCK_BYTES = 2**20
-"""Of one fp32 buffer: a block is swept several times and should stay in a core's cache."""
+"""Size of one fp32 buffer: a block is swept several times and should stay in a core's cache."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class _Columns:
-    """What this rank has of the vocabulary, and how it is swept."""
+    """This rank's columns of the vocabulary, and the blocks in which they are swept."""
 
     width: int
-    """Columns without the padding behind them."""
+    """Number of columns, without the padding behind them."""
     temperature: float
     block: int
-    """Rows at a time."""
+    """Number of rows at a time."""
 
     def blocks(self, num_rows: int) -> Iterator[slice]:
         if self.width:
@@ -49,7 +49,7 @@ class _Columns:
                 yield slice(start, min(start + self.block, num_rows))
 
     def shifted(self, logits: Tensor, peak: Tensor, *, in_place: bool = False) -> Tensor:
-        """d in fp32, in a buffer of its own or, of fp32 logits, where they were."""
+        """d in fp32: in a buffer of its own or, for fp32 logits, in place of them."""
         d, peak = logits[:, : self.width], peak[:, None]
         if d.dtype != torch.float32:
             d = d.float().sub_(peak)  # a CPU subtracts mixed dtypes 15 times more slowly
@@ -61,7 +61,7 @@ class _Columns:
 class _VocabParallelLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         logits: Tensor,  # [T, V/TP]
         local: Tensor,  # [T] int64: the label's column here, 0 where another rank owns it
         owned: Tensor,  # [T] bool
@@ -97,7 +97,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         return (sums[2] - highest) / temperature - log_total, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, local, owned, highest, log_total, entropy = ctx.saved_tensors
         columns, with_entropy_grad, reuse_logits = ctx.settings
         grad_logprobs, grad_entropy = (grad / columns.temperature for grad in grads)
@@ -125,7 +125,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
 
 
 def _block_rows(chunk_tokens: int, width: int, device: torch.device) -> int:
-    """A block takes two fp32 buffers of its size: together they are one of a chunk."""
+    """Rows of a block: its two fp32 buffers together are as large as one of a chunk."""
     rows = chunk_tokens // 2
     if device.type == "cpu":
         rows = min(rows, _CPU_BLOCK_BYTES // (4 * max(width, 1)))
@@ -143,7 +143,7 @@ def vocab_parallel_logprobs(
     with_entropy_grad: bool = False,
     reuse_logits: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(log-prob of each label, exact entropy of each position), fp32, nats.
+    """The log-prob of each label and the exact entropy of each position, fp32, nats.
 
     logits: [T, V/TP], this rank's columns, padding last; labels: [T] int64. `vocab_size` is the
     unpadded vocabulary. Entropy carries no gradient unless `with_entropy_grad`. Collective over

@@ -15,7 +15,11 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
@@ -68,7 +72,7 @@ def transformer_config(
         )
     parallel, dtype = config.parallel, DTYPES[config.model.dtype]
     cuda = capabilities.cuda
-    fields: dict[str, Any] = {
+    fields = {
         # From 0.19 on latent attention takes its norms' classes by it, where a spec names none.
         "transformer_impl": "transformer_engine" if capabilities.layers == "te" else "local",
         "num_layers": shape.num_layers,
@@ -122,7 +126,7 @@ def transformer_config(
     return overridden("transformer", cls, fields, config.megatron.transformer)
 
 
-def _window_fields(shape: ModelShape) -> dict[str, Any]:
+def _window_fields(shape: ModelShape) -> dict[str, tuple[int, int] | list[int]]:
     """Sliding-window attention: tokens to the left of a query, and the layers that have it."""
     if shape.window is None:
         return {}
@@ -130,7 +134,9 @@ def _window_fields(shape: ModelShape) -> dict[str, Any]:
     return {"window_size": (shape.window - 1, 0), "window_attn_skip_freq": layers}
 
 
-def _block_spec(config: TransformerConfig, layers: str, vp_stage: int | None) -> Any:
+def _block_spec(
+    config: TransformerConfig, layers: str, vp_stage: int | None
+) -> ModuleSpec | TransformerBlockSubmodules:
     if layers == "te" and config.multi_latent_attention:
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     if layers == "te":

@@ -1,12 +1,12 @@
-"""The trainer's memory to the host and back, while engines have the devices that both share.
+"""Moves the trainer's memory to the host and back, while engines have the devices that both share.
 
 In place: a tensor's storage is copied out and resized to nothing, and before it is copied back it
 gets its size again. Tensor objects stay the same, so every view that Megatron holds stays valid: of
 params and shards in the DDP buffers, of buckets, the cached lists of their parts. Only addresses
-change, so CUDA graphs and registered NCCL buffers are refused (config/engines.py).
+change, so CUDA graphs and registered NCCL buffers are refused (config/rules/engines.py).
 
     copied    model params, main params, the optimizer's state
-    dropped   DDP's grad buffers (zeroed before each minibatch), the snapshot's buffers (taken anew)
+    dropped   DDP's grad buffers (zeroed before each minibatch), the snapshot's buffers (rewritten)
 
 Not moved: what is in host memory already (a CPU-offloaded optimizer), buffers of modules, CUDA's
 and NCCL's own. On CPU the same code runs, from memory to memory.
@@ -15,7 +15,7 @@ and NCCL's own. On CPU the same code runs, from memory to memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -48,12 +48,12 @@ class Offload:
 
     @property
     def host_bytes(self) -> int:
-        """Page-locked on CUDA, held from the first `offload` on."""
+        """Bytes of host memory, page-locked on CUDA, held from the first `offload` on."""
         return self._host.num_bytes if self._host is not None else 0
 
     @torch.no_grad()
     def offload(self) -> None:
-        """Give the device's memory back, once gathers that are due have run. Until `onload` every
+        """Free the device's memory once gathers that are due have run. Until `onload` every
         use of the weights raises RuntimeError. Collective."""
         assert not self.is_offloaded
         shards = self._policy.shards
@@ -73,7 +73,7 @@ class Offload:
         self.free_cache()
 
     def free_cache(self) -> None:
-        """Give back what torch's allocator keeps beyond what is in use, such as the last pass's
+        """Free what torch's allocator keeps beyond what is in use, such as the last pass's
         activations: engines are other processes."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -94,12 +94,12 @@ class Offload:
         yield from self._policy.shards.storages()
 
     def _unneeded(self) -> Iterator[Tensor]:
-        params: Iterator[Any] = (p for chunk in self._policy.chunks for p in chunk.parameters())
+        params = [param for chunk in self._policy.chunks for param in chunk.parameters()]
         yield from (p.main_grad for p in params if getattr(p, "main_grad", None) is not None)
         yield from self._scratch()
 
     def _storages(self, tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
-        """Each storage on the device once."""
+        """Every storage on the device, each once."""
         seen = set()
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -137,7 +137,7 @@ class _HostMemory:
         self._wait()
 
     def _pairs(self, storages: Iterable[torch.UntypedStorage]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(its place in the buffer, the storage as bytes)."""
+        """Pairs of a place in the buffer and a storage as bytes."""
         start = 0
         for storage in storages:
             whole = torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core import parallel_state
@@ -17,8 +17,11 @@ from torch import Tensor
 from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
 from sfpo_megatron.mcore.model import unwrapped
 from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.mcore.statistics import Found, Totals, add_up, found_in
 from sfpo_megatron.objectives.objective import Objective
 from sfpo_megatron.types import Microbatch, Minibatch
+
+Head = TypeVar("Head")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -26,13 +29,15 @@ class MinibatchResult:
     """One optimizer step, as every rank sees it; means are over the minibatch's valid tokens."""
 
     loss: float
-    """As the objective normalizes it."""
+    """The loss, normalized by the objective."""
     entropy: float
     """Exact policy entropy (nats) before the step."""
     grad_norm: float
-    """Before clipping; nan for a skipped step."""
+    """Norm before clipping; nan for a skipped step."""
     stats: dict[str, float]
-    """The objective's own: means, and for `max_names` maxima."""
+    """Means of the objective's statistics, by name."""
+    maxima: dict[str, float]
+    """Its maxima, by name."""
     num_tokens: int
     skipped: bool
     """Megatron found a non-finite gradient and left the weights as they were."""
@@ -59,9 +64,16 @@ class PassResult:
         """`mean` of one of the objective's statistics."""
         return self.mean(lambda m: m.stats[stat])
 
-    def max(self, stat: str) -> float:
-        """Maximum of a statistic over the minibatches."""
-        return max(m.stats[stat] for m in self.minibatches)
+    @property
+    def means(self) -> dict[str, float]:
+        """`mean_of` each of the objective's statistics."""
+        return {stat: self.mean_of(stat) for stat in self.minibatches[0].stats}
+
+    @property
+    def maxima(self) -> dict[str, float]:
+        """The objective's maxima, over all minibatches."""
+        names = self.minibatches[0].maxima
+        return {name: max(m.maxima[name] for m in self.minibatches) for name in names}
 
     @property
     def grad_norm(self) -> float:
@@ -79,36 +91,29 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
 
     Returns the same result on every rank: sums come from the last pipeline stage's first
     tensor-parallel ranks, added up over data-parallel ranks in one reduction at the end (and maxima
-    in another).
+    in another). `objective` is the same object in every pass.
     """
-    sums, maxima, norms, skipped = [], [], [], []
+    totals, norms, skipped, results = [], [], [], []
     for minibatch in minibatches:
         policy.shards.ready_for_training()
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
         policy.optimizer.zero_grad()
-        total, highest = _forward_backward(policy, minibatch, objective)
-        sums.append(total)
-        maxima.append(highest)
+        totals.append(_forward_backward(policy, minibatch, objective))
         with policy.shards.gathers_deferred():
             successful, grad_norm, _ = policy.optimizer.step()
         norms.append(float("nan") if grad_norm is None else float(grad_norm))
         skipped.append(not successful)
-    totals = policy.control.sum(torch.stack(sums))  # [minibatches, 2 + stats]
-    peaks = torch.stack(maxima)  # [minibatches, maxima]
-    if objective.max_names:
-        peaks = policy.control.max(peaks)
-    names, results = (*objective.stat_names, *objective.max_names), []
-    for minibatch, total, peak, norm, skip in zip(
-        minibatches, totals, peaks, norms, skipped, strict=True
-    ):
-        entropy, *stats = (total[1:] / max(1, minibatch.global_valid_tokens)).tolist()
+    reduced = policy.statistics.reduce(objective, totals)
+    for minibatch, found, norm, skip in zip(minibatches, reduced, norms, skipped, strict=True):
+        num_tokens = max(1, minibatch.global_valid_tokens)
         results.append(
             MinibatchResult(
-                loss=total[0].item() / max(1, objective.normalizer(minibatch)),
-                entropy=entropy,
+                loss=found.loss / max(1, objective.normalizer(minibatch)),
+                entropy=found.entropy / num_tokens,
                 grad_norm=norm,
-                stats=dict(zip(names, [*stats, *peak.tolist()], strict=True)),
+                stats={name: value / num_tokens for name, value in found.sums.items()},
+                maxima=found.maxima,
                 num_tokens=minibatch.global_valid_tokens,
                 skipped=skip,
             )
@@ -129,7 +134,7 @@ def compute_logprobs(
 
 
 def on_device(policy: Policy, minibatches: Sequence[Minibatch]) -> list[Minibatch]:
-    """The same minibatches where this rank's model is: moved once, used by all passes."""
+    """The same minibatches on the device of this rank's model: moved once, used by all passes."""
     device = next(policy.chunks[0].parameters()).device
     return [
         replace(minibatch, microbatches=tuple(_to(m, device) for m in minibatch.microbatches))
@@ -150,10 +155,8 @@ def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[T
             microbatch.old_logprobs = value
 
 
-def _forward_backward(
-    policy: Policy, minibatch: Minibatch, objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """Gradients of one minibatch; returns this rank's [loss, entropy, *stats] sums and maxima."""
+def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective) -> Totals:
+    """Gradients of one minibatch; returns what this rank found."""
     # Megatron divides the loss by the number of microbatches and DDP averages over data-parallel
     # ranks; both are undone so that the loss is sum / normalizer whatever the split. With
     # calculate_per_token_loss neither happens: finalize_model_grads divides by the sum of the token
@@ -166,7 +169,7 @@ def _forward_backward(
     if policy.aux_losses is not None:
         scale /= policy.aux_losses.weigh(minibatch, divisor)
 
-    def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor, ...]:
+    def loss_of(logits: Tensor, microbatch: Microbatch) -> tuple[Tensor | Found, ...]:
         logprobs, entropy = _logprobs(
             policy,
             logits,
@@ -176,37 +179,30 @@ def _forward_backward(
         )
         terms = objective(logprobs, entropy, microbatch)
         entropy_sum = torch.where(microbatch.loss_mask, entropy.detach(), 0.0).sum()
-        first = torch.stack([terms.loss.detach(), entropy_sum])
-        values = torch.cat([first, terms.sums, terms.maxima])
+        found = found_in(terms, entropy_sum)
         if per_token:
-            return terms.loss * scale, microbatch.loss_mask.sum(dtype=torch.int), values
-        return terms.loss * scale, values
+            return terms.loss * scale, microbatch.loss_mask.sum(dtype=torch.int), found
+        return terms.loss * scale, found
 
     found = _schedule(policy, minibatch, loss_of, forward_only=False)
-    num_sums = 2 + len(objective.stat_names)
-    total = torch.zeros(num_sums, dtype=torch.float64)
-    highest = torch.zeros(len(objective.max_names), dtype=torch.float64)
-    if policy.layout.tensor_rank == 0:  # tensor-parallel ranks hold the same sums
-        for values in found:
-            values = values.double().cpu()
-            total += values[:num_sums]
-            highest = torch.maximum(highest, values[num_sums:])
-    return total, highest
+    return add_up(found, counts=policy.layout.tensor_rank == 0)  # the others hold the same
 
 
 def _schedule(
-    policy: Policy, minibatch: Minibatch, head: Callable[..., Any], *, forward_only: bool
+    policy: Policy, minibatch: Minibatch, head: Callable[..., Head], *, forward_only: bool
 ) -> list[Any]:
-    """Megatron's schedule (plain, 1F1B or interleaved) over one minibatch."""
+    """Run Megatron's schedule (plain, 1F1B or interleaved) over one minibatch; what `head` gave."""
     context_size = policy.layout.context_size
 
     def loss_func(
         microbatch: Microbatch, output: Tensor, non_loss_data: bool = False
-    ) -> Any:  # Megatron calls this on the last stage only
+    ) -> Head:  # Megatron calls this on the last stage only
         logits = output.squeeze(0)  # [1, T, V/TP]
         return head(policy, logits, microbatch) if non_loss_data else head(logits, microbatch)
 
-    def forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
+    def forward_step(
+        iterator: Iterator[Microbatch], model: torch.nn.Module
+    ) -> tuple[Tensor, Callable[[Tensor], Head]]:
         microbatch = next(iterator)
         cu_seqlens, longest = microbatch.cu_seqlens * context_size, microbatch.max_seqlen
         packed = PackedSeqParams(
@@ -217,7 +213,7 @@ def _schedule(
             max_seqlen_kv=longest,
         )
         # Float16Module would copy the logits to fp32; the log-prob kernel does so chunk by chunk.
-        extra: dict[str, Any] = {}
+        extra: dict[str, bool | Tensor] = {}
         if policy.dtype != "float32":
             extra["fp32_output"] = False
         if policy.aux_losses is not None and not forward_only:

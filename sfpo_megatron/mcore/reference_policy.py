@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class ReferencePolicy:
             kept.copy_(own)
 
 
-def _weights(chunks: Sequence[Any]) -> Iterator[Tensor]:
+def _weights(chunks: Sequence[torch.nn.Module]) -> Iterator[Tensor]:
     """What a checkpoint of the model holds: params and persistent buffers (a router's expert bias),
     each storage once (tied embeddings)."""
     seen: set[int] = set()

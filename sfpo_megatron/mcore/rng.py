@@ -1,5 +1,6 @@
-"""The random number generators of one rank as tensors: torch, CUDA, Megatron's tracker, numpy,
-Python."""
+"""The random number generators of one rank as tensors.
+
+They are torch's, CUDA's, Megatron's tracker, numpy's and Python's."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 
 def rng_file(directory: Path, rank: int) -> Path:
-    """Where `rank` keeps its generators in a checkpoint."""
+    """File of a checkpoint in which `rank` keeps its generators."""
     return directory / f"rng_{rank:05d}.safetensors"
 
 
 def save_rng(path: Path) -> None:
-    """Every generator of this process into one safetensors file."""
+    """Save every generator of this process in one safetensors file."""
     version, words, gauss = random.getstate()
     state: Any = np.random.get_state(legacy=True)
     _, keys, position, has_gauss, cached = state

@@ -13,7 +13,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,19 @@ from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.mcore.statistics import Statistics
 
 if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.transformer import TransformerConfig
+
     from sfpo_megatron.mcore.aux_losses import AuxLosses
     from sfpo_megatron.mcore.shards import MainParamShards
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -43,7 +52,7 @@ class LRSchedule:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Layout:
-    """Where this rank stands."""
+    """This rank's place in the parallel layout."""
 
     data_rank: int
     data_size: int
@@ -73,18 +82,19 @@ class Policy:
     shape: ModelShape
     layout: Layout
     capabilities: Capabilities
-    chunks: list[Any]
-    """DistributedDataParallel model chunks, one per virtual pipeline stage."""
-    optimizer: Any
-    scheduler: Any
+    chunks: list[DistributedDataParallel]
+    """Model chunks, one per virtual pipeline stage."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
     shards: MainParamShards
     control: ControlGroup
+    statistics: Statistics
     aux_losses: AuxLosses | None
     """The routers' auxiliary losses, where they are turned on."""
 
 
 def init_distributed(config: RunConfig) -> Capabilities:
-    """Start torch.distributed and Megatron's parallel state. Collective; torchrun's environment."""
+    """Start torch.distributed, by torchrun's environment, and Megatron's groups. Collective."""
     _quieten_dependencies()
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
@@ -129,8 +139,8 @@ def init_distributed(config: RunConfig) -> Capabilities:
 
 
 def _quieten_dependencies() -> None:
-    """Megatron warns on import of everything that it falls back from (`Capabilities` says that in
-    one line), and calls collectives by names that this torch calls old."""
+    """Silence what Megatron warns of on import: the fallbacks that it takes (`Capabilities` says
+    them in one line), and the collectives that it calls by names deprecated in this torch."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
@@ -157,8 +167,10 @@ def current_layout() -> Layout:
     )
 
 
-def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
-    """Float16Module where params are bf16 or fp16, then DistributedDataParallel."""
+def _wrap(
+    config: RunConfig, tconfig: TransformerConfig, chunks: list[GPTModel]
+) -> list[DistributedDataParallel]:
+    """Wrap in Float16Module where params are bf16 or fp16, then in DistributedDataParallel."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer.module import Float16Module
 
@@ -180,14 +192,19 @@ def _wrap(config: RunConfig, tconfig: Any, chunks: list[Any]) -> list[Any]:
     return wrapped
 
 
-def _build_optimizer(config: RunConfig, tconfig: Any, chunks: list[Any], lr: float) -> Any:
+def _build_optimizer(
+    config: RunConfig,
+    tconfig: TransformerConfig,
+    chunks: list[DistributedDataParallel],
+    lr: float,
+) -> MegatronOptimizer:
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     from sfpo_megatron.mcore.model import overridden
 
     section = config.train.optimizer
-    fields: dict[str, Any] = {
+    fields = {
         "optimizer": "adam",
         "lr": lr,
         "min_lr": 0.0,
@@ -222,14 +239,14 @@ def _build_optimizer(config: RunConfig, tconfig: Any, chunks: list[Any], lr: flo
     return optimizer
 
 
-def _one_or_list(functions: list[Any]) -> Any:
+def _one_or_list(functions: list[T]) -> T | list[T]:
     return functions if len(functions) > 1 else functions[0]
 
 
 def build_policy(
     config: RunConfig, capabilities: Capabilities, schedule: LRSchedule, *, model_path: str
 ) -> Policy:
-    """Model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
+    """Build the model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     from sfpo_megatron.mcore.aux_losses import AuxLosses
@@ -266,6 +283,7 @@ def build_policy(
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+    control = ControlGroup(config.train.control_timeout_s)
     return Policy(
         dtype=config.model.dtype,
         parallel=config.parallel,
@@ -277,7 +295,8 @@ def build_policy(
         optimizer=optimizer,
         scheduler=scheduler,
         shards=MainParamShards(optimizer, defer_gathers=True),
-        control=ControlGroup(config.train.control_timeout_s),
+        control=control,
+        statistics=Statistics(control),
         aux_losses=aux_losses,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sfpo_megatron.families.hf_files import HFCheckpoint
-from sfpo_megatron.families.rules import cut, merge
+from sfpo_megatron.families.operations import cut, merge
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.table import rule_by_name
 from sfpo_megatron.mcore.model import named_params

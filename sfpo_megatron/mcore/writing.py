@@ -1,48 +1,54 @@
-"""Writing a sharded state dict: planned and copied to the host now, on the disk when it is.
+"""Writes a sharded state dict: to the host at once, to the disk in the background.
 
-Megatron's writer forks a process for each file. For results of these it starts a manager process,
-which a run that is killed leaves behind; a file beside the checkpoint takes its place here.
+Megatron's writer forks a process for each file. It collects their results through a manager
+process, which a killed run leaves behind; a file beside the checkpoint takes its place here.
 """
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import json
 import multiprocessing
 import pickle
 import queue
 import signal
-import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.storage import WriteResult
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
+from sfpo_megatron.host.peers import PeerWriteError
+from sfpo_megatron.host.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 _NOTE = ".note-"  # ours, beside the files of a checkpoint that is being written
 _FILES_PER_RANK = 2
-_PR_SET_PDEATHSIG = 1
+_Results: TypeAlias = dict[int, list[WriteResult]] | Exception
 
 
 class _ResultsFile:
-    """What Megatron's writer uses of a queue: one `put` by the writing process, one `get_nowait`
-    by the process that forked it."""
+    """The part of a queue that Megatron's writer uses: one `put` by the writing process, one
+    `get_nowait` by the process that forked it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def put(self, results: Any) -> None:
+    def put(self, results: _Results) -> None:
         self._path.write_bytes(pickle.dumps(results))
 
-    def get_nowait(self) -> Any:
+    def get_nowait(self) -> _Results:
         try:
             return pickle.loads(self._path.read_bytes())  # noqa: S301 (by our own child)
         except FileNotFoundError:
@@ -52,17 +58,21 @@ class _ResultsFile:
 class Writing:
     """A checkpoint on its way to the disk. `finish` is collective, `is_done` and `join` are not."""
 
-    def __init__(self, request: Any, directory: Path) -> None:
+    def __init__(self, request: AsyncRequest, directory: Path) -> None:
         self._request = request
         self._directory = directory
         self._process: BaseProcess | None = None
+        self._staged: list[Sequence[Any]] = []
         arguments = list(request.async_fn_args)
         if request.async_fn is None:
             return  # all that this rank holds is written by others
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()  # device tensors to the host
         target = partial(_write, request.async_fn, directory, dist.get_rank())
-        # fork: it sees the tensors as they are now, without a copy.
+        # fork: it sees the tensors as they are now, without a copy. Page-locked memory is shared
+        # with it, not copied on write: given back to torch's allocator, the next tensor there would
+        # be written into the checkpoint. multiprocessing drops its own reference in `start`.
+        self._staged.append(arguments)
         self._process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
         self._process.start()
 
@@ -76,32 +86,34 @@ class Writing:
         their writers read them back. Collective. Raises on every rank if one could not write."""
         if self._process is not None:
             self._process.join()
+        self._staged.clear()
         dist.barrier()
         try:
             for finalize in self._request.finalize_fns:
                 finalize()
         except CheckpointException as error:  # no Exception: nothing above would catch it
-            raise OSError(_what_failed(error)) from error
+            raise _what_failed(error) from error
         dist.barrier()
         return _take_notes(self._directory) if dist.get_rank() == 0 else {}
 
 
-def _what_failed(error: CheckpointException) -> str:
-    """What a writer met, of one rank; an operating system's own words before those of torch."""
+def _what_failed(error: CheckpointException) -> OSError | PeerWriteError:
+    """The failure of this rank's writer, the operating system's words before torch's; if it had
+    none, that of another rank's."""
     found = sorted(
         (str(each[0]) for each in error.failures.values()), key=lambda t: "[Errno" not in t
     )
     if not found:
-        return "another rank could not write its files"
+        return PeerWriteError("another rank could not write its files")
     if "inline_container" in found[0]:  # torch's file writer, which keeps the reason to itself
-        return f"a write came short, as on a full disk ({found[0].splitlines()[0]})"
+        return OSError(f"a write came short, as on a full disk ({found[0].splitlines()[0]})")
     if "<class" in found[0]:  # Megatron 0.19 gives an exception's type for its text
-        return f"a writer failed and did not say why, as on a full disk ({found[0]})"
-    return found[0]
+        return OSError(f"a writer failed and did not say why, as on a full disk ({found[0]})")
+    return OSError(found[0])
 
 
-def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Writing:
-    """Begin to write `state` (a sharded state dict) into the empty `directory`. Collective."""
+def start_writing(state: ShardedStateDict, directory: Path, *, content: dict[str, Any]) -> Writing:
+    """Begin to write `state` into the empty `directory`. Collective."""
     filesystem_async._results_queue = _ResultsFile(directory / f"{_NOTE}results-{dist.get_rank()}")
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=_FILES_PER_RANK)
     # Newer releases prefer a writer in another package (0.19: nvidia-resiliency-ext).
@@ -117,10 +129,9 @@ def start_writing(state: Any, directory: Path, *, content: dict[str, Any]) -> Wr
     return Writing(request, directory)
 
 
-def _write(write: Any, directory: Path, rank: int, *arguments: Any) -> None:
-    """In the forked process: write, then read back for the manifest."""
-    if sys.platform == "linux":  # ends with the rank
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _write(write: Callable[..., None], directory: Path, rank: int, *arguments: Any) -> None:
+    """Write, then read back for the manifest; runs in the forked process."""
+    end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     write(*arguments)
     digests = {}

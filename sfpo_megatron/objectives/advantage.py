@@ -9,7 +9,7 @@ With m and s the mean and the unbiased standard deviation of the rewards of a gr
                                             REINFORCE++ with baseline, arXiv 2501.03262
 
 Each sums to 0 in every group, so a group of equal rewards has none. rewards: [N] float, siblings
-adjacent.
+adjacent. A user's own are called and checked in the same way (`plugins.ADVANTAGE`).
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.objectives.checked import checked_advantages
+from sfpo_megatron.plugins import ADVANTAGE
 from sfpo_megatron.types import RolloutBatch
 
 STD_EPS = 1e-6
 """Added to the standard deviation, as the released SFPO reference does."""
 
 
-def grpo_advantages(rewards: Tensor, group_size: int, *, normalize_std: bool = True) -> Tensor:
+def grpo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
     """[N]: see above."""
     groups = _groups(rewards, group_size)
     centered = groups - groups.mean(dim=1, keepdim=True)
-    if normalize_std:
+    if config.normalize_std:
         centered = centered / (groups.std(dim=1, keepdim=True) + STD_EPS)
     return centered.reshape(-1)
 
 
-def rloo_advantages(rewards: Tensor, group_size: int) -> Tensor:
+def rloo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
     """[N]: see above."""
     groups = _groups(rewards, group_size)
     centered = groups - groups.mean(dim=1, keepdim=True)
     return (centered * (group_size / (group_size - 1))).reshape(-1)
 
 
-def reinforce_pp_advantages(rewards: Tensor, group_size: int) -> Tensor:
+def reinforce_pp(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
     """[N]: see above; the batch is the whole rollout batch, one entry a rollout. Its mean is 0."""
     groups = _groups(rewards, group_size)
     centered = (groups - groups.mean(dim=1, keepdim=True)).reshape(-1)
@@ -48,12 +50,8 @@ def reinforce_pp_advantages(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def advantages_of(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
-    """[N], as `objective.advantage` names them."""
-    if config.advantage == "rloo":
-        return rloo_advantages(rewards, group_size)
-    if config.advantage == "reinforce_pp":
-        return reinforce_pp_advantages(rewards, group_size)
-    return grpo_advantages(rewards, group_size, normalize_std=config.normalize_std)
+    """[N] float32, as `objective.advantage` names them; PluginError for what is none."""
+    return checked_advantages(ADVANTAGE.load(config.advantage), rewards, group_size, config)
 
 
 def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
@@ -64,7 +62,8 @@ def zero_variance(rewards: Tensor, group_size: int) -> Tensor:
 
 def soft_overlong_penalty(lengths: Tensor, limit: int, config: ObjectiveConfig) -> Tensor:
     """[N] <= 0, to be added to the rewards (DAPO, arXiv 2503.14476, eq. 13): 0 up to
-    limit - buffer_tokens response tokens, from there linearly to -penalty at the limit."""
+    limit - buffer_tokens response tokens, from there linearly to -penalty at the limit. Tokens that
+    the model did not generate count too: they fill the room that the limit leaves."""
     buffer = config.overlong.buffer_tokens
     if buffer == 0:
         return torch.zeros(lengths.shape)

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.objectives.checked import checked_loss, no_gradient
 from sfpo_megatron.objectives.kl import kl_estimate
 from sfpo_megatron.objectives.mismatch import mismatch_weights
-from sfpo_megatron.objectives.own_loss import policy_loss
 from sfpo_megatron.objectives.sequences import Sequences
 from sfpo_megatron.objectives.surrogate import (
     PolicyLoss,
     PolicyTokens,
-    clipped,
+    Statistics,
     log_ratio_of,
+    outside_bounds,
     ratio_of,
 )
+from sfpo_megatron.plugins import LOSS
 from sfpo_megatron.types import Microbatch, Minibatch
+
+OF_EVERY_PASS = frozenset({"loss", "entropy", "grad_norm"})
+"""What a pass says of itself; no statistic of an objective has such a name."""
+
+_OF_THE_POLICY = frozenset(
+    {"ratio_mean", "ratio_max", "ppo_kl", "mismatch_weight_mean", "mismatch_rejected", "ref_kl"}
+)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class ObjectiveTerms:
-    """What an objective finds in one microbatch."""
+    """What an objective finds in one microbatch. Its statistics have the same names, in the same
+    order, in every microbatch and on every rank; no name stands in both."""
 
     loss: Tensor  # [] sum of the token losses, differentiable
-    sums: Tensor  # [len(stat_names)]
-    maxima: Tensor  # [len(max_names)]
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """[] each: it becomes a mean over the tokens under the loss masks."""
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """[] each, of values >= 0."""
 
 
 class Objective(Protocol):
-    """Called once a microbatch, on the ranks of the last pipeline stage."""
-
-    @property
-    def stat_names(self) -> tuple[str, ...]:
-        """What `sums` are, in order; each becomes a mean over response tokens."""
-
-    @property
-    def max_names(self) -> tuple[str, ...]:
-        """What `maxima` are, in order: of values >= 0."""
+    """Called once a microbatch, on the ranks of the last pipeline stage. Keep one object for the
+    whole run: its statistics' names are agreed between the ranks when a pass first meets it."""
 
     @property
     def temperature(self) -> float:
@@ -64,7 +69,6 @@ class PolicyObjective:
     """A policy loss (surrogate.py), and optionally an entropy bonus and a KL penalty, aggregated as
     configured."""
 
-    max_names: ClassVar[tuple[str, ...]] = ("ratio_max",)
     config: ObjectiveConfig
     loss: PolicyLoss
     max_response_tokens: int
@@ -77,22 +81,13 @@ class PolicyObjective:
 
     @staticmethod
     def of(config: RunConfig, *, first_pass_is_old: bool = False) -> PolicyObjective:
-        """As `objective` asks for; ValueError for an `objective.loss` that cannot be had."""
+        """As `objective` asks for; PluginError if `objective.loss` cannot be loaded."""
         return PolicyObjective(
             config=config.objective,
-            loss=policy_loss(config.objective.loss),
+            loss=LOSS.load(config.objective.loss),
             max_response_tokens=config.rollout.max_response_tokens,
             temperature=config.rollout.temperature,
             first_pass_is_old=first_pass_is_old,
-        )
-
-    @property
-    def stat_names(self) -> tuple[str, ...]:
-        mismatch = ("mismatch_weight_mean", "mismatch_rejected")
-        return (
-            *("ratio_mean", "ppo_kl", "clip_frac_low", "clip_frac_high"),
-            *(mismatch if self.config.importance_sampling.is_on else ()),
-            *(("ref_kl",) if self.config.kl.coef else ()),
         )
 
     @property
@@ -121,15 +116,17 @@ class PolicyObjective:
             loss_mask=mask,
             sequences=sequences,
         )
-        token_loss = self._token_loss(tokens)
         ratio = torch.where(mask, tokens.ratio.detach(), 0.0)
-        stats = [ratio, -log_ratio.detach(), *clipped(tokens, config)]
+        stats = {"ratio_mean": ratio, "ppo_kl": -log_ratio.detach()}
+        token_loss, clipped = self._policy_loss(tokens)
+        stats |= clipped
         if config.importance_sampling.is_on:
             weights, rejected = mismatch_weights(
                 old, microbatch.generator_logprobs, mask, sequences, config.importance_sampling
             )
             token_loss = token_loss * weights
-            stats += [torch.where(mask, weights, 0.0), rejected]
+            stats["mismatch_weight_mean"] = torch.where(mask, weights, 0.0)
+            stats["mismatch_rejected"] = rejected
         loss = self._sum(token_loss, sequences)
         if self.with_entropy_grad:
             bonus = self._sum(torch.where(mask, entropy, 0.0), sequences)
@@ -137,21 +134,23 @@ class PolicyObjective:
         if config.kl.coef:
             assert microbatch.ref_logprobs is not None, "ref_logprobs come before the first update"
             kl = kl_estimate(logprobs, microbatch.ref_logprobs, mask, config.kl)
-            stats.append(kl.detach())
+            stats["ref_kl"] = kl.detach()
             if config.kl.where == "loss":
                 loss = loss + config.kl.coef * self._sum(kl, sequences)
-        sums = torch.stack([stat.sum().float() for stat in stats])
-        return ObjectiveTerms(loss=loss, sums=sums, maxima=ratio.max().unsqueeze(0))
+        if logprobs.requires_grad and not loss.requires_grad:
+            raise no_gradient(config.loss)
+        return ObjectiveTerms(
+            loss=loss,
+            sums={name: values.sum().float() for name, values in stats.items()},
+            maxima={"ratio_max": ratio.max()},
+        )
 
-    def _token_loss(self, tokens: PolicyTokens) -> Tensor:
-        """[T], 0 outside the mask."""
-        token_loss = self.loss(tokens, self.config)
-        if token_loss.shape != tokens.loss_mask.shape:
-            raise ValueError(
-                f"objective.loss: {self.config.loss} gave a shape {tuple(token_loss.shape)}, "
-                f"expected one loss a token, {tuple(tokens.loss_mask.shape)}"
-            )
-        return torch.where(tokens.loss_mask, token_loss, 0.0)
+    def _policy_loss(self, tokens: PolicyTokens) -> tuple[Tensor, Statistics]:
+        """(token losses, statistics), [T], 0 outside the mask."""
+        taken = OF_EVERY_PASS | _OF_THE_POLICY
+        losses, given = checked_loss(self.loss, tokens, self.config, taken)
+        outside = outside_bounds(tokens, self.config)
+        return losses, {n: v & tokens.loss_mask for n, v in outside.items()} | given
 
     def _sum(self, values: Tensor, sequences: Sequences) -> Tensor:
         """What `normalizer` turns into the aggregate; values [T] are 0 outside the mask."""
@@ -164,8 +163,6 @@ class PolicyObjective:
 class NextTokenObjective:
     """Cross-entropy of the response tokens: the warm start."""
 
-    stat_names: ClassVar[tuple[str, ...]] = ()
-    max_names: ClassVar[tuple[str, ...]] = ()
     temperature: float = 1.0
     with_entropy_grad: bool = False
 
@@ -174,5 +171,4 @@ class NextTokenObjective:
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch) -> ObjectiveTerms:
         loss = torch.where(microbatch.loss_mask, -logprobs, 0.0).sum()
-        nothing = logprobs.new_zeros(0)
-        return ObjectiveTerms(loss=loss, sums=nothing, maxima=nothing)
+        return ObjectiveTerms(loss=loss)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Sequences:
-    """The S sequences of one pack; only tokens under the loss mask count."""
+    """The S sequences of one pack; only tokens under the loss mask count: of a response, those that
+    the model generated."""
 
     def __init__(self, cu_seqlens: Tensor, loss_mask: Tensor) -> None:
         """cu_seqlens: [S + 1] int32, loss_mask: [T] bool."""
@@ -22,7 +23,7 @@ class Sequences:
         self.ids = torch.searchsorted(cu_seqlens, positions, right=True) - 1  # [T] int64
         """Which sequence each token is of."""
         self.num_tokens = self.sum(loss_mask.float())  # [S]
-        """Response tokens of each; 0 for padding."""
+        """Tokens under the mask of each; 0 for padding."""
 
     def sum(self, values: Tensor) -> Tensor:
         """[T] -> [S]"""
@@ -30,7 +31,7 @@ class Sequences:
         return masked.new_zeros(self._num).index_add(0, self.ids, masked)
 
     def mean(self, values: Tensor) -> Tensor:
-        """[T] -> [S]; 0 for a sequence without response tokens."""
+        """[T] -> [S]; 0 for a sequence without a token under the mask."""
         return self.sum(values) / self.num_tokens.clamp(min=1)
 
     def on_tokens(self, values: Tensor) -> Tensor:

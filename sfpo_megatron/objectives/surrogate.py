@@ -36,9 +36,11 @@ class PolicyTokens:
     sequences: Sequences
 
 
-PolicyLoss = Callable[[PolicyTokens, ObjectiveConfig], Tensor]
-"""Token losses [T], unreduced: built in, or your own as `objective.loss: package.module:function`.
-"""
+Statistics = dict[str, Tensor]
+"""A value a token [T] by name; its mean over the trained tokens is logged as `pass_k/NAME`."""
+
+PolicyLoss = Callable[[PolicyTokens, ObjectiveConfig], Tensor | tuple[Tensor, Statistics]]
+"""Token losses [T], unreduced, alone or with statistics: `plugins.LOSS`."""
 
 
 def log_ratio_of(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Tensor:
@@ -53,42 +55,44 @@ def ratio_of(log_ratio: Tensor, sequences: Sequences, config: ObjectiveConfig) -
     return log_ratio.exp()
 
 
-def ppo_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor:
+def ppo_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> tuple[Tensor, Statistics]:
     free = tokens.ratio * tokens.advantages
     loss = -torch.minimum(free, _clip(tokens.ratio, config) * tokens.advantages)
     if config.dual_clip is not None:
         most = -config.dual_clip * tokens.advantages
         loss = torch.where(tokens.advantages < 0, torch.minimum(loss, most), loss)
-    return loss
+    return loss, _without_gradient(tokens, config)
 
 
-def cispo(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor:
-    return -_clip(tokens.ratio.detach(), config) * tokens.advantages * tokens.logprobs
+def cispo(tokens: PolicyTokens, config: ObjectiveConfig) -> tuple[Tensor, Statistics]:
+    loss = -_clip(tokens.ratio.detach(), config) * tokens.advantages * tokens.logprobs
+    return loss, outside_bounds(tokens, config)
 
 
-def no_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> Tensor:
-    return -tokens.ratio * tokens.advantages
+def no_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> tuple[Tensor, Statistics]:
+    never = torch.zeros_like(tokens.loss_mask)
+    return -tokens.ratio * tokens.advantages, {"clip_frac_low": never, "clip_frac_high": never}
 
 
-LOSSES: dict[str, PolicyLoss] = {"ppo_clip": ppo_clip, "cispo": cispo, "no_clip": no_clip}
+def outside_bounds(tokens: PolicyTokens, config: ObjectiveConfig) -> Statistics:
+    """Tokens whose ratio is beyond either bound: what is said of a loss that does not say itself
+    what it clipped."""
+    ratio = tokens.ratio.detach()
+    return {
+        "clip_frac_low": ratio < 1.0 - config.clip_low,
+        "clip_frac_high": ratio > 1.0 + config.clip_high,
+    }
 
 
 @torch.no_grad()
-def clipped(tokens: PolicyTokens, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
-    """(low, high) [T] bool: the tokens that the lower and the upper bound (or the dual clip)
-    changed. Under ppo_clip those lost their gradient; for a loss of your own, ratios outside the
-    bounds."""
+def _without_gradient(tokens: PolicyTokens, config: ObjectiveConfig) -> Statistics:
+    """Tokens that lost their gradient under ppo_clip, to either bound or to the dual clip."""
     ratio, advantages = tokens.ratio, tokens.advantages
-    if config.loss == "no_clip":
-        return torch.zeros_like(tokens.loss_mask), torch.zeros_like(tokens.loss_mask)
-    if config.loss != "ppo_clip":
-        low, high = ratio < 1.0 - config.clip_low, ratio > 1.0 + config.clip_high
-        return low & tokens.loss_mask, high & tokens.loss_mask
-    lost = (_clip(ratio, config) * advantages < ratio * advantages) & tokens.loss_mask
+    lost = _clip(ratio, config) * advantages < ratio * advantages
     low, high = lost & (advantages < 0), lost & (advantages > 0)
     if config.dual_clip is not None:
-        high |= (advantages < 0) & (ratio > config.dual_clip) & tokens.loss_mask
-    return low, high
+        high |= (advantages < 0) & (ratio > config.dual_clip)
+    return {"clip_frac_low": low, "clip_frac_high": high}
 
 
 def _clip(ratio: Tensor, config: ObjectiveConfig) -> Tensor:

@@ -1,1 +1,1 @@
-"""What a finished run shows: a table and a plot, both from its metrics.jsonl alone."""
+"""What a run writes: the paths in its directory, and its metrics as a table and a plot."""

@@ -1,4 +1,4 @@
-"""Every path that a run writes, in one place.
+"""The directory of a run: every path that it writes, in one place.
 
     RUN/config.yaml          the config, every default filled in
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
@@ -6,10 +6,11 @@
     RUN/plot.png             the picture of the run
     RUN/hf/                  the policy, as Hugging Face files
     RUN/checkpoints/         see checkpoints/store.py
-    RUN/logs/                rank_N.err, rank_N.exit, controller.log, engine-N.log,
+    RUN/logs/                rank_N.err, rank_N.json, rank_N.exit, controller.log, engine-N.log,
                              scoring-N.log
     RUN/slurm/               job scripts
     RUN/stop-requested       asks the run to stop (host/stopping.py)
+    RUN/.lock                who trains here, or did last (host/lock.py); .lock-heartbeat
 
 Standard library only.
 """
@@ -70,6 +71,15 @@ class RunDirectory:
         return self.path / "stop-requested"
 
     @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def heartbeat(self) -> Path:
+        """File that stands for a lock where the file system has none."""
+        return self.path / ".lock-heartbeat"
+
+    @property
     def controller_log(self) -> Path:
         return self.logs / "controller.log"
 
@@ -78,13 +88,24 @@ class RunDirectory:
         return self.logs / f"engine-{index}.log"
 
     def scoring_log(self, index: int) -> Path:
-        """What scoring process number `index` prints, a reward function's own output included."""
+        """Log of scoring process number `index`, a reward function's own output included."""
         return self.logs / f"scoring-{index}.log"
 
     def error_file(self, rank: int) -> Path:
-        """First line: the message of that rank; below it: the traceback."""
+        """File with the message of that rank on its first line and the traceback below."""
         return self.logs / f"rank_{rank}.err"
 
+    def failure_file(self, rank: int) -> Path:
+        """File in which that rank tells the launcher how it failed (launcher/failures.py)."""
+        return self.logs / f"rank_{rank}.json"
+
     def exit_file(self, rank: int) -> Path:
-        """Exit code of that rank, if it was not 0."""
+        """File with the exit code of that rank, if it was not 0."""
         return self.logs / f"rank_{rank}.exit"
+
+    def forget_ranks(self) -> None:
+        """Remove what the ranks of an earlier run have left in `logs`, and make it."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for suffix in ("err", "json", "exit"):
+            for old in self.logs.glob(f"rank_*.{suffix}"):
+                old.unlink(missing_ok=True)

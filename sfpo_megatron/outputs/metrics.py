@@ -10,8 +10,8 @@ from typing import Any
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RunMetrics:
-    """The lines of one run, in step order; a step that was logged twice (a resumed run) counts
-    as its last writing."""
+    """The lines of one run, in step order. A step that was logged twice (by a resumed run) counts
+    as it was logged last."""
 
     train: tuple[dict[str, Any], ...]
     evals: tuple[dict[str, Any], ...]
@@ -64,8 +64,8 @@ def read_metrics(path: str | Path) -> RunMetrics:
 
 
 def cut_metrics(path: str | Path, step: int) -> None:
-    """Drop the lines after train step `step`, and half a line at the end: what a run that continues
-    after `step` is going to write. No file is no error."""
+    """Drop the lines after train step `step`, which a run that continues from there writes again,
+    and half a line at the end. A missing file is no error."""
     file = Path(path)
     if not file.exists():
         return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BLUE, _GREY, _ORANGE, _GREEN = "#1f5fa8", "#9aa3ad", "#d9722b", "#2f8f6b"
 _SMOOTHING = 7  # train steps in the running mean of a noisy series
@@ -44,8 +47,8 @@ def _xy(run: RunMetrics, name: str, *, evals: bool = False) -> tuple[list[int], 
     return [run.rollouts_at(step) for step, _ in points], [value for _, value in points]
 
 
-def _noisy(axes: Any, run: RunMetrics, name: str, color: str, label: str) -> None:
-    """Faint points as logged, a line for their running mean."""
+def _noisy(axes: Axes, run: RunMetrics, name: str, color: str, label: str) -> None:
+    """Draw faint points as logged and a line for their running mean."""
     x, y = _xy(run, name)
     if not x:
         return
@@ -55,7 +58,7 @@ def _noisy(axes: Any, run: RunMetrics, name: str, color: str, label: str) -> Non
     axes.plot(x, [sum(w) / len(w) for w in windows], color=color, linewidth=1.4, label=label)
 
 
-def _accuracy(axes: Any, run: RunMetrics) -> None:
+def _accuracy(axes: Axes, run: RunMetrics) -> None:
     _noisy(axes, run, "reward_mean", _GREY, "train reward")
     x, y = _xy(run, "eval/accuracy", evals=True)
     if x:
@@ -84,7 +87,7 @@ def _title(run: RunMetrics) -> str:
     return text + (f", {updates:,} optimizer steps" if updates is not None else "")
 
 
-def _entropy(axes: Any, run: RunMetrics) -> None:
+def _entropy(axes: Axes, run: RunMetrics) -> None:
     x, y = _xy(run, "entropy")
     axes.plot(x, y, color=_GREEN, linewidth=1.4)
     axes.set_ylabel("entropy (nats)")
@@ -101,7 +104,7 @@ def _entropy(axes: Any, run: RunMetrics) -> None:
         )
 
 
-def _drift(axes: Any, run: RunMetrics) -> None:
+def _drift(axes: Axes, run: RunMetrics) -> None:
     _noisy(axes, run, "clip_frac", _ORANGE, "clipped tokens")
     axes.set_ylabel("clip fraction")
     axes.set_ylim(bottom=0)

@@ -11,8 +11,8 @@ PHASES = ("generate", "reward", "logprob", "passes", "reposition", "refit", "ste
 
 
 def summary_table(metrics_path: str | Path, *, resumed_after: int | None = None) -> str:
-    """A plain aligned table of a run's metrics.jsonl; `resumed_after`: the train step whose
-    checkpoint it continued from, where it did."""
+    """A plain aligned table of a run's metrics.jsonl. `resumed_after`: the train step whose
+    checkpoint the run continued from, if it did."""
     run = read_metrics(metrics_path)
     if not run.train and not run.evals:
         return f"{metrics_path}: no train step and no evaluation yet\n"
@@ -78,7 +78,7 @@ def _count(value: int | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, the others to the right."""
+    """Align the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -71,9 +71,9 @@ DENSE_MFU = 0.38
 """Share of the peak that a dense model's forward and backward reach, waiting for peers apart."""
 PREFILL_MFU = 0.4
 HBM_SHARE = 0.7
-"""Of the memory's bandwidth, in decoding and in the optimizer."""
+"""Share of the memory's bandwidth that is reached, in decoding and in the optimizer."""
 LINK_SHARE = 0.7
-"""Of a link's or the network's bandwidth, in large collectives."""
+"""Share of a link's or the network's bandwidth that is reached, in large collectives."""
 PCIE_BYTES_PER_S = 25e9
 """Between GPU and page-locked host memory."""
 AWAY_BYTES = 3 * GIB

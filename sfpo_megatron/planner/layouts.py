@@ -104,7 +104,7 @@ def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[Run
         if experts % expert or (data * tensor) % expert:
             continue
         if expert == 1 and tensor > 1 and shape.moe:
-            continue  # config/experts.py: its gradients would miss tokens
+            continue  # config/rules/experts.py: its gradients would miss tokens
         if rollouts // config.train.minibatches_per_step < data:
             continue
         parallel = replace(

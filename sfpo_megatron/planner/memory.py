@@ -37,8 +37,8 @@ class RankMemory:
     asleep: int = 0
     """What a colocated engine keeps while the trainer has the device."""
     refit: int = 0
-    """Of a colocated engine: its weights beside the trainer's state, and a bucket; no activations
-    are there then."""
+    """What a colocated engine adds: its weights beside the trainer's state, and a bucket; there are
+    no activations then."""
     host: int = 0
     """Page-locked: the snapshot, what of the optimizer is offloaded, and while colocated engines
     generate everything that has to come back."""
@@ -63,7 +63,7 @@ def rank_memory(
     padding: float = 1.0,
     microbatches: int | None = None,
 ) -> RankMemory:
-    """Of a rank of pipeline stage `stage`. `parallel.data` must be a number.
+    """Bytes of a rank of pipeline stage `stage`. `parallel.data` must be a number.
 
     `tokens`: of a microbatch, by default the budget of one. `padding`: tokens of the padded batch
     in the local spec's attention, over `tokens`. `microbatches`: of a minibatch, where they may be
@@ -178,7 +178,7 @@ def activation_bytes(
 
 
 def _norm_bytes(size: float, dtype: int, spec: Spec) -> float:
-    """Of a norm and the linear layer that reads it, per token."""
+    """Saved by a norm and the linear layer that reads it, per token."""
     if spec == "te":
         return 2 * dtype * size + 4  # input, output; 1 / rms
     return 8 * size + 4 + dtype * size  # input and normalized input in fp32; output
@@ -223,8 +223,8 @@ def layer_bytes(
 
 
 def _recomputed_modules(config: RunConfig) -> tuple[str, ...]:
-    """Of selective recompute. Megatron's default, core_attn, saves nothing beside flash attention,
-    which recomputes by itself."""
+    """Modules under selective recompute. Megatron's default, core_attn, saves nothing beside flash
+    attention, which recomputes by itself."""
     settings = config.megatron.transformer
     if settings.get("recompute_granularity") != "selective":
         return ()
@@ -259,7 +259,8 @@ def _latent_bytes(mla: MLAShape, dtype: int, spec: Spec) -> float:
 
 
 def _latent_heads_bytes(shape: ModelShape, dtype: int, spec: Spec, padding: float) -> float:
-    """As `_attention_bytes`; torch's values are as wide as its keys, TE's are not."""
+    """Saved by the attention of latent heads; torch's values are as wide as its keys, TE's are
+    not."""
     keys, values = shape.head_dim, shape.value_dim
     if spec == "te":
         return shape.num_heads * (dtype * 2 * (keys + values) + 4)
@@ -281,7 +282,7 @@ def logit_bytes(shape: ModelShape, config: RunConfig, *, stage: int, tokens: int
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class EngineMemory:
-    """Of one GPU of an engine, in bytes."""
+    """Bytes of one GPU of an engine."""
 
     weights: int
     kv_cache: int
@@ -295,13 +296,13 @@ class EngineMemory:
 
 @functools.cache
 def num_params(shape: ModelShape) -> int:
-    """Of the whole model, tied embeddings once."""
+    """Params of the whole model, tied embeddings once."""
     whole = Chunk(layers=tuple(range(shape.num_layers)), first=True, last=True)
     return sum(param.numel for param in params_of(shape, ParallelConfig(), whole))
 
 
 def weight_bytes(config: RunConfig) -> int:
-    """Of one of an engine's weights."""
+    """Bytes of one of an engine's weights."""
     given = config.rollout.quantization or config.rollout.engine_args.get("quantization")
     return 1 if given else DTYPE_BYTES[config.model.dtype]
 

@@ -9,16 +9,34 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import EMBEDDING, FINAL_NORM, OUTPUT, hf_shapes, layer_rules
 
 _PARAM_ALIGNMENT, _BUCKET_ALIGNMENT = 64, 128
 Spec = Literal["local", "te"]
 """Megatron's layer spec: torch's modules, or TransformerEngine's."""
+_MODULES = (
+    *("input_layernorm", "linear_proj", "linear_q_proj", "linear_q_down_proj", "linear_q_up_proj"),
+    *("linear_kv_down_proj", "linear_kv_up_proj", "linear_qkv"),
+    *("q_layernorm", "k_layernorm", "kv_layernorm"),
+    *("pre_mlp_layernorm", "router", "linear_fc1", "linear_fc2"),
+)
+"""The modules of a layer, as Megatron registers them; those of experts, then of shared ones, come
+after the router in this order once more."""
+_NORM_BEFORE = {
+    "linear_q_up_proj": "q_layernorm",
+    "linear_kv_up_proj": "kv_layernorm",
+    "linear_qkv": "input_layernorm",
+    "linear_fc1": "pre_mlp_layernorm",
+}
+"""The module of the norm that TransformerEngine fuses into a linear."""
+_SHARED = ".shared_experts."
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -73,21 +91,19 @@ def params_of(
     shape: ModelShape, parallel: ParallelConfig, chunk: Chunk, spec: Spec = "te"
 ) -> list[Param]:
     """In the order of the module's parameters."""
-    tensor, hidden = parallel.tensor, shape.hidden_size
-    vocabulary = shape.padded_vocab_size(tensor) // tensor * hidden
+    tensor = parallel.tensor
+    vocabulary = shape.padded_vocab_size(tensor) // tensor * shape.hidden_size
+    tied = shape.tied_embeddings
     found = []
     if chunk.first:
-        shared = shape.tied_embeddings and not chunk.last  # on one stage there is one copy
-        found.append(Param(name="embedding", numel=vocabulary, shared_embedding=shared))
+        shared = tied and not chunk.last  # on one stage there is one copy
+        found.append(Param(name=EMBEDDING.megatron, numel=vocabulary, shared_embedding=shared))
     for layer in chunk.layers:
-        dense = shape.moe is None or layer < shape.moe.num_dense_layers
-        found += _layer(shape, parallel, dense, spec)
+        found += _layer(shape, parallel, layer < shape.num_dense_layers, spec)
     if chunk.last:
-        found.append(Param(name="final_layernorm", numel=hidden))
-        if not shape.tied_embeddings:
-            found.append(Param(name="output_layer", numel=vocabulary))
-        elif not chunk.first:  # a copy of the embedding, on another stage
-            found.append(Param(name="output_layer", numel=vocabulary, shared_embedding=True))
+        found.append(Param(name=FINAL_NORM.megatron, numel=_numel(FINAL_NORM, shape, parallel)))
+        if not tied or not chunk.first:  # tied: a copy of the embedding, on another stage
+            found.append(Param(name=OUTPUT.megatron, numel=vocabulary, shared_embedding=tied))
     return found
 
 
@@ -95,68 +111,50 @@ def params_of(
 def _layer(
     shape: ModelShape, parallel: ParallelConfig, dense: bool, spec: Spec
 ) -> tuple[Param, ...]:
-    fused = spec == "te"
-    attention = _attention_params(shape, parallel, fused=fused)
-    if dense:
-        return (*attention, *_mlp_params(shape, parallel))
-    return (*attention, *_expert_params(shape, parallel, fused=fused))
-
-
-def _attention_params(
-    shape: ModelShape, parallel: ParallelConfig, *, fused: bool
-) -> Iterator[Param]:
-    """`fused`: TE's linear layers hold the norm in front of them."""
-    hidden, tensor = shape.hidden_size, parallel.tensor
-    norm = Param(name="input_layernorm", numel=hidden)
-    if not fused or shape.mla is not None:
-        yield norm
-    if shape.mla is None:
-        heads = shape.num_heads * shape.head_dim
-        qkv = heads + 2 * shape.num_kv_heads * shape.head_dim
-        yield Param(name="linear_proj", numel=hidden * heads // tensor)
-        if fused:
-            yield norm
-        yield Param(name="linear_qkv", numel=hidden * qkv // tensor)
-        if shape.qkv_bias:
-            yield Param(name="linear_qkv.bias", numel=qkv // tensor)
-        for name in ("q_layernorm", "k_layernorm") if shape.qk_norm else ():
-            yield Param(name=name, numel=shape.head_dim)
+    """The params of a layer, with an MLP or with experts, from the rules of its family."""
+    rules = layer_rules(shape, 0 if dense else shape.num_layers - 1)
+    held = sorted((r for r in rules if not r.frozen), key=lambda rule: _place(rule, spec))
+    experts = [rule for rule in held if rule.expert]
+    shared = [rule for rule in held if _SHARED in rule.megatron]
+    num_experts = shape.moe.num_experts // parallel.expert if shape.moe else 0
+    if spec == "te":  # grouped linear layers: all first ones before all second ones
+        of_experts = [(rule, index) for rule in experts for index in range(num_experts)]
     else:
-        mla = shape.mla
-        matrices = mla.matrices(hidden, shape.num_heads)
-        linears = {name: math.prod(size) for name, size in matrices.items()}
-        yield Param(name="linear_proj", numel=linears.pop("linear_proj") // tensor)
-        norms = {n: Param(name=n, numel=size[1]) for n, size in matrices.items() if "up" in n}
-        for name, numel in linears.items():  # every rank makes the short vectors whole
-            if fused and name in norms:
-                yield norms[name]
-            yield Param(name=name, numel=numel if "down" in name else numel // tensor)
-        yield from () if fused else norms.values()
+        of_experts = [(rule, index) for index in range(num_experts) for rule in experts]
+    return tuple(
+        Param(
+            name=rule.megatron.format(layer="{layer}", expert=index),
+            numel=_numel(rule, shape, parallel),
+            expert=rule.expert,
+        )
+        for rule, index in (
+            *((rule, 0) for rule in held if rule not in (*experts, *shared)),
+            *of_experts,
+            *((rule, 0) for rule in shared),
+        )
+    )
 
 
-def _mlp_params(shape: ModelShape, parallel: ParallelConfig) -> Iterator[Param]:
-    """The norm comes first, whichever module holds it."""
-    size = shape.ffn_size * shape.hidden_size // parallel.tensor
-    yield Param(name="pre_mlp_layernorm", numel=shape.hidden_size)
-    yield Param(name="linear_fc1", numel=2 * size)
-    yield Param(name="linear_fc2", numel=size)
+def _place(rule: Rule, spec: Spec) -> tuple[int, int]:
+    """Rank of the param among those that Megatron registers in a layer. In TransformerEngine's
+    layers the linear holds the norm in front of it, elsewhere that is a module of its own."""
+    module, kind = rule.megatron.split(".")[-2:]
+    if kind == "layer_norm_weight" and spec == "local":
+        module, kind = _NORM_BEFORE[module], "weight"
+    if module not in _MODULES:
+        raise ValueError(
+            f"{rule.megatron}: found the module {module}, expected one of {', '.join(_MODULES)}; "
+            "add it to planner/params.py where Megatron's layer has it"
+        )
+    return _MODULES.index(module), ("layer_norm_weight", "weight", "bias").index(kind)
 
 
-def _expert_params(shape: ModelShape, parallel: ParallelConfig, *, fused: bool) -> Iterator[Param]:
-    """`fused`: TE's grouped linear layers, all first ones before all second ones."""
-    moe, hidden = shape.moe, shape.hidden_size
-    assert moe is not None
-    yield Param(name="pre_mlp_layernorm", numel=hidden)
-    yield Param(name="router", numel=moe.num_experts * hidden)
-    size = moe.ffn_size * hidden // parallel.expert_tensor
-    names = [(e, n) for e in range(moe.num_experts // parallel.expert) for n in (1, 2)]
-    for expert, number in sorted(names, key=lambda pair: pair[1]) if fused else names:
-        numel = 2 * size if number == 1 else size
-        yield Param(name=f"{expert}.linear_fc{number}", numel=numel, expert=True)
-    if moe.shared_ffn_size:
-        size = moe.shared_ffn_size * hidden // parallel.tensor
-        yield Param(name="shared.linear_fc1", numel=2 * size)
-        yield Param(name="shared.linear_fc2", numel=size)
+def _numel(rule: Rule, shape: ModelShape, parallel: ParallelConfig) -> int:
+    """Elements of a rank's part."""
+    whole = sum(math.prod(size) for size in hf_shapes(rule, shape))
+    if rule.tp_dim is None:
+        return whole
+    return whole // (parallel.expert_tensor if rule.expert else parallel.tensor)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -168,7 +166,7 @@ class Buffer:
     ranks: int
     """Data-parallel ranks; 1 where each owns all of it."""
     buckets: tuple[tuple[int, int], ...]
-    """Where each begins and ends; a rank owns the same part of every one."""
+    """Begin and end of each; a rank owns the same part of every one."""
     gaps: tuple[tuple[int, int], ...]
     """Padding between params and after the last."""
 
@@ -188,8 +186,9 @@ class Buffer:
 def buffer_of(
     params: Sequence[Param], *, ranks: int, bucket_size: int | None, sharded: bool
 ) -> Buffer:
-    """Of params of one kind (dense, or expert), over `ranks` data-parallel ranks. `sharded`: for
-    the distributed optimizer; without it nothing is padded and every rank owns all."""
+    """The buffer of params of one kind (dense, or expert), over `ranks` data-parallel ranks.
+    `sharded`: for the distributed optimizer; without it nothing is padded and every rank owns all.
+    """
     if not sharded:
         total = sum(param.numel for param in params)
         return Buffer(numel=total, ranks=1, buckets=((0, total),), gaps=())

@@ -43,7 +43,7 @@ class Workload:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class StepSeconds:
-    """Of one train step."""
+    """Seconds of one train step, by phase."""
 
     generation: float
     logprobs: float
@@ -78,7 +78,7 @@ def active_params(shape: ModelShape) -> float:
 
 
 def forward_flops(shape: ModelShape, length: float) -> float:
-    """Of one token of a sequence of `length`, causal attention included."""
+    """Operations of one token of a sequence of `length`, causal attention included."""
     heads = shape.num_heads * (shape.head_dim + shape.value_dim)
     seen = min(length, shape.window or length) / 2
     return 2 * active_params(shape) + 2 * shape.num_layers * heads * seen
@@ -104,7 +104,7 @@ def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload)
 
 
 def num_gpus(config: RunConfig) -> int:
-    """Of the trainer."""
+    """Number of trainer GPUs."""
     assert config.parallel.data is not None, "resolve parallel.data first"
     return config.parallel.data * config.parallel.model_size
 
@@ -143,7 +143,7 @@ def _sweep_seconds(
 
 
 def _bandwidth(gpu: Gpu, ranks: int) -> float:
-    """Of a collective over `ranks` consecutive GPUs."""
+    """Bytes a second of a collective over `ranks` consecutive GPUs."""
     peak = gpu.link_bytes_per_s if ranks <= GPUS_PER_NODE else gpu.network_bytes_per_s
     return hardware.LINK_SHARE * peak
 

@@ -3,8 +3,8 @@
     checksum(W) = sum over i of  f(i) * bits(W_i)   mod 2^64,   i the flat index in the full tensor
 
 f(i) is odd and looks random, so one changed element always changes the sum, two that are swapped
-all but surely do, and the sums of the pieces of a tensor add up to the tensor's. As signed 64-bit
-integers, whose overflow torch wraps.
+all but surely do, and the sums of the pieces of a tensor add up to the tensor's. Computed in signed
+64-bit integers, whose overflow torch wraps.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ChecksumError(ValueError):
 def checksum(
     region: Tensor, full: Sequence[int] | None = None, *, dim: int = 0, start: int = 0
 ) -> int:
-    """Of `region`, the rows from `start` on along `dim` of a tensor of shape `full` (by default
-    all of it)."""
+    """Checksum of `region`: the rows from `start` on along `dim` of a tensor of shape `full` (by
+    default all of it)."""
     full = list(region.shape) if full is None else list(full)
     if not region.numel():
         return 0
@@ -49,13 +49,13 @@ def checksum(
 
 
 def signed(number: int) -> int:
-    """mod 2^64, as a signed 64-bit integer: what travels in tensors and messages."""
+    """`number` mod 2^64 as a signed 64-bit integer, which travels in tensors and messages."""
     number %= 1 << 64
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _mix(index: Tensor) -> Tensor:
-    """splitmix64's first steps, made odd; in place."""
+    """Apply splitmix64's first steps in place, and make the result odd."""
     index.add_(1).mul_(-7046029254386353131)  # 0x9E3779B97F4A7C15
     index.bitwise_xor_(index >> 30).mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9
     return index.bitwise_xor_(index >> 27).bitwise_or_(1)

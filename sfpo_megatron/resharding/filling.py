@@ -9,29 +9,20 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import checksum, signed
+from sfpo_megatron.resharding.seams import ShardedSource, WeightSource
 from sfpo_megatron.resharding.transports import shared_file
 from sfpo_megatron.resharding.transports.tensor_names import Bucket, ManifestError
 
 
-class WeightSource(Protocol):
-    """Full Hugging Face tensors, in the same order on every rank (vLLM's `WeightSource`)."""
-
-    def metadata(self) -> list[Any]:
-        """Objects with `.name .shape .dtype`, the same list on every rank."""
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Gather one tensor after another (collective); a tensor counts on the sender only."""
-
-
 class Filler(Protocol):
-    """See the module. On the sender the transport calls these; elsewhere `Refit` does."""
+    """Fills buckets, on every rank. On the sender the transport calls it, elsewhere the driver."""
 
     @property
     def manifest(self) -> Sequence[TensorMeta]:
@@ -42,19 +33,19 @@ class Filler(Protocol):
         too where it failed: then nobody writes). Collective."""
 
     def begin(self, *, verify: bool) -> None:
-        """A new update. Collective."""
+        """Begin an update. Collective."""
 
     def fill(self, bucket: Bucket, buffer: Tensor | None) -> list[int] | None:
-        """All tensors of `bucket` at their offsets in `buffer` (uint8; None elsewhere than on the
-        sender, and there where it failed); their checksums, where they are wanted and this is the
-        sender. Collective."""
+        """Put all tensors of `bucket` at their offsets in `buffer` (uint8; None elsewhere than on
+        the sender, and there where it failed); their checksums, where they are wanted and this is
+        the sender. Collective."""
 
     def end(self) -> None:
-        """After the last bucket. Collective."""
+        """End the update, after the last bucket. Collective."""
 
 
 def views(manifest: Sequence[TensorMeta], bucket: Bucket, buffer: Tensor) -> Iterator[Tensor]:
-    """The tensors of a bucket as they lie in the buffer."""
+    """Yield the tensors of a bucket as they lie in the buffer."""
     for index, offset in enumerate(bucket.offsets, bucket.first):
         meta = manifest[index]
         yield buffer[offset : offset + meta.num_bytes].view(meta.dtype).view(meta.shape)
@@ -68,10 +59,7 @@ class StreamFiller:
         self._stream: Iterator[tuple[str, Tensor]] = iter(())
         self._verify = False
         # Here, where every rank comes by: a source may have to communicate to know it.
-        self.manifest = [
-            TensorMeta(name=declared.name, dtype=declared.dtype, shape=tuple(declared.shape))
-            for declared in source.metadata()
-        ]
+        self.manifest = manifest_of(source)
 
     def attach(self, file: tuple[str, int] | None) -> None:
         pass
@@ -112,18 +100,16 @@ class StreamFiller:
 class ShardFiller:
     """Every rank writes its own pieces into the buffer, which all have mapped: no gathering."""
 
-    def __init__(self, source: Any, *, is_sender: bool) -> None:
-        """`source`: a `MegatronWeightSource`."""
+    def __init__(self, source: ShardedSource) -> None:
         self._source = source
         self._control = source.control
-        self._is_sender = is_sender
         self._buffer: Tensor | None = None
         self._verify = False
         self.manifest = source.metadata()
 
     def attach(self, file: tuple[str, int] | None) -> None:
-        told = self._control.broadcast_json(file)
-        self._buffer = shared_file.map_bytes(Path(told[0]), told[1]) if told else None
+        file = self._control.broadcast_json(file)
+        self._buffer = shared_file.map_bytes(Path(file[0]), file[1]) if file else None
         self._control.barrier()  # the sender unlinks it now
 
     def begin(self, *, verify: bool) -> None:
@@ -140,16 +126,25 @@ class ShardFiller:
                     partial[number] = signed(self._source.checksum(bucket.first + number))
         # Its end is the end of everybody's writing.
         sums = self._control.sum(torch.tensor(partial, dtype=torch.int64)).tolist()
-        return sums if self._verify and self._is_sender else None
+        return sums if self._verify and self._control.rank == 0 else None
 
     def end(self) -> None:
         pass
 
 
-def make_filler(source: Any, *, is_sender: bool) -> Filler:
-    """`ShardFiller` for Megatron's shards where all ranks are on one host. Collective."""
-    if hasattr(source, "write"):
+def make_filler(source: WeightSource) -> Filler:
+    """`ShardFiller` for the ranks' shards where all ranks are on one host. Collective."""
+    sharded = source.sharded
+    if sharded is not None:
         hosts = source.control.all_gather_json(socket.gethostname())
         if len(set(hosts)) == 1:
-            return ShardFiller(source, is_sender=is_sender)
+            return ShardFiller(sharded)
     return StreamFiller(source)
+
+
+def manifest_of(source: WeightSource) -> list[TensorMeta]:
+    """Every tensor of a source, in order."""
+    return [
+        TensorMeta(name=declared.name, dtype=declared.dtype, shape=tuple(declared.shape))
+        for declared in source.metadata()
+    ]

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 import torch
 
-from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
+from sfpo_megatron.families.operations import dtype_of
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import hf_shapes
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Piece:
-    """What one tensor-parallel rank's shard holds of one Hugging Face part of its rule.
+    """Part of one Hugging Face tensor that one tensor-parallel rank's shard holds.
 
     Rows of the target from `start` on along `dim`. In the shard they are the rows
     [source_start, source_stop) of each of `groups` equal blocks (qkv is laid out by kv group,
@@ -79,7 +81,7 @@ def _piece(part: int, dim: int, start: int, stop: int, groups: int, source_start
 
 
 def num_elements(piece: Piece, full: Sequence[int]) -> int:
-    """Of the piece, in a full tensor of that shape."""
+    """Number of elements that the piece has in a full tensor of shape `full`."""
     return math.prod(full) // full[piece.dim] * (piece.stop - piece.start)
 
 
@@ -100,13 +102,13 @@ def even_dim(rule: Rule, shape: ModelShape, part: int, *, size: int) -> int | No
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Holder:
-    """What one trainer rank holds."""
+    """The weights that one trainer rank holds."""
 
     rank: int
     tensor: tuple[int, int]
-    """Its place in its tensor-parallel group, and the group's size."""
+    """The rank's place in its tensor-parallel group, and the group's size."""
     expert_tensor: tuple[int, int]
-    """The same of the group that its experts are cut over."""
+    """The rank's place in the group that its experts are cut over, and the group's size."""
     names: frozenset[str]
     """Megatron names of its weights."""
 
@@ -134,7 +136,7 @@ class RefitPlan:
         return sum(take.num_bytes for take in self.takes)
 
     def bytes_by_rank(self) -> dict[int, int]:
-        """What each trainer rank sends."""
+        """Bytes that each trainer rank sends."""
         found: dict[int, int] = defaultdict(int)
         for take in self.takes:
             found[take.rank] += take.num_bytes
@@ -197,20 +199,21 @@ def _place(rule: Rule, holder: Holder) -> tuple[int, int]:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Stream:
-    """What one leader (the first rank of a tensor-parallel group) sends to every engine worker."""
+    """Tensors that a leader, the first rank of a tensor-parallel group, sends to every engine
+    worker."""
 
     leader: int
     rounds: tuple[tuple[int, ...], ...]
-    """Full tensors of each round, by index; consecutive ones of the leader's own."""
+    """Indices of the full tensors of each round: consecutive ones of the leader's own."""
 
 
 def plan_streams(
     leaders: Sequence[int], num_bytes: Sequence[int], bucket_bytes: int
 ) -> tuple[Stream, ...]:
-    """Rounds in which every leader sends a bucket at the same time: together at most
+    """Plan rounds in which every leader sends a bucket at the same time: together at most
     `bucket_bytes` on an engine worker, but for a tensor larger than its leader's share.
 
-    `leaders`: of each tensor. All streams have the same number of rounds; short ones end empty.
+    `leaders`: each tensor's. All streams have the same number of rounds; short ones end empty.
     """
     share = bucket_bytes // len(set(leaders))
     streams: dict[int, list[list[int]]] = {}
@@ -232,7 +235,7 @@ def plan_streams(
 def bytes_by_link(
     streams: Sequence[Stream], num_bytes: Sequence[int], num_workers: int
 ) -> dict[tuple[int, str], int]:
-    """(leader, worker) -> bytes, for each engine worker `worker/N`."""
+    """Bytes from each leader to each engine worker `worker/N`."""
     return {
         (stream.leader, f"worker/{worker}"): sum(num_bytes[i] for r in stream.rounds for i in r)
         for stream in streams
@@ -247,7 +250,8 @@ def predicted_s(
     leader_bytes_per_s: float,
     worker_bytes_per_s: float,
 ) -> float:
-    """By bandwidth alone: the longer of the slowest leader's sending and a worker's receiving.
-    A worker receives every stream; a leader's broadcast leaves it once (a ring passes it on)."""
+    """Seconds by bandwidth alone: the longer of the slowest leader's sending and a worker's
+    receiving. A worker receives every stream; a leader's broadcast leaves it once (a ring passes it
+    on)."""
     sent = [sum(num_bytes[i] for r in stream.rounds for i in r) for stream in streams]
     return max(max(sent) / leader_bytes_per_s, sum(sent) / worker_bytes_per_s)

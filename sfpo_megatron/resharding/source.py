@@ -14,24 +14,36 @@ rank, the leader, passes it on. Peak extra memory is one tensor and a slice or t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.families.rules import Rule, dtype_of, hf_shapes
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.operations import dtype_of
+from sfpo_megatron.families.rule import Rule
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
 from sfpo_megatron.mcore.model import DTYPES, named_params
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.resharding.checksums import checksum
-from sfpo_megatron.resharding.plan import Holder, Piece, RefitPlan, even_dim, pieces_of, plan_refit
+from sfpo_megatron.resharding.plan import Holder, Piece, even_dim, pieces_of, plan_refit
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.control import ControlGroup
+
+
+class _Held(NamedTuple):
+    """What a rank tells the others of its weights."""
+
+    leaders: tuple[int, int]
+    """First rank of its tensor-parallel group, and of its experts'."""
+    tensor: tuple[int, int]
+    expert_tensor: tuple[int, int]
+    rules: list[int]
+    """Indices of the rules whose tensors it holds a part of."""
 
 
 class MegatronWeightSource:
@@ -64,12 +76,13 @@ class MegatronWeightSource:
             for rule in self._rules
             for part in range(len(rule.hf))
         ]
-        """Of each tensor of `metadata()`: the dimension that tensor-parallel rank r has the r-th
-        equal slice of; None where ranks have all of it, or uneven slices (`shards` gathers it)."""
-        self.leaders: list[int] = []
-        """Of each tensor of `metadata()`: the first rank of the tensor-parallel group that gives
-        it where tensors are gathered."""
-        self.plan = self._make_plan()
+        """Dimension of each tensor of `metadata()` that tensor-parallel rank r has the r-th equal
+        slice of; None where ranks have all of it, or uneven slices (`shards` gathers it)."""
+        holders, leaders = _ask_holders(policy, self._rules, self._params, self._leader_here)
+        self.leaders = [leaders[number] for number, _ in self._rule_of]
+        """Rank that gives each tensor of `metadata()` where tensors are gathered: the first of a
+        tensor-parallel group."""
+        self.plan = plan_refit(self._rules, policy.shape, holders, dtype=self._dtype)
         self._takes = self.plan.of_rank(dist.get_rank())
 
     def metadata(self) -> list[TensorMeta]:
@@ -77,7 +90,7 @@ class MegatronWeightSource:
         return self._metadata
 
     def prepare(self) -> None:
-        """Before `write` or `checksum`: finish a gather that is still due. Collective."""
+        """Finish a gather that is still due, before `write` or `checksum`. Collective."""
         self._policy.shards.params_ready()
 
     @property
@@ -85,16 +98,21 @@ class MegatronWeightSource:
         """All trainer ranks."""
         return self._policy.control
 
+    @property
+    def sharded(self) -> MegatronWeightSource:
+        """This source: its tensors lie in pieces on the ranks."""
+        return self
+
     @torch.no_grad()
     def write(self, index: int, target: Tensor) -> None:
-        """This rank's pieces of tensor `index` (of `metadata()`) into the full tensor `target`."""
+        """Copy this rank's pieces of tensor `index` (of `metadata()`) into full tensor `target`."""
         for take in self._takes.get(index, ()):
             region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
             grouped = self._grouped(self._rules[take.rule], take.piece)
             region.view(grouped.shape if take.piece.groups > 1 else region.shape).copy_(grouped)
 
     def checksum(self, index: int) -> int:
-        """Of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
+        """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
         total = 0
         meta = self._metadata[index]
         for take in self._takes.get(index, ()):
@@ -131,7 +149,7 @@ class MegatronWeightSource:
             del tensor  # not beside the next one
 
     def everywhere(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor) on every rank: each one's leader broadcasts it over the default
+        """Yield (name, full tensor) on every rank: each one's leader broadcasts it over the default
         group. Collective."""
         self.prepare()
         for index, (meta, leader) in enumerate(zip(self._metadata, self.leaders, strict=True)):
@@ -144,9 +162,9 @@ class MegatronWeightSource:
             del gathered, tensor
 
     def shards(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, this rank's slice of the full tensor, or all of it): where every rank has a part
-        of every weight. Fused projections come apart by a copy of the shard; only a vocabulary that
-        is not cut evenly is gathered. Collective."""
+        """Yield (name, this rank's slice of the full tensor, or all of it), where every rank has a
+        part of every weight. Fused projections come apart by a copy of the shard; only a vocabulary
+        that is not cut evenly is gathered. Collective."""
         self.prepare()
         for index, (meta, dim) in enumerate(zip(self._metadata, self.shard_dims, strict=True)):
             yield meta.name, self._whole(index) if dim is None else self._slice(index)
@@ -162,8 +180,8 @@ class MegatronWeightSource:
 
     @torch.no_grad()
     def _whole(self, index: int) -> Tensor:
-        """Full tensor `index`, on every rank of this rank's tensor-parallel group: each part of a
-        fused projection by itself, so that no more than one tensor and slices of it are held.
+        """Gather full tensor `index` on every rank of this rank's tensor-parallel group: each part
+        of a fused projection by itself, so that no more than one tensor and slices of it are held.
         Collective in the group."""
         rule, dim, meta = self._rule(index), self.shard_dims[index], self._metadata[index]
         group = tensor_parallel_group(expert=rule.expert)
@@ -208,32 +226,30 @@ class MegatronWeightSource:
             return layout.expert_tensor_rank, layout.expert_tensor_size
         return layout.tensor_rank, layout.tensor_size
 
-    def _make_plan(self) -> RefitPlan:
-        """From what every rank holds; also, for each rule, the lowest leader among the
-        tensor-parallel groups that hold its tensor. Collective."""
-        layout = self._policy.layout
-        here = {
-            "leaders": [self._leader_here[False], self._leader_here[True]],
-            "tensor": [layout.tensor_rank, layout.tensor_size],
-            "expert_tensor": [layout.expert_tensor_rank, layout.expert_tensor_size],
-            "rules": [i for i, rule in enumerate(self._rules) if rule.megatron in self._params],
-        }
-        holders = []
-        leader = [dist.get_world_size()] * len(self._rules)
-        for rank, found in enumerate(self._policy.control.all_gather_json(here)):
-            names = frozenset(self._rules[i].megatron for i in found["rules"])
-            holders.append(
-                Holder(
-                    rank=rank,
-                    tensor=tuple(found["tensor"]),
-                    expert_tensor=tuple(found["expert_tensor"]),
-                    names=names,
-                )
-            )
-            for i in found["rules"]:
-                leader[i] = min(leader[i], found["leaders"][self._rules[i].expert])
-        self.leaders = [leader[number] for number, _ in self._rule_of]
-        return plan_refit(self._rules, self._policy.shape, holders, dtype=self._dtype)
+
+def _ask_holders(
+    policy: Policy, rules: Sequence[Rule], held: Container[str], leader_here: Mapping[bool, int]
+) -> tuple[list[Holder], list[int]]:
+    """What every rank holds and, for each rule, the lowest leader among the tensor-parallel groups
+    that hold its tensor. `held`: names of this rank's params; `leader_here`: the leader of its
+    groups, by whether they are the experts'. Collective."""
+    layout = policy.layout
+    here = _Held(
+        leaders=(leader_here[False], leader_here[True]),
+        tensor=(layout.tensor_rank, layout.tensor_size),
+        expert_tensor=(layout.expert_tensor_rank, layout.expert_tensor_size),
+        rules=[i for i, rule in enumerate(rules) if rule.megatron in held],
+    )
+    holders = []
+    leaders = [dist.get_world_size()] * len(rules)
+    for rank, found in enumerate(policy.control.all_gather_json(here)):
+        names = frozenset(rules[i].megatron for i in found.rules)
+        holders.append(
+            Holder(rank=rank, tensor=found.tensor, expert_tensor=found.expert_tensor, names=names)
+        )
+        for i in found.rules:
+            leaders[i] = min(leaders[i], found.leaders[rules[i].expert])
+    return holders, leaders
 
 
 def _length(piece: Piece) -> int:

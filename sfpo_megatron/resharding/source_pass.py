@@ -5,15 +5,30 @@ what vLLM's own transports are given. No vllm here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
+from sfpo_megatron.resharding.seams import Place
+
+
+class Rendezvous(Place):
+    """The place where the two ends of one of vLLM's own transports meet, and how many come."""
+
+    workers_per_engine: int
+    num_ranks: int
+    """Number of trainer ranks."""
+    num_shards: int
+    """Number of slices that a tensor-parallel group has each weight in."""
 
 
 class IntroductionFailed(RuntimeError):
     """Engines did not come to the rendezvous: they were lost meanwhile."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why they could not be met; None where no engine was there to come."""
+        return str(self) or None
 
 
 class SourcePass:
@@ -28,12 +43,12 @@ class SourcePass:
         self._stream = stream
         self._pass: Iterator[tuple[str, Tensor]] | None = None
 
-    def metadata(self) -> list[Any]:
+    def metadata(self) -> list[TensorMeta]:
         """Objects with `.name .dtype .shape`: vLLM's `ParamMeta`, by structure."""
         return self.manifest
 
     def restart(self, *, fresh: bool, verify: bool) -> None:
-        """A new update."""
+        """Begin another update."""
         assert not verify, "check refuses refit.verify_every with these"
         self._pass = None
 
@@ -42,11 +57,11 @@ class SourcePass:
         return self._pass
 
     def follow(self) -> None:
-        """Everything that is left, with nothing sent. Collective."""
+        """Go through everything that is left, with nothing sent. Collective."""
         for _ in self if self._pass is None else self._pass:
             pass
 
 
 def packed_bytes(manifest: Sequence[TensorMeta], bucket_bytes: int) -> int:
-    """The buffer that vLLM packs into: a tensor that is larger than it would be refused (ipc)."""
+    """Size of the buffer that vLLM packs into: a larger tensor would be refused (ipc)."""
     return max(bucket_bytes, *(meta.num_bytes for meta in manifest))

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from sfpo_megatron.host.addresses import own_address
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.resharding.checksums import signed
 from sfpo_megatron.resharding.plan import Stream, plan_streams
+from sfpo_megatron.resharding.seams import Place, ShardedSource
+from sfpo_megatron.resharding.stepwise import Stepwise
 
 _ALIGN_BYTES = 64
 _POLL_S, _LOOK_S = 0.0005, 0.5
@@ -35,8 +37,22 @@ _WATCHDOG_MODE = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 log = logging.getLogger(__name__)
 
 
+class Work(Protocol):
+    """A broadcast that is under way."""
+
+    def is_completed(self) -> bool: ...
+    def wait(self) -> bool: ...
+
+
+class Communicator(Protocol):
+    """A process group of torch's, over gloo or NCCL."""
+
+    def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions) -> Work: ...
+    def abort(self) -> None: ...
+
+
 def layout(manifest: Sequence[TensorMeta], indices: Sequence[int]) -> tuple[list[int], int]:
-    """Where each tensor of a bucket starts, and the bucket's bytes."""
+    """Offset of each tensor of a bucket, and the bucket's bytes."""
     offsets, end = [], 0
     for index in indices:
         offsets.append(end)
@@ -46,8 +62,8 @@ def layout(manifest: Sequence[TensorMeta], indices: Sequence[int]) -> tuple[list
 
 def communicator(
     store: dist.Store, name: str, *, rank: int, size: int, backend: str, timeout_s: float
-) -> Any:
-    """A process group between processes of different worlds, in no registry. Rank 0 sends."""
+) -> Communicator:
+    """Make a process group between processes of different worlds, in no registry. Rank 0 sends."""
     prefixed = dist.PrefixStore(name, store)
     if backend != "nccl":
         return dist.ProcessGroupGloo(prefixed, rank, size, timedelta(seconds=timeout_s))
@@ -66,14 +82,14 @@ def communicator(
             os.environ[_WATCHDOG_MODE] = before
 
 
-def broadcast(group: Any, tensor: Tensor) -> Any:
+def broadcast(group: Communicator, tensor: Tensor) -> Work:
     """Begin to send (rank 0) or receive; `.wait()` ends it."""
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
     return group.broadcast([tensor], options)
 
 
-def finish(work: Any, timeout_s: float, store: dist.Store | None = None) -> None:
+def finish(work: Work, timeout_s: float, store: dist.Store | None = None) -> None:
     """Wait for the end of a broadcast; RuntimeError where that does not come, or a leader says in
     `store` that it will not. NCCL's own `wait` only makes the stream wait, for ever if a peer is
     dead; gloo notices that in the leader alone, whose abort the others do not feel."""
@@ -91,41 +107,37 @@ def finish(work: Any, timeout_s: float, store: dist.Store | None = None) -> None
     work.wait()
 
 
-class Streams:
-    """One update on every trainer rank; the same order everywhere (see `Refit`)."""
+class Streams(Stepwise[Place]):
+    """The update of `sfpo_gloo` and `sfpo_nccl_stages` on every trainer rank, attached to the store
+    in which leaders and workers meet."""
 
     def __init__(
-        self, source: Any, *, bucket_bytes: int, backend: str, timeout_s: float, is_sender: bool
+        self, source: ShardedSource, *, bucket_bytes: int, backend: str, timeout_s: float
     ) -> None:
-        """`source`: a `MegatronWeightSource`. Collective."""
         self._source = source
         self._backend, self._timeout_s = backend, timeout_s
-        self._is_sender = is_sender
         self.manifest: list[TensorMeta] = source.metadata()
         sizes = [meta.num_bytes for meta in self.manifest]
         self.plan: tuple[Stream, ...] = plan_streams(source.leaders, sizes, bucket_bytes)
-        self.num_rounds = len(self.plan[0].rounds)
-        self._group: Any = None
+        super().__init__(num_rounds=len(self.plan[0].rounds))
+        self._group: Communicator | None = None
         self._store: dist.Store | None = None
-        self._told: dict[str, Any] | None = None
-        self._sent: list[tuple[Any, Tensor]] = []
+        self._place: Place | None = None
+        self._sent: list[tuple[Work, Tensor]] = []
         self._fault: Exception | None = None
-        self._next = 0
-        self._attached = self._begun = self._ended = True
-        self._verify = False
         self.checksums: list[int] | None = None
 
-    def metadata(self) -> list[Any]:
-        """As vLLM's `WeightSource`."""
+    def metadata(self) -> list[TensorMeta]:
+        """Every tensor, for vLLM's `WeightSource`."""
         return self.manifest
 
     def restart(self, *, fresh: bool, verify: bool) -> None:
-        """A new update, over new communicators or the last ones."""
-        self._next, self._verify, self._fault = 0, verify, None
-        self._attached, self._begun, self._ended = not fresh, False, False
+        """Begin another update, over new communicators or the last ones."""
+        super().restart(fresh=fresh, verify=verify)
+        self._fault = self.checksums = None
 
-    def serve(self) -> dict[str, Any]:
-        """On the sender: the store in which leaders and workers meet, as both are told of it."""
+    def serve(self) -> tuple[str, int]:
+        """Open the store in which leaders and workers meet, on the sender; its address and port."""
         address = own_address()
         listener = socket.create_server((address, 0))  # a TCPStore's own would listen everywhere
         port = listener.getsockname()[1]
@@ -138,23 +150,20 @@ class Streams:
             master_listen_fd=os.dup(listener.fileno()),
         )
         listener.close()
-        return {"address": address, "port": port}
+        return address, port
 
-    def attach(self, told: dict[str, Any] | None) -> None:
-        """Leaders learn where to meet the workers: on the sender what `serve` gave and the number
-        of workers, None elsewhere (on the sender too where it failed). Collective."""
-        self._attached = True
-        self._group, self._told = None, self._source.control.broadcast_json(told)
+    def _attach(self, where: Place | None) -> None:
+        self._group, self._place = None, self._source.control.broadcast_json(where)
 
     def _join(self) -> None:
         """Meet every engine worker, which the first round has told to come."""
-        if self._group is not None or self._told is None or self._own_stream() is None:
+        if self._group is not None or self._place is None or self._own_stream() is None:
             return
         try:
             if self._store is None:
                 self._store = dist.TCPStore(
-                    self._told["address"],
-                    self._told["port"],
+                    self._place["address"],
+                    self._place["port"],
                     is_master=False,
                     wait_for_workers=False,
                     timeout=timedelta(seconds=self._timeout_s),
@@ -163,26 +172,25 @@ class Streams:
                 self._store,
                 f"leader/{dist.get_rank()}",
                 rank=0,
-                size=1 + self._told["num_workers"],
+                size=1 + self._place["num_workers"],
                 backend=self._backend,
                 timeout_s=self._timeout_s,
             )
         except RuntimeError as error:
             self._fail(error)
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Finish a gather that is due; checksums of all tensors, where wanted. Collective."""
-        self._begun = True
         self._source.prepare()
         if self._verify:
             sums = [signed(self._source.checksum(i)) for i in range(len(self.manifest))]
             total = self._source.control.sum(torch.tensor(sums, dtype=torch.int64)).tolist()
-            self.checksums = total if self._is_sender else None
+            self.checksums = total if self._source.control.rank == 0 else None
 
     def next_round(self) -> None:
         """Gather, pack and begin to send every stream's next bucket. A send that fails is kept for
         `end`: the other ranks of the group go on gathering. Collective."""
-        number, self._next = self._next, self._next + 1
+        number = self.take_round()
         if number == 0:
             self._join()
         for stream in self.plan:
@@ -201,14 +209,17 @@ class Streams:
             if bucket is not None:
                 self._begin_to_send(bucket)
 
+    def follow_round(self) -> None:
+        self.next_round()
+
     def _room(self, num_bytes: int, device: torch.device) -> Tensor:
-        """A bucket; at most two are held, the other being on its way."""
+        """Memory for a bucket; at most two are held, the other being on its way."""
         while len(self._sent) > 1:
             self._finish_one()
         return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
     def _begin_to_send(self, bucket: Tensor) -> None:
-        if self._fault is None:
+        if self._fault is None and self._group is not None:
             try:
                 self._sent.append((broadcast(self._group, bucket), bucket))
             except RuntimeError as error:
@@ -233,10 +244,9 @@ class Streams:
         except RuntimeError:
             pass  # rank 0 has given the store up, which tells them too
 
-    def end(self) -> bool:
+    def _end(self) -> bool:
         """Wait for what is still on its way; whether every leader got everything out. Where one did
         not, all communicators are given up: the next update makes new ones. Collective."""
-        self._ended = True
         while self._sent:
             self._finish_one()
         failed = torch.tensor([float(self._fault is not None)])
@@ -245,22 +255,11 @@ class Streams:
             self.abort()
         return whole
 
-    def follow(self) -> None:
-        """Everything that is left. Collective."""
-        if not self._attached:
-            self.attach(None)
-        if not self._begun:
-            self.begin()
-        while self._next < self.num_rounds:
-            self.next_round()
-        if not self._ended:
-            self.end()
-
     def abort(self) -> None:
         """Give the communicator up."""
         if self._group is not None:
             self._group.abort()
-        self._group = self._store = self._told = None
+        self._group = self._store = self._place = None
 
     def _own_stream(self) -> Stream | None:
         rank = dist.get_rank()

@@ -13,6 +13,7 @@ import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
+from sfpo_megatron.plugins import Foreign
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.returned import NotAScore, each_of, scored
 from sfpo_megatron.rewards.surroundings import Surroundings
@@ -23,7 +24,7 @@ class Judge:
     """Holds the function; `batched`: it takes lists. Either kind may be `async`."""
 
     def __init__(
-        self, function: Callable[..., object], *, batched: bool, surroundings: Surroundings
+        self, function: Callable[..., Foreign], *, batched: bool, surroundings: Surroundings
     ) -> None:
         self._function = function
         self.batched = batched
@@ -63,10 +64,10 @@ class Judge:
             print(f"a batch of {len(responses)} raised this; its responses follow one by one")
             return {"again": True}
 
-    def _call_one(self, response: str, problem: Problem) -> object:
+    def _call_one(self, response: str, problem: Problem) -> Foreign:
         return self._call([response], [problem])[0]
 
-    def _call(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[object]:
+    def _call(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[Foreign]:
         """A value for each response, as the function gave them."""
         try:
             if self.batched:
@@ -80,17 +81,17 @@ class Judge:
             self._surroundings.restore()
 
 
-async def _waited(given: Awaitable[object]) -> object:
+async def _waited(given: Awaitable[Foreign]) -> Foreign:
     return await given
 
 
-def _checked(value: object) -> Verdict:
+def _checked(value: Foreign) -> Verdict:
     try:
         return _verdict_of(value)
     except NotAScore as error:
         return {"refused": str(error)}
 
 
-def _verdict_of(value: object) -> Verdict:
+def _verdict_of(value: Foreign) -> Verdict:
     reward, parts = scored(value)
     return {"reward": reward, "parts": parts}

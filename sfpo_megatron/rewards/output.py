@@ -46,7 +46,7 @@ class OutputLog:
 
     @property
     def name(self) -> str:
-        """Where the output is."""
+        """Path of the log, or stderr."""
         return "stderr" if self._path is None else str(self._path)
 
     @property

@@ -14,6 +14,8 @@ from decimal import Decimal
 from numbers import Real
 from typing import NamedTuple
 
+from sfpo_megatron.plugins import Foreign
+
 _NUMBER = "a finite number"
 _REWARD = "a number in [0, 1], or a mapping with one as 'reward'"
 
@@ -28,11 +30,11 @@ class Scored(NamedTuple):
 class NotAScore(Exception):
     """A function returned what is no score: `found ..., expected ...`."""
 
-    def __init__(self, value: object, expected: str, *, where: str = "") -> None:
+    def __init__(self, value: Foreign, expected: str, *, where: str = "") -> None:
         super().__init__(f"found {where}{shown(value)}, expected {expected}")
 
 
-def scored(value: object) -> Scored:
+def scored(value: Foreign) -> Scored:
     """The score that a function's return value is; NotAScore if it is none."""
     if not isinstance(value, Mapping):
         return Scored(_reward(value), {})
@@ -47,7 +49,7 @@ def scored(value: object) -> Scored:
     return Scored(_reward(value["reward"], where="'reward': "), parts)
 
 
-def each_of(value: object, num_responses: int) -> list[object]:
+def each_of(value: Foreign, num_responses: int) -> list[Foreign]:
     """What a batched function returned, one value a response; NotAScore if it is no such list."""
     expected = f"a list of {num_responses}, one entry a response"
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
@@ -58,7 +60,7 @@ def each_of(value: object, num_responses: int) -> list[object]:
     return values
 
 
-def shown(value: object) -> str:
+def shown(value: Foreign) -> str:
     """A value for a message: its type, and what fits of its repr."""
     try:
         text = reprlib.repr(value)
@@ -67,14 +69,14 @@ def shown(value: object) -> str:
     return "None" if value is None else f"{text} ({type(value).__name__})"
 
 
-def _reward(value: object, where: str = "") -> float:
+def _reward(value: Foreign, where: str = "") -> float:
     reward = _number(value, _REWARD, where=where)
     if not 0.0 <= reward <= 1.0:
         raise NotAScore(value, _REWARD, where=where)
     return reward
 
 
-def _number(value: object, expected: str, *, where: str) -> float:
+def _number(value: Foreign, expected: str, *, where: str) -> float:
     try:
         plain = _unwrapped(value)
         if isinstance(plain, Real | Decimal) and math.isfinite(number := float(plain)):
@@ -84,7 +86,7 @@ def _number(value: object, expected: str, *, where: str) -> float:
     raise NotAScore(value, expected, where=where)
 
 
-def _unwrapped(value: object) -> object:
+def _unwrapped(value: Foreign) -> Foreign:
     """A scalar of numpy or torch as Python's own; an array of one element is no scalar."""
     item = getattr(value, "item", None)
     return item() if callable(item) and getattr(value, "shape", ()) == () else value

@@ -27,8 +27,8 @@ class Surroundings:
         self.restore()
 
     def restore(self) -> None:
-        """As before the call: working directory, output, no alarm, and the signals that end this
-        process with its parent. An OSError (its descriptors were closed) ends the process."""
+        """Put back working directory, output and the signals that end this process with its parent;
+        clear the alarm. An OSError (its descriptors were closed) ends the process."""
         if os.getpid() != self._pid:
             os._exit(1)  # a child that the function forked and let return
         signal.setitimer(signal.ITIMER_REAL, 0)

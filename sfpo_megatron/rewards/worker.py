@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import BinaryIO
 
-from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, PluginError
+from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign, PluginError
 from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.surroundings import Surroundings
 from sfpo_megatron.rewards.wire import Batch, Reply, Verdict, WireProblem
@@ -56,10 +56,10 @@ def main(function: str, lifeline_fd: int, *, batched: bool) -> None:
         serve(judge, requests, surroundings.results)
 
 
-def load_function(name: str, *, batched: bool) -> Callable[..., object]:
+def load_function(name: str, *, batched: bool) -> Callable[..., Foreign]:
     """The reward function, after the `warm_up()` of its module if it has one (slow imports)."""
     kind = BATCHED_REWARD if batched else REWARD
-    function: Callable[..., object] = kind.load(name)
+    function: Callable[..., Foreign] = kind.load(name)
     module = sys.modules[kind.built_in.get(name, name).partition(":")[0]]
     warm_up = getattr(module, "warm_up", None)
     if callable(warm_up):

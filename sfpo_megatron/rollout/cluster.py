@@ -64,7 +64,7 @@ def start_cluster() -> bool:
 
 
 def _join(address: str) -> None:
-    """Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
+    """Join the cluster at `address`. Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
     try:
         host, _, port = address.rpartition(":")
         if port.isdigit():  # Ray itself would try for two minutes
@@ -96,7 +96,7 @@ def nodes() -> list[Node]:
 
 
 def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
-    """An actor in a process of its own where `placement` says, with the environment that vLLM
+    """Start an actor in a process of its own where `placement` says, with the environment that vLLM
     needs there and the modules that are found here."""
     # A user's own code is found there as it is here: actors may have another working directory.
     python_path = {"PYTHONPATH": search_path()}
@@ -121,7 +121,7 @@ def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: 
 
 
 def stop_cluster() -> None:
-    """Leave Ray; ends a cluster of our own with all its processes."""
+    """Leave Ray, which ends a cluster of our own with all its processes."""
     handler = signal.getsignal(signal.SIGTERM)
     ray.shutdown()
     signal.signal(signal.SIGTERM, handler)

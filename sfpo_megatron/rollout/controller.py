@@ -14,26 +14,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.config.paths import absolute_model, with_absolute_paths
 from sfpo_megatron.config.rules.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
-from sfpo_megatron.rollout.engine import Engine, Memory
+from sfpo_megatron.rollout.engine import Engine, Memory, WireInfo
+from sfpo_megatron.rollout.episode_runner import EpisodeRunner
+from sfpo_megatron.rollout.episodes import load_environment
 from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
 from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
-from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
+from sfpo_megatron.rollout.rounds import Rounds
+from sfpo_megatron.rollout.sampling import RolloutRequest, check_lengths
 from sfpo_megatron.rollout.scoring import Scorer
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.rollout.updates import UpdatableFleet
-from sfpo_megatron.types import Prompt, Rollout
-
-_ROLLOUTS_PER_CALL = 16  # of one actor call: fewer calls for Ray, more overlap for scoring
 
 
 def start_rollouts(
@@ -44,6 +47,12 @@ def start_rollouts(
     `trainer`: the device of each trainer rank, which dedicated engines leave alone and colocated
     ones share; empty on CPU.
     """
+    try:
+        load_environment(config.rollout.environment)  # before an engine starts
+    except PluginError as error:
+        raise RolloutError(str(error)) from None
+    # Actors on a cluster that RAY_ADDRESS names run in another directory.
+    config, model_path = with_absolute_paths(config), absolute_model(model_path)
     owns_cluster = start_cluster()
     cluster = nodes()
     rollout = config.rollout
@@ -93,6 +102,7 @@ class RolloutController:
     """See the module."""
 
     engine_class: type = Engine
+    _rounds: Rounds
 
     def __init__(
         self,
@@ -102,22 +112,22 @@ class RolloutController:
         placements: Sequence[Placement],
         weight_version: int = 0,
     ) -> None:
-        log_dir = Path(config.output_dir).resolve() / "logs"
-        enter_actor(log_dir / "controller.log")
+        directory = RunDirectory.of(config.output_dir)
+        enter_actor(directory.controller_log)
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
         self._lifeline = Lifeline()
         self._config = config
 
-        def spawn(index: int) -> Any:
+        def spawn(index: int) -> EngineActor:
             return create_actor(
                 self.engine_class,
                 config,
                 model_path=model_path,
-                log_file=log_dir / f"engine-{index}.log",
+                log_file=directory.engine_log(index),
                 placement=placements[index],
             )
 
-        self._fleet = UpdatableFleet(config, spawn, version=weight_version, log_dir=log_dir)
+        self._fleet = UpdatableFleet(config, spawn, version=weight_version)
         self._scorer = Scorer(config, model_path)
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
         self._updating = False
@@ -125,8 +135,16 @@ class RolloutController:
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns when every engine can generate and the scoring pool runs."""
-        await asyncio.gather(self._fleet.start(), self._scorer.start())
+        """Return when every engine can generate and the scoring pool runs."""
+        await asyncio.gather(self._fleet.start(), self._prepare())
+
+    async def _prepare(self) -> None:
+        await self._scorer.start()
+        # In a thread: a user's environment may take its time.
+        runner = await asyncio.to_thread(
+            EpisodeRunner, self._config.rollout, self._scorer.tokenizer, self._fleet
+        )
+        self._rounds = Rounds(self._config.seed, runner, self._scorer)
 
     async def health(self) -> FleetHealth:
         """Answers at once, also while generating; an engine that does not, or is only starting, is
@@ -162,28 +180,16 @@ class RolloutController:
     async def submit(self, request: RolloutRequest) -> None:
         """Begin a request; `collect` gives its rollouts."""
         self._fleet.check()
-        rollout = self._config.rollout
         if self._updating:
             raise RolloutError(f"request {request.id}: refused, a refit is under way")
         if request.id in self._requests:
             raise RolloutError(f"request {request.id}: already submitted and not collected")
-        if not 1 <= request.max_response_tokens <= rollout.max_response_tokens:
-            raise RolloutError(
-                f"request {request.id}: found max_response_tokens {request.max_response_tokens}, "
-                f"expected 1 to rollout.max_response_tokens ({rollout.max_response_tokens})"
-            )
-        for prompt in (prompt for prompts in request.rounds for prompt in prompts):
-            if not 1 <= len(prompt.token_ids) <= rollout.max_prompt_tokens:
-                raise RolloutError(
-                    f"prompt {prompt.id}: found {len(prompt.token_ids)} tokens, expected 1 to "
-                    f"rollout.max_prompt_tokens ({rollout.max_prompt_tokens}); raise that or set "
-                    "data.on_bad_row=skip"
-                )
+        check_lengths(request, self._config.rollout)
         self._requests[request.id] = asyncio.create_task(self._run(request))
 
     async def collect(self, request_id: str) -> ScoredRequest | None:
         """The request's rollouts: prompt after prompt, sample after sample, each scored. None: an
-        engine that was started anew wants the current weights first; send them and ask again."""
+        engine that was restarted wants the current weights first; send them and ask again."""
         task = self._request(request_id)
         while not task.done():
             self._fleet.check()
@@ -212,19 +218,13 @@ class RolloutController:
 
     async def _run(self, request: RolloutRequest) -> ScoredRequest:
         began = time.monotonic()
-        settings = GenerationSettings(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_response_tokens=request.max_response_tokens,
-            stop_token_ids=self._scorer.stop_token_ids,
-        )
         num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
         while True:
             selection = GroupSelection(num_groups, request.drop)
             last_tokens = began
             versions: set[int] = set()
             for prompts in request.rounds:
-                groups, last_tokens = await self._round(prompts, request, settings)
+                groups, last_tokens = await self._rounds.run(prompts, request)
                 versions |= {rollout.weight_version for group in groups for rollout in group}
                 selection.add(groups)
                 if selection.is_full:
@@ -243,34 +243,6 @@ class RolloutController:
             num_restarts=self._fleet.num_restarts,
         )
 
-    async def _round(
-        self, prompts: Sequence[Prompt], request: RolloutRequest, settings: GenerationSettings
-    ) -> tuple[list[list[Rollout]], float]:
-        """A group of scored rollouts for each prompt, and when the last token came. Scoring runs
-        while later calls generate."""
-        size = request.num_samples
-        jobs = jobs_of(prompts, size)
-        last_token = time.monotonic()
-
-        async def one(members: list[tuple[Prompt, int]]) -> list[Rollout]:
-            nonlocal last_token
-            seeds = [
-                request_seed(self._config.seed, request.step, prompt.id, sample)
-                for prompt, sample in members
-            ]
-            tokens = [prompt.token_ids for prompt, _ in members]
-            completions, version = await self._fleet.generate(tokens, seeds, settings)
-            last_token = time.monotonic()
-            return await self._scorer.score(members, completions, version)
-
-        tasks = [asyncio.create_task(one(job)) for job in jobs]
-        try:
-            rollouts = [rollout for part in await asyncio.gather(*tasks) for rollout in part]
-        finally:
-            for task in tasks:
-                task.cancel()
-        return [rollouts[at : at + size] for at in range(0, len(rollouts), size)], last_token
-
     # --- devices that are shared with the trainer ---------------------------------------------
 
     async def sleep(self) -> None:
@@ -283,29 +255,27 @@ class RolloutController:
 
     # --- refit --------------------------------------------------------------------------------
 
-    async def needs_introduction(self, only_stale: bool = False) -> bool:
-        """An update needs a new sending end of the trainer."""
+    async def needs_introduction(self, only_stale: bool) -> bool:
+        """Whether an update needs a new sending end of the trainer."""
         return self._fleet.needs_introduction(only_stale=only_stale)
 
-    async def num_takers(self, only_stale: bool) -> int:
-        """How many engines would take part in an update."""
-        return len(self._fleet.takers(only_stale=only_stale))
+    async def num_participants(self, only_stale: bool) -> int:
+        """Number of engines that would take part in an update."""
+        return len(self._fleet.participants(only_stale=only_stale))
 
     async def forget_introductions(self, reason: str | None) -> None:
         """No engine knows the trainer's sending end; `reason`: the trainer could not meet them."""
         self._fleet.forget_introductions()
         if reason is not None:
-            self._fleet.missed(reason)
+            self._fleet.count_failed_meeting(reason)
 
-    async def init_weight_transfer_engine(
-        self, init_info: dict[str, Any], only_stale: bool = False
-    ) -> int:
+    async def init_weight_transfer_engine(self, init_info: WireInfo, only_stale: bool) -> int:
         """Introduce the trainer's sending end to the engines; how many."""
         return await self._fleet.introduce(init_info, only_stale=only_stale)
 
     async def start_weight_update(self, version: int, only_stale: bool) -> None:
         """Pause the engines that take part and begin; refused while they generate. `only_stale`:
-        the current weights again, for engines that were started anew."""
+        the current weights again, for engines that were restarted."""
         unfinished = [name for name, task in self._requests.items() if not task.done()]
         if not only_stale and unfinished and self._fleet.can_generate:
             raise RolloutError(
@@ -315,25 +285,11 @@ class RolloutController:
         self._updating = True
         await self._fleet.start_update(version, only_stale=only_stale)
 
-    async def update_weights(self, update_info: dict[str, Any], number: int) -> None:
-        """Hand a bucket, one of the update's by `number`, to every engine that takes part."""
-        await self._fleet.update("update_weights", update_info, number)
+    async def update_weights(self, update_info: WireInfo, number: int) -> None:
+        """Hand bucket `number` of the update to every engine that takes part."""
+        await self._fleet.load_bucket(update_info, number)
 
     async def finish_weight_update(self) -> None:
         """End the update everywhere; rollouts generated from now on carry the new version."""
         await self._fleet.finish_update()
         self._updating = False
-
-
-def jobs_of(prompts: Sequence[Prompt], num_samples: int) -> list[list[tuple[Prompt, int]]]:
-    """Cut a round into engine calls of (prompt, sample) pairs, in order; siblings stay together
-    (they share the prompt's keys and values)."""
-    prompts_per_job = max(1, _ROLLOUTS_PER_CALL // num_samples)
-    return [
-        [
-            (prompt, sample)
-            for prompt in prompts[start : start + prompts_per_job]
-            for sample in range(num_samples)
-        ]
-        for start in range(0, len(prompts), prompts_per_job)
-    ]

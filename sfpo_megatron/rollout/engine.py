@@ -16,15 +16,17 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.rollout.actor_variables import enter_actor
-from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, EngineDied
+from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
+from sfpo_megatron.rollout.vllm_arguments import completion_of, engine_args, sampling_params
 
 T = TypeVar("T")
 Memory: TypeAlias = Literal["weights", "kv_cache"]
 """What an engine holds on its devices, by vLLM's names."""
+WireInfo: TypeAlias = dict[str, Any]
+"""What vLLM's weight-transfer API carries to engines; the transports know what is in it."""
 _HEALTH_POLL_S = 1.0
-_WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
 _WRAPPING = re.compile(
     r"^Call to \w+ method failed: (?:Worker failed with error ['\"])?(?P<inner>.*?)"
     r"(?:['\"], please check the stack trace above.*)?$",
@@ -54,7 +56,7 @@ class Engine:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = self._engine_args()
+        arguments = engine_args(self._config, self._model_path)
         self._sleeps = arguments.enable_sleep_mode
         if self._sleeps:
             log_unverified("sleep mode")
@@ -64,42 +66,6 @@ class Engine:
             temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
         )
         await self.generate([(0,), (0,)], [0, 1], warm_up)
-
-    def _engine_args(self) -> Any:
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-
-        rollout = self._config.rollout
-        ours: dict[str, Any] = {
-            "model": self._model_path,
-            "dtype": self._config.model.dtype,
-            "seed": self._config.seed,
-            "tensor_parallel_size": rollout.tensor_parallel,
-            "quantization": rollout.quantization,
-            "gpu_memory_utilization": rollout.gpu_memory_utilization,
-            "enable_sleep_mode": rollout.placement == "colocated"
-            and current_platform.is_sleep_mode_available(),
-            "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
-            # Not Ray's workers, which vLLM may choose inside an actor.
-            "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
-            "enforce_eager": current_platform.is_cpu(),
-            # A seeded request whose prompt is cut rewinds its generator's offset, and CPU
-            # generators have none: EngineCore dies (gpu_model_runner.py, _bookkeeping_sync).
-            "enable_chunked_prefill": not current_platform.is_cpu(),
-            # The prompts are token ids and the controller decodes.
-            "skip_tokenizer_init": True,
-            # Not the sampling defaults of the model's generation_config.json.
-            "generation_config": "vllm",
-            # What the trainer recomputes: after temperature and top_p.
-            "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": {"backend": self._config.refit.backend},
-            "disable_log_stats": True,
-        }
-        if self._config.refit.survives_interruption:
-            ours["worker_extension_cls"] = _WORKER_REPORTS
-        if rollout.reproducible:
-            ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
-        return AsyncEngineArgs(**(ours | rollout.engine_args))
 
     async def processes(self) -> ActorProcesses:
         """Every process of this engine."""
@@ -130,51 +96,36 @@ class Engine:
     async def _complete_as_one_batch(
         self, pairs: list[tuple[tuple[int, ...], int]], settings: GenerationSettings
     ) -> list[Completion]:
-        """Logits depend, in their last bits, on the batch that a sequence is computed in, and that
-        on which requests have arrived when a step begins: here always all of this call."""
+        """Complete all of this call in one batch: logits depend, in their last bits, on the batch
+        that a sequence is computed in, and that on which requests have arrived when a step
+        begins."""
         async with self._one_call:
             await self._pause("keep")
             answers = []
             for prompt, seed in pairs:  # in order: the place in a batch counts too
                 request = {"prompt_token_ids": list(prompt)}
-                parameters = self._parameters(seed, settings)
+                parameters = sampling_params(seed, settings)
                 answers.append(await self._llm.add_request(self._next_id(), request, parameters))
             await self._watched(self._llm.resume_generation())
             finals = [answer.get_nowait() or await answer.get() for answer in answers]
-        return [_completion(final) for final in finals]
+        return [completion_of(final) for final in finals]
 
     async def _complete(
         self, prompt: tuple[int, ...], seed: int, settings: GenerationSettings
     ) -> Completion:
         final = None
         async for answer in self._llm.generate(
-            {"prompt_token_ids": list(prompt)}, self._parameters(seed, settings), self._next_id()
+            {"prompt_token_ids": list(prompt)}, sampling_params(seed, settings), self._next_id()
         ):
             final = answer
         assert final is not None
-        return _completion(final)
+        return completion_of(final)
 
     def _next_id(self) -> str:
         self._num_requests += 1
         return str(self._num_requests)
 
-    @staticmethod
-    def _parameters(seed: int, settings: GenerationSettings) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_response_tokens,
-            stop_token_ids=list(settings.stop_token_ids),
-            seed=seed,
-            logprobs=0,  # only the sampled token's
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    async def init_weight_transfer_engine(self, init_info: WireInfo) -> None:
         """Meet the trainer's sending end; raises if the engine expects other tensors."""
         await self._rpc("init_weight_transfer_engine", init_info=init_info)
 
@@ -184,7 +135,7 @@ class Engine:
         await self._rpc("start_weight_update")
         self._next_bucket = 0
 
-    async def update_weights(self, update_info: dict[str, Any], number: int) -> None:
+    async def update_weights(self, update_info: WireInfo, number: int) -> None:
         """Load bucket `number` of the update, after those before it; Ray may begin calls in another
         order than they were made in."""
         async with self._turn:
@@ -201,7 +152,7 @@ class Engine:
         if self._config.refit.survives_interruption:
             for reason in await self._rpc("interrupted_update"):
                 if reason is not None:
-                    raise EngineCallFailed(f"{INTERRUPTED}: {reason}")
+                    raise UpdateInterrupted(f"transfer interrupted: {reason}")
         await self.forget_prefixes()
         await self._watched(self._llm.resume_generation())
 
@@ -244,7 +195,7 @@ class Engine:
             # vLLM sends a worker's error on as bare text, wrapped once or twice.
             raise EngineCallFailed(_WRAPPING.sub(r"\g<inner>", str(error))) from None
 
-    async def _watched(self, call: Coroutine[Any, Any, T]) -> T:
+    async def _watched(self, call: Coroutine[None, None, T]) -> T:
         """Await an engine call, but not for ever: vLLM leaves calls to a dead EngineCore open."""
         task = asyncio.ensure_future(call)
         while not task.done():
@@ -253,16 +204,3 @@ class Engine:
                 task.cancel()
                 raise EngineDied("EngineCore or one of its workers ended")
         return task.result()
-
-
-def _completion(final: Any) -> Completion:
-    """vLLM's last word on a request."""
-    output = final.outputs[0]
-    if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a request with {output.finish_reason!r}")
-    tokens = tuple(output.token_ids)
-    return Completion(
-        token_ids=tokens,
-        logprobs=tuple(at[t].logprob for at, t in zip(output.logprobs, tokens, strict=True)),
-        finished=output.finish_reason == "stop",
-    )

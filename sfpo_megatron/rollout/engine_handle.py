@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sfpo_megatron.rollout.errors import EngineCallFailed
+from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses
 
 NO_WEIGHTS = -1
@@ -17,10 +17,10 @@ class EngineHandle:
     """One engine from its start to its end; its successor in the slot is another."""
 
     index: int
-    actor: Any
+    actor: EngineActor
     processes: ActorProcesses | None = None
     version: int = 0
-    """Of the weights it holds; 0 is the model's directory."""
+    """Version of the weights it holds; 0: as loaded from model.path."""
     ready: bool = False
     lost: bool = False
     gone: bool = False

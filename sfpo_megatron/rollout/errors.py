@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-INTERRUPTED = "transfer interrupted"
-"""In the message of an engine whose update broke off through no fault of its own."""
-
 
 class RolloutError(RuntimeError):
     """Generation, scoring or a refit failed; the message says where and what to do."""
 
 
 class FleetLost(RolloutError):
-    """Engines were started anew as often as rollout.max_restarts allows; the run cannot go on.
+    """Engines were restarted as often as rollout.max_restarts allows; the run cannot go on.
     Raised on every rank, outside of any collective: it can be saved."""
+
+
+class EngineInterrupted(RolloutError):
+    """An engine's update broke off through no fault of its own: it holds a mixture of weights."""
 
 
 class ControllerDied(RolloutError):
@@ -25,6 +26,10 @@ class EngineLost(Exception):
 
 class EngineCallFailed(RuntimeError):
     """Raised inside an engine actor when vLLM refused a call; the message is the worker's own."""
+
+
+class UpdateInterrupted(EngineCallFailed):
+    """Raised inside an engine actor whose update broke off through no fault of its own."""
 
 
 class EngineDied(RuntimeError):

@@ -3,8 +3,8 @@
 vLLM's EngineCore outlives a parent that is killed with SIGKILL (its workers do watch EngineCore,
 EngineCore watches nobody). The guard is a small process of its own session that reads the
 children's identities from a pipe; the pipe closes when the actor ends, and the guard ends what is
-left and removes its shared memory (vLLM's ring buffers are 160 MiB each). Run as a script by path,
-so this file imports the standard library only (psutil when watching).
+left and removes its shared memory (vLLM's ring buffers are 160 MiB each). It runs without site
+packages, so this file imports nothing else but host/ (psutil when watching).
 """
 
 from __future__ import annotations
@@ -15,46 +15,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import NamedTuple
 
+from sfpo_megatron.host.processes import ProcessIdentity
+
 _SEGMENTS = ("/dev/shm/psm_", "/dev/shm/sem.mp-")
-
-
-class ProcessIdentity(NamedTuple):
-    """A process that cannot be mistaken for a later one with the same pid."""
-
-    pid: int
-    start_ticks: int
-
-    @staticmethod
-    def of(pid: int) -> ProcessIdentity | None:
-        """None for a process that is gone, or dead and not yet waited for."""
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as stream:
-                fields = stream.read().rpartition(b")")[2].split()
-        except OSError:
-            return None
-        return None if fields[0] in (b"Z", b"X") else ProcessIdentity(pid, int(fields[19]))
-
-    @property
-    def alive(self) -> bool:
-        return ProcessIdentity.of(self.pid) == self
-
-    def shared_memory(self) -> set[str]:
-        """Python's shared-memory segments and named semaphores that it has mapped."""
-        try:
-            with open(f"/proc/{self.pid}/maps") as stream:
-                paths = (line.split(maxsplit=5)[-1].strip() for line in stream)
-                return {path for path in paths if path.startswith(_SEGMENTS)}
-        except OSError:
-            return set()
-
-    def kill(self) -> None:
-        if self.alive:
-            try:
-                os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+_ROOT = str(Path(__file__).resolve().parents[2])
+_GUARD = f"import sys; sys.path.insert(0, sys.argv[1]); from {__name__} import main; main()"
 
 
 class ActorProcesses(NamedTuple):
@@ -75,7 +43,7 @@ class Lifeline:
         self._told: set[str] = set()
         self._lock = threading.Lock()
         started = subprocess.Popen(
-            [sys.executable, "-S", "-E", os.path.abspath(__file__)],
+            [sys.executable, "-S", "-E", "-c", _GUARD, _ROOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -89,8 +57,8 @@ class Lifeline:
             threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def processes(self) -> ActorProcesses:
-        """As of now."""
-        self.tell_news()
+        """The actor's processes as of now."""
+        self.update_guard()
         own = ProcessIdentity.of(os.getpid())
         assert own is not None
         return ActorProcesses((own, *sorted(self._known)), self._guard)
@@ -98,33 +66,43 @@ class Lifeline:
     def _watch(self) -> None:
         # EngineCore's own children appear over its first half minute.
         while True:
-            self.tell_news()
+            self.update_guard()
             time.sleep(1.0)
 
     def close(self) -> None:
-        """What was to be ended has ended: so does the guard."""
+        """End the guard: whatever it was to end has ended."""
         with self._lock:
             self._pipe.close()
 
-    def tell_news(self) -> None:
+    def update_guard(self) -> None:
         """Name to the guard the children and segments that are new."""
         with self._lock:
-            self._tell_news_locked()
+            self._update_guard_locked()
 
-    def _tell_news_locked(self) -> None:
+    def _update_guard_locked(self) -> None:
         import psutil
 
         children = psutil.Process().children(recursive=True)
         found = {ProcessIdentity.of(child.pid) for child in children}
         self._known |= {identity for identity in found if identity is not None}
         lines = {f"process {identity.pid} {identity.start_ticks}\n" for identity in self._known}
-        own = ProcessIdentity(os.getpid(), 0)  # for its segments: nobody has to kill it
-        segments = {path for p in (own, *self._known) for path in p.shared_memory()}
+        pids = (os.getpid(), *(identity.pid for identity in self._known))
+        segments = {path for pid in pids for path in _shared_memory(pid)}
         lines |= {f"shared_memory {path}\n" for path in segments}
         if news := lines - self._told:
             self._told |= news
             self._pipe.write("".join(sorted(news)).encode())
             self._pipe.flush()
+
+
+def _shared_memory(pid: int) -> set[str]:
+    """Python's shared-memory segments and named semaphores that a process has mapped."""
+    try:
+        with open(f"/proc/{pid}/maps") as stream:
+            paths = (line.split(maxsplit=5)[-1].strip() for line in stream)
+            return {path for path in paths if path.startswith(_SEGMENTS)}
+    except OSError:
+        return set()
 
 
 def guard() -> None:
@@ -149,7 +127,3 @@ def main() -> None:
     print(os.getpid(), flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     guard()
-
-
-if __name__ == "__main__":
-    main()

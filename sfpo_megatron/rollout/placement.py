@@ -25,13 +25,13 @@ class Node:
     id: str
     """Ray's node id."""
     address: str
-    """By which the trainer's ranks name it: its host name."""
+    """Host name, by which the trainer's ranks know it."""
     num_devices: int
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RankDevice:
-    """Where a trainer rank computes."""
+    """The device that a trainer rank computes on."""
 
     address: str
     device: int
@@ -39,14 +39,14 @@ class RankDevice:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Placement:
-    """Where one engine runs: bound to `node_id`, it sees `devices` only."""
+    """The place of one engine: bound to `node_id`, it sees `devices` only."""
 
     node_id: str
     devices: tuple[int, ...]
     """Indices on the node; empty on a CPU, and where Ray chooses."""
     num_gpus: int = 0
-    """What its actor asks Ray for. 0 with `devices`: Ray knows nothing of the trainer, and would
-    hand out its devices too."""
+    """Number of GPUs that its actor asks Ray for. 0 with `devices`: Ray knows nothing of the
+    trainer, and would hand out its devices too."""
     ranks: tuple[int, ...] = ()
     """Trainer ranks whose memory it shares; empty when dedicated."""
 
@@ -59,8 +59,8 @@ def place_engines(
     tensor_parallel: int,
     placement: Literal["dedicated", "colocated"],
 ) -> tuple[Placement, ...]:
-    """One placement an engine. `trainer`: by rank; empty on CPU nodes; None where Ray has none of
-    the trainer's devices and chooses (dedicated only)."""
+    """Find a placement for each engine. `trainer`: devices by rank; empty on CPU nodes; None where
+    Ray has none of the trainer's devices and chooses (dedicated only)."""
     # Ray may have been given none of the devices that colocated engines find by their ranks.
     if not trainer and not any(node.num_devices for node in nodes):
         return tuple(
@@ -90,7 +90,7 @@ def place_engines(
 
 
 def _dedicated(nodes: Sequence[Node], trainer: Sequence[RankDevice], size: int) -> list[Placement]:
-    """Every engine that fits beside the trainer, node after node."""
+    """Placements for every engine that fits beside the trainer, node after node."""
     taken = {(rank.address, rank.device) for rank in trainer}
     found = []
     for node in nodes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfpo_megatron.types import Rollout
@@ -47,7 +49,17 @@ class ScoredRequest:
     num_reissued: int
     """Rollouts that were asked for again so far in the run: their engine was lost."""
     num_restarts: int
-    """Engines started anew so far in the run."""
+    """Number of engines restarted so far in the run."""
+
+
+def environment_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """`environment/NAME`: the mean of what the environment measured, over the rollouts that have
+    it."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        for name, value in rollout.metrics.items():
+            found[name].append(float(value))
+    return {f"environment/{name}": sum(values) / len(values) for name, values in found.items()}
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

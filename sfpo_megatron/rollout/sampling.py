@@ -6,9 +6,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from sfpo_megatron.config.rollout import RolloutConfig
+from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -57,6 +62,22 @@ class Completion:
     """True: a stop token came; False: cut at max_response_tokens."""
 
 
+def check_lengths(request: RolloutRequest, rollout: RolloutConfig) -> None:
+    """Raise RolloutError for a request whose prompts or responses an engine has no room for."""
+    if not 1 <= request.max_response_tokens <= rollout.max_response_tokens:
+        raise RolloutError(
+            f"request {request.id}: found max_response_tokens {request.max_response_tokens}, "
+            f"expected 1 to rollout.max_response_tokens ({rollout.max_response_tokens})"
+        )
+    for prompt in (prompt for prompts in request.rounds for prompt in prompts):
+        if not 1 <= len(prompt.token_ids) <= rollout.max_prompt_tokens:
+            raise RolloutError(
+                f"prompt {prompt.id}: found {len(prompt.token_ids)} tokens, expected 1 to "
+                f"rollout.max_prompt_tokens ({rollout.max_prompt_tokens}); raise that or set "
+                "data.on_bad_row=skip"
+            )
+
+
 def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
     """The sampling seed of one rollout: 63 bits, whatever engine it runs on.
 
@@ -67,7 +88,15 @@ def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def stop_token_ids(model_path: Path, tokenizer: Any) -> tuple[int, ...]:
+def call_seed(rollout_seed: int, number: int) -> int:
+    """The seed of a rollout's generation `number`, from 0; the first has the rollout's own."""
+    if number == 0:
+        return rollout_seed
+    text = json.dumps([rollout_seed, number])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every end-of-sequence token that the model's directory names.
 
     The tokenizer's and the generation config's both count: chat models name the end of a turn in

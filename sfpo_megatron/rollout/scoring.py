@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.rewards.pool import ScoringPool
-from sfpo_megatron.rollout.sampling import Completion, stop_token_ids
+from sfpo_megatron.rewards.pool import Score, ScoringPool
+from sfpo_megatron.rollout.episodes import Episode
+from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CLOSE_S = 2.0
 
@@ -21,6 +30,7 @@ _CLOSE_S = 2.0
 class Scorer:
     """Holds tokenizer and scoring pool."""
 
+    tokenizer: PreTrainedTokenizerBase
     stop_token_ids: tuple[int, ...]
     _pool: ScoringPool
 
@@ -36,10 +46,8 @@ class Scorer:
         await self._in_thread(self._prepare)
 
     def _prepare(self) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(self._model_path)
-        self.stop_token_ids = stop_token_ids(Path(self._model_path), self._tokenizer)
+        self.tokenizer = load_tokenizer(self._model_path)
+        self.stop_token_ids = stop_token_ids(Path(self._model_path), self.tokenizer)
         run = RunDirectory.of(self._config.output_dir)
         self._pool = self._open.enter_context(ScoringPool(self._config.reward, run))
 
@@ -48,44 +56,58 @@ class Scorer:
         await asyncio.wait([self._in_thread(self._open.close)], timeout=_CLOSE_S)
 
     async def score(
-        self,
-        members: Sequence[tuple[Prompt, int]],
-        completions: Sequence[Completion],
-        weight_version: int,
+        self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
-        """The rollouts of (prompt, sample) pairs, in order."""
-        return await self._in_thread(self._score, members, completions, weight_version)
+        """The rollouts of (prompt, sample) pairs, in order; `episodes`: the episode of each, with
+        the version of the weights that made it."""
+        return await self._in_thread(self._score, members, episodes)
 
     def _score(
-        self,
-        members: Sequence[tuple[Prompt, int]],
-        completions: Sequence[Completion],
-        weight_version: int,
+        self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
         texts = [
-            self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            for completion in completions
+            self.tokenizer.decode(episode.token_ids, skip_special_tokens=True)
+            for episode, _ in episodes
         ]
         prompts = [prompt for prompt, _ in members]
-        scores = self._pool.score(list(zip(prompts, texts, strict=True)))
+        scores = self._scores(prompts, texts, [episode.reward for episode, _ in episodes])
         return [
             Rollout(
                 prompt_id=prompt.id,
                 sample=sample,
                 prompt_token_ids=prompt.token_ids,
-                token_ids=completion.token_ids,
-                generator_logprobs=completion.logprobs,
-                finished=completion.finished,
+                token_ids=episode.token_ids,
+                generator_logprobs=episode.logprobs,
+                response_mask=episode.response_mask,
+                finished=episode.finished,
                 text=text,
                 reward=score.reward,
                 correct=score.correct,
                 parts=score.parts,
-                weight_version=weight_version,
+                weight_version=version,
+                metrics=episode.metrics,
             )
-            for (prompt, sample), completion, text, score in zip(
-                members, completions, texts, scores, strict=True
+            for (prompt, sample), (episode, version), text, score in zip(
+                members, episodes, texts, scores, strict=True
             )
         ]
 
-    def _in_thread(self, function: Any, *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    def _scores(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], own: Sequence[float | None]
+    ) -> list[Score]:
+        """The environment's own rewards, and the verifier's where there is none."""
+        triples = zip(prompts, texts, own, strict=True)
+        asked = [(prompt, text) for prompt, text, reward in triples if reward is None]
+        found = iter(self._pool.score(asked) if asked else ())
+        return [
+            next(found)
+            if reward is None
+            else Score(reward=reward, correct=reward >= 1, timed_out=False)
+            for reward in own
+        ]
+
+    def _in_thread(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        call = partial(function, *args, **kwargs)
+        return asyncio.get_running_loop().run_in_executor(self._thread, call)

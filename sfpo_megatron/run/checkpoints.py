@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from sfpo_megatron.checkpoints.store import RUN_STATE
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun, watch_peers
+from sfpo_megatron.host.peers import watch_peers
+from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.run.engines import Engines
@@ -64,7 +65,7 @@ class Checkpoints:
         )
         self._stall_s = 0.0
         self._longest_pass_s = 0.0
-        here = [socket.gethostname(), os.getpid()]
+        here = (socket.gethostname(), os.getpid())
         everyone = policy.control.all_gather_json(here)
         watch_peers([p for host, p in everyone if host == here[0] and p != here[1]])
 
@@ -108,7 +109,7 @@ class Checkpoints:
         every, last = self._config.checkpoint.every, step == self._config.train.num_steps
         if every == 0:
             return False
-        votes = self._control.all_gather_json([self._stop.reason, self._writer.is_done])
+        votes = self._control.all_gather_json((self._stop.reason, self._writer.is_done))
         reason = votes[0][0]
         if self._writer.is_writing and all(is_done for _, is_done in votes):
             self._timed(self._writer.complete)

@@ -13,9 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.stopping import OutOfTime, Stopping, StopRun, lost_peer
+from sfpo_megatron.host.peers import PeerLostError, lost_peer
+from sfpo_megatron.host.stopping import OutOfTime, Stopping, StopRun
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
+from sfpo_megatron.resharding.seams import EngineClient
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run.evaluation import Best, Evaluation
 from sfpo_megatron.run.feed import Feed
@@ -26,7 +28,6 @@ from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
-    from sfpo_megatron.rollout.client import WeightSyncClient
     from sfpo_megatron.rollout.engine import Memory
 
 
@@ -34,7 +35,7 @@ class Fleet(Protocol):
     """All engines at once, as rank 0 starts, pauses and ends them (`rollout.client`)."""
 
     @property
-    def sync_client(self) -> WeightSyncClient | None: ...
+    def sync_client(self) -> EngineClient | None: ...
     def wait_ready(self, timeout_s: float) -> None: ...
     def polling(self, poll: Callable[[], None]) -> AbstractContextManager[None]: ...
     def sleep(self) -> None: ...
@@ -67,14 +68,14 @@ class NoFleet:
 class WeightSender(Protocol):
     """The trainer's end of refits (`resharding.refit.Refit`)."""
 
-    def send(self, weight_version: int, *, resend: bool = False) -> int: ...
+    def send(self, weight_version: int, *, only_stale: bool = False) -> int: ...
     def close(self) -> None: ...
 
 
 class NoRefit:
     """A run on saved rollouts has nobody to send weights to."""
 
-    def send(self, weight_version: int, *, resend: bool = False) -> int:
+    def send(self, weight_version: int, *, only_stale: bool = False) -> int:
         """Send nothing."""
         return 0
 
@@ -102,7 +103,7 @@ class MainEnds:
     def _poll(self) -> None:
         if self.stop.reason is not None:
             if (pid := lost_peer()) is not None:
-                raise RuntimeError(f"another rank (pid {pid}) is gone; its own message says why")
+                raise PeerLostError(f"another rank (pid {pid}) is gone; its own message says why")
             self.stop.check()
 
 
@@ -179,7 +180,7 @@ class Engines:
         with self._ends.fleet.polling(lambda: None):  # nothing may leave the collectives below
             self._turns.to_trainer()  # no engine can generate: they all lie idle
             with self._turns.to_engines():
-                self._refit.send(self._weight_version, resend=True)
+                self._refit.send(self._weight_version, only_stale=True)
 
     def to_trainer(self) -> None:
         """Give the devices to the trainer, before its weights are used."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rollout.reports import environment_metrics
 from sfpo_megatron.run.saved_rollouts import from_tensors, tensors_of, to_tensors
 from sfpo_megatron.types import RolloutBatch
 
@@ -201,4 +202,5 @@ def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
         "num_reissued": scored.num_reissued,
         "num_engine_restarts": scored.num_restarts,
         **part_means(scored.rollouts, "reward/"),
+        **environment_metrics(scored.rollouts),
     }

@@ -13,6 +13,10 @@ from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.advantage import zero_variance
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
+_ONCE_A_STEP = ("mismatch_weight_mean", "mismatch_rejected", "ref_kl")
+"""Logged under their own names, of the slow correction; all others pass by pass. The generator's
+gap is the same in every pass."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Totals:
@@ -33,7 +37,7 @@ class Totals:
 
 
 def logprob_difference(policy: Policy, minibatches: list[Minibatch]) -> dict[str, float]:
-    """Generator against trainer over all response tokens, by `old_logprobs`: mean and maximum of
+    """Generator against trainer over all trained tokens, by `old_logprobs`: mean and maximum of
     |difference|, and the k1 estimate of KL(generator || trainer). Collective."""
     total, highest = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
@@ -62,7 +66,7 @@ def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
         "accuracy": batch.correct.float().mean().item(),
         "zero_variance_groups": same_rewards.float().mean().item(),
         "truncated": (~batch.finished).float().mean().item(),
-        "response_tokens_mean": batch.response_lengths.float().mean().item(),
+        "response_tokens_mean": batch.trained_lengths.float().mean().item(),
     }
 
 
@@ -78,7 +82,8 @@ def split_metrics(minibatches: Sequence[Minibatch]) -> dict[str, float]:
 
 def pass_metrics(results: Sequence[PassResult], totals: Totals) -> dict[str, float]:
     """`loss, entropy, grad_norm, clip_frac, ppo_kl` of the slow correction; `*_first_pass` of the
-    first minibatch before any update, where the ratio must be 1; `pass_k/...` of every pass."""
+    first minibatch before any update, where the ratio must be 1; `pass_k/...` of every pass: what
+    the objective finds, by its names."""
     totals.num_optimizer_steps += sum(len(result.minibatches) for result in results)
     totals.num_skipped_steps += sum(result.num_skipped for result in results)
     slow, first = results[-1], results[0].minibatches[0]
@@ -95,11 +100,7 @@ def pass_metrics(results: Sequence[PassResult], totals: Totals) -> dict[str, flo
         "num_optimizer_steps": totals.num_optimizer_steps,
         "num_skipped_steps": totals.num_skipped_steps,
     }
-    if "mismatch_weight_mean" in first.stats:
-        metrics["mismatch_weight_mean"] = slow.mean_of("mismatch_weight_mean")
-        metrics["mismatch_rejected"] = slow.mean_of("mismatch_rejected")
-    if "ref_kl" in first.stats:
-        metrics["ref_kl"] = slow.mean_of("ref_kl")
+    metrics |= {name: slow.mean_of(name) for name in _ONCE_A_STEP if name in first.stats}
     for k, result in enumerate(results, start=1):
         metrics |= one_pass_metrics(k, result)
     return metrics
@@ -107,13 +108,11 @@ def pass_metrics(results: Sequence[PassResult], totals: Totals) -> dict[str, flo
 
 def one_pass_metrics(k: int, result: PassResult) -> dict[str, float]:
     """How far pass k (from 1; the last is the slow correction) has drifted from the old policy."""
-    return {
-        f"pass_{k}/ratio_mean": result.mean_of("ratio_mean"),
-        f"pass_{k}/ratio_max": result.max("ratio_max"),
-        f"pass_{k}/clip_frac_low": result.mean_of("clip_frac_low"),
-        f"pass_{k}/clip_frac_high": result.mean_of("clip_frac_high"),
-        f"pass_{k}/ppo_kl": result.mean_of("ppo_kl"),
-        f"pass_{k}/entropy": result.mean(lambda m: m.entropy),
-        f"pass_{k}/grad_norm": result.grad_norm,
-        f"pass_{k}/loss": result.mean(lambda m: m.loss),
+    found = {
+        **result.means,
+        **result.maxima,
+        "entropy": result.mean(lambda m: m.entropy),
+        "grad_norm": result.grad_norm,
+        "loss": result.mean(lambda m: m.loss),
     }
+    return {f"pass_{k}/{name}": value for name, value in found.items() if name not in _ONCE_A_STEP}

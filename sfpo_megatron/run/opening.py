@@ -76,7 +76,7 @@ class OpenedRun:
         refit: WeightSender = NoRefit()
         if config.debug.train_only is None:
             client = self.ends.fleet.sync_client
-            refit = Refit(config, source=source, client=client, is_sender=self.is_main)
+            refit = Refit(config, source=source, client=client)
         self.closing.callback(refit.close)
         if is_colocated(config) and torch.cuda.is_available():
             self.progress("warning: colocated engines are unverified on this hardware")
@@ -184,7 +184,7 @@ def _stop_watch(config: RunConfig) -> Stopping:
     if not config.saves_state:
         return NoStop()
     return StopWatch(
-        config.output_dir,
+        RunDirectory.of(config.output_dir),
         must_save_within_s=config.checkpoint.must_save_within_s,
         stop_before_walltime_s=config.checkpoint.stop_before_walltime_s,
     )

@@ -28,7 +28,10 @@ def to_tensors(batch: RolloutBatch) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> RolloutBatch:
-    """Inverse of `to_tensors`."""
+    """Inverse of `to_tensors`. What was saved before batches had a response_mask was generated
+    whole, so all of it is trained on."""
+    everything = torch.ones(tensors["generator_logprobs"].shape, dtype=torch.bool)
+    tensors = {"response_mask": everything, **tensors}
     numbers: dict[str, Any] = dict(zip(_NUMBERS, tensors["numbers"].tolist(), strict=True))
     return RolloutBatch(**numbers, **{name: tensors[name] for name in _TENSORS})
 
@@ -56,7 +59,7 @@ class SavedFeed:
                 f"debug.train_only: found {saved} train steps in {self._path}, expected step "
                 f"{step}; set train.num_steps={saved} or save more rollouts"
             )
-        missing = {"numbers", *_TENSORS} - found.keys()
+        missing = {"numbers", *_TENSORS} - {"response_mask"} - found.keys()  # `from_tensors`
         if missing:
             raise ValueError(
                 f"debug.train_only: found no {', '.join(sorted(missing))} for train step {step} in "

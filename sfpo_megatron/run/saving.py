@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore
 from sfpo_megatron.config.checkpoint import CheckpointConfig
+from sfpo_megatron.host.peers import PeerLostError
 from sfpo_megatron.mcore import checkpoint
-from sfpo_megatron.mcore.control import PeerLostError
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.setup import Policy

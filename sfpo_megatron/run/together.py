@@ -19,7 +19,7 @@ class Messages(Protocol):
 
     rank: int
 
-    def broadcast_json(self, value: object = None) -> dict[str, str]: ...
+    def broadcast_json(self, value: T | None = None) -> T: ...
 
 
 class Together:
@@ -47,9 +47,11 @@ class Together:
                 raise
             control.broadcast_json({"do": "go on"})
             return result
-        while (order := control.broadcast_json())["do"] == "resend":
+        order: dict[str, str] = control.broadcast_json()
+        while order["do"] == "resend":
             with suppress(FleetLost):  # rank 0 has it too, and says so once more
                 resend()
+            order = control.broadcast_json()
         if order["do"] == "stop":
             raise _RAISED[order["error"]](order["reason"])
         return None

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.paths import PathError, expand
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.slurm.layout import LayoutError, job_layout
-from sfpo_megatron.slurm.render import FOLDER, SIGNAL_MARGIN_S, TEMPLATES, Job, render
+from sfpo_megatron.slurm.render import SIGNAL_MARGIN_S, TEMPLATES, Job, render
 from sfpo_megatron.slurm.submit import SubmitError, submit
 from sfpo_megatron.slurm.walltime import format_time, parse_time
 
@@ -25,13 +27,16 @@ class SlurmError(ValueError):
 def slurm(options: argparse.Namespace) -> int:
     """Returns 0; raises ConfigError or SlurmError before anything is written."""
     config = load_config(options.config, options.overrides)
-    output_dir = str(Path(config.output_dir).expanduser().resolve())
-    config = dataclasses.replace(config, output_dir=output_dir)
+    run = RunDirectory.of(config.output_dir)
+    config = dataclasses.replace(config, output_dir=str(run.path))
     for name in ("nodes", "gpus_per_node", "max_failures", "train_nodes", "save_budget"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
-    env_file = Path(options.env).expanduser() if options.env else TEMPLATES / "env.sh"
+    try:
+        env_file = Path(expand(options.env)) if options.env else TEMPLATES / "env.sh"
+    except PathError as error:
+        raise SlurmError(f"--env: {error}") from error
     if not env_file.is_file():
         raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
     try:
@@ -70,11 +75,10 @@ def slurm(options: argparse.Namespace) -> int:
         if options.dry_run:
             print(files[script], end="")
             return 0
-        number = submit(Path(output_dir), script, files)
+        number = submit(run, script, files)
     except (LayoutError, SubmitError) as error:
         raise SlurmError(str(error)) from error
-    folder = Path(output_dir) / FOLDER
-    print(f"submitted job {number}: {folder / script}; its log: {folder / f'{number}.out'}")
+    print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0
 
 

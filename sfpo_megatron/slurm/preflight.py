@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import sfpo_megatron
 from sfpo_megatron.host.addresses import is_loopback, own_address
@@ -32,7 +32,18 @@ _MAX_SKEW_S = 30.0
 _MIN_SHM_BYTES = 1 << 30
 
 
-def report() -> dict[str, Any]:
+class Report(TypedDict):
+    """What a node is like."""
+
+    gpus: list[str]
+    shm_bytes: int
+    clock: float
+    address: str
+    same: dict[str, str]
+    """Versions, which have to be the same on all nodes."""
+
+
+def report() -> Report:
     """What this node is like."""
     return {
         "gpus": _gpus(),
@@ -66,7 +77,7 @@ def _version(name: str) -> str:
         return "none"
 
 
-def faults(reports: Mapping[str, dict[str, Any]], *, num_gpus: int) -> list[str]:
+def faults(reports: Mapping[str, Report], *, num_gpus: int) -> list[str]:
     """One line for everything that is wrong, with the node's name; empty when all is well."""
     found = []
     for node, one in reports.items():
@@ -104,10 +115,10 @@ def _odd_ones(what: str, values: Mapping[str, str]) -> list[str]:
     ]
 
 
-def collect(folder: Path, nodes: Sequence[str], wait_s: float) -> dict[str, dict[str, Any]]:
+def collect(folder: Path, nodes: Sequence[str], wait_s: float) -> dict[str, Report]:
     """The reports that have come within `wait_s`, by node."""
     deadline = time.monotonic() + wait_s
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Report] = {}
     while len(found) < len(nodes) and time.monotonic() < deadline:
         os.listdir(folder)  # NFS shows a new file once its folder is read again
         for number, node in enumerate(nodes):

@@ -17,8 +17,6 @@ from sfpo_megatron.slurm.layout import JobLayout, LayoutError
 
 TEMPLATES = Path(__file__).parent / "templates"
 """launch/slurm/ of the sources; the wheel carries it here."""
-FOLDER = "slurm"
-"""In output_dir."""
 _SOURCED = ("job.sh", "ray_cluster.sh")
 _HOLE = re.compile(r"@([A-Z]+(?:_[A-Z]+)*)@")
 _PLAIN_PATH = re.compile(r"[\w./+=:,~-]+")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 
-from sfpo_megatron.slurm.render import FOLDER, write
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.slurm.render import write
 
 _JOB_FILE = "job-id"
 _TIMEOUT_S = 60
@@ -16,7 +16,7 @@ class SubmitError(RuntimeError):
     """Slurm is not here, or did not take the job."""
 
 
-def submit(run: Path, script: str, files: dict[str, str]) -> str:
+def submit(run: RunDirectory, script: str, files: dict[str, str]) -> str:
     """The job's id. Refused while an earlier job of the same run is in the queue: two would write
     the same files."""
     if shutil.which("sbatch") is None:
@@ -24,20 +24,20 @@ def submit(run: Path, script: str, files: dict[str, str]) -> str:
             "sbatch: found no such program, expected Slurm's client; run this on a login node, or "
             "look at the script with --dry-run"
         )
-    job_file = run / FOLDER / _JOB_FILE
+    job_file = run.slurm / _JOB_FILE
     if job_file.exists():
         earlier = job_file.read_text(encoding="utf-8").strip()
         if state := _state(earlier):
             raise SubmitError(
-                f"{run}: found job {earlier} of this run {state}, expected none; wait for it, run "
-                f"scancel {earlier}, or set another output_dir"
+                f"{run.path}: found job {earlier} of this run {state}, expected none; wait for it, "
+                f"run scancel {earlier}, or set another output_dir"
             )
-    write(run / FOLDER, files)
-    done = _run("sbatch", "--parsable", str(run / FOLDER / script))
+    write(run.slurm, files)
+    done = _run("sbatch", "--parsable", str(run.slurm / script))
     if done.returncode != 0:
-        raise SubmitError(f"sbatch refused {run / FOLDER / script}: {done.stderr.strip()}")
+        raise SubmitError(f"sbatch refused {run.slurm / script}: {done.stderr.strip()}")
     job = done.stdout.strip().partition(";")[0]
-    write(run / FOLDER, {_JOB_FILE: f"{job}\n"})
+    write(run.slurm, {_JOB_FILE: f"{job}\n"})
     return job
 
 

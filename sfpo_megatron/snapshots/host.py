@@ -18,7 +18,7 @@ from sfpo_megatron.sfpo import WeightShards
 from sfpo_megatron.snapshots.pinning import pin
 
 BUCKET_BYTES = 32 * 2**20
-"""Of each staging bucket: 0.6 ms of PCIe 5, far above what starting a copy costs."""
+"""Size of each staging bucket: 0.6 ms of PCIe 5, far above what starting a copy costs."""
 
 _Kind: TypeAlias = tuple[torch.dtype, torch.device]
 
@@ -27,7 +27,7 @@ class SteppedShards(WeightShards, Protocol):
     """Shards that tell when they are about to change."""
 
     def before_step(self, callback: Callable[[], None]) -> None:
-        """From now on call `callback` in each optimizer step before it changes a shard."""
+        """Call `callback` in each later optimizer step, before it changes a shard."""
 
 
 class HostSnapshot:
@@ -126,12 +126,12 @@ class _HostCopy:
         return sum(bucket.nbytes for bucket in self.staging)
 
     def rewind(self) -> None:
-        """Back to the first shard. Drawing one may overwrite what is still being copied out."""
+        """Go back to the first shard. Drawing one may overwrite what is still being copied out."""
         self.finish_storing()
         self._position = 0
 
     def store(self, shard: Tensor) -> None:
-        """theta_0 of one shard. The copy may still be under way when this returns."""
+        """Copy theta_0 of one shard. The copy may still be under way when this returns."""
         target = self._host[self._position : self._position + shard.numel()]
         self._position += shard.numel()
         self._stored = self._side.copy(target, shard, after=self._side.mark())
@@ -139,7 +139,7 @@ class _HostCopy:
             self._side.hold_current(self._stored)
 
     def finish_storing(self) -> None:
-        """What is put on the current stream from now on may change the shards."""
+        """Let what is put on the current stream from here on change the shards."""
         self._side.hold_current(self._stored)
 
     def start_fetching(self) -> None:
@@ -147,7 +147,7 @@ class _HostCopy:
             self._fetch(index)
 
     def lerp(self, shard: Tensor, alpha: float) -> None:
-        """theta = theta_0 + alpha * (theta - theta_0), as far as each bucket goes."""
+        """Compute theta = theta_0 + alpha * (theta - theta_0), a bucket at a time."""
         while shard.numel():
             index, offset = divmod(self._position, self._bucket_size)
             if offset == 0:
@@ -164,7 +164,7 @@ class _HostCopy:
         self._lerped = self._side.mark()
 
     def _fetch(self, index: int) -> None:
-        """Bucket `index` of theta_0 into the staging bucket that bucket `index - 2` had."""
+        """Copy bucket `index` of theta_0 into the staging bucket that bucket `index - 2` had."""
         start = index * self._bucket_size
         slow = self._host[start : start + self._bucket_size]
         target = self.staging[index % 2][: slow.numel()]
@@ -172,7 +172,7 @@ class _HostCopy:
 
 
 _Mark: TypeAlias = "torch.cuda.Event | None"
-"""A point in a stream's work; None: nothing to wait for."""
+"""A point in a stream's work; None if there is nothing to wait for."""
 
 
 class _SideStream:
@@ -183,7 +183,7 @@ class _SideStream:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def copy(self, target: Tensor, source: Tensor, *, after: _Mark) -> _Mark:
-        """target = source, once `after` is reached; returns where that is done."""
+        """Copy `source` into `target` once `after` is reached; returns the mark of its end."""
         if self._stream is None:
             target.copy_(source)
             return None
@@ -200,6 +200,6 @@ class _SideStream:
         return torch.cuda.current_stream(self._device).record_event()
 
     def hold_current(self, mark: _Mark) -> None:
-        """What is put on the current stream from now on waits for `mark`."""
+        """Let what is put on the current stream from here on wait for `mark`."""
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)

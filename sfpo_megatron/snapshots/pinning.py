@@ -1,4 +1,4 @@
-"""Page-lock host memory where it is. torch's pinned allocator would round up to a power of two.
+"""Page-locking of host memory in place. torch's pinned allocator would round up to a power of two.
 
 Copies from and to page-locked memory run beside the host and the current stream.
 """
@@ -14,8 +14,8 @@ _CUDA_HOST_REGISTER_PORTABLE = 1  # for every CUDA context
 
 
 def pin(buffer: Tensor, *, owner: object, key: str, found: str, instead: str) -> None:
-    """Page-lock `buffer` until `owner` is collected. RuntimeError where the system refuses: the
-    setting `key` was `found`, `instead` needs no such memory."""
+    """Page-lock `buffer` until `owner` is collected. RuntimeError if the system refuses; it says
+    that the setting `key` was `found` and that `instead` needs no such memory."""
     code = int(
         torch.cuda.cudart().cudaHostRegister(
             buffer.data_ptr(), buffer.nbytes, _CUDA_HOST_REGISTER_PORTABLE

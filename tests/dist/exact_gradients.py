@@ -18,11 +18,12 @@ from torch import Tensor
 
 @dataclass(kw_only=True, frozen=True)
 class ExactGradients:
-    """Of the whole batch as one minibatch."""
+    """Gradients of the whole batch as one minibatch."""
 
     gradient: dict[str, Tensor]
     """By Hugging Face name, float64."""
     old_logprobs: Tensor  # [sum R] float32
+    response_mask: Tensor  # [sum R] bool
     loss: float
 
 
@@ -47,8 +48,10 @@ def save(
     *,
     group_size: int,
     entropy_coef: float,
+    mask: Tensor | None = None,
 ) -> None:
-    """Of `batch` (references.make_batch), by the plain trainer's loss."""
+    """Write the gradients of `batch` (references.make_batch) by the plain trainer's loss, over all
+    response tokens or those of `mask` [sum R]."""
     model = copy.deepcopy(model).double()
     lengths = (batch["prompt_lengths"] + batch["response_lengths"]).tolist()
     tokens, prompts = batch["token_ids"].split(lengths), batch["prompt_lengths"].tolist()
@@ -58,16 +61,19 @@ def save(
         k=0, alpha=0.0, minibatches=1, group_size=group_size, lr=0.0, weight_decay=0.0,
         clip_grad=0.0, clip=0.2, entropy_coef=entropy_coef, eps=1.0,
     )  # fmt: skip
-    loss = minibatch_loss(model, rows, settings)
+    if mask is None:
+        mask = torch.ones(int(batch["response_lengths"].sum()), dtype=torch.bool)
+    loss = minibatch_loss(model, rows, settings, mask.split(batch["response_lengths"].tolist()))
     loss.backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     tensors = {f"gradient.{n}": grad for n, grad in names_in_file(grads).items()}
     file = directory / f"{name}.gradients.safetensors"
-    save_file({**tensors, "old_logprobs": torch.cat(old), "loss": loss.detach()}, file)
+    tensors |= {"old_logprobs": torch.cat(old), "response_mask": mask, "loss": loss.detach()}
+    save_file(tensors, file)
 
 
 def load(directory: Path, name: str) -> ExactGradients:
     tensors = load_file(directory / f"{name}.gradients.safetensors")
-    loss, old = tensors.pop("loss").item(), tensors.pop("old_logprobs")
+    loss, old, mask = (tensors.pop(key) for key in ("loss", "old_logprobs", "response_mask"))
     gradient = {key.removeprefix("gradient."): tensor for key, tensor in tensors.items()}
-    return ExactGradients(gradient=gradient, old_logprobs=old, loss=loss)
+    return ExactGradients(gradient=gradient, old_logprobs=old, response_mask=mask, loss=loss.item())

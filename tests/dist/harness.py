@@ -213,7 +213,7 @@ class Jobs:
         work = self._directory / f"world{world}{'-te' if te else ''}-{attempt}"
         work.mkdir()
         (work / "cases.json").write_text(json.dumps(cases))
-        paths = [str(HERE), str(HERE.parents[1])]
+        paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
         paths += [str(HERE.parent / "te_standin")] if te else []
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={world}", str(HERE / "worker.py"), str(work)]

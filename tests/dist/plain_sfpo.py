@@ -49,12 +49,17 @@ def minibatch_loss(
     model: torch.nn.Module,
     rows: Sequence[tuple[Tensor, int, float, Tensor]],
     settings: Settings,
+    masks: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Mean over the response tokens of -min(r A, clip(r, 1 - c, 1 + c) A) - coef * entropy."""
+    """Mean over the response tokens (with `masks`, [R] bool of each row, over those alone) of
+    -min(r A, clip(r, 1 - c, 1 + c) A) - coef * entropy."""
     clip = settings.clip
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for tokens, prompt, advantage, old in rows:
+    for index, (tokens, prompt, advantage, old) in enumerate(rows):
         logprobs, entropy = token_logprobs(model, tokens, prompt)
+        if masks is not None:
+            chosen = masks[index]
+            logprobs, entropy, old = logprobs[chosen], entropy[chosen], old[chosen]
         ratio = (logprobs - old).exp()
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
         total = total - surrogate.double().sum() - settings.entropy_coef * entropy.double().sum()

@@ -1,4 +1,7 @@
-"""A rank for test_launcher.py: `python -m rank_script MODE OUTPUT_DIR`, real gloo, no model."""
+"""A rank for test_launcher.py: `python -m rank_script MODE OUTPUT_DIR`, real gloo, no model.
+
+MODE begins with `plain_` under a torchrun that is not our launcher's.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import time
 from pathlib import Path
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.host import stopping
+from sfpo_megatron.host import peers
 from sfpo_megatron.launcher import rank as worker
+from sfpo_megatron.outputs.directory import RunDirectory
 
 
 def run(mode: str, folder: Path) -> bool:
@@ -48,14 +52,14 @@ def act(mode: str, rank: int, dist: object, folder: Path) -> None:
     if mode == "kill_while_stuck":  # in C++, where no Python signal handler runs
         distributed_c10d._get_default_store().wait(["never"])
     if mode == "stop":
-        while not stopping.stop_file(folder).exists():
+        while not RunDirectory(folder).stop_file.exists():
             time.sleep(0.05)
         return
     if mode == "stop_kill":  # as rank 0 does while it waits for rollouts
-        stopping.watch_peers([int((folder / "pids_1").read_text().split()[0])])
-        while stopping.lost_peer() is None:
+        peers.watch_peers([int((folder / "pids_1").read_text().split()[0])])
+        while peers.lost_peer() is None:
             time.sleep(0.05)
-        raise RuntimeError("another rank is gone")
+        raise peers.PeerLostError("another rank is gone")
     if mode == "stop_never":
         time.sleep(600)
     if mode == "sleep":
@@ -65,12 +69,12 @@ def act(mode: str, rank: int, dist: object, folder: Path) -> None:
 
 if __name__ == "__main__":
     worker.CLOSING_TIME_S = 2.0
-    mode, folder = sys.argv[1:]
+    mode, folder = sys.argv[1].removeprefix("plain_"), sys.argv[2]
     raise SystemExit(
         worker.run_rank(
             lambda: run(mode, Path(folder)),
-            output_dir=folder,
-            launched=True,
+            directory=RunDirectory.of(folder),
+            launched=not sys.argv[1].startswith("plain_"),
             saves_when_stopped=mode.startswith("stop"),
         )
     )

@@ -125,7 +125,7 @@ K, ALPHA, MINIBATCHES, LR, WEIGHT_DECAY, CLIP_GRAD = 3, 0.8, 2, 1e-4, 0.05, 1.0
 EPS = 1e-8
 """Adam's default."""
 ENTROPY_COEF = 0.01
-"""Where every token is clipped (these models learn a batch in two passes) the gradient is not 0."""
+"""Leaves a gradient where every token is clipped: these models learn a batch in two passes."""
 TRAINED = ("qwen2_tied", "qwen3_untied")
 """Models that the training cases use: tied embeddings and biases; q/k norms and a separate head."""
 TRAINED_MOE = "qwen3moe_untied"
@@ -192,8 +192,17 @@ def make_batch(step: int) -> dict[str, torch.Tensor]:
     }
 
 
+def make_mask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[sum R] bool: which response tokens are trained on; of the second and third rollout none."""
+    first, second, third = batch["response_lengths"][:3].tolist()
+    random = torch.Generator().manual_seed(7)
+    mask = torch.rand(int(batch["response_lengths"].sum()), generator=random) < 0.6
+    mask[first : first + second + third] = False
+    return mask
+
+
 def plain_name(model: str, k: int = K, alpha: float = ALPHA, eps: float = EPS) -> str:
-    """Where the plain trainer's results for these settings are saved, without the suffix."""
+    """File of the plain trainer's results for these settings, without the suffix."""
     return f"{model}.plain-k{k}-alpha{alpha}-eps{eps}"
 
 
@@ -210,9 +219,16 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
         if name in (*TRAINED, TRAINED_MOE):
-            exact_gradients.save(
-                model, batches[0], directory, name, group_size=GROUP_SIZE, entropy_coef=ENTROPY_COEF
-            )
+            for masked in (False, True) if name == TRAINED[0] else (False,):
+                exact_gradients.save(
+                    model,
+                    batches[0],
+                    directory,
+                    f"{name}-masked" if masked else name,
+                    group_size=GROUP_SIZE,
+                    entropy_coef=ENTROPY_COEF,
+                    mask=make_mask(batches[0]) if masked else None,
+                )
         for _, k, alpha, eps in filter(lambda each: each[0] == name, wanted):
             settings = Settings(
                 k=k, alpha=alpha, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,

@@ -134,7 +134,7 @@ def test_gradients_are_those_of_a_mean_over_tokens(bench: Workbench, max_tokens:
 
 
 def lengths_of(microbatch: Any) -> list[int]:
-    """Of its sequences, without padding; an empty pack keeps one token of it."""
+    """Lengths of its sequences without padding; an empty pack keeps one token of it."""
     left, result = max(microbatch.num_tokens, 1), []
     for length in microbatch.cu_seqlens.diff().tolist():
         if left > 0:

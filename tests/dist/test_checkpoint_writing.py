@@ -62,6 +62,46 @@ def test_what_is_written_is_the_state_when_it_began(bench: Workbench, dtype: str
     assert_equal(training_state(bench, loaded), expected)
 
 
+@on_ranks(TP1)
+def test_what_the_writer_reads_is_kept_until_it_has_ended(bench: Workbench) -> None:
+    """Copies in page-locked memory are shared with the writer, not copied at the fork. Seen here by
+    a weak reference to what stands in their place; the writer waits until it has been looked at."""
+    import os
+    import weakref
+    from types import SimpleNamespace
+
+    import torch
+
+    from sfpo_megatron.mcore.writing import Writing
+
+    directory = empty_directory(bench, "staged")
+    file = directory / "part.distcp"
+    looked_at, look = os.pipe()
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def stage() -> list[tuple[Path, str, torch.Tensor]]:
+        tensor = torch.arange(4.0)
+        kept.append(weakref.ref(tensor))
+        return [(file, file.name, tensor)]
+
+    def write(_: object, parts: list[tuple[Path, str, torch.Tensor]]) -> None:
+        os.read(looked_at, 1)
+        file.write_bytes(parts[0][2].numpy().tobytes())
+
+    request = SimpleNamespace(
+        async_fn=write, async_fn_args=(None, None), preload_fn=stage, finalize_fns=[]
+    )
+    writing = Writing(request, directory)
+    meanwhile = writing.is_done, kept[0]() is not None
+    os.write(look, b"x")
+    digests = writing.finish()
+    assert meanwhile == (False, True), "the parent has let go of what its writer still reads"
+    assert digests["part.distcp"].num_bytes == 16
+    assert kept[0]() is None, "the copies are never given back"
+    os.close(look)
+    os.close(looked_at)
+
+
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
     """In this process and those that it forks, as on a full disk (but EFBIG, not ENOSPC)."""
@@ -78,13 +118,15 @@ def test_a_write_that_fails_is_an_error_on_every_rank(bench: Workbench) -> None:
     """And the next one, with room, is whole."""
     import pytest
 
+    from sfpo_megatron.host.peers import PeerWriteError
     from sfpo_megatron.mcore.checkpoint import begin_save
 
     policy = trained(bench)
     directory = empty_directory(bench, f"full-disk-{bench.layout.name}")
     with files_of_at_most(500_000):
         writing = begin_save(policy, directory, step=1, form="native")
-        with pytest.raises(OSError, match=r"File too large|as on a full disk|another rank"):
+        failed = (OSError, PeerWriteError)
+        with pytest.raises(failed, match=r"File too large|as on a full disk|another rank"):
             writing.finish()
     save(bench, policy, f"room-again-{bench.layout.name}")
 

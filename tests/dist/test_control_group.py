@@ -24,7 +24,8 @@ DTYPES = [
 LOST_PEER = """
 import os, sys, time
 import torch, torch.distributed as dist
-from sfpo_megatron.mcore.control import ControlGroup, PeerLostError
+from sfpo_megatron.host.peers import PeerLostError
+from sfpo_megatron.mcore.control import ControlGroup
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 control = ControlGroup(timeout_s=float(sys.argv[3]))

@@ -103,7 +103,7 @@ def check_other_ways(bench: Workbench, source: MegatronWeightSource) -> None:
 
 
 def check_shards(bench: Workbench, source: MegatronWeightSource) -> None:
-    """Of every rank, put together as nccl_m2n's receivers do it."""
+    """The shards of all ranks, put together as nccl_m2n's receivers do it, are the model."""
     import torch
     from workbench import same_bits
 
@@ -150,7 +150,7 @@ def test_other_ways_collect_experts(bench: Workbench, model: str) -> None:
 @on_ranks(TP2, PP2, EP2, SP2EP2, way=["rank_0", "everywhere", "shards"])
 def test_peak_memory_of_a_pass(bench: Workbench, way: str) -> None:
     """At most two buckets (of refit.bucket_bytes, or the largest tensor, if larger: here that).
-    What vLLM packs into is its own (docs/how-it-works.md)."""
+    What vLLM packs into is its own (docs/refit.md)."""
     from sfpo_megatron.resharding.source import MegatronWeightSource
     from sfpo_megatron.resharding.source_pass import packed_bytes
 

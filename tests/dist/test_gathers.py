@@ -119,7 +119,7 @@ def test_what_is_sent_to_engines_is_the_shards_joined(bench: Workbench, overlap:
     ranks' main shards joined, bit for bit."""
     from workbench import gathered_main_params, same_bits
 
-    from sfpo_megatron.families.rules import split
+    from sfpo_megatron.families.operations import split
     from sfpo_megatron.families.table import rules_of
     from sfpo_megatron.mcore.model import named_params
     from sfpo_megatron.resharding.source import MegatronWeightSource

@@ -140,7 +140,7 @@ def null_step_keeps_theta_a(bench: Workbench, policy: Any) -> bool:
 @on_ranks(TP1, DP2, only=["DP2"])
 def test_a_null_step_after_a_reposition_changes_nothing(bench: Workbench) -> None:
     """And it does with the shards that Megatron calls main: the test can fail."""
-    from sfpo_megatron.mcore.shards.main_params import DistributedMainParams
+    from sfpo_megatron.mcore.shards.distributed import DistributedMainParams
 
     assert null_step_keeps_theta_a(bench, offloaded_policy(bench, 0.5))
     policy = offloaded_policy(bench, 0.5)

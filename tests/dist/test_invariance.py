@@ -10,6 +10,8 @@ Bounds:
   differs too: a matrix product of other height may sum in other blocks (measured: up to 7e-7).
 - fp32 with experts, 2e-6 between splits: an expert's products are over the few tokens routed to it,
   so that every split changes the height of each of them (measured: 1.0e-6).
+- fp32 on two tensor-parallel ranks, 3e-6 from TP1: each product's sum is in two parts (measured:
+  1.4e-6).
 - fp32, 3e-6 from float64: what fp32 costs under any split (measured: 1.2e-6; transformers' own
   fp32 gradient is as far away).
 - bf16 params and activations, 0.06 from float64 and 0.04 between splits. One rounding to bf16 is
@@ -18,7 +20,8 @@ Bounds:
   (measured: up to 0.046). Which way each is rounded depends on the order of the fp32 sum before it,
   so splits differ by a part of that error (measured: up to 0.021). Main grads are added up in fp32.
 
-Not exercised here: tensor parallelism (test_exactness.py), MoE's auxiliary losses, the optimizer.
+Not exercised here: tensor parallelism, but for the masked batch (test_exactness.py), MoE's
+auxiliary losses, the optimizer.
 """
 
 from __future__ import annotations
@@ -29,14 +32,15 @@ from typing import TYPE_CHECKING, Any
 import exact_gradients
 import references
 import torch
-from harness import CP2, DP2, EP2, EP2PP2, PP2, PP2DP2, TP1, VPP2, on_ranks
+from harness import CP2, DP2, EP2, EP2PP2, PP2, PP2DP2, TP1, TP2, VPP2, on_ranks
+from made.batches import make_batch
 from torch import Tensor
 
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import ObjectiveConfig
-from sfpo_megatron.objectives.advantage import grpo_advantages
+from sfpo_megatron.objectives.advantage import grpo
 from sfpo_megatron.objectives.objective import PolicyObjective
-from sfpo_megatron.types import Minibatch, RolloutBatch
+from sfpo_megatron.types import Minibatch
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -57,33 +61,37 @@ SPLITS: dict[str, dict[str, Any]] = {
 """BatchLayout's fields."""
 BETWEEN_SPLITS, FROM_FLOAT64 = 1e-6, 3e-6
 EXPERTS_BETWEEN_SPLITS = 2e-6
+TENSOR_BETWEEN_SPLITS = 3e-6
 BF16_BETWEEN_SPLITS, BF16_FROM_FLOAT64 = 0.04, 0.06
 
 
 def gradients(
-    bench: Workbench, policy: Policy, model: str, split: str
+    bench: Workbench, policy: Policy, exact: exact_gradients.ExactGradients, split: str
 ) -> tuple[dict[str, Tensor], float]:
     """(gradient by Hugging Face name, loss) of the batch under `split`. Collective."""
     from sfpo_megatron.mcore.passes import _forward_backward
 
-    minibatch = cut(bench, policy, model, split)
+    minibatch = cut(bench, policy, exact, split)
     for chunk in policy.chunks:
         chunk.zero_grad_buffer()
     policy.optimizer.zero_grad()
     policy.shards.ready_for_training()
     objective = PolicyObjective.of(bench.config_of(policy))
-    sums = policy.control.sum(_forward_backward(policy, minibatch, objective)[0])
-    return bench.hf_gradients(policy), sums[0].item() / objective.normalizer(minibatch)
+    totals = [_forward_backward(policy, minibatch, objective)]
+    (reduced,) = policy.statistics.reduce(objective, totals)
+    return bench.hf_gradients(policy), reduced.loss / objective.normalizer(minibatch)
 
 
-def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
-    """This rank's part of batch 0 as one minibatch; its old_logprobs are exact_gradients.py's."""
+def cut(
+    bench: Workbench, policy: Policy, exact: exact_gradients.ExactGradients, split: str
+) -> Minibatch:
+    """This rank's part of batch 0 as one minibatch, with the old_logprobs and the response mask of
+    `exact`."""
     from sfpo_megatron.mcore.batches import batch_layout
 
     saved = references.load_batch(bench.directory, 0)
-    old = exact_gradients.load(bench.directory, model).old_logprobs
     prompts, responses = saved["prompt_lengths"], saved["response_lengths"]
-    advantages = grpo_advantages(saved["rewards"], references.GROUP_SIZE)
+    advantages = grpo(saved["rewards"], references.GROUP_SIZE, ObjectiveConfig())
     order = torch.arange(prompts.numel())
     if split == "other order":
         order = torch.randperm(prompts.numel(), generator=torch.Generator().manual_seed(1))
@@ -92,16 +100,14 @@ def cut(bench: Workbench, policy: Policy, model: str, split: str) -> Minibatch:
         parts = values.split(lengths.tolist())
         return torch.cat([parts[i] for i in order.tolist()])
 
-    batch = RolloutBatch(
+    batch = make_batch(
+        prompts[order],
+        responses[order],
+        ordered(saved["token_ids"], prompts + responses),
         group_size=references.GROUP_SIZE,
-        prompt_lengths=prompts[order],
-        response_lengths=responses[order],
-        token_ids=ordered(saved["token_ids"], prompts + responses),
-        generator_logprobs=ordered(old, responses),
+        generator_logprobs=ordered(exact.old_logprobs, responses),
+        response_mask=ordered(exact.response_mask, responses),
         rewards=saved["rewards"][order],
-        correct=saved["rewards"][order] > 0,
-        finished=torch.ones(order.numel(), dtype=torch.bool),
-        weight_version=0,
     )
     layout = dataclasses.replace(batch_layout(bench.config_of(policy), policy, 1), **SPLITS[split])
     (minibatch,) = build_minibatches(batch, advantages[order], layout)
@@ -120,14 +126,20 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def compare_splits(
-    bench: Workbench, model: str, *, bound: float, from_exact: float, **settings: Any
+    bench: Workbench,
+    model: str,
+    *,
+    bound: float,
+    from_exact: float,
+    mask: str = "",
+    **settings: Any,
 ) -> None:
     """Every split against the first one at TP1 and against float64."""
     objective = ObjectiveConfig(entropy_coef=references.ENTROPY_COEF)
     policy = bench.policy(model, objective=objective, **settings)
-    exact = exact_gradients.load(bench.directory, model)
-    found = {split: gradients(bench, policy, model, split) for split in SPLITS}
-    name = f"{model}.split-{settings}"
+    exact = exact_gradients.load(bench.directory, f"{model}{mask}")
+    found = {split: gradients(bench, policy, exact, split) for split in SPLITS}
+    name = f"{model}{mask}.split-{settings}"
     if bench.layout == TP1:
         bench.save(name, None, found["two sequences"][0])
     first = bench.load(name)[1]
@@ -141,12 +153,13 @@ def compare_splits(
         assert beyond[split] <= from_exact, f"{split}: {beyond[split]:.1e} from float64"
 
 
-def compare_fp32(bench: Workbench, model: str, per_token: bool) -> None:
+def compare_fp32(bench: Workbench, model: str, per_token: bool, mask: str = "") -> None:
     compare_splits(
         bench,
         model,
-        bound=BETWEEN_SPLITS,
+        bound=TENSOR_BETWEEN_SPLITS if bench.layout == TP2 else BETWEEN_SPLITS,
         from_exact=FROM_FLOAT64,
+        mask=mask,
         transformer={"calculate_per_token_loss": per_token},
     )
 
@@ -170,6 +183,24 @@ def test_gradients_fp32(bench: Workbench, model: str, per_token: bool) -> None:
     compare_fp32(bench, model, per_token)
 
 
+@on_ranks(
+    *(TP1, DP2, PP2, TP2),
+    needs=TP1,
+    only=[f"{layout.name}-False" for layout in (TP1, DP2)],
+    per_token=[False, True],
+)
+def test_gradients_of_a_masked_batch(bench: Workbench, per_token: bool) -> None:
+    """Some response tokens are not the model's own; two rollouts have none that is."""
+    compare_fp32(bench, "qwen2_tied", per_token, mask="-masked")
+
+
+@on_ranks(CP2, TP1, needs=TP1, only=[], per_token=[False, True])
+def test_context_parallel_gradients_of_a_masked_batch_te_spec(
+    bench: Workbench, per_token: bool
+) -> None:
+    compare_fp32(bench, "qwen2_tied", per_token, mask="-masked")
+
+
 @on_ranks(CP2, TP1, needs=TP1, only=[], model=references.TRAINED, per_token=[False, True])
 def test_context_parallel_gradients_te_spec(bench: Workbench, model: str, per_token: bool) -> None:
     """Every sequence split over two ranks, under Megatron's TransformerEngine layer spec over
@@ -181,11 +212,12 @@ def test_context_parallel_gradients_te_spec(bench: Workbench, model: str, per_to
 def test_per_token_loss_with_another_normalizer(bench: Workbench, model: str) -> None:
     """A mean over sequences is not divided by tokens, however Megatron goes about it."""
     objective = ObjectiveConfig(aggregation="seq_mean_token_mean")
+    exact = exact_gradients.load(bench.directory, model)
     found = []
     for per_token in (False, True):
         transformer = {"calculate_per_token_loss": per_token}
         policy = bench.policy(model, objective=objective, transformer=transformer)
-        found.append(gradients(bench, policy, model, "50 tokens"))
+        found.append(gradients(bench, policy, exact, "50 tokens"))
     assert abs(found[1][1] - found[0][1]) < 1e-6
     assert difference(found[1][0], found[0][0]) <= BETWEEN_SPLITS
 

@@ -6,29 +6,35 @@ place a detached `sleep` takes (tests/e2e has the real ones).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sfpo_megatron.host import stopping
-from sfpo_megatron.launcher.launch import first_failure
-from sfpo_megatron.launcher.rank import error_file, message_line
+from sfpo_megatron.host.peers import PeerLostError
+from sfpo_megatron.launcher.failures import Failure, first_failure, write_error_file
+from sfpo_megatron.launcher.rank import message_line
+from sfpo_megatron.outputs.directory import RunDirectory
 
 LAUNCH = """
 import sys
 from sfpo_megatron.launcher.launch import launch
+from sfpo_megatron.outputs.directory import RunDirectory
 mode, folder = sys.argv[1:]
 saves = mode.startswith("stop")
 sys.exit(
     launch(
         [mode, folder],
         num_ranks=2,
-        output_dir=folder,
+        directory=RunDirectory.of(folder),
         module="rank_script",
         saves_when_stopped=saves,
     )
@@ -49,12 +55,25 @@ def start(mode: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def start_plain(mode: str, folder: Path) -> subprocess.Popen[str]:
+    """The same ranks under a torchrun of the user's own."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [*command, "-m", "rank_script", f"plain_{mode}", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+    )
+
+
 def pids(folder: Path) -> list[int]:
     return [int(pid) for file in folder.glob("pids_*") for pid in file.read_text().split()]
 
 
 def alive(folder: Path) -> list[int]:
-    """Of the ranks and their children, those that still run (a zombie does not)."""
+    """Pids of the ranks and their children that still run (a zombie does not)."""
     left = []
     for pid in pids(folder):
         try:
@@ -116,7 +135,7 @@ def test_end_of_a_run(tmp_path: Path, mode: str, exit_code: int, line: str) -> N
     if mode.startswith("kill"):
         assert "was killed by SIGKILL" in errors[0]
     if mode == "raise":
-        assert "two\nlines" in error_file(str(tmp_path), 1).read_text()
+        assert "two\nlines" in RunDirectory(tmp_path).error_file(1).read_text()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +171,7 @@ def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signal
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (stopping.STOPPED_EXIT_CODE, "")
-    assert stopping.stop_file(tmp_path).read_text() == f"{signum.name}\n"
+    assert RunDirectory(tmp_path).stop_file.read_text() == f"{signum.name}\n"
     assert (tmp_path / "closed_0").exists() and (tmp_path / "closed_1").exists()
     assert not alive(tmp_path)
 
@@ -198,19 +217,98 @@ def test_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
         process.communicate(timeout=30)
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_second_run_in_one_directory_ends_at_once(tmp_path: Path) -> None:
+    """It names the first and touches nothing: not even a stop request to the first, or what the
+    first's ranks have left. The first goes on; killed, it leaves no obstacle."""
+    first = start("stop_never", tmp_path)
+    folder, ranks = RunDirectory(tmp_path), list[int]()
+    try:
+        wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+        ranks += alive(tmp_path)
+        folder.error_file(1).write_text("error: rank 1: X\n")
+        folder.stop_file.touch()
+        before = files(tmp_path)
+        second = start("stop", tmp_path)
+        out, err = second.communicate(timeout=30)
+        assert (second.returncode, out) == (1, "")
+        assert err.splitlines() == [
+            f"error: output_dir: found another run in {tmp_path} (pid {first.pid} on "
+            f"{socket.gethostname()}, {started(folder)}), expected none; wait for its end, stop it "
+            f"with `kill {first.pid}` on {socket.gethostname()}, or set another output_dir"
+        ]
+        assert files(tmp_path) == before
+        assert first.poll() is None and alive(tmp_path) == ranks and len(ranks) == 4
+        first.kill()  # as one that is requeued after kill -9: rank 0 is still closing
+        third = start("ok", tmp_path)
+        _, err = third.communicate(timeout=60)
+        assert (third.returncode, err) == (0, "")
+        assert not folder.stop_file.exists() and not folder.error_file(1).exists()
+    finally:
+        first.kill()
+        end(ranks)  # its rank 1's child, which has the pipe
+        first.communicate()
+
+
+def end(processes: list[int]) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def started(folder: RunDirectory) -> str:
+    content = json.loads(folder.lock.read_text())
+    return f"{content['command']!r}, since {content['started']}"
+
+
+@pytest.mark.full
+def test_a_second_torchrun_in_one_directory_ends_at_once(tmp_path: Path) -> None:
+    """Without our launcher: rank 0 has the directory. torchrun ends the others of the second run by
+    SIGTERM, which must not become a stop request to the first."""
+    first = start_plain("stop_never", tmp_path)
+    ranks: list[int] = []
+    try:
+        wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+        ranks += alive(tmp_path)
+        before = files(tmp_path)
+        second = start_plain("stop", tmp_path)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 1
+        lines = [line for line in err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and "output_dir: found another run in" in lines[0], err
+        assert files(tmp_path) == before
+        assert first.poll() is None and alive(tmp_path) == ranks and len(ranks) == 4
+        end(ranks)
+        first.communicate(timeout=60)
+        third = start_plain("ok", tmp_path)
+        _, err = third.communicate(timeout=60)
+        assert third.returncode == 0, err
+    finally:
+        first.kill()
+        end(ranks)
+        first.communicate()
+
+
 def test_the_first_cause_is_named(tmp_path: Path) -> None:
     """A kill before an exception, an older exception before a younger, our own signals last."""
-    folder = str(tmp_path)
-    for rank, when in ((0, 200), (2, 100)):
-        file = error_file(folder, rank)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"error: rank {rank}: X\n\ntraceback")
-        os.utime(file, (when, when))
+    folder = RunDirectory(tmp_path)
+    folder.logs.mkdir()
+
+    def left(rank: int, when: float, kind: Literal["raised", "peer"], exit_code: int = 1) -> None:
+        line = f"error: rank {rank}: X"
+        Failure(kind=kind, time=when, message=line, exit_code=exit_code).write(folder, rank)
+
+    left(0, 200.0, "raised")
+    left(2, 100.0, "raised")
     failures = {3: (-15, 13), 0: (1, 10), 2: (1, 12), 1: (-9, 11)}
     assert first_failure(failures, folder)[0].startswith("error: rank 1 (pid 11) was killed by")
     del failures[1]
     assert first_failure(failures, folder) == ("error: rank 2: X", 1)
-    assert first_failure({0: (2, 10)}, folder) == ("error: rank 0: X", 2)
     assert first_failure({3: (-15, 13), 4: (143, 14)}, folder)[0] == (
         "error: rank 3 (pid 13) was killed by SIGTERM"
     )
@@ -218,17 +316,33 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     stopped = stopping.STOPPED_EXIT_CODE
     assert first_failure({0: (stopped, 10), 4: (-15, 14)}, folder) == ("stopped as asked", stopped)
     assert first_failure({0: (stopped, 10), 2: (1, 12)}, folder) == ("error: rank 2: X", 1)
-    error_file(folder, 6).write_text("error: rank 6: RuntimeError: Connection closed by peer\n")
+    left(6, 300.0, "peer")
     assert first_failure({6: (1, 16), 7: (stopped, 10)}, folder)[1] == stopped
     for code in (-15, 143):
         assert first_failure({6: (1, 16), 0: (code, 10)}, folder) == ("error: rank 0: X", 1)
     # Rank 8 says that another could not write; the one that could not has an older or younger file.
-    error_file(folder, 8).write_text("error: rank 8: ...: another rank could not write its files\n")
-    os.utime(error_file(folder, 8), (1, 1))
+    left(8, 1.0, "peer")
     assert first_failure({8: (1, 18), 0: (1, 10)}, folder) == ("error: rank 0: X", 1)
+    left(9, 1.0, "raised", exit_code=2)  # a wrong config, whatever signal it got on its way out
+    for code in (2, -15):
+        assert first_failure({9: (code, 19), 0: (1, 10)}, folder) == ("error: rank 9: X", 2)
     assert first_failure({5: (7, 15)}, folder)[0] == (
         "error: rank 5 (pid 15) ended with exit code 7 and no message"
     )
+
+
+def test_a_failure_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path)
+    error = PeerLostError("rank 3 lost a peer")
+    line = write_error_file(folder, 3, error, "error: rank 3: x", exit_code=1)
+    failure = Failure.read(folder, 3)
+    assert failure is not None and failure.kind == "peer" and failure.message == line
+    first, empty, *rest = folder.error_file(3).read_text().splitlines()
+    assert first == line == f"error: rank 3: x (traceback: {folder.error_file(3)})"
+    assert empty == "" and rest[-1].endswith("PeerLostError: rank 3 lost a peer")
+    assert Failure.read(folder, 4) is None
+    folder.forget_ranks()
+    assert Failure.read(folder, 3) is None and not any(folder.logs.iterdir())
 
 
 def test_message_is_one_line() -> None:

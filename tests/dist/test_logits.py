@@ -41,7 +41,11 @@ def check_logits_of(bench: Workbench, policy: Policy, model: str, bound: float) 
     expected = load_file(bench.directory / f"{model}.logits.safetensors")
     rows = [
         PackRow(
-            token_ids=part, prompt_length=2, advantage=0.0, generator_logprobs=torch.zeros(n - 2)
+            token_ids=part,
+            prompt_length=2,
+            advantage=0.0,
+            generator_logprobs=torch.zeros(n - 2),
+            response_mask=torch.ones(n - 2, dtype=torch.bool),
         )
         for part, n in zip(expected["token_ids"].split(SEQUENCES), SEQUENCES, strict=True)
     ]

@@ -114,7 +114,7 @@ def check(
 
 @on_ranks(TP1, TP2)
 def test_a_large_vocabulary(bench: Workbench) -> None:
-    """As many terms in a sum as real models have."""
+    """A sum has as many terms as in real models."""
     for dtype in (torch.float32, torch.bfloat16):
         check(bench, 10.0, 1.0, 4, True, True, dtype, vocab=151_937, tokens=7)
 

@@ -35,7 +35,7 @@ def state_of(policy: Any) -> list[Tensor]:
 
 
 def device_bytes(policy: Any, snapshot: Any) -> int:
-    """Of everything that is to leave the device, each storage once."""
+    """Bytes of everything that is to leave the device, each storage once."""
     from workbench import adam_states
 
     params = [p for chunk in policy.chunks for p in chunk.parameters()]

@@ -50,7 +50,7 @@ def precision_aware_policy(bench: Workbench, optimizer: dict[str, Any], dtype: s
 def megatron_policy(bench: Workbench, *, rounds_half_up: bool, dtype: str) -> Any:
     """Main params in Megatron's fp32 shards; FusedAdam's rounding of them, where that is not half
     to even, is put into Megatron's copy to the model params (one in 2^17 elements differs)."""
-    from sfpo_megatron.mcore.shards.main_params import DistributedMainParams
+    from sfpo_megatron.mcore.shards.distributed import DistributedMainParams
 
     policy = bench.policy(dtype=dtype)
     (member,) = policy.optimizer.chained_optimizers

@@ -79,7 +79,7 @@ def test_param_gather_flags(bench: Workbench) -> None:
 
 @on_ranks(TP1)
 def test_undistributed_optimizers(bench: Workbench) -> None:
-    """mcore/shards/main_params.py and refused.py."""
+    """mcore/shards/undistributed.py and refused.py."""
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
     from megatron.core.optimizer.optimizer import FP32Optimizer
@@ -88,6 +88,9 @@ def test_undistributed_optimizers(bench: Workbench) -> None:
     (member,) = policy.optimizer.chained_optimizers
     assert member.fp32_from_float16_groups and hasattr(member, "fp32_from_fp32_groups")
     assert issubclass(FP32Optimizer, MegatronOptimizer)
+    for kind in (type(member), FP32Optimizer):
+        assert "self.init_state_fn(self.optimizer, " in inspect.getsource(kind.sharded_state_dict)
+    assert callable(member.init_state_fn)
     config = {field.name for field in dataclasses.fields(OptimizerConfig)}
     assert config >= {
         "use_precision_aware_optimizer", "optimizer_cpu_offload", "loss_scale", "clip_grad",
@@ -126,7 +129,7 @@ def test_precision_aware_optimizer(bench: Workbench) -> None:
 
 @on_ranks(TP1)
 def test_cpu_offloaded_optimizer(bench: Workbench) -> None:
-    """mcore/shards/hybrid.py and adam.py: the maps, and that the sub-optimizers' states are one
+    """mcore/shards/hybrid.py and steppers.py: the maps, and that the sub-optimizers' states are one
     with the optimizer's own."""
     from test_hybrid_optimizer import offloaded_policy
 

@@ -61,7 +61,9 @@ def train(
         )
         for one in (m for result in results for m in result.minibatches):
             assert one.grad_norm > 0 and not one.skipped
-            history.append({"loss": one.loss, "grad_norm": one.grad_norm, **one.stats})
+            history.append(
+                {"loss": one.loss, "grad_norm": one.grad_norm, **one.stats, **one.maxima}
+            )
     return history, bench.hf_weights(policy)
 
 

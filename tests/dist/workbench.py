@@ -13,6 +13,7 @@ import references
 import torch
 import torch.distributed as dist
 from harness import Layout
+from made.batches import make_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,9 +32,9 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.mcore import setup
-from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+from sfpo_megatron.objectives.advantage import grpo, in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
-from sfpo_megatron.types import Microbatch, Minibatch, RolloutBatch
+from sfpo_megatron.types import Microbatch, Minibatch
 
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 
@@ -131,10 +132,8 @@ class Workbench:
         from sfpo_megatron.mcore.batches import batch_layout
 
         saved = references.load_batch(self.directory, step)
-        batch = RolloutBatch(
+        batch = make_batch(
             group_size=references.GROUP_SIZE,
-            generator_logprobs=torch.zeros(int(saved["response_lengths"].sum())),
-            correct=saved["rewards"] > 0,
             finished=saved["response_lengths"] < 11,  # the longest are as if cut
             weight_version=step,
             **saved,
@@ -143,7 +142,7 @@ class Workbench:
         train = config.train
         minibatches = build_minibatches(
             batch,
-            grpo_advantages(batch.rewards, batch.group_size),
+            grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, config.objective),
             # Over four ranks a minibatch has two rollouts a rank: one each.
             layout=dataclasses.replace(
@@ -224,7 +223,7 @@ class Workbench:
     ) -> dict[str, Tensor]:
         from megatron.core import parallel_state
 
-        from sfpo_megatron.families.rules import join, split
+        from sfpo_megatron.families.operations import join, split
         from sfpo_megatron.families.table import rule_by_name
         from sfpo_megatron.mcore.model import named_params
 

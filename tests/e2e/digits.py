@@ -77,9 +77,9 @@ def write_config(folder: Path, model_path: Path, /, **changes: Any) -> Path:
 def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_size: int = 4) -> None:
     """Made-up rollouts for `debug.train_only`: ragged, every group with both rewards."""
     import torch
+    from made.batches import make_batch
 
     from sfpo_megatron.run.saved_rollouts import RolloutSaver
-    from sfpo_megatron.types import RolloutBatch
 
     random, saver = torch.Generator().manual_seed(0), RolloutSaver(str(path))
     for step in range(1, num_steps + 1):
@@ -88,15 +88,13 @@ def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_siz
         responses = torch.randint(1, 9, prompts.shape, generator=random)
         rewards = torch.tensor([0.0, 1.0]).repeat(prompts.numel() // 2)
         size = int((prompts + responses).sum())
-        batch = RolloutBatch(
+        batch = make_batch(
+            prompts,
+            responses,
+            torch.randint(2, len(VOCABULARY), (size,), generator=random),
             group_size=group_size,
-            prompt_lengths=prompts,
-            response_lengths=responses,
-            token_ids=torch.randint(2, len(VOCABULARY), (size,), generator=random),
-            generator_logprobs=torch.full((int(responses.sum()),), -2.0),
+            generator_logprobs=-2.0,
             rewards=rewards,
-            correct=rewards > 0,
-            finished=torch.ones(rewards.numel(), dtype=torch.bool),
             weight_version=step - 1,
         )
         saver.add(step, batch)

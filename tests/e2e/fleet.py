@@ -19,10 +19,10 @@ from sfpo_megatron.config.tree import (
     RolloutConfig,
     RunConfig,
 )
+from sfpo_megatron.host.processes import ProcessIdentity
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.engine import Engine
-from sfpo_megatron.rollout.lifeline import ProcessIdentity
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Prompt
 
@@ -82,7 +82,7 @@ def processes_of(client: RolloutClient) -> list[ProcessIdentity]:
     """Every process of a fleet, the guards too."""
     return [
         process
-        for actor in client._processes
+        for actor in client.processes.actors
         for process in (*actor.members, actor.guard)
         if process is not None
     ]
@@ -90,11 +90,11 @@ def processes_of(client: RolloutClient) -> list[ProcessIdentity]:
 
 def process_of(client: RolloutClient, what: str, engine: int = 0) -> int:
     """The controller, an engine's actor (Ray titles both), its EngineCore, or one of its workers.
-    As they are now: engines may have been started anew."""
-    client._learn_processes()
+    Processes as they are now: engines may have been restarted."""
+    client.learn_processes()
     if what == "controller":
-        return client._processes[0].members[0].pid
-    actor = psutil.Process(client._processes[1 + engine].members[0].pid)
+        return client.processes.actors[0].members[0].pid
+    actor = psutil.Process(client.processes.actors[1 + engine].members[0].pid)
     found = actor
     for _ in range({"actor": 0, "EngineCore": 1, "worker": 2}[what]):
         children = [child for child in found.children() if "spawn_main" in "".join(child.cmdline())]
@@ -102,8 +102,32 @@ def process_of(client: RolloutClient, what: str, engine: int = 0) -> int:
     return found.pid
 
 
+class OneRank:
+    """`seams.Control` of a trainer of one rank."""
+
+    rank, size = 0, 1
+
+    def broadcast_json(self, value: Any) -> Any:
+        return value
+
+    def all_gather_json(self, value: Any) -> list[Any]:
+        return [value]
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        return values
+
+    def barrier(self) -> None:
+        pass
+
+
 class StateSource:
     """A weight source over full tensors that are already here."""
+
+    control = OneRank()
+    sharded: Any = None
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self._state = state

@@ -62,6 +62,7 @@ def main(model: str, out: str) -> None:
             prompt_length=1,
             advantage=0.0,
             generator_logprobs=torch.zeros(len(ids) - 1),
+            response_mask=torch.ones(len(ids) - 1, dtype=torch.bool),
         )
         for ids in sequences
     ]

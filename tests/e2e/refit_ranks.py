@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from made.batches import make_batch
 
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.mcore.setup import LRSchedule, build_policy, init_distributed
@@ -24,15 +25,12 @@ def synthetic_batch(step: int, num: int, vocab: int) -> RolloutBatch:
     """Random rollouts with random rewards: gradients for every weight."""
     generator = torch.Generator().manual_seed(step)
     prompts, responses = torch.full((num,), 4), torch.full((num,), 6)
-    return RolloutBatch(
+    return make_batch(
+        prompts,
+        responses,
+        torch.randint(0, vocab, (10 * num,), generator=generator),
         group_size=8,
-        prompt_lengths=prompts,
-        response_lengths=responses,
-        token_ids=torch.randint(0, vocab, (10 * num,), generator=generator),
-        generator_logprobs=torch.zeros(6 * num),
         rewards=torch.rand(num, generator=generator),
-        correct=torch.zeros(num, dtype=torch.bool),
-        finished=torch.ones(num, dtype=torch.bool),
         weight_version=step,
     )
 
@@ -73,12 +71,7 @@ def main(config_file: str, num_steps: int) -> None:
     if client is not None:
         client.wait_ready(200)
     policy.control.barrier()
-    refit = Refit(
-        config,
-        source=source,
-        client=client.sync_client if client else None,
-        is_sender=is_main,
-    )
+    refit = Refit(config, source=source, client=client.sync_client if client else None)
     snapshot = SlowSnapshot(policy.shards)
     objective = PolicyObjective.of(config)
     for step in range(1, num_steps + 1):

@@ -116,18 +116,24 @@ def test_saved_rollouts_train_to_the_same_weights(
         assert_same_weights(run / "hf", again / "hf", 0.0 if not layout else 1e-4)
 
 
-OWN_LOSS = """
-def own(tokens, config):
-    return -tokens.ratio.clamp(max=2.0) * tokens.advantages
+OWN_CODE = """
+import torch
+def loss(tokens, config):
+    bound = config.loss_args["bound"]
+    one = torch.ones_like(tokens.ratio)
+    return -tokens.ratio.clamp(max=bound) * tokens.advantages, {"one": one}
+def advantages(rewards, group_size, config):
+    groups = rewards.view(-1, group_size)
+    return (config.advantage_args["scale"] * (groups - groups.mean(1, True))).flatten()
 """
 
 
 def test_objective_settings(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss of one's own, a sequence ratio, weights against the generator and a KL in the reward,
-    on the saved rollouts."""
-    (tmp_path / "own_losses.py").write_text(OWN_LOSS)
+    """A loss and an advantage of one's own, with settings and a statistic, a sequence ratio,
+    weights against the generator and a KL in the reward, on the saved rollouts."""
+    (tmp_path / "own_code.py").write_text(OWN_CODE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     run = finished[0]
     digits.train(
@@ -136,7 +142,10 @@ def test_objective_settings(
         f"debug.train_only={run.parent / 'rollouts.safetensors'}",
         "debug.save_rollouts=null",
         "train.num_steps=2",
-        "objective.loss=own_losses:own",
+        "objective.loss=own_code:loss",
+        "objective.loss_args.bound=2.0",
+        "objective.advantage=own_code:advantages",
+        "objective.advantage_args={scale: 2.0}",
         "objective.ratio=sequence",
         "objective.aggregation=seq_mean_token_sum",
         "objective.importance_sampling={weight: sequence, reject: sequence}",
@@ -147,6 +156,7 @@ def test_objective_settings(
     for line in (first, second):
         assert line["grad_norm"] > 0 and line["num_skipped_steps"] == 0
         assert line["time/reference_s"] > 0
+        assert {line[f"pass_{k}/one"] for k in range(1, int(line["num_passes"]) + 1)} == {1.0}
     # At the first step engine and trainer had the same weights.
     assert math.isclose(first["mismatch_weight_mean"], 1.0, abs_tol=1e-3)
     assert first["mismatch_rejected"] == 0

@@ -13,9 +13,9 @@ from pathlib import Path
 import digits
 import pytest
 import torch
+from made.batches import make_batch
 
 from sfpo_megatron.run.saved_rollouts import RolloutSaver
-from sfpo_megatron.types import RolloutBatch
 
 ONE_RANK = ("parallel.tensor=1",)
 SPLITS = {
@@ -42,16 +42,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewards = torch.randint(0, 2, prompts.shape, generator=random).float()
     assert all(0 < group.sum() < group_size for group in rewards.view(num_prompts, group_size))
     size = int((prompts + responses).sum())
-    batch = RolloutBatch(
+    batch = make_batch(
+        prompts,
+        responses,
+        torch.randint(2, len(digits.VOCABULARY), (size,), generator=random),
         group_size=group_size,
-        prompt_lengths=prompts,
-        response_lengths=responses,
-        token_ids=torch.randint(2, len(digits.VOCABULARY), (size,), generator=random),
-        generator_logprobs=torch.full((int(responses.sum()),), -2.0),
+        generator_logprobs=-2.0,
         rewards=rewards,
-        correct=rewards > 0,
-        finished=torch.ones(rewards.numel(), dtype=torch.bool),
-        weight_version=0,
     )
     RolloutSaver(str(folder / "rollouts.safetensors")).add(1, batch)
     return digits.write_config(

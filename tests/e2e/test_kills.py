@@ -54,11 +54,11 @@ class InterruptedSource(fleet.StateSource):
 def sender_of(client: RolloutClient, model: Path, tmp_path: Path) -> tuple[Refit, Any]:
     source = InterruptedSource(tiny.load_state(model))
     config = fleet.make_config(model, tmp_path)
-    return Refit(config, source=source, client=client.sync_client, is_sender=True), source
+    return Refit(config, source=source, client=client.sync_client), source
 
 
 def test_two_engines_of_two_workers(start: Any, models: dict[str, Path], tmp_path: Path) -> None:
-    """Of the model of the last refit, whichever engine made them."""
+    """Rollouts are those of the last refit's model, whichever engine made them."""
     client = start(models["untied_a"], num_engines=2, tensor_parallel=2)
     client.wait_ready(280)
     sender, _ = sender_of(client, models["untied_b"], tmp_path)
@@ -83,7 +83,7 @@ def test_one_of_two_goes_while_generating(
     two.submit(fleet.make_request("half", num_samples=16, max_response_tokens=200))
     time.sleep(0.2)
     os.kill(fleet.process_of(two, "EngineCore", 1), signum)
-    made = two.collect("half", lambda: sender.send(2, resend=True) and None)
+    made = two.collect("half", lambda: sender.send(2, only_stale=True) and None)
     assert len(made) == 128 and two.health().num_restarts == before + 1
     assert_is_model(made[::16], models["untied_a"])
     sender.close()
@@ -100,7 +100,7 @@ def test_killed_in_mid_update(
     source.interrupt = lambda: [os.kill(pid, signal.SIGKILL) for pid in pids]
     sender.send(3)
     two.submit(fleet.make_request("after"))
-    made = two.collect("after", lambda: sender.send(3, resend=True) and None)
+    made = two.collect("after", lambda: sender.send(3, only_stale=True) and None)
     assert {rollout.weight_version for rollout in made} == {3}
     assert_is_model(made, models["untied_b"])
     sender.close()
@@ -108,11 +108,11 @@ def test_killed_in_mid_update(
 
 
 class GatheredSource(InterruptedSource):
-    """As `MegatronWeightSource` gives tensors to a leader; the only rank is the only leader."""
+    """Gives tensors as `MegatronWeightSource` gives a leader; the only rank is the leader."""
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__(state)
-        self.control = self
+    @property
+    def sharded(self) -> GatheredSource:
+        return self
 
     def metadata(self) -> list[Any]:
         return [
@@ -131,12 +131,6 @@ class GatheredSource(InterruptedSource):
             interrupt, self.interrupt = self.interrupt, None
             interrupt()
         return list(self._state.values())[index]
-
-    def broadcast_json(self, value: Any) -> Any:
-        return value
-
-    def max(self, tensor: Tensor) -> Tensor:
-        return tensor
 
 
 @pytest.fixture
@@ -170,13 +164,13 @@ def test_the_others_of_a_broadcast_survive(
     models: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A worker dies, or hangs, in mid-update: its engine alone is started anew, the other one
+    """A worker dies, or hangs, in mid-update: its engine alone is restarted, the other one
     (the same processes) gets everything again and is the sent model."""
     before, source = gloo.health().num_restarts, GatheredSource(tiny.load_state(models["untied_b"]))
     config = fleet.make_config(
         models["untied_b"], tmp_path, transport="gloo", num_engines=2, tensor_parallel=2
     )
-    sender = Refit(config, source=source, client=gloo.sync_client, is_sender=True)
+    sender = Refit(config, source=source, client=gloo.sync_client)
     version = gloo.health().weight_version + 1
     digits.wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
     survivor = fleet.process_of(gloo, "EngineCore", 0)
@@ -184,7 +178,7 @@ def test_the_others_of_a_broadcast_survive(
     source.interrupt = lambda: os.kill(victim, signum)
     assert sender.send(version) == 0
     gloo.submit(fleet.make_request("after"))
-    made = gloo.collect("after", lambda: sender.send(version, resend=True) and None)
+    made = gloo.collect("after", lambda: sender.send(version, only_stale=True) and None)
     assert {rollout.weight_version for rollout in made} == {version}
     assert_is_model(made, models["untied_b"])
     digits.wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")

@@ -108,9 +108,15 @@ def test_full_shared_memory_falls_back_to_a_file(
 
 def test_a_failing_engine_leaves_no_rank_in_the_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sender takes part to the end, then raises; a non-sender never imports the transport."""
+    import fleet
+
+    from sfpo_megatron.resharding import transports
+
     taken: list[str] = []
 
     class Source:
+        control, sharded = fleet.OneRank(), None
+
         def metadata(self) -> list[Any]:
             return [TensorMeta(name=n, dtype=torch.float32, shape=(1,)) for n in ("a", "b", "c")]
 
@@ -135,19 +141,15 @@ def test_a_failing_engine_leaves_no_rank_in_the_gathering(monkeypatch: pytest.Mo
         def needs_introduction(self) -> bool:
             return False
 
-    import fleet
-
-    from sfpo_megatron.resharding import transports
-
     config = fleet.make_config(Path("model"), Path("run"))
     config = dataclasses.replace(config, refit=RefitConfig(transport="shm", bucket_bytes=4096))
     monkeypatch.setattr(transports, "sender", lambda *a, driver, **k: Transport(driver))
     with pytest.raises(RuntimeError, match="the controller refused"):
-        Refit(config, source=Source(), client=Client(), is_sender=True).send(1)
+        Refit(config, source=Source(), client=Client()).send(1)
     assert taken == ["a", "b", "c"]
     taken.clear()
     monkeypatch.setattr(transports, "sender", None)
-    assert Refit(config, source=Source(), client=None, is_sender=False).send(1) == 0
+    assert Refit(config, source=Source(), client=None).send(1) == 0
     assert taken == ["a", "b", "c"]
 
 

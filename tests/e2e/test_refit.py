@@ -25,7 +25,6 @@ def refit(client: RolloutClient, model: Path, version: int, tmp_path: Path) -> N
         fleet.make_config(model, tmp_path),
         source=fleet.StateSource(tiny.load_state(model)),
         client=client.sync_client,
-        is_sender=True,
     )
     sent = sender.send(version)
     sender.close()
@@ -90,13 +89,13 @@ def test_prefix_cache_is_forgotten(
     client: Any = tied
     refit(tied, models["tied_a"], 5, tmp_path)
     rollouts(tied)  # fills the cache with tied_a's keys and values
-    client._call("set_forgets", False, doing="test")
+    client.calls.wait(client.calls.controller.set_forgets.remote(False), "test")
     try:
         refit(tied, models["tied_b"], 6, tmp_path)
         with pytest.raises(AssertionError):
             assert_is_model(rollouts(tied), models["tied_b"])
     finally:
-        client._call("set_forgets", True, doing="test")
+        client.calls.wait(client.calls.controller.set_forgets.remote(True), "test")
     refit(tied, models["tied_b"], 7, tmp_path)
     assert_is_model(rollouts(tied), models["tied_b"])
 
@@ -136,7 +135,7 @@ def test_wrong_weights_are_named_before_anything_is_sent(
     for message, tensors in wrong.items():
         source = fleet.StateSource(tensors)
         config = fleet.make_config(model, tmp_path)
-        sender = Refit(config, source=source, client=client.sync_client, is_sender=True)
+        sender = Refit(config, source=source, client=client.sync_client)
         expected = "model.layers.9.mlp.up_proj.weight" if "no such" in message else name
         with pytest.raises(RolloutError, match=f"preparing a refit: {expected}.*{message}"):
             sender.send(4)
@@ -162,7 +161,6 @@ def test_a_quantized_engine_equals_a_fresh_one(
         fleet.make_config(models["untied_b"], tmp_path, dtype="bfloat16"),
         source=fleet.StateSource(state),
         client=refitted.sync_client,
-        is_sender=True,
     )
     sender.send(1)
     sender.close()

@@ -26,7 +26,7 @@ from sfpo_megatron.resharding.transports.tensor_names import ManifestError
 
 
 class LocalClient:
-    """`shm.BucketClient` over the in-process engine."""
+    """`seams.UpdateClient` over the in-process engine."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
@@ -46,7 +46,7 @@ class LocalClient:
 
 
 def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = False) -> None:
-    filler = Lockstep(make_filler(fleet.StateSource(state), is_sender=True), 50_000)
+    filler = Lockstep(make_filler(fleet.StateSource(state)), 50_000)
     filler.restart(fresh=True, verify=verify)
     transport = transports.sender(
         "sfpo_shm",

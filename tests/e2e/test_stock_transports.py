@@ -40,7 +40,7 @@ from sfpo_megatron.resharding.transports import stock
 
 STATE = {name: torch.full((4, 6), float(i)) for i, name in enumerate("abcd")}
 MANIFEST = [TensorMeta(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in STATE.items()]
-TOLD = {
+PLACE = {
     "address": "10.0.0.1",
     "port": 1234,
     "num_workers": 4,
@@ -76,11 +76,11 @@ def test_fields_of_what_is_told() -> None:
     assert {"packed", "packed_buffer_size_bytes", "rank"} <= fields(ipc.IPCTrainerInitInfo)
     assert {"rank_offset", "world_size"} <= fields(NCCLWeightTransferInitInfo)
     assert {"rank_offset", "world_size"} <= fields(m2n.M2NWeightTransferInitInfo)
-    info = stock.init_info("nccl", make_driver(), rank=0, bucket_bytes=64, told=TOLD)
+    info = stock.init_info("nccl", make_driver(), rank=0, bucket_bytes=64, place=PLACE)
     assert (info.world_size, info.packed, info.packed_buffer_size_bytes) == (5, True, 96)
-    info = stock.init_info("ipc", make_driver(), rank=3, bucket_bytes=1000, told=TOLD)
+    info = stock.init_info("ipc", make_driver(), rank=3, bucket_bytes=1000, place=PLACE)
     assert (info.packed, info.packed_buffer_size_bytes, info.is_sender) == (True, 1000, False)
-    info = stock.init_info("nccl_m2n", make_driver(), rank=3, bucket_bytes=0, told=TOLD)
+    info = stock.init_info("nccl_m2n", make_driver(), rank=3, bucket_bytes=0, place=PLACE)
     assert (info.world_size, info.num_trainer_ranks) == (12, 8)
     assert info.destination_mesh_dims == (1, 4)
 
@@ -162,7 +162,7 @@ def test_the_source_is_one_that_vllm_takes() -> None:
         client=None, source=shards, is_controller=True, num_trainer_ranks=8
     )
     engine._src_mesh, engine._metas = shards.mesh(), shards.metadata()
-    info = stock.init_info("nccl_m2n", driver, rank=0, bucket_bytes=0, told=TOLD)
+    info = stock.init_info("nccl_m2n", driver, rank=0, bucket_bytes=0, place=PLACE)
     m2n.M2NWeightTransferInitInfo(**engine._worker_init_info(info))
 
 
@@ -268,7 +268,7 @@ def meet(driver: SourcePass, client: Client, timeout_s: float = 5.0) -> stock.St
         driver,
         client=client,
         rank=0,
-        told=TOLD,
+        place=PLACE,
         bucket_bytes=64,
         timeout_s=timeout_s,
         shard_dims=None,

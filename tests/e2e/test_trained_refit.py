@@ -1,7 +1,7 @@
 """After every refit, the running engine is the engine that a fresh start on the export would be.
 
 The whole path: SFPO steps on Megatron shards, MegatronWeightSource, shm transport, live AsyncLLM;
-reference: vLLM started anew on the exported Hugging Face directory. Not exercised: DP > 1 with
+reference: a fresh vLLM on the exported Hugging Face directory. Not exercised: DP > 1 with
 overlap (tests/dist compares its exports).
 """
 
@@ -56,7 +56,11 @@ def run_trained_refit(
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(ranks), *script),
         ],
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ
+        | {
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        },
         check=True,
         timeout=300,
         stderr=subprocess.PIPE,

@@ -44,14 +44,13 @@ def assert_nothing_left(client: RolloutClient) -> None:
 
 
 def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_path: Path) -> None:
-    """The engine is started anew, gets the weights that it had (not the directory's), and makes
+    """The engine is restarted, gets the weights that it had (not the directory's), and makes
     the same rollouts."""
     client = untied_tp2
     sender = Refit(
         fleet.make_config(models["untied_b"], tmp_path),
         source=fleet.StateSource(tiny.load_state(models["untied_b"])),
         client=client.sync_client,
-        is_sender=True,
     )
     if client.health().weight_version != 3:  # test_refit was not run
         sender.send(3)
@@ -61,7 +60,7 @@ def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_p
     shared = {path for p in fleet.processes_of(client) for path in p.shared_memory()}
     assert len(shared) > 2
     kill_while_generating(client, fleet.process_of(client, "worker"))
-    made = client.collect_scored("doomed", lambda: sender.send(3, resend=True) and None)
+    made = client.collect_scored("doomed", lambda: sender.send(3, only_stale=True) and None)
     assert len(made.rollouts) == len(fleet.PROMPTS) * 8
     assert made.num_restarts == 1 and made.num_reissued > 0
     assert {rollout.weight_version for rollout in made.rollouts} == {3}

@@ -45,7 +45,7 @@ DEEPSEEK_V3: dict[str, Any] = {
 
 
 def randomize_choice_biases(model: torch.nn.Module) -> None:
-    """Of DeepSeek-V3's routers: zero at initialisation, which would hide a lost one."""
+    """Fill the biases of DeepSeek-V3's routers: initially zero, they would hide a lost one."""
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.normal_(0.0, 0.2)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from made.batches import make_batch
 
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import (
@@ -26,9 +27,8 @@ from sfpo_megatron.config.tree import (
     TrainConfig,
 )
 from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
-from sfpo_megatron.families.rules import hf_shapes
 from sfpo_megatron.families.shape import model_shape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.planner.memory import rank_memory
 from sfpo_megatron.sfpo import SlowSnapshot
 from sfpo_megatron.types import RolloutBatch
@@ -65,18 +65,14 @@ def make_model(folder: Path) -> None:
     writer.write((s.name, 0.02 * torch.randn(s.shape).to(s.dtype)) for s in specs)
 
 
-def make_batch() -> RolloutBatch:
+def random_batch() -> RolloutBatch:
     size = ROLLOUTS * (PROMPT + RESPONSE)
-    return RolloutBatch(
+    return make_batch(
+        torch.full((ROLLOUTS,), PROMPT),
+        torch.full((ROLLOUTS,), RESPONSE),
+        torch.randint(0, MODEL["vocab_size"], (size,)),
         group_size=8,
-        prompt_lengths=torch.full((ROLLOUTS,), PROMPT),
-        response_lengths=torch.full((ROLLOUTS,), RESPONSE),
-        token_ids=torch.randint(0, MODEL["vocab_size"], (size,)),
-        generator_logprobs=torch.zeros(ROLLOUTS * RESPONSE),
         rewards=torch.arange(ROLLOUTS).remainder(2).float(),
-        correct=torch.arange(ROLLOUTS).remainder(2).bool(),
-        finished=torch.ones(ROLLOUTS, dtype=torch.bool),
-        weight_version=0,
     )
 
 
@@ -126,7 +122,7 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
     from sfpo_megatron.mcore.batches import batch_layout
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
-    from sfpo_megatron.objectives.advantage import grpo_advantages, in_loss
+    from sfpo_megatron.objectives.advantage import grpo, in_loss
     from sfpo_megatron.objectives.objective import PolicyObjective
 
     capabilities = setup.init_distributed(config)
@@ -136,10 +132,10 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
             peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=10, style="constant"
         )
         policy = setup.build_policy(config, capabilities, schedule, model_path=config.model.path)
-        batch = make_batch()
+        batch = random_batch()
         minibatches = build_minibatches(
             batch,
-            grpo_advantages(batch.rewards, batch.group_size),
+            grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, ObjectiveConfig()),
             layout=batch_layout(config, policy, 1),
         )

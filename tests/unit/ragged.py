@@ -6,17 +6,19 @@ token out onto any pack, and the gradient of `flat` is the sum over all packs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from made.batches import make_batch
 from torch import Tensor
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.objectives.advantage import in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
-from sfpo_megatron.objectives.own_loss import policy_loss
+from sfpo_megatron.plugins import LOSS
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
 GROUP_SIZE, MAX_RESPONSE = 4, 12
@@ -58,16 +60,13 @@ def ragged(seed: int, *, equal_lengths: int | None = None, spread: float = 0.5) 
     new = old + spread * torch.randn(size, generator=random)
     generator_logprobs = old + 0.4 * torch.randn(size, generator=random)
     found = Ragged(
-        batch=RolloutBatch(
+        batch=make_batch(
+            prompts,
+            responses,
             group_size=GROUP_SIZE,
-            prompt_lengths=prompts,
-            response_lengths=responses,
-            token_ids=torch.arange(1, size),
-            generator_logprobs=torch.zeros(int(responses.sum())),
             rewards=rewards,
             correct=rewards > 0.5,
             finished=torch.rand(num, generator=random) > 0.3,
-            weight_version=0,
         ),
         advantages=torch.randn(num, generator=random),
         old=old,
@@ -88,7 +87,7 @@ def objective_of(config: ObjectiveConfig) -> PolicyObjective:
     return PolicyObjective(
         temperature=1.0,
         config=config,
-        loss=policy_loss(config.loss),
+        loss=LOSS.load(config.loss),
         max_response_tokens=MAX_RESPONSE,
     )
 
@@ -113,15 +112,16 @@ def run(
     """(loss of the minibatch [] differentiable, statistic sums and maxima) over all packs of all
     ranks."""
     objective = objective_of(config)
-    loss, sums = torch.zeros(()), torch.zeros(len(objective.stat_names))
-    maxima = torch.zeros(len(objective.max_names))
+    loss, stats = torch.zeros(()), defaultdict[str, Tensor](lambda: torch.zeros(()))
     parts = cut(data, config, data_size=data_size)
     for microbatch in (m for part in parts for m in part.microbatches):
         labels = microbatch.labels
         terms = objective(data.new[labels], data.entropy[labels], microbatch)
-        assert not terms.sums.requires_grad and not terms.maxima.requires_grad
-        loss, sums = loss + terms.loss, sums + terms.sums
-        maxima = torch.maximum(maxima, terms.maxima)
+        assert not any(v.requires_grad for v in (*terms.sums.values(), *terms.maxima.values()))
+        loss = loss + terms.loss
+        for name, value in terms.sums.items():
+            stats[name] = stats[name] + value
+        for name, value in terms.maxima.items():
+            stats[name] = torch.maximum(stats[name], value)
     (normalizer,) = {objective.normalizer(part) for part in parts}
-    names = (*objective.stat_names, *objective.max_names)
-    return loss / normalizer, dict(zip(names, [*sums.tolist(), *maxima.tolist()], strict=True))
+    return loss / normalizer, {name: value.item() for name, value in stats.items()}

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made.batches import make_batch
 
 from sfpo_megatron.batching import (
     BatchLayout,
@@ -33,20 +34,14 @@ from sfpo_megatron.config.tree import (
 from sfpo_megatron.types import Microbatch, RolloutBatch
 
 
-def make_batch(lengths: list[tuple[int, int]]) -> RolloutBatch:
-    """Token i of the batch is i + 1 (so that each is told apart and 0 is padding)."""
-    prompts = torch.tensor([p for p, _ in lengths])
+def batch_of(lengths: list[tuple[int, int]], mask: list[bool] | None = None) -> RolloutBatch:
+    """Token i of the batch is i + 1, its log-probs are -1, -2, -3 ...; mask: [sum R]."""
     responses = torch.tensor([r for _, r in lengths])
-    return RolloutBatch(
-        group_size=1,
-        prompt_lengths=prompts,
-        response_lengths=responses,
-        token_ids=torch.arange(1, int((prompts + responses).sum()) + 1),
+    return make_batch(
+        torch.tensor([p for p, _ in lengths]),
+        responses,
         generator_logprobs=-torch.arange(1.0, float(responses.sum()) + 1),
-        rewards=torch.zeros(len(lengths)),
-        correct=torch.zeros(len(lengths), dtype=torch.bool),
-        finished=torch.ones(len(lengths), dtype=torch.bool),
-        weight_version=0,
+        response_mask=None if mask is None else torch.tensor(mask, dtype=torch.bool),
     )
 
 
@@ -60,9 +55,13 @@ def sequences(microbatch: Microbatch) -> list[slice]:
 lengths_strategy = st.tuples(st.integers(1, 9), st.integers(0, 12))
 
 
+Cut: TypeAlias = tuple[list[tuple[int, int]], list[bool], BatchLayout]
+
+
 @st.composite
-def cuts(draw: st.DrawFn) -> tuple[list[tuple[int, int]], BatchLayout]:
-    """Ragged lengths, empty responses and sometimes one giant sequence; any layout."""
+def cuts(draw: st.DrawFn) -> Cut:
+    """Ragged lengths, empty responses and sometimes one giant sequence, any response mask; any
+    layout."""
     minibatches, data = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     count = minibatches * draw(st.integers(1, 9))
     lengths = draw(st.lists(lengths_strategy, min_size=count, max_size=count))
@@ -82,15 +81,20 @@ def cuts(draw: st.DrawFn) -> tuple[list[tuple[int, int]], BatchLayout]:
         attention_break_even=draw(st.sampled_from([math.inf, 8.0])),
     )
     longest = -(-max(layout.span(p + r) for p, r in lengths) // context)
-    return lengths, replace(layout, max_tokens=longest + draw(st.integers(0, 30)))
+    # One draw for the mask: a bit a token, the same bits again and again in a giant sequence.
+    bits = draw(st.integers(0, 2**64 - 1))
+    mask = [bool(bits >> (i % 64) & 1) for i in range(sum(r for _, r in lengths))]
+    return lengths, mask, replace(layout, max_tokens=longest + draw(st.integers(0, 30)))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(cuts())
-def test_every_token_once_and_equal_counts(cut: tuple[list[tuple[int, int]], BatchLayout]) -> None:
+def test_every_token_once_and_equal_counts(cut: Cut) -> None:
     """Over all data- and context-parallel ranks; `rollouts` leads back to the batch's order."""
-    lengths, layout = cut
-    batch = make_batch(lengths)
+    lengths, mask, layout = cut
+    batch = batch_of(lengths, mask)
+    trained = [int(part.sum()) for part in batch.response_mask.split([r for _, r in lengths])]
+    assert batch.trained_lengths.tolist() == trained
     advantages = torch.arange(1.0, len(lengths) + 1)
     size, seen = len(lengths) // layout.minibatches, []
     for m in range(layout.minibatches):
@@ -108,11 +112,12 @@ def test_every_token_once_and_equal_counts(cut: tuple[list[tuple[int, int]], Bat
         assert len(every[0].microbatches) % layout.microbatch_multiple == 0
         packs = [pack for part in every for pack in part.microbatches]
         valid = sum(int(pack.loss_mask.sum()) for pack in packs)
-        assert valid == sum(r for _, r in lengths[m * size : (m + 1) * size])
+        assert valid == sum(trained[m * size : (m + 1) * size])
         tokens = sum(pack.token_ids.numel() for pack in packs)
         real = sum(p + r for p, r in lengths[m * size : (m + 1) * size])
         for part in every:
             assert part.global_valid_tokens == valid
+            assert part.global_num_sequences == sum(n > 0 for n in trained[m * size :][:size])
             assert (part.global_tokens, part.global_padded_tokens) == (real, tokens)
         for ranks in by_rank:
             for shared in zip(*(part.microbatches for part in ranks), strict=True):
@@ -144,18 +149,22 @@ def check_shared_pack(
         assert sum(room) <= layout.max_tokens * layout.context_size
     else:
         assert len(room) <= layout.microbatch_size
+    masks = batch.response_mask.split(batch.response_lengths.tolist())
+    logprobs = batch.generator_logprobs.split(batch.response_lengths.tolist())
     whole = []
     for rollout, (start, stop), length in zip(rollouts.tolist(), spans, lengths, strict=False):
         positions = torch.cat([part.position_ids[start:stop] for part in parts])
         order = torch.argsort(positions)
         assert positions[order].tolist() == list(range(len(parts) * (stop - start)))
-        tokens, labels, mask, credit = (
+        tokens, labels, mask, credit, generated = (
             torch.cat([getattr(part, name)[start:stop] for part in parts])[order]
-            for name in ("token_ids", "labels", "loss_mask", "advantages")
+            for name in ("token_ids", "labels", "loss_mask", "advantages", "generator_logprobs")
         )
         assert not tokens[length:].any() and not mask[length - 1 :].any()
         prompt = int(batch.prompt_lengths[rollout])
-        assert labels[mask].tolist() == tokens[prompt:length].tolist()
+        assert labels[mask].tolist() == tokens[prompt:length][masks[rollout]].tolist()
+        assert torch.equal(generated[mask], logprobs[rollout][masks[rollout]])
+        assert not generated[~mask].any()
         assert credit[mask].eq(advantages[rollout]).all() and not credit[~mask].any()
         whole.append(tokens[:length])
     return rollouts, whole
@@ -170,25 +179,37 @@ def check_pack(microbatch: Microbatch, layout: BatchLayout) -> None:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(lengths_strategy, min_size=1, max_size=6), st.sampled_from([1, 2, 8]))
+@given(
+    st.lists(lengths_strategy, min_size=1, max_size=6),
+    st.sampled_from([1, 2, 8]),
+    st.integers(0, 2**32 - 1),
+)
 def test_labels_mask_and_logprobs_stand_where_the_token_is_predicted(
-    lengths: list[tuple[int, int]], multiple: int
+    lengths: list[tuple[int, int]], multiple: int, bits: int
 ) -> None:
-    batch = make_batch(lengths)
+    batch = batch_of(lengths)
     tokens = batch.token_ids.split([p + r for p, r in lengths])
     logprobs = batch.generator_logprobs.split([r for _, r in lengths])
     rows = [
-        PackRow(token_ids=t, prompt_length=p, advantage=float(i + 1), generator_logprobs=lp)
-        for i, (t, (p, _), lp) in enumerate(zip(tokens, lengths, logprobs, strict=True))
+        PackRow(
+            token_ids=t,
+            prompt_length=p,
+            advantage=float(i + 1),
+            generator_logprobs=lp,
+            response_mask=torch.tensor([bool(bits >> j & 1) for j in range(r)], dtype=torch.bool),
+        )
+        for i, (t, (p, r), lp) in enumerate(zip(tokens, lengths, logprobs, strict=True))
     ]
     packed = pack(rows, multiple)
     spans = sequences(packed)
     assert len(spans) == len(rows)
     for span, row in zip(spans, rows, strict=True):
         mask = packed.loss_mask[span]
-        # The labels under the mask are the response; it is aligned with its log-probs.
-        assert packed.labels[span][mask].tolist() == row.token_ids[row.prompt_length :].tolist()
-        assert torch.equal(packed.generator_logprobs[span][mask], row.generator_logprobs)
+        # The labels under the mask are the trained tokens, aligned with their log-probs.
+        trained = row.token_ids[row.prompt_length :][row.response_mask]
+        assert packed.labels[span][mask].tolist() == trained.tolist()
+        logprobs_there = row.generator_logprobs[row.response_mask]
+        assert torch.equal(packed.generator_logprobs[span][mask], logprobs_there)
         assert packed.advantages[span][mask].eq(row.advantage).all()
         assert not packed.advantages[span][~mask].any()
         assert not packed.generator_logprobs[span][~mask].any()
@@ -243,14 +264,14 @@ def lengths_by_rank(batch: RolloutBatch, layout: BatchLayout) -> list[list[list[
 def test_packs_are_filled_evenly() -> None:
     """9 sequences of 10 tokens under a budget of 40: 3 packs of 30, not 40 + 40 + 10."""
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=40)
-    assert lengths_by_rank(make_batch([(5, 5)] * 9), layout) == [[[10] * 3] * 3]
+    assert lengths_by_rank(batch_of([(5, 5)] * 9), layout) == [[[10] * 3] * 3]
 
 
 @pytest.mark.parametrize("of", ["ranks", "packs"])
 def test_dealt_are_equal_parts_of_work_not_of_tokens(of: str) -> None:
     """One sequence of 400 tokens and 20 of 40; attention costs as much as the rest at 400. The long
     one is worth 800 tokens and a short one 44, so it goes with 1 of them, not with 5."""
-    batch = make_batch([(10, 390)] + [(10, 30)] * 20)
+    batch = batch_of([(10, 390)] + [(10, 30)] * 20)
     size, room = {"ranks": (2, 1200), "packs": (1, 800)}[of]
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=size, max_tokens=room)
     parts = {}
@@ -268,7 +289,7 @@ def test_heavy_tailed_lengths_are_dealt_evenly() -> None:
     layout = BatchLayout(
         minibatches=1, data_rank=0, data_size=4, max_tokens=1024, attention_break_even=1000.0
     )
-    dealt = lengths_by_rank(make_batch([(10, n) for n in tail]), layout)
+    dealt = lengths_by_rank(batch_of([(10, n) for n in tail]), layout)
     packs = torch.tensor([[sum(map(layout.work, pack)) for pack in rank] for rank in dealt])
     ranks = packs.sum(dim=1)
     assert ranks.max() < 1.01 * ranks.mean() and packs.max() < 1.1 * packs.mean()
@@ -277,20 +298,20 @@ def test_heavy_tailed_lengths_are_dealt_evenly() -> None:
 def test_a_deal_that_finds_no_room_keeps_the_fewest_packs() -> None:
     """6 6 4 4 4 under 12: two packs hold them only as 6 6 and 4 4 4, which is no even deal."""
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=12)
-    batch = make_batch([(3, 3), (2, 2), (3, 3), (2, 2), (2, 2)])
+    batch = batch_of([(3, 3), (2, 2), (3, 3), (2, 2), (2, 2)])
     assert lengths_by_rank(batch, layout) == [[[6, 6], [4, 4, 4]]]
 
 
 def test_fewer_rollouts_than_ranks() -> None:
     """A rank without any runs as many dummy packs."""
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=3, max_tokens=10)
-    assert lengths_by_rank(make_batch([(5, 5), (1, 1)]), layout) == [[[10]], [[2]], [[]]]
+    assert lengths_by_rank(batch_of([(5, 5), (1, 1)]), layout) == [[[10]], [[2]], [[]]]
 
 
 def test_only_empty_responses() -> None:
     """No token is trained on; the counts say so."""
     layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=10)
-    (minibatch,) = build_minibatches(make_batch([(5, 0), (3, 0)]), torch.ones(2), layout)
+    (minibatch,) = build_minibatches(batch_of([(5, 0), (3, 0)]), torch.ones(2), layout)
     assert (minibatch.global_valid_tokens, minibatch.global_num_sequences) == (0, 0)
     assert not any(pack.loss_mask.any() for pack in minibatch.microbatches)
 
@@ -302,11 +323,11 @@ def test_a_sequence_over_the_budget_is_refused_with_both_numbers(context: int, l
         minibatches=1, data_rank=0, data_size=1, max_tokens=5, context_size=context
     )
     with pytest.raises(ValueError, match=rf"tokens .*per_microbatch=5; raise it to {least}"):
-        build_minibatches(make_batch([(5, 5)]), torch.zeros(1), layout)
-    build_minibatches(make_batch([(5, 5)]), torch.zeros(1), replace(layout, max_tokens=least))
+        build_minibatches(batch_of([(5, 5)]), torch.zeros(1), layout)
+    build_minibatches(batch_of([(5, 5)]), torch.zeros(1), replace(layout, max_tokens=least))
 
 
 def test_a_batch_that_does_not_split_is_refused() -> None:
     layout = BatchLayout(minibatches=2, data_rank=0, data_size=2, max_tokens=9)
     with pytest.raises(ValueError, match="5 rollouts do not split into 2 minibatches"):
-        build_minibatches(make_batch([(1, 1)] * 5), torch.zeros(5), layout)
+        build_minibatches(batch_of([(1, 1)] * 5), torch.zeros(5), layout)

@@ -15,6 +15,7 @@ import pytest
 
 from sfpo_megatron import __version__, cli
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.outputs.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """\
@@ -93,7 +94,7 @@ def test_launcher_gets_the_ranks_that_parallel_asks_for(
     ((arguments, rest),) = calls
     assert arguments == [command, "--launched", "run.yaml", *overrides]
     saves = {"saves_when_stopped": command == "train"}
-    assert rest == {"num_ranks": 8, "output_dir": "run"} | saves
+    assert rest == {"num_ranks": 8, "directory": RunDirectory(here / "run")} | saves
     assert cli._parser().parse_args(arguments).launched
 
 

@@ -253,7 +253,7 @@ CASES = {
         "reward.function", "data.train.0.source jsonl", "only needs the answer", "exact_match",
         ROWS),
     "output_is_a_file": case(
-        "output_dir", "a file at 'model/config.json'", "a folder", "choose another",
+        "output_dir", "/model/config.json'", "a folder", "choose another",
         "output_dir=model/config.json/x"),
     "output_is_the_model": case(
         "output_dir", "which is model.path", "a folder of its own", "write over the model",
@@ -387,6 +387,15 @@ def test_refused_by_the_command_line(
     assert expected.expected in last
     assert out == ""
     assert not (here / "run").exists()
+
+
+def test_gym_reward_of_rows_of_ones_own_is_a_warning(here: Path) -> None:
+    """Such rows may have what the reward needs: `check` cannot know."""
+    Path("mine.py").write_text("def rows(source, seed): ...\n")
+    own = "data.train=[{source: 'mine:rows'}]"
+    (warning,) = run_check(own)
+    assert "reward.function" in warning and "data.train.0.source mine:rows" in warning
+    assert run_check(own, "reward.function=math") == []
 
 
 def test_walltime_outside_slurm_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

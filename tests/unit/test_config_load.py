@@ -115,7 +115,7 @@ FILE_CASES = {  # text after BASE -> (key, found, expected, fix)
     "train: [1]": ("train", "[1]", "a section", "give it keys"),
     "train:": ("train", "null", "a section", "give it keys"),
     "tracking: {sinks: console}": ("tracking.sinks", "'console'", "a list", "[...]"),
-    "tracking: {sinks: [wandb]}": ("tracking.sinks.0", "'wandb'", "console, jsonl", "use one of"),
+    "tracking: {sinks: [wandb]}": ("tracking.sinks.0", "'wandb'", "console, jsonl", "choose one"),
     "seed: 1\nseed: 2": ("seed", "the key twice", "once", "remove one"),
     "train: {num_steps: 0}": ("train.num_steps", "0", "a number >= 1", "set num_steps to 1"),
     "sfpo: {alpha: 1.5}": ("sfpo.alpha", "1.5", "a number in [0, 1]", "move alpha"),

@@ -29,10 +29,11 @@ from sfpo_megatron.convert.to_hf import megatron_to_hf
 from sfpo_megatron.convert.to_megatron import hf_to_megatron
 from sfpo_megatron.convert.torch_dist import TorchDistReader, TorchDistWriter
 from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
+from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
+from sfpo_megatron.families.operations import merge
 from sfpo_megatron.families.rope import inverse_frequencies, rope_scaling
-from sfpo_megatron.families.rules import hf_shapes, merge
-from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES, model_shape, read_hf_config
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.families.table import hf_shapes, rules_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -321,7 +322,7 @@ def test_a_family_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_manifest_is_checked(megatron: Path) -> None:
-    """As the trainer writes it: size and sha256 of every file."""
+    """The manifest is the one that the trainer writes: size and sha256 of every file."""
     import hashlib
 
     directory = megatron / "release"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import row_of
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.jsonl import jsonl_rows
-from sfpo_megatron.data.parquet import parquet_rows
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.sources import source_rows
 
 VERL = {
     "data_source": "math",
@@ -22,6 +23,11 @@ VERL = {
     "reward_model": {"style": "rule", "ground_truth": "42"},
     "extra_info": {"index": 3},
 }
+
+
+def read(source: str, path: Path | str, size: int | None = None) -> Iterator[Row | DataError]:
+    entry = DataSource(source=source, path=str(path), size=size)
+    return source_rows(entry, seed=0, key="k", name="rows")
 
 
 def row(value: dict[str, Any]) -> Row | DataError:
@@ -64,7 +70,7 @@ def test_refused(change: dict[str, Any], found: str) -> None:
 def test_jsonl_with_verls_columns(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(VERL) + "\n" + json.dumps({"prompt": "1 + 1 =", "answer": 2}))
-    first, second = jsonl_rows(str(file), size=None, key="k", name="rows")
+    first, second = read("jsonl", str(file))
     assert isinstance(first, Row) and first.answer == "42" and first.id == "rows/1"
     assert isinstance(second, Row) and second.answer == "2"
 
@@ -74,18 +80,18 @@ def test_parquet(tmp_path: Path) -> None:
     importlib.import_module("pyarrow.parquet")
     file = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VERL] * 3000), file)
-    rows = list(parquet_rows(str(file), size=2500, key="k", name="rows"))
+    rows = list(read("parquet", str(file), size=2500))
     assert len(rows) == 2500 and all(isinstance(found, Row) for found in rows)
     assert (rows[-1].id, rows[-1].where, rows[-1].answer) == ("rows/2500", f"{file}:2500", "42")
     file.write_bytes(b"not parquet")
     with pytest.raises(DataError, match="a readable parquet file"):
-        list(parquet_rows(str(file), size=None, key="k", name="rows"))
+        list(read("parquet", str(file)))
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "rows.parquet").write_bytes(b"")
     with pytest.raises(DataError, match="no pyarrow in this Python"):
-        list(parquet_rows(str(tmp_path / "rows.parquet"), size=None, key="k", name="rows"))
+        list(read("parquet", str(tmp_path / "rows.parquet")))
     with pytest.raises(DataError, match="a parquet file"):
-        list(parquet_rows(str(tmp_path / "none.parquet"), size=None, key="k", name="rows"))
+        list(read("parquet", str(tmp_path / "none.parquet")))

@@ -102,7 +102,7 @@ def test_bad_source_names_its_key(source, says, tokenizer):  # noqa: F811
 
 def test_too_long_generated_prompt_names_the_entry(tokenizer):  # noqa: F811
     config = make_config([sums(5)], max_prompt_tokens=8)
-    with pytest.raises(DataError, match=r"data.train\[0\] \(reasoning_gym chain_sum\) entry 0: "):
+    with pytest.raises(DataError, match=r"data.train\[0\] \(reasoning_gym chain_sum entry 0\): "):
         PromptStream(config, tokenizer)
     with pytest.raises(DataError, match=r"found no prompt \(5 bad rows skipped"):
         PromptStream(make_config([sums(5)], max_prompt_tokens=8, on_bad_row="skip"), tokenizer)

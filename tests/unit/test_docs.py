@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,10 @@ import pytest
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.load import dump_config, load_config
-from sfpo_megatron.config.tree import RunConfig
-from tools import verified
+from tools import doc_tables, verified
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("examples/*/*.md")])
-PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 # ---- configuration.md -----------------------------------------------------------------------
@@ -184,19 +182,11 @@ def test_a_result_counts_for_the_features_that_it_names(tmp_path: Path) -> None:
 
 
 def logged_keys(file: str) -> set[str]:
-    """Metric names in a module: keys of dict displays (`f"pass_{k}/loss"` as pass_k/loss), assigned
-    subscripts, names of timers."""
+    """Metric names in a module: keys of dict displays, assigned subscripts, names of timers."""
     found, dropped = set(), set()
     for node in ast.walk(ast.parse((ROOT / "sfpo_megatron" / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Dict):
             found |= {k.value for k in node.keys if isinstance(k, ast.Constant)}
-            found |= {
-                "".join(
-                    ast.unparse(v.value) if hasattr(v, "conversion") else v.value for v in k.values
-                )
-                for k in node.keys
-                if isinstance(k, ast.JoinedStr)
-            }
         elif isinstance(node, ast.Assign):
             targets = (t.slice for t in node.targets if isinstance(t, ast.Subscript))
             found |= {t.value for t in targets if isinstance(t, ast.Constant)}
@@ -206,6 +196,27 @@ def logged_keys(file: str) -> set[str]:
             elif isinstance(node.func, ast.Attribute) and node.func.attr == "pop":
                 dropped.add(node.args[0].value)
     return found - dropped
+
+
+def keys_of_passes() -> set[str]:
+    """What `pass_metrics` makes of all that an objective names, and `NAME` of a user's loss."""
+    from ragged import ragged, run
+
+    from sfpo_megatron.config.objective import ImportanceSamplingConfig, ObjectiveConfig
+    from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
+    from sfpo_megatron.run.metrics import Totals, pass_metrics
+
+    config = ObjectiveConfig(importance_sampling=ImportanceSamplingConfig(weight="token"))
+    found = {*run(ragged(0), config)[1], "ref_kl", "NAME"}
+    one = MinibatchResult(
+        **dict.fromkeys(("loss", "entropy", "grad_norm"), 0.0),
+        stats=dict.fromkeys(found - {"ratio_max"}, 0.0),
+        maxima={"ratio_max": 0.0},
+        num_tokens=1,
+        skipped=False,
+    )
+    keys = pass_metrics([PassResult(minibatches=(one,))], Totals())
+    return {key.replace("pass_1/", "pass_k/") for key in keys}
 
 
 def table_keys(heading: str) -> set[str]:
@@ -220,12 +231,13 @@ KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
 
 def test_every_metric_of_a_train_step_is_described() -> None:
     feed = logged_keys("run/feed.py") - {"prompts", "held", "rollouts"}  # what is saved
+    feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
     for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
     files = ("trainer.py", "run/learner.py", "run/metrics.py")
-    logged = set().union(*map(logged_keys, files)) - {"time/sfpo_s", *KEPT}
-    assert {"loss", "pass_k/ratio_max"} <= logged
+    logged = set().union(*map(logged_keys, files), keys_of_passes()) - {"time/sfpo_s", *KEPT}
+    assert {"loss", "pass_k/ratio_max", "ref_kl"} <= logged
     assert table_keys("A train step") == logged | feed
 
 
@@ -235,51 +247,41 @@ def test_every_metric_of_an_evaluation_is_described() -> None:
     )
 
 
-# ---- every page -----------------------------------------------------------------------------
+# ---- generated tables -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
-def test_links_lead_to_files(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"https?://|mailto:|#", target):
-            assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", doc_tables.pages(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_generated_tables_are_fresh(page: Path) -> None:
+    fresh = doc_tables.pages()[page]
+    assert page.read_text(encoding="utf-8") == fresh, "run: python tools/doc_tables.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
-def test_names_in_code_marks_exist(page: Path) -> None:
-    """`section.key` is a key or section of the config, `make x` a target, `tests/x.py` a file."""
-    keys = documented_keys()
-    parts = [key.split(".") for key in keys]
-    free = tuple(f"{name}." for name, key in keys.items() if key.type == "section of any keys")
-    known = {".".join(part[: n + 1]) for part in parts for n in range(len(part))}
-    top = "|".join(RunConfig.__dataclass_fields__)
-    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
-    faults = []
-    for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
-        match = re.fullmatch(rf"((?:{top})\.[a-z_][a-z0-9_.N]*?)(?:[:=]\s?.*)?", code)
-        if match and not code.endswith((".py", ".md", ".json", ".yaml")):
-            key = re.sub(r"^data\.(?:train|eval)\.(?:N|\d+)", "data.train.N", match[1])
-            if key not in known and not key.startswith(free):
-                faults.append(f"no config key {key}")
-        if (match := re.match(r"make ([a-z][a-z0-9-]*)", code)) and match[1] not in targets:
-            faults.append(f"no make target {match[1]}")
-        is_path = re.fullmatch(r"(sfpo_megatron|tests|tools|docs|examples|launch)/[\w./-]+", code)
-        if is_path and "NAME" not in code and not (ROOT / code).exists():
-            faults.append(f"no file {code}")
-    assert not faults
+def test_the_table_of_layers_has_every_room_and_its_sentence() -> None:
+    """Counted in the folder and read from one docstring, not by the tool."""
+    table = doc_tables.layers()
+    rooms = re.findall(r"^\| L\d \| \[`(\w+)", table, flags=re.M)
+    package = ROOT / "sfpo_megatron"
+    assert len(rooms) == sum(f.suffix == ".py" or f.is_dir() for f in package.iterdir()) - sum(
+        (package / name).exists() for name in ("__init__.py", "__pycache__")
+    )
+    assert "| L0 | [`sfpo.py`](../sfpo_megatron/sfpo.py) | Slow-Fast Policy Optimization" in table
+    assert "`vllm` in `rollout/` and `resharding/transports/`" in table
 
 
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("set `sfpo.alfa: 1`", "no config key sfpo.alfa"),
-        ("run `make coffee`", "no make target coffee"),
-        ("see `tests/unit/test_none.py`", "no file tests/unit/test_none.py"),
-    ],
-)
-def test_the_check_of_names_finds_faults(tmp_path: Path, text: str, fault: str) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"{text}, `sfpo.alpha: 1`, `megatron.ddp.any_name`, `make venv`\n")
-    with pytest.raises(AssertionError, match=re.escape(f"['{fault}']")):
-        test_names_in_code_marks_exist(page)
+def test_a_table_needs_its_markers() -> None:
+    text = "a\n<!-- x: how -->\nold\n<!-- /x -->\nb\n"
+    assert doc_tables.with_table(text, "x", "| t |", page="p.md") == text.replace(
+        "old\n", "\n| t |\n"
+    )
+    for broken in (text.replace("/x", "/y"), text + text):
+        with pytest.raises(doc_tables.Stale, match=r"p\.md: found [02] times <!-- x: -->"):
+            doc_tables.with_table(broken, "x", "| t |", page="p.md")
+
+
+def test_readme_says_the_demos_result() -> None:
+    """The first screen's figures are those of seed 0 in the committed result."""
+    result = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["seed 0"]
+    first, *_, last = result["held_out_accuracy"].values()
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"goes from {100 * first:.1f}% to {100 * last:.1f}% in 40 train steps" in text
+    assert math.ceil(result["seconds"] / 60) == 4 and "4 minutes on two cores" in text

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfpo_megatron.families.rules import Rule, cut, hf_shapes, join, merge, split
-from sfpo_megatron.families.shape import SUPPORTED_ARCHITECTURES, ModelShape, model_shape
-from sfpo_megatron.families.table import rule_by_name, rules_of
+from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
+from sfpo_megatron.families.operations import cut, join, merge, split
+from sfpo_megatron.families.rule import Rule
+from sfpo_megatron.families.shape import ModelShape, model_shape
+from sfpo_megatron.families.table import hf_shapes, rule_by_name, rules_of
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

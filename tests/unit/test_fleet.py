@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from configs import run_config
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from sfpo_megatron.rollout import fleet as module
-from sfpo_megatron.rollout.errors import INTERRUPTED, EngineCallFailed, FleetLost
+from sfpo_megatron.rollout import slots as module
+from sfpo_megatron.rollout.errors import FleetLost, UpdateInterrupted
 from sfpo_megatron.rollout.sampling import GenerationSettings
 from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
 
@@ -63,7 +62,7 @@ class Actor:
             await self.may_start.wait()
         if name == "finish_weight_update" and self.interrupted:
             self.interrupted = False
-            raise RayTaskError(name, "", EngineCallFailed(f"{INTERRUPTED}: round 3"))
+            raise RayTaskError(name, "", UpdateInterrupted("round 3"))
         if name == "generate":
             await self.release.wait()
             return [f"made by {self.index}" for _ in args[1]]
@@ -79,17 +78,22 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
 
 
 def make_fleet(
-    actors: list[Actor], *, transport: Any = "auto", refit_timeout_s: float = 0.2, **rollout: Any
+    actors: list[Actor],
+    kind: type[Actor] = Actor,
+    *,
+    transport: Any = "auto",
+    refit_timeout_s: float = 0.2,
+    **rollout: Any,
 ) -> Fleet:
     def spawn(index: int) -> Actor:
-        actors.append(Actor(index))
+        actors.append(kind(index))
         return actors[-1]
 
     config = run_config(
         rollout={"num_engines": 2} | rollout,
         refit={"timeout_s": refit_timeout_s, "transport": transport},
     )
-    return Fleet(config, spawn, version=0, log_dir=Path("logs"))
+    return Fleet(config, spawn, version=0)
 
 
 def calls_of(actor: Actor, method: str) -> list[Any]:
@@ -110,7 +114,7 @@ async def until(condition: Callable[[], Any]) -> None:
 async def update(fleet: Fleet, version: int, *, only_stale: bool = False) -> None:
     await fleet.introduce({})
     await fleet.start_update(version, only_stale=only_stale)
-    await fleet.update("update_weights", {})
+    await fleet.load_bucket({}, 0)
     await fleet.finish_update()
 
 
@@ -171,7 +175,7 @@ def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how:
         await fleet.start_update(2, only_stale=False)
         if how == "dies":
             actors[0].dead.set()
-        await fleet.update("update_weights", {})
+        await fleet.load_bucket({}, 0)
         await fleet.finish_update()
         assert fleet.version == 2 and fleet.can_generate
         await until(lambda: fleet.wants_weights)
@@ -191,26 +195,30 @@ def test_a_failed_update_is_fatal_for_the_engine_alone(actors: list[Actor], how:
 
 
 async def interrupted_update(fleet: Fleet, actors: list[Actor], version: int) -> None:
-    """Of three engines the last dies in mid-update, which interrupts the others."""
+    """The last of three engines dies in mid-update, which interrupts the others."""
     await fleet.introduce({"num_workers": 0, "engine_number": 0})
     await fleet.start_update(version, only_stale=False)
     actors[2].dead.set()
     actors[0].interrupted = actors[1].interrupted = True
-    await fleet.update("update_weights", {})
+    await fleet.load_bucket({}, 0)
     await fleet.finish_update()
 
 
 def test_interrupted_engines_live_on_and_are_sent_everything_again(actors: list[Actor]) -> None:
+    slowly: list[bool] = []
+
+    class SlowActor(Actor):
+        """One that is started later comes up when it is let."""
+
+        def __init__(self, index: int) -> None:
+            super().__init__(index)
+            if slowly:
+                self.may_start.clear()
+
     async def run() -> None:
-        fleet = make_fleet(actors, transport="gloo", num_engines=3, tensor_parallel=2)
+        fleet = make_fleet(actors, SlowActor, transport="gloo", num_engines=3, tensor_parallel=2)
         await fleet.start()
-        spawn = fleet._spawn
-
-        def spawn_slowly(index: int) -> Actor:
-            spawn(index).may_start.clear()
-            return actors[-1]
-
-        fleet._spawn = spawn_slowly
+        slowly.append(True)
         await interrupted_update(fleet, actors, 1)
         assert fleet.version == 1 and fleet.num_restarts == 1
         assert [e.interrupted for e in fleet.engines[:2]] == [True, True]
@@ -265,7 +273,7 @@ def test_an_engine_that_is_interrupted_twice_is_lost(actors: list[Actor]) -> Non
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_all_that_share_vllms_own_broadcast_are_lost_as_one(actors: list[Actor], how: str) -> None:
-    """Where one dies at once, not when refit.timeout_s is over."""
+    """All are lost at once when one dies; when one hangs, after refit.timeout_s."""
 
     async def run() -> None:
         fleet = make_fleet(
@@ -287,7 +295,7 @@ def test_all_that_share_vllms_own_broadcast_are_lost_as_one(actors: list[Actor],
         if how == "dies":
             asyncio.get_running_loop().call_later(0.02, actors[1].dead.set)
         async with asyncio.timeout(20):
-            await fleet.update("update_weights", {})
+            await fleet.load_bucket({}, 0)
         await fleet.finish_update()
         assert all(actor.dead.is_set() for actor in actors[:3])
         fleet.check()
@@ -305,7 +313,7 @@ def test_a_trainer_that_meets_nobody_ends_the_run(actors: list[Actor]) -> None:
         await fleet.start()
         for times in (2, 3):
             for _ in range(times):
-                fleet.missed("no route")
+                fleet.count_failed_meeting("no route")
                 await fleet.start_update(1, only_stale=False)
                 await fleet.finish_update()
                 assert fleet.version == 1 and fleet.wants_weights

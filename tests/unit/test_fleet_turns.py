@@ -32,8 +32,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, Any]]:
     return seen
 
 
-def make_fleet(actors: list[Actor], **rollout: Any) -> Fleet:
-    return stand_ins.make_fleet(actors, placement="colocated", **rollout)
+def make_fleet(actors: list[Actor], kind: type[Actor] = Actor, **rollout: Any) -> Fleet:
+    return stand_ins.make_fleet(actors, kind, placement="colocated", **rollout)
 
 
 async def handed_to_engines(fleet: Fleet, version: int, *, only_stale: bool = False) -> None:
@@ -153,9 +153,7 @@ def test_one_loss_too_many_is_said_when_something_is_generated(actors: list[Acto
     asyncio.run(run())
 
 
-def test_one_that_does_not_come_up_is_ended(
-    actors: list[Actor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_does_not_come_up_is_ended(actors: list[Actor]) -> None:
     """`sleep` waits for engines that are starting, but for rollout.timeout_s only."""
 
     class Third(Actor):
@@ -164,10 +162,8 @@ def test_one_that_does_not_come_up_is_ended(
                 await asyncio.sleep(1000)
             return await super()._work(name, *args)
 
-    monkeypatch.setattr(stand_ins, "Actor", Third)
-
     async def run() -> None:
-        fleet = make_fleet(actors, timeout_s=0.3)
+        fleet = make_fleet(actors, Third, timeout_s=0.3)
         await fleet.start()
         actors[0].dead.set()
         await until(lambda: len(actors) == 3)

@@ -13,7 +13,7 @@ from ragged import GROUP_SIZE, ragged
 from sfpo_megatron.config.objective import ObjectiveConfig, OverlongConfig
 from sfpo_megatron.objectives.advantage import (
     advantages_of,
-    grpo_advantages,
+    grpo,
     in_loss,
     soft_overlong_penalty,
     zero_variance,
@@ -77,9 +77,10 @@ def test_rloo_ignores_its_own_reward_in_the_baseline() -> None:
 
 
 def test_whole_groups_are_needed() -> None:
-    for function in (grpo_advantages, zero_variance):
-        with pytest.raises(ValueError, match=r"7 rewards .* groups of 4"):
-            function(torch.zeros(7), 4)
+    with pytest.raises(ValueError, match=r"7 rewards .* groups of 4"):
+        grpo(torch.zeros(7), 4, ObjectiveConfig())
+    with pytest.raises(ValueError, match=r"7 rewards .* groups of 4"):
+        zero_variance(torch.zeros(7), 4)
 
 
 def test_groups_of_equal_rewards() -> None:

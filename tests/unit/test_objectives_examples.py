@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -48,5 +49,5 @@ def test_is_the_demo_with_another_objective(file: Path) -> None:
 
 def test_no_two_are_the_same() -> None:
     objectives = [load_config(file).objective for file in FILES]
-    assert len(set(objectives)) == len(objectives) == 7
+    assert all(one != other for one, other in combinations(objectives, 2)) and len(objectives) == 7
     assert ObjectiveConfig() not in objectives

@@ -61,7 +61,7 @@ def with_reference(data: Ragged, config: ObjectiveConfig, ref: Tensor) -> tuple[
         microbatch.ref_logprobs = ref[labels]
         terms = objective(data.new[labels], data.entropy[labels], microbatch)
         loss = loss + terms.loss
-        kl += terms.sums[objective.stat_names.index("ref_kl")].item()
+        kl += terms.sums["ref_kl"].item()
     return loss / objective.normalizer(parts[0]), kl
 
 

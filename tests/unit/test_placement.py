@@ -1,6 +1,6 @@
 """Engines on nodes: every device once, an engine on one node, colocated ones where their ranks are.
 
-Not exercised: Ray itself (tests/e2e/test_fleet.py starts engines on two Ray nodes).
+Not exercised: Ray itself (tests/e2e/test_two_nodes.py starts engines on two Ray nodes).
 """
 
 from __future__ import annotations

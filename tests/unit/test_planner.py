@@ -17,9 +17,8 @@ from test_families import IDS, SHAPES
 
 from sfpo_megatron.cli import main
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
-from sfpo_megatron.families.rules import hf_shapes
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.planner import hardware, scaling
 from sfpo_megatron.planner.hardware import GIB, GPUS
 from sfpo_megatron.planner.layouts import fits, fullest, recommend

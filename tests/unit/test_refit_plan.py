@@ -1,6 +1,6 @@
 """The refit's plan in integers, and the pieces it cuts; checksums that add up.
 
-Reference: `families.rules.cut` and `merge`, which loading uses. Not exercised: process groups
+Reference: `families.operations.cut` and `merge`, which loading uses. Not exercised: process groups
 (tests/dist/test_export.py writes real shards).
 """
 
@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfpo_megatron.families.rules import Rule, cut, hf_shapes, merge
+from sfpo_megatron.families.operations import cut, merge
+from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape
-from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.resharding.checksums import checksum
 from sfpo_megatron.resharding.plan import (
     Holder,

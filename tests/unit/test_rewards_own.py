@@ -152,7 +152,7 @@ def test_what_is_no_score_is_an_error(own: Own, value: str, found: str, batched:
 def test_an_exception_is_told_apart_by_the_reference_answer(
     own: Own, what: str, batched: bool
 ) -> None:
-    """Of the response alone: 0. Of the reference answer too: an error with the traceback."""
+    """The response alone: 0. The reference answer too: an error with the traceback."""
     pool = own(
         f"""
 def score(response, prompt):

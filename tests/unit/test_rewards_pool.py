@@ -214,13 +214,16 @@ def test_close_ends_the_workers():
 
 def test_reasoning_gym_prompts_through_the_pool():
     """The entry survives the trip as JSON: same scores as in this process."""
-    from sfpo_megatron.data.reasoning_gym import reasoning_gym_rows
+    from sfpo_megatron.config.tree import DataSource
+    from sfpo_megatron.data.sources import source_rows
     from sfpo_megatron.rewards.reasoning_gym import score
 
     rows = [
         row
         for task in ("chain_sum", "countdown", "number_sorting")
-        for row in reasoning_gym_rows(task, {}, seed=1, size=20, key="k", name=task)
+        for row in source_rows(
+            DataSource(source="reasoning_gym", task=task, size=20), seed=1, key="k", name=task
+        )
     ]
     items = [(row, text) for row in rows for text in (row.answer, f"{row.answer}!", "x")]
     with ScoringPool(RewardConfig(timeout_s=20)) as pool:

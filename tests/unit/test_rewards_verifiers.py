@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfpo_megatron.data.reasoning_gym import reasoning_gym_rows
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.plugins import REWARD
 from sfpo_megatron.rewards import exact_match, last_number, reasoning_gym
 from sfpo_megatron.rewards.wire import WireProblem
@@ -19,7 +20,8 @@ def problem(answer="42", **metadata):
 
 
 def gym_problem(task="chain_sum", **args):
-    (row,) = reasoning_gym_rows(task, args, seed=3, size=1, key="k", name=task)
+    source = DataSource(source="reasoning_gym", task=task, args=args, size=1)
+    (row,) = source_rows(source, seed=3, key="k", name=task)
     return WireProblem(id=row.id, question=row.question, answer=row.answer, metadata=row.metadata)
 
 

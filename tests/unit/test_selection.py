@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sfpo_megatron.rollout.controller import jobs_of
+from sfpo_megatron.rollout.rounds import jobs_of
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.types import Prompt, Rollout
 
@@ -17,6 +17,7 @@ def group(name: str, rewards: list[float], finished: bool = True) -> list[Rollou
             prompt_token_ids=(1,),
             token_ids=(2,),
             generator_logprobs=(0.0,),
+            response_mask=(True,),
             finished=finished,
             text="",
             reward=reward,

@@ -15,6 +15,7 @@ import pytest
 
 from sfpo_megatron.host import stopping
 from sfpo_megatron.host.stopping import OutOfTime, StopRequested, StopWatch
+from sfpo_megatron.outputs.directory import RunDirectory
 
 
 class Clock:
@@ -30,19 +31,19 @@ def clock() -> Clock:
 
 
 def ask(folder: Path, clock: Clock, who: str = "SIGUSR1\n") -> None:
-    file = stopping.stop_file(folder)
+    file = RunDirectory(folder).stop_file
     file.write_text(who)
     os.utime(file, (clock.now, clock.now))
 
 
 def test_nobody_asked(tmp_path: Path, clock: Clock) -> None:
-    watch = StopWatch(tmp_path, must_save_within_s=1.0, clock=clock)
+    watch = StopWatch(RunDirectory(tmp_path), must_save_within_s=1.0, clock=clock)
     assert watch.reason is None
     watch.check(1e9)
 
 
 def test_before_the_first_step_there_is_nothing_to_wait_for(tmp_path: Path, clock: Clock) -> None:
-    watch = StopWatch(tmp_path, clock=clock)
+    watch = StopWatch(RunDirectory(tmp_path), clock=clock)
     ask(tmp_path, clock)
     with pytest.raises(StopRequested, match="SIGUSR1"):
         watch.check()
@@ -70,7 +71,7 @@ def test_time_left(
     save_s: float,
     in_time: bool,
 ) -> None:
-    watch = StopWatch(tmp_path, must_save_within_s=limit_s, clock=clock)
+    watch = StopWatch(RunDirectory(tmp_path), must_save_within_s=limit_s, clock=clock)
     watch.in_train_step, watch.save_s = True, save_s
     ask(tmp_path, clock)
     clock.now += later_s
@@ -84,12 +85,12 @@ def test_time_left(
 
 def test_an_empty_file_is_a_request(tmp_path: Path, clock: Clock) -> None:
     """`touch RUN/stop-requested` in a batch script."""
-    watch = StopWatch(tmp_path, clock=clock)
+    watch = StopWatch(RunDirectory(tmp_path), clock=clock)
     ask(tmp_path, clock, "")
-    assert watch.reason == stopping.STOP_FILE
-    stopping.forget(tmp_path)
-    assert StopWatch(tmp_path, clock=clock).reason is None
-    stopping.forget(tmp_path)  # again: nothing to forget
+    assert watch.reason == "stop-requested"
+    stopping.forget(RunDirectory(tmp_path))
+    assert StopWatch(RunDirectory(tmp_path), clock=clock).reason is None
+    stopping.forget(RunDirectory(tmp_path))  # again: nothing to forget
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,9 @@ def test_an_empty_file_is_a_request(tmp_path: Path, clock: Clock) -> None:
 def test_end_of_the_slurm_job(
     tmp_path: Path, clock: Clock, environ: dict[str, str], at_s: float, stops: bool
 ) -> None:
-    watch = StopWatch(tmp_path, stop_before_walltime_s=120, environ=environ, clock=clock)
+    watch = StopWatch(
+        RunDirectory(tmp_path), stop_before_walltime_s=120, environ=environ, clock=clock
+    )
     clock.now = at_s
     assert (watch.reason is not None) is stops
 
@@ -120,21 +123,24 @@ def handlers() -> Iterator[None]:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.usefixtures("handlers")
 def test_a_signal_writes_the_file(tmp_path: Path, signum: signal.Signals) -> None:
-    stopping.request_on_signal(tmp_path, signal.SIGTERM, signal.SIGUSR1)
+    stopping.request_on_signal(RunDirectory(tmp_path), signal.SIGTERM, signal.SIGUSR1)
     os.kill(os.getpid(), signum)
     os.kill(os.getpid(), signal.SIGUSR1)  # a second one changes nothing
-    assert StopWatch(tmp_path).reason == signum.name
+    assert StopWatch(RunDirectory(tmp_path)).reason == signum.name
 
 
-def test_a_peer_that_ended_is_noticed_even_as_a_zombie() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        stopping.watch_peers([os.getpid(), child.pid])
-        assert stopping.lost_peer() is None
-        child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, not reaped
-        assert stopping.lost_peer() == child.pid
-    finally:
-        child.kill()
-        child.wait()
-        stopping.watch_peers([])
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_of_a_run_that_has_not_the_directory_ends_it(tmp_path: Path) -> None:
+    """torchrun ends the ranks of a second run by SIGTERM: the first run must not hear of it."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from sfpo_megatron.host import stopping\n"
+        "from sfpo_megatron.outputs.directory import RunDirectory\n"
+        "directory = RunDirectory(Path(sys.argv[1]))\n"
+        "stopping.request_on_signal(directory, signal.SIGTERM, is_ours=lambda: False)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert not RunDirectory(tmp_path).stop_file.exists()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.shape import ModelShape, MoEShape
+from sfpo_megatron.families.moe import MoEShape
+from sfpo_megatron.families.shape import ModelShape
 
 
 def expert_layout(config: RunConfig, world_size: int | None) -> Iterator[Problem]:

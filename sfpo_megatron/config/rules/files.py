@@ -7,19 +7,31 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.plugins import SOURCE
 
 
 def data(config: RunConfig) -> Iterator[Problem]:
     """Prompts."""
     told = False
+    gym_reward = config.reward.function == "reasoning_gym"
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
-            if source.source == "reasoning_gym":
-                continue
             key = f"data.{part}.{index}"
-            if not Path(source.path or "").expanduser().is_file():
+            if gym_reward and source.source not in SOURCE.built_in:
+                yield Problem(
+                    "reward.function",
+                    f"reasoning_gym with {key}.source {source.source}",
+                    "rows that have the columns task, args and entry of a reasoning-gym problem",
+                    "if they have not, set reward.function to one that only needs the answer",
+                    "warning",
+                )
+            if source.source not in ("jsonl", "parquet"):
+                continue  # generated, or a user's own
+            if not Path(source.path or "").is_file():
                 yield Problem(
                     f"{key}.path",
                     f"no file {source.path!r} in {Path.cwd()}",
@@ -36,7 +48,7 @@ def data(config: RunConfig) -> Iterator[Problem]:
                     "pip install pyarrow, or convert the file to jsonl",
                     "error_when_training",
                 )
-            if config.reward.function == "reasoning_gym":
+            if gym_reward:
                 yield Problem(
                     "reward.function",
                     f"reasoning_gym with {key}.source {source.source}",
@@ -55,13 +67,12 @@ def data(config: RunConfig) -> Iterator[Problem]:
 
 def outputs(config: RunConfig) -> Iterator[Problem]:
     """output_dir, and saved rollouts to train on."""
-    output = Path(config.output_dir).expanduser()
-    for folder in (output, *output.parents):
-        if folder.exists() and not folder.is_dir():
-            yield Problem(
-                "output_dir", f"a file at {str(folder)!r}", "a folder", "choose another output_dir"
-            )
-    if output.resolve() == Path(config.model.path).expanduser().resolve():
+    run = RunDirectory.of(config.output_dir)
+    yield from _in_the_way(run.path)
+    for folder in (run.path, run.logs, run.checkpoints):
+        if folder == run.path or folder.is_dir():
+            yield from _not_writable(folder)
+    if run.path.resolve() == Path(config.model.path).resolve():
         yield Problem(
             "output_dir",
             f"{config.output_dir!r}, which is model.path",
@@ -69,7 +80,7 @@ def outputs(config: RunConfig) -> Iterator[Problem]:
             "choose another output_dir: the run would write over the model",
         )
     rollouts = config.debug.train_only
-    if rollouts is not None and not Path(rollouts).expanduser().is_file():
+    if rollouts is not None and not Path(rollouts).is_file():
         yield Problem(
             "debug.train_only",
             f"no file {rollouts!r}",
@@ -78,13 +89,35 @@ def outputs(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _in_the_way(output: Path) -> Iterator[Problem]:
+    for folder in (output, *output.parents):
+        what = "a file" if os.path.exists(folder) else "a link to nothing"
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            yield Problem(
+                "output_dir", f"{what} at {str(folder)!r}", "a folder", "choose another output_dir"
+            )
+
+
+def _not_writable(output: Path) -> Iterator[Problem]:
+    """Whether a run could write there, as far as can be told without writing."""
+    folder = next(path for path in (output, *output.parents) if os.path.exists(path))
+    if not folder.is_dir() or os.access(folder, os.W_OK | os.X_OK):
+        return
+    read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+    yield Problem(
+        "output_dir",
+        f"{str(folder)!r}, "
+        + ("on a read-only file system" if read_only else "where this user may not write"),
+        "a folder that can be written",
+        "choose another output_dir" + ("" if read_only else ", or change its permissions"),
+        "error_when_training",
+    )
+
+
 def checkpoints(config: RunConfig) -> Iterator[Problem]:
     """What to continue from, and when to save."""
     checkpoint = config.checkpoint
-    if (
-        checkpoint.resume not in ("auto", "never")
-        and not Path(checkpoint.resume).expanduser().is_dir()
-    ):
+    if checkpoint.resume not in NOT_DIRECTORIES and not Path(checkpoint.resume).is_dir():
         yield Problem(
             "checkpoint.resume",
             f"no directory {checkpoint.resume!r} in {Path.cwd()}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.paths import looks_like_path
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.shape import (
@@ -46,17 +47,9 @@ class Problem:
         return f"found {self.found}, expected {self.expected}; {self.fix}"
 
 
-def looks_like_path(value: str) -> bool:
-    """A hub id is `owner/name` (or `name`) and nothing of it exists here; the rest are paths."""
-    if value.startswith(("/", "./", "../", "~")) or value in (".", "..") or value.endswith("/"):
-        return True
-    first, _, rest = value.partition("/")
-    return "/" in rest or Path(first).exists()
-
-
 def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
     """Problems of the directory's files and, when its config.json can be trained, the shape."""
-    path = Path(config.model.path).expanduser()
+    path = Path(config.model.path)
     if not path.exists():
         if looks_like_path(config.model.path):
             yield Problem(

@@ -6,17 +6,39 @@ from collections.abc import Iterator
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Kind, PluginError
+from sfpo_megatron.plugins import (
+    ADVANTAGE,
+    BATCHED_REWARD,
+    ENVIRONMENT,
+    LOSS,
+    REWARD,
+    SINK,
+    SOURCE,
+    Kind,
+    PluginError,
+)
 
 
 def own_code(config: RunConfig) -> Iterator[Problem]:
     """Each `package.module:name` is there and can be called as it will be."""
-    for kind, name in _named(config):
+    for kind, name, key in _named(config):
         try:
-            kind.find(name)
+            kind.find(name, key=key)
         except PluginError as error:
             yield Problem(error.key, error.found, error.expected, error.fix)
 
 
-def _named(config: RunConfig) -> Iterator[tuple[Kind, str]]:
-    yield BATCHED_REWARD if config.reward.batched else REWARD, config.reward.function
+def _named(config: RunConfig) -> Iterator[tuple[Kind, str, str]]:
+    """(kind, name, key) of everything that may be a user's own."""
+    reward = BATCHED_REWARD if config.reward.batched else REWARD
+    for kind, name in (
+        (LOSS, config.objective.loss),
+        (ADVANTAGE, config.objective.advantage),
+        (reward, config.reward.function),
+        (ENVIRONMENT, config.rollout.environment),
+        *((SINK, name) for name in config.tracking.sinks),
+    ):
+        yield kind, name, kind.key
+    for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
+        for index, source in enumerate(sources):
+            yield SOURCE, source.source, f"data.{part}.{index}.source"

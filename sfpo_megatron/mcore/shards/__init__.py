@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
 from torch import Tensor
 
-from sfpo_megatron.mcore.shards import adam
+from sfpo_megatron.mcore.shards import steppers
 from sfpo_megatron.mcore.shards.gathers import ParamGathers
-from sfpo_megatron.mcore.shards.main_params import MainParams, bind
+from sfpo_megatron.mcore.shards.kinds import bind, members
+from sfpo_megatron.mcore.shards.main_params import MainParams
 
 
 class MainParamShards:
@@ -35,18 +35,10 @@ class MainParamShards:
     """
 
     def __init__(self, optimizer: MegatronOptimizer, *, defer_gathers: bool = False) -> None:
-        members = (
-            list(optimizer.chained_optimizers)
-            if isinstance(optimizer, ChainedOptimizer)
-            and not isinstance(optimizer, LayerWiseDistributedOptimizer)
-            else [optimizer]
-        )
-        # A rank without trainable params of a kind (a pipeline stage without experts) has a stub.
-        self._optimizers = [m for m in members if not getattr(m, "is_stub_optimizer", False)]
+        self._optimizers = members(optimizer)
         self._members: list[MainParams] = [bind(member) for member in self._optimizers]
-        self._gathers = ParamGathers(
-            [m for m in members if isinstance(m, DistributedOptimizer)], defer=defer_gathers
-        )
+        distributed = [m for m in self._optimizers if isinstance(m, DistributedOptimizer)]
+        self._gathers = ParamGathers(distributed, defer=defer_gathers)
         self.on_device = True
         """False: `mcore.offload` has moved everything to host memory; all use is refused."""
 
@@ -103,7 +95,7 @@ class MainParamShards:
         """Every tensor that the optimizers keep beside the model params; some share their memory,
         also with those."""
         for optimizer in self._optimizers:
-            yield from adam.storages(optimizer.optimizer)
+            yield from steppers.storages(optimizer.optimizer)
 
     def _require_on_device(self) -> None:
         # Without this torch would read from address 0: an offloaded tensor's storage is empty.
@@ -115,16 +107,16 @@ class MainParamShards:
 
     def moments(self) -> Sequence[Tensor]:
         """Adam's exp_avg and exp_avg_sq of every main param; empty before the first step."""
-        return [t for optimizer in self._optimizers for t in adam.moments(optimizer.optimizer)]
+        return [t for each in self._optimizers for t in steppers.moments(each.optimizer)]
 
     def step_counts(self) -> list[float]:
         """Adam's step counts, one a param (torch) or one a group (TE and Apex)."""
-        return [c for optimizer in self._optimizers for c in adam.step_counts(optimizer.optimizer)]
+        return [c for each in self._optimizers for c in steppers.step_counts(each.optimizer)]
 
     def set_step_counts(self, counts: Sequence[float]) -> None:
         """Inverse of `step_counts`."""
         rest = list(counts)
         for optimizer in self._optimizers:
-            rest = adam.set_step_counts(optimizer.optimizer, rest)
+            rest = steppers.set_step_counts(optimizer.optimizer, rest)
         if rest:
             raise ValueError(f"{len(rest)} step counts too many for this optimizer")

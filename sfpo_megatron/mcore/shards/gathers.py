@@ -9,9 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, TypeVar
 
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+T = TypeVar("T")
+
+
+class BucketGroup(Protocol):
+    """What is used of Megatron's bucket groups (param_and_grad_buffer.py)."""
+
+    ddp_config: DistributedDataParallelConfig
+    param_gather_handle: dist.Work | None
+    param_gather_dispatched: bool
+
+    def start_param_sync(self, force_sync: bool = False) -> None: ...
 
 
 class ParamGathers:
@@ -71,7 +85,7 @@ class ParamGathers:
         if not self._overlap:
             self.finish()
 
-    def _gather(self, groups: Sequence[Any]) -> None:
+    def _gather(self, groups: Sequence[BucketGroup]) -> None:
         for group in groups:
             assert group.param_gather_handle is None, "drain() first"
             group.start_param_sync(force_sync=True)
@@ -79,12 +93,14 @@ class ParamGathers:
         self._due = False
 
 
-def _bucket_groups(optimizers: Sequence[DistributedOptimizer]) -> Iterator[Any]:
-    """Of every chunk once: dense and expert optimizers share the chunks."""
+def _bucket_groups(
+    optimizers: Sequence[DistributedOptimizer],
+) -> Iterator[BucketGroup]:
+    """The groups of every chunk, once: dense and expert optimizers share the chunks."""
     for chunk in _distinct([chunk for optimizer in optimizers for chunk in optimizer.model_chunks]):
         yield from chunk.bucket_groups
         yield from chunk.expert_parallel_bucket_groups
 
 
-def _distinct(objects: Sequence[Any]) -> list[Any]:
+def _distinct(objects: Sequence[T]) -> list[T]:
     return list({id(each): each for each in objects}.values())

@@ -1,97 +1,89 @@
-"""One binding for each kind of optimizer that Megatron builds: its fp32 main params, editable."""
+"""`MainParams`: what SFPO needs of one kind of optimizer that Megatron builds; one file a kind.
+
+A kind says where its fp32 main params are, how an edit reaches the model params, and what of it a
+checkpoint holds.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from torch import Tensor
 
-from sfpo_megatron.mcore.shards.hybrid import HybridMainParams
-from sfpo_megatron.mcore.shards.precision_aware import PrecisionAwareMainParams
-from sfpo_megatron.mcore.shards.refused import refuse_unsupported
+from sfpo_megatron.mcore.gathered_states import gathered_states
+from sfpo_megatron.mcore.shards import steppers
 
 
-class MainParams(Protocol):
-    """What `MainParamShards` needs of one optimizer (a member of a ChainedOptimizer)."""
+class MainParams(ABC):
+    """The binding of one optimizer (a member of a ChainedOptimizer)."""
 
+    @classmethod
+    @abstractmethod
+    def fits(cls, optimizer: MegatronOptimizer) -> bool:
+        """Whether `optimizer` is of this kind."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """fp32 main params of this rank; edits before the next is drawn count."""
 
+    @abstractmethod
     def copy_to_model(self) -> None:
         """Main params into this rank's part of the model params. No communication."""
 
+    @abstractmethod
+    def saved(self) -> AbstractContextManager[None]:
+        """Inside, Megatron saves and loads fp32 main params and moments, nothing else of a param;
+        `make_states` has made what was not there."""
 
-@dataclass(frozen=True, slots=True)
-class DistributedMainParams:
-    """DistributedOptimizer: flat fp32 shards of bf16 or fp16 params; of fp32 params, views of the
-    model params' own storage."""
+    def make_states(self) -> None:
+        """Make the state that the first step would make, where it has not been taken."""
+        steppers.make_states(self._optimizer.optimizer)
 
-    optimizer: DistributedOptimizer
-
-    def tensors(self) -> Iterator[Tensor]:
-        for group in (
-            *self.optimizer.shard_fp32_from_float16_groups,
-            *self.optimizer.shard_fp32_groups,
-        ):
-            yield from group
-
-    def copy_to_model(self) -> None:
-        self.optimizer._copy_main_params_to_model_params()
+    def after_load(self) -> None:
+        """Give each param a step count of its own: Megatron loads ONE tensor for all, which the
+        next Adam step counts up once a param, and the bias correction is silently wrong."""
+        steppers.unshare_step_counts(self._optimizer.optimizer)
 
 
-@dataclass(frozen=True, slots=True)
-class Float16MainParams:
-    """Float16OptimizerWithFloat16Params: every data-parallel rank holds all main params."""
+class ShardedMainParams(MainParams):
+    """A DistributedOptimizer's: it asks itself, param by param, for what it saves and loads."""
 
-    optimizer: Float16OptimizerWithFloat16Params
+    @abstractmethod
+    def state_of(self, model_param: Tensor) -> dict[str, Tensor]:
+        """fp32 `param` and moments of this rank's shard of `model_param`, for a checkpoint."""
 
-    def tensors(self) -> Iterator[Tensor]:
-        """fp32 masters of bf16 or fp16 params, then params that are fp32 themselves."""
-        for group in (
-            *self.optimizer.fp32_from_float16_groups,
-            *self.optimizer.fp32_from_fp32_groups,
-        ):
-            yield from group
+    @abstractmethod
+    def put_state(self, model_param: Tensor, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state_of`, in place."""
 
-    def copy_to_model(self) -> None:
-        self.optimizer._copy_main_params_to_model_params()
+    @contextmanager
+    def saved(self) -> Iterator[None]:
+        """It answers itself with `state_of` and `put_state`."""
+        member = self._optimizer
+        keys = ("param", *self._moments())
+        member._get_main_param_and_optimizer_states = self.state_of
+        member._set_main_param_and_optimizer_states = self.put_state
+        member.get_parameter_state_dp_zero = partial(gathered_states, member, self.state_of, keys)
+        try:
+            yield
+        finally:
+            del member._get_main_param_and_optimizer_states
+            del member._set_main_param_and_optimizer_states
+            del member.get_parameter_state_dp_zero
 
+    def _stepped(self, model_param: Tensor) -> Tensor:
+        """What the optimizer holds of this rank's shard of `model_param`."""
+        group, index = self._optimizer.model_param_group_index_map[model_param]
+        shard: Tensor = self._optimizer.optimizer.param_groups[group]["params"][index]
+        return shard
 
-@dataclass(frozen=True, slots=True)
-class FP32MainParams:
-    """FP32Optimizer: the model params are their own main params."""
-
-    optimizer: FP32Optimizer
-
-    def tensors(self) -> Iterator[Tensor]:
-        for group in self.optimizer.param_groups:
-            yield from group["params"]
-
-    def copy_to_model(self) -> None:
-        pass
-
-
-def bind(optimizer: MegatronOptimizer) -> MainParams:
-    """The binding for `optimizer`; ValueError names a setting or a class that none fits."""
-    refuse_unsupported(optimizer)
-    if isinstance(optimizer, DistributedOptimizer):
-        if isinstance(optimizer.optimizer, HybridDeviceOptimizer):
-            return HybridMainParams(optimizer)
-        # False with an FP8 recipe other than delayed: Megatron holds the main params then.
-        if optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
-            return PrecisionAwareMainParams(optimizer)
-        return DistributedMainParams(optimizer)
-    if isinstance(optimizer, Float16OptimizerWithFloat16Params):
-        return Float16MainParams(optimizer)
-    if isinstance(optimizer, FP32Optimizer):
-        return FP32MainParams(optimizer)
-    raise ValueError(
-        f"optimizer: found {type(optimizer).__name__}, expected DistributedOptimizer, "
-        "Float16OptimizerWithFloat16Params or FP32Optimizer; SFPO cannot edit its main params"
-    )
+    def _moments(self) -> tuple[str, ...]:
+        return steppers.moment_names(self._optimizer.optimizer)

@@ -20,14 +20,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
+
+from sfpo_megatron.mcore.shards.main_params import ShardedMainParams
 
 STAGING_NUMEL = 1 << 24
 """Elements rebuilt at a time: one buffer of at most 64 MiB."""
 
 
-class PrecisionAwareMainParams:
+class PrecisionAwareMainParams(ShardedMainParams):
     """DistributedOptimizer whose FusedAdam holds the main params, of bf16 or fp32 model params.
 
     Main params that have no fp32 storage are rebuilt in one staging buffer, piece by piece, and
@@ -37,10 +40,16 @@ class PrecisionAwareMainParams:
     ValueError for a TransformerEngine older than 2.1.
     """
 
+    @classmethod
+    def fits(cls, optimizer: MegatronOptimizer) -> bool:
+        """Not with an FP8 recipe other than delayed: Megatron holds the main params then."""
+        config, distributed = optimizer.config, isinstance(optimizer, DistributedOptimizer)
+        return distributed and config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+
     def __init__(
         self, optimizer: DistributedOptimizer, *, staging_numel: int = STAGING_NUMEL
     ) -> None:
-        self._optimizer = optimizer
+        super().__init__(optimizer)
         self._staging_numel = staging_numel
         self._staging: Tensor | None = None
         if not hasattr(self._adam, "store_param_remainders"):
@@ -72,6 +81,34 @@ class PrecisionAwareMainParams:
             main = self._adam.state.get(param, {}).get("master_param")
             if param.dtype == torch.bfloat16 and main is not None and main.dtype == torch.float32:
                 param.data.copy_(main)  # half to even, as FusedAdam's kernel rounds here
+
+    def state_of(self, model_param: Tensor) -> dict[str, Tensor]:
+        """Upstream's getter would return int16 remainders, which are saved as if they were the main
+        param, and of fp32 params the copy in FusedAdam's state, which is never stepped."""
+        adam, shard = self._adam, self._stepped(model_param)
+        moments = {name: adam.get_unscaled_state(shard, name) for name in self._moments()}
+        master = adam.state[shard]["master_param"]
+        if shard.dtype == torch.float32:
+            return {"param": shard, **moments}
+        if master.dtype == torch.int16:
+            main = torch.empty(shard.shape, dtype=torch.float32, device=shard.device)
+            join(shard, master, main)
+            return {"param": main, **moments}
+        return {"param": adam.get_unscaled_state(shard, "master_param"), **moments}
+
+    @torch.no_grad()
+    def put_state(self, model_param: Tensor, tensors: dict[str, Tensor]) -> None:
+        adam, shard = self._adam, self._stepped(model_param)
+        for name in self._moments():
+            adam.set_scaled_state(shard, name, tensors[name].to(shard.device))
+        main = tensors["param"].to(shard.device).contiguous()
+        master = adam.state[shard]["master_param"]
+        if shard.dtype == torch.bfloat16 and master.dtype == torch.int16:
+            split(main, shard.data, master)
+            return
+        if shard.dtype == torch.float32:
+            shard.copy_(main)
+        adam.set_scaled_state(shard, "master_param", main)
 
     def _piece(self, param: Tensor, piece: slice) -> Iterator[Tensor]:
         """The fp32 main param of a piece of a bf16 param: one tensor, editable until resumed."""

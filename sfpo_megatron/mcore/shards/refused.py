@@ -7,8 +7,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
 
-_BOUND = {"Adam", "AdamW", "SGD", "FusedAdam", "FusedSGD", "HybridDeviceOptimizer"}
-"""Classes that may step the main params: torch's, TransformerEngine's, Apex's, Megatron's."""
+from sfpo_megatron.mcore.shards.steppers import KINDS, kind_of, steppers
 
 
 def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
@@ -63,13 +62,12 @@ def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
             "lower precisions are scaled, and the scale changes with every edit",
         )
     stepper = getattr(optimizer, "optimizer", None)
-    if config.optimizer not in ("adam", "sgd") or (
-        stepper and type(stepper).__name__ not in _BOUND
-    ):
+    known = {kind.name for kind in KINDS}
+    if config.optimizer not in known or (stepper and not all(map(kind_of, steppers(stepper)))):
         raise _refusal(
             "megatron.optimizer.optimizer",
             f"found {config.optimizer} ({type(stepper).__name__})",
-            "adam",
+            " or ".join(sorted(known)),
             "what it keeps beside the main params is not known to SFPO",
         )
 

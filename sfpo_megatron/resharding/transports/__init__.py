@@ -9,7 +9,9 @@ trainer ranks that do not send never pay for it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from sfpo_megatron.resharding.seams import Driver, SendingEnd, UpdateClient
+from sfpo_megatron.resharding.source_pass import Rendezvous, SourcePass
 
 _PACKAGE = "sfpo_megatron.resharding.transports"
 _BACKENDS = {
@@ -37,13 +39,13 @@ def register() -> None:
 def sender(
     backend: str,
     *,
-    driver: Any,
-    client: Any,
+    driver: Driver,
+    client: UpdateClient,
     fallback_dir: Path,
     timeout_s: float,
     workers_per_engine: int,
-) -> Any:
-    """The sending end of a backend on trainer rank 0, already introduced to every engine.
+) -> SendingEnd:
+    """Make the sending end of a backend on trainer rank 0, already introduced to every engine.
 
     `driver`: a `Lockstep` for sfpo_shm, else `Streams`. Raises `ManifestError` (by way of `client`)
     where the engines expect other tensors than it declares: before any weight has been touched.
@@ -62,8 +64,27 @@ def sender(
     return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=driver)
 
 
-def meet(backend: str, **arguments: Any) -> Any:
-    """One rank's end of a transport of vLLM's own: `stock.meet`."""
+def meet(
+    backend: str,
+    *,
+    driver: SourcePass,
+    client: UpdateClient | None,
+    rank: int,
+    place: Rendezvous,
+    bucket_bytes: int,
+    timeout_s: float,
+    shard_dims: list[int | None] | None,
+) -> SendingEnd:
+    """Make one rank's end of a transport of vLLM's own: `stock.meet`."""
     from sfpo_megatron.resharding.transports import stock
 
-    return stock.meet(backend, **arguments)
+    return stock.meet(
+        backend,
+        driver,
+        client=client,
+        rank=rank,
+        place=place,
+        bucket_bytes=bucket_bytes,
+        timeout_s=timeout_s,
+        shard_dims=shard_dims,
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ class Receiver(WeightTransferEngine):
     _manifest: tuple[TensorMeta, ...] = ()
     _num_received: int = 0
     interruption: str | None = None
-    """Why the last update's tensors did not all arrive, if it was nobody's fault here."""
+    """Why the last update's tensors did not all arrive, if this engine is not at fault."""
 
     def take_manifest(
         self, names: Sequence[str], dtype_names: Sequence[str], shapes: Sequence[Sequence[int]]
@@ -72,7 +71,7 @@ class Receiver(WeightTransferEngine):
             _place_kernel_tensors(module, info)
             info.reset()
 
-    def _embeddings(self) -> list[Any]:
+    def _embeddings(self) -> list[torch.nn.Module]:
         """Embeddings and heads that are kept as they are loaded, but for CPU's packed copies."""
         from vllm.model_executor.layers.vocab_parallel_embedding import (
             UnquantizedEmbeddingMethod,
@@ -118,15 +117,15 @@ class Receiver(WeightTransferEngine):
         self.model.load_weights(counted())
 
     def finish_weight_update(self) -> None:
-        """Also of an update that was interrupted between two buckets: what vLLM has half loaded
-        would be counted towards the layer at the next one, which would then take itself for
+        """End the update, also one that was interrupted between two buckets: what vLLM has half
+        loaded would be counted towards the layer at the next one, which would then take itself for
         complete too early, silently. Finished, every layer is in order, whatever its values."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         if self._num_received != len(self._manifest) and self.interruption is None:
             raise RuntimeError(
                 f"finish after {self._num_received} of {len(self._manifest)} tensors; the engine's "
-                "weights are a mixture and it must be started anew"
+                "weights are a mixture and it must be restarted"
             )
         finalize_layerwise_reload(self.model, self.model_config)
         self.pack_heads()
@@ -154,7 +153,7 @@ class Receiver(WeightTransferEngine):
 
 
 class WorkerReports:
-    """Added to vLLM's worker (`worker_extension_cls`): what cannot be told by raising.
+    """Methods added to vLLM's worker (`worker_extension_cls`), for what cannot be told by raising.
 
     Where one of an engine's workers raises, vLLM leaves the answers of those after it unread and
     takes them for the answers to the next call: the engine could not be used any more.

@@ -21,18 +21,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
 from sfpo_megatron.resharding.lockstep import Lockstep
+from sfpo_megatron.resharding.seams import UpdateClient, WireInfo
 from sfpo_megatron.resharding.transports import shared_file
 from sfpo_megatron.resharding.transports.receiving import Receiver
 from sfpo_megatron.resharding.transports.tensor_names import declaration
@@ -56,9 +56,9 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     first: int
     """Index of the bucket's first tensor in the names it was told."""
     offsets: list[int]
-    """Where each tensor of the bucket starts in the buffer, in bytes."""
+    """Start of each tensor of the bucket in the buffer, in bytes."""
     checksums: list[int] | None = None
-    """As on the trainer's shards (signed 64 bits), where they are to be compared."""
+    """Checksums on the trainer's shards (signed 64 bits), where they are to be compared."""
 
 
 class ShmEngine(Receiver):
@@ -121,15 +121,7 @@ class ShmTrainerInitInfo(TrainerInitInfo):
 
     backend: ClassVar[str] = "sfpo_shm"
     fallback_dir: str
-    """Where the buffer goes if shared memory has no room for it."""
-
-
-class BucketClient(VLLMWeightSyncClient, Protocol):
-    """vLLM's, and a way to send a bucket before the answer to the last one."""
-
-    def begin_bucket(self, update_info: dict[str, Any]) -> Callable[[], None]:
-        """`update_weights`, after the buckets before it; the returned function waits for its
-        end."""
+    """Directory for the buffer if shared memory has no room for it."""
 
 
 class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
@@ -137,7 +129,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
 
     init_info_cls = ShmTrainerInitInfo
 
-    def __init__(self, *, client: BucketClient, filler: Lockstep, fallback_dir: Path) -> None:
+    def __init__(self, *, client: UpdateClient, filler: Lockstep, fallback_dir: Path) -> None:
         super().__init__(client=client, source=filler, is_sender=True)
         self.lost = False
         self._begin_bucket = client.begin_bucket
@@ -150,7 +142,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         cls,
         init_info: ShmTrainerInitInfo,
         *,
-        client: BucketClient,
+        client: UpdateClient,
         source: Lockstep | None = None,
     ) -> Self:
         if source is None:
@@ -175,7 +167,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             path.unlink()
 
     def send_weights(self, weight_version: str | None = None) -> int:
-        """One refit; the number of bytes sent. Every rank fills buckets (collective)."""
+        """Send one refit; the number of bytes sent. Every rank fills buckets (collective)."""
         self.client.start_weight_update()
         self._filler.begin()
         loading: deque[Callable[[], None]] = deque()
@@ -183,7 +175,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
             if len(loading) == 2:
                 loading.popleft()()  # then the half that this bucket goes into is free
             checksums = self._filler.fill_next(self._buffer)
-            update: dict[str, Any] = {"first": bucket.first, "offsets": list(bucket.offsets)}
+            update: WireInfo = {"first": bucket.first, "offsets": list(bucket.offsets)}
             if checksums is not None:
                 update["checksums"] = checksums
             loading.append(self._begin_bucket(update))

@@ -17,7 +17,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -25,12 +25,13 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
 
+from sfpo_megatron.resharding.seams import UpdateClient, WireInfo
 from sfpo_megatron.resharding.streams import (
+    Communicator,
     Streams,
     broadcast,
     communicator,
@@ -48,12 +49,13 @@ class StagesInitInfo(WeightTransferInitInfo):
     address: str
     port: int
     num_workers: int
-    """Filled in by the fleet, as is the next."""
+    """Number of workers of all engines; the fleet fills it in."""
     engine_number: int
+    """Place of this engine among them; the fleet fills it in."""
     timeout_s: float
     leaders: list[int]
     rounds: list[list[list[int]]]
-    """By leader: the tensors of each round."""
+    """Tensors of each round, by leader."""
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
@@ -65,7 +67,7 @@ class StagesUpdateInfo(WeightTransferUpdateInfo):
 
     number: int
     checksums: list[int] | None = None
-    """Of all tensors (signed 64 bits), where they are to be compared."""
+    """Checksums of all tensors (signed 64 bits), where they are to be compared."""
 
 
 class StagesEngine(Receiver):
@@ -75,7 +77,7 @@ class StagesEngine(Receiver):
     update_info_cls = StagesUpdateInfo
     backend = "gloo"
 
-    _groups: tuple[Any, ...] = ()
+    _groups: tuple[Communicator, ...] = ()
     _store: dist.Store | None = None
     _told: StagesInitInfo | None = None
 
@@ -108,8 +110,8 @@ class StagesEngine(Receiver):
         )
 
     def receive_weights(self, update_info: StagesUpdateInfo) -> None:
-        """Where a leader or another worker is gone, or late, the rest of the update is left out
-        and the engine says so when it is asked (`WorkerReports`)."""
+        """Load one round. After a leader or another worker is gone, or late, the rest of the update
+        is left out, and the engine says so when it is asked (`WorkerReports`)."""
         assert self._told is not None
         if self.interruption is not None:
             return
@@ -147,7 +149,7 @@ class StagesEngine(Receiver):
 
 
 class NcclStagesEngine(StagesEngine):
-    """The same over NCCL."""
+    """The receiving end over NCCL."""
 
     backend = "nccl"
 
@@ -163,7 +165,7 @@ class StagesTrainerInitInfo(TrainerInitInfo):
 
 @dataclass(kw_only=True)
 class NcclStagesTrainerInitInfo(StagesTrainerInitInfo):
-    """The same over NCCL."""
+    """How the sending end over NCCL is set up."""
 
     backend: ClassVar[str] = "sfpo_nccl_stages"
 
@@ -174,7 +176,7 @@ class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
     init_info_cls = StagesTrainerInitInfo
 
     def __init__(
-        self, *, client: VLLMWeightSyncClient, streams: Streams, init_info: StagesTrainerInitInfo
+        self, *, client: UpdateClient, streams: Streams, init_info: StagesTrainerInitInfo
     ) -> None:
         super().__init__(client=client, source=streams, is_sender=True)
         self._streams = streams
@@ -189,7 +191,7 @@ class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
         cls,
         init_info: StagesTrainerInitInfo,
         *,
-        client: VLLMWeightSyncClient,
+        client: UpdateClient,
         source: Streams | None = None,
     ) -> Self:
         if source is None:
@@ -198,10 +200,11 @@ class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
 
     def _introduce(self, init_info: StagesTrainerInitInfo) -> None:
         streams, manifest = self._streams, self._streams.manifest
-        where = streams.serve()
+        address, port = streams.serve()
         num_engines = self.client.init_weight_transfer_engine(
             {
-                **where,
+                "address": address,
+                "port": port,
                 "num_workers": 0,
                 "engine_number": 0,
                 "timeout_s": init_info.timeout_s,
@@ -210,17 +213,18 @@ class StagesTrainer(TrainerWeightTransferEngine[StagesTrainerInitInfo]):
                 **declaration(manifest),
             }
         )
-        streams.attach(where | {"num_workers": num_engines * init_info.workers_per_engine})
+        num_workers = num_engines * init_info.workers_per_engine
+        streams.attach({"address": address, "port": port, "num_workers": num_workers})
 
     def send_weights(self, weight_version: str | None = None) -> int:
-        """One refit; the number of bytes sent, 0 if a leader could not get its tensors out: the
-        engines that were in it say so too, and want everything again. Collective."""
+        """Send one refit; the number of bytes sent, 0 if a leader could not get its tensors out:
+        the engines that were in it say so too, and want everything again. Collective."""
         streams = self._streams
         self.client.start_weight_update()
         streams.begin()
         rounds = []
         for number in range(streams.num_rounds):
-            update: dict[str, Any] = {"number": number}
+            update: WireInfo = {"number": number}
             if streams.checksums is not None:
                 update["checksums"] = streams.checksums
             rounds.append(self._thread.submit(self.client.update_weights, update))

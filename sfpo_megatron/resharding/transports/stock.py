@@ -5,7 +5,7 @@ nccl runs on the sender alone. ipc and nccl_m2n run on every trainer rank, vllm 
 them has a watchdog: a peer that is gone leaves the others in a broadcast for ever. So each update
 runs under a `Limit`, which aborts the communicator: the source then ends the pass
 (`TransferExpired`), the rest of it is followed with nothing sent, and the fleet, whose own deadline
-ran at the same time, starts the engines that took part anew.
+ran at the same time, restarts the engines that took part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,16 +25,48 @@ from vllm.distributed.weight_transfer.m2n_source import M2NWeightSource
 from vllm.distributed.weight_transfer.m2n_trainer import M2NTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.host.unverified import log_unverified
-from sfpo_megatron.resharding.source_pass import IntroductionFailed, SourcePass, packed_bytes
+from sfpo_megatron.resharding.seams import UpdateClient, WireInfo
+from sfpo_megatron.resharding.source_pass import (
+    IntroductionFailed,
+    Rendezvous,
+    SourcePass,
+    packed_bytes,
+)
 
 GRACE_S = 10.0
-"""Between the last engine's answer and the end of the sender's part."""
-
-
+"""Time between the last engine's answer and the end of the sender's part."""
 _POLL_S = 0.05
 
 log = logging.getLogger(__name__)
+
+
+StockInitInfo: TypeAlias = IPCTrainerInitInfo | NCCLTrainerInitInfo | M2NTrainerInitInfo
+"""What vLLM's factory makes one of its trainer engines of."""
+
+
+class NcclLibrary(Protocol):
+    """vLLM's binding of NCCL."""
+
+    def ncclCommAbort(self, comm: Any) -> None: ...
+
+
+class Communicator(Protocol):
+    """vLLM's PyNcclCommunicator."""
+
+    available: bool
+    disabled: bool
+    device: torch.device
+    nccl: NcclLibrary
+    comm: Any
+
+
+class StockEngine(Protocol):
+    """One of vLLM's own trainer engines."""
+
+    def send_weights(self) -> None: ...
+    def shutdown(self) -> None: ...
 
 
 class TransferExpired(RuntimeError):
@@ -44,16 +76,16 @@ class TransferExpired(RuntimeError):
 class Limit:
     """When it expires, the communicator is aborted and the pass ends at its next tensor."""
 
-    def __init__(self, group: Callable[[], Any] | None) -> None:
-        """`group()`: vLLM's PyNcclCommunicator. None: the transport has none that could hang, and
-        there is no limit (ipc, whose every call the fleet's deadline ends)."""
+    def __init__(self, group: Callable[[], Communicator | None] | None) -> None:
+        """`group()`: the communicator, once there is one. None: the transport has none that could
+        hang, and there is no limit (ipc, whose every call the fleet's deadline ends)."""
         self._group = group
         self._timer: threading.Timer | None = None
         self.applies = group is not None
         self.expired = False
 
     def within(self, seconds: float) -> None:
-        """From now; an earlier wish is forgotten."""
+        """Start the limit now, replacing an earlier one."""
         self.off()
         if not self.applies:
             return
@@ -62,10 +94,12 @@ class Limit:
         self._timer.start()
 
     def off(self) -> None:
+        """Lift the limit."""
         if self._timer is not None:
             self._timer.cancel()
 
     def expire(self) -> None:
+        """Abort the communicator."""
         assert self._group is not None
         self.expired = True
         group = self._group()
@@ -80,7 +114,7 @@ class SteadyClient:
     """A client whose first failure ends no pass: the sender goes through the rest, reaching nobody,
     so that no other rank hangs in it. `raise_failure` says it afterwards."""
 
-    def __init__(self, client: Any, limit: Limit) -> None:
+    def __init__(self, client: UpdateClient | None, limit: Limit) -> None:
         """`client`: None on ranks that do not send."""
         self._client, self._limit = client, limit
         self._busy = threading.Lock()
@@ -96,28 +130,29 @@ class SteadyClient:
         if self._failure is not None:
             raise self._failure
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._call("init_weight_transfer_engine", init_info)
+    def init_weight_transfer_engine(self, init_info: WireInfo) -> None:
+        self._call(lambda client: client.init_weight_transfer_engine(init_info))
         self.answered.set()
 
     def start_weight_update(self) -> None:
-        self._call("start_weight_update")
+        self._call(lambda client: client.start_weight_update())
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._call("update_weights", update_info)
+    def update_weights(self, update_info: WireInfo) -> None:
+        self._call(lambda client: client.update_weights(update_info))
         self._limit.within(GRACE_S)
         self.answered.set()
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._limit.off()  # everything is sent; re-packing takes the time it takes
-        self._call("finish_weight_update")
+        self._call(lambda client: client.finish_weight_update())
 
-    def _call(self, method: str, *args: Any) -> None:
+    def _call(self, call: Callable[[UpdateClient], int | None]) -> None:
         with self._busy:  # an update that has expired is still under way in another thread
             if self._failure is not None:
                 return
             try:
-                getattr(self._client, method)(*args)
+                assert self._client is not None, "another rank than the sender calls the engines"
+                call(self._client)
             except Exception as error:
                 self._failure = error
 
@@ -128,9 +163,9 @@ class LimitedSource:
     def __init__(self, driver: SourcePass, limit: Limit) -> None:
         self._driver, self._limit = driver, limit
         self.failure: BaseException | None = None
-        """Of our own gathering, as opposed to vLLM's sending."""
+        """Failure of our own gathering, as opposed to vLLM's sending."""
 
-    def metadata(self) -> list[Any]:
+    def metadata(self) -> list[TensorMeta]:
         return self._driver.metadata()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -163,7 +198,7 @@ class ShardSource(LimitedSource, M2NWeightSource):
     def mesh(self) -> M2NMesh:
         return M2NMesh(self._grid, 0)
 
-    def metadata(self) -> list[Any]:
+    def metadata(self) -> list[M2NParamMeta]:
         return [
             M2NParamMeta(
                 name=meta.name,
@@ -176,29 +211,28 @@ class ShardSource(LimitedSource, M2NWeightSource):
 
 
 def init_info(
-    backend: str, driver: SourcePass, *, rank: int, bucket_bytes: int, told: dict[str, Any]
-) -> Any:
-    """Of vLLM's factory. `told`: `address`, `port` of the rendezvous, `num_workers` of the engines
-    that will come, `num_ranks` of the trainer, `workers_per_engine`."""
+    backend: str, driver: SourcePass, *, rank: int, bucket_bytes: int, place: Rendezvous
+) -> StockInitInfo:
+    """What vLLM's factory makes this rank's trainer engine of."""
     buffer_bytes = packed_bytes(driver.manifest, bucket_bytes)
-    where = {"master_address": told["address"], "master_port": told["port"]}
+    where = {"master_address": place["address"], "master_port": place["port"]}
     if backend == "ipc":
         return IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes)
     if backend == "nccl":
         return NCCLTrainerInitInfo(
             rank=rank,
-            world_size=1 + told["num_workers"],
+            world_size=1 + place["num_workers"],
             packed=True,
             packed_buffer_size_bytes=buffer_bytes,
             **where,
         )
     assert backend == "nccl_m2n", backend
-    per_engine = told["workers_per_engine"]
+    per_engine = place["workers_per_engine"]
     return M2NTrainerInitInfo(
         rank=rank,
-        world_size=told["num_ranks"] + told["num_workers"],
-        num_trainer_ranks=told["num_ranks"],
-        dst_mesh_dims=(told["num_workers"] // per_engine, per_engine),
+        world_size=place["num_ranks"] + place["num_workers"],
+        num_trainer_ranks=place["num_ranks"],
+        dst_mesh_dims=(place["num_workers"] // per_engine, per_engine),
         **where,
     )
 
@@ -207,14 +241,21 @@ class StockTransport:
     """vLLM's trainer engine on one trainer rank."""
 
     def __init__(
-        self, info: Any, *, driver: SourcePass, source: Any, client: Any, timeout_s: float
+        self,
+        info: StockInitInfo,
+        *,
+        driver: SourcePass,
+        source: Callable[[SourcePass, Limit], LimitedSource],
+        client: UpdateClient | None,
+        timeout_s: float,
     ) -> None:
-        """Meets the engines. `source(driver, limit)` makes what vLLM reads; `client` is None but on
+        """Meet the engines. `source(driver, limit)` makes what vLLM reads; `client` is None but on
         the sender. IntroductionFailed where they do not come. Collective where every rank has one.
         """
         log_unverified(f"refit.transport {info.backend}")
         self._driver, self._timeout_s = driver, timeout_s
-        self._engine: Any = None
+        self._engine: StockEngine | None = None
+        self._group_name = "group" if info.backend == "nccl_m2n" else "model_update_group"
         self._limit = Limit(None if info.backend == "ipc" else self._group)
         self._client = SteadyClient(client, self._limit)
         self._is_sender = client is not None
@@ -223,14 +264,13 @@ class StockTransport:
         self._source = source(driver, self._limit)
         self._introduce(info)
 
-    def _group(self) -> Any:
+    def _group(self) -> Communicator | None:
         """nccl's and nccl_m2n's communicator, by the names that they give it."""
-        name = "group" if self._engine.init_info_cls is M2NTrainerInitInfo else "model_update_group"
-        return getattr(self._engine, name)
+        return getattr(self._engine, self._group_name)
 
-    def _introduce(self, info: Any) -> None:
-        """In a thread of its own: joining a communicator cannot be given up otherwise, and the
-        engines' answer, which may be that they are gone, comes in another one."""
+    def _introduce(self, info: StockInitInfo) -> None:
+        """Join the communicator in a thread: that cannot be given up otherwise, and the engines'
+        answer, which may be that they are gone, comes in another one."""
         device = torch.accelerator.current_device_index()
         done, failure = threading.Event(), list[BaseException]()
 
@@ -259,8 +299,9 @@ class StockTransport:
             raise IntroductionFailed(f"the refit's communicator could not be made: {why}")
 
     def send_weights(self, weight_version: str) -> int:
-        """One refit; the number of bytes sent, 0 where the engines are lost that took part.
+        """Send one refit; the number of bytes sent, 0 where the engines are lost that took part.
         Collective: also for ranks that have no transport (`SourcePass.follow`)."""
+        assert self._engine is not None, "no engine came: the constructor has raised"
         self._client.begin()
         self._limit.within(self._timeout_s + GRACE_S)
         broke_off = False
@@ -290,21 +331,21 @@ def meet(
     backend: str,
     driver: SourcePass,
     *,
-    client: Any,
+    client: UpdateClient | None,
     rank: int,
-    told: dict[str, Any],
+    place: Rendezvous,
     bucket_bytes: int,
     timeout_s: float,
     shard_dims: list[int | None] | None,
 ) -> StockTransport:
-    """A transport on this rank that the engines know. `shard_dims`: for nccl_m2n."""
-    info = init_info(backend, driver, rank=rank, bucket_bytes=bucket_bytes, told=told)
+    """Make a transport on this rank that the engines know. `shard_dims`: for nccl_m2n."""
+    info = init_info(backend, driver, rank=rank, bucket_bytes=bucket_bytes, place=place)
 
-    def source(driver: SourcePass, limit: Limit) -> Any:
+    def source(driver: SourcePass, limit: Limit) -> LimitedSource:
         if shard_dims is None:
             return LimitedSource(driver, limit)
-        shards = told["num_shards"]
-        grid = (told["num_ranks"] // shards, shards)
+        shards = place["num_shards"]
+        grid = (place["num_ranks"] // shards, shards)
         return ShardSource(driver, limit, dims=shard_dims, grid=grid)
 
     return StockTransport(info, driver=driver, source=source, client=client, timeout_s=timeout_s)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -33,11 +33,19 @@ class Bucket:
     first: int
     """Index in the manifest of its first tensor."""
     offsets: tuple[int, ...]
-    """Where each of its tensors starts in the buffer, in bytes."""
+    """Start of each of its tensors in the buffer, in bytes."""
 
 
-def declaration(manifest: Sequence[TensorMeta]) -> dict[str, Any]:
-    """What engines are told of it: numbers and text, as `Receiver.take_manifest` reads them."""
+class Declaration(TypedDict):
+    """A manifest in numbers and text, as `Receiver.take_manifest` reads it."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+def declaration(manifest: Sequence[TensorMeta]) -> Declaration:
+    """What engines are told of a manifest."""
     return {
         "names": [meta.name for meta in manifest],
         "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in manifest],

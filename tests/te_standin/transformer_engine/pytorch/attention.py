@@ -34,7 +34,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _places(ends: list[int], size: int) -> Tensor:
-    """Where the tokens of rank 0, then 1, ... stand in the whole pack."""
+    """Places in the whole pack of the tokens of rank 0, then 1, ..."""
     places = []
     for rank in range(size):
         for start, end in itertools.pairwise(ends):

@@ -1,6 +1,10 @@
 """Llama 2 / 3, R1-Distill-Llama, SmolLM2: the plain pre-norm decoder layer."""
 
-from sfpo_megatron.families.rules import Rule
+from collections.abc import Iterator
+
+from sfpo_megatron.families.family import Family
+from sfpo_megatron.families.hf_config import Finding, HFConfig
+from sfpo_megatron.families.rule import Rule
 
 _M = "decoder.layers.{layer}."
 _H = "model.layers.{layer}."
@@ -37,3 +41,11 @@ LAYER = (
     ),
     Rule(megatron=_M + "mlp.linear_fc2.weight", hf=(_H + "mlp.down_proj.weight",), tp_dim=1),
 )
+
+
+def _refused(config: HFConfig) -> Iterator[Finding]:
+    if "sliding_attention" in (config.get("layer_types") or ()):
+        yield "sliding-window attention in a Llama", "full attention", "choose another model"
+
+
+FAMILY = Family(name="llama", architectures=("LlamaForCausalLM",), layer=LAYER, refused=_refused)

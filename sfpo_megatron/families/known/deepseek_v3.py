@@ -4,10 +4,12 @@ Megatron's TE names: the norms of the short vectors belong to the linears that t
 in front of attention is a module of its own (its linears are two).
 """
 
-from sfpo_megatron.families import llama
 from sfpo_megatron.families.experts import CHOICE_BIAS, SHARED, moe_rules
-from sfpo_megatron.families.rules import Rule
-from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.family import Family
+from sfpo_megatron.families.known import llama
+from sfpo_megatron.families.mla import mla_shape, refused_mla
+from sfpo_megatron.families.moe import grouped_experts
+from sfpo_megatron.families.rule import Rule, only
 
 _A = "decoder.layers.{layer}.self_attention."
 _H = "model.layers.{layer}."
@@ -46,11 +48,18 @@ _ATTENTION = (
 _MLP = tuple(rule for rule in llama.LAYER if rule not in llama.ATTENTION)
 _EXPERTS = moe_rules(block="mlp", gate="gate_proj", up="up_proj", down="down_proj")
 
-
-def layer(shape: ModelShape, index: int) -> tuple[Rule, ...]:
-    """The rules of layer `index`."""
-    latent = shape.mla is not None and shape.mla.query_rank is not None
-    attention = (*_ATTENTION, *(_LATENT_QUERY if latent else _QUERY))
-    if index < shape.num_dense_layers:
-        return (*attention, *_MLP)
-    return (*attention, *_EXPERTS, CHOICE_BIAS, *SHARED)
+FAMILY = Family(
+    name="deepseek_v3",
+    architectures=("DeepseekV3ForCausalLM",),
+    layer=(
+        *_ATTENTION,
+        *only("latent_query", _LATENT_QUERY),
+        *only("whole_query", _QUERY),
+        *only("dense", _MLP),
+        *only("experts", (*_EXPERTS, CHOICE_BIAS, *SHARED)),
+    ),
+    moe=grouped_experts,
+    mla=mla_shape,
+    mtp_layers="num_nextn_predict_layers",
+    refused=refused_mla,
+)

@@ -1,0 +1,55 @@
+"""Reads a source, built in or a user's own: both are called alike and give rows or plain mappings.
+
+A mapping has the columns that a line of a jsonl file has (columns.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.columns import SHAPE, row_of
+from sfpo_megatron.data.errors import DataError, SourceError, shorten
+from sfpo_megatron.data.rows import Row
+from sfpo_megatron.plugins import SOURCE, Foreign
+
+
+def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterator[Row | DataError]:
+    """The first `source.size` good rows (null: all), and the bad ones among them. `key` names the
+    source in messages, `name` is the first part of its rows' ids. Raises DataError if the source
+    itself cannot be read, PluginError if it cannot be loaded."""
+    read = SOURCE.load(source.source, key=f"{key}.source")
+    taken = number = 0
+    try:
+        for number, item in enumerate(read(source, seed), start=1):
+            row = item
+            if not isinstance(item, Row | DataError):
+                row = _own_row(item, where=f"{key} ({source.source} row {number})", number=number)
+            elif isinstance(item, Row) and source.path is None:
+                row = replace(item, where=f"{key} ({item.where})")
+            if isinstance(row, Row):
+                taken += 1
+                row = replace(row, id=f"{name}/{row.id}")
+            yield row
+            if taken == source.size:
+                return
+    except SourceError as error:
+        raise error.at(key) from error
+    except DataError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(
+            f"{key}.source",
+            found=f"{source.source}, which raised {type(error).__name__}: {shorten(str(error))} "
+            f"after {number} rows",
+            expected="rows with a prompt and an answer",
+            fix="correct the function",
+        ) from error
+
+
+def _own_row(item: Foreign, *, where: str, number: int) -> Row | DataError:
+    if not isinstance(item, Mapping):
+        fix = "let the function yield a mapping for each row"
+        return DataError(where, found=shorten(item), expected=SHAPE, fix=fix)
+    return row_of(dict(item), where=where, row_id=str(number))

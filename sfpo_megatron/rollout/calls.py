@@ -1,0 +1,96 @@
+"""Calls to the controller: waits that can be interrupted and that end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
+from sfpo_megatron.rollout.errors import ControllerDied, RolloutError
+from sfpo_megatron.rollout.handles import ControllerActor
+
+T = TypeVar("T")
+_POLL_S = 0.2
+_CALL_S = 30.0  # calls that the controller answers at once
+_PING_S = 10.0  # between questions whether it still answers, during long calls
+_PING_ANSWER_S = 60.0
+
+
+class SpawnController(Protocol):
+    """Starts a controller whose engines want weights of this version."""
+
+    def __call__(self, *, weight_version: int) -> ControllerActor: ...
+
+
+class ControllerCalls:
+    """The controller that there is now, shared by all who call it."""
+
+    def __init__(self, spawn: SpawnController, directory: RunDirectory) -> None:
+        self._spawn = spawn
+        self._directory = directory
+        self._on_poll: Callable[[], None] = _nothing
+        self.weight_version = 0
+        """Version of the weights that the engines of another controller have to hold."""
+        self.spawn()
+
+    def spawn(self) -> None:
+        """Start a controller, which begins to start its engines."""
+        self.controller = self._spawn(weight_version=self.weight_version)
+        self.starting = self.controller.start.remote()
+
+    def kill(self) -> None:
+        """End the controller; its engines go with it, as Ray's children of a dead owner."""
+        ray.kill(self.controller)
+
+    @contextmanager
+    def polling(self, poll: Callable[[], None]) -> Iterator[None]:
+        """Call `poll` again and again while waits inside go on; what it raises ends the wait."""
+        self._on_poll = poll
+        try:
+            yield
+        finally:
+            self._on_poll = _nothing
+
+    def wait(self, call: Awaitable[T], doing: str, *, timeout_s: float | None = _CALL_S) -> T:
+        """The answer to `call`. Without a limit, the controller is asked now and then whether it is
+        there."""
+        began = asked = time.monotonic()
+        ping: Awaitable[bool] | None = None
+        while not ray.wait([call], timeout=_POLL_S)[0]:
+            self._on_poll()
+            now = time.monotonic()
+            if timeout_s is not None and now > began + timeout_s:
+                raise RolloutError(
+                    f"no answer after {timeout_s:g} s {doing}; logs: {self._directory.logs}"
+                )
+            if timeout_s is None and ping is None and now > asked + _PING_S:
+                ping, asked = self.controller.needs_introduction.remote(False), now
+            elif ping is not None and ray.wait([ping], timeout=0)[0]:
+                ping = None
+            elif ping is not None and now > asked + _PING_ANSWER_S:
+                self.kill()
+                raise ControllerDied(f"the rollout controller stopped answering while {doing}")
+        try:
+            return ray.get(call)
+        except RayTaskError as error:
+            if isinstance(error.cause, RolloutError):
+                raise type(error.cause)(str(error.cause)) from None
+            raise RolloutError(
+                f"the rollout controller failed while {doing}: {error.cause!r}; its log: "
+                f"{self._directory.controller_log}"
+            ) from error
+        except ACTOR_GONE as error:
+            raise ControllerDied(
+                f"the rollout controller died while {doing} ({why_gone(error)}); its log: "
+                f"{self._directory.controller_log}"
+            ) from None
+
+
+def _nothing() -> None:
+    """No poll is set."""

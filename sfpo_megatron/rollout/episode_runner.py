@@ -1,0 +1,214 @@
+"""Runs the environment for the controller: its calls go to the fleet, its episodes are checked.
+
+A rollout has one weight version: an episode that was under way when every engine was lost, and went
+on under newer weights, is run again from its start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import numbers
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from sfpo_megatron.config.rollout import RolloutConfig
+from sfpo_megatron.plugins import PluginError
+from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, load_environment
+from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.sampling import Completion, GenerationSettings, call_seed
+from sfpo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Generator(Protocol):
+    """The fleet, as far as episodes need it."""
+
+    version: int
+    """Version of the weights that engines generate with."""
+
+    async def generate(
+        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
+    ) -> tuple[list[Completion], int]:
+        """One completion for each (prompt, seed), and the version of the weights that made them."""
+        ...
+
+
+class EpisodeRunner:
+    """Makes the environment that the config names, and runs its episodes."""
+
+    def __init__(
+        self, config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, fleet: Generator
+    ) -> None:
+        self._name = config.environment
+        self._fleet = fleet
+        try:
+            self._environment = load_environment(self._name)(tokenizer)
+        except PluginError as error:
+            raise RolloutError(str(error)) from None
+        except Exception as error:  # whatever a user's constructor raises
+            raise self._failure(error, "while it was made") from None
+
+    async def run(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], settings: GenerationSettings
+    ) -> list[tuple[Episode, int]]:
+        """An episode for each (prompt, seed), with the version of the weights that made it."""
+        if isinstance(self._environment, BatchEnvironment):
+            return await self._run_batch(self._environment, prompts, seeds, settings)
+        pairs = zip(prompts, seeds, strict=True)
+        return await together(self._run_one(prompt, seed, settings) for prompt, seed in pairs)
+
+    async def _run_batch(
+        self,
+        environment: BatchEnvironment,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        settings: GenerationSettings,
+    ) -> list[tuple[Episode, int]]:
+        while True:
+            calls = _Calls(self._fleet, settings)
+            try:
+                episodes = await environment.run_batch(prompts, calls.ask, seeds)
+            except RolloutError:  # an engine's, by way of `generate`
+                raise
+            except Exception as error:
+                first, last = prompts[0].id, prompts[-1].id
+                raise self._failure(error, f"on prompts {first} to {last}") from None
+            if len(episodes) != len(prompts):
+                raise RolloutError(
+                    f"rollout.environment: {self._name} made {len(episodes)} episodes on prompts "
+                    f"{prompts[0].id} to {prompts[-1].id}, expected {len(prompts)}"
+                )
+            if calls.have_one_version:
+                pairs = zip(episodes, prompts, strict=True)
+                return [(self._checked(e, prompt, settings), calls.version) for e, prompt in pairs]
+
+    async def _run_one(
+        self, prompt: Prompt, seed: int, settings: GenerationSettings
+    ) -> tuple[Episode, int]:
+        while True:
+            calls = _Turns(self._fleet, settings, prompt=prompt, seed=seed)
+            try:
+                episode = await self._environment.run(prompt, calls, seed)
+            except RolloutError:
+                raise
+            except Exception as error:
+                raise self._failure(error, f"on prompt {prompt.id}") from None
+            if calls.have_one_version:
+                return self._checked(episode, prompt, settings), calls.version
+
+    def _checked(self, episode: Episode, prompt: Prompt, settings: GenerationSettings) -> Episode:
+        """The episode, no longer than a response may be; RolloutError if it is not one."""
+        fault = _fault(episode)
+        if fault is not None:
+            raise RolloutError(
+                f"rollout.environment: {self._name} on prompt {prompt.id}: {fault}; build what it "
+                "returns with Episode().then(completion).told(token_ids)"
+            )
+        return episode.cut_to(settings.max_response_tokens)
+
+    def _failure(self, error: Exception, when: str) -> RolloutError:
+        log.error("%s raised %s", self._name, when, exc_info=error)
+        return RolloutError(
+            f"rollout.environment: {self._name} raised {type(error).__name__}: {error} {when}; "
+            "the traceback is in logs/controller.log"
+        )
+
+
+def _fault(episode: Episode) -> str | None:
+    """What is wrong with what a user's environment returned."""
+    if not isinstance(episode, Episode):
+        return f"found {type(episode).__name__}, expected an Episode"
+    tokens, logprobs, mask = episode.token_ids, episode.logprobs, episode.response_mask
+    if not len(tokens) == len(logprobs) == len(mask):
+        return (
+            f"found {len(tokens)} token_ids, {len(logprobs)} logprobs and {len(mask)} "
+            "response_mask, expected as many of each"
+        )
+    trained = [x for x, is_trained in zip(logprobs, mask, strict=True) if is_trained]
+    named = {"a trained token's log-prob": trained, "metrics": list(episode.metrics.values())}
+    named["reward"] = [] if episode.reward is None else [episode.reward]
+    for name, values in named.items():
+        for value in values:
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                return f"found {value!r} as {name}, expected a finite number"
+    return None
+
+
+class _Calls:
+    """The generations that rollouts were made of, and by which weights."""
+
+    def __init__(self, fleet: Generator, settings: GenerationSettings) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._versions: set[int] = set()
+
+    async def ask(
+        self, token_ids: Sequence[tuple[int, ...]], seeds: Sequence[int]
+    ) -> list[Completion]:
+        """`episodes.GenerateAll`."""
+        return await self._generate(token_ids, seeds, self._settings)
+
+    async def _generate(
+        self,
+        token_ids: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        settings: GenerationSettings,
+    ) -> list[Completion]:
+        made, version = await self._fleet.generate(list(token_ids), list(seeds), settings)
+        self._versions.add(version)
+        return made
+
+    @property
+    def have_one_version(self) -> bool:
+        return len(self._versions) <= 1
+
+    @property
+    def version(self) -> int:
+        """Version of the weights; where nothing was generated, the current one."""
+        return min(self._versions, default=self._fleet.version)
+
+
+class _Turns(_Calls):
+    """`episodes.Generate` for one rollout."""
+
+    def __init__(
+        self, fleet: Generator, settings: GenerationSettings, *, prompt: Prompt, seed: int
+    ) -> None:
+        super().__init__(fleet, settings)
+        self._context = len(prompt.token_ids) + settings.max_response_tokens
+        self._seed = seed
+        self._number = 0
+
+    async def __call__(
+        self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
+    ) -> Completion:
+        number, self._number = self._number, self._number + 1
+        limit = min(self._settings.max_response_tokens, self._context - len(token_ids))
+        if max_tokens is not None:
+            limit = min(limit, max_tokens)
+        if limit < 1:
+            return Completion(token_ids=(), logprobs=(), finished=False)
+        (completion,) = await self._generate(
+            [tuple(map(int, token_ids))],
+            [call_seed(self._seed, number) if seed is None else seed],
+            replace(self._settings, max_response_tokens=limit),
+        )
+        return completion
+
+
+async def together(works: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """The results of all; when one raises, the others are cancelled."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,63 @@
+"""One round of a request: an episode for every sample, scored while others are still generated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from sfpo_megatron.rollout.episode_runner import EpisodeRunner, together
+from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
+from sfpo_megatron.rollout.scoring import Scorer
+from sfpo_megatron.types import Prompt, Rollout
+
+_ROLLOUTS_PER_CALL = 16  # of one actor call: fewer calls for Ray, more overlap for scoring
+
+
+class Rounds:
+    """Needs a scorer that was started."""
+
+    def __init__(self, run_seed: int, runner: EpisodeRunner, scorer: Scorer) -> None:
+        self._run_seed = run_seed
+        self._runner = runner
+        self._scorer = scorer
+
+    async def run(
+        self, prompts: Sequence[Prompt], request: RolloutRequest
+    ) -> tuple[list[list[Rollout]], float]:
+        """A group of scored rollouts for each prompt, and when the last token came."""
+        size = request.num_samples
+        settings = GenerationSettings(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_response_tokens=request.max_response_tokens,
+            stop_token_ids=self._scorer.stop_token_ids,
+        )
+        last_token = time.monotonic()
+
+        async def one(members: list[tuple[Prompt, int]]) -> list[Rollout]:
+            nonlocal last_token
+            seeds = [
+                request_seed(self._run_seed, request.step, prompt.id, sample)
+                for prompt, sample in members
+            ]
+            episodes = await self._runner.run([prompt for prompt, _ in members], seeds, settings)
+            last_token = time.monotonic()
+            return await self._scorer.score(members, episodes)
+
+        parts = await together(one(job) for job in jobs_of(prompts, size))
+        rollouts = [rollout for part in parts for rollout in part]
+        return [rollouts[at : at + size] for at in range(0, len(rollouts), size)], last_token
+
+
+def jobs_of(prompts: Sequence[Prompt], num_samples: int) -> list[list[tuple[Prompt, int]]]:
+    """Cut a round into engine calls of (prompt, sample) pairs, in order; siblings stay together
+    (they share the prompt's keys and values)."""
+    prompts_per_job = max(1, _ROLLOUTS_PER_CALL // num_samples)
+    return [
+        [
+            (prompt, sample)
+            for prompt in prompts[start : start + prompts_per_job]
+            for sample in range(num_samples)
+        ]
+        for start in range(0, len(prompts), prompts_per_job)
+    ]

@@ -1,0 +1,81 @@
+"""What vLLM is told of an engine and of a request, and what its answer means.
+
+vllm is imported when these are called, in the engine's process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
+
+_WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
+
+
+def engine_args(config: RunConfig, model_path: str) -> Any:
+    """vLLM's AsyncEngineArgs; `rollout.engine_args` goes before ours."""
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    rollout = config.rollout
+    ours = {
+        "model": model_path,
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "tensor_parallel_size": rollout.tensor_parallel,
+        "quantization": rollout.quantization,
+        "gpu_memory_utilization": rollout.gpu_memory_utilization,
+        "enable_sleep_mode": rollout.placement == "colocated"
+        and current_platform.is_sleep_mode_available(),
+        "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+        # Not Ray's workers, which vLLM may choose inside an actor.
+        "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
+        "enforce_eager": current_platform.is_cpu(),
+        # A seeded request whose prompt is cut rewinds its generator's offset, and CPU
+        # generators have none: EngineCore dies (gpu_model_runner.py, _bookkeeping_sync).
+        "enable_chunked_prefill": not current_platform.is_cpu(),
+        # The prompts are token ids and the controller decodes.
+        "skip_tokenizer_init": True,
+        # Not the sampling defaults of the model's generation_config.json.
+        "generation_config": "vllm",
+        # What the trainer recomputes: after temperature and top_p.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": {"backend": config.refit.backend},
+        "disable_log_stats": True,
+    }
+    if config.refit.survives_interruption:
+        ours["worker_extension_cls"] = _WORKER_REPORTS
+    if rollout.reproducible:
+        ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
+    return AsyncEngineArgs(**(ours | rollout.engine_args))
+
+
+def sampling_params(seed: int, settings: GenerationSettings) -> Any:
+    """vLLM's SamplingParams for one completion."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_response_tokens,
+        stop_token_ids=list(settings.stop_token_ids),
+        seed=seed,
+        logprobs=0,  # only the sampled token's
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def completion_of(final: Any) -> Completion:
+    """The completion in a RequestOutput, vLLM's last word on a request."""
+    output = final.outputs[0]
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with {output.finish_reason!r}")
+    tokens = tuple(output.token_ids)
+    return Completion(
+        token_ids=tokens,
+        logprobs=tuple(at[t].logprob for at, t in zip(output.logprobs, tokens, strict=True)),
+        finished=output.finish_reason == "stop",
+    )

@@ -1,0 +1,346 @@
+"""One run at a time in a directory: real processes, flock, and its stand-in by heartbeat.
+
+Not exercised: a network file system. One without flock is stood in for by an `fcntl.flock` that
+raises what such systems raise. Whole runs: tests/dist/test_launcher.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron.host import heartbeat, lock
+from sfpo_megatron.host.holder import Holder, RunInUse
+from sfpo_megatron.host.lock import RunLock, has, is_anothers
+from sfpo_megatron.outputs.directory import RunDirectory
+
+HOLD = """
+import errno, fcntl, os, sys, time
+from pathlib import Path
+from sfpo_megatron.host import heartbeat
+from sfpo_megatron.host.lock import RunLock
+from sfpo_megatron.outputs.directory import RunDirectory
+
+folder, run, how = sys.argv[1:]
+if how == "beat":
+    def flock(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+    fcntl.flock = flock
+    heartbeat.INTERVAL_S = 0.1
+with RunLock(RunDirectory(Path(folder)), run=run):
+    if how == "fork":
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+        print(child, flush=True)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(folder: Path, run: str = "first", how: str = "flock") -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the lock until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), run, how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline()) if how == "fork" else None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        if child is not None:
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.fixture(params=["flock", "beat"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either kind of lock, in this process and for `holder`."""
+    if request.param == "beat":
+        no_flock(monkeypatch)
+    return str(request.param)
+
+
+def no_flock(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOLCK) -> None:
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.1)
+
+
+def refused(directory: RunDirectory, run: str = "second") -> str:
+    with pytest.raises(RunInUse) as caught, RunLock(directory, run=run):
+        pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_second_run_is_told_who_is_first(directory: RunDirectory, how: str) -> None:
+    with holder(directory.path, how=how) as first:
+        before = directory.lock.read_text()
+        message = refused(directory)
+        assert message.startswith(f"output_dir: found another run in {directory.path} (pid ")
+        assert f"pid {first.pid} on {socket.gethostname()}" in message
+        assert f"wait for its end, stop it with `kill {first.pid}` on" in message
+        assert message.endswith("or set another output_dir")
+        assert directory.lock.read_text() == before
+        content = json.loads(before)
+        assert content["pid"] == first.pid and content["command"].startswith("-c")
+        assert has(directory, "first") and not has(directory, "second")
+        assert is_anothers(directory, "second") and not is_anothers(directory, "first")
+        first.communicate("")  # it ends in good order
+    with RunLock(directory, run="second"):
+        assert has(directory, "second")
+        assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_holder_that_is_killed_leaves_no_obstacle(directory: RunDirectory, how: str) -> None:
+    with holder(directory.path, how=how) as first:
+        first.kill()
+        first.wait()
+        with RunLock(directory, run="second"):
+            assert has(directory, "second")
+
+
+def test_a_holder_that_is_killed_and_not_reaped_is_dead(directory: RunDirectory, how: str) -> None:
+    with holder(directory.path, how=how) as first:
+        first.kill()
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+        with RunLock(directory, run="second"):
+            assert has(directory, "second")
+
+
+def test_a_fork_does_not_keep_the_lock(directory: RunDirectory) -> None:
+    """The child stands for a checkpoint writer that outlives its rank."""
+    with holder(directory.path, how="fork") as first:
+        first.kill()
+        first.wait()
+        with RunLock(directory, run="second"):
+            assert has(directory, "second")
+
+
+def test_a_forks_end_does_not_free_the_lock(directory: RunDirectory) -> None:
+    with RunLock(directory, run="first"):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert run_elsewhere(directory, "second") != 0
+    assert run_elsewhere(directory, "second") == 0
+
+
+def test_a_program_that_is_started_does_not_get_the_lock(directory: RunDirectory) -> None:
+    """Ray's and vLLM's processes are started so."""
+    with RunLock(directory, run="first"):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+        links = {os.readlink(link) for link in Path(f"/proc/{child.pid}/fd").iterdir()}
+    try:
+        assert str(directory.lock) not in links
+        assert run_elsewhere(directory, "second") == 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+def run_elsewhere(directory: RunDirectory, run: str) -> int:
+    """Exit code of a process that takes the lock and lets it go: 0, or 1 for RunInUse."""
+    command = [sys.executable, "-c", HOLD, str(directory.path), run, "flock"]
+    return subprocess.run(command, input="", capture_output=True, text=True, timeout=60).returncode
+
+
+def test_processes_of_one_run_share_it(
+    directory: RunDirectory, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher and rank 0; the file names the first. With flock the second keeps it alone."""
+    monkeypatch.setattr(lock, "CLOSING_S", 0.2)
+    with holder(directory.path, "one", how) as first, RunLock(directory, run="one"):
+        assert json.loads(directory.lock.read_text())["pid"] == first.pid
+        if how == "flock":
+            first.communicate("")
+            assert f"pid {first.pid} on" in refused(directory, "two")
+
+
+def test_the_next_waits_for_what_a_killed_launcher_has_left(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 closes for some seconds; a run that is requeued at once must get the directory."""
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
+    with holder(directory.path, "one") as launcher, holder(directory.path, "one") as rank:
+        launcher.kill()
+        launcher.wait()
+        assert rank.stdin is not None
+        timer = threading.Timer(0.5, rank.stdin.close)
+        timer.start()
+        with RunLock(directory, run="two"):
+            assert rank.wait(10) == 0 and has(directory, "two")
+        timer.join()
+
+
+def test_a_lock_file_that_was_removed_holds_nothing_up(directory: RunDirectory) -> None:
+    with holder(directory.path):
+        directory.lock.unlink()
+        with RunLock(directory, run="second"):
+            assert has(directory, "second") and run_elsewhere(directory, "third") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "\x00\xff"])
+def test_a_foreign_lock_file_is_no_obstacle(directory: RunDirectory, content: str) -> None:
+    assert not is_anothers(directory, "one")
+    directory.path.mkdir()
+    directory.lock.write_text(content)
+    assert not is_anothers(directory, "one") and not has(directory, "one")
+    with RunLock(directory, run="one"):
+        assert has(directory, "one")
+
+
+def test_many_at_once_and_one_gets_it(directory: RunDirectory, how: str) -> None:
+    command = [sys.executable, "-c", HOLD, str(directory.path)]
+    processes = [
+        subprocess.Popen(
+            [*command, f"run {n}", how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(6)
+    ]
+    try:
+        wait_until(lambda: sum(p.poll() is None for p in processes) == 1)
+        (winner,) = (p for p in processes if p.poll() is None)
+        assert winner.stdout is not None and winner.stdout.readline() == "held\n"
+        for process in processes:
+            if process is not winner:
+                assert "RunInUse: output_dir: found another run in" in process.communicate()[1]
+        assert json.loads(directory.lock.read_text())["pid"] == winner.pid
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert condition()
+
+
+# ---- without flock -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EIO]
+)
+def test_without_flock_a_heartbeat_is_said_once(
+    directory: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+) -> None:
+    no_flock(monkeypatch, code)
+    with caplog.at_level(logging.WARNING), RunLock(directory, run="one"):
+        with RunLock(directory, run="one"):
+            pass
+        assert directory.heartbeat.exists(), "the second of a run does not remove it"
+        before = directory.heartbeat.stat().st_mtime_ns
+        wait_until(lambda: directory.heartbeat.stat().st_mtime_ns > before)
+    (record,) = caplog.records
+    assert os.strerror(code) in record.getMessage() and "heartbeat" in record.getMessage()
+    assert not directory.heartbeat.exists()
+
+
+def elsewhere(directory: RunDirectory, run: str = "first") -> Holder:
+    """A holder on another host, as its files say."""
+    there = replace(Holder.this_process(run), host="another-host", pid=1)
+    directory.path.mkdir(exist_ok=True)
+    directory.heartbeat.write_text(there.to_json())
+    return there
+
+
+def test_a_heart_that_beats_on_another_host(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused as soon as it has beaten, whatever the two hosts' clocks say."""
+    no_flock(monkeypatch)
+    elsewhere(directory)
+    hour_ago = time.time() - 3600
+    beats = iter(range(1, 100_000))
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            os.utime(directory.heartbeat, (hour_ago, hour_ago + next(beats)))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        assert "pid 1 on another-host" in refused(directory)
+    finally:
+        ended.set()
+        thread.join()
+    assert directory.heartbeat.exists()
+
+
+def test_a_heart_that_has_stopped_on_another_host(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_flock(monkeypatch)
+    monkeypatch.setattr(heartbeat, "LIMIT_S", 0.5)
+    elsewhere(directory)
+    with RunLock(directory, run="second"):
+        assert Holder.read(directory.heartbeat) == Holder.read(directory.lock)
+        assert has(directory, "second")
+    assert [file.name for file in directory.path.iterdir()] == [".lock"]
+
+
+def test_a_holder_on_another_host_that_ends_is_not_waited_for(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_flock(monkeypatch)
+    elsewhere(directory)
+    timer = threading.Timer(0.3, directory.heartbeat.unlink)
+    timer.start()
+    with RunLock(directory, run="second"):
+        assert has(directory, "second")
+    timer.join()
+
+
+def test_who_is_taken_for_dead_says_so_and_leaves_the_other_alone(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_flock(monkeypatch)
+    with caplog.at_level(logging.ERROR), RunLock(directory, run="first"):
+        there = elsewhere(directory, "second")
+        wait_until(lambda: bool(caplog.records))
+    assert "another run has taken this one for dead" in caplog.text
+    assert Holder.read(directory.heartbeat) == there
