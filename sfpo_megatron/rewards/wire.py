@@ -30,7 +30,7 @@ class Batch(TypedDict):
     items: list[tuple[int, str]]
     """(index of the problem, response)."""
     cpu_s: float
-    """CPU seconds that the process may take for all of them."""
+    """CPU seconds that the process may take for all of them, on each core that it may use."""
 
 
 class Verdict(TypedDict, total=False):

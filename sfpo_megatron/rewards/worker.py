@@ -49,11 +49,14 @@ def main(function: str, lifeline_fd: int, *, batched: bool) -> None:
         _write(surroundings.results, {"failed": reason})
         return
     surroundings.restore()
-    limit_this_process(file_bytes=0 if function in REWARD.built_in else FILE_BYTES)
+    is_built_in = function in REWARD.built_in
+    limit_this_process(file_bytes=0 if is_built_in else FILE_BYTES)
     _write(surroundings.results, {"ready": True})
     judge = Judge(score, batched=batched, surroundings=surroundings)
     with open(surroundings.requests, "rb") as requests:
-        serve(judge, requests, surroundings.results)
+        # A user's own function may have threads: the seconds of a response are each core's then.
+        num_cores = 1 if is_built_in else len(os.sched_getaffinity(0))
+        serve(judge, requests, surroundings.results, num_cores=num_cores)
 
 
 def load_function(name: str, *, batched: bool) -> Callable[..., Foreign]:
@@ -67,13 +70,13 @@ def load_function(name: str, *, batched: bool) -> Callable[..., Foreign]:
     return function
 
 
-def serve(judge: Judge, requests: BinaryIO, results: int) -> None:
+def serve(judge: Judge, requests: BinaryIO, results: int, *, num_cores: int) -> None:
     """Score batch after batch; one by one there is a line for each response as soon as it is
     scored, because the parent takes the time between lines for the time of a response."""
     for line in requests:
         batch: Batch = json.loads(line)
         problems = [WireProblem(**fields) for fields in batch["problems"]]
-        _allow_cpu_seconds(batch["cpu_s"])
+        _allow_cpu_seconds(batch["cpu_s"] * num_cores)
         items = [(response, problems[index]) for index, response in batch["items"]]
         if judge.batched:
             responses, theirs = zip(*items, strict=True)

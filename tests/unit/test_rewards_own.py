@@ -7,6 +7,7 @@ pool in a Ray actor (tests/e2e).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,19 @@ def test_warm_up_is_not_timed(own: Own) -> None:
     )
     (score,) = pool.score([(problem(), "x")])
     assert score.reward == 1.0 and not score.timed_out
+
+
+def test_its_threads_may_use_every_core(own: Own) -> None:
+    """The kernel's limit on CPU seconds does not end a function that is in time."""
+    pool = own("""
+import resource, time
+def score(response, prompt):
+    limit, _ = resource.getrlimit(resource.RLIMIT_CPU)
+    return {"reward": 1.0, "left": limit - time.process_time()}
+""")
+    (score,) = pool.score([(problem(), "x")])
+    num_cores = len(os.sched_getaffinity(0))
+    assert 20 * num_cores <= score.parts["left"] <= 20 * num_cores + 3
 
 
 def test_async_calls_share_a_loop(own: Own) -> None:
