@@ -130,7 +130,7 @@ class RefitConfig:
 
     @property
     def transfer_timeout_s(self) -> float:
-        """Of one broadcast: those who wait with an engine that hangs give up, and say so, before
+        """Limit of one broadcast: those who wait with an engine that hangs give up, and say so, before
         timeout_s is over, when the one that has said nothing is ended."""
         return self.timeout_s / 2
 

@@ -41,7 +41,7 @@ def is_loopback(address: str) -> bool:
 
 
 def _of_interface(wish: str) -> str | None:
-    """As NCCL reads it: names or beginnings of names, `=` before whole ones, `^` before those to
+    """A list as NCCL reads it: names or beginnings of names, `=` before whole ones, `^` before those to
     leave out (which names none)."""
     if wish.startswith("^"):
         return None

@@ -213,7 +213,8 @@ def test_a_dump_loads_to_an_equal_config(
                 config, model=dataclasses.replace(config.model, path=expand(text))
             )
         except PathError:
-            assert not text.strip() or (text.startswith("~") and text[1:2] not in ("", "/"))
+            unknown_user = text.startswith("~") and text[1:2] not in ("", "/")
+            assert not text.strip() or unknown_user or "$" in text.replace("$$", "")
         file.write_text(dump_config(config), encoding="utf-8")
         patch.setenv("A", "another")
         assert load_config(file) == config
