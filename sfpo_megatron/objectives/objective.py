@@ -81,7 +81,7 @@ class PolicyObjective:
 
     @staticmethod
     def of(config: RunConfig, *, first_pass_is_old: bool = False) -> PolicyObjective:
-        """The objective that the config asks for; PluginError if `objective.loss` cannot be loaded."""
+        """The config's objective; PluginError if `objective.loss` cannot be loaded."""
         return PolicyObjective(
             config=config.objective,
             loss=LOSS.load(config.objective.loss),
