@@ -20,9 +20,7 @@ class Surroundings:
     def __init__(self) -> None:
         self.requests, self.results = os.dup(0), os.dup(1)
         self._output = os.dup(2)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)  # input() ends at once and takes no request
-        os.close(nothing)
+        self._nothing = os.open(os.devnull, os.O_RDONLY)
         self._pid = os.getpid()
         self._directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stdout, self._stderr = _stream(1), _stream(2)
@@ -36,6 +34,7 @@ class Surroundings:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
         signal.signal(signal.SIGIO, signal.SIG_DFL)  # see worker.die_with
+        os.dup2(self._nothing, 0)  # input() ends at once, and takes no request
         for descriptor in (1, 2):
             os.dup2(self._output, descriptor)
         self._stdout = _usable(self._stdout, 1)

@@ -49,6 +49,14 @@ def score(response, prompt):
             if not forked:
                 time.sleep(600)
             Path(path).write_text(f"{sleeper.pid} {forked}")
+        case ["start-stubborn-child", path]:
+            forked = os.fork()
+            if not forked:
+                signal.signal(signal.SIGIO, signal.SIG_IGN)
+                Path(path).write_text(str(os.getpid()))
+                time.sleep(600)
+            while not Path(path).is_file() or not Path(path).read_text():
+                time.sleep(0.01)
         case ["torch"]:
             return float("torch" in sys.modules)
         case ["tidy"]:

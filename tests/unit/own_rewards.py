@@ -45,3 +45,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def log_of(number: int = 0) -> str:
     return RunDirectory.of("run").scoring_log(number).read_text(encoding="utf-8")
+
+
+MEET = """
+import pathlib, time
+def meet(name, *names):
+    # Wait for the other processes: each of them has one response then.
+    pathlib.Path("here-" + name).touch()
+    while not all(pathlib.Path("here-" + other).exists() for other in names):
+        time.sleep(0.01)
+"""

@@ -61,12 +61,18 @@ def test_a_batch_of_the_wrong_length_is_an_error(own: Own) -> None:
 
 
 def test_a_batch_may_take_its_length_times_the_limit(own: Own) -> None:
+    """And is scored in one call for all that."""
     pool = own(
-        "import time\ndef score(rs, ps): time.sleep(0.3 * len(rs)); return [1.0] * len(rs)",
+        "import time\n"
+        "def score(responses, prompts):\n"
+        "    n = len(responses)\n"
+        "    time.sleep(0.3 * n)\n"
+        "    return [{'reward': 1.0, 'size': n}] * n\n",
         batched=True,
         timeout_s=0.5,
     )
-    assert rewards(pool.score([(problem(), "x")] * 4)) == [1.0] * 4
+    scores = pool.score([(problem(), "x")] * 4)
+    assert [(score.reward, score.parts["size"]) for score in scores] == [(1.0, 4.0)] * 4
 
 
 def test_batched_is_never_guessed(own: Own) -> None:

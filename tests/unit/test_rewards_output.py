@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from own_rewards import Own, log_of, own, problem, rewards
+from own_rewards import MEET, Own, log_of, own, problem, rewards
 
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.output import OutputLog
@@ -22,10 +22,12 @@ def test_what_it_prints_goes_to_the_log_of_its_process(
     own: Own, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pool = own(
-        """
+        MEET
+        + """
 import logging, os, subprocess, sys
 print("imported")
 def score(response, prompt):
+    meet(response, "a", "b")
     print("out", response)
     print("err", response, file=sys.stderr)
     logging.getLogger("mine").warning("logged %s", response)
@@ -37,12 +39,28 @@ def score(response, prompt):
     )
     assert rewards(pool.score([(problem(), "a"), (problem(), "b")])) == [1.0, 1.0]
     pool.close()
-    for number, name in enumerate("ab"):
-        lines = log_of(number).splitlines()
+    logs = [log_of(number).splitlines() for number in (0, 1)]
+    for lines, name in zip(sorted(logs, key=lambda lines: lines[1]), "ab", strict=True):
         expected = ["imported", *(f"{how} {name}" for how in ("out", "err", "raw", "child"))]
         assert [line for line in lines if "logged" not in line] == expected
         assert any(line.endswith(f"logged {name}") for line in lines)
     assert capfd.readouterr() == ("", ""), "nothing on the console"
+
+
+def test_any_text_can_be_printed(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the locale; a response may hold half of a surrogate pair."""
+    monkeypatch.setenv("LC_ALL", "POSIX")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")
+    pool = own("""
+import sys
+def score(response, prompt):
+    print(response)
+    print(response, file=sys.stderr)
+    return 1.0
+""")
+    assert rewards(pool.score([(problem(), "é\ud800")])) == [1.0]
+    assert log_of() == "é\\ud800\n" * 2
 
 
 def test_no_amount_of_output_harms(own: Own) -> None:
@@ -99,9 +117,11 @@ def test_the_log_is_appended_to_and_keeps_the_last_words(tmp_path: Path) -> None
 
 def test_temporary_files_go_to_a_scratch_directory_that_is_removed(own: Own) -> None:
     pool = own(
-        """
-import os, pathlib, tempfile
+        MEET
+        + """
+import os, tempfile
 def score(response, prompt):
+    meet(response, "a", "b")
     with tempfile.NamedTemporaryFile(delete=False) as file:
         file.write(b"x")
     os.makedirs(os.path.join(os.environ["TMPDIR"], "deep/er"))

@@ -51,11 +51,11 @@ def test_what_can_be_called(own: Own, source: str, function: str) -> None:
 def test_it_is_found_on_pythonpath_below_a_package_and_beside_a_stdlib_name(
     own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The working directory comes last: a random.py there is not what the process imports."""
+    """The working directory comes last: a json.py there is not what the process imports."""
     (tmp_path / "lib/pack/deep").mkdir(parents=True)
     (tmp_path / "lib/pack/deep/er.py").write_text("from helper import one as score")
     (tmp_path / "lib/helper.py").write_text("def one(r, p): return 1")
-    (tmp_path / "random.py").write_text("raise SystemExit('not this one')")
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
     monkeypatch.setenv("PYTHONPATH", "lib")
     pool = own("", function="pack.deep.er:score")
     assert rewards(pool.score([(problem(), "x")])) == [1.0]

@@ -87,8 +87,9 @@ def test_a_response_that_harms_the_process_gets_0_and_harms_no_other(hostile_poo
 @pytest.mark.parametrize(
     "what",
     [
+        "read-requests",  # before the next, which leaves nothing to read
         *("close-descriptors", "close-streams", "detach-stream", "replace-streams"),
-        *("change-directory", "handlers", "alarm", "read-requests", "fork-and-return"),
+        *("change-directory", "handlers", "alarm", "fork-and-return"),
         *("thread", "surrogate"),
     ],
 )
@@ -194,7 +195,7 @@ def test_what_a_reward_function_has_started_ends_with_its_process(monkeypatch, t
     monkeypatch.setenv("PYTHONPATH", HERE)
     children = tmp_path / "children"
     with ScoringPool(RewardConfig(function=HOSTILE, timeout_s=TIMEOUT_S)) as pool:
-        pool.score([(problem(), f"start-children {children}")])
+        pool.score([(problem(), f"start-stubborn-child {children}")])
         if how == "time out":
             assert pool.score([(problem(), "sleep")])[0].timed_out
             assert all(gone(int(pid)) for pid in children.read_text().split())
