@@ -48,7 +48,7 @@ class BatchLayout:
     """Length at which a sequence's attention costs as much as the rest of it."""
 
     def work(self, num_tokens: int) -> float:
-        """Of one sequence, in tokens of linear layers."""
+        """Work of one sequence, in tokens of linear layers."""
         return num_tokens * (1 + num_tokens / self.attention_break_even)
 
     def span(self, num_tokens: int) -> int:

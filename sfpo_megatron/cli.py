@@ -30,7 +30,7 @@ Command = Literal["train", "sft"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, or another has its
     output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
@@ -40,6 +40,21 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command with its options and overrides, which may stand in any order after CONFIG."""
+    parser = _parser()
+    # argparse takes the overrides from one place only; those behind an option are left over.
+    arguments, rest = parser.parse_known_args(argv)
+    for text in (text for text in rest if text != "--"):
+        if text.startswith("-") or "=" not in text or not hasattr(arguments, "overrides"):
+            parser.error(
+                f"found {text!r}, expected an option of the command or KEY=VALUE; "
+                "`sfpo-megatron COMMAND --help` lists its options"
+            )
+        arguments.overrides.append(text)
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     """Add a command that reads a config file and `key=value` overrides."""
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False
+    )
     command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
     command.add_argument(
         "overrides",

@@ -146,7 +146,7 @@ class Microbatch:
     cu_seqlens: Tensor  # [S + 1] int32, of this rank's tokens
     rollouts: Tensor  # [S] int64, row of each sequence in the batch; -1 for padding
     max_seqlen: int
-    """Of whole sequences, where context-parallel ranks share them."""
+    """Longest whole sequence, where context-parallel ranks share them."""
     num_tokens: int
     """Tokens of real sequences (context parallelism pads each of them); the rest, at the end, is
     padding."""

@@ -41,7 +41,7 @@ class ConfigError(ValueError):
 
 @dataclass(kw_only=True, slots=True)
 class _Source:
-    """Where each key of the plain tree came from, so that an error can say it."""
+    """The origin of each key of the plain tree, so that an error can say it."""
 
     file: str
     lines: dict[str, int]

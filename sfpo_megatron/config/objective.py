@@ -51,7 +51,7 @@ class ImportanceSamplingConfig:
     """Truncated importance sampling: the token's ratio, or the product of them over the response,
     but at most max_weight."""
     max_weight: float = 2.0
-    """Where the weight is cut off."""
+    """Upper bound of the weight."""
     reject: Literal["none", "token", "sequence"] = "none"
     """Weight 0 for a token whose ratio is outside [low, high] (IcePop, with weight token), or for a
     rollout whose geometric mean ratio is."""

@@ -37,7 +37,8 @@ A run is one YAML file, plus `KEY=VALUE` overrides on the command line:
   expected, what to do`, exit code 2.
 - Paths are relative to the current directory, not to the file.
 - `~`, `~user`, `$NAME` and `${{NAME}}` are expanded when the config is loaded, in the keys that are
-  paths: {paths}. An unset or empty variable is an error; `$$` is a dollar.
+  paths: {paths}. An unset or empty variable is an error; `$$` is a dollar (in arguments
+  to a torchrun of your own `$$$$`, of which it takes half).
 - `sfpo-megatron check FILE` validates and prints the config with every default filled in. Its
   output is itself a config.
 - "required" means that there is no default. A section whose keys all have defaults may be left out.

@@ -130,8 +130,8 @@ class RefitConfig:
 
     @property
     def transfer_timeout_s(self) -> float:
-        """Of one broadcast: those who wait with an engine that hangs give up, and say so, before
-        timeout_s is over, when the one that has said nothing is ended."""
+        """Limit of one broadcast: those who wait with an engine that hangs give up, and say so,
+        before timeout_s is over, when the one that has said nothing is ended."""
         return self.timeout_s / 2
 
     @property

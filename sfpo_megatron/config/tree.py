@@ -151,7 +151,7 @@ class SFPOConfig:
     num_fast_passes: int = 3
     """K: passes over the batch before the reposition; 0 is plain GRPO."""
     alpha: float = 0.8
-    """Where the weights are put between the snapshot (0) and the fast point (1)."""
+    """Position of the weights between the snapshot (0) and the fast point (1)."""
     entropy_window: int = 30
     """Train steps whose entropy the gate's z-score is taken over, the newest included."""
     entropy_zscore_threshold: float = 1.0
@@ -166,7 +166,7 @@ class SFPOConfig:
     """Adam's moments and step count at the reposition: keep leaves them as the fast passes made
     them, restore puts back the snapshot's (8 more bytes a parameter), reset zeroes them."""
     snapshot: Literal["device", "host"] = "device"
-    """Where the slow weights are kept: beside the main params, or in host memory, which frees 4
+    """Place of the slow weights: beside the main params, or in host memory, which frees 4
     bytes a parameter of the shard on the device and costs one copy of the shard over PCIe a step;
     not with moments: restore."""
 
@@ -292,7 +292,7 @@ class SFTConfig:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class TrackingConfig:
-    """Where metrics go."""
+    """The sinks of the metrics."""
 
     sinks: tuple[Annotated[str, SINK], ...] = ("console", "jsonl")
     """console: a progress line; jsonl: output_dir/metrics.jsonl."""

@@ -41,8 +41,8 @@ def is_loopback(address: str) -> bool:
 
 
 def _of_interface(wish: str) -> str | None:
-    """As NCCL reads it: names or beginnings of names, `=` before whole ones, `^` before those to
-    leave out (which names none)."""
+    """A list as NCCL reads it: names or beginnings of names, `=` before whole ones, `^` before
+    those to leave out (which names none)."""
     if wish.startswith("^"):
         return None
     exact = wish.startswith("=")

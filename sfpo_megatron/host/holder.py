@@ -70,7 +70,22 @@ class Holder:
             return None
 
 
-class RunInUse(RuntimeError):
+class DirectoryRefused(RuntimeError):
+    """A run cannot have its directory: one line that says why and what to do."""
+
+
+class DirectoryNotWritable(DirectoryRefused):
+    """The file system does not let this user write there."""
+
+    def __init__(self, directory: RunDirectory, error: OSError) -> None:
+        super().__init__(
+            f"output_dir: found {directory.path}, where {error.filename or 'a file'} cannot be "
+            f"written ({error.strerror}), expected a folder that can; choose another output_dir "
+            "or change its permissions"
+        )
+
+
+class RunInUse(DirectoryRefused):
     """Another run has the directory; one line that names it and what to do."""
 
     def __init__(self, directory: RunDirectory, holder: Holder | None) -> None:

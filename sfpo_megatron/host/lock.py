@@ -24,7 +24,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from sfpo_megatron.host.heartbeat import Heartbeat
-from sfpo_megatron.host.holder import Holder, RunInUse
+from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse
 from sfpo_megatron.outputs.directory import RunDirectory
 
 PATIENCE_S = 1.0
@@ -49,7 +49,8 @@ def is_anothers(directory: RunDirectory, run: str) -> bool:
 
 
 class RunLock:
-    """Holds the directory of a run while it is entered; RunInUse if another run has it."""
+    """Holds the directory of a run while it is entered; makes it. DirectoryRefused if another run
+    has it, or if it cannot be written."""
 
     def __init__(self, directory: RunDirectory, *, run: str) -> None:
         """`run`: the same for all processes that are to share the lock, and for no other."""
@@ -58,11 +59,14 @@ class RunLock:
         self._release: Callable[[], None] = _nothing
 
     def __enter__(self) -> RunLock:
-        self._directory.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._take()
-        except _NoFlock as error:
-            self._take_heartbeat(error)
+            self._directory.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._take()
+            except _NoFlock as error:
+                self._take_heartbeat(error)
+        except OSError as error:
+            raise DirectoryNotWritable(self._directory, error) from error
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ from typing import Protocol
 from sfpo_megatron.outputs.directory import RunDirectory
 
 STOPPED_EXIT_CODE = 85
-"""Of a run that saved and can be resumed; Slurm's RequeueExit understands it."""
+"""Exit code of a run that saved and can be resumed; Slurm's RequeueExit understands it."""
 JOB_END = "SLURM_JOB_END_TIME"
 
 

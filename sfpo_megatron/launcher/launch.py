@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from sfpo_megatron.host import stopping
-from sfpo_megatron.host.holder import RunInUse
+from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.lock import RunLock
 from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
 from sfpo_megatron.launcher.failures import first_failure
@@ -51,7 +51,7 @@ def launch(
     try:
         with RunLock(directory, run=launched_name(torchrun_id(os.getpid()))):
             return _launch([module, *arguments], num_ranks, directory, saves_when_stopped)
-    except RunInUse as error:
+    except DirectoryRefused as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 
@@ -112,7 +112,9 @@ def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, sign
         signals_to_handle=signals,
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", *command)
+        # torchrun takes arguments for templates: it replaces $local_rank, and $$ by a dollar.
+        escaped = [argument.replace("$", "$$") for argument in command]
+        elastic_launch(config, sys.executable)("-u", "-m", *escaped)
     except ChildFailedError as error:
         exit_codes = {rank: (f.exitcode, f.pid) for rank, f in error.failures.items()}
         line, exit_code = first_failure(exit_codes, directory)

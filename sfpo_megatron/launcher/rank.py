@@ -15,7 +15,7 @@ from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.host import lock, stopping
-from sfpo_megatron.host.holder import RunInUse
+from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.peers import lost_peer
 from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.launcher.failures import write_error_file
@@ -61,7 +61,7 @@ def run_rank(
             if code and is_ours():
                 _record_exit_code(code, rank, directory)
             return code
-    except RunInUse as error:
+    except DirectoryRefused as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 

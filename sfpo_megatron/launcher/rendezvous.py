@@ -1,4 +1,4 @@
-"""Where the ranks of one machine meet: a store that listens on the loopback interface only.
+"""The meeting point of one machine's ranks: a store that listens on the loopback interface only.
 
 torchrun's own backends make a TCPStore that listens on every interface, and anyone who reaches it
 can write into it. It takes a socket that is already bound, so we bind one.

@@ -76,12 +76,12 @@ class PolicyObjective:
     temperature: float
     """The temperature that the responses were sampled at."""
     first_pass_is_old: bool = False
-    """Where `old_logprobs` are not set yet, the log-probs of this forward become them. Only right
+    """If `old_logprobs` are not set yet, the log-probs of this forward become them. Only right
     with one minibatch a pass: no weight has moved then during the first one."""
 
     @staticmethod
     def of(config: RunConfig, *, first_pass_is_old: bool = False) -> PolicyObjective:
-        """As `objective` asks for; PluginError if `objective.loss` cannot be loaded."""
+        """The config's objective; PluginError if `objective.loss` cannot be loaded."""
         return PolicyObjective(
             config=config.objective,
             loss=LOSS.load(config.objective.loss),

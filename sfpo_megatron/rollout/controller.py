@@ -99,7 +99,7 @@ def _with_chosen_transport(
 
 
 class RolloutController:
-    """See the module."""
+    """Dispatch, scoring, refits and the engines' lives, behind asynchronous calls."""
 
     engine_class: type = Engine
     _rounds: Rounds

@@ -87,7 +87,7 @@ class Lifeline:
         self._known |= {identity for identity in found if identity is not None}
         lines = {f"process {identity.pid} {identity.start_ticks}\n" for identity in self._known}
         pids = (os.getpid(), *(identity.pid for identity in self._known))
-        segments = {path for pid in pids for path in _shared_memory(pid)}
+        segments = {path for pid in pids for path in shared_memory(pid)}
         lines |= {f"shared_memory {path}\n" for path in segments}
         if news := lines - self._told:
             self._told |= news
@@ -95,7 +95,7 @@ class Lifeline:
             self._pipe.flush()
 
 
-def _shared_memory(pid: int) -> set[str]:
+def shared_memory(pid: int) -> set[str]:
     """Python's shared-memory segments and named semaphores that a process has mapped."""
     try:
         with open(f"/proc/{pid}/maps") as stream:

@@ -1,4 +1,4 @@
-"""Where each engine runs: a pure function of the nodes, their devices and the trainer's ranks.
+"""The place of each engine: a pure function of the nodes, their devices and the trainer's ranks.
 
 An engine stays on one node: its tensor-parallel workers exchange activations for every token.
 dedicated engines take devices that no trainer rank has, packed node after node; in a cluster that

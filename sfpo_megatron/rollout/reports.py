@@ -11,7 +11,7 @@ from sfpo_megatron.types import Rollout
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RolloutTimes:
-    """Where a request's time went."""
+    """Seconds of a request, by what took them."""
 
     generate_s: float
     """From submit to the last token."""

@@ -108,7 +108,7 @@ class MainEnds:
 
 
 class Engines:
-    """See the module."""
+    """Batches out of the engines, weights into them."""
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class EngineEvaluation:
         self._prompts = prompts
 
     def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
-        """See `Evaluation`."""
+        """Sample, score and average."""
         return evaluate(self._config, self._client, self._prompts, step=step, refit=refit)
 
 

@@ -29,7 +29,7 @@ class Feed(Protocol):
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Where the last `collect`'s time went, how old its weights were, what was dropped."""
+        """Times of the last `collect`, the age of its weights, what was dropped."""
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch of train step `step`; `refit` sends restarted engines the current weights."""

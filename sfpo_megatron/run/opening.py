@@ -191,7 +191,7 @@ def _stop_watch(config: RunConfig) -> Stopping:
 
 
 def _trainer_devices() -> list[RankDevice]:
-    """Where every rank computes, by rank; empty without CUDA. Collective there."""
+    """The device of every rank, by rank; empty without CUDA. Collective there."""
     if not torch.cuda.is_available():
         return []
     device = torch.cuda.current_device()

@@ -1,4 +1,4 @@
-"""Whose the shared devices are: the trainer's or the colocated engines', one at a time.
+"""Turns on shared devices: they are the trainer's or the colocated engines', never both.
 
     engines start, sleep        before Megatron takes any memory: vLLM measures what is free
     loop:

@@ -31,10 +31,10 @@ class Job:
     """`train` or `eval`: which of the templates."""
     nodes: int
     time: str
-    """As sbatch takes it."""
+    """Time limit in sbatch's own form."""
     gpus_per_node: int
     work_dir: Path
-    """Where relative paths of the config start."""
+    """Directory that relative paths of the config start from."""
     python: str
     """The interpreter on the nodes, unless env.sh names another."""
     save_budget_s: int

@@ -20,6 +20,7 @@ import tiny
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.errors import FleetLost, RolloutError
+from sfpo_megatron.rollout.lifeline import shared_memory
 
 REQUEST: dict[str, Any] = {
     "step": 3,
@@ -57,7 +58,7 @@ def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_p
     client.submit(fleet.make_request("whole", **REQUEST))
     whole = client.collect("whole")
 
-    shared = {path for p in fleet.processes_of(client) for path in p.shared_memory()}
+    shared = {path for p in fleet.processes_of(client) for path in shared_memory(p.pid)}
     assert len(shared) > 2
     kill_while_generating(client, fleet.process_of(client, "worker"))
     made = client.collect_scored("doomed", lambda: sender.send(3, only_stale=True) and None)

@@ -67,6 +67,46 @@ def test_check_prints_a_config_that_loads(here: Path) -> None:
     assert load_config("resolved.yaml") == expected
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run.yaml", "seed=3", "train.num_steps=7", "--world-size", "1"],
+        ["run.yaml", "--world-size", "1", "seed=3", "train.num_steps=7"],
+        ["run.yaml", "seed=3", "--world-size=1", "train.num_steps=7"],
+        ["--world-size", "1", "run.yaml", "seed=3", "train.num_steps=7"],
+        ["run.yaml", "seed=9", "--world-size", "1", "seed=3", "train.num_steps=7"],
+        ["run.yaml", "--world-size", "1", "--", "seed=3", "train.num_steps=7"],
+    ],
+)
+def test_options_and_overrides_stand_in_any_order(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """The last of two overrides of a key counts, as in one place."""
+    assert cli.main(["check", *arguments]) == 0
+    Path("resolved.yaml").write_text(capsys.readouterr().out)
+    assert load_config("resolved.yaml") == load_config("run.yaml", ["seed=3", "train.num_steps=7"])
+
+
+@pytest.mark.parametrize("stray", ["seed", "--world-siz=1", "--fast", "-x=1", "--world_size"])
+def test_what_is_neither_option_nor_override_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], stray: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "run.yaml", "--world-size", "1", stray])
+    assert ended.value.code == 2
+    assert f"found {stray!r}, expected an option of the command or KEY=VALUE" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_command_without_a_config_takes_no_overrides(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "seed=3"])
+    assert "found 'seed=3'" in capsys.readouterr().err
+
+
 def test_torchrun_ranks_report_a_wrong_config_once(here: Path) -> None:
     """All exit with 2; rank 0 alone says why. The world size is torchrun's."""
     done = {

@@ -387,21 +387,3 @@ def test_refused_by_the_command_line(
     assert expected.expected in last
     assert out == ""
     assert not (here / "run").exists()
-
-
-def test_gym_reward_of_rows_of_ones_own_is_a_warning(here: Path) -> None:
-    """Such rows may have what the reward needs: `check` cannot know."""
-    Path("mine.py").write_text("def rows(source, seed): ...\n")
-    own = "data.train=[{source: 'mine:rows'}]"
-    (warning,) = run_check(own)
-    assert "reward.function" in warning and "data.train.0.source mine:rows" in warning
-    assert run_check(own, "reward.function=math") == []
-
-
-def test_walltime_outside_slurm_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    override = "checkpoint.stop_before_walltime_s=60"
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    (warning,) = run_check(override)
-    assert "checkpoint.stop_before_walltime_s" in warning and "no effect" in warning
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert run_check(override) == []

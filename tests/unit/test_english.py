@@ -18,45 +18,6 @@ FOLDERS = ("sfpo_megatron", "tests", "tools", "benchmarks", "examples")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 CONTINUES = re.compile(r"(Of|As|Whose|Where|See)\b")
 
-# Files that still break the rule. The list may only become shorter.
-BEING_MENDED = {
-    "sfpo_megatron/batching.py",
-    "sfpo_megatron/config/load.py",
-    "sfpo_megatron/config/objective.py",
-    "sfpo_megatron/config/rollout.py",
-    "sfpo_megatron/config/rules/transports.py",
-    "sfpo_megatron/config/tree.py",
-    "sfpo_megatron/host/addresses.py",
-    "sfpo_megatron/host/stopping.py",
-    "sfpo_megatron/launcher/rendezvous.py",
-    "sfpo_megatron/objectives/objective.py",
-    "sfpo_megatron/resharding/checksums.py",
-    "sfpo_megatron/resharding/filling.py",
-    "sfpo_megatron/resharding/lockstep.py",
-    "sfpo_megatron/resharding/plan.py",
-    "sfpo_megatron/resharding/refit.py",
-    "sfpo_megatron/resharding/source.py",
-    "sfpo_megatron/resharding/streams.py",
-    "sfpo_megatron/resharding/transports/shm.py",
-    "sfpo_megatron/resharding/transports/stages.py",
-    "sfpo_megatron/resharding/transports/stock.py",
-    "sfpo_megatron/resharding/transports/tensor_names.py",
-    "sfpo_megatron/rollout/controller.py",
-    "sfpo_megatron/rollout/engine_handle.py",
-    "sfpo_megatron/rollout/fleet.py",
-    "sfpo_megatron/rollout/lifeline.py",
-    "sfpo_megatron/rollout/placement.py",
-    "sfpo_megatron/rollout/reports.py",
-    "sfpo_megatron/rollout/updates.py",
-    "sfpo_megatron/run/engines.py",
-    "sfpo_megatron/run/evaluation.py",
-    "sfpo_megatron/run/feed.py",
-    "sfpo_megatron/run/opening.py",
-    "sfpo_megatron/run/turns.py",
-    "sfpo_megatron/slurm/render.py",
-    "sfpo_megatron/types.py",
-}
-
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -79,14 +40,7 @@ def fragments(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_docstrings_are_sentences(path: Path) -> None:
-    if name(path) in BEING_MENDED:
-        assert fragments(path), f"mended: take {name(path)} out of BEING_MENDED"
-    else:
-        assert not fragments(path)
-
-
-def test_only_files_that_exist_are_being_mended() -> None:
-    assert not BEING_MENDED - set(map(name, FILES))
+    assert not fragments(path)
 
 
 def test_the_check_finds_fragments(tmp_path: Path) -> None:

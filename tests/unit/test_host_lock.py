@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from sfpo_megatron.host import heartbeat, lock
-from sfpo_megatron.host.holder import Holder, RunInUse
+from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse
 from sfpo_megatron.host.lock import RunLock, has, is_anothers
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -220,6 +220,21 @@ def test_a_foreign_lock_file_is_no_obstacle(directory: RunDirectory, content: st
     assert not is_anothers(directory, "one") and not has(directory, "one")
     with RunLock(directory, run="one"):
         assert has(directory, "one")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/run", "locked"])
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, how: str, name: str) -> None:
+    """For any user: a name that is too long, a file in the way, a folder in place of the file."""
+    (tmp_path / "file").touch()
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    with (
+        pytest.raises(DirectoryNotWritable) as caught,
+        RunLock(RunDirectory(tmp_path / name), run="a"),
+    ):
+        pass
+    message = str(caught.value)
+    assert message.startswith(f"output_dir: found {tmp_path / name}, where {tmp_path}")
+    assert "expected a folder that can; choose another output_dir" in message
 
 
 def test_many_at_once_and_one_gets_it(directory: RunDirectory, how: str) -> None:

@@ -106,7 +106,7 @@ class Client:
 
 
 def send(part: Any, driver: Recorder) -> int:
-    """As `Refit.send`."""
+    """Send, as `Refit.send` does."""
     driver.steps.clear()
     fresh = part.needs_new_end()
     driver.restart(fresh=fresh, verify=False)

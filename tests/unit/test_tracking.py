@@ -279,7 +279,8 @@ def test_a_full_disk_leaves_whole_lines_and_says_where_they_end(
 
 
 def test_a_closed_console_ends_no_run(tmp_path: Path) -> None:
-    """As `train | head -1`: the reader is gone after a line, the metrics are all there, exit 0."""
+    """A pipe such as `train | head -1`: its reader is gone after a line, the metrics are all there,
+    and the run ends with exit code 0."""
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
         "from tests.unit.test_tracking import STEP, Tracker, run_config\n"

@@ -100,7 +100,7 @@ def _one_mesh_a_side(config: RunConfig) -> Iterator[Problem]:
 
 
 def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
-    """As `MODEL_RULES`: known once it is known where the run is."""
+    """A rule like `MODEL_RULES`: known once it is known where the run is."""
     transport = config.refit.transport
     if on_cpu and (transport == "nccl_stages" or config.refit.is_vllms_own):
         fix = "set refit.transport: gloo"
