@@ -28,7 +28,7 @@ def steps_logged(run: Path) -> int:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -76,7 +76,8 @@ def test_train_stop_resume_evaluate_export(tmp_path: Path, monkeypatch: pytest.M
     printed = run("-m", "sfpo_megatron", "check", str(out / "config.yaml"))
     assert printed == (out / "config.yaml").read_text()
     policy = "model.path=~/läufe/ein lauf $$1/hf"
-    run("-m", "sfpo_megatron", "eval", str(out / "config.yaml"), policy, "debug.train_only=null")
+    alone = ("debug.train_only=null", "rollout.timeout_s=300")
+    run("-m", "sfpo_megatron", "eval", str(out / "config.yaml"), policy, *alone)
     (line,) = (out / "eval.jsonl").read_text().splitlines()
     assert json.loads(line)["model"] == str(out / "hf")
 
