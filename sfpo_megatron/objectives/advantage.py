@@ -93,9 +93,9 @@ def _centered(rewards: Tensor, group_size: int) -> Tensor:
     """[N / G, G] r - m, exactly 0 where the rewards of a group are equal.
 
     A float32 mean of equal rewards is an ulp or so off, which the division by a standard deviation
-    of 0 + eps makes an advantage of up to 0.2. Less its group's first reward each of them is exactly
-    0, and so is their mean, in any dtype and in any order of the sum. float64, as nearly equal
-    rewards differ by few float32 ulps; the rest is in the rewards' dtype, as the result is.
+    of 0 + eps makes an advantage of up to 0.2. Less its group's first reward, each of them is
+    exactly 0, and so is their mean, in any dtype and in any order of the sum. float64, as nearly
+    equal rewards differ by few float32 ulps; the rest is in the rewards' dtype, as the result is.
     """
     groups = _groups(rewards, group_size).double()
     shifted = groups - groups[:, :1]
