@@ -8,8 +8,9 @@ With m and s the mean and the unbiased standard deviation of the rewards of a gr
     reinforce_pp  (r - m) / (std of all r - m of the batch + eps)
                                             REINFORCE++ with baseline, arXiv 2501.03262
 
-Each sums to 0 in every group, so a group of equal rewards has none. rewards: [N] float, siblings
-adjacent. A user's own are called and checked in the same way (`plugins.ADVANTAGE`).
+Each sums to 0 in every group, and in a group of equal rewards each is exactly 0, whatever the
+reward and the group's size (`_centered`). rewards: [N] float, siblings adjacent. A user's own are
+called and checked in the same way (`plugins.ADVANTAGE`).
 """
 
 from __future__ import annotations
@@ -28,24 +29,21 @@ STD_EPS = 1e-6
 
 def grpo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
     """[N]: see above."""
-    groups = _groups(rewards, group_size)
-    centered = groups - groups.mean(dim=1, keepdim=True)
+    centered = _centered(rewards, group_size)
     if config.normalize_std:
-        centered = centered / (groups.std(dim=1, keepdim=True) + STD_EPS)
+        centered = centered / (centered.std(dim=1, keepdim=True) + STD_EPS)
     return centered.reshape(-1)
 
 
 def rloo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
     """[N]: see above."""
-    groups = _groups(rewards, group_size)
-    centered = groups - groups.mean(dim=1, keepdim=True)
+    centered = _centered(rewards, group_size)
     return (centered * (group_size / (group_size - 1))).reshape(-1)
 
 
 def reinforce_pp(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
     """[N]: see above; the batch is the whole rollout batch, one entry a rollout. Its mean is 0."""
-    groups = _groups(rewards, group_size)
-    centered = (groups - groups.mean(dim=1, keepdim=True)).reshape(-1)
+    centered = _centered(rewards, group_size).reshape(-1)
     return centered / (centered.std() + STD_EPS)
 
 
@@ -89,6 +87,19 @@ def in_loss(batch: RolloutBatch, config: ObjectiveConfig) -> Tensor:
         same = zero_variance(batch.rewards, batch.group_size)
         chosen &= ~same.repeat_interleave(batch.group_size)
     return chosen
+
+
+def _centered(rewards: Tensor, group_size: int) -> Tensor:
+    """[N / G, G] r - m, exactly 0 where the rewards of a group are equal.
+
+    A float32 mean of equal rewards is an ulp or so off, which the division by a standard deviation
+    of 0 + eps makes an advantage of up to 0.2. Less its group's first reward, each of them is
+    exactly 0, and so is their mean, in any dtype and in any order of the sum. float64, as nearly
+    equal rewards differ by few float32 ulps; the rest is in the rewards' dtype, as the result is.
+    """
+    groups = _groups(rewards, group_size).double()
+    shifted = groups - groups[:, :1]
+    return (shifted - shifted.mean(dim=1, keepdim=True)).to(rewards.dtype)
 
 
 def _groups(rewards: Tensor, group_size: int) -> Tensor:

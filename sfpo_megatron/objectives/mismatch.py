@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.config.objective import ImportanceSamplingConfig
+from sfpo_megatron.objectives.finite import finite
 from sfpo_megatron.objectives.sequences import Sequences
 
 
@@ -34,7 +35,7 @@ def mismatch_weights(
     config: ImportanceSamplingConfig,
 ) -> tuple[Tensor, Tensor]:
     """(w [T], rejected [T] bool); outside the mask 1 and False."""
-    gap = torch.where(loss_mask, old_logprobs - generator_logprobs, 0.0)
+    gap = torch.where(loss_mask, finite(old_logprobs) - finite(generator_logprobs), 0.0)
     weights = torch.ones_like(gap)
     if config.weight == "token":
         weights = gap.exp().clamp(max=config.max_weight)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.objectives.checked import checked_loss, no_gradient
+from sfpo_megatron.objectives.finite import finite
 from sfpo_megatron.objectives.kl import kl_estimate
 from sfpo_megatron.objectives.mismatch import mismatch_weights
 from sfpo_megatron.objectives.sequences import Sequences
@@ -109,8 +110,8 @@ class PolicyObjective:
         sequences = Sequences(microbatch.cu_seqlens, mask)
         log_ratio = log_ratio_of(logprobs, old, mask)
         tokens = PolicyTokens(
-            logprobs=logprobs,
-            old_logprobs=old,
+            logprobs=finite(logprobs),
+            old_logprobs=finite(old),
             ratio=ratio_of(log_ratio, sequences, config),
             advantages=microbatch.advantages,
             loss_mask=mask,

@@ -1,7 +1,7 @@
 """The policy loss of a pack, token by token: one importance ratio, bounded in one of three ways.
 
 d_t = log pi(y_t) - log pi_old(y_t)
-r_t = exp(d_t)                                      ratio: token
+r_t = exp(d_t)                                      ratio: token; d_t at most 20 (finite.py)
 r_t = exp(mean of d over the response of t)         ratio: sequence     GSPO, arXiv 2507.18071
 c_t = clip(r_t, 1 - clip_low, 1 + clip_high)        clip_high > clip_low: DAPO, arXiv 2503.14476
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.objectives.finite import bounded, finite
 from sfpo_megatron.objectives.sequences import Sequences
 
 
@@ -45,14 +46,14 @@ PolicyLoss = Callable[[PolicyTokens, ObjectiveConfig], Tensor | tuple[Tensor, St
 
 def log_ratio_of(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Tensor:
     """d_t [T], 0 outside the mask."""
-    return torch.where(loss_mask, logprobs - old_logprobs, 0.0)
+    return torch.where(loss_mask, finite(logprobs) - finite(old_logprobs), 0.0)
 
 
 def ratio_of(log_ratio: Tensor, sequences: Sequences, config: ObjectiveConfig) -> Tensor:
     """r_t [T]."""
     if config.ratio == "sequence":
         log_ratio = sequences.on_tokens(sequences.mean(log_ratio))
-    return log_ratio.exp()
+    return bounded(log_ratio).exp()
 
 
 def ppo_clip(tokens: PolicyTokens, config: ObjectiveConfig) -> tuple[Tensor, Statistics]:
