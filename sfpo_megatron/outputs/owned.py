@@ -222,7 +222,7 @@ def writing(
             aside.chmod(real.stat().st_mode & 0o7777 if real.exists() else 0o777 & ~_umask())
             old = _put_in_place(aside, real)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove_tree(aside)
             raise
         if old is not None:
             _remove_own(old, real)
@@ -300,10 +300,13 @@ def _exchange(one: Path, other: Path) -> bool:
 def _remove_own(old: Path, out: Path) -> None:
     """Remove `old` but for what is neither ours nor in `out`: that stays, and is said."""
     marker = Marker.read(old)
-    if marker is None:
+    if marker is None:  # killed before its marker was there, or after it was removed
+        files = [name for name in _contents(old) if not (old / name).is_dir()]
+        if all(name.startswith(f"{MARKER}.") for name in files):
+            _remove_tree(old)
         return
     if marker.files is None:  # never finished: all in it is ours, or linked from `out`
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_tree(old)
         return
     own = set(marker.files)
     for name in _contents(old):
@@ -313,7 +316,17 @@ def _remove_own(old: Path, out: Path) -> None:
     if left:
         log.warning("%s: left in place, found %s that came meanwhile", old, _listed(left))
         return
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_tree(old)
+
+
+def _remove_tree(folder: Path) -> None:
+    """The marker last, so that a kill in between leaves what the next writer knows as ours."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != MARKER:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -143,10 +143,12 @@ def test_what_stands_beside_is_not_touched(tmp_path: Path) -> None:
 def test_failure_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
     before = tree(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        with writing(tmp_path / "out", tool="a", inputs=()) as aside:
-            (aside / "weights").write_text("half")
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(KeyboardInterrupt),
+        writing(tmp_path / "out", tool="a", inputs=()) as aside,
+    ):
+        (aside / "weights").write_text("half")
+        raise KeyboardInterrupt
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["out"]
 
 
@@ -196,6 +198,7 @@ def test_killed_anywhere(
     the next writer finds its way and leaves nothing beside it."""
     if not exchange:
         monkeypatch.setattr(owned, "_exchange", lambda one, other: False)
+    calls: list[tuple[object, str]]
     calls = [(os, "rename"), (os, "replace"), (os, "link"), (os, "unlink"), (shutil, "rmtree")]
     calls += [(owned, "_exchange"), (owned, "_remove")]
     number = 0
@@ -211,9 +214,11 @@ def test_killed_anywhere(
             assert tree(folder / "out") == {"weights": text, "sub/inner": text, "notes": "mine"}
         else:
             assert not exchange
-        with pytest.raises(ZeroDivisionError):  # a writer that fails brings the old one back
-            with writing(folder / "out", tool="a", inputs=(), overwrite=True):
-                raise ZeroDivisionError
+        with (  # a writer that fails brings the old one back
+            pytest.raises(ZeroDivisionError),
+            writing(folder / "out", tool="a", inputs=(), overwrite=True),
+        ):
+            raise ZeroDivisionError
         assert (folder / "out/notes").read_text() == "mine", number
         write(folder / "out", overwrite=True)
         assert tree(folder / "out") == {**WHOLE, "notes": "mine"}
@@ -244,7 +249,7 @@ def test_model_within_the_runs_outputs(tmp_path: Path, model: str) -> None:
 def test_hf_of_a_run(tmp_path: Path) -> None:
     """A user's file is said before the run; what an earlier version has exported is adopted."""
     model, hf = tmp_path / "m", tmp_path / "r/hf"
-    shutil.copytree(ROOT / "examples/math_0p5b/model", model)
+    shutil.copytree(ROOT / "examples/qwen2.5-math-1.5b/model", model)
     hf.mkdir(parents=True)
     arguments = (f"output_dir={tmp_path}/r", f"model.path={model}")
     for name in ("config.json", "model.safetensors"):
