@@ -177,7 +177,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     # Without the trainer's layout: none is started, and there is nobody to share devices with.
     arguments.overrides += ["parallel={}", "rollout.placement=dedicated"]
-    config = _load(arguments, world_size=1, for_training=True)
+    config = _load(arguments, world_size=1, for_training=True, only_reads=True)
     if not config.data.eval:
         raise ConfigError(
             arguments.config,
@@ -202,7 +202,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.nodes is not None:
         config = with_data(config, arguments.nodes)
-    check_config(config, file=arguments.config)  # its errors; its warnings are of this machine
+    # Its errors; its warnings are of this machine.
+    check_config(config, file=arguments.config, only_reads=True)
     shape = model_of(config, file=arguments.config)
     print(report(shape, config, GPUS[arguments.gpu], arguments.nodes), end="")
     return 0

@@ -19,18 +19,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     for flag, text in (("tp", "tensor"), ("pp", "pipeline"), ("ep", "expert")):
         parser.add_argument(f"--{flag}", type=int, default=1, help=f"{text}-parallel size")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what was written, keep others' files"
+    )
     arguments = parser.parse_args(argv)
     from sfpo_megatron.config.tree import ParallelConfig
-    from sfpo_megatron.convert.to_megatron import hf_to_megatron
+    from sfpo_megatron.convert.to_megatron import TOOL, hf_to_megatron
     from sfpo_megatron.families.shape import UnsupportedModel
     from sfpo_megatron.mcore.bridge import bridge_to_megatron
+    from sfpo_megatron.outputs.owned import writing
 
     try:
         parallel = ParallelConfig(tensor=arguments.tp, pipeline=arguments.pp, expert=arguments.ep)
         try:
-            hf_to_megatron(arguments.hf, arguments.out, parallel)
+            hf_to_megatron(arguments.hf, arguments.out, parallel, overwrite=arguments.overwrite)
         except UnsupportedModel as error:
-            bridge_to_megatron(arguments.hf, arguments.out, error)
+            with writing(
+                arguments.out, tool=TOOL, inputs=(arguments.hf,), overwrite=arguments.overwrite
+            ) as aside:
+                bridge_to_megatron(arguments.hf, aside, error)
     except (ValueError, OSError) as error:
         print(f"error: {arguments.hf}: {error}", file=sys.stderr)
         return 2

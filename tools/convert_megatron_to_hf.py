@@ -33,14 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: kept")
     parser.add_argument("--max-shard-size", type=num_bytes, default=num_bytes("5GiB"))
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what was written, keep others' files"
+    )
     arguments = parser.parse_args(argv)
     import torch
 
     from sfpo_megatron.checkpoints.store import CheckpointError
     from sfpo_megatron.convert.locate import hf_files, locate
-    from sfpo_megatron.convert.to_hf import megatron_to_hf
+    from sfpo_megatron.convert.to_hf import TOOL, megatron_to_hf
     from sfpo_megatron.families.shape import UnsupportedModel
     from sfpo_megatron.mcore.bridge import bridge_to_hf
+    from sfpo_megatron.outputs.owned import writing
 
     try:
         try:
@@ -50,10 +54,17 @@ def main(argv: list[str] | None = None) -> int:
                 hf=arguments.hf,
                 dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
                 max_shard_bytes=arguments.max_shard_size,
+                overwrite=arguments.overwrite,
             )
         except UnsupportedModel as error:
             hf = arguments.hf or hf_files(locate(arguments.checkpoint))
-            bridge_to_hf(arguments.checkpoint, hf, arguments.out, error)
+            with writing(
+                arguments.out,
+                tool=TOOL,
+                inputs=(arguments.checkpoint, hf),
+                overwrite=arguments.overwrite,
+            ) as aside:
+                bridge_to_hf(arguments.checkpoint, hf, aside, error)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,14 +9,13 @@
 | int4_awq | INT4 in blocks, none | texts | GPU |
 | nvfp4 | FP4 in blocks, FP4 | texts; needs a GPU here | GPU |
 
-The output is written aside and renamed. docs/converters.md.
+The output is written aside and put in place whole. docs/converters.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +40,21 @@ def main(argv: list[str] | None = None) -> int:
         "--calibration", type=Path, help="jsonl with `prompt`: texts like those of the task"
     )
     parser.add_argument("--num-texts", type=int, default=128, help="of --calibration")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what was written, keep others' files"
+    )
     arguments = parser.parse_args(argv)
+    from sfpo_megatron.outputs.owned import writing
+
     try:
         texts = _texts(arguments.format, arguments.calibration, arguments.num_texts)
-        export(arguments.hf, arguments.out, arguments.format, texts)
+        with writing(
+            arguments.out,
+            tool="export_quantized",
+            inputs=(arguments.hf,),
+            overwrite=arguments.overwrite,
+        ) as aside:
+            export(arguments.hf, aside, arguments.format, texts)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -74,8 +84,6 @@ def export(hf: Path, out: Path, name: str, texts: list[str]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sfpo_megatron.families.hf_files import replace_directory
-
     try:
         import modelopt.torch.quantization as mtq
         from modelopt.torch.export import export_hf_checkpoint
@@ -90,15 +98,11 @@ def export(hf: Path, out: Path, name: str, texts: list[str]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.bfloat16).to(device)
     model = mtq.quantize(model, getattr(mtq, FORMATS[name]), _calibrate(tokenizer, texts))
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    export_hf_checkpoint(model, export_dir=aside)
-    tokenizer.save_pretrained(aside)
-    config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
+    export_hf_checkpoint(model, export_dir=out)
+    tokenizer.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" not in config:
-        raise ValueError(f"{aside}: found no quantization_config, expected modelopt to write one")
-    replace_directory(aside, out)
+        raise ValueError(f"{out}: found no quantization_config, expected modelopt to write one")
 
 
 def _calibrate(tokenizer: Any, texts: list[str]) -> Callable[[Any], None] | None:

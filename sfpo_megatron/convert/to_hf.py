@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +19,14 @@ from sfpo_megatron.families.hf_files import (
     SafetensorsWriter,
     TensorMeta,
     copy_companions,
-    replace_directory,
 )
 from sfpo_megatron.families.operations import split
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.table import hf_shapes, rules_of
+from sfpo_megatron.outputs.owned import writing
+
+TOOL = "convert_megatron_to_hf"
 
 
 class MegatronWeights:
@@ -111,25 +112,24 @@ def megatron_to_hf(
     hf: Path | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
 ) -> Located:
     """Write `out` anew, whole or not at all. `hf`: directory of the model's config.json and
-    tokenizer, where they are not found beside the checkpoint."""
+    tokenizer, where they are not found beside the checkpoint. `overwrite`: as in `writing`."""
     found = locate(checkpoint)
     companions = hf or hf_files(found)
     shape = model_shape(read_hf_config(companions))
-    source = MegatronWeights(found.directory, shape)
-    specs = source.specs(dtype)
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    copy_companions(companions, aside, _new_dtype(aside, companions, specs[0].dtype))
-    writer = SafetensorsWriter(aside, specs, max_shard_bytes)
-    writer.write(source.tensors(dtype, Progress(len(source))))
-    replace_directory(aside, out)
+    inputs = (checkpoint, found.directory, companions)
+    with writing(out, tool=TOOL, inputs=inputs, overwrite=overwrite) as aside:
+        source = MegatronWeights(found.directory, shape)
+        specs = source.specs(dtype)
+        copy_companions(companions, aside, _new_dtype(companions, specs[0].dtype))
+        writer = SafetensorsWriter(aside, specs, max_shard_bytes)
+        writer.write(source.tensors(dtype, Progress(len(source))))
     return found
 
 
-def _new_dtype(out: Path, companions: Path, dtype: torch.dtype) -> str | None:
+def _new_dtype(companions: Path, dtype: torch.dtype) -> str | None:
     """What config.json must say from now on; None if it says so already."""
     config = json.loads((companions / "config.json").read_text(encoding="utf-8"))
     name = str(dtype).removeprefix("torch.")

@@ -8,7 +8,6 @@ OUT/hf/                                  config.json, tokenizer, chat template..
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,25 +19,33 @@ from sfpo_megatron.convert.keys import numbered, stacked
 from sfpo_megatron.convert.locate import HF_FILES
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistWriter
-from sfpo_megatron.families.hf_files import HFCheckpoint, copy_companions, replace_directory
+from sfpo_megatron.families.hf_files import HFCheckpoint, copy_companions
 from sfpo_megatron.families.megatron_args import megatron_lm_args
 from sfpo_megatron.families.operations import merge
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.table import EMBEDDING, rules_of
+from sfpo_megatron.outputs.owned import writing
 
 RELEASE = "release"
+TOOL = "convert_hf_to_megatron"
 
 
-def hf_to_megatron(hf: Path, out: Path, parallel: ParallelConfig) -> None:
+def hf_to_megatron(
+    hf: Path, out: Path, parallel: ParallelConfig, *, overwrite: bool = False
+) -> None:
     """Write `out` anew, whole or not at all. ValueError names what does not fit; UnsupportedModel
-    a model of no family here."""
+    a model of no family here. `overwrite`: as in `writing`."""
     shape = model_shape(read_hf_config(hf))
     _check_layout(shape, parallel)
-    source = HFCheckpoint(hf, shape)
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / RELEASE).mkdir(parents=True)
+    with writing(out, tool=TOOL, inputs=(hf,), overwrite=overwrite) as aside:
+        _convert(HFCheckpoint(hf, shape), hf, aside, shape, parallel)
+
+
+def _convert(
+    source: HFCheckpoint, hf: Path, aside: Path, shape: ModelShape, parallel: ParallelConfig
+) -> None:
+    (aside / RELEASE).mkdir()
     writer = TorchDistWriter(aside / RELEASE)
     rules = rules_of(shape)
     progress = Progress(len(rules))
@@ -54,7 +61,6 @@ def hf_to_megatron(hf: Path, out: Path, parallel: ParallelConfig) -> None:
     (aside / HF_FILES).mkdir()
     copy_companions(hf, aside / HF_FILES, dtype=None)
     (aside / MEGATRON_TRACKER).write_text(RELEASE, encoding="utf-8")
-    replace_directory(aside, out)
 
 
 def _check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.table import hf_shapes, rules_of
+from sfpo_megatron.outputs.exported import companions
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ DTYPES = {
 }
 """safetensors' names of the dtypes that weights have."""
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
 
 
 class HFCheckpoint:
@@ -201,9 +201,8 @@ def _header(specs: Sequence[TensorMeta]) -> bytes:
 def copy_companions(source: Path, out: Path, dtype: str | None) -> None:
     """Everything beside the weights that loads with them: config.json (with `dtype`, if given, and
     without multi-token prediction), tokenizer, chat template, generation config."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_FILES):
-            shutil.copyfile(file, out / file.name)
+    for file in companions(source):
+        shutil.copyfile(file, out / file.name)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     if dtype is None and not config.get("num_nextn_predict_layers"):
         return
@@ -213,13 +212,3 @@ def copy_companions(source: Path, out: Path, dtype: str | None) -> None:
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def replace_directory(aside: Path, out: Path) -> None:
-    """`aside` becomes `out` in one rename; an earlier `out` goes only then."""
-    old = out.with_name(out.name + ".old")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    aside.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,9 @@ from sfpo_megatron.families.hf_files import (
     MAX_SHARD_BYTES,
     SafetensorsWriter,
     copy_companions,
-    replace_directory,
 )
+from sfpo_megatron.outputs.exported import RUN_TOOL, exported_names
+from sfpo_megatron.outputs.owned import writing
 
 if TYPE_CHECKING:
     from sfpo_megatron.resharding.source import MegatronWeightSource
@@ -28,16 +28,14 @@ def export_hf(
     """Write `source` to `out`, with config.json, tokenizer, chat template and generation config of
     `model_path`. Every rank calls it (iterating `source` is collective); one writes.
 
-    Written aside and renamed at the end; an earlier `out` goes only then.
+    Files of others that came into `out` since the run began are kept (outputs/owned.py).
     """
     if not is_writer:
         for _ in source:
             pass
         return
-    out = Path(out)
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    SafetensorsWriter(aside, source.metadata(), MAX_SHARD_BYTES).write(source)
-    copy_companions(Path(model_path), aside, dtype)
-    replace_directory(aside, out)
+    model = Path(model_path)
+    adopts = exported_names(model)
+    with writing(Path(out), tool=RUN_TOOL, inputs=(model,), overwrite=True, adopts=adopts) as aside:
+        SafetensorsWriter(aside, source.metadata(), MAX_SHARD_BYTES).write(source)
+        copy_companions(model, aside, dtype)

@@ -44,6 +44,8 @@ TORCH_FREE = (
     "launcher/failures.py",
     "plugins.py",
     "outputs/directory.py",
+    "outputs/owned.py",
+    "outputs/exported.py",
     "host/",
     "families/known/",
     *(f"families/{name}.py" for name in ("experts", "family", "hf_config", "mla", "moe")),

@@ -11,6 +11,8 @@ from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.exported import RUN_TOOL, exported_names
+from sfpo_megatron.outputs.owned import NotOurs, check_owned, overlaps
 from sfpo_megatron.plugins import SOURCE
 
 
@@ -79,6 +81,7 @@ def outputs(config: RunConfig) -> Iterator[Problem]:
             "a folder of its own",
             "choose another output_dir: the run would write over the model",
         )
+    yield from _exported(config, run)
     rollouts = config.debug.train_only
     if rollouts is not None and not Path(rollouts).is_file():
         yield Problem(
@@ -87,6 +90,30 @@ def outputs(config: RunConfig) -> Iterator[Problem]:
             "rollouts written by debug.save_rollouts",
             "correct the path, or make the file with debug.save_rollouts first",
         )
+
+
+def _exported(config: RunConfig, run: RunDirectory) -> Iterator[Problem]:
+    """Whether RUN/hf can be written at the end. `eval` only reads, so a model there is its own."""
+    model = Path(config.model.path)
+    for folder in (run.hf, run.checkpoints, run.logs, run.slurm):
+        if how := overlaps(folder, model):
+            yield Problem(
+                "model.path",
+                f"{config.model.path!r}: {folder}, which a run of output_dir writes, {how} it",
+                "a model outside of what the run writes",
+                "choose another output_dir, or copy the model",
+                "error_when_writing",
+            )
+            return
+    if config.debug.rollout_only or any(_in_the_way(run.path)) or any(_not_writable(run.path)):
+        return
+    try:
+        check_owned(run.hf, tool=RUN_TOOL, inputs=(model,), adopts=exported_names(model))
+    except NotOurs as error:
+        found, _, rest = str(error).partition(", expected ")
+        expected, _, fix = rest.partition("; ")
+        found = found.replace(": found ", ": ", 1)
+        yield Problem("output_dir", found, expected, fix, "error_when_writing")
 
 
 def _in_the_way(output: Path) -> Iterator[Problem]:

@@ -39,7 +39,7 @@ class Problem:
     found: str
     expected: str
     fix: str
-    level: Literal["error", "error_when_training", "warning"] = "error"
+    level: Literal["error", "error_when_training", "error_when_writing", "warning"] = "error"
 
     @property
     def message(self) -> str:
