@@ -105,7 +105,7 @@ def test_never_over_an_input(tmp_path: Path, out: str) -> None:
 
 
 def test_input_with_links_into_out(tmp_path: Path) -> None:
-    """As a hub's cache has them."""
+    """Links into `out`, such as a hub's cache has."""
     write(tmp_path / "out")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/weights").symlink_to(tmp_path / "out/weights")
