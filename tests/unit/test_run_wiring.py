@@ -1,0 +1,136 @@
+"""What the loop counts, keeps and asks for: one line each, which nothing else would miss.
+
+The scheduler's ticks and the gate's entropy are in tests/dist/test_learner.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from configs import run_config
+from made.batches import make_batch
+
+from sfpo_megatron.config.tree import EvalConfig
+from sfpo_megatron.rollout.reports import RolloutTimes, SamplingCounts, ScoredRequest
+from sfpo_megatron.run.evaluation import Best, evaluate
+from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.metrics import Totals, batch_metrics
+from sfpo_megatron.run.saved_rollouts import RolloutSaver, SavedFeed
+from sfpo_megatron.types import Rollout
+
+
+def rollout(**settings: Any) -> Rollout:
+    plain: dict[str, Any] = {
+        "prompt_id": "eval.sums/0",
+        "sample": 0,
+        "prompt_token_ids": (1, 2),
+        "token_ids": (3, 4),
+        "generator_logprobs": (-0.5, -0.25),
+        "response_mask": (True, True),
+        "finished": True,
+        "text": "",
+        "reward": 0.0,
+        "correct": False,
+        "weight_version": 0,
+    }
+    return Rollout(**(plain | settings))
+
+
+def test_accuracy_counts_what_is_correct() -> None:
+    """A partial reward is a reward, and no correct answer."""
+    lengths = torch.ones(4, dtype=torch.int64)
+    rewards = torch.tensor([0.1, 1.0, 0.0, 0.1])
+    batch = make_batch(lengths, lengths, rewards=rewards, correct=rewards == 1)
+    found = batch_metrics(batch, Totals())
+    assert found["accuracy"] == 0.25 and found["reward_mean"] == pytest.approx(0.3)
+
+
+class Client:
+    """Answers each request with given rollouts, and remembers what was asked for."""
+
+    def __init__(self, *rollouts: Rollout) -> None:
+        self.rollouts, self.requests = list(rollouts), list[Any]()
+
+    def submit(self, request: Any) -> None:
+        self.requests.append(request)
+
+    def collect(self, request_id: str, refit: Any) -> list[Rollout]:
+        return self.rollouts
+
+    def collect_scored(self, request_id: str, refit: Any) -> ScoredRequest:
+        return ScoredRequest(
+            rollouts=self.rollouts,
+            times=RolloutTimes(generate_s=1.0, reward_s=1.0),
+            counts=SamplingCounts(num_rounds=1, num_groups=1),
+            num_reissued=0,
+            num_restarts=0,
+        )
+
+
+def test_an_evaluation_samples_at_its_own_temperature() -> None:
+    client: Any = Client(rollout(correct=True, reward=1.0), rollout())
+    config = run_config(rollout={"temperature": 0.7, "max_response_tokens": 9})
+    config = replace(config, eval=EvalConfig(temperature=0.3, n=2))
+    metrics = evaluate(config, client, [], step=4)
+    (request,) = client.requests
+    assert (request.temperature, request.num_samples, request.top_p) == (0.3, 2, 1.0)
+    assert (request.max_response_tokens, request.step) == (9, 4)
+    assert metrics["eval/accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+@pytest.mark.parametrize("age", [0, 1, 2])
+def test_rollouts_older_than_allowed_are_refused(age: int, allowed: int) -> None:
+    step = 5
+    client: Any = Client(*(rollout(weight_version=step - 1 - age) for _ in range(2)))
+    config = run_config(rollout={"async_steps": allowed})
+    train = replace(
+        config.train, prompts_per_step=1, minibatches_per_step=1, group_size=2, num_steps=step
+    )
+    prompts: Any = SimpleNamespace(state_dict=dict, next_batch=lambda count: [])
+    feed = EngineFeed(replace(config, train=train), client, prompts)
+    if age > allowed:
+        with pytest.raises(RuntimeError, match=rf"{age} updates old.*async_steps={allowed}"):
+            feed.collect(step, lambda: None)
+    else:
+        assert feed.collect(step, lambda: None).weight_version == step - 1 - age
+        assert feed.metrics["staleness"] == age
+
+
+def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Path) -> None:
+    """And drops what came after it, which is made again."""
+    lengths = torch.ones(2, dtype=torch.int64)
+    file = str(tmp_path / "rollouts.safetensors")
+    first = RolloutSaver(file)
+    for step in (1, 2, 3):
+        first.add(step, make_batch(lengths, lengths.clone(), rewards=torch.full((2,), float(step))))
+    RolloutSaver(file, up_to_step=2).add(4, make_batch(lengths, lengths.clone()))
+    saved = SavedFeed(file)
+    for step in (1, 2):
+        assert saved.collect(step, lambda: None).rewards.tolist() == [step] * 2
+    saved.collect(4, lambda: None)
+    with pytest.raises(ValueError, match="step 3"):
+        saved.collect(3, lambda: None)
+
+
+def test_a_resumed_run_knows_its_best_evaluation() -> None:
+    """Through JSON, as in run_state.json: only a better one moves it."""
+    best = Best()
+    assert best.step is None and best.state_dict() is None
+    best.observe(3, 0.5)
+    resumed = Best()
+    resumed.load_state_dict(json.loads(json.dumps(best.state_dict())))
+    assert resumed.step == 3
+    resumed.observe(5, 0.4)
+    resumed.observe(6, 0.5)
+    assert resumed.step == 3
+    resumed.observe(7, 0.6)
+    assert resumed.step == 7
+    resumed.load_state_dict(None)
+    assert resumed.step is None
