@@ -11,6 +11,8 @@ SPMD: every rank runs every line, in this order; rank 0 alone talks to the engin
 
 from __future__ import annotations
 
+from functools import partial
+
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.capabilities import Capabilities
@@ -80,7 +82,10 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
                 engines.wait_generated()
             with timers("refit"):
                 engines.refit(weight_version=step)
-        opened.log(learner.metrics(prepared, results, timers) | engines.metrics | checkpoints.times)
+        metrics = learner.metrics(prepared, results, timers)
+        opened.log(metrics | engines.metrics | checkpoints.times)
+        save = partial(checkpoints.save_now, step)
+        learner.check_agreement(prepared, metrics, warn=opened.progress, save=save)
         if is_due(config, step):
             engines.evaluate(step=step)
         if checkpoints.after_step(step):

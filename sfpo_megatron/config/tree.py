@@ -126,6 +126,9 @@ class TrainConfig:
     """Tokens whose logits are turned into fp32 at a time in the log-prob kernel."""
     control_timeout_s: float = 1800.0
     """How long ranks wait on rank 0 (generation included) before the run is ended."""
+    max_logprob_diff: float | None = None
+    """Stop the run, saved, where logprob_diff_mean of rollouts by the trainer's own weights is more
+    than this; null only warns of more than the dtype allows."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
 
     def __post_init__(self) -> None:
@@ -134,7 +137,7 @@ class TrainConfig:
         )
         at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
         at_least(self, 2, "group_size")
-        positive(self, "control_timeout_s")
+        positive(self, "control_timeout_s", "max_logprob_diff")
         if self.prompts_per_step % self.minibatches_per_step:
             raise FieldError(
                 "prompts_per_step",

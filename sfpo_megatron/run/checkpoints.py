@@ -121,6 +121,12 @@ class Checkpoints:
             self._say_goodbye(reason, step)
         return bool(reason) and not last
 
+    def save_now(self, step: int) -> None:
+        """Save what is whole after train step `step`, for a run that ends with an error."""
+        if self._config.checkpoint.every:
+            self._hold_and_save(step)
+            self._writer.close()
+
     def give_up(self, stop: StopRun) -> None:
         """End the run before a step that is not made, saved if the state before it is whole."""
         if stop.begun:

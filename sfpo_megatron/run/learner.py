@@ -19,6 +19,7 @@ from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, s
 from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.objective import PolicyObjective
+from sfpo_megatron.run.agreement import Agreement, GeneratorDisagrees
 from sfpo_megatron.run.metrics import (
     Totals,
     batch_metrics,
@@ -71,6 +72,7 @@ class Learner:
             stop_step=config.sfpo.stop_step,
         )
         self.totals = Totals()
+        self._agreement = Agreement(config)
 
     def prepare(self, step: int, batch: RolloutBatch, timers: Timers) -> Prepared:
         """Fix everything that all passes of the step share."""
@@ -123,6 +125,24 @@ class Learner:
             "weight_version": prepared.step,
             "lr": self._policy.optimizer.param_groups[0]["lr"],
         }
+
+    def check_agreement(
+        self,
+        prepared: Prepared,
+        metrics: Mapping[str, float],
+        *,
+        warn: Callable[[str], None],
+        save: Callable[[], None],
+    ) -> None:
+        """Compare generator and trainer, by the step's `metrics` (`agreement.Agreement`)."""
+        found = self._agreement.judge(
+            self._policy, prepared.step, prepared.batch, prepared.minibatches, metrics
+        )
+        for warning in found.warnings:
+            warn(f"warning: {warning}")
+        if found.stop is not None:
+            save()
+            raise GeneratorDisagrees(found.stop)
 
 
 def objective_of(config: RunConfig) -> PolicyObjective:

@@ -1,6 +1,6 @@
 """What the loop counts, keeps and asks for: one line each, which nothing else would miss.
 
-The scheduler's ticks and the gate's entropy are in tests/dist/test_learner.py.
+Parts that a line does not touch are stand-ins: no model, no engine.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ import pytest
 import torch
 from configs import run_config
 from made.batches import make_batch
+from ragged import cut, ragged
 
+from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import EvalConfig
+from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
+from sfpo_megatron.mcore.reference_policy import rollout_kl
 from sfpo_megatron.rollout.reports import RolloutTimes, SamplingCounts, ScoredRequest
+from sfpo_megatron.run import learner
 from sfpo_megatron.run.evaluation import Best, evaluate
 from sfpo_megatron.run.feed import EngineFeed
 from sfpo_megatron.run.metrics import Totals, batch_metrics
 from sfpo_megatron.run.saved_rollouts import RolloutSaver, SavedFeed
-from sfpo_megatron.types import Rollout
+from sfpo_megatron.tracking.timers import Timers
+from sfpo_megatron.types import Rollout, RolloutBatch
 
 
 def rollout(**settings: Any) -> Rollout:
@@ -105,12 +111,16 @@ def test_rollouts_older_than_allowed_are_refused(age: int, allowed: int) -> None
 
 def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Path) -> None:
     """And drops what came after it, which is made again."""
-    lengths = torch.ones(2, dtype=torch.int64)
+
+    def one(reward: float) -> RolloutBatch:
+        lengths = torch.ones(2, dtype=torch.int64)
+        return make_batch(lengths, lengths.clone(), rewards=torch.full((2,), reward))
+
     file = str(tmp_path / "rollouts.safetensors")
     first = RolloutSaver(file)
     for step in (1, 2, 3):
-        first.add(step, make_batch(lengths, lengths.clone(), rewards=torch.full((2,), float(step))))
-    RolloutSaver(file, up_to_step=2).add(4, make_batch(lengths, lengths.clone()))
+        first.add(step, one(step))
+    RolloutSaver(file, up_to_step=2).add(4, one(4))
     saved = SavedFeed(file)
     for step in (1, 2):
         assert saved.collect(step, lambda: None).rewards.tolist() == [step] * 2
@@ -134,3 +144,55 @@ def test_a_resumed_run_knows_its_best_evaluation() -> None:
     assert resumed.step == 7
     resumed.load_state_dict(None)
     assert resumed.step is None
+
+
+def a_pass(entropy: float) -> PassResult:
+    one = MinibatchResult(
+        loss=0.0, entropy=entropy, grad_norm=1.0, stats={}, maxima={}, num_tokens=3, skipped=False
+    )
+    return PassResult(minibatches=(one,))
+
+
+def a_learner(ticks: list[int]) -> learner.Learner:
+    """Its policy notes the ticks of its schedule."""
+    policy: Any = SimpleNamespace(
+        shards=SimpleNamespace(tensors=list),
+        scheduler=SimpleNamespace(step=lambda increment: ticks.append(increment)),
+        control=SimpleNamespace(agree=lambda **values: None, broadcast_json=lambda value: value),
+    )
+    objective: Any = SimpleNamespace(first_pass_is_old=True)
+    return learner.Learner(run_config(), policy, objective)
+
+
+def test_the_gate_sees_the_slow_correction() -> None:
+    found = a_learner([])
+    found.observe([a_pass(0.25), a_pass(0.5), a_pass(0.75)])
+    found.observe([a_pass(1.25), a_pass(1.5)])
+    assert found.gate.state_dict()["window"] == [0.75, 1.5]
+
+
+def test_the_schedule_ticks_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever K is, and before the passes."""
+    monkeypatch.setattr(learner, "cut", lambda config, policy, batch: [])
+    ticks: list[int] = []
+    found = a_learner(ticks)
+    batch: Any = None
+    for step in (1, 2):
+        assert found.prepare(step, batch, Timers()).num_fast == 3
+        assert ticks == [1] * step
+
+
+@pytest.mark.parametrize("tensor_rank", [0, 1])
+def test_tensor_ranks_do_not_count_a_kl_twice(tensor_rank: int) -> None:
+    """They hold the same log-probs: the first one alone adds its own to the sum over ranks."""
+    data = ragged(0)
+    parts = cut(data, ObjectiveConfig(), data_size=1)
+    for microbatch in (m for part in parts for m in part.microbatches):
+        microbatch.ref_logprobs = data.old[microbatch.labels] - 0.5
+    policy: Any = SimpleNamespace(
+        layout=SimpleNamespace(tensor_rank=tensor_rank),
+        control=SimpleNamespace(sum=lambda values: values),
+    )
+    found = rollout_kl(policy, parts, 16, KLConfig(coef=1.0, estimator="k1"))
+    wanted = 0.5 * data.batch.response_lengths if tensor_rank == 0 else torch.zeros(16)
+    torch.testing.assert_close(found, wanted.double())
