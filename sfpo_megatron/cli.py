@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
+from sfpo_megatron.checkpoints.identity import outlook
+from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in runs.items():
         command = _config_command(commands, name, text)
+        _add_fresh(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
     text = "accuracy of model.path on data.eval, by engines alone"
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RANKS",
         help="as that many ranks under torchrun would find it when the run starts",
     )
+    _add_fresh(check)
     check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
@@ -103,6 +107,14 @@ def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentPar
         help="set one key, such as train.num_steps=10",
     )
     return command
+
+
+def _add_fresh(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin a new run; what output_dir has of an earlier one is kept as *.previous-N",
+    )
 
 
 def _add_slurm(commands: Any) -> None:
@@ -148,6 +160,7 @@ def _add_slurm(commands: Any) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print the script, write and submit nothing"
     )
+    command.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)  # is refused
     command.set_defaults(run=_slurm)
 
 
@@ -171,7 +184,21 @@ def _check(arguments: argparse.Namespace) -> int:
     ranks = arguments.world_size
     config = _load(arguments, world_size=ranks, for_training=ranks is not None)
     print(dump_config(config), end="")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train {_outlook(config, fresh=arguments.fresh)}", file=sys.stderr)
     return 0
+
+
+def _outlook(config: RunConfig, *, fresh: bool) -> str:
+    try:
+        return outlook(
+            RunDirectory.of(config.output_dir),
+            store_of(config),
+            resume=config.checkpoint.resume,
+            fresh=fresh,
+        )
+    except CheckpointError as error:
+        return f"is refused: {error}"
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -219,9 +246,10 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     if not under_torchrun:
         from sfpo_megatron.launcher.launch import launch
 
+        fresh = ["--fresh"] if arguments.fresh else []
         assert config.parallel.data is not None, "check_config refuses null outside torchrun"
         return launch(
-            [command, _LAUNCHED, arguments.config, *arguments.overrides],
+            [command, _LAUNCHED, *fresh, arguments.config, *arguments.overrides],
             num_ranks=config.parallel.data * config.parallel.model_size,
             directory=directory,
             saves_when_stopped=saves,
@@ -230,14 +258,14 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     from sfpo_megatron.launcher.rank import run_rank
 
     return run_rank(
-        partial(_run, command, config),
+        partial(_run, command, config, arguments.fresh),
         directory=directory,
         launched=arguments.launched,
         saves_when_stopped=saves,
     )
 
 
-def _run(command: Command, config: RunConfig) -> bool:
+def _run(command: Command, config: RunConfig, fresh: bool) -> bool:
     """Run one rank; True if the run was asked to stop, and saved."""
     from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
@@ -245,12 +273,12 @@ def _run(command: Command, config: RunConfig) -> bool:
     if command == "sft":
         import sfpo_megatron.sft
 
-        sfpo_megatron.sft.run(config, capabilities)
+        sfpo_megatron.sft.run(config, capabilities, fresh=fresh)
         stopped = False
     else:
         import sfpo_megatron.trainer
 
-        stopped = sfpo_megatron.trainer.run(config, capabilities)
+        stopped = sfpo_megatron.trainer.run(config, capabilities, fresh=fresh)
     # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen
     # to end with SIGABRT after its last step. After an error there is nobody to wait for.
     shut_down()

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 
 from sfpo_megatron.batching import build_minibatches
+from sfpo_megatron.checkpoints.identity import retire_run
+from sfpo_megatron.checkpoints.store import store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.sft import SFTExample, sft_examples
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -27,9 +29,9 @@ from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import RolloutBatch
 
 
-def run(config: RunConfig, capabilities: Capabilities) -> None:
+def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -> None:
     """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it, after
-    `mcore.setup.init_distributed`."""
+    `mcore.setup.init_distributed`. `fresh`: the run in output_dir is set aside."""
     sft = config.sft
     schedule = LRSchedule(
         peak=sft.lr,
@@ -43,6 +45,8 @@ def run(config: RunConfig, capabilities: Capabilities) -> None:
     examples: Iterator[SFTExample] = iter(())
     tracker: Tracker | NoTracker = NoTracker()
     if is_main:
+        if fresh:
+            retire_run(RunDirectory.of(config.output_dir), store_of(config))
         prepare_output(config)
         examples = sft_examples(config, load_tokenizer(config.model.path))
         tracker = Tracker(config, num_steps=sft.num_steps)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from sfpo_megatron.checkpoints import manifest
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
 
 Format = Literal["native", "megatron_lm"]
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
@@ -136,11 +138,17 @@ class CheckpointStore:
                 f"{renamed.name}, trying the one before"
             )
         if candidates:
-            raise CheckpointError(
-                f"{self.folder}: found {len(candidates)} checkpoints, all broken, expected a whole "
-                "one; set checkpoint.resume=never to start over"
-            )
+            self.refuse_broken()
         return None
+
+    def refuse_broken(self) -> None:
+        """CheckpointError if there are checkpoints and all are broken."""
+        broken = list(self.folder.glob("*.broken-*"))
+        if broken and not self.steps():
+            raise CheckpointError(
+                f"{self.folder}: found {len(broken)} checkpoints, all broken, expected a whole "
+                "one; --fresh sets them aside and begins a new run"
+            )
 
     def abandon_after(self, step: int) -> None:
         """Go back to `step`: keep newer checkpoints, but do not continue from them."""
@@ -149,8 +157,21 @@ class CheckpointStore:
                 set_aside(directory, "abandoned")
 
     def retire(self) -> Path | None:
-        """Rename the folder if it has checkpoints of an earlier run; returns its new path."""
-        return set_aside(self.folder, "previous") if self.steps() else None
+        """Rename the folder if it has checkpoints of an earlier run, broken ones too; returns its
+        new path."""
+        there = self.steps() or any(self.folder.glob("*.broken-*"))
+        return set_aside(self.folder, "previous") if there else None
+
+
+def store_of(config: RunConfig) -> CheckpointStore:
+    """The checkpoints in output_dir."""
+    section = config.checkpoint
+    return CheckpointStore(
+        RunDirectory.of(config.output_dir).checkpoints,
+        form=section.format,
+        keep_last=section.keep_last,
+        keep_best=section.keep_best,
+    )
 
 
 def at(path: Path) -> Found:

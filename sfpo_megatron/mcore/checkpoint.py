@@ -106,7 +106,7 @@ def _read(policy: Policy, directory: Path, state: ShardedStateDict) -> StateDict
     except (KeyError, CheckpointingException) as error:
         raise CheckpointError(
             f"{directory}: does not fit this model ({_first_line(error)}); resume with the "
-            "model.path of the run that was saved, or set checkpoint.resume=never"
+            "model.path of the run that was saved, or set the run aside with --fresh"
         ) from error
     for chunk, name in zip(policy.chunks, names, strict=True):
         # What is not in the state dict: extra state, of layers that have none here.

@@ -1,6 +1,7 @@
 """The directory of a run: every path that it writes, in one place.
 
     RUN/config.yaml          the config, every default filled in
+    RUN/run.json             which run this is (checkpoints/identity.py); run.json.previous-N
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
     RUN/eval.jsonl           a line a run of `sfpo-megatron eval`
     RUN/plot.png             the picture of the run
@@ -37,6 +38,11 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """File that says which run this is."""
+        return self.path / "run.json"
 
     @property
     def metrics(self) -> Path:

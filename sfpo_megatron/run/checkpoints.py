@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from sfpo_megatron.checkpoints.identity import FORMAT
 from sfpo_megatron.checkpoints.store import RUN_STATE
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
@@ -53,7 +54,8 @@ class Checkpoints:
         self._policy = policy
         self._engines = engines
         self._kept = kept
-        self._found = opened.found
+        self._found = opened.start.found
+        self._run_id = opened.start.run_id
         self._stop = opened.ends.stop
         self._progress = opened.progress
         self._writer = CheckpointWriter(
@@ -199,6 +201,8 @@ class Checkpoints:
     def _state(self, step: int) -> dict[str, Any]:
         """run_state.json."""
         return {
+            "format": FORMAT,
+            "run_id": self._run_id,
             "step": step,
             "weight_version": step,
             **{name: part.state_dict() for name, part in self._kept.items()},

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.checkpoints.store import CheckpointStore, Found
+from sfpo_megatron.checkpoints.identity import RunRecord, retire_metrics, retire_run, run_id_of
+from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
@@ -15,50 +19,128 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics
 
 
-def checkpoint_store(config: RunConfig) -> CheckpointStore:
-    section = config.checkpoint
-    return CheckpointStore(
-        RunDirectory.of(config.output_dir).checkpoints,
-        form=section.format,
-        keep_last=section.keep_last,
-        keep_best=section.keep_best,
-    )
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Start:
+    """How a run starts; the same on every rank."""
+
+    found: Found | None
+    """The checkpoint that it continues from; None for a new run."""
+    run_id: str
+    """Empty where nothing can be continued later (debug.rollout_only)."""
+    said: str
+    """What the run says of it."""
 
 
-def find(config: RunConfig, store: CheckpointStore, control: ControlGroup) -> Found | None:
-    """The checkpoint to continue from, on every rank; None for a new run. Rank 0 looks, and sets
-    aside checkpoints that the run does not go on from. Collective."""
+def find(
+    config: RunConfig, store: CheckpointStore, control: ControlGroup, *, fresh: bool = False
+) -> Start:
+    """How to start, on every rank. Rank 0 looks, sets aside what the run does not go on from, and
+    writes RUN/run.json. Collective."""
     if control.rank == 0:
-        return _as_found(control.broadcast_json(_to_json(_look(config, store))))
-    return _as_found(control.broadcast_json())
+        return _as_start(control.broadcast_json(_to_json(decide(config, store, fresh=fresh))))
+    return _as_start(control.broadcast_json())
 
 
-def _look(config: RunConfig, store: CheckpointStore) -> Found | None:
+def decide(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> Start:
+    """How to start: a run that has begun continues from its newest checkpoint, whatever
+    checkpoint.resume says, which is for the first start."""
+    directory, resume = RunDirectory.of(config.output_dir), config.checkpoint.resume
+    if fresh and (restarted := _restarted()):
+        warn(f"--fresh is for the first start, found {restarted}: the run continues")
+        fresh = False
     if config.debug.rollout_only:
-        return None
-    resume, found = config.checkpoint.resume, None
-    if resume == "auto":
+        if fresh:
+            retire_run(directory, store)
+        return Start(found=None, run_id="", said="rollouts only")
+    record = None if fresh else RunRecord.read(directory)
+    if record is not None and store.steps():
+        return _continued(store, record, resume)
+    if record is None and not fresh and resume == "auto" and store.steps():
         found = store.newest_good(warn)
-    elif resume != "never":
-        found = checkpoint_at(Path(resume))
-    if found is None or not found.has_run_state:
-        store.retire()
-    else:
+        assert found is not None, "newest_good raises where all are broken"
+        record = _record_of(found)
+        record.write(directory)
+        return Start(found=found, run_id=record.run_id, said=_goes_on(record, found))
+    if not fresh and (record is not None or resume == "auto"):
+        store.refuse_broken()  # an earlier start has renamed them: that is no new run
+    return _first_start(directory, store, record, resume, fresh)
+
+
+def _continued(store: CheckpointStore, record: RunRecord, resume: str) -> Start:
+    found = store.newest_good(warn)
+    assert found is not None, "newest_good raises where all are broken"
+    run_id = run_id_of(found.directory)
+    if not record.owns(run_id):
+        raise CheckpointError(
+            f"{found.directory}: found a checkpoint of {_named(run_id)}, expected one of run "
+            f"{record.run_id}, as run.json says; move it away, or begin a run from it with --fresh "
+            f"checkpoint.resume={found.directory}"
+        )
+    said = _goes_on(record, found)
+    if resume != "auto":
+        said += f" (checkpoint.resume={resume} was for its first start; --fresh sets it aside)"
+    return Start(found=found, run_id=record.run_id, said=said)
+
+
+def _first_start(
+    directory: RunDirectory,
+    store: CheckpointStore,
+    record: RunRecord | None,
+    resume: str,
+    fresh: bool,
+) -> Start:
+    """By checkpoint.resume. `record`: of a run that ended before its first checkpoint."""
+    found = None if resume in ("auto", "never") else checkpoint_at(Path(resume))
+    own = found is not None and found.directory.resolve().parent == store.folder.resolve()
+    if found is not None and own and found.has_run_state and not fresh:
         store.abandon_after(found.step)
-    return found
+        record = _record_of(found)
+    else:
+        aside = retire_run(directory, store) if fresh else store.retire()
+        if found is not None and own and aside is not None:  # it has moved along
+            found = dataclasses.replace(found, directory=aside / found.directory.name)
+        record = record or RunRecord.new()
+    record.write(directory)
+    begins = f"run {record.run_id} begins"
+    said = f"{begins} from {found.directory}" if found is not None else begins
+    return Start(found=found, run_id=record.run_id, said=said)
 
 
-def _to_json(found: Found | None) -> list[Any] | None:
-    if found is None:
-        return None
-    return [str(found.directory), found.step, found.has_run_state]
+def _record_of(found: Found) -> RunRecord:
+    """The record of the run that wrote a checkpoint, where RUN has none."""
+    run_id = run_id_of(found.directory)
+    return RunRecord.new(run_id=run_id, adopted=run_id is None)
 
 
-def _as_found(value: list[Any] | None) -> Found | None:
-    if value is None:
-        return None
-    directory, step, has_run_state = value
-    return Found(directory=Path(directory), step=step, has_run_state=has_run_state)
+def _goes_on(record: RunRecord, found: Found) -> str:
+    return f"run {record.run_id} continues after step {found.step}"
+
+
+def _named(run_id: str | None) -> str:
+    return "the format before, without an id" if run_id is None else f"run {run_id}"
+
+
+def _restarted() -> str:
+    """The variable that says that somebody runs an old command again; empty if none does."""
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        if (value := os.environ.get(name, "0")) not in ("", "0"):
+            return f"{name}={value}"
+    return ""
+
+
+def _to_json(start: Start) -> list[Any]:
+    found = start.found
+    there = None if found is None else [str(found.directory), found.step, found.has_run_state]
+    return [there, start.run_id, start.said]
+
+
+def _as_start(value: list[Any]) -> Start:
+    there, run_id, said = value
+    found = None
+    if there is not None:
+        directory, step, has_run_state = there
+        found = Found(directory=Path(directory), step=step, has_run_state=has_run_state)
+    return Start(found=found, run_id=run_id, said=said)
 
 
 def warn(text: str) -> None:
@@ -71,12 +153,10 @@ def prepare_output(config: RunConfig, *, up_to_step: int = 0) -> RunDirectory:
     a run that continues after step `up_to_step`, the lines up to it stay where they are."""
     directory = RunDirectory.of(config.output_dir)
     directory.path.mkdir(parents=True, exist_ok=True)
-    metrics = directory.metrics
     if up_to_step:
-        cut_metrics(metrics, up_to_step)
-    elif metrics.exists() and metrics.stat().st_size:
-        number = len(list(directory.path.glob(f"{metrics.stem}.previous-*"))) + 1
-        metrics.rename(metrics.with_name(f"{metrics.stem}.previous-{number}{metrics.suffix}"))
+        cut_metrics(directory.metrics, up_to_step)
+    else:
+        retire_metrics(directory)
     aside = directory.config.with_name("config.yaml.tmp")
     aside.write_text(dump_config(config), encoding="utf-8")
     aside.rename(directory.config)

@@ -24,6 +24,10 @@ def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -
         )
     if opened.is_main and directory.metrics.exists():
         plot(directory.metrics, directory.plot)
-        resumed = opened.found.step if opened.found and opened.found.has_run_state else None
+        resumed = (
+            opened.start.found.step
+            if opened.start.found and opened.start.found.has_run_state
+            else None
+        )
         opened.progress(summary_table(directory.metrics, resumed_after=resumed))
         opened.progress(f"policy: {directory.hf}   curve: {directory.plot}")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfpo_megatron.checkpoints.store import CheckpointStore, Found
+from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream, eval_prompts
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -28,7 +28,7 @@ from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
-from sfpo_megatron.run.continuing import checkpoint_store, find, prepare_output
+from sfpo_megatron.run.continuing import Start, find, prepare_output
 from sfpo_megatron.run.engines import (
     Engines,
     Fleet,
@@ -55,8 +55,8 @@ class OpenedRun:
     config: RunConfig
     directory: RunDirectory
     is_main: bool
-    found: Found | None
-    """The checkpoint that the run continues from, on every rank."""
+    start: Start
+    """Which run this is and what it continues from, on every rank."""
     store: CheckpointStore
     ends: MainEnds
     closing: ExitStack
@@ -103,22 +103,23 @@ class OpenedRun:
 
 
 @contextmanager
-def open_run(config: RunConfig) -> Iterator[OpenedRun]:
+def open_run(config: RunConfig, *, fresh: bool = False) -> Iterator[OpenedRun]:
     """Start the engines (rank 0) and give the run at once, or once they are ready and asleep if
-    they are colocated; close everything at the end, whatever happens. Collective."""
+    they are colocated; close everything at the end, whatever happens. `fresh`: the run that is in
+    output_dir is set aside first. Collective."""
     devices = _trainer_devices()
     control = ControlGroup(config.train.control_timeout_s)
     is_main = control.rank == 0
-    store = checkpoint_store(config)
-    found = find(config, store, control)
+    store = store_of(config)
+    start = find(config, store, control, fresh=fresh)
     with ExitStack() as closing:
         opened = OpenedRun(
             config=config,
             directory=RunDirectory.of(config.output_dir),
             is_main=is_main,
-            found=found,
+            start=start,
             store=store,
-            ends=_main_ends(config, found, devices, closing) if is_main else _other_ends(),
+            ends=_main_ends(config, start, devices, closing) if is_main else _other_ends(),
             closing=closing,
         )
         if is_colocated(config):
@@ -141,13 +142,15 @@ def _other_ends() -> MainEnds:
 
 
 def _main_ends(
-    config: RunConfig, found: Found | None, devices: list[RankDevice], closing: ExitStack
+    config: RunConfig, start: Start, devices: list[RankDevice], closing: ExitStack
 ) -> MainEnds:
     """Write config.yaml, open the sinks, read the prompts and start the engines."""
+    found = start.found
     step = found.step if found is not None and found.has_run_state else 0
     directory = prepare_output(config, up_to_step=step)
     tracker = closing.enter_context(Tracker(config))
     tracker.progress(f"run {directory.path}: {config.train.num_steps} train steps")
+    tracker.progress(start.said)
     fleet, feed, evaluation = (
         (NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation())
         if config.debug.train_only

@@ -8,6 +8,8 @@ import math
 import sys
 from pathlib import Path
 
+from sfpo_megatron.checkpoints.identity import outlook
+from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.paths import PathError, expand
@@ -26,6 +28,11 @@ class SlurmError(ValueError):
 
 def slurm(options: argparse.Namespace) -> int:
     """Returns 0; raises ConfigError or SlurmError before anything is written."""
+    if options.fresh:
+        raise SlurmError(
+            "--fresh: found it for a job, expected a command that a requeue can run again; choose "
+            "another output_dir, or move its run.json and checkpoints away first"
+        )
     config = load_config(options.config, options.overrides)
     run = RunDirectory.of(config.output_dir)
     config = dataclasses.replace(config, output_dir=str(run.path))
@@ -71,12 +78,15 @@ def slurm(options: argparse.Namespace) -> int:
         ):
             print(warning, file=sys.stderr)
         files = render(config, job, layout)
+        if layout is not None:
+            plan = outlook(run, store_of(config), resume=config.checkpoint.resume, fresh=False)
+            print(f"the job {plan}", file=sys.stderr)
         script = f"{job.script}.sbatch"
         if options.dry_run:
             print(files[script], end="")
             return 0
         number = submit(run, script, files)
-    except (LayoutError, SubmitError) as error:
+    except (CheckpointError, LayoutError, SubmitError) as error:
         raise SlurmError(str(error)) from error
     print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0

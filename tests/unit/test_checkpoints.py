@@ -164,7 +164,7 @@ def test_none_at_all_is_a_new_run_but_all_broken_is_an_error(tmp_path: Path) -> 
     store = make_store(tmp_path)
     assert store.newest_good(pytest.fail) is None
     flip(add(store, 5) / RUN_STATE)
-    with pytest.raises(CheckpointError, match="resume=never"):
+    with pytest.raises(CheckpointError, match="--fresh"):
         store.newest_good(lambda _: None)
 
 

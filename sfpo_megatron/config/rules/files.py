@@ -144,7 +144,10 @@ def _not_writable(output: Path) -> Iterator[Problem]:
 def checkpoints(config: RunConfig) -> Iterator[Problem]:
     """What to continue from, and when to save."""
     checkpoint = config.checkpoint
-    if checkpoint.resume not in NOT_DIRECTORIES and not Path(checkpoint.resume).is_dir():
+    # A run that has begun continues from its own: retention may have removed what it began from.
+    begun = RunDirectory.of(config.output_dir).record.exists()
+    named = checkpoint.resume not in NOT_DIRECTORIES
+    if named and not begun and not Path(checkpoint.resume).is_dir():
         yield Problem(
             "checkpoint.resume",
             f"no directory {checkpoint.resume!r} in {Path.cwd()}",

@@ -1,0 +1,134 @@
+"""Which run this is: RUN/run.json, made once when a run begins, and the same id in the
+run_state.json of each of its checkpoints. No torch; rank 0 alone writes here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sfpo_megatron.checkpoints import manifest
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore, set_aside
+from sfpo_megatron.outputs.directory import RunDirectory
+
+FORMAT = 2
+"""The number in run.json and run_state.json. The format before had neither it nor an id."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class RunRecord:
+    """What RUN/run.json says."""
+
+    run_id: str
+    started: str
+    adopted: bool = False
+    """Whether the run was begun by the format before: its checkpoints then have no id."""
+    format: int = FORMAT
+
+    @staticmethod
+    def new(*, run_id: str | None = None, adopted: bool = False) -> RunRecord:
+        """The record of a run that begins now, or is first met now."""
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return RunRecord(run_id=run_id or uuid.uuid4().hex[:12], started=started, adopted=adopted)
+
+    @staticmethod
+    def read(directory: RunDirectory) -> RunRecord | None:
+        """The record in RUN; None where there is none. CheckpointError if it cannot be used."""
+        file = directory.record
+        if not file.exists():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            check_format(file, found)
+            run_id, started, adopted = found["run_id"], found["started"], found["adopted"]
+            if not (isinstance(run_id, str) and run_id and isinstance(adopted, bool)):
+                raise TypeError("run_id or adopted")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{file}: found something else ({error}), expected the record of this run; remove "
+                "the file to take the run from its checkpoints, or set the run aside with --fresh"
+            ) from error
+        return RunRecord(run_id=run_id, started=str(started), adopted=adopted)
+
+    def write(self, directory: RunDirectory) -> None:
+        """Replace RUN/run.json in one step."""
+        directory.path.mkdir(parents=True, exist_ok=True)
+        manifest.write_durably(directory.record, json.dumps(asdict(self), indent=1) + "\n")
+        manifest.sync_directory(directory.path)
+
+    def owns(self, run_id: str | None) -> bool:
+        """Whether a checkpoint with this id is of this run; None: of the format before."""
+        return self.adopted if run_id is None else run_id == self.run_id
+
+
+def check_format(file: Path, found: Any) -> None:
+    """CheckpointError if `found` was written by a later version."""
+    number = found.get("format", 1) if isinstance(found, dict) else 1
+    if isinstance(number, int) and number > FORMAT:
+        raise CheckpointError(
+            f"{file}: found format {number}, expected {FORMAT} or before; continue with the "
+            "version that wrote it, or set the run aside with --fresh"
+        )
+
+
+def run_id_of(checkpoint: Path) -> str | None:
+    """The id of the run that wrote a checkpoint; None for one of the format before."""
+    file = checkpoint / RUN_STATE
+    if not file.is_file():
+        return None
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file}: {error}, expected the state of a run; choose another checkpoint"
+        ) from error
+    check_format(file, state)
+    found = state.get("run_id") if isinstance(state, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def retire_run(directory: RunDirectory, store: CheckpointStore) -> Path | None:
+    """Set aside the run in RUN: record, metrics and checkpoints, under *.previous-N. Nothing is
+    deleted. Returns the new path of its checkpoints."""
+    if directory.record.exists():
+        set_aside(directory.record, "previous")
+    retire_metrics(directory)
+    return store.retire()
+
+
+def retire_metrics(directory: RunDirectory) -> None:
+    """Keep metrics.jsonl of an earlier run as metrics.previous-N.jsonl."""
+    metrics = directory.metrics
+    if metrics.exists() and metrics.stat().st_size:
+        number = 1
+        while (aside := metrics.with_name(f"{metrics.stem}.previous-{number}.jsonl")).exists():
+            number += 1
+        metrics.rename(aside)
+
+
+def outlook(directory: RunDirectory, store: CheckpointStore, *, resume: str, fresh: bool) -> str:
+    """What a start would do, in one line: by names alone, no checkpoint is read through.
+
+    CheckpointError where the start would refuse run.json.
+    """
+    steps = store.steps()
+    newest = max(steps, default=0)
+    if fresh:
+        there = bool(steps) or directory.record.exists()
+        return f"--fresh sets aside the run in {directory.path}" if there else "begins a new run"
+    record = RunRecord.read(directory)
+    if record is not None and steps:
+        if record.owns(run_id_of(steps[newest])):
+            return f"continues run {record.run_id} after step {newest}"
+        return f"is refused: {steps[newest]} is of another run than {record.run_id}"
+    if record is None and steps and resume == "auto":
+        run_id = run_id_of(steps[newest]) or "of the format before"
+        return f"continues run {run_id} after step {newest}"
+    from_there = "" if resume in ("auto", "never") else f" from {resume}"
+    if record is not None:
+        return f"begins run {record.run_id} again{from_there}: it has no checkpoint"
+    return f"begins a new run{from_there}"
