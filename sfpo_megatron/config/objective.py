@@ -38,6 +38,11 @@ class KLConfig:
     """loss: a term of every token, of the policy as it moves; reward: the sum over a rollout's
     tokens, before the update, is taken off its reward."""
 
+    @property
+    def in_reward(self) -> bool:
+        """Whether it is taken off the rewards, before the update."""
+        return self.coef > 0 and self.where == "reward"
+
     def __post_init__(self) -> None:
         at_least(self, 0, "coef")
 

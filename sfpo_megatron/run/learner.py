@@ -62,7 +62,6 @@ class Learner:
         kl = config.objective.kl
         # After the weights are loaded and before a checkpoint is: it keeps the initial weights.
         self._references = [ReferencePolicy(policy)] if kl.coef > 0 else []
-        self._kl_in_reward = kl.coef > 0 and kl.where == "reward"
         self.snapshot = slow_snapshot(config, policy)
         self.gate = EntropyGate(
             window=config.sfpo.entropy_window,
@@ -85,7 +84,7 @@ class Learner:
         for reference in self._references:
             with timers("reference"):
                 reference.set_ref_logprobs(minibatches, temperature=self._temperature)
-        if self._kl_in_reward:
+        if config.objective.kl.in_reward:
             penalty = rollout_kl(policy, minibatches, batch.num_rollouts, config.objective.kl)
             set_advantages(minibatches, advantages(config, batch, penalty))
         num_fast = fast_passes(config, policy.control, self.gate, step)
@@ -149,9 +148,8 @@ def objective_of(config: RunConfig) -> PolicyObjective:
     """What every pass minimizes."""
     # With one minibatch a pass, the first pass's own forward is under the weights that generated:
     # it yields old_logprobs, and no forward is paid for them.
-    kl = config.objective.kl
-    kl_in_reward = kl.coef > 0 and kl.where == "reward"
-    first_pass_is_old = config.train.minibatches_per_step == 1 and not kl_in_reward
+    one_minibatch = config.train.minibatches_per_step == 1
+    first_pass_is_old = one_minibatch and not config.objective.kl.in_reward
     return PolicyObjective.of(config, first_pass_is_old=first_pass_is_old)
 
 
