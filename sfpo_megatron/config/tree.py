@@ -242,8 +242,8 @@ class RewardConfig:
     batched: bool = False
     """Your own function takes lists, of responses and of prompts, and gives a list."""
     thinking: Literal["strip", "require_closed", "ignore"] = "strip"
-    """What of a response a built-in function looks at: all but `<think>...</think>` and what follows
-    a `<think>` that is never closed; the same, and nothing without a `</think>`; or all of it."""
+    """What a built-in function looks at of a response: all but `<think>...</think>` and what
+    follows a `<think>` that is never closed; the same, and nothing without `</think>`; or all."""
     timeout_s: float = 2.0
     """A response that takes longer to score gets 0; a batch may take this for each of its
     responses."""

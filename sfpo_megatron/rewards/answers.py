@@ -90,6 +90,7 @@ _SEPARATOR = re.compile(
     r",?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[,;]|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
 _SIGN = re.compile(r"\\(?:implies|approx|equiv|le|ge|ne|in)(?![A-Za-z])|[=<>]")
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _TOKEN = re.compile(r"\\[{}|]|\\[A-Za-z]+|\\.|[(\[{)\]}]|[^\\(\[{)\]}]", re.DOTALL)
 _NAME = re.compile(
@@ -104,7 +105,7 @@ _MORE_CHOICES = re.compile(r"(?:^|[\s(])[A-J][).:](?:\s|$)")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{matrix\}(.*)\\end\{matrix\}\s*[)\]]?", re.DOTALL)
 _QUANTITY = re.compile(
     r"(?P<value>.*?(?:[0-9)}\]!.]|\\pi(?![A-Za-z])))(?P<space>\s*)"
-    r"(?P<unit>\\?[A-Za-z][^0-9{}()]*(?:\^\{?\s*-?[0-9]\s*\}?)?(?:\s*(?:/|\\cdot)\s*[A-Za-z]+(?:\^\{?-?[0-9]\}?)?)*)"
+    r"(?P<unit>(?!\\pi(?![A-Za-z]))\\?[A-Za-z][^0-9{}()]*(?:\^\{?\s*-?[0-9]\s*\}?)?(?:\s*(?:/|\\cdot)\s*[A-Za-z]+(?:\^\{?-?[0-9]\}?)?)*)"
 )
 _DEGREES = re.compile(r"(.*?)\s*\^\\circ\s*(C|F|K|[Cc]elsius|[Ff]ahrenheit)?")
 _CURRENCY = re.compile(r"(-?)\s*(\\(?:dollar|euro|pound|yen|rupee))\s*(-?)(.*)")
@@ -129,9 +130,12 @@ def readings(text: str) -> tuple[Answer, ...]:
     joined = _GROUPED.sub(lambda number: number[1] + number[2].replace(",", ""), spelled)
     if joined != spelled:
         # In brackets `(100,200)` is a pair; outside, or beside commas with a space, 100200.
-        apart = spelled[0] in "([{\\" and ", " not in spelled
+        apart = spelled.startswith(("(", "[", "{", r"\{")) and ", " not in spelled
         texts = [spelled] if apart else [joined]
     read = [_read(text) for text in texts]
+    first = read[0]
+    if isinstance(first, Value) and first.unit and (product := _value(spelled)):
+        read.append(product)  # `5 m` may be five times m
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
 
@@ -156,7 +160,7 @@ def _read(text: str, depth: int = 0) -> Answer:
         return _relation(sides, signs, depth)
     if sides[0] == "" and len(sides) == 2:
         return _read(sides[1], depth + 1)
-    if r"\pm" in text or r"\mp" in text:
+    if _PLUS_MINUS.search(text):
         return _both_signs(text, depth)
     parts = _split(text, _CUP)[0]
     if len(parts) > 1:
@@ -218,7 +222,7 @@ def _as_interval(chain: Chain, texts: list[str]) -> Answer | None:
 def _both_signs(text: str, depth: int) -> Answer:
     signs = {r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"}
     both = [
-        re.sub(r"\\(?:pm|mp)(?![A-Za-z])", lambda sign, to=to: to[sign.group()], text)  # type: ignore[misc]
+        _PLUS_MINUS.sub(lambda sign, to=to: to[sign.group()], text)  # type: ignore[misc]
         for to in signs
     ]
     return Group(items=tuple(_read(one.strip().removeprefix("+"), depth + 1) for one in both))
@@ -323,7 +327,8 @@ def _choice(text: str) -> Choice | None:
 
 
 def _text(text: str) -> Text:
-    return Text(words=re.sub(r"[^\S\n]+", " ", re.sub(r"[\"'.!]+$", "", text)).strip().casefold())
+    words = re.sub(r"\s+", " ", re.sub(r"[\"'.!]+$", "", text)).strip()
+    return Text(words=re.sub(r" ?([-,;:]) ?", r"\1", words).casefold())
 
 
 def _is_prose(text: str) -> bool:

@@ -1,7 +1,7 @@
 r"""The response has the form that was asked for, whatever it answers: a share of a weighted sum.
 
 1 if it thinks at most once, in `<think>...</think>` at its beginning, and then gives one answer
-that is not empty: one \boxed{} or one pair `<answer>...</answer>`, or one of them in the other. Else 0.
+that is not empty: one \boxed{} or one pair `<answer>...</answer>`, or one in the other. Else 0.
 """
 
 from __future__ import annotations

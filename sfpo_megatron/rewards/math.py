@@ -58,7 +58,7 @@ def warm_up() -> None:
 def _reference(answer: str) -> tuple[Answer, ...]:
     """The readings of a reference; of one with boxes, all of them together."""
     found = boxes(answer)
-    parsed = readings(", ".join(found) if found else answer)
+    parsed = readings(", ".join(dict.fromkeys(found)) if found else answer)
     if not parsed:
         raise ValueError(
             f"answer: found {answer[:200]!r}, expected a number or an expression in LaTeX; "

@@ -1,8 +1,8 @@
 r"""The response chooses the option of the reference, by its letter or by its text.
 
 The reference is a letter (`E`, `(E)`), a letter with the option's text (`E. 42`) or, where the row
-has `choices` (a list, in the order A, B, ..., or an object by letter), either of both. The choice is
-what stands in the last box, else in the last `<answer>` tags, else behind the last "answer is",
+has `choices` (a list, in the order A, B, ..., or an object by letter), either. The choice is what
+stands in the last box, else in the last `<answer>` tags, else behind the last "answer is",
 else on the last line: `E`, `(E)`, `E. 42`, or the option's text alone. Several letters are none.
 """
 

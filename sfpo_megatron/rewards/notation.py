@@ -95,7 +95,7 @@ _RULES = tuple(
         (r"\\(?:cdots|ldots|dots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
         (r"\\%|\\?\bpercent(?:age)?\b", "%"),
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z])|(?<=\d)\s*\\circ(?![A-Za-z])", r"^\\circ "),
-        (r"\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
+        (r"(?<!\\)\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
         (r"(?<=\d)\*\*(?=[\d({-])", "^"),
         (r"\\begin\{[a-z]*matrix\}", r"\\begin{matrix}"),
         (r"\\end\{[a-z]*matrix\}", r"\\end{matrix}"),

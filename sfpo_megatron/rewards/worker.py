@@ -1,6 +1,7 @@
 """The scoring process: reads batches on stdin, writes a line for each response it has scored.
 
-Started by `process.py` as `python -m sfpo_megatron.rewards.worker FUNCTION LIFELINE_FD THINKING [batched]`;
+Started by `process.py` as
+`python -m sfpo_megatron.rewards.worker FUNCTION LIFELINE_FD THINKING [batched]`;
 `wire.py` says what the lines are, `judge.py` makes the verdicts.
 
 The process limits itself: no core dump, memory, low priority, and files of at most 64 MiB, or none
@@ -61,8 +62,8 @@ def main(function: str, lifeline_fd: int, thinking: str, *, batched: bool) -> No
 
 
 def load_function(name: str, *, batched: bool, thinking: str) -> Callable[..., Foreign]:
-    """The reward function, after the `warm_up()` of its module if it has one (slow imports). What is
-    built in looks at the response as `reward.thinking` says; your own gets all of it."""
+    """The reward function, after the `warm_up()` of its module if it has one (slow imports). One
+    that is built in looks at a response as `reward.thinking` says; your own gets all of it."""
     kind = BATCHED_REWARD if batched else REWARD
     function: Callable[..., Foreign] = kind.load(name)
     module = sys.modules[kind.built_in.get(name, name).partition(":")[0]]
