@@ -110,6 +110,8 @@ _QUANTITY = re.compile(
 _DEGREES = re.compile(r"(.*?)\s*\^\\circ\s*(C|F|K|[Cc]elsius|[Ff]ahrenheit)?")
 _CURRENCY = re.compile(r"(-?)\s*(\\(?:dollar|euro|pound|yen|rupee))\s*(-?)(.*)")
 _HEAVY = re.compile(r"\\(?:sum|int|prod|lim)(?![A-Za-z])")
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+_BELOW = ("<", r"\le")
 _PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 
 
@@ -193,37 +195,35 @@ def _as_interval(chain: Chain, texts: list[str]) -> Answer | None:
     """`1 < x \\le 2` is the interval (1, 2], by name."""
     import sympy
 
-    flip = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-    sides, signs = chain.sides, chain.signs
-    if any(sign not in flip for sign in signs) or len(sides) > 3:
+    sides, signs = list(chain.sides), list(chain.signs)
+    if any(sign not in _FLIPPED for sign in signs) or len(sides) > 3:
         return None
-    if len(sides) == 3:
-        if signs[0][:2] in (">", r"\g"):
-            sides, texts = sides[::-1], texts[::-1]
-            signs = tuple(flip[sign] for sign in signs[::-1])
-        if signs[1] not in ("<", r"\le") or signs[0] not in ("<", r"\le"):
-            return None
-        low, high, name = sides[0], sides[2], texts[1]
-    else:
-        if _NAME.fullmatch(texts[1]) and not _NAME.fullmatch(texts[0]):
-            sides, texts, signs = sides[::-1], texts[::-1], (flip[signs[0]],)
-        low, high = Value(exact=-sympy.oo), Value(exact=sympy.oo)
-        name = texts[0]
-        if signs[0] in ("<", r"\le"):
-            high, signs = sides[1], ("<", signs[0])  # type: ignore[assignment]
-        else:
-            low, signs = sides[1], (flip[signs[0]], "<")  # type: ignore[assignment]
-    if not _NAME.fullmatch(name):
+    if len(sides) == 2 and _NAME.fullmatch(texts[0]):  # `x < 5` is `-\\infty < x < 5`
+        is_below = signs[0] in _BELOW
+        bound = Value(exact=-sympy.oo if is_below else sympy.oo)
+        sides, texts, signs = [bound, *sides], ["", *texts], ["<" if is_below else ">", *signs]
+    elif len(sides) == 2:
+        is_below = signs[0] in _BELOW
+        bound = Value(exact=sympy.oo if is_below else -sympy.oo)
+        sides, texts, signs = [*sides, bound], [*texts, ""], [*signs, "<" if is_below else ">"]
+    if signs[0] not in _BELOW:
+        sides, signs = sides[::-1], [_FLIPPED[sign] for sign in signs[::-1]]
+    if any(sign not in _BELOW for sign in signs) or not _NAME.fullmatch(texts[1]):
         return None
-    opening, closing = "(" if signs[0] == "<" else "[", ")" if signs[1] == "<" else "]"
-    return Named(name=name, value=Group(items=(low, high), opening=opening, closing=closing))
+    return Named(
+        name=texts[1],
+        value=Group(
+            items=(sides[0], sides[2]),
+            opening="(" if signs[0] == "<" else "[",
+            closing=")" if signs[1] == "<" else "]",
+        ),
+    )
 
 
 def _both_signs(text: str, depth: int) -> Answer:
-    signs = {r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"}
     both = [
-        _PLUS_MINUS.sub(lambda sign, to=to: to[sign.group()], text)  # type: ignore[misc]
-        for to in signs
+        _PLUS_MINUS.sub(lambda sign: "+" if sign.group() == r"\pm" else "-", text),
+        _PLUS_MINUS.sub(lambda sign: "-" if sign.group() == r"\pm" else "+", text),
     ]
     return Group(items=tuple(_read(one.strip().removeprefix("+"), depth + 1) for one in both))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from sfpo_megatron.rewards import expressions, numbers
+from sfpo_megatron.rewards import numbers, values
 from sfpo_megatron.rewards.answers import (
     Answer,
     Chain,
@@ -96,7 +96,7 @@ def _relations(reference: Chain, found: Chain) -> bool:
     one, other = _difference(reference), _difference(found)
     if one is None or other is None:
         return False
-    constant = expressions.ratio(one, other)
+    constant = values.ratio(one, other)
     if constant is None or not constant.is_real:
         return False
     sign = found.signs[0]
@@ -186,16 +186,16 @@ def _same_value(
             Number(value=reference, written=theirs), Number(value=found, written=ours)
         )
     one, other = _as_sympy(reference), _as_sympy(found)
-    if expressions.same(one, other):
+    if values.same(one, other):
         return True
     if (theirs is None and ours is None) or one.free_symbols or other.free_symbols:
         return False
-    values = [_fraction(expr) for expr in (one, other)]
-    if values[0] is None or values[1] is None:
+    decimals = [_fraction(expr) for expr in (one, other)]
+    if decimals[0] is None or decimals[1] is None:
         return False
     return numbers.agree(
-        Number(value=values[0], written=_of_decimal(reference, theirs, values[0])),
-        Number(value=values[1], written=_of_decimal(found, ours, values[1])),
+        Number(value=decimals[0], written=_of_decimal(reference, theirs, decimals[0])),
+        Number(value=decimals[1], written=_of_decimal(found, ours, decimals[1])),
     )
 
 
@@ -209,7 +209,7 @@ def _of_decimal(exact: Fraction | Expr, written: Written | None, value: Fraction
 
 
 def _fraction(expr: Expr) -> Fraction | None:
-    value = expressions.value_at(expr, {})
+    value = values.value_at(expr, {})
     if value is None or not value.is_real:
         return None
     import sympy
@@ -224,10 +224,10 @@ def _near(one: Answer, other: Answer) -> bool:
         one = one.value
     if not (isinstance(one, Value) and isinstance(other, Value)):
         return False
-    values = [_fraction(_as_sympy(side.exact)) for side in (one, other)]
-    if values[0] is None or values[1] is None or not (one.written or other.written):
+    decimals = [_fraction(_as_sympy(side.exact)) for side in (one, other)]
+    if decimals[0] is None or decimals[1] is None or not (one.written or other.written):
         return False
-    return abs(values[0] - values[1]) * 100 <= abs(values[0])
+    return abs(decimals[0] - decimals[1]) * 100 <= abs(decimals[0])
 
 
 def _sympy(value: Value) -> Expr:
