@@ -35,6 +35,12 @@ def tagged_answer(response: str) -> str:
     return response.strip() if found is None else found
 
 
+WITHOUT_REFERENCE = frozenset(
+    {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+)
+"""Tasks whose entries have no answer: their verifiers judge a response by the entry alone."""
+
+
 @functools.lru_cache(maxsize=64)
 def _dataset(task: str, args: str) -> Any:
     """The task's class holds the verifier; some read their settings when they score."""
