@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sympy import Expr
 
 MAX_ITEMS = 100
+MAX_QUANTITY_CHARS = 300
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -263,7 +264,7 @@ def _quantity(text: str) -> Answer | None:
         rest = re.sub(r"\s+(?:dollars|USD|euros?|pounds?)$", "", currency[4])
         unit = unit_of(currency[2], spaced=True)
         return _with_unit(currency[1] + currency[3] + rest, unit) if unit else None
-    found = _QUANTITY.fullmatch(text)
+    found = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY_CHARS else None
     if found is None:
         return None
     unit = unit_of(found["unit"].strip(), spaced=bool(found["space"]))

@@ -14,7 +14,8 @@ from sfpo_megatron.rewards.tokens import FUNCTIONS, Tokens, Unreadable
 if TYPE_CHECKING:
     from sympy import Expr
 
-MAX_BITS = 20_000
+MAX_BITS = 40_000
+"""Sum of the lengths of all powers of numbers in an expression."""
 
 _GREEK = set(
     re.findall(
@@ -197,7 +198,8 @@ class Atoms(Tokens, ABC):
                 raise Unreadable("a huge exponent")
             if base.is_Rational:
                 bits = max(int(base.p).bit_length(), int(base.q).bit_length())
-                if bits * size > MAX_BITS:
+                self.bits += bits * size
+                if self.bits > MAX_BITS:
                     raise Unreadable("a huge power")
         if base == 0 and exponent.is_number and exponent <= 0:
             raise Unreadable("a power of zero")

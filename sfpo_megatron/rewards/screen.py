@@ -20,7 +20,7 @@ _LONG_EXPONENT = re.compile(r"(?:\^|\*\*|[0-9][eE])\s*[{(]*\s*[-+]?[0-9]{5,}")
 _FACTORIAL = re.compile(r"[0-9]{4,}\s*[)}]*\s*!|!\s*[)}]*\s*!")
 _BINOMIAL = re.compile(r"\\[dt]?binom[^A-Za-z]*[0-9]{5,}")
 _TOWER = re.compile(r"(?:\^\s*[{(]+[^{}()^]*){5}")
-_CODE = re.compile(r"__|\blambda\s*[^\W\d_]*\s*:|\b(?:import|exec|eval|getattr|globals)\b")
+_CODE = re.compile(r"__|(?<!\\)\blambda\s*[^\W\d_]*\s*:|\b(?:import|exec|eval|getattr|globals)\b")
 
 
 def refused(text: str) -> str | None:
@@ -33,7 +33,7 @@ def refused(text: str) -> str | None:
         return f"brackets nested deeper than {MAX_NESTING}"
     for pattern, why in (
         (_LONG_NUMBER, f"a number of more than {MAX_DIGITS} digits"),
-        (_LONG_EXPONENT, f"an exponent above {MAX_EXPONENT}"),
+        (_LONG_EXPONENT, f"an exponent of {MAX_EXPONENT} or more"),
         (_TOWER, "a tower of powers"),
         (_FACTORIAL, f"a factorial of {MAX_FACTORIAL} or more"),
         (_BINOMIAL, "a huge binomial coefficient"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+MAX_TOKENS = 1000
+
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)(?P<power>[eE][-+]?[0-9]{1,4})?(?![0-9.])|"
     r"(?P<command>\\[A-Za-z]+|\\[{}|])|(?P<letters>[A-Za-z]+)|(?P<sign>[-+*/^_!(){}\[\]|'%]))"
@@ -54,8 +56,11 @@ class Tokens:
                 self._add_letters(found["letters"])
             else:
                 self.tokens.append((kind, found[kind]))
+        if len(self.tokens) > MAX_TOKENS:
+            raise Unreadable(f"more than {MAX_TOKENS} tokens")
         self.at = 0
         self.powers = 0
+        self.bits = 0.0
         self.bars = 0
 
     def _add_letters(self, letters: str) -> None:

@@ -1,8 +1,8 @@
 r"""`math` on a table of references and responses: the verdict of each, with its reason.
 
-verdicts.jsonl: reference, response, verdict, reason, and math-verify's own verdict (null for what it
-is not given). Where they differ the row's reason says why ours is right; `pytest -s -k difference`
-prints those rows. Not exercised: the scoring process (test_verdicts_hostile.py).
+verdicts.jsonl: reference, response, verdict, reason, and math-verify's own verdict (null for what
+it is not given). Where they differ the row's reason says why ours is right; `pytest -s -k
+difference` prints those rows. Not exercised: the scoring process (test_verdicts_hostile.py).
 """
 
 from __future__ import annotations
