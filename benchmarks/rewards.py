@@ -154,7 +154,7 @@ def main() -> None:
         args.out or provenance.ROOT / "benchmarks" / "results" / "rewards.json",
         {"workers": NUM_WORKERS, "timeout_s": TIMEOUT_S, "rows": rows},
         device=device,
-        features=["verdicts"],
+        features=["math"],
     )
 
 

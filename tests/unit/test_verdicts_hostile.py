@@ -5,6 +5,8 @@ Not exercised: how many verdicts a second are left (benchmarks/rewards.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from sfpo_megatron.config.tree import RewardConfig
@@ -117,27 +119,31 @@ def test_what_people_write_is_read(answer: str) -> None:
     assert refused(answer) is None
 
 
-def test_hostile_answers_in_the_pool() -> None:
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ScoringPool]:
+    with ScoringPool(RewardConfig(function="math", timeout_s=3.0)) as opened:
+        yield opened
+
+
+def test_hostile_answers_in_the_pool(pool: ScoringPool) -> None:
     """All of them in one batch, each between two right answers, which are scored."""
     right = (PROBLEM, r"\boxed{42}")
     items = [right]
     for answer in ALL.values():
         items += [(PROBLEM, f"\\boxed{{{answer}}}"), right]
     items += [(PROBLEM, "\\boxed{" * 100_000), right, (PROBLEM, "<think>" * 100_000), right]
-    with ScoringPool(RewardConfig(function="math", timeout_s=5.0)) as pool:
-        pids = pool.worker_pids
-        scores = pool.score(items)
-        assert [score.reward for score in scores[::2]] == [1.0] * len(scores[::2])
-        assert [name for name, s in zip(ALL, scores[1::2], strict=False) if s.reward] == []
-        assert not any(score.timed_out for score in scores)
-        assert pool.worker_pids == pids, "one of them has ended its process"
+    pids = pool.worker_pids
+    scores = pool.score(items)
+    assert [score.reward for score in scores[::2]] == [1.0] * len(scores[::2])
+    assert [name for name, s in zip(ALL, scores[1::2], strict=False) if s.reward] == []
+    assert not any(score.timed_out for score in scores)
+    assert pool.worker_pids == pids, "one of them has ended its process"
 
 
-def test_what_only_the_time_limit_ends() -> None:
+def test_what_only_the_time_limit_ends(pool: ScoringPool) -> None:
     """An integral without a closed form: its worker is replaced, and the next answer scored."""
     endless = r"\boxed{\int_0^1 \frac{\sqrt{x^5+x+1} \sin(x)}{\ln(2+x^3)} dx}"
-    with ScoringPool(RewardConfig(function="math", timeout_s=0.5)) as pool:
-        pids = pool.worker_pids
-        scores = pool.score([(PROBLEM, endless), (PROBLEM, r"\boxed{42}")])
-        assert [score.reward for score in scores] == [0.0, 1.0]
-        assert scores[0].timed_out and pool.worker_pids != pids
+    pids = pool.worker_pids
+    scores = pool.score([(PROBLEM, endless), (PROBLEM, r"\boxed{42}")])
+    assert [score.reward for score in scores] == [0.0, 1.0]
+    assert scores[0].timed_out and pool.worker_pids != pids
