@@ -95,7 +95,8 @@ _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _TOKEN = re.compile(r"\\[{}|]|\\[A-Za-z]+|\\.|[(\[{)\]}]|[^\\(\[{)\]}]", re.DOTALL)
 _NAME = re.compile(
-    r"(?:\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
+    r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
+    r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
 )
 _CHOICE = re.compile(
@@ -157,7 +158,7 @@ def _read(text: str, depth: int = 0) -> Answer:
     items = _split(text, _SEPARATOR)[0]
     several = 1 < len(items) <= MAX_ITEMS and all(item.strip() for item in items)
     if several and not _is_prose(text):
-        return Group(items=tuple(_read(item, depth + 1) for item in items))
+        return Group(items=_flat([_read(item, depth + 1) for item in items]))
     sides, signs = _split(text, _SIGN)
     if len(sides) > 1 and not (sides[0] == "" and signs[0] == "="):
         return _relation(sides, signs, depth)
@@ -174,6 +175,14 @@ def _read(text: str, depth: int = 0) -> Answer:
     if len(ratio) > 1 and all(numbers.read(part.strip()) for part in ratio):
         return Group(items=tuple(_read(p, depth + 1) for p in ratio), opening=":", closing=":")
     return _quantity(text) or _value(text) or _text(text)
+
+
+def _flat(items: list[Answer]) -> tuple[Answer, ...]:
+    """`\\pm 1, \\pm 2` is a list of four."""
+    flat: list[Answer] = []
+    for item in items:
+        flat += item.items if isinstance(item, Group) and not item.opening else [item]
+    return tuple(flat)
 
 
 def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:

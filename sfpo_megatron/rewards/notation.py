@@ -97,8 +97,11 @@ _RULES = tuple(
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z])|(?<=\d)\s*\\circ(?![A-Za-z])", r"^\\circ "),
         (r"(?<!\\)\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
         (r"(?<=\d)\*\*(?=[\d({-])", "^"),
-        (r"\\begin\{[a-z]*matrix\}", r"\\begin{matrix}"),
-        (r"\\end\{[a-z]*matrix\}", r"\\end{matrix}"),
+        (r"\\begin\{(?:[a-z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\begin{matrix}"),
+        (r"\\end\{(?:[a-z]*matrix|array)\}", r"\\end{matrix}"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"\s+", " "),
@@ -106,7 +109,8 @@ _RULES = tuple(
     )
 )  # fmt: skip
 _LEAD = re.compile(
-    r"(?:#+|(?:so |thus |hence )?(?:the )?(?:final )?answer(?: is| =)?\s*:?|ans\s*[:.=])\s*",
+    r"(?:#+|\\approx(?![A-Za-z])|ans\s*[:.=]|"
+    r"(?:so |thus |hence )?(?:the )?(?:final )?answer(?: is| =)?\s*:?)\s*",
     re.IGNORECASE,
 )
 _DELIMITED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))

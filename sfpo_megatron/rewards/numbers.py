@@ -38,7 +38,8 @@ _FRACTION = re.compile(
     r"(?:\\frac\s*(?:\{\s*([-+]?[0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([-+]?[0-9]+)\s*\}|([0-9]))|([0-9]+)\s*/\s*([0-9]+))"
 )
 _REPEATING = re.compile(
-    r"([-+]?)([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))"
+    r"([-+]?)([0-9]*)\.([0-9]*)"
+    r"(?:\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))|\(([0-9]+)\))"
 )
 _DOTS = re.compile(r"([-+]?)([0-9]*)\.([0-9]*?)([0-9]+?)\4{2,}\s*\\ldots")
 _BASED = re.compile(
@@ -63,8 +64,8 @@ def read(text: str) -> Number | None:
     if found := _FRACTION.fullmatch(text):
         return _fraction(*found.groups())
     if found := _REPEATING.fullmatch(text):
-        sign, whole, fixed, long, short = found.groups()
-        return _repeating(sign, whole, fixed, long or short)
+        sign, whole, fixed, *period = found.groups()
+        return _repeating(sign, whole, fixed, "".join(digits or "" for digits in period))
     if found := _DOTS.fullmatch(text):
         return _repeating(*found.groups())
     if found := _BASED.fullmatch(text):

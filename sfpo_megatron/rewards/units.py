@@ -31,7 +31,13 @@ _CANONICAL = {
     for name in names
 }
 _SHORT = {name for name in _CANONICAL if len(name) == 1}
-_SYMBOL_UNITS = {r"\dollar": "dollar", r"\euro": "euro", r"\pound": "pound", r"\yen": "yen"}
+_SYMBOL_UNITS = {
+    r"\dollar": "dollar",
+    r"\euro": "euro",
+    r"\pound": "pound",
+    r"\yen": "yen",
+    r"\Omega": "ohm",
+}
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
 _NO_NOUN = re.compile(
     r"(?:is|are|not|no|but|if|then|so|the|answer|or|and|to|which|because|since|wait|mod|pmod|"
