@@ -15,19 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks.common
 sys.path.insert(0, str(Path(__file__).parent))  # made
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
-MODEL_JSON: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "hidden_act": "silu",
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "max_position_embeddings": 512,
-    "num_attention_heads": 6,
-    "num_hidden_layers": 4,
-    "num_key_value_heads": 2,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-    "tie_word_embeddings": True,
-    "vocab_size": 101,
-}
+from made.models import MODEL_JSON
 
 
 @pytest.fixture

@@ -6,26 +6,16 @@ Not exercised: Megatron and vLLM on it (tests/dist, tests/e2e).
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from made.hf import DEMO, make_demo_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from tools import make_tiny_model
-
-DEMO = Path(__file__).parents[2] / "examples" / "demo" / "config.yaml"
-
-
-def make(out, *more):
-    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2", *more]
-    make_tiny_model.make_tiny_model(make_tiny_model.parse_args(args))
-    return out
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
+    return make_demo_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +59,10 @@ def test_prompts_of_the_demo_fit(directory):
 
 
 def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
-    again, other = make(tmp_path / "again"), make(tmp_path / "other", "--seed", "1")
+    again, other = (
+        make_demo_model(tmp_path / "again"),
+        make_demo_model(tmp_path / "other", "--seed", "1"),
+    )
     for file in directory.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes(), file.name
     assert (directory / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
@@ -80,7 +73,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral", "deepseek_v3"])
 @pytest.mark.parametrize("tied", ["--tied", "--untied"])
 def test_architectures(tmp_path, arch, tied):
-    out = make(tmp_path, "--arch", arch, tied)
+    out = make_demo_model(tmp_path, "--arch", arch, tied)
     model = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.config.model_type == arch
