@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.reasoning_gym import derived_seed
-from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.rows import BadRows, Row, same_question
 from sfpo_megatron.data.selective import History, NoHistory
 from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.data.tokenize import tokenized_prompts
@@ -35,9 +35,9 @@ class PromptStream:
     def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self._seed = config.seed
         bad = BadRows(config.data.on_bad_row)
-        held_out = {question_key(row) for row in _rows(config, "eval", BadRows("skip"))}
+        held_out = {same_question(row.question) for row in _rows(config, "eval", BadRows("skip"))}
         rows = list(_rows(config, "train", bad))
-        kept = [row for row in rows if question_key(row) not in held_out]
+        kept = [row for row in rows if same_question(row.question) not in held_out]
         if rows and not kept:
             raise DataError(
                 "data.train",
@@ -140,11 +140,6 @@ def eval_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[
 def train_rows(config: RunConfig) -> list[Row]:
     """The problems of data.train as they are, for what has no tokenizer yet."""
     return list(_rows(config, "train", BadRows(config.data.on_bad_row)))
-
-
-def question_key(row: Row) -> str:
-    """What makes two questions the same one: their text, whatever the white space."""
-    return " ".join(row.question.split())
 
 
 def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
