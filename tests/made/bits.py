@@ -16,7 +16,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def all_same_bits(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
-    """As many on both sides, each pair equal bit for bit."""
+    """Equally many on both sides, and each pair equal bit for bit."""
     return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
 
 

@@ -131,7 +131,7 @@ def test_the_check_finds_imports(code: str) -> None:
 
 
 def test_the_check_passes_over_other_imports() -> None:
-    """Of names that begin alike, and words about imports."""
+    """Names that only begin alike, and words about imports."""
     assert not list(
         imported_tests(
             "import pytest, testing, test\nfrom made.batches import test_batch\n"
