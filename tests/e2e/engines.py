@@ -14,7 +14,27 @@ from torch import Tensor
 from sfpo_megatron.resharding import transports
 from sfpo_megatron.resharding.filling import make_filler
 from sfpo_megatron.resharding.lockstep import Lockstep
+from sfpo_megatron.resharding.refit import Refit
+from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.types import Rollout
+
+
+def refit(client: RolloutClient, model: Path, version: int, tmp_path: Path) -> None:
+    """Send the whole of `model`'s weights."""
+    sender = Refit(
+        fleet.make_config(model, tmp_path),
+        source=fleet.StateSource(tiny.load_state(model)),
+        client=client.sync_client,
+    )
+    sent = sender.send(version)
+    sender.close()
+    assert sent == sum(t.nbytes for t in tiny.load_state(model).values())
+
+
+def rollouts(client: RolloutClient, **changes: Any) -> list[Rollout]:
+    """Rollouts of fleet.PROMPTS, greedy by default."""
+    client.submit(fleet.make_request("refit", **changes))
+    return client.collect("refit")
 
 
 def assert_is_model(made: list[Rollout], model: Path, temperature: float = 1.0) -> None:

@@ -12,28 +12,11 @@ from typing import Any
 import fleet
 import pytest
 import tiny
-from engines import assert_is_model, greedy
+from engines import assert_is_model, greedy, refit, rollouts
 
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.types import Rollout
-
-
-def refit(client: RolloutClient, model: Path, version: int, tmp_path: Path) -> None:
-    sender = Refit(
-        fleet.make_config(model, tmp_path),
-        source=fleet.StateSource(tiny.load_state(model)),
-        client=client.sync_client,
-    )
-    sent = sender.send(version)
-    sender.close()
-    assert sent == sum(t.nbytes for t in tiny.load_state(model).values())
-
-
-def rollouts(client: RolloutClient, **changes: Any) -> list[Rollout]:
-    client.submit(fleet.make_request("refit", **changes))
-    return client.collect("refit")
 
 
 def test_tied_engine_equals_a_fresh_one(
