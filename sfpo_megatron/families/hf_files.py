@@ -16,13 +16,8 @@ from safetensors import safe_open
 
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.weight_files import (
-    INDEX,
-    SINGLE,
-    check_tensors,
-    not_trained,
-    weight_files,
-)
+from sfpo_megatron.families.weight_files import INDEX, SINGLE, weight_files
+from sfpo_megatron.families.weight_names import check_tensors, not_trained
 from sfpo_megatron.outputs.exported import companions
 
 log = logging.getLogger(__name__)

@@ -55,6 +55,12 @@ class TensorEntry(NamedTuple):
     dtype: str
     """The format's own name of it: F32, BF16..."""
     shape: tuple[int, ...]
+    first_byte: int
+    """Its place in the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _BITS[self.dtype] // 8
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -69,9 +75,8 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         what = "a link to nothing" if file.is_symlink() and not file.exists() else error.strerror
         raise _broken(file, str(what), "make it readable, or download it again") from error
-    header = _parsed(file, text)
-    found, end = _entries(file, header)
-    _check_size(file, num_file_bytes, 8 + num_bytes + end)
+    found, end = _entries(file, _parsed(file, text), 8 + num_bytes)
+    _check_size(file, num_file_bytes, end)
     return found
 
 
@@ -135,8 +140,10 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _entries(file: Path, header: dict[str, Any]) -> tuple[dict[str, TensorEntry], int]:
-    """The entries in the order of the header, and where their data end."""
+def _entries(
+    file: Path, header: dict[str, Any], first_byte: int
+) -> tuple[dict[str, TensorEntry], int]:
+    """The entries in the order of the header, and where their data end in the file."""
     found: dict[str, TensorEntry] = {}
     places = []
     for name, entry in header.items():
@@ -157,7 +164,7 @@ def _entries(file: Path, header: dict[str, Any]) -> tuple[dict[str, TensorEntry]
             raise _broken(
                 file, f"{end - start} bytes for {dtype} of shape {list(shape)} ({name}) in a header"
             )
-        found[name] = TensorEntry(file.name, dtype, tuple(shape))
+        found[name] = TensorEntry(file.name, dtype, tuple(shape), first_byte + start)
         places.append((start, end, name))
     before = 0
     for start, end, name in sorted(places):
@@ -165,4 +172,4 @@ def _entries(file: Path, header: dict[str, Any]) -> tuple[dict[str, TensorEntry]
             what = "overlapping data" if start < before else "a hole in the data"
             raise _broken(file, f"{what} before {name} (byte {start}, not {before})")
         before = end
-    return found, before
+    return found, first_byte + before

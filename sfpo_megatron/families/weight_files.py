@@ -22,19 +22,13 @@ from sfpo_megatron.families.safetensors_header import (
     impostor,
     read_header,
 )
-from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.table import hf_shapes, rules_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-LOADABLE = ("F64", "F32", "BF16", "F16")
-"""Dtypes that are weights by themselves; all others need scales."""
 _NEVER = re.compile(r"consolidated.*|adapter_.*|optimizer.*", re.I)
 """Stems of *.safetensors that are no Hugging Face weights of the whole model."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
-_SCALES = ("_scale", "_scale_inv", ".scales", ".biases", ".qweight", ".qzeros", ".absmax")
-"""Ends of names that only quantized models have."""
 _SHOWN = 5
 
 
@@ -97,7 +91,7 @@ class WeightFiles:
             f"({self.missing[0]}{'...' if len(self.missing) > 1 else ''}) in {self.directory}",
             f"every file {source}",
             "finish the download",
-            not_there=True,
+            not_there=len(self.missing) == len(self.names),
         )
 
 
@@ -166,7 +160,7 @@ def _without_index(directory: Path) -> tuple[str, ...]:
 def _instead(directory: Path) -> str:
     """What there is in their place."""
     others = list(_left_alone(directory, set()))
-    return f" beside {_some(others)}" if others else ""
+    return f" beside {some(others)}" if others else ""
 
 
 def _left_alone(directory: Path, names: set[str]) -> Iterator[str]:
@@ -203,64 +197,6 @@ def _read_index(index: Path) -> dict[str, str]:
     return names
 
 
-# ---- against the model ---------------------------------------------------------------------------
-
-
-def mtp_prefixes(num_layers: int, num_mtp_layers: int) -> tuple[str, ...]:
-    """Prefixes of the tensors of multi-token prediction layers, which no model here has."""
-    return tuple(f"model.layers.{num_layers + i}." for i in range(num_mtp_layers))
-
-
-def not_trained(tensors: dict[str, TensorEntry], shape: ModelShape) -> list[str]:
-    """Names of the tensors of multi-token prediction layers."""
-    prefixes = mtp_prefixes(shape.num_layers, shape.num_mtp_layers)
-    return [name for name in tensors if name.startswith(prefixes)] if prefixes else []
-
-
-def check_tensors(directory: Path, tensors: dict[str, TensorEntry], shape: ModelShape) -> None:
-    """ModelFilesError unless `tensors` are the model of config.json: names, sizes and dtypes."""
-    expected = {
-        name: size
-        for rule in rules_of(shape)
-        for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True)
-    }
-    found = {name for name in tensors if not name.endswith("rotary_emb.inv_freq")}
-    found.difference_update(not_trained(tensors, shape))
-    if shape.tied_embeddings:
-        found.discard("lm_head.weight")  # some exports repeat the embedding
-    wanted = set(expected)
-    for problem, names in (("missing", wanted - found), ("unknown", found - wanted)):
-        if names:
-            raise ModelFilesError(
-                f"{problem} tensors for a {shape.family} model: {_some(sorted(names))} "
-                f"({len(names)} in all) in {directory}",
-                "the tensors of config.json's model",
-                _why(found - wanted),
-            )
-    for name, size in expected.items():
-        entry = tensors[name]
-        if entry.dtype not in LOADABLE:
-            raise ModelFilesError(
-                f"{name} in {entry.dtype} at {directory / entry.file}",
-                f"{', '.join(LOADABLE)}",
-                "use the model before quantization",
-            )
-        if entry.shape != size:
-            raise ModelFilesError(
-                f"{name} of shape {entry.shape} at {directory / entry.file}",
-                f"{size} from config.json",
-                "take config.json and weights of one model",
-            )
-
-
-def _why(unknown: set[str]) -> str:
-    """What to do with a directory that has these tensors too."""
-    if any(name.endswith(_SCALES) for name in unknown):
-        return "use the model before quantization"
-    if any(".lora_" in name for name in unknown):
-        return "merge the adapter into the model first"
-    return "take config.json and weights of one model"
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of `names`, for a message."""
     return ", ".join(names[:_SHOWN]) + ("..." if len(names) > _SHOWN else "")

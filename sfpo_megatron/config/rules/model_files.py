@@ -16,7 +16,8 @@ from sfpo_megatron.families.hf_config import HFConfig
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.safetensors_header import ModelFilesError, impostor
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.weight_files import check_tensors, weight_files
+from sfpo_megatron.families.weight_files import weight_files
+from sfpo_megatron.families.weight_names import check_tensors
 
 _KEY = "model.path"
 _DIRECTORY = "a Hugging Face model directory"

@@ -14,7 +14,7 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.families.weight_files import mtp_prefixes
+from sfpo_megatron.families.weight_names import mtp_prefixes
 from sfpo_megatron.resharding.checksums import check
 from sfpo_megatron.resharding.transports.tensor_names import (
     check_manifest,
