@@ -25,6 +25,8 @@ from sfpo_megatron.families.safetensors_header import (
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LOAD_FORMAT = "sfpo_listed"
+"""What vLLM calls a loader of this listing (resharding/transports/first_weights.py)."""
 _NEVER = re.compile(r"consolidated.*|adapter_.*|optimizer.*", re.I)
 """Stems of *.safetensors that are no Hugging Face weights of the whole model."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
