@@ -151,7 +151,7 @@ def accepted(model: Path) -> bool:
 
 
 def load(model: Path) -> dict[str, torch.Tensor]:
-    """As load_hf_weights does it: every rule's parts, put together."""
+    """Put every rule's parts together, as load_hf_weights does."""
     shape = model_shape(read_hf_config(model))
     source = HFCheckpoint(model, shape)
     for rule in rules_of(shape):
