@@ -8,18 +8,17 @@ refused. Files that neither names are left alone.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfpo_megatron.families.json_file import read_object
 from sfpo_megatron.families.safetensors_header import (
     AGAIN,
     ModelFilesError,
     TensorEntry,
-    impostor,
     read_header,
 )
 
@@ -141,7 +140,10 @@ def _without_index(directory: Path) -> tuple[str, ...]:
     there = sorted(
         path.name
         for path in (directory.iterdir() if directory.is_dir() else ())
-        if path.suffix == ".safetensors" and not _NEVER.fullmatch(path.stem)
+        if path.suffix == ".safetensors"
+        and not _NEVER.fullmatch(path.stem)
+        # Such as ._model.safetensors, which macOS puts into archives.
+        and not path.name.startswith(".")
     )
     if not there:
         raise ModelFilesError(
@@ -175,20 +177,9 @@ def _left_alone(directory: Path, names: set[str]) -> Iterator[str]:
 
 def _read_index(index: Path) -> dict[str, str]:
     expected, fix = "an index with a weight_map of tensor: file", "download the index again"
-    try:
-        data = index.read_bytes()
-        if other := impostor(data if not data.lstrip().startswith(b"{") else b"-"):
-            raise ModelFilesError(f"{other[0]} at {index}", expected, other[1])
-        found = json.loads(data.decode("utf-8"))
-        weight_map = found["weight_map"]
-        names = {str(name): file for name, file in weight_map.items()}
-    except OSError as error:
-        what = "a link to nothing" if index.is_symlink() and not index.exists() else error.strerror
-        raise ModelFilesError(f"{what} at {index}", expected, fix) from error
-    except ModelFilesError:
-        raise
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelFilesError(f"{error!r} in {index}", expected, fix) from error
+    names = read_object(index, expected=expected, fix=fix).get("weight_map")
+    if not isinstance(names, dict):
+        raise ModelFilesError(f"no weight_map in {index}", expected, fix)
     if not names:
         raise ModelFilesError(f"an empty weight_map in {index}", expected, fix)
     for name, file in names.items():

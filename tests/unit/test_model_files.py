@@ -30,6 +30,7 @@ from sfpo_megatron.families.hf_files import HFCheckpoint
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.families.weight_files import weight_files
 from sfpo_megatron.resharding.transports.tensor_names import ManifestError, read_checkpoint_shapes
+from tools import convert_hf_to_megatron
 
 ONE, TWO = SHARDS
 TENSORS = random_tensors()
@@ -226,12 +227,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "missing_shard_without_index": (no_index, ("1 of 2 weight files missing", TWO)),
     # the index itself
-    "index_is_no_json": (replaced(INDEX, b"weights"), (INDEX, "weight_map")),
+    "index_is_no_json": (replaced(INDEX, b"weights"), (INDEX, "valid JSON")),
     "index_with_bom": (
         lambda m: (m / INDEX).write_bytes(b"\xef\xbb\xbf" + (m / INDEX).read_bytes()) and None,
         (INDEX, "BOM"),
     ),
-    "index_is_a_list": (replaced(INDEX, b"[]"), (INDEX, "weight_map")),
+    "index_is_a_list": (replaced(INDEX, b"[]"), (INDEX, "a list", "weight_map")),
     "index_is_empty": (replaced(INDEX, b""), ("an empty file", INDEX)),
     "index_without_map": (replaced(INDEX, b'{"metadata": {}}'), (INDEX, "weight_map")),
     "index_of_nothing": (replaced(INDEX, b'{"weight_map": {}}'), ("an empty weight_map", INDEX)),
@@ -266,6 +267,18 @@ def test_the_refits_list_is_the_same(model: Path, name: str) -> None:
     with pytest.raises(ManifestError) as caught:
         read_checkpoint_shapes(model)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("name", ["older_index", "truncated"])
+def test_the_converter_reads_the_same(
+    model: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    make, words = BROKEN[name]
+    make(model)
+    assert convert_hf_to_megatron.main(["--hf", "model", "--out", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: model: found ") and all(word in line for word in words)
+    assert not Path("out").exists()
 
 
 def test_nothing_is_there_yet(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,6 +337,9 @@ WHOLE: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "single_adapter": (single_beside("adapter_model.safetensors"), ("adapter_model",)),
     "single_and_fp16": (single_beside("model.fp16.safetensors"), ("model.fp16.safetensors",)),
     "single_and_old_shards": (single_beside(*SHARDS), SHARDS),
+    "hidden_without_index": (
+        lambda m: (m / INDEX).unlink() or extra("._model.safetensors")(m), ("._model",),
+    ),
     "consolidated_shards_without_index": (
         lambda m: (m / INDEX).unlink() or extra("consolidated-00001-of-00003.safetensors")(m),
         ("consolidated-00001-of-00003.safetensors",),

@@ -5,7 +5,6 @@ What is there and broken is an error; what is not there yet is one only for a ru
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +14,13 @@ from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.families.hf_config import HFConfig
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.safetensors_header import ModelFilesError, impostor
-from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.shape import ModelShape, read_hf_config
 from sfpo_megatron.families.weight_files import weight_files
 from sfpo_megatron.families.weight_names import check_tensors
 
 _KEY = "model.path"
 _DIRECTORY = "a Hugging Face model directory"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-_RESTORE = "restore the model's config.json"
 
 
 def not_a_directory(text: str) -> Problem | None:
@@ -74,21 +72,9 @@ def config_json(path: Path) -> Problem | HFConfig:
             what, fix = "an adapter (adapter_config.json), not a model,", "merge it into its base"
         return Problem(_KEY, f"{what} in {str(path)!r}", _DIRECTORY, fix)
     try:
-        data = file.read_bytes()
-        if not data.lstrip().startswith(b"{") and (other := impostor(data)):
-            return Problem(_KEY, f"{other[0]} at {file}", "a JSON object", other[1])
-        config = json.loads(data.decode("utf-8"))
-    except OSError as error:
-        what = "a link to nothing" if not file.exists() else str(error.strerror)
-        return Problem(_KEY, f"{what} at {file}", "a file", _RESTORE)
-    except (ValueError, RecursionError) as error:
-        if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-            fix = "save it as UTF-8 without one"
-            return Problem(_KEY, f"a byte-order mark (BOM) in {file}", "plain UTF-8", fix)
-        return Problem(_KEY, f"{file}: {error}", "valid JSON", _RESTORE)
-    if not isinstance(config, dict):
-        found = f"{file}: found a {type(config).__name__}, not an object"
-        return Problem(_KEY, found, "valid JSON", _RESTORE)
+        config = read_hf_config(path)
+    except ModelFilesError as error:
+        return Problem(_KEY, error.found, error.expected, error.fix)
     return next(_elsewhere(file, config), config)
 
 
