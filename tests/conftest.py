@@ -1,8 +1,9 @@
-"""Shared by all tests: one OpenMP thread, and a small model directory without weights."""
+"""Shared by all tests: one OpenMP thread, and a small model directory with blank weights."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 from made.models import MODEL_JSON
 
 
+def write_blank(file: Path, config: dict[str, Any]) -> None:
+    """A sparse safetensors file of zeros with the tensors of `config`'s model; of a config.json
+    that nothing here trains, one without tensors."""
+    from sfpo_megatron.families.shape import model_shape
+    from sfpo_megatron.families.table import hf_shapes, rules_of
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    try:
+        shape = model_shape(config)
+    except ValueError:
+        rules = []
+    else:
+        rules = rules_of(shape)
+    for rule in rules:
+        for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True):
+            places = [end, end + 4 * math.prod(size)]
+            header[name] = {"dtype": "F32", "shape": size, "data_offsets": places}
+            end = places[1]
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+
+
 @pytest.fixture
 def model_dir(tmp_path: Path) -> Callable[..., Path]:
     """`model_dir(hidden_size=64, ...)` -> a directory as `check` reads it; None drops a key."""
@@ -28,7 +54,7 @@ def model_dir(tmp_path: Path) -> Callable[..., Path]:
         config = {k: v for k, v in (MODEL_JSON | changes).items() if v is not None}
         (folder / "config.json").write_text(json.dumps(config))
         if weights:
-            (folder / "model.safetensors").write_bytes(b"")
+            write_blank(folder / "model.safetensors", config)
         if tokenizer:
             (folder / "tokenizer.json").write_text("{}")
         return folder

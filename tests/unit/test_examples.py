@@ -34,6 +34,7 @@ BILLIONS = {
     "qwen3-30b-a3b": 30.532,
     "llama-3.1-70b": 70.554,
     "deepseek-v3-671b": 671.026,
+    "smollm2": 0.135,
 }
 
 

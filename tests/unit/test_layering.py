@@ -51,6 +51,10 @@ TORCH_FREE = (
     "families/known/",
     *(f"families/{name}.py" for name in ("experts", "family", "hf_config", "mla", "moe")),
     *(f"families/{name}.py" for name in ("rope", "rule", "shape", "table", "windows")),
+    *(
+        f"families/{name}.py"
+        for name in ("json_file", "safetensors_header", "weight_files", "weight_names")
+    ),
     "checkpoints/",
 )
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80

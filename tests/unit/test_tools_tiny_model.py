@@ -6,11 +6,15 @@ Not exercised: Megatron and vLLM on it (tests/dist, tests/e2e).
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from made.hf import DEMO, make_demo_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sfpo_megatron.outputs.owned import MARKER
+from tools import make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,24 @@ def test_architectures(tmp_path, arch, tied):
     with torch.no_grad():  # a sensible scale: nearly uniform, neither dead nor saturated
         logits = model(**tokenizer("Calculate 1 + 2.", return_tensors="pt")).logits
     assert torch.isfinite(logits).all() and 0 < logits.std() < 2
+
+
+def test_what_an_earlier_version_made_is_adopted(directory, tmp_path, capsys):
+    """It left no marker. The same model is replaced by itself; with another seed it stays, and the
+    error has the command that makes room; so does a foreign file."""
+    out = tmp_path / "model"
+    shutil.copytree(directory, out)
+    (out / MARKER).unlink()
+    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2"]
+    (out / "notes.txt").write_text("mine")
+    assert make_tiny_model.main(args) == 2
+    err = capsys.readouterr().err
+    assert "notes.txt" in err and "mv " not in err and not (out / MARKER).exists()
+    (out / "notes.txt").unlink()
+    assert make_tiny_model.main([*args, "--seed", "1"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.endswith(f"(of an earlier version of this tool? mv {out} {out}.old)")
+    weights = directory / "model.safetensors"
+    assert (out / weights.name).read_bytes() == weights.read_bytes()
+    assert make_tiny_model.main(args) == 0
+    assert (out / MARKER).is_file() and (out / weights.name).read_bytes() == weights.read_bytes()
