@@ -222,7 +222,7 @@ def test_shape_reads_both_rope_spellings() -> None:
     ("change", "expected"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, "no num_experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": None}, "num_experts = None"),
         (
             {
                 **EXPERTS["Qwen3MoeForCausalLM"],
@@ -237,7 +237,16 @@ def test_shape_reads_both_rope_spellings() -> None:
         ({"layer_types": ["full_attention"]}, "1 layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn without original_max"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": None,
+                }
+            },
+            "yarn without original_max",
+        ),
         (
             {
                 "rope_scaling": {
@@ -269,14 +278,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ("change", "expected"),
     [
         ({"kv_lora_rank": None}, "kv_lora_rank = None"),
-        ({"n_routed_experts": None}, "no num_experts"),
+        ({"n_routed_experts": None}, "n_routed_experts = None"),
         ({"rope_interleave": False}, "rope_interleave false"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope type linear with multi"),
         ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale 1.0 and mscale_all_dim None"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings true"),
         ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
         ({"first_k_dense_replace": 3}, "first_k_dense_replace 3"),
-        ({"n_shared_experts": None}, "n_shared_experts None"),
+        ({"n_shared_experts": None}, "n_shared_experts = None"),
+        ({"head_dim": 8}, "head_dim 8 with qk_rope_head_dim 4"),
+        ({"qk_rope_head_dim": 5, "head_dim": 5}, "qk_rope_head_dim 5, expected an even number"),
         ({"scoring_func": None}, "scoring_func None, expected sigmoid"),
         ({"topk_method": "greedy"}, "topk_method greedy"),
         ({"norm_topk_prob": False}, "norm_topk_prob false"),
