@@ -88,7 +88,7 @@ _OF_DEEPSEEK = (
     *("norm_topk_prob", "rope_interleave", "scoring_func", "topk_method", "moe_layer_freq"),
 )
 NOT_COMPUTED = [("qwen3_moe", "head_dim"), *(("deepseek_v3", key) for key in _OF_DEEPSEEK)]
-"""Keys that its configuration lets be null and its model multiplies with (or Megatron rotates by)."""
+"""Keys that its configuration lets be null and its model, or Megatron, cannot do without."""
 
 
 @pytest.mark.parametrize("family", FULL)

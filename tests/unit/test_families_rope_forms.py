@@ -1,7 +1,7 @@
 """Rotary embeddings in every form that a config.json has them in, against the installed
 transformers; and how long a sequence they allow.
 
-Not exercised: the frequencies (test_convert.py), Megatron's use of them (tests/dist/test_logits.py).
+Not exercised: the frequencies (test_convert.py), Megatron's model (tests/dist/test_logits.py).
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def bare(family: str) -> dict[str, Any]:
 def test_each_form_is_read_as_transformers_reads_it(
     tmp_path: Path, family: str, theta: float | None
 ) -> None:
-    """One key in every form, the other, none; with rope_theta beside them or not. Both keys in every
-    pair of forms, for one family."""
+    """One key in every form, the other, none; with rope_theta beside them or not. Both keys in
+    every pair of forms, for one family."""
     around = bare(family) | ({} if theta is None else {"rope_theta": theta})
     if family == "qwen3" and theta is None:
         pairs = list(product(DICTS, DICTS))
