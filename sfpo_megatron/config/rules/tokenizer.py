@@ -48,8 +48,7 @@ def _tokens(path: Path, num_rows: int) -> Iterator[Problem]:
     if not listed:
         return
     token, highest = max(listed.items(), key=lambda item: item[1])
-    # tokenizers' own rule (added_vocabulary.rs): a token that it does not know gets the next id.
-    following = max(len(own), max(added.values(), default=-1) + 1)
+    following = len(listed)  # the next id, which tokenizers gives to a token that it does not know
     new = list(dict.fromkeys(t for t in _declared(path) if t not in listed))
     if highest >= num_rows:
         more = sum(value >= num_rows for value in listed.values())
