@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,24 @@ def same_or_refused(folder: Path, config: dict[str, Any]) -> bool:
     reference = theirs(auto_config(folder, config))
     assert ours(shape, reference) == reference, config
     return True
+
+
+def apart(
+    shapes: dict[str, tuple[int, ...]], *, mixtral: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in a file: transformers stacks the experts of a layer in memory only."""
+    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    for name, size in shapes.items():
+        if mixtral:
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        prefix, _, kind = name.rpartition(".")
+        if not prefix.endswith(".experts"):
+            yield name, size
+            continue
+        experts, rows, columns = size
+        for expert in range(experts):
+            if kind == "gate_up_proj":
+                yield f"{prefix}.{expert}.{gate}.weight", (rows // 2, columns)
+                yield f"{prefix}.{expert}.{up}.weight", (rows // 2, columns)
+            else:
+                yield f"{prefix}.{expert}.{down}.weight", (rows, columns)

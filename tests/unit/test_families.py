@@ -6,11 +6,11 @@ Not exercised here: the models themselves (tests/dist/test_logits.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from made.readings import apart
 from torch import Tensor
 
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
@@ -133,27 +133,6 @@ def test_vocabulary_is_padded_with_zeros_and_cut_again() -> None:
     assert not shards[1][-1].any() and shards[1][:-1].all()
     (back,) = split(rule, join(rule, shards), shape)
     assert torch.equal(back, whole)
-
-
-def apart(
-    shapes: dict[str, tuple[int, ...]], *, mixtral: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in a file: transformers stacks the experts of a layer in memory only."""
-    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-    for name, size in shapes.items():
-        if mixtral:
-            name = name.replace(".mlp.", ".block_sparse_moe.")
-        prefix, _, kind = name.rpartition(".")
-        if not prefix.endswith(".experts"):
-            yield name, size
-            continue
-        experts, rows, columns = size
-        for expert in range(experts):
-            if kind == "gate_up_proj":
-                yield f"{prefix}.{expert}.{gate}.weight", (rows // 2, columns)
-                yield f"{prefix}.{expert}.{up}.weight", (rows // 2, columns)
-            else:
-                yield f"{prefix}.{expert}.{down}.weight", (rows, columns)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
