@@ -102,6 +102,23 @@ def test_narrow_heads_are_fine_on_a_gpu(
     assert run_check() == []
 
 
+@pytest.mark.parametrize("kind", ["yarn", "linear"])
+def test_positions_are_stretched(here: Path, model_dir: Callable[..., Path], kind: str) -> None:
+    """64 times 4: 256 tokens with the prompt are taken; 257 are refused (test_config_check.py)."""
+    rope = {"rope_type": kind, "factor": 4.0}
+    model_dir(max_position_embeddings=64, rope_parameters=rope)
+    assert run_check("rollout.max_response_tokens=192", for_training=True) == []
+
+
+def test_a_file_by_which_the_engine_would_quantize(
+    here: Path, model_dir: Callable[..., Path]
+) -> None:
+    (model_dir() / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json"):
+        run_check()
+    run_check("debug.train_only=run.yaml")  # no engine
+
+
 MOE_LAYOUTS = {
     "one_rank": (),
     "ep": ("parallel.data=2", "parallel.expert=2"),

@@ -117,3 +117,51 @@ def test_a_size_of_another_kind_is_named(key: str, value: object) -> None:
         f"{key} = {value!r}",
         "a positive integer",
     )
+
+
+ALIASES = [
+    ("mixtral", "num_experts", "num_local_experts"),
+    ("qwen3_moe", "num_local_experts", "num_experts"),
+    ("deepseek_v3", "num_local_experts", "n_routed_experts"),
+    ("deepseek_v3", "num_mtp_layers", "num_nextn_predict_layers"),
+]
+
+
+@pytest.mark.parametrize(("family", "other", "key"), ALIASES)
+def test_two_names_of_one_key(tmp_path: Path, family: str, other: str, key: str) -> None:
+    """Either is read as transformers reads it, both if they say the same."""
+    value = FULL[family][key] * 2 or 1
+    config = {name: found for name, found in FULL[family].items() if name != key}
+    same(tmp_path, config | {other: value})
+    same(tmp_path, config | {other: value, key: value})
+    with pytest.raises(UnsupportedModel, match=f"{key} {value * 2} and {other} {value}"):
+        model_shape(config | {other: value, key: value * 2})
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "expected"),
+    [
+        ("llama", {"num_key_value_heads": 4}, "num_attention_heads 6 with num_key_value_heads 4"),
+        ("qwen2", {"num_key_value_heads": 12}, "6 with num_key_value_heads 12"),
+        ("llama", {"head_dim": 15}, "head_dim 15, expected an even number"),
+        ("qwen3", {"head_dim": None}, "head_dim = None"),
+        ("llama", {"hidden_size": 50}, "hidden_size 50 with 6 heads, expected a multiple"),
+        ("mistral", {"hidden_size": 50, "head_dim": None}, "50 with 6 heads, expected a whole"),
+        ("llama", {"model_type": "qwen2"}, "model_type 'qwen2' with architecture LlamaForCausal"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ("qwen2", {"layer_types": "full_attention"}, "layer_types = 'full_attention'"),
+        ("llama", {"compression_config": {}}, "compression_config, expected unquantized"),
+        ("llama", {"quantization_config": {}}, "quantization_config, expected unquantized"),
+        ("mistral", {"sliding_window": 0}, "sliding_window = 0"),
+        ("llama", {"rms_norm_eps": 1}, "rms_norm_eps = 1, expected a finite number with a point"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps = inf"),
+        ("llama", {"dtype": "int8"}, "dtype = 'int8'"),
+        ("llama", {"eos_token_id": "2"}, "eos_token_id = '2'"),
+        ("llama", {"architectures": ["OwnForCausalLM"]}, "architecture OwnForCausalLM"),
+        ("llama", {"architectures": "LlamaForCausalLM"}, "architecture None"),
+    ],
+)
+def test_what_goes_with_nothing(family: str, change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        model_shape(FULL[family] | change)
+    assert expected in str(caught.value) and len(str(caught.value).splitlines()) == 1
