@@ -195,20 +195,6 @@ CASES = {
     "beyond_positions": case(
         "rollout.max_response_tokens", "564 tokens", "max_position_embeddings (512)", "lower",
         "rollout.max_response_tokens=500"),
-    "beyond_stretched_positions": case(
-        "rollout.max_response_tokens", "257 tokens", "at most 256: the model's max_position_emb",
-        "lower", "rollout.max_response_tokens=193", max_position_embeddings=64,
-        rope_parameters={"rope_type": "yarn", "factor": 4.0}),
-    "beyond_another_limit": case(
-        "rollout.max_response_tokens", "96 tokens", "at most 95, the least of the lengths",
-        "lower", max_seq_len=95),
-    "window_in_some_layers": case(
-        "model.path", "a sliding window of 8 tokens in 4 layers for the engine and in 2 of 4",
-        "the same layers", "set sliding_window to null",
-        use_sliding_window=True, sliding_window=8, max_window_layers=2),
-    "token_beyond_the_embedding": case(
-        "model.path", "eos_token_id 101", "below the model's vocab_size (101)", "the tokenizer's",
-        eos_token_id=101),
     # the model directory
     "path_not_there": case(
         "model.path", "no directory './none'", "a Hugging Face model directory", "correct",
