@@ -14,13 +14,16 @@ from typing import Any
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.context_parallel import context_parallel
+from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.plugins import own_code
+from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -84,7 +87,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
         if isinstance(item, Problem):
             yield item
             continue
-        for model_rule in (*MODEL_RULES, experts_of_model, transport_of_device):
+        for model_rule in _OF_MODEL:
             yield from model_rule(config, item, on_cpu)
 
 
@@ -307,6 +310,13 @@ def _passed_through(config: RunConfig) -> Iterator[Problem]:
                 )
 
 
+_OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...] = (
+    *MODEL_RULES,
+    experts_of_model,
+    transport_of_device,
+    engine_reading,
+    tokenizer_fits,
+)
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
     context_parallel,
