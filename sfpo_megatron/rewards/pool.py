@@ -21,7 +21,7 @@ from sfpo_megatron.rewards import Problem, VerifierError
 from sfpo_megatron.rewards.output import OutputLog
 from sfpo_megatron.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout
 from sfpo_megatron.rewards.scratch import remove_abandoned
-from sfpo_megatron.rewards.wire import Batch, Verdict
+from sfpo_megatron.rewards.wire import Batch, Verdict, packed
 
 __all__ = ["Item", "Score", "ScoringPool", "VerifierError"]
 
@@ -219,7 +219,7 @@ def _message(items: Sequence[Item], *, cpu_s: float) -> Batch:
                     "id": prompt.id,
                     "question": prompt.question,
                     "answer": prompt.answer,
-                    "metadata": dict(prompt.metadata),
+                    "metadata": packed(prompt.metadata),
                 }
             )
         batch["items"].append((index_of[prompt.id], response))

@@ -50,7 +50,8 @@ class WorkerProcess:
         lifeline_read, self._lifeline = os.pipe()
         # -P: the working directory comes last on sys.path (plugins.load), not first.
         command = [sys.executable, "-P", "-m", "sfpo_megatron.rewards.worker", config.function]
-        command += [str(lifeline_read), *(["batched"] if config.batched else [])]
+        command += [str(lifeline_read), config.thinking]
+        command += ["batched"] if config.batched else []
         try:
             self._process = subprocess.Popen(
                 command,
