@@ -213,6 +213,12 @@ def _eval(arguments: argparse.Namespace) -> int:
             expected="held-out prompts",
             fix="add a source",
         )
+    from sfpo_megatron.launcher.supervise import supervise
+
+    return supervise(partial(_evaluate, config))
+
+
+def _evaluate(config: RunConfig) -> int:
     from sfpo_megatron import evaluate
     from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
 

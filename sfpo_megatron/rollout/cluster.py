@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from typing import Any
 
 import ray
@@ -57,6 +58,7 @@ def start_cluster() -> bool:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             _system_config=_PATIENCE,
+            _temp_dir=tempfile.gettempdir(),  # the run's own (host/temporary.py), which it removes
         )
         return True
     finally:
