@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from sfpo_megatron.host.scratch import Scratch, remove_abandoned
 
 PREFIX = "sfpo-"
-LONGEST_SOCKET = 66
+LONGEST_SOCKET = 65
 """Bytes of the longest path of a socket below the folder: Ray's
-session_YYYY-MM-DD_hh-mm-ss_microseconds_PID/sockets/plasma_store."""
+session_YYYY-MM-DD_hh-mm-ss_microseconds_PID/sockets/plasma_store.1"""
 _LONGEST_OF_ACTOR = 52  # vLLM's UUIDs, and multiprocessing's listeners below a scratch directory
 _ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 # Ray splits command lines at blanks, and ZeroMQ takes an address for text.

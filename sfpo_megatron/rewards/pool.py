@@ -124,6 +124,7 @@ class ScoringPool:
         self.close()
 
     def _start(self, slot: int) -> WorkerProcess:
+        """Only in a thread of the pool: the process ends with the thread that has started it."""
         return WorkerProcess(self._config, self._logs[slot])
 
     def _score_chunk(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
