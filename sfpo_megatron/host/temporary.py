@@ -36,7 +36,7 @@ class NoTemporaryFolder(RuntimeError):
 def temporary_folder() -> Iterator[str]:
     """Have a folder for the temporary files of this process and all that it starts; NoTemporary-
     Folder without one. A forked child that leaves the context removes the folder as well."""
-    scratch = _make(LONGEST_SOCKET)
+    scratch = short_folder()
     names = ("TMPDIR", "RAY_TMPDIR", "TORCHINDUCTOR_CACHE_DIR")
     before = {name: os.environ.get(name) for name in names}
     usual = _usual()
@@ -67,13 +67,14 @@ def use(folder: str) -> None:
 
 def own_folder() -> Scratch:
     """A folder for an actor's temporary files, in use; its guard removes it."""
-    scratch = _make(_LONGEST_OF_ACTOR)
+    scratch = short_folder(_LONGEST_OF_ACTOR)
     use(scratch.path)
     os.environ["VLLM_RPC_BASE_PATH"] = scratch.path
     return scratch
 
 
-def _make(longest_socket: int) -> Scratch:
+def short_folder(longest_socket: int = LONGEST_SOCKET) -> Scratch:
+    """A new folder below which a socket with so long a name can be bound; NoTemporaryFolder."""
     tried: list[str] = []
     for parent in dict.fromkeys((*filter(None, [_usual()]), *_ELSEWHERE)):
         try:

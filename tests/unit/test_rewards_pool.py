@@ -166,6 +166,7 @@ from sfpo_megatron.rewards.wire import WireProblem
 pool = ScoringPool(RewardConfig(function="hostile_verifier:score", timeout_s=600, num_workers=5))
 problem = WireProblem(id="p", question="?", answer="42", metadata={})
 pool.score([(problem, "start-children CHILDREN")])
+pool.score([(problem, "start-stubborn-child CHILDREN-stubborn")])
 busy = ["loop-in-C", *(f"sleep {how}" for how in ("deaf", "blocked", "cut-off", "elsewhere"))]
 items = [(problem, response) for response in busy]
 busy = threading.Thread(target=pool.score, args=(items,), daemon=True)
@@ -185,8 +186,9 @@ def test_killing_the_parent_leaves_no_worker_not_even_a_busy_one(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{HERE}"},
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
-    started = [int(pid) for pid in children.read_text().split()]
-    assert len(pids) == 5 and len(started) == 2
+    stubborn = Path(f"{children}-stubborn")
+    started = [int(pid) for file in (children, stubborn) for pid in file.read_text().split()]
+    assert len(pids) == 5 and len(started) == 3
     time.sleep(0.5)  # all are busy
     parent.send_signal(signal.SIGKILL)
     parent.wait()
