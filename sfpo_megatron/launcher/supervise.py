@@ -139,7 +139,7 @@ class _Front:
             send_signal(pid, signal.SIGINT)
 
     def _exit_code(self, code: int, pid: int) -> int:
-        """Of an end by a signal the front tells; else `work` has."""
+        """The exit code of the command; one line where `work` has had no occasion to say why."""
         by = self._ended_by
         if code < 0 and by is None:
             name = signal.Signals(-code).name

@@ -71,8 +71,8 @@ _folders: list[Scratch] = []  # one at most: a process has one cluster
 
 
 def _session_folder() -> str:
-    """Where Ray keeps its session: in the run's own folder (host/temporary.py), which the run
-    removes; in one of the cluster's own where nobody has made a run's."""
+    """The folder of Ray's session: the run's own (host/temporary.py), which the run removes; one of
+    the cluster's own where nobody has made a run's."""
     if is_scratch(tempfile.gettempdir()):
         return tempfile.gettempdir()
     _folders.append(short_folder())
