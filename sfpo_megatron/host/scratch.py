@@ -44,8 +44,12 @@ def is_scratch(directory: str) -> bool:
     return os.path.isfile(os.path.join(directory, _MARKER))
 
 
-def note_segment(directory: str, path: str) -> None:
-    """Remove a file of /dev/shm together with `directory`, whoever does it."""
+def note_segment(path: Path, directory: str | None = None) -> None:
+    """Remove a file of /dev/shm together with `directory`, whoever does it; without one, with the
+    folder of this process's temporary files, if it goes with the run."""
+    directory = directory or tempfile.gettempdir()
+    if not is_scratch(directory):
+        return
     with open(os.path.join(directory, _SEGMENTS), "a", encoding="utf-8") as stream:
         stream.write(f"{path}\n")
 

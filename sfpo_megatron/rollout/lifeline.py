@@ -105,7 +105,7 @@ class Lifeline:
         for path in segments - self._noted:  # for the next run, if the guard is killed as well
             self._noted.add(path)
             if self._scratch is not None:
-                note_segment(self._scratch.path, path)
+                note_segment(Path(path), self._scratch.path)
 
     def _tell(self, lines: set[str]) -> None:
         if news := lines - self._told:

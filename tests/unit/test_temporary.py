@@ -139,11 +139,23 @@ def test_noted_shared_memory_goes_with_the_folder(short: Path) -> None:
     segment.touch()
     mine.touch()
     outer = Scratch("sfpo-", str(short))
-    note_segment(Scratch("sfpo-", outer.path).path, str(segment))
-    note_segment(outer.path, str(mine))
+    note_segment(segment, Scratch("sfpo-", outer.path).path)
+    note_segment(mine, outer.path)
     (short / "sfpo-models").mkdir()
     remove_abandoned("sfpo-", str(short))
     assert segment.exists(), "its owner lives"
     outer.remove()
     assert not segment.exists()
     assert sorted(path.name for path in short.iterdir()) == ["mine", "sfpo-models"]
+
+
+def test_a_refit_buffer_goes_with_the_run_that_is_killed_over_it(short: Path) -> None:
+    from sfpo_megatron.resharding.transports import shared_file
+
+    with temporary_folder():
+        path = shared_file.create(4096, short)
+        assert path.exists() and path.parent == Path("/dev/shm")
+    assert not path.exists()
+    path = shared_file.create(4096, short)  # of somebody who has made no such folder
+    path.unlink()
+    assert not any(short.iterdir())
