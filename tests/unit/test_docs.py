@@ -18,6 +18,7 @@ import pytest
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.load import dump_config, load_config
+from sfpo_megatron.data.selective import ZeroVarianceHistory
 from tools import doc_tables, verified
 
 ROOT = Path(__file__).parents[2]
@@ -230,8 +231,9 @@ KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
 
 
 def test_every_metric_of_a_train_step_is_described() -> None:
-    feed = logged_keys("run/feed.py") - {"prompts", "held", "rollouts"}  # what is saved
+    feed = logged_keys("run/feed.py") - {"prompts", "history", "held", "rollouts"}  # what is saved
     feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
+    feed |= ZeroVarianceHistory(0.25).metrics.keys()
     for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
