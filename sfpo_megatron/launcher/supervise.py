@@ -10,11 +10,11 @@ once; more of them, at whatever moment, change nothing. What has not ended by it
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -28,9 +28,10 @@ from sfpo_megatron.host.scratch import remove_tree
 from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 
 LIMIT_S = 22.0  # above what closing takes (launch.SHUTDOWN_TIMEOUT_S and more), below 30 s in all
-_POLL_S = 0.2
+_POLL_S = 0.05
 Ask = Callable[[signal.Signals], None]
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_ASKING = (signal.SIGTERM, signal.SIGUSR1)
 _SIGNALS = (*_ENDING, signal.SIGUSR1)
 
 
@@ -99,7 +100,7 @@ class _Front:
     def __init__(self, ask: Ask | None) -> None:
         """From now on no signal interrupts this process."""
         self._ask = ask
-        self._asking = {signal.SIGTERM, signal.SIGUSR1} if ask else set()
+        self._asking = set(_ASKING) if ask else set()
         self._new: list[signal.Signals] = []
         self._ended_by: signal.Signals | None = None
         self._deadline = float("inf")
@@ -111,18 +112,17 @@ class _Front:
     def wait_for(self, pid: int) -> int:
         """Wait for the process of `work`, end what it leaves, and return the exit code."""
         adopt_orphans()
-        ended = os.pidfd_open(pid)
-        while not select.select([ended], [], [], _POLL_S)[0]:
+        while (status := os.waitpid(pid, os.WNOHANG)) == (0, 0):  # no pidfd before Linux 5.3
             self._pass_on(pid)
             if time.monotonic() > self._deadline:
                 end_descendants(grace_s=0.0)
-        os.close(ended)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            time.sleep(_POLL_S)
         end_descendants()  # only what a killed process has left
         for signum in _ENDING:
             signal.signal(signum, signal.SIG_IGN)
-        self._ended_by = next(filter(None, [self._ended_by, *self._new]), None)
-        return self._exit_code(code, pid)
+        late = [signum for signum in self._new if signum not in self._asking]
+        self._ended_by = next(filter(None, [self._ended_by, *late]), None)
+        return self._exit_code(os.waitstatus_to_exitcode(status[1]), pid)
 
     def _pass_on(self, pid: int) -> None:
         while self._new:
@@ -130,11 +130,12 @@ class _Front:
             if self._ended_by is not None:
                 continue  # the end is under way
             if self._ask and signum in self._asking:
-                self._ask(signum)
                 if signum == signal.SIGTERM:
                     self._asking = {signal.SIGUSR1}  # a second one is no request
-                continue
-            self._ended_by = signal.SIGINT if self._ask and signum == signal.SIGTERM else signum
+                with suppress(OSError):  # a full disk: nothing could be saved there either
+                    self._ask(signum)
+                    continue
+            self._ended_by = signal.SIGINT if self._ask and signum in _ASKING else signum
             self._deadline = time.monotonic() + LIMIT_S
             send_signal(pid, signal.SIGINT)
 
@@ -143,9 +144,14 @@ class _Front:
         by = self._ended_by
         if code < 0 and by is None:
             name = signal.Signals(-code).name
-            print(f"error: pid {pid}, which led the run, was killed by {name}", file=sys.stderr)
+            _say(f"error: pid {pid}, which led the run, was killed by {name}")
             return 1
         if by is not None and (code < 0 or code == 128 + signal.SIGINT):
-            print(f"error: stopped by {by.name}", file=sys.stderr)
+            _say(f"error: stopped by {by.name}")
             return 128 + by if by == signal.SIGINT else 1
         return 128 + by if by == signal.SIGINT else code
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(line, file=sys.stderr, flush=True)
