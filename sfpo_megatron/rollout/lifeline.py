@@ -24,7 +24,8 @@ from sfpo_megatron.host.processes import TIDIES_UP, ProcessIdentity, tidies_up
 from sfpo_megatron.host.scratch import is_scratch, note_segment, remove_tree
 from sfpo_megatron.host.temporary import own_folder
 
-_SEGMENTS = ("/dev/shm/psm_", "/dev/shm/sem.mp-")
+# Of Python, of vLLM's tensor parallelism on CPU, of NCCL: what a killed process leaves.
+_SEGMENTS = tuple(f"/dev/shm/{name}" for name in ("psm_", "sem.mp-", "vllm_dist_", "nccl-"))
 _KEEPERS_S = 2.0
 _ROOT = str(Path(__file__).resolve().parents[2])
 _GUARD = f"import sys; sys.path.insert(0, sys.argv[1]); from {__name__} import main; main()"
@@ -115,7 +116,7 @@ class Lifeline:
 
 
 def shared_memory(pid: int) -> set[str]:
-    """Python's shared-memory segments and named semaphores that a process has mapped."""
+    """Shared-memory segments and named semaphores, of those kinds, that a process has mapped."""
     try:
         with open(f"/proc/{pid}/maps") as stream:
             paths = (line.split(maxsplit=5)[-1].strip() for line in stream)

@@ -28,7 +28,12 @@ core = subprocess.Popen([sys.executable, "-c", '''
 import time
 from multiprocessing.shared_memory import SharedMemory
 segment = SharedMemory(create=True, size=4096)
-print(segment.name, flush=True)
+import mmap, secrets  # as vLLM's own, in C++
+theirs = f"vllm_dist_{secrets.token_hex(8)}-tp:0-[0-1]-cpushm_0"
+with open(f"/dev/shm/{theirs}", "wb+") as stream:
+    stream.truncate(4096)
+    mapped = mmap.mmap(stream.fileno(), 4096)
+print(segment.name, theirs, flush=True)
 time.sleep(600)
 '''], stdout=subprocess.PIPE, text=True, start_new_session=True)
 name = core.stdout.readline().strip()
@@ -72,7 +77,7 @@ def test_a_killed_actor_leaves_nothing(short: Path, how: str) -> None:
     core, guard, folder, *names = actor.stdout.readline().split()
     segments = [Path("/dev/shm", name) for name in names]
     assert Path(folder).parent == short and (Path(folder) / "socket").exists()
-    assert len(segments) == (3 if how == "late" else 1) and all(s.exists() for s in segments)
+    assert len(segments) == (4 if how == "late" else 2) and all(s.exists() for s in segments)
     # As a whole job's end: the guard must not go before the others.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(int(guard), signum)
