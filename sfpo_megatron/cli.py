@@ -19,6 +19,7 @@ from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.holder import DirectoryRefused, require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks find the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except DirectoryRefused as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -213,6 +217,13 @@ def _eval(arguments: argparse.Namespace) -> int:
             expected="held-out prompts",
             fix="add a source",
         )
+    from sfpo_megatron.launcher.supervise import supervise
+
+    require_writable(RunDirectory.of(config.output_dir))
+    return supervise(partial(_evaluate, config))
+
+
+def _evaluate(config: RunConfig) -> int:
     from sfpo_megatron import evaluate
     from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
 
