@@ -70,8 +70,8 @@ LAX_ENV = 'grep -q nothing /dev/null || true\nexport LEFT="$NEVER_SET"\n[[ -e /n
 def test_wrong_config_fails_before_anything_starts(
     lab: SlurmLab, model: Path, tmp_path: Path
 ) -> None:
-    """The config is broken while the job waits: it says within seconds what `check` says. The job is
-    handed to sbatch once more, as it is, from inside of another allocation."""
+    """The config is broken while the job waits: it says within seconds what `check` says. The job
+    is handed to sbatch once more, as it is, from inside of another allocation."""
     run = tmp_path / "run"
     config = jobs.write_config(tmp_path, model)
     lab.run("scancel", jobs.submit(lab, config, "--sbatch=--hold", env=LAX_ENV))
