@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sfpo_megatron.config.rules.context_parallel import context_parallel
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -58,8 +60,10 @@ def check_config(
     `on_cpu`: where it will run; None for a machine like this one.
     """
     warnings = []
-    on_cpu = not has_cuda() if on_cpu is None else on_cpu
-    for problem in _problems(config, world_size, on_cpu):
+    rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
+    if on_cpu is None:
+        rules.append(machine(config))
+    for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
             continue
         if problem.level in ("error", "error_when_writing") or (

@@ -18,7 +18,7 @@ _KEPT = re.compile(
     r"SLURM_(CONF|CLUSTERS|JWT|CONF_SERVER|DEBUG_FLAGS)"
     r"|SBATCH_(ACCOUNT|PARTITION|QOS|RESERVATION|CLUSTERS|CONSTRAINT|WCKEY)"
 )
-"""Where to submit and who pays: a user's own defaults, which no allocation sets."""
+"""A user's own defaults for where jobs go and who pays, which no allocation sets."""
 
 
 class SubmitError(RuntimeError):
