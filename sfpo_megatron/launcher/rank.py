@@ -61,6 +61,8 @@ def run_rank(
                     directory, signal.SIGTERM, signal.SIGUSR1, is_ours=is_ours
                 )
             code = _run(run, rank, directory, launched=launched, is_ours=is_ours)
+            if launched:  # whoever was killed has left it
+                directory.phase_file(rank).unlink(missing_ok=True)
             if code and is_ours():
                 _record_exit_code(code, rank, directory)
             return code

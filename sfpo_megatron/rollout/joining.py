@@ -45,7 +45,7 @@ def what_is_missing(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _token_source(environ: Mapping[str, str]) -> str | None:
-    """Where Ray finds a token, in its own order; it looks no further than the first that is set."""
+    """The place that Ray takes a token from: it looks no further than the first that is set."""
     if environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     file = environ.get("RAY_AUTH_TOKEN_PATH") or os.path.join(

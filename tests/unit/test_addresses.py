@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from configs import run_config
 
 from sfpo_megatron.host import addresses
 from sfpo_megatron.host.addresses import (
@@ -88,6 +89,22 @@ def test_gloo_gets_the_interface_of_our_own_address(
     found = dict(environ)
     choose_gloo_interface(found)
     assert found.get("GLOO_SOCKET_IFNAME") == expected
+
+
+def test_it_is_chosen_before_any_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gloo reads the variable when it makes its first device, for every group of the process."""
+    from sfpo_megatron.mcore import setup
+
+    class Chosen(Exception):
+        pass
+
+    def choose() -> None:
+        raise Chosen
+
+    monkeypatch.setattr(setup, "choose_gloo_interface", choose)
+    monkeypatch.setattr(setup, "probe", lambda implementation: pytest.fail("too late"))
+    with pytest.raises(Chosen):
+        setup.init_distributed(run_config())
 
 
 def test_an_interface_without_a_name_is_left_to_gloo(
