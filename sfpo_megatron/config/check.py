@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
@@ -61,8 +63,10 @@ def check_config(
     `on_cpu`: where it will run; None for a machine like this one.
     """
     warnings = []
-    on_cpu = not has_cuda() if on_cpu is None else on_cpu
-    for problem in _problems(config, world_size, on_cpu):
+    rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
+    if on_cpu is None:
+        rules.append(machine(config))
+    for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
             continue
         if problem.level in ("error", "error_when_writing") or (

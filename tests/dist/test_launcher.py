@@ -361,9 +361,12 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     left(9, 1.0, "raised", exit_code=2)  # a wrong config, whatever signal it got on its way out
     for code in (2, -15):
         assert first_failure({9: (code, 19), 0: (1, 10)}, folder) == ("error: rank 9: X", 2)
-    assert first_failure({5: (7, 15)}, folder)[0] == (
-        "error: rank 5 (pid 15) ended with exit code 7 and no message"
+    assert first_failure({5: (7, 15)}, folder) == (
+        "error: rank 5 (pid 15) ended with exit code 7 and no message",
+        1,
     )
+    for code in (-9, -15, 143):  # the launcher has failed, whatever has become of its rank
+        assert first_failure({5: (code, 15)}, folder)[1] == 1
 
 
 def test_a_failure_comes_back_as_it_was_written(tmp_path: Path) -> None:
