@@ -6,7 +6,7 @@ Started by `process.py` as
 
 The process limits itself: no core dump, memory, low priority, and files of at most 64 MiB, or none
 at all for what is built in; and it cannot outlive its parent, not even in a loop that never returns
-to Python: the kernel signals it when the other end of LIFELINE closes.
+to Python or is deaf to signals: the kernel kills it when the other end of LIFELINE closes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
+from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign, PluginError
 from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.surroundings import Surroundings
@@ -33,6 +34,7 @@ EXTRA_MEMORY_BYTES = 1 << 30
 """Address space that scoring may take beyond what the process has once it is ready."""
 FILE_BYTES = 64 << 20
 """How large a file a user's own function may write."""
+_F_SETSIG = 10  # <fcntl.h>; Python has no name for it
 
 
 def main(function: str, lifeline_fd: int, thinking: str, *, batched: bool) -> None:
@@ -90,14 +92,14 @@ def serve(judge: Judge, requests: BinaryIO, results: int, *, num_cores: int) -> 
 
 
 def die_with(lifeline_fd: int) -> None:
-    """SIGIO, whose default action ends a process, to this one and to those that it has started,
-    when the parent's end of the pipe closes.
+    """SIGKILL, which nothing can ignore or block, to this process and to those that it has started,
+    when the parent's end of the pipe closes; to this one also when the function has closed its own
+    end or has left the group.
 
-    Not PR_SET_PDEATHSIG: that fires when the *thread* that started the process ends, and pools
-    are made in threads of Ray actors. Not a thread that reads the pipe: a verifier that holds the
-    interpreter lock would stop it.
+    Not a thread that reads the pipe: a verifier that holds the interpreter lock would stop it.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    end_with_parent(signal.SIGKILL)  # with the thread that started it: one of the pool's
+    fcntl.fcntl(lifeline_fd, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # a group of its own (process.py)
     flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
