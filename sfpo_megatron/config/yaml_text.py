@@ -174,9 +174,10 @@ class _Reader:
             raise
         except _UNREADABLE as error:
             # Of a number with thousands of digits too, which Python does not read.
+            text = shorten(node.value) or "nothing"
             raise self.source.error(
                 key,
-                found=f"{shorten(node.value) or 'nothing'}, which YAML cannot read as {_kind(node)}",
+                found=f"{text}, which YAML cannot read as {_kind(node)}",
                 expected="a value",
                 fix="correct it, or write it in quotes if it is a text",
             ) from error

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """\
 output_dir: run
 model: {path: model}
-data: {train: [{source: reasoning_gym, task: chain_sum, size: 10}]}
+data: {train: [{source: reasoning_gym, task: chain_sum, size: 100}]}
 """
 
 
