@@ -75,7 +75,8 @@ class _Reader:
 
     def value(self, node: yaml.Node, key: str, above: tuple[int, ...]) -> Any:
         """A node as plain Python. `above`: ids of the nodes that hold it."""
-        self.source.lines[key] = node.start_mark.line + 1
+        # Of a key the key's line: an alias may stand far from what it names.
+        self.source.lines.setdefault(key, node.start_mark.line + 1)
         self._count(node, key, above)
         if node.tag.startswith("!"):
             raise self.source.error(
@@ -134,8 +135,8 @@ class _Reader:
                 continue  # the section's own goes before what it merges
             if own:
                 lines[name] = line
-            result[name] = self.value(value_node, child, above)
             self.source.lines[child] = line
+            result[name] = self.value(value_node, child, above)
         return result
 
     def _pairs(self, node: yaml.Node, key: str, above: tuple[int, ...]) -> Pairs:
@@ -225,6 +226,6 @@ def _described(error: yaml.YAMLError, text: str) -> tuple[str, str, int | None]:
     said = f"{error.context} {error.problem}"
     fix = next((hint for part, hint in _HINTS if part in said), "correct that line")
     mark = error.problem_mark or error.context_mark
-    if error.context_mark and "opened" in fix:
+    if error.context_mark and ("opened" in fix or "simple key" in said):
         mark = error.context_mark
     return " ".join(problem.split()), fix, mark.line + 1 if mark else None
