@@ -101,7 +101,7 @@ def test_other_model_than_the_trainers_is_a_warning(here: Path) -> None:
 def test_a_prefix_cache_is_not_reproducible(here: Path) -> None:
     cache = f"{ENGINE}.enable_prefix_caching=true"
     assert run_check(cache) == []
-    with pytest.raises(ConfigError, match="found True with rollout.reproducible"):
+    with pytest.raises(ConfigError, match=r"found True with rollout\.reproducible"):
         run_check(cache, "rollout.reproducible=true")
 
 

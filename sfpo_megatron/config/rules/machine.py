@@ -9,17 +9,19 @@ from pathlib import Path
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 
+_DRIVER = Path("/proc/driver/nvidia")
+
 
 def num_gpus() -> int:
     """GPUs that processes started here may use; 0 without the NVIDIA driver. Without torch."""
-    if not Path("/proc/driver/nvidia/version").exists():
+    if not (_DRIVER / "version").exists():
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [name.strip() for name in visible.split(",")]
         # CUDA ends the list at the first index that there is not, such as -1.
         return len(named[: named.index("-1")] if "-1" in named else [n for n in named if n])
-    return sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*"))
+    return sum(1 for _ in (_DRIVER / "gpus").glob("*"))
 
 
 def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:
