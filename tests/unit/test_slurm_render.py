@@ -38,7 +38,7 @@ def config(
         tree = {
             "output_dir": "run",
             "model": {"path": "model"},
-            "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 4}]},
+            "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 100}]},
         }
         Path("run.yaml").write_text(yaml.safe_dump(tree | sections))
         return Path("run.yaml")
