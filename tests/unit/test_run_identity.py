@@ -238,7 +238,7 @@ def test_the_launcher_hands_fresh_to_every_rank(
     model_dir()
     Path("run.yaml").write_text(
         "output_dir: run\nmodel: {path: model}\nparallel: {data: 1}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 10}]}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 100}]}\n"
     )
     monkeypatch.setattr(
         "sfpo_megatron.launcher.launch.launch", lambda arguments, **_: given.append(arguments) or 0
