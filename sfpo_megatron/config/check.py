@@ -16,7 +16,7 @@ from sfpo_megatron.config.rules.context_parallel import context_parallel
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
-from sfpo_megatron.config.rules.machine import engine_devices
+from sfpo_megatron.config.rules.devices import engine_devices
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,

@@ -11,7 +11,7 @@ from test_config_check import here, run_check
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.rules import machine
+from sfpo_megatron.config.rules import devices
 from sfpo_megatron.config.rules.parquet_footer import num_rows
 
 __all__ = ["here"]  # the fixture
@@ -145,7 +145,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A machine with so many GPUs, no Ray cluster of others."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    return lambda num: monkeypatch.setattr(machine, "num_gpus", lambda: num)
+    return lambda num: monkeypatch.setattr(devices, "num_gpus", lambda: num)
 
 
 def test_ranks_and_engines_on_gpus(here: Path, gpus: Callable[[int], None]) -> None:
@@ -202,13 +202,13 @@ def test_visible_gpus(
     (tmp_path / "driver/nvidia/gpus").mkdir(parents=True)
     for name in "abc":
         (tmp_path / "driver/nvidia/gpus" / name).mkdir()
-    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "driver/nvidia")
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "driver/nvidia")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert machine.num_gpus() == 0, "the driver is not loaded"
+    assert devices.num_gpus() == 0, "the driver is not loaded"
     (tmp_path / "driver/nvidia/version").write_text("x")
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert machine.num_gpus() == num
+    assert devices.num_gpus() == num
 
 
 def test_float16_main_params(here: Path) -> None:
