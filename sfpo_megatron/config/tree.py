@@ -71,7 +71,7 @@ class ParallelConfig:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class MegatronConfig:
-    """Settings handed to Megatron-Core as they are; names are checked against it at setup."""
+    """Settings handed to Megatron-Core as they are; `check` knows its names, with their types."""
 
     transformer: dict[str, Any] = field(default_factory=dict)
     """Fields of TransformerConfig (recompute, fusions, FP8...)."""
