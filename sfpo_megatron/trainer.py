@@ -94,6 +94,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         opened.log(metrics | engines.metrics | checkpoints.times)
         save = partial(checkpoints.save_now, step)
         learner.check_agreement(prepared, metrics, warn=opened.progress, save=save)
+        learner.check_collapse(prepared, results, save=save)
         if is_due(config, step):
             engines.evaluate(step=step)
         if checkpoints.after_step(step):

@@ -1,6 +1,6 @@
 """What a checkpoint remembers of the training prompts: enough to tell later what has changed.
 
-Of each prompt its id and 16 bytes of digests: question, answer, token ids. The first part of an id,
+The id of each prompt and 16 bytes of digests: question, answer, token ids. The first part of an id,
 the name of the source, comes from the name of a file, which is not data: its number stands there.
 """
 
@@ -35,7 +35,7 @@ class Remembered:
 
     @staticmethod
     def of(prompts: Sequence[Prompt], names: Sequence[str]) -> Remembered:
-        """Of prompts whose sources are called `names`, in the order of data.train."""
+        """Remember prompts whose sources are called `names`, in the order of data.train."""
         number = {name: str(place) for place, name in enumerate(names)}
         ids, digests = [], bytearray()
         for prompt in prompts:

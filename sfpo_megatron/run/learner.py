@@ -20,6 +20,7 @@ from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.run.agreement import Agreement, GeneratorDisagrees
+from sfpo_megatron.run.collapse import Collapse, RunCollapsed
 from sfpo_megatron.run.metrics import (
     Totals,
     batch_metrics,
@@ -72,6 +73,7 @@ class Learner:
         )
         self.totals = Totals()
         self._agreement = Agreement(config)
+        self._collapse = Collapse(config.train)
 
     def prepare(self, step: int, batch: RolloutBatch, timers: Timers) -> Prepared:
         """Fix everything that all passes of the step share."""
@@ -142,6 +144,21 @@ class Learner:
         if found.stop is not None:
             save()
             raise GeneratorDisagrees(found.stop)
+
+    def check_collapse(
+        self, prepared: Prepared, results: Sequence[PassResult], *, save: Callable[[], None]
+    ) -> None:
+        """Save and raise RunCollapsed, on every rank, once a limit of the section train is
+        reached."""
+        scale = 1.0
+        if self._config.model.dtype == "float16":
+            own = float(self._policy.optimizer.get_loss_scale())
+            scale = float(self._policy.control.broadcast_json(own))
+        said = self._collapse.observe(prepared.step, prepared.batch, results, loss_scale=scale)
+        if said is not None:
+            save()
+            saved = "saved" if self._config.saves_state else "not saved (checkpoint.every is 0)"
+            raise RunCollapsed(f"{said}; the state after this step is {saved}")
 
 
 def objective_of(config: RunConfig) -> PolicyObjective:

@@ -179,7 +179,7 @@ def test_a_checkpoint_of_the_format_before_continues(data: Data, name: str) -> N
 
 
 def test_the_fingerprint_of_the_format_before() -> None:
-    """As dcc1758 computed it, for two prompts; the value was taken there."""
+    """The value is what commit dcc1758 computes for two prompts."""
     prompts: Any = [
         SimpleNamespace(id="sums/1", token_ids=(5, 6)),
         SimpleNamespace(id="sums/2", token_ids=(7,)),
