@@ -8,6 +8,7 @@ metrics     the step's line in metrics.jsonl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -102,10 +103,11 @@ class Learner:
         )
 
     def observe(self, results: Sequence[PassResult]) -> None:
-        """Show the gate the entropy of the slow correction, the last result. Not collective."""
-        slow = results[-1]
-        if slow.num_tokens > 0:
-            self.gate.observe(slow.mean(lambda m: m.entropy))
+        """Show the gate the entropy of the slow correction, the last result, unless there is none
+        that is finite (`check_collapse` counts such steps). Not collective."""
+        entropy = results[-1].mean(lambda m: m.entropy)
+        if math.isfinite(entropy):
+            self.gate.observe(entropy)
 
     def metrics(
         self, prepared: Prepared, results: Sequence[PassResult], timers: Timers

@@ -166,6 +166,18 @@ def test_a_batch_that_is_masked_out_says_nothing() -> None:
     assert steps(passes(loss=NAN)) is not None
 
 
+def test_the_gate_survives_an_entropy_that_is_not_finite() -> None:
+    """Such a step is counted here; in the gate's window it would make every later z-score nan, and
+    no checkpoint could hold it."""
+    policy: Any = SimpleNamespace(shards=SimpleNamespace(tensors=list))
+    objective: Any = SimpleNamespace()
+    learner = Learner(run_config(), policy, objective)
+    for entropy in (0.5, NAN, INF, 0.25):
+        learner.observe(passes(entropy=entropy))
+    learner.observe(passes(num_tokens=0))
+    assert learner.gate.state_dict()["window"] == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("every", [0, 5])
 def test_it_ends_after_a_save(every: int) -> None:
     config = run_config()
