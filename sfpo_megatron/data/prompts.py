@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+EVAL = "eval."
+"""Begins the names of data.eval's sources."""
+
+
 class PromptStream:
     """Training prompts without end: every epoch a new shuffle of all sources together.
 
@@ -59,6 +63,8 @@ class PromptStream:
             f"{len(rows) - len(kept)} left out as questions of data.eval, {bad}"
         )
         self._names = source_names(config.data.train)
+        self.eval_names = source_names(config.data.eval, prefix=EVAL)
+        """Those of data.eval's sources, kept like those of data.train's (`difference`)."""
         self._accepted = ""
         self._epoch, self._position = 0, 0
         self._own_order: list[int] = []  # of this epoch, where it is not the shuffle
@@ -88,6 +94,7 @@ class PromptStream:
             "position": self._position,
             "seed": self._seed,
             "names": list(self._names),
+            "eval_names": list(self.eval_names),
             "rows": self._remembered.state,
             **order,
         }
@@ -143,7 +150,7 @@ class PromptStream:
                 expected=f"{self._seed!r}, that of this run's data",
                 fix="resume with the data, tokenizer and seed of the run that was saved",
             )
-        self._keep_names(state.get("names", ()))
+        self._keep_names(state)
         if "rows" not in state:
             same = state["fingerprint"] == fingerprint_of_before(self.prompts)
             return None, "" if same else (
@@ -154,10 +161,13 @@ class PromptStream:
         then = Remembered.from_state(state["rows"])
         return then, compare(then, self._remembered).describe(then, self.prompts)
 
-    def _keep_names(self, names: Sequence[str]) -> None:
-        if len(names) == len(self._names) and list(names) != list(self._names):
+    def _keep_names(self, state: Mapping[str, Any]) -> None:
+        names, eval_names = state.get("names", ()), state.get("eval_names", ())
+        if len(names) == len(self._names) and list(names) != self._names:
             self.prompts = renamed(self.prompts, self._names, names)
             self._names = list(names)
+        if len(eval_names) == len(self.eval_names):
+            self.eval_names = list(eval_names)
 
     def _order_then(self, state: Mapping[str, Any], then: Remembered) -> list[int]:
         """Rows then, in the order in which their epoch was to draw them."""
@@ -203,7 +213,7 @@ def question_key(row: Row) -> str:
 
 def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
     sources = config.data.train if split == "train" else config.data.eval
-    names = source_names(sources, prefix="" if split == "train" else "eval.")
+    names = source_names(sources, prefix="" if split == "train" else EVAL)
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         key = f"data.{split}[{number}]"
         # eval: no run seed in it, see eval_prompts
@@ -216,11 +226,14 @@ def source_names(sources: Sequence[DataSource], prefix: str = "") -> list[str]:
     return _unique([(s.task or Path(s.path or "").stem or s.source) for s in sources], prefix)
 
 
-def source_names_of(config: Mapping[str, Any]) -> list[str]:
-    """`source_names` of data.train in a config as a checkpoint has it: a plain tree."""
-    sources = config["data"]["train"]
-    bases = [s.get("task") or Path(s.get("path") or "").stem or s["source"] for s in sources]
-    return _unique(bases, "")
+def source_names_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names in a cursor, of a config as a checkpoint has it: a plain tree."""
+
+    def bases(split: str) -> list[str]:
+        sources = config["data"][split]
+        return [s.get("task") or Path(s.get("path") or "").stem or s["source"] for s in sources]
+
+    return {"names": _unique(bases("train"), ""), "eval_names": _unique(bases("eval"), EVAL)}
 
 
 def _unique(bases: Sequence[str], prefix: str) -> list[str]:

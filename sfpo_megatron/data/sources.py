@@ -66,8 +66,8 @@ def _endless(source: DataSource, key: str, taken: int) -> DataError:
         )
     return DataError(
         f"{key}.source",
-        found=f"{source.source}, which gave more than {MOST_ROWS:,} bad rows and {taken:,} good ones",
-        expected=f"size = {source.size:,} good ones",
+        found=f"{source.source}, which gave {taken:,} good rows and more than {MOST_ROWS:,} bad ones",
+        expected=f"size = {source.size:,} good rows",
         fix="correct the function",
     )
 

@@ -146,7 +146,7 @@ def hold_to_data(
     if cursor is None:  # made by debug.train_only: no prompt has been drawn
         return ""
     # Those of the format before have no names; ids, and the fingerprint, were made of these.
-    cursor.setdefault("names", source_names_of(state["config"]))
+    cursor |= source_names_of(state["config"]) | cursor
     what = prompts.difference(cursor)
     if not what:
         return ""

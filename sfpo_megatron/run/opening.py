@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import PromptStream, eval_prompts
+from sfpo_megatron.data.prompts import EVAL, PromptStream, eval_prompts, renamed, source_names
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.mcore.control import ControlGroup
@@ -171,13 +171,14 @@ def _main_ends(
         # Prompts first: a wrong row ends the run before any engine starts.
         tokenizer = load_tokenizer(config.model.path)
         prompts = PromptStream(config, tokenizer)
-        held_out = eval_prompts(config, tokenizer)
+        held_out = tuple(eval_prompts(config, tokenizer))
         tracker.progress(f"{prompts.summary}, {len(held_out)} held out")
         if continued is not None:
             state = read_run_state(continued.directory)
             said = hold_to_data(prompts, continued, state, directory, accept=accept_data_change)
             if said:
                 tracker.progress(said)
+            held_out = renamed(held_out, source_names(config.data.eval, EVAL), prompts.eval_names)
         fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
     saved = config.debug.save_rollouts
     return MainEnds(
@@ -193,7 +194,7 @@ def _main_ends(
 def _start_engines(
     config: RunConfig,
     prompts: PromptStream,
-    held_out: list[Prompt],
+    held_out: Sequence[Prompt],
     devices: list[RankDevice],
     closing: ExitStack,
 ) -> tuple[Fleet, Feed, Evaluation]:

@@ -55,7 +55,7 @@ class Data:
         paths = [{"source": "jsonl", "path": f"/there/{name}.jsonl"} for name in names or ("mine",)]
         state = {
             "data": {"prompts": stream.state_dict()},
-            "config": {"data": {"train": paths}},
+            "config": {"data": {"train": paths, "eval": []}},
         }
         return json.loads(json.dumps(state))  # type: ignore[no-any-return]
 
@@ -158,6 +158,25 @@ def test_names_and_further_columns_are_no_data(data: Data, same: Any) -> None:
         ids = [p.id for p in stream.next_batch(7)]
         assert ids == [p.id for p in again.next_batch(7)] == [p.id for p in later.next_batch(7)]
     assert RunRecord.read(data.directory) == RunRecord.read(data.directory)
+
+
+def test_names_of_held_out_sources_stay_too(data: Data, tokenizer: Any) -> None:  # noqa: F811
+    def stream(name: str) -> PromptStream:
+        file = data.folder / f"{name}.jsonl"
+        file.write_text(json.dumps(some_rows(30)[29]) + "\n")
+        held_out = [DataSource(source="jsonl", path=str(file))]
+        (data.folder / "mine.jsonl").write_text(json.dumps(some_rows(1)[0]))
+        mine = DataSource(source="jsonl", path=str(data.folder / "mine.jsonl"))
+        return PromptStream(make_config([mine], held_out), tokenizer)
+
+    state, later = data.saved(stream("exam")), stream("other")
+    assert later.eval_names == ["eval.other"]
+    assert data.resume(later, state) == "" and later.eval_names == ["eval.exam"]
+    last = stream("third")
+    assert data.resume(last, data.saved(later)) == "" and last.eval_names == ["eval.exam"]
+    del state["data"]["prompts"]["eval_names"]  # the format before: by its config
+    state["config"]["data"]["eval"] = [{"source": "jsonl", "path": "/there/exam.jsonl"}]
+    assert data.resume(last, state) == "" and last.eval_names == ["eval.exam"]
 
 
 def of_before(stream: PromptStream, state: dict[str, Any]) -> dict[str, Any]:
@@ -285,7 +304,10 @@ def test_two_sources_with_the_same_rows(data: Data) -> None:
 
 def test_a_generated_source_with_other_settings(tokenizer: Any, data: Data) -> None:  # noqa: F811
     stream = PromptStream(make_config([sums(30)]), tokenizer)
-    state = {"data": {"prompts": stream.state_dict()}, "config": {"data": {"train": []}}}
+    state = {
+        "data": {"prompts": stream.state_dict()},
+        "config": {"data": {"train": [], "eval": []}},
+    }
     more = PromptStream(make_config([sums(31)]), tokenizer)
     assert "found 1 row is new (chain_sum/30" in data.refused(more, state)
 

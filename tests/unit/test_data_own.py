@@ -43,7 +43,7 @@ def test_its_rows_are_rows_and_its_bad_rows_are_named() -> None:
     [
         ("sums", None, r"data\.train\[0\]\.size: found null, and 34 rows from own_sources:sums so"),
         ("nonsense", None, r"data\.train\[0\]\.size: found null, and 0 rows from"),
-        ("nonsense", 3, r"data\.train\[0\]\.source: found own_sources:nonsense, which gave more"),
+        ("nonsense", 3, r"data\.train\[0\]\.source: found own_sources:nonsense, which gave 0 g"),
     ],
 )
 def test_a_source_without_an_end_is_refused(
