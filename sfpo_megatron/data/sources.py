@@ -66,7 +66,7 @@ def _endless(source: DataSource, key: str, taken: int) -> DataError:
         )
     return DataError(
         f"{key}.source",
-        found=f"{source.source}, which gave {taken:,} good rows and more than {MOST_ROWS:,} bad ones",
+        found=f"{source.source}, which gave {taken:,} good and over {MOST_ROWS:,} bad rows",
         expected=f"size = {source.size:,} good rows",
         fix="correct the function",
     )
