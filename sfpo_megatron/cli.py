@@ -76,12 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         command = _config_command(commands, name, text)
         _add_fresh(command)
         if name == "train":
-            command.add_argument(
-                "--accept-data-change",
-                action="store_true",
-                help="continue although the rows of data.train are not those of the checkpoint; "
-                "what has changed is said, and kept in run.json",
-            )
+            _add_accept_data_change(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
     text = "accuracy of model.path on data.eval, by engines alone"
@@ -123,6 +118,15 @@ def _add_fresh(command: argparse.ArgumentParser) -> None:
         "--fresh",
         action="store_true",
         help="begin a new run; what output_dir has of an earlier one is kept as *.previous-N",
+    )
+
+
+def _add_accept_data_change(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--accept-data-change",
+        action="store_true",
+        help="continue although the rows of data.train are not those of the checkpoint; what has "
+        "changed is said, and kept in run.json",
     )
 
 
@@ -169,6 +173,7 @@ def _add_slurm(commands: Any) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print the script, write and submit nothing"
     )
+    _add_accept_data_change(command)
     command.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)  # is refused
     command.set_defaults(run=_slurm)
 

@@ -20,6 +20,7 @@ from sfpo_megatron.checkpoints.store import Found
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream
 from sfpo_megatron.data.prompts import fingerprint_of_before
+from sfpo_megatron.data.remembered import Remembered, compare
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run.continuing import hold_to_data
 from tests.unit.test_data_prompts import make_config, sums, tokenizer  # noqa: F401
@@ -27,8 +28,11 @@ from tests.unit.test_data_prompts import make_config, sums, tokenizer  # noqa: F
 Rows = list[dict[str, Any]]
 
 
-def some_rows(count: int = 20) -> Rows:
-    return [{"prompt": f"What is {i} + 1?", "answer": str(i + 1), "level": i} for i in range(count)]
+def some_rows(count: int = 20, first: int = 0) -> Rows:
+    return [
+        {"prompt": f"What is {i} + 1?", "answer": str(i + 1), "level": i}
+        for i in range(first, first + count)
+    ]
 
 
 class Data:
@@ -103,7 +107,6 @@ CHANGES: dict[str, tuple[Callable[[Rows], Rows], str]] = {
     "order": (swapped, "found 2 rows have other ids (mine/1 'What is 1 + 1?'"),
     "order, said": (swapped, "1 row stands elsewhere (mine/1 'What is 1 + 1?')"),
     "ids": (lambda r: [{}, *r], "found 20 rows have other ids (mine/2 'What is 0 + 1?'; mine/3"),
-    "twice": (lambda r: [*r, r[0]], "found 1 row is new (mine/21 'What is 0 + 1?'),"),
     "system": (
         lambda r: [{**r[0], "prompt": [{"role": "system", "content": "Add."},
                                        {"role": "user", "content": r[0]["prompt"]}]}, *r[1:]],
@@ -140,14 +143,14 @@ def test_the_suffix_is_data_too(data: Data) -> None:
 @pytest.mark.parametrize(
     "same",
     [
-        lambda d: d.stream(some_rows(), some_rows(9), names=("renamed", "too")),
-        lambda d: d.stream([r | {"level": "other"} for r in some_rows()], some_rows(9)),
-        lambda d: d.stream(some_rows(), some_rows(9), names=("yours", "mine")),
+        lambda d: d.stream(some_rows(), some_rows(9, 50), names=("renamed", "too")),
+        lambda d: d.stream([r | {"level": "other"} for r in some_rows()], some_rows(9, 50)),
+        lambda d: d.stream(some_rows(), some_rows(9, 50), names=("yours", "mine")),
     ],
 )
 def test_names_and_further_columns_are_no_data(data: Data, same: Any) -> None:
     """And ids, which sampling seeds are made of, stay what they were: here and ever after."""
-    stream = data.stream(some_rows(), some_rows(9))
+    stream = data.stream(some_rows(), some_rows(9, 50))
     stream.next_batch(11)
     state = data.saved(stream, "mine", "yours")
     again = same(data)
@@ -295,11 +298,24 @@ def test_another_seed_is_refused_whatever_is_accepted(data: Data) -> None:
         data.resume(data.stream(some_rows(), seed=1), state, accept=True)
 
 
-def test_two_sources_with_the_same_rows(data: Data) -> None:
-    rows = some_rows(6)
-    state = data.saved(data.stream(rows, rows), "mine", "yours")
-    message = data.refused(data.stream(rows, rows[:-1]), state)
-    assert "found 1 row is gone (data.train[1] row 6)," in message
+def test_rows_that_are_there_twice() -> None:
+    """Of two sources, with the same answer and with another: as many are gone as are."""
+
+    def remembered(*rows: tuple[str, str]) -> Remembered:
+        prompts: Any = [
+            SimpleNamespace(id=f"mine/{n}", question=question, answer=answer, token_ids=(1,))
+            for n, (question, answer) in enumerate(rows)
+        ]
+        return Remembered.of(prompts, ["mine"])
+
+    a, b, c = ("x", "1"), ("x", "2"), ("y", "1")
+    assert compare(remembered(a, a, c), remembered(a, c)).gone == [1]
+    assert compare(remembered(a, c), remembered(a, c, a)).added == [2]
+    other = compare(remembered(a, b, c), remembered(b, c))
+    assert (other.gone, other.answers, other.place) == ([0], [], {1: 0, 2: 1})
+    assert compare(remembered(a, a), remembered(a, b)).answers == [1]
+    state = json.loads(json.dumps(remembered(a, b, c).state))
+    assert Remembered.from_state(state) == remembered(a, b, c)
 
 
 def test_a_generated_source_with_other_settings(tokenizer: Any, data: Data) -> None:  # noqa: F811

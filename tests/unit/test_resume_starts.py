@@ -97,6 +97,16 @@ def test_check_and_slurm_say_which_run_it_will_be(
     assert said(command, capsys, "checkpoint.resume=never") == "begins a new run"
 
 
+@pytest.mark.parametrize("options", [[], ["--accept-data-change"]])
+def test_a_job_accepts_changed_data_where_it_is_told_to(
+    options: list[str], config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["slurm", "run.yaml", "--nodes=4", "--time=4:00:00", "--dry-run", *options]
+    assert cli.main(command) == 0
+    wanted = " ".join(["-m sfpo_megatron train", *options, '"$CONFIG" &'])
+    assert wanted in capsys.readouterr().out
+
+
 # ---- sft ----------------------------------------------------------------------------------------
 
 
