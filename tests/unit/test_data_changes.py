@@ -299,7 +299,7 @@ def test_another_seed_is_refused_whatever_is_accepted(data: Data) -> None:
 
 
 def test_rows_that_are_there_twice() -> None:
-    """Of two sources, with the same answer and with another: as many are gone as are."""
+    """With the same answer and with another: as many are gone as are."""
 
     def remembered(*rows: tuple[str, str]) -> Remembered:
         prompts: Any = [

@@ -1,4 +1,4 @@
-"""What Megatron-Core's optimizers go together with."""
+"""What SGD goes together with in Megatron-Core."""
 
 from __future__ import annotations
 
