@@ -18,8 +18,8 @@ from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
-from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.plugins import own_code
+from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
 
