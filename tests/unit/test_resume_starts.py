@@ -18,7 +18,7 @@ import pytest
 from configs import run_config
 from torch import distributed as dist
 
-from sfpo_megatron import cli, sft
+from sfpo_megatron import cli, sft, trainer
 from sfpo_megatron.checkpoints.identity import RunRecord
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, store_of
 from sfpo_megatron.config.changes import changes
@@ -238,6 +238,13 @@ def test_rollouts_alone_touch_no_run(config: RunConfig) -> None:
 VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")
 
 
+def on_one_sum(config: RunConfig, folder: Path) -> RunConfig:
+    tiny.make_tokenizer(folder / "model", VOCABULARY)
+    (folder / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    source = DataSource(source="jsonl", path=str(folder / "sums.jsonl"))
+    return replace(config, data=DataConfig(train=(source,)))
+
+
 @pytest.mark.parametrize("name", ["sums", "renamed"])
 def test_a_checkpoint_by_commit_dcc1758_continues(
     config: RunConfig, tmp_path: Path, name: str
@@ -281,12 +288,48 @@ def test_a_checkpoint_by_commit_dcc1758_continues(
     assert {key for key, _, _ in changes(state["config"], asdict(config))} >= {"data.train"}
 
 
+def test_a_checkpoint_by_saved_rollouts_has_no_cursor(config: RunConfig, tmp_path: Path) -> None:
+    """debug.train_only draws no prompt: a run with engines begins its data at the beginning."""
+    config = on_one_sum(config, tmp_path)
+    state: dict[str, Any] = {"data": {}, "config": asdict(config)}
+    save(config, 3, json.dumps(state))
+    start = decide(config, store_of(config), fresh=False)
+    assert start.found is not None
+    prompts = PromptStream(config, load_tokenizer(str(tmp_path / "model")))
+    directory = RunDirectory.of(config.output_dir)
+    assert hold_to_data(prompts, start.found, state, directory, accept=False) == ""
+    client: Any = None
+    EngineFeed(config, client, prompts).load_state_dict({"rollouts": {}})
+    assert prompts.state_dict()["position"] == 0
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_the_option_reaches_the_data_before_an_engine_starts(
+    accept: bool, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    config = on_one_sum(config, tmp_path)
+    save(config, 3)
+    start = decide(config, store_of(config), fresh=False)
+    monkeypatch.setattr(opening, "_trainer_devices", list)
+    monkeypatch.setattr(opening, "ControlGroup", lambda _: SimpleNamespace(rank=0))
+    monkeypatch.setattr(opening, "find", lambda *_, **__: start)
+
+    def hold(*_: object, accept: bool) -> str:
+        asked.append(accept)
+        raise Stop
+
+    monkeypatch.setattr(opening, "hold_to_data", hold)
+    monkeypatch.setattr(trainer, "objective_of", lambda config: None)
+    capabilities: Any = None
+    with pytest.raises(Stop):
+        trainer.run(config, capabilities, accept_data_change=accept)
+    assert asked == [accept]
+
+
 def test_data_that_has_changed_since_commit_dcc1758(config: RunConfig, tmp_path: Path) -> None:
     text = (Path(__file__).parent / "run_state_dcc1758.json").read_text()
-    tiny.make_tokenizer(tmp_path / "model", VOCABULARY)
-    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 20)
-    source = DataSource(source="jsonl", path=str(tmp_path / "sums.jsonl"))
-    config = replace(config, data=DataConfig(train=(source,)))
+    config = on_one_sum(config, tmp_path)
     save(config, 3, text)
     start = decide(config, store_of(config), fresh=False)
     assert start.found is not None

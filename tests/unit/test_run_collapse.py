@@ -16,6 +16,7 @@ import torch
 from configs import run_config
 from made.batches import make_batch
 
+from sfpo_megatron import trainer
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.tree import TrainConfig
 from sfpo_megatron.launcher import rank
@@ -218,6 +219,47 @@ def test_float16_asks_rank_0_for_the_loss_scale() -> None:
         learner.check_collapse(prepared, passes(skipped="x"), save=lambda: None)
     with pytest.raises(RunCollapsed):
         learner.check_collapse(prepared, passes(skipped="x"), save=lambda: None)
+
+
+def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the step's own results, after its metrics are logged; what is saved is that step."""
+    monkeypatch.setattr(trainer, "sfpo_step", lambda *_, **__: ["results"])
+    config = run_config()
+    config = replace(config, train=replace(config.train, num_steps=5))
+    did: list[Any] = []
+
+    def note(name: str, result: Any = None) -> Any:
+        return lambda *_, **__: did.append(name) or result
+
+    def check_collapse(prepared: Any, results: Any, *, save: Any) -> None:
+        did.append((prepared.step, results))
+        if prepared.step == 2:
+            save()
+            raise RunCollapsed("now")
+
+    prepared = {step: SimpleNamespace(step=step, num_fast=1, one_pass=None) for step in (1, 2)}
+    learner: Any = SimpleNamespace(
+        prepare=lambda step, *_: prepared[step],
+        snapshot=None,
+        observe=lambda results: None,
+        metrics=lambda *_: {},
+        check_agreement=lambda *_, **__: None,
+        check_collapse=check_collapse,
+    )
+    nothing = ("evaluate", "collect", "to_trainer", "wait_generated", "refit")
+    engines: Any = SimpleNamespace(metrics={}, **{name: lambda *_, **__: None for name in nothing})
+    checkpoints: Any = SimpleNamespace(
+        resume=lambda: 0,
+        guarded=lambda one_pass, **_: one_pass,
+        times={},
+        save_now=lambda step: did.append(f"saved {step}"),
+        after_step=note("after"),
+    )
+    opened: Any = SimpleNamespace(config=config, log=note("logged"), progress=note("said"))
+    with pytest.raises(RunCollapsed):
+        trainer.train(opened, learner, engines, checkpoints)
+    first, second = (1, ["results"]), (2, ["results"])
+    assert did == ["logged", first, "after", "logged", second, "saved 2"]
 
 
 @pytest.mark.parametrize(("error", "mark"), [(RunCollapsed, "1\nfinal\n"), (ValueError, "1\n")])
