@@ -240,7 +240,10 @@ def test_the_epoch_under_way_goes_on_without_what_is_gone(data: Data) -> None:
     assert found[:10] == [q for q in rest if q not in gone] and set(found[10:]) == new
     plain = data.stream(rows)
     plain.load_state_dict(plain.state_dict() | {"epoch": 1, "position": 0})
-    assert again.next_batch(20) == plain.next_batch(20)
+    assert again.next_batch(4) == plain.next_batch(4)
+    resumed = data.stream(rows)
+    assert data.resume(resumed, data.saved(again)) == ""
+    assert again.next_batch(16) == plain.next_batch(16) == resumed.next_batch(16)
 
 
 def test_what_was_accepted_is_saved_and_remembered(data: Data) -> None:
