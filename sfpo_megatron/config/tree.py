@@ -235,8 +235,15 @@ class DataConfig:
     """Appended to every prompt's text."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A malformed or too long row: end with its file and line, or skip and count it."""
+    skip_zero_variance: bool = False
+    """Pass over prompts whose last groups had all rewards equal, the more of them the more often:
+    selective rollouts (GRESO, arXiv 2506.02177). They stay in the data, and come again."""
+    zero_variance_target: float = 0.25
+    """Share of such groups that skip_zero_variance aims at, among those generated; a third of it
+    for solved prompts, two thirds for failed ones."""
 
     def __post_init__(self) -> None:
+        within(self, 0.0, 1.0, "zero_variance_target")
         if not self.train:
             raise FieldError("train", [], "at least one source", "add a source under data.train")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 _WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
@@ -21,6 +22,9 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     rollout = config.rollout
     ours = {
         "model": model_path,
+        # Not Mistral's params.json and consolidated.safetensors where they lie beside.
+        "config_format": "hf",
+        "load_format": LOAD_FORMAT,
         "dtype": config.model.dtype,
         "seed": config.seed,
         "tensor_parallel_size": rollout.tensor_parallel,

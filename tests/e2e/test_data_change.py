@@ -12,7 +12,7 @@ from pathlib import Path
 import digits
 import pytest
 import yaml
-from test_resume import ALONE, environment, lines
+from digits import ALONE, environment, lines
 
 pytestmark = pytest.mark.full
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made.prompts import make_config, sums
 
 from sfpo_megatron.checkpoints.identity import RunRecord
 from sfpo_megatron.checkpoints.store import Found
@@ -23,7 +24,6 @@ from sfpo_megatron.data.prompts import fingerprint_of_before
 from sfpo_megatron.data.remembered import Remembered, compare
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run.continuing import hold_to_data
-from tests.unit.test_data_prompts import make_config, sums, tokenizer  # noqa: F401
 
 Rows = list[dict[str, Any]]
 
@@ -38,7 +38,7 @@ def some_rows(count: int = 20, first: int = 0) -> Rows:
 class Data:
     """A run on a file of rows, whose checkpoint is taken after `drawn` prompts."""
 
-    def __init__(self, folder: Path, tokenizer: Any) -> None:  # noqa: F811
+    def __init__(self, folder: Path, tokenizer: Any) -> None:
         self.folder, self.tokenizer = folder, tokenizer
         self.directory = RunDirectory.of(folder / "run")
         RunRecord.new(run_id="abc").write(self.directory)
@@ -78,7 +78,7 @@ class Data:
 
 
 @pytest.fixture
-def data(tmp_path: Path, tokenizer: Any) -> Data:  # noqa: F811
+def data(tmp_path: Path, tokenizer: Any) -> Data:
     return Data(tmp_path, tokenizer)
 
 
@@ -163,7 +163,7 @@ def test_names_and_further_columns_are_no_data(data: Data, same: Any) -> None:
     assert RunRecord.read(data.directory) == RunRecord.read(data.directory)
 
 
-def test_names_of_held_out_sources_stay_too(data: Data, tokenizer: Any) -> None:  # noqa: F811
+def test_names_of_held_out_sources_stay_too(data: Data, tokenizer: Any) -> None:
     def stream(name: str) -> PromptStream:
         file = data.folder / f"{name}.jsonl"
         file.write_text(json.dumps(some_rows(30)[29]) + "\n")
@@ -321,7 +321,7 @@ def test_rows_that_are_there_twice() -> None:
     assert Remembered.from_state(state) == remembered(a, b, c)
 
 
-def test_a_generated_source_with_other_settings(tokenizer: Any, data: Data) -> None:  # noqa: F811
+def test_a_generated_source_with_other_settings(tokenizer: Any, data: Data) -> None:
     stream = PromptStream(make_config([sums(30)]), tokenizer)
     state = {
         "data": {"prompts": stream.state_dict()},

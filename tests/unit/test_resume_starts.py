@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 from torch import distributed as dist
 
 from sfpo_megatron import cli, sft, trainer
@@ -311,7 +311,6 @@ def test_the_option_reaches_the_data_before_an_engine_starts(
     config = on_one_sum(config, tmp_path)
     save(config, 3)
     start = decide(config, store_of(config), fresh=False)
-    monkeypatch.setattr(opening, "_trainer_devices", list)
     monkeypatch.setattr(opening, "ControlGroup", lambda _: SimpleNamespace(rank=0))
     monkeypatch.setattr(opening, "find", lambda *_, **__: start)
 

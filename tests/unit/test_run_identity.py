@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.checkpoints.identity import FORMAT, RunRecord, outlook
@@ -244,7 +245,8 @@ def test_the_launcher_hands_its_options_to_every_rank(
 ) -> None:
     given: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
-    write_run(model_dir)
+    model_dir()
+    write_run(parallel={"data": 1})
     monkeypatch.setattr(
         "sfpo_megatron.launcher.launch.launch", lambda arguments, **_: given.append(arguments) or 0
     )
@@ -260,12 +262,3 @@ def test_the_launcher_hands_its_options_to_every_rank(
     assert cli.main(given[0]) == 0
     fresh, accept = "--fresh" in options, "--accept-data-change" in options
     assert ranks == [{"fresh": fresh, "accept_data_change": accept}]
-
-
-def write_run(model_dir: Callable[..., Path]) -> None:
-    """run.yaml in the working directory, with a model that `check` accepts."""
-    model_dir()
-    Path("run.yaml").write_text(
-        "output_dir: run\nmodel: {path: model}\nparallel: {data: 1}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 10}]}\n"
-    )
