@@ -31,10 +31,12 @@ ALLOWED = {
     "unit/test_addresses.py _towards": "two networks",
     "unit/test_docs.py _field_docstrings": "a field without a docstring",
     "unit/test_owned.py _exchange": "a file system that cannot exchange two folders",
+    "unit/test_temporary.py _ELSEWHERE": "a machine without a temporary folder",
     "unit/test_snapshots_host.py _SideStream": "CUDA streams that race",
     # Sizes and times of a module, so that a small and short test reaches them.
     "dist/test_local_attention.py _PAIRS_OF_A_CALL": "sequences attended to one by one, or at once",
     "dist/test_logprob_kernel.py _CPU_BLOCK_BYTES": "blocks below and above a chunk",
+    "unit/test_refit_plan.py _ELEMENTS_AT_A_TIME": "a tensor of several parts",
     "unit/conftest.py _POLL_S": "seconds between looks at an engine",
     "unit/test_benchmarks.py _EVICT_BYTES": "256 MiB a round",
     "unit/test_slurm_preflight.py _WAIT_S": "minutes until a node is given up",
