@@ -32,11 +32,6 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
     "vocab_size": 37,
 }
-POINTER = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadb"
-    b"b8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
-)
-"""What git leaves in place of a large file that was not fetched."""
 RUN = {
     "output_dir": "run",
     "model": {"path": "model"},
@@ -83,6 +78,12 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
 def write_index(folder: Path, weight_map: Mapping[str, str]) -> None:
     """An index of `weight_map`."""
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict(weight_map)}))
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadb"
+    b"b8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
 
 
 def checked(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:

@@ -47,7 +47,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A whole model in two shards, in the working directory."""
+    """A whole model in two shards, model/ in the working directory; no GPU."""
     from made.model_files import random_tensors, write_config, write_shards
 
     monkeypatch.chdir(tmp_path)
