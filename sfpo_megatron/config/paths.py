@@ -33,6 +33,7 @@ NOT_DIRECTORIES = ("auto", "never")
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\})?", re.A)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.A)
+_HUB_ID = re.compile(r"(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.A)
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -120,12 +121,11 @@ def _unusable(found: str, fix: str) -> PathError:
 
 
 def looks_like_path(value: str) -> bool:
-    """Whether model.path is a directory: a hub id is `owner/name` (or `name`) and nothing of it
-    exists here."""
-    if value.startswith(("/", "./", "../")) or value in (".", "..") or value.endswith("/"):
+    """Whether model.path is a directory: a hub id is `owner/name` (or `name`) in the hub's letters,
+    and nothing of it exists here."""
+    if not _HUB_ID.fullmatch(value) or ".." in value or "--" in value:
         return True
-    first, _, rest = value.partition("/")
-    return "/" in rest or os.path.exists(first)
+    return os.path.lexists(value.partition("/")[0])
 
 
 def absolute_model(path: str) -> str:

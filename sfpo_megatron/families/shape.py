@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from sfpo_megatron.families.family import Family
 from sfpo_megatron.families.hf_config import Finding, HFConfig
+from sfpo_megatron.families.json_file import read_object
 from sfpo_megatron.families.keys import RESTORE, resolved, wrong_values
 from sfpo_megatron.families.known import FAMILIES, SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.mla import MLAShape
@@ -104,12 +104,8 @@ class ModelShape:
 
 
 def read_hf_config(directory: str | Path) -> HFConfig:
-    """The config.json of a Hugging Face directory; ValueError where it is no JSON object."""
-    path = Path(directory) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"found a {type(config).__name__}, not an object")
-    return config
+    """The config.json of a Hugging Face directory; ModelFilesError where it is no JSON object."""
+    return read_object(Path(directory) / "config.json", fix="restore the model's config.json")
 
 
 def _family(config: HFConfig) -> Family:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 _WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
@@ -24,6 +25,9 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     ours: dict[str, Any] = {
         "model": model_path,
+        # Not Mistral's params.json and consolidated.safetensors where they lie beside.
+        "config_format": "hf",
+        "load_format": LOAD_FORMAT,
         "dtype": config.model.dtype,
         "seed": config.seed,
         "tensor_parallel_size": rollout.tensor_parallel,

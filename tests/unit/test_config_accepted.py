@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config_check import LLAMA3_ROPE, MIXTRAL, MOE, here, run_check
+from made.configs import run_check
+from made.models import LLAMA3_ROPE, MIXTRAL, MOE
 
 from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.paths import looks_like_path
-
-__all__ = ["here"]  # the fixture
 
 MISSING = {
     "weights": ({"weights": False}, (), "no *.safetensors"),

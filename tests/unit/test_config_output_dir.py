@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.config.rules.files import outputs
 from sfpo_megatron.config.rules.model import Problem

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from made.models import MODEL_JSON
 from torch import Tensor
 
 from sfpo_megatron.families.operations import cut, merge
@@ -28,7 +29,6 @@ from sfpo_megatron.resharding.plan import (
     plan_streams,
     predicted_s,
 )
-from tests.conftest import MODEL_JSON
 
 
 def shape_of(**changes: Any) -> ModelShape:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from made.configs import write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
@@ -34,16 +34,7 @@ def config(
     monkeypatch.chdir(tmp_path)
     model_dir()
 
-    def write(**sections: Any) -> Path:
-        tree = {
-            "output_dir": "run",
-            "model": {"path": "model"},
-            "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 4}]},
-        }
-        Path("run.yaml").write_text(yaml.safe_dump(tree | sections))
-        return Path("run.yaml")
-
-    return write
+    return write_run
 
 
 def rendered(config: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
