@@ -237,7 +237,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "index_without_map": (replaced(INDEX, b'{"metadata": {}}'), (INDEX, "weight_map")),
     "index_of_nothing": (replaced(INDEX, b'{"weight_map": {}}'), ("an empty weight_map", INDEX)),
     "index_of_numbers": (replaced(INDEX, b'{"weight_map": {"x": 1}}'), ("x: 1", INDEX)),
-    "index_leads_out": (with_map(lambda m: m.update(x="../x.safetensors")), ("../x", INDEX)),
+    "index_leads_out": (
+        with_map(lambda m: m.update(x="../x.safetensors")), ("../x", INDEX, "beside the index"),
+    ),
 }  # fmt: skip
 
 
