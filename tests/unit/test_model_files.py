@@ -195,7 +195,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         ("a hole in the data", TWO),
     ),
     "shape_beside_bytes": (with_header(lambda h: h[NAME].update(shape=[64, 31])), (NAME, TWO)),
-    "negative_size": (with_header(lambda h: h[NAME].update(shape=[-64, -32])), (NAME, TWO)),
+    "negative_size": (
+        with_header(lambda h: h[NAME].update(shape=[-64, -32])), ("a header with sizes", NAME, TWO),
+    ),
     "no_dtype": (with_header(lambda h: h[NAME].pop("dtype")), (NAME, TWO)),
     "dtype_unknown": (with_header(lambda h: h[NAME].update(dtype="F99")), ("'F99'", TWO)),
     # another model
