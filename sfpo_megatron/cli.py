@@ -20,6 +20,8 @@ from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.holder import DirectoryRefused, require_writable
+from sfpo_megatron.host.home import NoHome, provide_home
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -42,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks find the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except (DirectoryRefused, NoHome) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -210,6 +215,15 @@ def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
     return config
 
 
+def _load_for_run(arguments: argparse.Namespace, **check: Any) -> RunConfig:
+    """The config of a run that starts now, on this machine."""
+    config = _load(arguments, for_training=True, **check)
+    said = provide_home()  # after `~` has been read
+    if said is not None and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {said}", file=sys.stderr)
+    return config
+
+
 def _check(arguments: argparse.Namespace) -> int:
     ranks = arguments.world_size
     config = _load(arguments, world_size=ranks, for_training=ranks is not None)
@@ -234,7 +248,7 @@ def _outlook(config: RunConfig, *, fresh: bool) -> str:
 def _eval(arguments: argparse.Namespace) -> int:
     # Without the trainer's layout: none is started, and there is nobody to share devices with.
     arguments.overrides += ["parallel={}", "rollout.placement=dedicated"]
-    config = _load(arguments, world_size=1, for_training=True, only_reads=True)
+    config = _load_for_run(arguments, world_size=1, only_reads=True)
     if not config.data.eval:
         raise ConfigError(
             arguments.config,
@@ -243,6 +257,13 @@ def _eval(arguments: argparse.Namespace) -> int:
             expected="held-out prompts",
             fix="add a source",
         )
+    from sfpo_megatron.launcher.supervise import supervise
+
+    require_writable(RunDirectory.of(config.output_dir))
+    return supervise(partial(_evaluate, config))
+
+
+def _evaluate(config: RunConfig) -> int:
     from sfpo_megatron import evaluate
     from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
 
@@ -270,9 +291,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
-    config = _load(
-        arguments, world_size=world_size, for_training=True, fills_batches=command == "train"
-    )
+    config = _load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
     directory = RunDirectory.of(config.output_dir)
     saves = command == "train" and config.saves_state
     if not under_torchrun:

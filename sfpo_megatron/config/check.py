@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.context_parallel import context_parallel
+from sfpo_megatron.config.rules.devices import engine_devices
+from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
-from sfpo_megatron.config.rules.devices import engine_devices
+from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,
@@ -25,8 +28,10 @@ from sfpo_megatron.config.rules.passed_through import (
 )
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.rows import rows
+from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -69,8 +74,10 @@ def check_config(
     if fills_batches is None:
         fills_batches = for_training and not only_reads
     warnings = []
-    on_cpu = not has_cuda() if on_cpu is None else on_cpu
-    for problem in _problems(config, world_size, on_cpu):
+    rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
+    if on_cpu is None:
+        rules.append(machine(config))
+    for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
             continue
         if (
@@ -98,12 +105,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
         if isinstance(item, Problem):
             yield item
             continue
-        for model_rule in (
-            *MODEL_RULES,
-            experts_of_model,
-            transport_of_device,
-            engine_arguments_on,
-        ):
+        for model_rule in _OF_MODEL:
             yield from model_rule(config, item, on_cpu)
 
 
@@ -246,6 +248,14 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+_OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...] = (
+    *MODEL_RULES,
+    experts_of_model,
+    transport_of_device,
+    engine_reading,
+    tokenizer_fits,
+    engine_arguments_on,
+)
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
     context_parallel,

@@ -227,8 +227,15 @@ class DataConfig:
     """Appended to every prompt's text."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A malformed or too long row: end with its file and line, or skip and count it."""
+    skip_zero_variance: bool = False
+    """Pass over prompts whose last groups had all rewards equal, the more of them the more often:
+    selective rollouts (GRESO, arXiv 2506.02177). They stay in the data, and come again."""
+    zero_variance_target: float = 0.25
+    """Share of such groups that skip_zero_variance aims at, among those generated; a third of it
+    for solved prompts, two thirds for failed ones."""
 
     def __post_init__(self) -> None:
+        within(self, 0.0, 1.0, "zero_variance_target")
         if not self.train:
             raise FieldError("train", [], "at least one source", "add a source under data.train")
 
@@ -241,6 +248,9 @@ class RewardConfig:
     """Scores a response; docs/data-and-rewards.md describes what is built in."""
     batched: bool = False
     """Your own function takes lists, of responses and of prompts, and gives a list."""
+    thinking: Literal["strip", "require_closed", "ignore"] = "strip"
+    """What a built-in function looks at of a response: all but `<think>...</think>` and what
+    follows a `<think>` that is never closed; the same, and nothing without `</think>`; or all."""
     timeout_s: float = 2.0
     """A response that takes longer to score gets 0; a batch may take this for each of its
     responses."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.reasoning_gym import derived_seed
-from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.rows import BadRows, Row, same_question
+from sfpo_megatron.data.selective import History, NoHistory
 from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.data.tokenize import tokenized_prompts
 from sfpo_megatron.types import Prompt
@@ -34,9 +35,9 @@ class PromptStream:
     def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self._seed = config.seed
         bad = BadRows(config.data.on_bad_row)
-        held_out = {question_key(row) for row in _rows(config, "eval", BadRows("skip"))}
+        held_out = {same_question(row.question) for row in _rows(config, "eval", BadRows("skip"))}
         rows = list(_rows(config, "train", bad))
-        kept = [row for row in rows if question_key(row) not in held_out]
+        kept = [row for row in rows if same_question(row.question) not in held_out]
         if rows and not kept:
             raise DataError(
                 "data.train",
@@ -57,9 +58,10 @@ class PromptStream:
         self._fingerprint = digest.hexdigest()[:16]
         self._epoch, self._position = 0, 0
         self._order = self._shuffled(0)
+        self._num_skipped = 0
 
-    def next_batch(self, num_prompts: int) -> list[Prompt]:
-        """The next `num_prompts` prompts, all different."""
+    def next_batch(self, num_prompts: int, history: History | None = None) -> list[Prompt]:
+        """The next `num_prompts` prompts, all different, of those that `history` keeps."""
         if num_prompts > len(self.prompts):
             raise DataError(
                 "data.train",
@@ -67,12 +69,32 @@ class PromptStream:
                 expected=f"at least one batch of {num_prompts} different ones",
                 fix="add prompts, or lower train.prompts_per_step",
             )
-        if self._position + num_prompts > len(self.prompts):
-            self._epoch, self._position = self._epoch + 1, 0
-            self._order = self._shuffled(self._epoch)
-        chosen = self._order[self._position : self._position + num_prompts]
-        self._position += num_prompts
+        chosen = self._chosen(num_prompts, history or NoHistory())
         return [self.prompts[index] for index in chosen]
+
+    def _chosen(self, num_prompts: int, history: History) -> list[int]:
+        """Indices of the next batch. Fewer prompts than a batch at the end of an epoch are left out
+        with it, as they are without a history."""
+        begun_at = self._position
+        while True:
+            if self._position + num_prompts > len(self.prompts):
+                self._epoch, self._position, begun_at = self._epoch + 1, 0, 0
+                self._order = self._shuffled(self._epoch)
+            chosen: list[int] = []
+            skipped: list[int] = []
+            for index in self._order[self._position :]:
+                draw = random.Random(derived_seed("skip", self._seed, self._epoch, index)).random()
+                kept = history.keeps(self.prompts[index].id, draw)
+                (chosen if kept else skipped).append(index)
+                self._position += 1
+                if len(chosen) == num_prompts:
+                    break
+            if begun_at == 0:  # if it was all of the epoch, some come that should be passed over
+                missing = num_prompts - len(chosen)
+                chosen, skipped = chosen + skipped[:missing], skipped[missing:]
+            self._num_skipped += len(skipped)
+            if len(chosen) == num_prompts:
+                return chosen
 
     def state_dict(self) -> dict[str, int | str]:
         """The cursor: plain numbers and the fingerprint of the prompts that it counts in."""
@@ -81,6 +103,7 @@ class PromptStream:
             "position": self._position,
             "seed": self._seed,
             "fingerprint": self._fingerprint,
+            "skipped": self._num_skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -95,6 +118,7 @@ class PromptStream:
                 )
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
         self._order = self._shuffled(self._epoch)
+        self._num_skipped = int(state.get("skipped", 0))  # versions before had none
 
     def _shuffled(self, epoch: int) -> list[int]:
         order = list(range(len(self.prompts)))
@@ -116,11 +140,6 @@ def eval_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[
 def train_rows(config: RunConfig) -> list[Row]:
     """The problems of data.train as they are, for what has no tokenizer yet."""
     return list(_rows(config, "train", BadRows(config.data.on_bad_row)))
-
-
-def question_key(row: Row) -> str:
-    """What makes two questions the same one: their text, whatever the white space."""
-    return " ".join(row.question.split())
 
 
 def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:

@@ -26,6 +26,11 @@ class Row:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+def same_question(question: str) -> str:
+    """What makes two questions the same one: their text, whatever the white space."""
+    return " ".join(question.split())
+
+
 class BadRows:
     """Ends the run at the first bad row, or counts it and keeps the first as an example."""
 

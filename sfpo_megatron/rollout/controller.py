@@ -236,6 +236,7 @@ class RolloutController:
         return ScoredRequest(
             rollouts=rollouts,
             counts=counts,
+            outcomes=selection.outcomes,
             times=RolloutTimes(
                 generate_s=last_tokens - began, reward_s=time.monotonic() - last_tokens
             ),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sfpo_megatron.data.selective import Outcome
 from sfpo_megatron.types import Rollout
 
 
@@ -46,6 +47,8 @@ class ScoredRequest:
     rollouts: list[Rollout]
     times: RolloutTimes
     counts: SamplingCounts
+    outcomes: Mapping[str, Outcome]
+    """Prompt id -> outcome of each group that was generated."""
     num_reissued: int
     """Rollouts that were asked for again so far in the run: their engine was lost."""
     num_restarts: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from sfpo_megatron.data.selective import Outcome
 from sfpo_megatron.rollout.reports import SamplingCounts
 from sfpo_megatron.types import Rollout
 
@@ -24,6 +25,13 @@ def fault(group: Group, drop: Sequence[str]) -> str | None:
     return None
 
 
+def outcome(group: Group) -> Outcome:
+    """What the next rollouts of the group's prompt are likely to be too."""
+    if len({rollout.reward for rollout in group}) > 1:
+        return "mixed"
+    return "solved" if all(rollout.correct for rollout in group) else "failed"
+
+
 class GroupSelection:
     """Fed a round of groups at a time, until `is_full`."""
 
@@ -32,7 +40,8 @@ class GroupSelection:
         self._drop = drop
         self._good: list[Group] = []
         self._dropped: list[Group] = []
-        self._seen: set[str] = set()
+        self.outcomes: dict[str, Outcome] = {}
+        """What every generated group was, answered or not."""
         self._faults: Counter[str] = Counter()
         self._num_rounds = 0
         self._num_scored = 0
@@ -46,9 +55,10 @@ class GroupSelection:
         self._num_rounds += 1
         self._num_scored += len(groups)
         # Of this round too: a request may name a prompt twice and means it.
-        seen_before = set(self._seen)
+        seen_before = set(self.outcomes)
         for group in groups:
-            self._seen.add(group[0].prompt_id)
+            if group[0].prompt_id not in seen_before:
+                self.outcomes[group[0].prompt_id] = outcome(group)
             if group[0].prompt_id in seen_before:
                 self._faults["duplicate"] += 1  # its seeds too are the same: nothing new
             elif kind := fault(group, self._drop):

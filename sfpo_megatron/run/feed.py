@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
+from sfpo_megatron.data.selective import History, NoHistory, ZeroVarianceHistory
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rollout.reports import environment_metrics
 from sfpo_megatron.run.saved_rollouts import from_tensors, tensors_of, to_tensors
@@ -77,6 +78,9 @@ class EngineFeed:
         self._config = config
         self._client = client
         self._prompts = prompts
+        self._history: History = NoHistory()
+        if config.data.skip_zero_variance:
+            self._history = ZeroVarianceHistory(config.data.zero_variance_target)
         self._cursors: dict[int, list[dict[str, Any]]] = {}
         """Steps under way -> the prompts' cursor before each of the rounds, and after the last."""
         self._held: dict[int, tuple[RolloutBatch, dict[str, float]]] = {}
@@ -105,12 +109,17 @@ class EngineFeed:
         """A step under way, to its end. If this raises, it is under way still."""
         scored = self._client.collect_scored(_request_id(step), refit)
         cursors = self._cursors.pop(step)
+        self._history.observe(scored.outcomes)
+        metrics = dict(self._history.metrics)
+        if self._config.data.skip_zero_variance:
+            skipped = cursors[scored.counts.num_rounds]["skipped"] - cursors[0]["skipped"]
+            metrics["num_rollouts_spared"] = skipped * self._config.train.group_size
         if scored.counts.num_rounds < len(cursors) - 1:  # the rest goes back where it came from
             self._prompts.load_state_dict(cursors[scored.counts.num_rounds])
         batch = RolloutBatch.from_rollouts(scored.rollouts, self._config.train.group_size)
         staleness = step - 1 - batch.weight_version
         self._check(step, batch, staleness)
-        return batch, _metrics(scored, staleness)
+        return batch, _metrics(scored, staleness) | metrics
 
     def wait_generated(self) -> None:
         """Return when no engine generates for a later step: a rollout has one weight version."""
@@ -133,11 +142,17 @@ class EngineFeed:
             for name, tensor in to_tensors(batch).items()
         }
         metrics = {step: metrics for step, (_, metrics) in self._held.items()}
-        return {"prompts": cursor, "held": metrics, "rollouts": rollouts}
+        return {
+            "prompts": cursor,
+            "history": self._history.state_dict(),
+            "held": metrics,
+            "rollouts": rollouts,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved state."""
         self._prompts.load_state_dict(state["prompts"])
+        self._history.load_state_dict(state.get("history", {}))  # versions before had none
         for step, metrics in state["held"].items():
             self._held[int(step)] = from_tensors(tensors_of(step, state["rollouts"])), metrics
 
@@ -150,7 +165,7 @@ class EngineFeed:
         cursors = [self._prompts.state_dict()]
         rounds = []
         for _ in range(num_rounds):
-            rounds.append(tuple(self._prompts.next_batch(num_prompts)))
+            rounds.append(tuple(self._prompts.next_batch(num_prompts, self._history)))
             cursors.append(self._prompts.state_dict())
         self._cursors[step] = cursors
         self._client.submit(

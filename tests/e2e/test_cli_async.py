@@ -1,4 +1,4 @@
-"""`rollout.async_steps: 1` and dynamic sampling in whole runs.
+"""`rollout.async_steps: 1`, dynamic sampling and selective rollouts in whole runs.
 
 Not exercised: several engines, and what staleness does to learning.
 """
@@ -17,19 +17,22 @@ pytestmark = pytest.mark.full
 SAME = ("reward_mean", "loss", "entropy", "grad_norm", "staleness", "num_rollouts")
 
 
-def run(folder: Path, **rollout: Any) -> tuple[list[dict[str, Any]], Path]:
+def run(
+    folder: Path, *, num_steps: int = 4, data: dict[str, Any] | None = None, **rollout: Any
+) -> tuple[list[dict[str, Any]], Path]:
     folder.mkdir()
     model = digits.make_model(folder / "model")
     config = digits.write_config(
         folder,
         model,
         parallel={"tensor": 1},
-        train={"num_steps": 4},
+        train={"num_steps": num_steps},
+        data=data or {},
         rollout={"max_prompt_tokens": 16, "max_response_tokens": 8, **rollout},
     )
     output = digits.train(config)
     lines, evals = digits.read_metrics(folder / "run")
-    assert [line["step"] for line in evals] == [0, 4], output
+    assert [line["step"] for line in evals] == [0, num_steps], output
     return lines, folder / "run"
 
 
@@ -57,3 +60,14 @@ def test_dynamic_sampling_fills_every_batch(tmp_path: Path) -> None:
         assert kept + line["num_groups_taken_back"] == 16
         assert line["zero_variance_groups"] == line["num_groups_taken_back"] / 16
     assert any(line["num_groups_zero_variance"] > 0 for line in lines)
+
+
+def test_prompts_that_teach_nothing_are_passed_over(tmp_path: Path) -> None:
+    """64 prompts, 16 a step: from the fifth step on the model has seen all of them, and an
+    untrained one fails nearly all."""
+    lines, _ = run(tmp_path / "d", num_steps=8, data={"skip_zero_variance": True})
+    spared = [line["num_rollouts_spared"] for line in lines]
+    assert spared[:4] == [0] * 4 and sum(spared[4:]) > 0
+    assert all(spared_now % 8 == 0 for spared_now in spared)
+    assert all(line["num_rollouts"] == 128 * line["step"] for line in lines)
+    assert lines[-1]["explore_failed"] < 0.5 < lines[-1]["explore_solved"]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.load import dump_config, load_config
+from sfpo_megatron.data.selective import ZeroVarianceHistory
 from tools import doc_tables, verified
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +41,7 @@ def documented_keys() -> dict[str, reference.Key]:
 
 def test_every_key_of_a_config_is_on_the_page(tmp_path: Path) -> None:
     """The keys come from a dumped config, not from the dataclasses that the page is made of."""
-    file = tmp_path / "run.yaml"
-    source = "{source: reasoning_gym, task: chain_sum, size: 4}"
-    file.write_text(f"output_dir: r\nmodel: {{path: m}}\ndata: {{train: [{source}]}}\n")
-    dumped = dump_config(load_config(file))
+    dumped = dump_config(load_config(write_run(tmp_path)))
     keys = documented_keys()
 
     def leaves(tree: Any, path: str) -> Iterator[str]:
@@ -230,8 +229,9 @@ KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
 
 
 def test_every_metric_of_a_train_step_is_described() -> None:
-    feed = logged_keys("run/feed.py") - {"prompts", "held", "rollouts"}  # what is saved
+    feed = logged_keys("run/feed.py") - {"prompts", "history", "held", "rollouts"}  # what is saved
     feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
+    feed |= ZeroVarianceHistory(0.25).metrics.keys()
     for file in ("run/checkpoints.py", "run/turns.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from configs import run_config
 from made.batches import make_batch
+from made.configs import run_config
 from ragged import cut, ragged
 
 from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
@@ -74,6 +74,7 @@ class Client:
             rollouts=self.rollouts,
             times=RolloutTimes(generate_s=1.0, reward_s=1.0),
             counts=SamplingCounts(num_rounds=1, num_groups=1),
+            outcomes={},
             num_reissued=0,
             num_restarts=0,
         )
@@ -99,7 +100,7 @@ def test_rollouts_older_than_allowed_are_refused(age: int, allowed: int) -> None
     train = replace(
         config.train, prompts_per_step=1, minibatches_per_step=1, group_size=2, num_steps=step
     )
-    prompts: Any = SimpleNamespace(state_dict=dict, next_batch=lambda count: [])
+    prompts: Any = SimpleNamespace(state_dict=dict, next_batch=lambda count, history: [])
     feed = EngineFeed(replace(config, train=train), client, prompts)
     if age > allowed:
         with pytest.raises(RuntimeError, match=rf"{age} updates old.*async_steps={allowed}"):

@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from made.rollouts import group
 
 from sfpo_megatron.rollout.rounds import jobs_of
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.types import Prompt, Rollout
-
-
-def group(name: str, rewards: list[float], finished: bool = True) -> list[Rollout]:
-    return [
-        Rollout(
-            prompt_id=name,
-            sample=sample,
-            prompt_token_ids=(1,),
-            token_ids=(2,),
-            generator_logprobs=(0.0,),
-            response_mask=(True,),
-            finished=finished,
-            text="",
-            reward=reward,
-            correct=reward >= 1,
-            weight_version=0,
-        )
-        for sample, reward in enumerate(rewards)
-    ]
 
 
 def names(rollouts: list[Rollout]) -> list[str]:
