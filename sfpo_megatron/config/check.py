@@ -252,6 +252,7 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
     *MODEL_RULES,
     experts_of_model,
     transport_of_device,
+    engine_arguments_on,
     engine_reading,
     tokenizer_fits,
     engine_arguments_on,
