@@ -82,7 +82,7 @@ ACCEPTED = (
     f"{CORE}={{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 1}}",
     f"{CORE}={{moe_aux_loss_coeff: 1e-3, init_method_std: 1, recompute_modules: [mlp]}}",
     "megatron.ddp={overlap_grad_reduce: true, bucket_size: 1000, align_param_gather: 0}",
-    "megatron.optimizer={min_lr: 1e-6, loss_scale: null, optimizer: sgd}",
+    "megatron.optimizer={min_lr: 1e-6, loss_scale: null, optimizer: adam}",
 )
 
 
