@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
@@ -20,6 +20,7 @@ from sfpo_megatron.host.peers import lost_peer
 from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.host.shortage import MemoryShortage
+from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 from sfpo_megatron.launcher.failures import write_error_file
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -52,8 +53,11 @@ def run_rank(
         return not lock.is_anothers(directory, name)
 
     try:
-        with lock.RunLock(directory, run=name) if rank == 0 else nullcontext():
-            if rank == 0 and not launched:
+        with ExitStack() as held:
+            if rank == 0:
+                held.enter_context(lock.RunLock(directory, run=name))
+            if rank == 0 and not launched:  # else the launcher has done it
+                held.enter_context(temporary_folder())
                 stopping.forget(directory)
                 directory.forget_ranks()
             if saves_when_stopped:
@@ -66,7 +70,7 @@ def run_rank(
             if code and is_ours():
                 _record_exit_code(code, rank, directory)
             return code
-    except DirectoryRefused as error:
+    except (DirectoryRefused, NoTemporaryFolder) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 

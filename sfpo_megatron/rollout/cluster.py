@@ -6,12 +6,15 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.host.scratch import Scratch, is_scratch
+from sfpo_megatron.host.temporary import short_folder
 from sfpo_megatron.plugins import search_path
 from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.errors import RolloutError
@@ -58,10 +61,23 @@ def start_cluster() -> bool:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             _system_config=_PATIENCE,
+            _temp_dir=_session_folder(),
         )
         return True
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+_folders: list[Scratch] = []  # one at most: a process has one cluster
+
+
+def _session_folder() -> str:
+    """The folder of Ray's session: the run's own (host/temporary.py), which the run removes; one of
+    the cluster's own where nobody has made a run's."""
+    if is_scratch(tempfile.gettempdir()):
+        return tempfile.gettempdir()
+    _folders.append(short_folder())
+    return _folders[0].path
 
 
 def _join(address: str) -> None:
@@ -138,3 +154,5 @@ def stop_cluster() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     ray.shutdown()
     signal.signal(signal.SIGTERM, handler)
+    while _folders:
+        _folders.pop().remove()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from sfpo_megatron.host.holder import require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.slurm.render import write
 
@@ -41,6 +42,7 @@ def submit(run: RunDirectory, script: str, files: dict[str, str]) -> str:
                 f"{run.path}: found job {earlier} of this run {state}, expected none; wait for it, "
                 f"run scancel {earlier}, or set another output_dir"
             )
+    require_writable(run)
     write(run.slurm, files)
     done = _run("sbatch", "--parsable", str(run.slurm / script))
     if done.returncode != 0:
