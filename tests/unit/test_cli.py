@@ -152,6 +152,7 @@ def test_doctor_says_what_falls_back(here: Path) -> None:
     assert any(line.startswith("layer spec ") for line in lines)
     assert any(line.startswith("optimizer ") for line in lines)
     assert any(line.startswith("shared memory ") for line in lines)
+    assert any(line.startswith("address ") for line in lines)
 
 
 def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
