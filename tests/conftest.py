@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks.common
 sys.path.insert(0, str(Path(__file__).parent))  # made
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
@@ -52,6 +54,9 @@ def model_dir(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         config = {k: v for k, v in (MODEL_JSON | changes).items() if v is not None}
+        name = SUPPORTED_ARCHITECTURES.get(config.get("architectures", [""])[0])
+        if name is not None:
+            config.setdefault("model_type", name)
         (folder / "config.json").write_text(json.dumps(config))
         if weights:
             write_blank(folder / "model.safetensors", config)

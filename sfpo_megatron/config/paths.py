@@ -91,6 +91,12 @@ def _home(user: str, environ: Mapping[str, str]) -> str:
     try:
         entry = pwd.getpwuid(os.getuid()) if user == "~" else pwd.getpwnam(user[1:])
     except KeyError:
+        if user == "~":
+            raise _unusable(
+                f"'~', the variable HOME is not set, and user id {os.getuid()} has no entry in the "
+                "passwd file",
+                "set HOME",
+            ) from None
         raise _unusable(
             f"{user!r}, and no such user", "correct the name, or write ./~ for a file of that name"
         ) from None

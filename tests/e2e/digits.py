@@ -104,11 +104,14 @@ def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_siz
 
 
 def start_train(
-    config: Path, *overrides: str, environment: dict[str, str] | None = None
+    config: Path,
+    *overrides: str,
+    environment: dict[str, str] | None = None,
+    command: str = "train",
 ) -> subprocess.Popen[str]:
     """`sfpo-megatron train` in a session of its own (its signals are not ours)."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sfpo_megatron", "train", str(config), *overrides],
+        [sys.executable, "-m", "sfpo_megatron", command, str(config), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

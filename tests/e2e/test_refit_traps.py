@@ -144,3 +144,15 @@ def test_an_update_after_one_that_was_interrupted(
     half(a)  # finished, it puts this engine in order too
     send(llm, b, tmp_path)
     assert tokens(llm) == expected
+
+
+@pytest.mark.parametrize("received", [0, 2, 4])
+def test_an_update_of_too_few_or_too_many_tensors_is_no_update(
+    llm: Any, monkeypatch: pytest.MonkeyPatch, received: int
+) -> None:
+    """`llm`: vllm has been imported by then. The engine itself is left alone."""
+    engine = object.__new__(shm.ShmEngine)
+    monkeypatch.setattr(engine, "_manifest", ("a", "b", "c"))
+    monkeypatch.setattr(engine, "_num_received", received)
+    with pytest.raises(RuntimeError, match=f"finish after {received} of 3 tensors"):
+        engine.finish_weight_update()

@@ -113,8 +113,17 @@ class Delayed:
 
 
 def after_lines(run: Path, count: int, delay_s: float = 0.0) -> Callable[[], bool]:
+    """True once so many train steps are logged, by the process that is started next: lines of the
+    one before say nothing of whether its handlers of signals are in place."""
+    metrics = run / "metrics.jsonl"
+
+    def written() -> int:
+        return metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+    before = written()
+
     def when() -> bool:
-        if sum("loss" in line for line in lines(run)) < count:
+        if written() == before or sum("loss" in line for line in lines(run)) < count:
             return False
         time.sleep(delay_s)
         return True

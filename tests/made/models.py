@@ -41,6 +41,8 @@ MIXTRAL: dict[str, Any] = {
 LATENT: dict[str, Any] = {
     "tie_word_embeddings": False,
     "architectures": ["DeepseekV3ForCausalLM"],
+    "n_group": 1,
+    "topk_group": 1,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 128,

@@ -175,7 +175,7 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
         info = f"sfpo_megatron-{__version__}.dist-info"
         points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
-    assert "sfpo-megatron = sfpo_megatron.cli:main" in points
+    assert "sfpo-megatron = sfpo_megatron.__main__:main" in points
     assert "[vllm.general_plugins]" in points
     assert "Requires-Dist: PyYAML>=6\n" in metadata
     assert all(f"Provides-Extra: {extra}\n" in metadata for extra in ("cpu", "gpu", "log", "dev"))

@@ -101,8 +101,8 @@ CASES = {
         "model.path", "shared experts", "routed experts only", "choose",
         **MOE, shared_expert_intermediate_size=64),
     "no_expert_size": case(
-        "model.path", "no ffn_size", "all three", "choose",
-        **{**MOE, "moe_intermediate_size": None}),
+        "model.path", "moe_intermediate_size = 0", "a positive integer", "restore",
+        **{**MOE, "moe_intermediate_size": 0}),
     "too_many_chosen": case(
         "model.path", "num_experts_per_tok 9", "at most 8 experts", "choose",
         **{**MOE, "num_experts_per_tok": 9}),

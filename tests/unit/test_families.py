@@ -6,12 +6,12 @@ Not exercised here: the models themselves (tests/dist/test_logits.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from made.models import IDS, OF_EXPERTS, SHAPES, TINY
+from made.readings import apart
 from torch import Tensor
 
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
@@ -86,27 +86,6 @@ def test_vocabulary_is_padded_with_zeros_and_cut_again() -> None:
     assert torch.equal(back, whole)
 
 
-def apart(
-    shapes: dict[str, tuple[int, ...]], *, mixtral: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in a file: transformers stacks the experts of a layer in memory only."""
-    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-    for name, size in shapes.items():
-        if mixtral:
-            name = name.replace(".mlp.", ".block_sparse_moe.")
-        prefix, _, kind = name.rpartition(".")
-        if not prefix.endswith(".experts"):
-            yield name, size
-            continue
-        experts, rows, columns = size
-        for expert in range(experts):
-            if kind == "gate_up_proj":
-                yield f"{prefix}.{expert}.{gate}.weight", (rows // 2, columns)
-                yield f"{prefix}.{expert}.{up}.weight", (rows // 2, columns)
-            else:
-                yield f"{prefix}.{expert}.{down}.weight", (rows, columns)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
     """Expected names from transformers' modules on the meta device: none missing, none more."""
@@ -173,7 +152,7 @@ def test_shape_reads_both_rope_spellings() -> None:
     ("change", "expected"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, "no num_experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": None}, "num_experts = None"),
         (
             {
                 **OF_EXPERTS["Qwen3MoeForCausalLM"],
@@ -188,7 +167,16 @@ def test_shape_reads_both_rope_spellings() -> None:
         ({"layer_types": ["full_attention"]}, "1 layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn without original_max"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": None,
+                }
+            },
+            "yarn without original_max",
+        ),
         (
             {
                 "rope_scaling": {
@@ -220,14 +208,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ("change", "expected"),
     [
         ({"kv_lora_rank": None}, "kv_lora_rank = None"),
-        ({"n_routed_experts": None}, "no num_experts"),
+        ({"n_routed_experts": None}, "n_routed_experts = None"),
         ({"rope_interleave": False}, "rope_interleave false"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope type linear with multi"),
         ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale 1.0 and mscale_all_dim None"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings true"),
         ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
         ({"first_k_dense_replace": 3}, "first_k_dense_replace 3"),
-        ({"n_shared_experts": None}, "n_shared_experts None"),
+        ({"n_shared_experts": None}, "n_shared_experts = None"),
+        ({"head_dim": 8}, "head_dim 8 with qk_rope_head_dim 4"),
+        ({"qk_rope_head_dim": 5, "head_dim": 5}, "qk_rope_head_dim 5, expected an even number"),
         ({"scoring_func": None}, "scoring_func None, expected sigmoid"),
         ({"topk_method": "greedy"}, "topk_method greedy"),
         ({"norm_topk_prob": False}, "norm_topk_prob false"),

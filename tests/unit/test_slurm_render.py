@@ -253,6 +253,30 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert not Path("run").exists() and not Path("a b").exists()
 
 
+def test_submitted_from_inside_an_allocation(
+    config: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a stand-in for sbatch that only writes down its environment and its script's name."""
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\necho 7\n{{ env; echo "$2"; }} > {tmp_path}/seen\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1000")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "us")
+    assert cli.main(["slurm", str(config()), *OPTIONS]) == 0
+    assert capsys.readouterr().out.startswith("submitted job 7: ")
+    seen = (tmp_path / "seen").read_text()
+    assert "SBATCH_ACCOUNT=us" in seen and seen.endswith("run/slurm/train.sbatch\n")
+    assert "SLURM_MEM_PER_CPU" not in seen and "SBATCH_TIMELIMIT" not in seen
+    assert "\nread_env_begin" in (tmp_path / "run/slurm/train.sbatch").read_text()
+    assert (tmp_path / "run/slurm/before_env.sh").exists()
+
+
 def test_without_slurm_it_says_so(
     config: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],

@@ -156,11 +156,17 @@ def _latent_dims(config: RunConfig, mla: MLAShape, on_cpu: bool) -> Iterator[Pro
 
 def _length(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
     length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if length > shape.max_position:
+    if length > (most := shape.max_context):
+        named = f"the model's max_position_embeddings ({shape.max_position})"
+        if most != shape.max_position and shape.rope_scaling is not None:
+            kind, factor = shape.rope_scaling.kind, shape.rope_scaling.factor
+            named = f"{most}: {named} as rope type {kind} with factor {factor:g} stretches them"
+        elif most != shape.max_position:
+            named = f"{most}, the least of the lengths in the model's config.json"
         yield Problem(
             "rollout.max_response_tokens",
             f"{length} tokens with the prompt",
-            f"at most the model's max_position_embeddings ({shape.max_position})",
+            f"at most {named}",
             "lower max_prompt_tokens or max_response_tokens",
         )
 

@@ -14,7 +14,9 @@ class Problem:
     found: str
     expected: str
     fix: str
-    level: Literal["error", "error_when_training", "error_when_writing", "warning"] = "error"
+    level: Literal[
+        "error", "error_when_training", "error_when_filling", "error_when_writing", "warning"
+    ] = "error"
 
     @property
     def message(self) -> str:
