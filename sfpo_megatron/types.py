@@ -26,7 +26,7 @@ class Prompt:
     question: str
     """The problem itself, as the source states it."""
     answer: str
-    """The reference answer."""
+    """The reference answer; empty where the task has none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the verifier needs besides (reasoning_gym: its entry)."""
 

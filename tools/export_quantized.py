@@ -76,7 +76,10 @@ def _texts(name: str, file: Path | None, count: int) -> list[str]:
 
     source = DataSource(source="jsonl", path=str(file), size=count)
     rows = source_rows(source, seed=0, key="--calibration", name=file.stem)
-    return [row.question for row in BadRows("error").good(rows)]
+    bad = BadRows("error")
+    questions = [row.question for row in bad.good(rows)]
+    bad.settle()
+    return questions
 
 
 def export(hf: Path, out: Path, name: str, texts: list[str]) -> None:

@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def task_texts(config_path: str) -> list[str]:
     """Prompts and answers of the config's training sources."""
     from sfpo_megatron.config.load import load_config
-    from sfpo_megatron.data.prompts import train_rows
+    from sfpo_megatron.data.reading import train_rows
 
     config = load_config(config_path)
     suffix = config.data.prompt_suffix

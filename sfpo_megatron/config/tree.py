@@ -1,5 +1,5 @@
 """The config tree: one frozen dataclass a section, every default stated once, here,
-in objective.py, rollout.py or checkpoint.py.
+in data.py, objective.py, rollout.py or checkpoint.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from sfpo_megatron.config.checkpoint import CheckpointConfig
+from sfpo_megatron.config.data import DataConfig
+from sfpo_megatron.config.data import DataSource as DataSource
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
-from sfpo_megatron.plugins import REWARD, SINK, SOURCE
+from sfpo_megatron.plugins import REWARD, SINK
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -193,59 +195,6 @@ class SFPOConfig:
                 "set snapshot to device, or moments to keep or reset: restore holds two more "
                 "copies of the shard's size on the device, so moving the third away saves little",
             )
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class DataSource:
-    """One source of prompts."""
-
-    source: Annotated[str, SOURCE]
-    """reasoning_gym: a seeded generator; jsonl, parquet: rows with `prompt` and `answer`, or with
-    verl's columns."""
-    task: str | None = None
-    """reasoning_gym: the generator's name, such as chain_sum."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """reasoning_gym: the generator's settings; your own source: whatever it reads here."""
-    size: int | None = None
-    """reasoning_gym: problems to make; else rows to take (null for all)."""
-    path: str | None = None
-    """jsonl, parquet: the file; your own source: whatever it reads."""
-
-    def __post_init__(self) -> None:
-        known(self, SOURCE, "source")
-        at_least(self, 1, "size")
-        files = ("path",)
-        needed = {"reasoning_gym": ("task", "size"), "jsonl": files, "parquet": files}
-        for name in needed.get(self.source, ()):
-            if getattr(self, name) is None:
-                raise FieldError(name, None, f"a value for source {self.source}", f"set {name}")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class DataConfig:
-    """Prompts to train and to evaluate on; a question of `eval` is never trained on."""
-
-    train: tuple[DataSource, ...]
-    """Mixed, shuffled by the run's seed, repeated when used up."""
-    eval: tuple[DataSource, ...] = ()
-    """Held-out prompts."""
-    chat_template: bool = False
-    """Wrap each prompt as a user message in the tokenizer's chat template."""
-    prompt_suffix: str = ""
-    """Appended to every prompt's text."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """A malformed or too long row: end with its file and line, or skip and count it."""
-    skip_zero_variance: bool = False
-    """Pass over prompts whose last groups had all rewards equal, the more of them the more often:
-    selective rollouts (GRESO, arXiv 2506.02177). They stay in the data, and come again."""
-    zero_variance_target: float = 0.25
-    """Share of such groups that skip_zero_variance aims at, among those generated; a third of it
-    for solved prompts, two thirds for failed ones."""
-
-    def __post_init__(self) -> None:
-        within(self, 0.0, 1.0, "zero_variance_target")
-        if not self.train:
-            raise FieldError("train", [], "at least one source", "add a source under data.train")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One problem from a record of a file: our two columns, or verl's.
+"""One problem from a record of a file: our two columns, those of other trainers, or mapped ones.
 
 {"prompt": "6 * 7 =", "answer": "42"}
 {"prompt": [{"role": "user", "content": "6 * 7 ="}], "reward_model": {"ground_truth": "42"},
@@ -7,81 +7,193 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.values import absent, as_list, is_text, json_only, number_text
 
 SHAPE = 'an object such as {"prompt": "6 * 7 =", "answer": "42"}'
-_USED = ("prompt", "answer", "reward_model")
+_TEXT = {
+    "prompt": "a string that is not empty",
+    "answer": "a string that is not empty, or a finite number",
+}
+_TURNS = (
+    "text, or messages of text: a user's, after a system message or none, or user and assistant in "
+    "turns up to a user's"
+)
+_ALWAYS_USED = frozenset({"prompt", "answer", "reward_model"})
 SYSTEM = "system"
-"""Key of a row's metadata: the system message before the question."""
+"""Key of a row's metadata: the system message of its conversation."""
+_ROLES = {"user": "assistant", "assistant": "user"}
+"""Role of a turn -> of the next."""
 
 
-def row_of(value: Any, *, where: str, row_id: str) -> Row | DataError:
-    """Further keys are kept as the prompt's metadata."""
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Layout:
+    """Names of the columns that a problem comes in."""
+
+    trainer: str = ""
+    """Whose they are; empty for ours."""
+    prompt: str = "prompt"
+    answer: str = "answer"
+    """Dots lead into objects."""
+
+
+OURS = Layout()
+LAYOUTS = (
+    OURS,
+    Layout(trainer="verl", answer="reward_model.ground_truth"),
+    Layout(trainer="slime", answer="label"),
+    Layout(trainer="OpenRLHF", prompt="input", answer="label"),
+    Layout(trainer="OpenRLHF", prompt="input"),
+    Layout(trainer="NeMo-RL", prompt="input", answer="output"),
+    Layout(trainer="NeMo-RL", prompt="problem", answer="expected_answer"),
+)
+NAMES = frozenset(name.partition(".")[0] for at in LAYOUTS for name in (at.prompt, at.answer))
+"""Columns that may be a problem's prompt or answer."""
+
+
+class _Missing:
+    """What a row does not have."""
+
+
+def row_of(
+    value: Any,
+    *,
+    where: str,
+    row_id: str,
+    columns: Mapping[str, str] | None = None,
+    left_out: tuple[str, ...] = (),
+) -> Row | DataError:
+    """The problem of a record. `columns`: DataSource's; `left_out`: columns that its reader has
+    left out already. Further keys are kept as the prompt's metadata."""
     if not isinstance(value, dict):
         fix = "write one object a line"
-        return DataError(where, found=shorten(value), expected=SHAPE, fix=fix)
-    model = value.get("reward_model")
-    if "answer" not in value and isinstance(model, dict) and "ground_truth" in model:
-        value = {**value, "answer": model["ground_truth"]}
-    for name in ("prompt", "answer"):
-        if name not in value:
-            found = f"no key {name!r} (keys: {shorten(sorted(value))})"
-            return DataError(where, found=found, expected=SHAPE, fix=f"add {name!r}")
-    metadata = {key: item for key, item in value.items() if key not in _USED}
-    question, answer = value["prompt"], value["answer"]
-    if isinstance(question, list):
-        messages = _messages(question)
-        if messages is None:
-            return DataError(
-                where,
-                found=f"prompt = {shorten(question)}",
-                expected="one user message, or a system message before it",
-                fix="flatten the conversation, or leave the row out",
-            )
-        system, question = messages
-        if system:
-            metadata[SYSTEM] = system
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = _number_text(answer)
-    for name, text in (("prompt", question), ("answer", answer)):
-        if not isinstance(text, str) or not text.strip():
-            found = f"{name} = {shorten(value[name])}"
-            expected = "a string that is not empty"
-            return DataError(where, found=found, expected=expected, fix=f"correct {name!r}")
-    for name, item in metadata.items():
-        if not _is_json(item):
-            return DataError(
-                where,
-                found=f"{name} = {shorten(item)} (a {type(item).__name__})",
-                expected="further columns that JSON can hold: they go to the scoring processes",
-                fix=f"make {name!r} text or a plain number, or leave it out",
-            )
-    return Row(id=row_id, where=where, question=question, answer=answer, metadata=metadata)
+        return DataError(where, found=shorten(value), expected=SHAPE, fix=fix, kind="no object")
+    columns = columns or {}
+    layout = _mapped(columns) if columns else _layout(value)
+    prompt, given = _at(value, layout.prompt), _at(value, layout.answer)
+    for name, key, item in (("prompt", layout.prompt, prompt), ("answer", layout.answer, given)):
+        if isinstance(item, _Missing):
+            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))})"
+            fix = f"add {key!r}, or name yours in the source's columns"
+            return DataError(where, found=keys, expected=SHAPE, fix=fix, kind=f"without {name}")
+    conversation = _conversation(prompt)
+    if conversation is None:
+        return DataError(where, found=f"prompt = {shorten(prompt)}", expected=_TURNS,
+                         fix="correct or remove the row", kind="no conversation")  # fmt: skip
+    system, history, question = conversation
+    answer = given if isinstance(given, str) else number_text(given) or ""
+    for name, item, text in (("prompt", prompt, question), ("answer", given, answer)):
+        if not text.strip():
+            found, expected = f"{name} = {shorten(item)}", _TEXT[name]
+            fix = f"correct {name!r}"
+            kind = f"without {name}" if absent(item) else f"with an unusable {name}"
+            return DataError(where, found=found, expected=expected, fix=fix, kind=kind)
+    metadata = _metadata(value, columns, layout)
+    if system:
+        metadata[SYSTEM] = system
+    mapped = _at(value, columns["system"]) if "system" in columns else None
+    if not system and isinstance(mapped, str) and mapped.strip():
+        system = mapped
+    for text in (question, answer, system, *(content for _, content in history)):
+        if not is_text(text):
+            return DataError(where, found=f"half of a surrogate pair in {shorten(text)}",
+                             expected="text that UTF-8 can hold", fix="correct or remove the row",
+                             kind="not Unicode text")  # fmt: skip
+    metadata, not_json = json_only(metadata)
+    return Row(
+        id=row_id,
+        where=where,
+        question=question,
+        answer=answer,
+        metadata=metadata,
+        system=system,
+        history=history,
+        layout=layout.trainer,
+        left_out=left_out + not_json if not_json else left_out,
+    )
 
 
-def _is_json(item: object) -> bool:
-    try:
-        json.dumps(item)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+def _mapped(columns: Mapping[str, str]) -> Layout:
+    return Layout(
+        prompt=columns.get("prompt", OURS.prompt), answer=columns.get("answer", OURS.answer)
+    )
 
 
-def _messages(messages: list[Any]) -> tuple[str, str] | None:
-    """(system message or nothing, question); None for another kind of conversation."""
-    if not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+def _layout(value: dict[str, Any]) -> Layout:
+    """Whose columns a record has: the first with a prompt and an answer; where there are none, the
+    first that comes close."""
+    close = OURS
+    for layout in LAYOUTS:
+        if layout.prompt not in value:
+            continue
+        answer = _at(value, layout.answer)
+        if not isinstance(answer, _Missing):
+            if not absent(answer):
+                return layout
+            close = layout if close is OURS and "answer" not in value else close
+    return close
+
+
+def _at(value: dict[str, Any], key: str) -> Any:
+    """The value of a column, of an object's field for a key with dots."""
+    if key in value:
+        return value[key]
+    name, _, rest = key.partition(".")
+    inner = value.get(name)
+    return _at(inner, rest) if rest and isinstance(inner, dict) else _Missing()
+
+
+def _metadata(value: dict[str, Any], columns: Mapping[str, str], layout: Layout) -> dict[str, Any]:
+    if "metadata" in columns:
+        item = _at(value, columns["metadata"])
+        if isinstance(item, _Missing) or item is None:
+            return {}
+        return dict(item) if isinstance(item, dict) else {columns["metadata"]: item}
+    used = {layout.prompt, layout.answer} if columns else {*_ALWAYS_USED, layout.prompt,
+                                                           layout.answer}  # fmt: skip
+    return {key: item for key, item in value.items() if key not in used}
+
+
+def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str] | None:
+    """(system message or nothing, turns before, question); None for another conversation."""
+    if isinstance(prompt, str):
+        return "", (), prompt
+    prompt = as_list(prompt)
+    if not isinstance(prompt, list):
+        return "", (), ""
+    turns = [(_role(message), _content(message)) for message in prompt]
+    system = ""
+    if turns and turns[0][0] == "system":
+        if turns[0][1] is None:
+            return None
+        system, turns = turns[0][1], turns[1:]
+    if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
         return None
-    texts = [m["content"] for m in messages]
-    roles = [m.get("role") for m in messages]
-    if roles == ["user"]:
-        return "", texts[0]
-    return (texts[0], texts[1]) if roles == ["system", "user"] else None
+    texts = [(role, text) for role, text in turns if text is not None]
+    follows = all(_ROLES.get(a) == b for (a, _), (b, _) in pairwise(turns))
+    if len(texts) < len(turns) or not follows:
+        return None
+    return system, tuple(texts[:-1]), texts[-1][1]
 
 
-def _number_text(answer: int | float) -> str:
-    """A reference that was written as a number, as text: `42`, not `42.0`."""
-    return str(int(answer)) if float(answer).is_integer() else repr(answer)
+def _role(message: object) -> str:
+    return str(message.get("role")) if isinstance(message, dict) else ""
+
+
+def _content(message: object) -> str | None:
+    """The text of a message, also one that is a list of parts of text."""
+    content = as_list(message.get("content")) if isinstance(message, dict) else None
+    if isinstance(content, list) and content:
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            for part in content
+        ]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(map(str, parts))
+    return content if isinstance(content, str) else None

@@ -1,34 +1,52 @@
-"""Rows of a jsonl file: one object a line (columns.py)."""
+"""Rows of jsonl files, packed with gzip or not: one object a line (columns.py)."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.several import numbered_files
+from sfpo_megatron.data.values import written_float
+
+_GZIP = b"\x1f\x8b"
 
 
 def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
     """The problems of `source.path`, numbered by their lines. Blank lines are no rows."""
-    path = source.path or ""
-    if not Path(path).is_file():
-        raise SourceError(
-            "path", found=shorten(path), expected="a jsonl file", fix="correct the path"
-        )
-    with Path(path).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _row(line, where=f"{path}:{number}", row_id=str(number))
+    for file, prefix in numbered_files(source):
+        try:
+            for number, line in enumerate(_lines(file), start=1):
+                if line.strip():
+                    row_id = f"{prefix}{number}"
+                    yield _row(line, f"{file}:{number}", row_id, source.columns)
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceError(
+                "path",
+                found=f"{str(file)!r} ({shorten(str(error))})",
+                expected="a jsonl file that can be read to its end",
+                fix="download it again, or correct its permissions",
+            ) from error
 
 
-def _row(line: bytes, *, where: str, row_id: str) -> Row | DataError:
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as plain:
+        packed = plain.read(len(_GZIP)) == _GZIP
+    with gzip.open(file) if packed else file.open("rb") as lines:
+        yield from lines
+
+
+def _row(line: bytes, where: str, row_id: str, columns: Mapping[str, str]) -> Row | DataError:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_float=written_float)
     except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8, both ValueErrors
         found = f"{shorten(line.decode(errors='replace').strip(), 60)} ({error})"
-        return DataError(where, found=found, expected=SHAPE, fix="correct or remove the line")
-    return row_of(value, where=where, row_id=row_id)
+        fix = "correct or remove the line"
+        return DataError(where, found=found, expected=SHAPE, fix=fix, kind="not JSON")
+    return row_of(value, where=where, row_id=row_id, columns=columns)

@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfpo_megatron.config.tree import DataSource, RunConfig
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.order import epoch_length, epoch_order, shares_of
+from sfpo_megatron.data.reading import EVAL, TrainRows, rows_of, source_names
 from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.remembered import DataChange, Remembered, compare
-from sfpo_megatron.data.rows import BadRows, Row, same_question
+from sfpo_megatron.data.rendering import Renderer
+from sfpo_megatron.data.rows import BadRows
 from sfpo_megatron.data.selective import History, NoHistory
-from sfpo_megatron.data.sources import source_rows
-from sfpo_megatron.data.tokenize import tokenized_prompts
+from sfpo_megatron.data.tokenize import Tokens, tokenized_prompts
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-EVAL = "eval."
-"""Begins the names of data.eval's sources."""
 
 
 class PromptStream:
@@ -41,46 +39,68 @@ class PromptStream:
     left when fewer than a batch remain are passed over, others in each epoch.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        now: str | None = None,
+        bad: BadRows | None = None,
+    ) -> None:
+        """`now`: `date_of` the run's checkpoint; `bad`: where bad rows are reported, if whoever
+        made it settles with it; else they are an error here, or skipped and counted."""
         self._seed = config.seed
-        bad = BadRows(config.data.on_bad_row)
-        held_out = {same_question(row.question) for row in _rows(config, "eval", BadRows("skip"))}
-        rows = list(_rows(config, "train", bad))
-        kept = [row for row in rows if same_question(row.question) not in held_out]
-        if rows and not kept:
-            raise DataError(
-                "data.train",
-                found=f"{len(rows)} prompts, every one a question of data.eval too",
-                expected="questions that are not held out",
-                fix="train on other problems, or widen the task so that more of them exist",
-            )
-        self.prompts = tuple(tokenized_prompts(kept, config, tokenizer, bad))
+        found = BadRows(config.data.on_bad_row) if bad is None else bad
+        read = TrainRows(config, found)
+        self._renderer = Renderer(config, tokenizer, now)
+        tokens = Tokens(config, tokenizer)
+        self.prompts = tokenized_prompts(read.rows, config, tokens, self._renderer, found)
+        if bad is None or not self.prompts:
+            found.settle()
         if not self.prompts:
-            raise DataError(
-                "data.train", found=f"no prompt ({bad})", expected="at least one", fix="add prompts"
-            )
-        self.summary = (
-            f"{len(self.prompts)} training prompts, "
-            f"{len(rows) - len(kept)} left out as questions of data.eval, {bad}"
-        )
+            said = f"no prompt ({found})"
+            raise DataError("data.train", found=said, expected="at least one", fix="add prompts")
         self._names = source_names(config.data.train)
         self.eval_names = source_names(config.data.eval, prefix=EVAL)
         """Those of data.eval's sources, kept like those of data.train's (`difference`)."""
+        self._counts = _counts((row.id for row in self.prompts.rows), self._names)
+        self._weights = [source.weight for source in config.data.train]
+        dated = f"the chat template prints the date: {self.now}, in every resume too"
+        self.summary = "; ".join(
+            (
+                f"{len(self.prompts)} training prompts, "
+                f"{read.num_held_out} left out as questions of data.eval, {found}",
+                *read.said,
+                *tokens.said,
+                *([dated] if self.now else []),
+            )
+        )
         self._accepted = ""
         self._epoch, self._position = 0, 0
         self._own_order: list[int] = []  # of this epoch, where it is not the shuffle
         self._order = self._shuffled(0)
         self._num_skipped = 0
 
-    def next_batch(self, num_prompts: int, history: History | None = None) -> list[Prompt]:
-        """The next `num_prompts` prompts, all different, of those that `history` keeps."""
-        if num_prompts > len(self.prompts):
+    @property
+    def now(self) -> str | None:
+        """The time that the chat template has printed; None if it prints none."""
+        return self._renderer.now
+
+    def hold_batch(self, num_prompts: int) -> None:
+        """Raise DataError if an epoch has no batch of `num_prompts` different prompts."""
+        length = epoch_length(self._counts, self._weights)
+        if num_prompts > length:
+            of = f" ({length} an epoch, by data.train's weights)"
             raise DataError(
                 "data.train",
-                found=f"{len(self.prompts)} prompts",
+                found=f"{len(self.prompts)} prompts" + (of if length < len(self.prompts) else ""),
                 expected=f"at least one batch of {num_prompts} different ones",
                 fix="add prompts, or lower train.prompts_per_step",
             )
+
+    def next_batch(self, num_prompts: int, history: History | None = None) -> list[Prompt]:
+        """The next `num_prompts` prompts, all different, of those that `history` keeps."""
+        self.hold_batch(num_prompts)
         chosen = self._chosen(num_prompts, history or NoHistory())
         return [self.prompts[index] for index in chosen]
 
@@ -89,7 +109,7 @@ class PromptStream:
         with it, as they are without a history."""
         begun_at = self._position
         while True:
-            if self._position + num_prompts > len(self.prompts):
+            if self._position + num_prompts > len(self._order):
                 self._epoch, self._position, begun_at = self._epoch + 1, 0, 0
                 self._own_order = []
                 self._order = self._shuffled(self._epoch)
@@ -97,7 +117,7 @@ class PromptStream:
             skipped: list[int] = []
             for index in self._order[self._position :]:
                 draw = random.Random(derived_seed("skip", self._seed, self._epoch, index)).random()
-                kept = history.keeps(self.prompts[index].id, draw)
+                kept = history.keeps(self.prompts.rows[index].id, draw)
                 (chosen if kept else skipped).append(index)
                 self._position += 1
                 if len(chosen) == num_prompts:
@@ -111,7 +131,11 @@ class PromptStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor: plain numbers, and the prompts that it counts in as `Remembered`."""
-        order = {"order": self._own_order} if self._own_order else {}
+        changing: dict[str, Any] = {"order": self._own_order} if self._own_order else {}
+        if self.now:
+            changing["now"] = self.now
+        if len(set(self._weights)) > 1:
+            changing["weights"] = self._weights
         return {
             "epoch": self._epoch,
             "position": self._position,
@@ -120,7 +144,7 @@ class PromptStream:
             "names": list(self._names),
             "eval_names": list(self.eval_names),
             "rows": self._remembered.state,
-            **order,
+            **changing,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -141,8 +165,10 @@ class PromptStream:
             self._own_order = self._carried_over(drawn, compare(then, self._remembered))
         elif "order" in state:
             self._own_order = list(state["order"])
+        elif shares_of(saved := self._weights_then(state)) != shares_of(self._weights):
+            self._own_order = epoch_order(self._seed, self._epoch, self._counts, saved)
         self._order = self._own_order or self._order
-        self._position = min(self._position, len(self.prompts))
+        self._position = min(self._position, len(self._order))
         self._num_skipped = int(state.get("skipped", 0))  # versions before had none
 
     def difference(self, state: Mapping[str, Any]) -> str:
@@ -194,7 +220,7 @@ class PromptStream:
     def _keep_names(self, state: Mapping[str, Any]) -> None:
         names, eval_names = state.get("names", ()), state.get("eval_names", ())
         if len(names) == len(self._names) and list(names) != self._names:
-            self.prompts = renamed(self.prompts, self._names, names)
+            self.prompts = self.prompts.renamed(_renaming(self._names, names))
             self._names = list(names)
         if len(eval_names) == len(self.eval_names):
             self.eval_names = list(eval_names)
@@ -202,7 +228,13 @@ class PromptStream:
     def _order_then(self, state: Mapping[str, Any], then: Remembered) -> list[int]:
         """Rows then, in the order in which their epoch was to draw them."""
         saved: list[int] = list(state.get("order", ()))
-        return saved or self._shuffled(self._epoch, len(then.ids))
+        counts = _counts(then.ids, [str(place) for place in range(then.num_sources)])
+        weights = self._weights_then(state, len(counts))
+        return saved or epoch_order(self._seed, self._epoch, counts, weights)
+
+    def _weights_then(self, state: Mapping[str, Any], num_sources: int = 0) -> list[float]:
+        """Weights of the sources of a saved cursor."""
+        return list(state.get("weights", ())) or [1.0] * (num_sources or len(self._weights))
 
     def _carried_over(self, order: Sequence[int], change: DataChange) -> list[int]:
         """The epoch's order over the rows of now; moves the position along with those drawn."""
@@ -214,67 +246,58 @@ class PromptStream:
         self._position = len(drawn)
         return [*drawn, *rest, *added]
 
-    def _shuffled(self, epoch: int, count: int | None = None) -> list[int]:
-        order = list(range(len(self.prompts) if count is None else count))
-        random.Random(derived_seed("order", self._seed, epoch)).shuffle(order)
-        return order
+    def _shuffled(self, epoch: int) -> list[int]:
+        return epoch_order(self._seed, epoch, self._counts, self._weights)
 
 
-def eval_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The held-out prompts, the same for every run seed so that runs can be compared."""
-    bad = BadRows(config.data.on_bad_row)
-    prompts = list(tokenized_prompts(_rows(config, "eval", bad), config, tokenizer, bad))
+def eval_prompts(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    now: str | None = None,
+    bad: BadRows | None = None,
+) -> list[Prompt]:
+    """The held-out prompts, the same for every run seed so that runs can be compared; rows that
+    repeat are asked again, as their file says. `now` and `bad` as for `PromptStream`."""
+    found = BadRows(config.data.on_bad_row) if bad is None else bad
+    rows = [row for row, _ in rows_of(config, "eval", found)]
+    renderer, tokens = Renderer(config, tokenizer, now), Tokens(config, tokenizer)
+    prompts = tokenized_prompts(rows, config, tokens, renderer, found)
+    if bad is None or not prompts:
+        found.settle()
     if config.data.eval and not prompts:
-        raise DataError(
-            "data.eval", found=f"no prompt ({bad})", expected="at least one", fix="add prompts"
-        )
-    return prompts
+        said = f"no prompt ({found})"
+        raise DataError("data.eval", found=said, expected="at least one", fix="add prompts")
+    return list(prompts)
 
 
-def train_rows(config: RunConfig) -> list[Row]:
-    """The problems of data.train as they are, for what has no tokenizer yet."""
-    return list(_rows(config, "train", BadRows(config.data.on_bad_row)))
-
-
-def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
-    sources = config.data.train if split == "train" else config.data.eval
-    names = source_names(sources, prefix="" if split == "train" else EVAL)
-    for number, (source, name) in enumerate(zip(sources, names, strict=True)):
-        key = f"data.{split}[{number}]"
-        # eval: no run seed in it, see eval_prompts
-        seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
-        yield from bad.good(source_rows(source, seed=seed, key=key, name=name))
-
-
-def source_names(sources: Sequence[DataSource], prefix: str = "") -> list[str]:
-    """A name for each source, the first part of its prompts' ids; no two alike."""
-    return _unique([(s.task or Path(s.path or "").stem or s.source) for s in sources], prefix)
-
-
-def source_names_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names in a cursor, of a config as a checkpoint has it: a plain tree."""
-
-    def bases(split: str) -> list[str]:
-        sources = config["data"][split]
-        return [s.get("task") or Path(s.get("path") or "").stem or s["source"] for s in sources]
-
-    return {"names": _unique(bases("train"), ""), "eval_names": _unique(bases("eval"), EVAL)}
-
-
-def _unique(bases: Sequence[str], prefix: str) -> list[str]:
-    names: list[str] = []
-    for base in (prefix + base for base in bases):
-        names.append(base if base not in names else f"{base}#{len(names)}")
-    return names
+def date_of(state: Mapping[str, Any]) -> str | None:
+    """The time that the prompts of a saved cursor print; None if they print none."""
+    return state.get("now")
 
 
 def renamed(
     prompts: Sequence[Prompt], now: Sequence[str], then: Sequence[str]
 ) -> tuple[Prompt, ...]:
     """The same prompts, with the names that their sources had then."""
+    new = _renaming(now, then)
+    return tuple(replace(prompt, id=new(prompt.id)) for prompt in prompts)
+
+
+def _renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
     new = {name: then[place] for place, name in enumerate(now)}
-    parts = ((prompt, prompt.id.partition("/")) for prompt in prompts)
-    return tuple(replace(prompt, id=f"{new[name]}/{row}") for prompt, (name, _, row) in parts)
+
+    def name(prompt_id: str) -> str:
+        source, _, row = prompt_id.partition("/")
+        return f"{new[source]}/{row}"
+
+    return name
+
+
+def _counts(ids: Iterable[str], names: Sequence[str]) -> list[int]:
+    """Prompts of each source."""
+    found = Counter(prompt_id.partition("/")[0] for prompt_id in ids)
+    return [found[name] for name in names]
 
 
 def print_of(state: Mapping[str, Any]) -> str:

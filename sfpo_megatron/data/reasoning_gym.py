@@ -53,7 +53,7 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
             id=str(index),
             where=where,
             question=str(entry["question"]),
-            answer=str(entry["answer"]),
+            answer="" if entry["answer"] is None else str(entry["answer"]),
             metadata={"task": source.task, "args": dict(source.args), "entry": entry},
         )
 

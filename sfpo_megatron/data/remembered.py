@@ -33,6 +33,11 @@ class Remembered:
     """`<number of the source>/<id of the row>`."""
     digests: bytes
 
+    @property
+    def num_sources(self) -> int:
+        """How many sources the prompts come from, the last with a prompt counted."""
+        return 1 + max((int(name.partition("/")[0]) for name in self.ids), default=-1)
+
     @staticmethod
     def of(prompts: Sequence[Prompt], names: Sequence[str]) -> Remembered:
         """Remember prompts whose sources are called `names`, in the order of data.train."""
@@ -42,7 +47,9 @@ class Remembered:
             name, _, row = prompt.id.partition("/")
             ids.append(f"{number[name]}/{row}")
             digests += _digest(prompt.question.encode(errors="surrogatepass"), _PARTS[0])
-            digests += _digest(prompt.answer.encode(errors="surrogatepass"), _PARTS[1])
+            # A task without a reference had this word for one, and its runs go on.
+            answer = prompt.answer or "None"
+            digests += _digest(answer.encode(errors="surrogatepass"), _PARTS[1])
             digests += _digest(array("q", prompt.token_ids).tobytes(), _PARTS[2])
         return Remembered(ids=tuple(ids), digests=bytes(digests))
 

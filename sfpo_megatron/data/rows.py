@@ -6,11 +6,15 @@ A source reports a bad row, as a `DataError` among its rows, instead of raising:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.errors import BadRowsError, DataError, by_kind
+
+MOST_SHOWN = 20
+"""Bad rows that a report names."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -23,7 +27,24 @@ class Row:
     """How a message names it: `FILE:LINE`, or the config key and the entry's number."""
     question: str
     answer: str
+    """The reference; empty where a task has none, and its verifier needs none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+    """The system message; empty for data.system_prompt."""
+    history: tuple[tuple[str, str], ...] = ()
+    """(role, content) of a conversation's turns before the question."""
+    layout: str = ""
+    """Whose columns it came in, if not in ours."""
+    left_out: tuple[str, ...] = ()
+    """Columns that JSON cannot hold: they are no metadata."""
+
+    @property
+    def identity(self) -> str:
+        """The same for two rows that ask the same, whatever the white space."""
+        if not self.history:
+            return same_question(self.question)
+        turns = (same_question(content) for _, content in self.history)
+        return "\n".join((*turns, same_question(self.question)))
 
 
 def same_question(question: str) -> str:
@@ -32,19 +53,33 @@ def same_question(question: str) -> str:
 
 
 class BadRows:
-    """Ends the run at the first bad row, or counts it and keeps the first as an example."""
+    """Counts bad rows by kind and keeps the first ones, for one report of all of them."""
 
     def __init__(self, policy: Literal["error", "skip"]) -> None:
         self._policy = policy
-        self.num_skipped = 0
-        self.first: DataError | None = None
+        self._counts: Counter[str] = Counter()
+        self._shown: list[DataError] = []
+
+    @property
+    def num_skipped(self) -> int:
+        """How many rows were bad."""
+        return self._counts.total()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is wrong with them -> how many."""
+        return dict(self._counts)
+
+    @property
+    def first(self) -> DataError | None:
+        """The first of them."""
+        return self._shown[0] if self._shown else None
 
     def report(self, error: DataError) -> None:
-        """Raise `error`, or count it, as `data.on_bad_row` says."""
-        if self._policy == "error":
-            raise error
-        self.num_skipped += 1
-        self.first = self.first or error
+        """Count a bad row."""
+        self._counts[error.kind] += 1
+        if len(self._shown) < MOST_SHOWN:
+            self._shown.append(error)
 
     def good(self, rows: Iterable[Row | DataError]) -> Iterator[Row]:
         """The rows that are fine."""
@@ -54,7 +89,15 @@ class BadRows:
             else:
                 yield row
 
+    def settle(self) -> None:
+        """With `data.on_bad_row: error`, raise a report of all of them, if there are any."""
+        if self._policy == "error" and self._shown:
+            raise (
+                self._shown[0] if self.num_skipped == 1 else BadRowsError(self._shown, self.counts)
+            )
+
     def __str__(self) -> str:
-        if not self.num_skipped:
+        if not self._shown:
             return "no row skipped"
-        return f"{self.num_skipped} bad rows skipped (the first: {self.first})"
+        kinds = f"; {by_kind(self.counts)}"
+        return f"{self.num_skipped} bad rows skipped (the first: {self.first}{kinds})"

@@ -31,7 +31,8 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
         for number, item in enumerate(read(source, seed), start=1):
             row = item
             if not isinstance(item, Row | DataError):
-                row = _own_row(item, where=f"{key} ({source.source} row {number})", number=number)
+                where = f"{key} ({source.source} row {number})"
+                row = _own_row(item, source, where=where, number=number)
             elif isinstance(item, Row) and source.path is None:
                 row = replace(item, where=f"{key} ({item.where})")
             if isinstance(row, Row):
@@ -72,8 +73,8 @@ def _endless(source: DataSource, key: str, taken: int) -> DataError:
     )
 
 
-def _own_row(item: Foreign, *, where: str, number: int) -> Row | DataError:
+def _own_row(item: Foreign, source: DataSource, *, where: str, number: int) -> Row | DataError:
     if not isinstance(item, Mapping):
         fix = "let the function yield a mapping for each row"
-        return DataError(where, found=shorten(item), expected=SHAPE, fix=fix)
-    return row_of(dict(item), where=where, row_id=str(number))
+        return DataError(where, found=shorten(item), expected=SHAPE, fix=fix, kind="no object")
+    return row_of(dict(item), where=where, row_id=str(number), columns=source.columns)

@@ -1,18 +1,23 @@
-"""Rows to prompts: suffix, chat template, token ids, and the length limit."""
+"""Rows to prompts: token ids, and the length limit. Token ids to the text of a response."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.columns import SYSTEM
 from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.references import References
+from sfpo_megatron.data.rendering import Renderer
 from sfpo_megatron.data.rows import BadRows, Row
-from sfpo_megatron.types import Prompt
+from sfpo_megatron.data.table import PromptTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_CHUNK_ROWS = 2048
+"""Rows that are tokenized at a time: as fast as all at once, never all of them as lists."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -22,52 +27,113 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stops: Collection[int]
+) -> str:
+    """A response as the verifier reads it: without padding and the tokens that end it (`stops`).
+    All else stays, such as an <answer> that is a special token of the tokenizer."""
+    unread = {tokenizer.eos_token_id, tokenizer.pad_token_id, *stops}
+    kept = [token for token in token_ids if token not in unread]
+    return str(tokenizer.decode(kept, skip_special_tokens=False))
+
+
+class Tokens:
+    """Token ids of texts, ending where generation begins."""
+
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        # A chat template writes its own special tokens; a plain prompt gets the tokenizer's (BOS).
+        self._plain = not config.data.chat_template
+        self._before, self._behind = _added(tokenizer) if self._plain else ([], [])
+        self.num_doubled = 0
+        """Prompts that began with the beginning token, to which the tokenizer added one."""
+
+    def of(self, texts: list[str]) -> Iterator[list[int]]:
+        """The ids of each text."""
+        call = self._tokenizer(
+            texts, add_special_tokens=self._plain, return_attention_mask=False, verbose=False
+        )
+        for token_ids in call["input_ids"]:
+            yield self._cut(token_ids) if self._before or self._behind else token_ids
+
+    def _cut(self, token_ids: list[int]) -> list[int]:
+        """Without the end token that the tokenizer adds, and with one beginning token."""
+        end = len(token_ids) - len(self._behind)
+        if self._behind and token_ids[end:] == self._behind:
+            token_ids = token_ids[:end]
+        size = len(self._before)
+        doubled = False
+        while size and token_ids[size : 2 * size] == self._before:
+            token_ids, doubled = token_ids[size:], True
+        self.num_doubled += doubled
+        return token_ids
+
+    @property
+    def said(self) -> list[str]:
+        """What was done, if anything was."""
+        found = []
+        if self._behind:
+            names = " ".join(self._tokenizer.convert_ids_to_tokens(self._behind))
+            found.append(f"{names}, which the tokenizer appends, was taken off: generation follows")
+        if self.num_doubled:
+            names = " ".join(self._tokenizer.convert_ids_to_tokens(self._before))
+            found.append(f"{self.num_doubled} prompts began with {names} already and have one")
+        return found
+
+
 def tokenized_prompts(
-    rows: Iterable[Row], config: RunConfig, tokenizer: PreTrainedTokenizerBase, bad: BadRows
-) -> Iterator[Prompt]:
-    """A `Prompt` for each row that fits into `rollout.max_prompt_tokens`."""
-    rows = list(rows)
-    if not rows:
-        return
-    texts = [_text(row, config, tokenizer) for row in rows]
-    # A chat template writes its own special tokens; a plain prompt gets the tokenizer's (BOS).
-    plain = not config.data.chat_template
-    all_ids = tokenizer(texts, add_special_tokens=plain)["input_ids"]
+    rows: Sequence[Row],
+    config: RunConfig,
+    tokens: Tokens,
+    renderer: Renderer,
+    bad: BadRows,
+) -> PromptTable:
+    """A `Prompt` for each row that its reward can score and whose prompt fits into
+    `rollout.max_prompt_tokens`."""
+    references = References(config.reward.function)
     limit = config.rollout.max_prompt_tokens
-    for row, text, token_ids in zip(rows, texts, all_ids, strict=True):
-        if not 0 < len(token_ids) <= limit:
-            bad.report(
-                DataError(
-                    row.where,
-                    found=f"a prompt of {len(token_ids)} tokens",
-                    expected=f"1 to {limit} (rollout.max_prompt_tokens)",
-                    fix="raise rollout.max_prompt_tokens, or set data.on_bad_row=skip",
-                )
-            )
-            continue
-        yield Prompt(
-            id=row.id,
-            text=text,
-            token_ids=tuple(token_ids),
-            question=row.question,
-            answer=row.answer,
-            metadata=row.metadata,
-        )
+    kept: list[Row] = []
+    all_ids, ends = array("i"), array("q", [0])
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        good: list[Row] = []
+        texts: list[str] = []
+        for row in rows[start : start + _CHUNK_ROWS]:
+            fault = references.fault(row)
+            try:
+                text = renderer.text(row) if fault is None else ""
+            except DataError as error:
+                fault = error
+            if fault is not None:
+                bad.report(fault)
+                continue
+            good.append(row)
+            texts.append(text)
+        for row, token_ids in zip(good, tokens.of(texts) if texts else (), strict=True):
+            if 0 < len(token_ids) <= limit:
+                kept.append(row)
+                all_ids.extend(token_ids)
+                ends.append(len(all_ids))
+            else:
+                bad.report(_wrong_length(row, len(token_ids), limit))
+    return PromptTable(kept, all_ids, ends, renderer.text)
 
 
-def _text(row: Row, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    question = row.question + config.data.prompt_suffix
-    system = row.metadata.get(SYSTEM)
-    if not config.data.chat_template:
-        return f"{system}\n\n{question}" if system else question
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "data.chat_template",
-            found=f"true with a tokenizer that has none ({config.model.path})",
-            expected="a tokenizer with a chat template",
-            fix="set data.chat_template=false, or add chat_template.jinja to the model directory",
-        )
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": question})
-    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return text
+def _wrong_length(row: Row, length: int, limit: int) -> DataError:
+    return DataError(
+        row.where,
+        found=f"a prompt of {length} tokens",
+        expected=f"1 to {limit} (rollout.max_prompt_tokens)",
+        fix="raise rollout.max_prompt_tokens, or set data.on_bad_row=skip",
+        kind="too long" if length else "without a token",
+    )
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and behind every text."""
+    text = "1"
+    bare: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    full: list[int] = tokenizer(text)["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if bare and full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    return [], []

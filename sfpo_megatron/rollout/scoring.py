@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.data.tokenize import load_tokenizer, response_text
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.pool import Score, ScoringPool
 from sfpo_megatron.rollout.episodes import Episode
@@ -66,7 +66,7 @@ class Scorer:
         self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
         texts = [
-            self.tokenizer.decode(episode.token_ids, skip_special_tokens=True)
+            response_text(self.tokenizer, episode.token_ids, self.stop_token_ids)
             for episode, _ in episodes
         ]
         prompts = [prompt for prompt, _ in members]

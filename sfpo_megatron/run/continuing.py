@@ -16,7 +16,8 @@ from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.prompts import PromptStream, print_of, source_names_of
+from sfpo_megatron.data.prompts import PromptStream, print_of
+from sfpo_megatron.data.reading import source_names_of
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics

@@ -6,6 +6,7 @@ policy is built. Other ranks than 0 get null objects, so that the loop reads the
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import EVAL, PromptStream, eval_prompts, renamed, source_names
+from sfpo_megatron.data.prompts import PromptStream, date_of, eval_prompts, renamed
+from sfpo_megatron.data.reading import EVAL, source_names
+from sfpo_megatron.data.rows import BadRows
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.mcore.control import ControlGroup
@@ -170,11 +173,18 @@ def _main_ends(
     else:
         # Prompts first: a wrong row ends the run before any engine starts.
         tokenizer = load_tokenizer(config.model.path)
-        prompts = PromptStream(config, tokenizer)
-        held_out = tuple(eval_prompts(config, tokenizer))
-        tracker.progress(f"{prompts.summary}, {len(held_out)} held out")
+        state = {} if continued is None else read_run_state(continued.directory)
+        now = date_of(state["data"].get("prompts") or {}) if state else None
+        bad = BadRows(config.data.on_bad_row)  # of both, in one report
+        prompts = PromptStream(config, tokenizer, now=now, bad=bad)
+        in_training = bad.num_skipped
+        held_out = tuple(eval_prompts(config, tokenizer, now=prompts.now or now, bad=bad))
+        bad.settle()
+        prompts.hold_batch(math.ceil(config.train.prompts_per_step * config.rollout.oversample))
+        in_eval = bad.num_skipped - in_training
+        left_out = f" ({in_eval} bad rows left out)" if in_eval else ""
+        tracker.progress(f"{prompts.summary}; {len(held_out)} held out{left_out}")
         if continued is not None:
-            state = read_run_state(continued.directory)
             said = hold_to_data(prompts, continued, state, directory, accept=accept_data_change)
             if said:
                 tracker.progress(said)

@@ -48,7 +48,7 @@ def test_bad_line_names_file_and_line(tmp_path, tokenizer, name, split):
 
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_bad_line_is_skipped_and_counted(tmp_path, tokenizer, name):
-    source = jsonl(tmp_path, GOOD, "", BAD_LINES[name][0], GOOD)
+    source = jsonl(tmp_path, GOOD, "", BAD_LINES[name][0], GOOD.replace("2 + 2", "1 + 3"))
     stream = PromptStream(make_config([source], on_bad_row="skip"), tokenizer)
     assert [p.id for p in stream.prompts] == ["rows/1", "rows/4"]
     assert "1 bad rows skipped (the first: " in stream.summary and ":3: " in stream.summary

@@ -1,0 +1,116 @@
+"""Records of Arrow batches, with what JSON cannot hold left out before it is converted.
+
+A date, bytes or an image among the columns is no metadata: it would have to go to the scoring
+processes, and some (nanoseconds, years past 9999) have no Python value at all. The columns that may
+be the prompt or the answer are read whatever they hold, for a message that shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.columns import NAMES, row_of
+from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.rows import Row
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def columns_of(schema: pyarrow.Schema, source: DataSource) -> tuple[list[str], tuple[str, ...]]:
+    """Columns to read, and those that are left out."""
+    needed = {name.partition(".")[0] for name in source.columns.values()} | set(NAMES)
+    needed |= set(source.columns.values())
+    kept: list[str] = []
+    left_out: list[str] = []
+    for field in schema:
+        usable = _is_json(field.type) or (field.name in needed and _has_value(field.type))
+        (kept if usable else left_out).append(field.name)
+    return kept, tuple(left_out)
+
+
+def rows_of(
+    batches: Iterable[Any], source: DataSource, left_out: tuple[str, ...], at: str, prefix: str = ""
+) -> Iterator[Row | DataError]:
+    """The problems of batches (or tables), numbered from 1. `at`: what stands before the number in
+    a message; `prefix`: in an id."""
+    number = 0
+    for batch in batches:
+        fields = [(field.name, field.type) for field in batch.schema if _has_short(field.type)]
+        for record in batch.to_pylist():
+            number += 1
+            for name, kind in fields:
+                record[name] = _shortest(record[name], kind)
+            yield row_of(
+                record,
+                where=f"{at}:{number}",
+                row_id=f"{prefix}{number}",
+                columns=source.columns,
+                left_out=left_out,
+            )
+
+
+def _inner(kind: pyarrow.DataType) -> list[pyarrow.DataType]:
+    """The types that a nested one is made of."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(kind):
+        return [kind.value_type]
+    return [kind.field(index).type for index in range(kind.num_fields)]
+
+
+def _is_json(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    if inner := _inner(kind):
+        return all(map(_is_json, inner))
+    return bool(
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_decimal(kind)
+        or types.is_null(kind)
+    )
+
+
+def _has_value(kind: pyarrow.DataType) -> bool:
+    """Whether every value of this type has a Python value."""
+    from pyarrow import types
+
+    inner = _inner(kind)
+    return all(map(_has_value, inner)) if inner else not types.is_temporal(kind)
+
+
+def _has_short(kind: pyarrow.DataType) -> bool:
+    """Whether there are floats of less than 64 bits in it."""
+    from pyarrow import types
+
+    return types.is_float32(kind) or types.is_float16(kind) or any(map(_has_short, _inner(kind)))
+
+
+def _shortest(value: Any, kind: pyarrow.DataType) -> Any:
+    """The same with 0.1 where a float32 column has what Python shows as 0.10000000149011612."""
+    import numpy
+    from pyarrow import types
+
+    if value is None or not _has_short(kind):
+        return value
+    if types.is_float32(kind):
+        return float(str(numpy.float32(value)))
+    if types.is_float16(kind):
+        return float(str(numpy.float16(value)))
+    if types.is_struct(kind):
+        return {
+            kind.field(index).name: _shortest(value[kind.field(index).name], kind.field(index).type)
+            for index in range(kind.num_fields)
+        }
+    if types.is_dictionary(kind):
+        return _shortest(value, kind.value_type)
+    if hasattr(kind, "value_type") and isinstance(value, list):
+        return [_shortest(item, kind.value_type) for item in value]
+    return value

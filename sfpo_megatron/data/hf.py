@@ -1,0 +1,73 @@
+"""Rows of a data set of Hugging Face: a directory that `save_to_disk` wrote, or a name on the hub.
+
+The library `datasets` reads it (the extra `datasets` of this package); its tables are converted as
+those of parquet are, so that an image or a date among the columns is never decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.arrow import columns_of, rows_of
+from sfpo_megatron.data.errors import DataError, SourceError, shorten
+from sfpo_megatron.data.rows import Row
+
+_BATCH_ROWS = 1024
+_SAVED = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` leaves in a directory, of one split and of several."""
+
+
+def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
+    """The problems of the data set's split, numbered from 1."""
+    data = _split(_load(source), source)
+    names, left_out = columns_of(data.features.arrow_schema, source)
+    tables = data.select_columns(names).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    at = f"{source.path}[{data.split}]" if data.split is not None else str(source.path)
+    yield from rows_of(tables, source, left_out, at)
+
+
+def _load(source: DataSource) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(
+            "source",
+            found=f"hf, and no library datasets in this Python ({error})",
+            expected="datasets to read it",
+            fix="pip install 'sfpo-megatron[datasets]' (or datasets alone)",
+        ) from error
+    path = source.path or ""
+    try:
+        if any((Path(path) / name).is_file() for name in _SAVED):
+            return datasets.load_from_disk(path)
+        return datasets.load_dataset(path, source.config, split=source.split)
+    except Exception as error:  # whatever the library and the hub raise
+        where = "config" if "config" in str(error).lower() and source.split is None else "path"
+        raise SourceError(
+            where,
+            found=f"{shorten(path)}: {type(error).__name__}: {shorten(str(error), 200)}",
+            expected="a directory that save_to_disk wrote, or a data set on the hub",
+            fix="correct path, config and split; without a network, save it to a directory first",
+        ) from error
+
+
+def _split(data: Any, source: DataSource) -> Any:
+    """The split of several that `source.split` names, or the only one."""
+    if not isinstance(data, dict):  # a DatasetDict is one
+        own = str(data.split).partition("[")[0]
+        if source.split and data.split is not None and source.split.partition("[")[0] != own:
+            found, fix = repr(source.split), "correct split, or leave it out"
+            raise SourceError("split", found=found, expected=f"{own!r}, the only one", fix=fix)
+        return data
+    name = source.split or (next(iter(data)) if len(data) == 1 else None)
+    if name not in data:
+        raise SourceError(
+            "split",
+            found=repr(source.split),
+            expected=f"one of {', '.join(data)}",
+            fix="set split",
+        )
+    return data[name]
