@@ -163,6 +163,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute_source(source: DataSource) -> DataSource:
+    if source.source == "hf" and source.path is not None:  # a name on the hub stays
+        return replace(source, path=absolute_model(source.path))
     return replace(source, path=_absolute_or_none(source.path))
 
 

@@ -37,7 +37,7 @@ class Layout:
     """Names of the columns that a problem comes in."""
 
     trainer: str = ""
-    """Whose they are; empty for ours."""
+    """Name of the trainer whose they are; empty for ours."""
     prompt: str = "prompt"
     answer: str = "answer"
     """Dots lead into objects."""
@@ -126,7 +126,7 @@ def _mapped(columns: Mapping[str, str]) -> Layout:
 
 
 def _layout(value: dict[str, Any]) -> Layout:
-    """Whose columns a record has: the first with a prompt and an answer; where there are none, the
+    """The layout of a record: the first with a prompt and an answer; where there are none, the
     first that comes close."""
     close = OURS
     for layout in LAYOUTS:

@@ -15,6 +15,7 @@ from sfpo_megatron.data.rows import Row
 from sfpo_megatron.data.several import numbered_files
 from sfpo_megatron.data.values import written_float
 
+_DECODER = json.JSONDecoder(parse_float=written_float)
 _GZIP = b"\x1f\x8b"
 
 
@@ -44,7 +45,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 def _row(line: bytes, where: str, row_id: str, columns: Mapping[str, str]) -> Row | DataError:
     try:
-        value = json.loads(line, parse_float=written_float)
+        value = _DECODER.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
     except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8, both ValueErrors
         found = f"{shorten(line.decode(errors='replace').strip(), 60)} ({error})"
         fix = "correct or remove the line"

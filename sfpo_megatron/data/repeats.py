@@ -26,12 +26,16 @@ class Repeats:
 
     def keeps(self, row: Row, listing: int) -> bool:
         """Whether the row is new. `listing`: how often its source was listed before."""
-        asked = _digest(str(listing), row.system, row.identity)
+        identity = row.identity
+        asked = _digest(str(listing), row.system, identity)
         first = self._asked.setdefault(asked, row)
         if first is row:
             return True
-        answered = _digest(str(listing), row.system, row.identity, row.answer)
-        if row.answer == first.answer or answered in self._answered:
+        if row.answer == first.answer:
+            self.num_repeated += 1
+            return False
+        answered = _digest(str(listing), row.system, identity, row.answer)
+        if answered in self._answered:
             self.num_repeated += 1
             return False
         self._answered.add(answered)

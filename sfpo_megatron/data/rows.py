@@ -34,9 +34,23 @@ class Row:
     history: tuple[tuple[str, str], ...] = ()
     """(role, content) of a conversation's turns before the question."""
     layout: str = ""
-    """Whose columns it came in, if not in ours."""
+    """Name of the trainer whose columns it came in; empty for ours."""
     left_out: tuple[str, ...] = ()
     """Columns that JSON cannot hold: they are no metadata."""
+
+    def within(self, source: str) -> Row:
+        """The same row, with the name of its source in its id."""
+        return Row(
+            id=f"{source}/{self.id}",
+            where=self.where,
+            question=self.question,
+            answer=self.answer,
+            metadata=self.metadata,
+            system=self.system,
+            history=self.history,
+            layout=self.layout,
+            left_out=self.left_out,
+        )
 
     @property
     def identity(self) -> str:

@@ -24,6 +24,14 @@ def sft_examples(config: RunConfig, tokenizer: Any) -> Iterator[SFTExample]:
             fix="set eos_token in tokenizer_config.json",
         )
     stream = PromptStream(config, tokenizer)
+    without = next((prompt.id for prompt in stream.prompts if not prompt.answer), None)
+    if without is not None:
+        raise DataError(
+            "data.train",
+            found=f"{without}, a problem without a reference answer",
+            expected="answers to imitate",
+            fix="leave its task out of the warm start; train can use it",
+        )
     texts = [prompt.answer for prompt in stream.prompts]
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     answer_of = {

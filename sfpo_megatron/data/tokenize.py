@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CHUNK_ROWS = 2048
 """Rows that are tokenized at a time: as fast as all at once, never all of them as lists."""
+_COMPARED = 32
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -45,16 +46,35 @@ class Tokens:
         # A chat template writes its own special tokens; a plain prompt gets the tokenizer's (BOS).
         self._plain = not config.data.chat_template
         self._before, self._behind = _added(tokenizer) if self._plain else ([], [])
+        self._fast: bool | None = None
         self.num_doubled = 0
         """Prompts that began with the beginning token, to which the tokenizer added one."""
 
     def of(self, texts: list[str]) -> Iterator[list[int]]:
         """The ids of each text."""
+        for token_ids in self._encoded(texts):
+            yield self._cut(token_ids) if self._before or self._behind else token_ids
+
+    def _encoded(self, texts: list[str]) -> Iterable[list[int]]:
+        """By the backend of a fast tokenizer, which need not look for offsets, if the first texts
+        have the same ids in the tokenizer's own call."""
+        if self._fast is None:
+            few = texts[:_COMPARED]
+            own = self._called(few)  # which sets the backend's padding and truncation, too
+            self._fast = bool(getattr(self._tokenizer, "is_fast", False)) and (
+                self._by_backend(few) == own
+            )
+        return self._by_backend(texts) if self._fast else self._called(texts)
+
+    def _by_backend(self, texts: list[str]) -> list[list[int]]:
+        encode = self._tokenizer.backend_tokenizer.encode_batch_fast
+        return [found.ids for found in encode(texts, add_special_tokens=self._plain)]
+
+    def _called(self, texts: list[str]) -> list[list[int]]:
         call = self._tokenizer(
             texts, add_special_tokens=self._plain, return_attention_mask=False, verbose=False
         )
-        for token_ids in call["input_ids"]:
-            yield self._cut(token_ids) if self._before or self._behind else token_ids
+        return list(call["input_ids"])
 
     def _cut(self, token_ids: list[int]) -> list[int]:
         """Without the end token that the tokenizer adds, and with one beginning token."""

@@ -53,8 +53,17 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
 
 def readable(answer: str) -> str | None:
     """Why a reference cannot be read; None if it can."""
+    return _why(answer, {})
+
+
+def scorable(problem: Problem) -> str | None:
+    """Why a problem's reference cannot be read beside its choices; None if it can."""
+    return _why(problem.answer, _options(problem.metadata.get("choices")))
+
+
+def _why(answer: str, options: Mapping[str, str]) -> str | None:
     try:
-        _reference(answer, {})
+        _reference(answer, options)
     except ValueError as error:
         return str(error)
     return None

@@ -174,13 +174,12 @@ def _main_ends(
         # Prompts first: a wrong row ends the run before any engine starts.
         tokenizer = load_tokenizer(config.model.path)
         state = {} if continued is None else read_run_state(continued.directory)
-        now = date_of(state["data"].get("prompts") or {}) if state else None
+        now = date_of(state.get("data", {}).get("prompts") or {})
         bad = BadRows(config.data.on_bad_row)  # of both, in one report
         prompts = PromptStream(config, tokenizer, now=now, bad=bad)
         in_training = bad.num_skipped
         held_out = tuple(eval_prompts(config, tokenizer, now=prompts.now or now, bad=bad))
         bad.settle()
-        prompts.hold_batch(math.ceil(config.train.prompts_per_step * config.rollout.oversample))
         in_eval = bad.num_skipped - in_training
         left_out = f" ({in_eval} bad rows left out)" if in_eval else ""
         tracker.progress(f"{prompts.summary}; {len(held_out)} held out{left_out}")
@@ -189,6 +188,7 @@ def _main_ends(
             if said:
                 tracker.progress(said)
             held_out = renamed(held_out, source_names(config.data.eval, EVAL), prompts.eval_names)
+        prompts.hold_batch(math.ceil(config.train.prompts_per_step * config.rollout.oversample))
         fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
     saved = config.debug.save_rollouts
     return MainEnds(

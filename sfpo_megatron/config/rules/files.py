@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.source_files import ENDINGS, files_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.exported import RUN_TOOL, exported_names
@@ -31,13 +32,21 @@ def data(config: RunConfig) -> Iterator[Problem]:
                     "if they have not, set reward.function to one that only needs the answer",
                     "warning",
                 )
-            if source.source not in ("jsonl", "parquet"):
+            if source.source == "reasoning_gym" or source.source not in SOURCE.built_in:
                 continue  # generated, or a user's own
-            if not Path(source.path or "").is_file():
+            if source.source == "hf" and not find_spec("datasets"):
+                yield Problem(
+                    f"{key}.source",
+                    "hf, and no library datasets in this Python",
+                    "datasets to read it",
+                    "pip install 'sfpo-megatron[datasets]' (or datasets alone)",
+                    "error_when_training",
+                )
+            if source.source in ENDINGS and not files_of(source.source, source.path or ""):
                 yield Problem(
                     f"{key}.path",
                     f"no file {source.path!r} in {Path.cwd()}",
-                    f"a {source.source} file",
+                    f"a {source.source} file, a directory of them, or a glob",
                     "correct the path (it is relative to the current directory)",
                     "error_when_training",
                 )

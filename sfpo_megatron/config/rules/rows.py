@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from sfpo_megatron.config.rules.parquet_footer import num_rows
 from sfpo_megatron.config.rules.problem import Problem
+from sfpo_megatron.config.source_files import ENDINGS, files_of
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
 
@@ -46,19 +49,30 @@ def at_most(source: DataSource, enough: int) -> int | None:
     """Rows of a source, counted as far as `enough`; None where only reading it can tell."""
     if source.source == "reasoning_gym":
         return source.size
-    path = Path(source.path or "")
-    if source.source not in ("jsonl", "parquet") or not path.is_file():
+    if source.source not in ENDINGS:
         return None
-    try:
-        count = num_rows(path) if source.source == "parquet" else _lines(path, enough)
-    except OSError:
+    count = 0
+    files = files_of(source.source, source.path or "")
+    for path in files:
+        try:
+            found = num_rows(path) if source.source == "parquet" else _lines(path, enough)
+        except (OSError, EOFError, zlib.error):
+            return None
+        if found is None:
+            return None
+        count += found
+        if count >= enough:
+            break
+    if not files:
         return None
-    return count if count is None or source.size is None else min(count, source.size)
+    return count if source.size is None else min(count, source.size)
 
 
 def _lines(path: Path, enough: int) -> int:
     count = 0
-    with path.open("rb") as lines:
+    with path.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"  # gzip
+    with gzip.open(path) if packed else path.open("rb") as lines:
         for line in lines:
             count += bool(line.strip())
             if count == enough:
