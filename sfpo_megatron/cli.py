@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import ConfigError, dump_config, load_config
+from sfpo_megatron.config.load import COMMAND_LINE, ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.evaluation.request import add_options
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -32,7 +34,7 @@ Command = Literal["train", "sft"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, or another has its
     output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
-    arguments = _parse(argv)
+    arguments = parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command with its options and overrides, which may stand in any order after CONFIG."""
     parser = _parser()
     # argparse takes the overrides from one place only; those behind an option are left over.
@@ -75,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_fresh(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
-    text = "accuracy of model.path on data.eval, by engines alone"
-    _config_command(commands, "eval", text).set_defaults(run=_eval)
+    text = "accuracy of models on held-out problems, by engines alone"
+    evaluation = _config_command(commands, "eval", text, optional=True)
+    add_options(evaluation)
+    evaluation.set_defaults(run=_eval)
     text = "validate a config, print it with every default filled in; starts nothing"
     check = _config_command(commands, "check", text)
     check.add_argument(
@@ -94,12 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """Add a command that reads a config file and `key=value` overrides."""
+def _config_command(
+    commands: Any, name: str, text: str, *, optional: bool = False
+) -> argparse.ArgumentParser:
+    """Add a command that reads a config file (`optional`: or none) and `key=value` overrides."""
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
+    command.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?" if optional else None,
+        help="a YAML file (see examples/)",
+    )
     command.add_argument(
         "overrides",
         metavar="KEY=VALUE",
@@ -202,23 +213,37 @@ def _outlook(config: RunConfig, *, fresh: bool) -> str:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    # Without the trainer's layout: none is started, and there is nobody to share devices with.
-    arguments.overrides += ["parallel={}", "rollout.placement=dedicated"]
-    config = _load(arguments, world_size=1, for_training=True, only_reads=True)
-    if not config.data.eval:
+    from sfpo_megatron.evaluation.records import EvaluationError
+    from sfpo_megatron.evaluation.request import request_of
+
+    try:
+        request = request_of(arguments)
+    except EvaluationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    file = arguments.config or COMMAND_LINE
+    for model in request.models:
+        config = replace(request.config, model=replace(request.config.model, path=str(model.hf)))
+        # A checkpoint has its weights elsewhere, in files that its manifest vouches for.
+        has_weights = model.checkpoint is None
+        for warning in check_config(
+            config, file=file, world_size=1, for_training=has_weights, only_reads=True
+        ):
+            print(warning, file=sys.stderr)
+    if not request.config.data.eval:
         raise ConfigError(
-            arguments.config,
+            file,
             "data.eval",
             found="no source",
             expected="held-out prompts",
-            fix="add a source",
+            fix="add a source, or give --data",
         )
     from sfpo_megatron import evaluate
     from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
 
     install_signal_handlers(0)
     try:
-        evaluate.run(config)
+        evaluate.run(request)
     except Exception as error:
         print(message_line(error, 0), file=sys.stderr, flush=True)
         return 1

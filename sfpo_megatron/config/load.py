@@ -61,10 +61,12 @@ class _Source:
         )
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read `path`, apply `a.b.c=value` overrides, and build the config; raises ConfigError."""
-    source = _Source(file=str(path), lines={}, overridden=set())
-    tree = _read_yaml(Path(path), source)
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read `path` (None: overrides alone), apply `a.b.c=value` overrides, and build the config;
+    raises ConfigError."""
+    file = COMMAND_LINE if path is None else str(path)
+    source = _Source(file=file, lines={}, overridden=set())
+    tree = {} if path is None else _read_yaml(Path(path), source)
     for override in overrides or []:
         _apply_override(tree, override, source)
     config = _build(RunConfig, tree, "", source)

@@ -28,7 +28,7 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
         "enable_sleep_mode": rollout.placement == "colocated"
         and current_platform.is_sleep_mode_available(),
-        "max_model_len": rollout.max_prompt_tokens + rollout.max_response_tokens,
+        "max_model_len": config.engine_tokens,
         # Not Ray's workers, which vLLM may choose inside an actor.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         "enforce_eager": current_platform.is_cpu(),

@@ -228,7 +228,7 @@ def _latent_dims(config: RunConfig, mla: MLAShape, on_cpu: bool) -> Iterator[Pro
 
 
 def _length(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
-    length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    length = config.engine_tokens
     if length > shape.max_position:
         yield Problem(
             "rollout.max_response_tokens",
