@@ -55,7 +55,7 @@ setup(
         "dev": DEV,
     },
     entry_points={
-        "console_scripts": ["sfpo-megatron = sfpo_megatron.cli:main"],
+        "console_scripts": ["sfpo-megatron = sfpo_megatron.__main__:main"],
         # vLLM loads these in every engine process, so that an engine finds our weight transports.
         "vllm.general_plugins": [
             "sfpo_megatron = sfpo_megatron.resharding.transports:register",

@@ -1,6 +1,27 @@
-"""`python -m sfpo_megatron ...` and `torchrun -m sfpo_megatron ...`."""
+"""`python -m sfpo_megatron ...`, `sfpo-megatron ...` and `torchrun -m sfpo_megatron ...`."""
 
-from sfpo_megatron.cli import main
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+def main() -> int:
+    """Run the command line, so that Ctrl-C while it is imported ends it as well as later on."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        from sfpo_megatron.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Once: what ends the program in good order is not interrupted by a second Ctrl-C."""
+    signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
 
 if (
     __name__ == "__main__"

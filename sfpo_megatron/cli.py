@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,15 +18,19 @@ from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import COMMAND_LINE, ConfigError, dump_config, load_config
+from sfpo_megatron.config.load import ConfigError, dump_config, load_config
+from sfpo_megatron.config.origin import COMMAND_LINE
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.evaluation.request import add_options
+from sfpo_megatron.evaluation.request import Request, add_options
+from sfpo_megatron.host.holder import DirectoryRefused, require_writable
+from sfpo_megatron.host.home import NoHome, provide_home
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*\s*=")
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 Command = Literal["train", "sft"]
@@ -42,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks find the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except (DirectoryRefused, NoHome) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -51,20 +59,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     # argparse takes the overrides from one place only; those behind an option are left over.
     arguments, rest = parser.parse_known_args(argv)
-    for text in (text for text in rest if text != "--"):
-        if text.startswith("-") or "=" not in text or not hasattr(arguments, "overrides"):
-            parser.error(
-                f"found {text!r}, expected an option of the command or KEY=VALUE; "
-                "`sfpo-megatron COMMAND --help` lists its options"
-            )
-        arguments.overrides.append(text)
+    stray = [text for text in rest if text != "--"]
+    if hasattr(arguments, "overrides"):
+        words = [arguments.config, *arguments.overrides, *stray]
+        arguments.config = _config_among(words, parser)
+        words.remove(arguments.config)
+        arguments.overrides = [text for text in words if _is_override(text)]
+        stray = [text for text in words if not _is_override(text)]
+    if stray:
+        parser.error(
+            f"found {stray[0]!r}, expected an option of the command or KEY=VALUE; "
+            "`sfpo-megatron COMMAND --help` lists its options"
+        )
     return arguments
+
+
+def _config_among(words: list[str], parser: argparse.ArgumentParser) -> str:
+    """CONFIG, which may stand behind overrides; a file may have = in its name."""
+    if os.path.isfile(words[0]):
+        return words[0]
+    for text in words:
+        if not _OVERRIDE.match(text) and not text.startswith("-"):
+            return text
+    parser.error(f"found {' '.join(words)!r}, expected CONFIG, a YAML file, before KEY=VALUE")
+
+
+def _is_override(text: str) -> bool:
+    return "=" in text and not text.startswith("-")
+
+
+def _count(text: str) -> int:
+    """Read an option that counts something."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of 1 or more")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sfpo-megatron",
         description="Train language models with SFPO on Megatron-Core and vLLM.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -85,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     check = _config_command(commands, "check", text)
     check.add_argument(
         "--world-size",
-        type=int,
+        type=_count,
         metavar="RANKS",
         help="as that many ranks under torchrun would find it when the run starts",
     )
@@ -94,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_slurm(commands)
     _add_plan(commands)
     text = "show versions, devices, and which fallbacks are in use"
-    commands.add_parser("doctor", help=text, description=text).set_defaults(run=_doctor)
+    doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -115,7 +151,7 @@ def _config_command(
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
-        help="set one key, such as train.num_steps=10",
+        help="set one key, such as train.num_steps=10; the last of several on a key counts",
     )
     return command
 
@@ -179,16 +215,34 @@ def _add_plan(commands: Any) -> None:
     text = "predict memory and seconds of a run, and a layout that fits; starts nothing"
     command = _config_command(commands, "plan", text)
     command.add_argument("--gpu", default="h100-80gb", choices=tuple(GPUS), help="of every node")
-    command.add_argument("--nodes", type=int, help="of 8 GPUs, engines included")
+    command.add_argument("--nodes", type=_count, help="of 8 GPUs, engines included")
     command.set_defaults(run=_plan)
 
 
 def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
     config = load_config(arguments.config, arguments.overrides)
-    for warning in check_config(config, file=arguments.config, **check):
-        if os.environ.get("RANK", "0") == "0" and not getattr(arguments, "launched", False):
-            print(warning, file=sys.stderr)
+    _check_and_warn(config, arguments.config, said=getattr(arguments, "launched", False), **check)
     return config
+
+
+def _check_and_warn(config: RunConfig, file: str, *, said: bool = False, **check: Any) -> None:
+    """Check, and print the warnings once; `said`: the launcher has."""
+    for warning in check_config(config, file=file, **check):
+        if os.environ.get("RANK", "0") == "0" and not said:
+            print(warning, file=sys.stderr)
+
+
+def _load_for_run(arguments: argparse.Namespace, **check: Any) -> RunConfig:
+    """The config of a run that starts now, on this machine."""
+    config = _load(arguments, for_training=True, **check)
+    _provide_home()
+    return config
+
+
+def _provide_home() -> None:
+    said = provide_home()  # after `~` has been read
+    if said is not None and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {said}", file=sys.stderr)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -226,10 +280,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         config = replace(request.config, model=replace(request.config.model, path=str(model.hf)))
         # A checkpoint has its weights elsewhere, in files that its manifest vouches for.
         has_weights = model.checkpoint is None
-        for warning in check_config(
-            config, file=file, world_size=1, for_training=has_weights, only_reads=True
-        ):
-            print(warning, file=sys.stderr)
+        _check_and_warn(config, file, world_size=1, for_training=has_weights, only_reads=True)
+    _provide_home()
     if not request.config.data.eval:
         raise ConfigError(
             file,
@@ -238,6 +290,13 @@ def _eval(arguments: argparse.Namespace) -> int:
             expected="held-out prompts",
             fix="add a source, or give --data",
         )
+    from sfpo_megatron.launcher.supervise import supervise
+
+    require_writable(RunDirectory.of(request.config.output_dir))
+    return supervise(partial(_evaluate, request))
+
+
+def _evaluate(request: Request) -> int:
     from sfpo_megatron import evaluate
     from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
 
@@ -265,7 +324,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
-    config = _load(arguments, world_size=world_size, for_training=True)
+    config = _load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
     directory = RunDirectory.of(config.output_dir)
     saves = command == "train" and config.saves_state
     if not under_torchrun:

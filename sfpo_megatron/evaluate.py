@@ -100,7 +100,7 @@ def _record(config: RunConfig, prompt: Prompt, rollout: Rollout) -> Record:
         "text": rollout.text,
         "reward": rollout.reward,
         "correct": rollout.correct,
-        "answer": answer_of(config.reward.function, rollout.text),
+        "answer": answer_of(config.reward, rollout.text),
         "parts": dict(rollout.parts),
         "num_tokens": len(rollout.token_ids),
         "truncated": not rollout.finished,
@@ -120,6 +120,7 @@ def _settings(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> dic
         "top_p": config.eval.top_p,
         "max_tokens": config.eval_response_tokens,
         "reward": config.reward.function,
+        "thinking": config.reward.thinking,
         "prompts": tokens.hexdigest()[:16],
     }
 

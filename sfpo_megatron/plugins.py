@@ -88,7 +88,10 @@ REWARD = Kind(
     form="def score(response: str, prompt: Problem) -> float | Mapping[str, float]",
     built_in={
         name: f"sfpo_megatron.rewards.{name}:score"
-        for name in ("reasoning_gym", "exact_match", "last_number", "math", "math_boxed")
+        for name in (
+            *("reasoning_gym", "exact_match", "last_number", "math", "math_boxed"),
+            *("multiple_choice", "tagged_answer", "format"),
+        )
     },
 )
 BATCHED_REWARD = Kind(  # reward.batched: true

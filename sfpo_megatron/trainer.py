@@ -14,6 +14,7 @@ from __future__ import annotations
 from functools import partial
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.phases import doing
 from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.setup import LRSchedule, build_policy
@@ -39,9 +40,11 @@ def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -
     ADVANTAGE.load(config.objective.advantage)
     with open_run(config, fresh=fresh) as opened:  # engines start while Megatron sets up
         opened.progress(capabilities.describe())
-        policy = build_policy(config, capabilities, _schedule(config), model_path=config.model.path)
-        source = MegatronWeightSource(policy)
-        learner = Learner(config, policy, objective)
+        with doing("build"):
+            schedule = _schedule(config)
+            policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
+            source = MegatronWeightSource(policy)
+            learner = Learner(config, policy, objective)
         engines = opened.engines(policy, source, learner.snapshot.buffers)
         kept: dict[str, Stateful] = {
             "gate": learner.gate,

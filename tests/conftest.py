@@ -1,8 +1,9 @@
-"""Shared by all tests: one OpenMP thread, and a small model directory without weights."""
+"""Shared by all tests: one OpenMP thread, and a small model directory with blank weights."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -11,23 +12,38 @@ from typing import Any
 
 import pytest
 
+from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks.common
 sys.path.insert(0, str(Path(__file__).parent))  # made
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
-MODEL_JSON: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "hidden_act": "silu",
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "max_position_embeddings": 512,
-    "num_attention_heads": 6,
-    "num_hidden_layers": 4,
-    "num_key_value_heads": 2,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-    "tie_word_embeddings": True,
-    "vocab_size": 101,
-}
+from made.models import MODEL_JSON
+
+
+def write_blank(file: Path, config: dict[str, Any]) -> None:
+    """A sparse safetensors file of zeros with the tensors of `config`'s model; of a config.json
+    that nothing here trains, one without tensors."""
+    from sfpo_megatron.families.shape import model_shape
+    from sfpo_megatron.families.table import hf_shapes, rules_of
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    try:
+        shape = model_shape(config)
+    except ValueError:
+        rules = []
+    else:
+        rules = rules_of(shape)
+    for rule in rules:
+        for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True):
+            places = [end, end + 4 * math.prod(size)]
+            header[name] = {"dtype": "F32", "shape": size, "data_offsets": places}
+            end = places[1]
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
 
 
 @pytest.fixture
@@ -38,9 +54,12 @@ def model_dir(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         config = {k: v for k, v in (MODEL_JSON | changes).items() if v is not None}
+        name = SUPPORTED_ARCHITECTURES.get(config.get("architectures", [""])[0])
+        if name is not None:
+            config.setdefault("model_type", name)
         (folder / "config.json").write_text(json.dumps(config))
         if weights:
-            (folder / "model.safetensors").write_bytes(b"")
+            write_blank(folder / "model.safetensors", config)
         if tokenizer:
             (folder / "tokenizer.json").write_text("{}")
         return folder

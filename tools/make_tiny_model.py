@@ -10,12 +10,23 @@ divides it, so every run with this model also exercises vocabulary padding.
 from __future__ import annotations
 
 import argparse
+import filecmp
+import itertools
 import json
 import math
+import os
+import shlex
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+TOOL = "make_tiny_model"
+_WRITTEN = (
+    *("config.json", "generation_config.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
 PAD, EOS = "<|pad|>", "<|endoftext|>"
 
 
@@ -184,12 +195,26 @@ def make_tiny_model(args: argparse.Namespace) -> Path:
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _scale_down_residual_writes(model, args.num_layers)
-    with writing(args.out, tool="make_tiny_model", inputs=(), overwrite=args.overwrite) as aside:
-        model.save_pretrained(aside)  # config.json, generation_config.json, model.safetensors
-        tokenizer.save_pretrained(aside)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        model.save_pretrained(made)  # config.json, generation_config.json, model.safetensors
+        tokenizer.save_pretrained(made)
+        with writing(
+            args.out,
+            tool=TOOL,
+            inputs=(),
+            overwrite=args.overwrite,
+            adopts=lambda name: _is_same(made / name, args.out / name),
+        ) as aside:
+            shutil.copytree(made, aside, dirs_exist_ok=True)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.out}: {args.arch}, {parameters:,} parameters, {len(tokenizer)} tokens")
     return Path(args.out)
+
+
+def _is_same(made: Path, there: Path) -> bool:
+    """Whether a file without a marker is what is made now, so that an earlier version made it."""
+    return made.is_file() and there.is_file() and filecmp.cmp(made, there, shallow=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,13 +222,27 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from sfpo_megatron.outputs.owned import NotOurs, check_owned
 
+    names = _WRITTEN.__contains__
     try:
-        check_owned(args.out, tool="make_tiny_model", inputs=(), overwrite=args.overwrite)
+        check_owned(args.out, tool=TOOL, inputs=(), overwrite=args.overwrite, adopts=names)
         make_tiny_model(args)
     except NotOurs as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_hint(args.out)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _hint(out: Path) -> str:
+    """How to make room, where an earlier version of this tool, which left no marker, may have
+    written with another seed or other sizes."""
+    from sfpo_megatron.outputs.owned import MARKER
+
+    names = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if "config.json" not in names or MARKER in names or not names <= set(_WRITTEN):
+        return ""
+    free = (f"{out}.old{number or ''}" for number in itertools.count())
+    old = next(path for path in free if not os.path.lexists(path))
+    return f" (of an earlier version of this tool? mv {shlex.quote(str(out))} {shlex.quote(old)})"
 
 
 def _scale_down_residual_writes(model: Any, num_layers: int) -> None:

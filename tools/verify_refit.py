@@ -35,6 +35,7 @@ from sfpo_megatron.config.tree import (
     RolloutConfig,
     RunConfig,
 )
+from sfpo_megatron.families.weight_files import has_weights
 from sfpo_megatron.outputs.directory import RunDirectory
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -58,7 +59,7 @@ def weights_of(checkpoint: Path) -> Path:
     from sfpo_megatron.convert.locate import locate
 
     for folder in (checkpoint, RunDirectory(checkpoint).hf):
-        if is_hf(folder):
+        if has_weights(folder):
             return folder
     try:
         return locate(checkpoint).directory
@@ -67,10 +68,6 @@ def weights_of(checkpoint: Path) -> Path:
             f"error: {checkpoint}: found no config.json with *.safetensors and no torch_dist "
             f"checkpoint, expected one of them ({error})"
         ) from None
-
-
-def is_hf(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def blank_model(source: Path, companions: Path | None, out: Path) -> None:
@@ -83,7 +80,7 @@ def blank_model(source: Path, companions: Path | None, out: Path) -> None:
     from sfpo_megatron.families.shape import model_shape, read_hf_config
     from sfpo_megatron.resharding.transports.tensor_names import read_checkpoint_shapes
 
-    if is_hf(source):
+    if has_weights(source):
         files, shapes = source, read_checkpoint_shapes(source)
     else:
         files = companions or hf_files(locate(source))
@@ -121,7 +118,7 @@ def run_rank(args: argparse.Namespace) -> None:
         capabilities = init_distributed(config)
         schedule = LRSchedule(peak=0.0, floor=0.0, warmup_ticks=0, total_ticks=1, style="constant")
         weights = weights_of(args.checkpoint)
-        given = weights if is_hf(weights) else args.work / "blank"
+        given = weights if has_weights(weights) else args.work / "blank"
         policy = build_policy(config, capabilities, schedule, model_path=str(given))
         if given != weights:
             from sfpo_megatron.mcore.checkpoint import load_weights

@@ -2,6 +2,12 @@
 # What every job script begins with, and how it ends. Sourced; in: RUN, CONFIG, GPUS_PER_NODE,
 # SFPO_PYTHON, MAX_FAILURES and what env.sh sets.
 
+# An env.sh of an older release, or a short one of the user's own, need not set all there is.
+[[ -v CONTAINER_SRUN ]] || CONTAINER_SRUN=()
+[[ -v CONTAINER_EXEC ]] || CONTAINER_EXEC=()
+: "${SFPO_MIN_GB_S_IN_NODE:=200}" "${SFPO_MIN_GB_S_BETWEEN_NODES:=20}"
+: "${SFPO_RAY_OBJECT_STORE_BYTES:=2000000000}"
+
 say() { printf '%(%F %T)T %s\n' -1 "$*"; }
 fail() { say "error: $*" >&2; exit 1; }
 

@@ -9,18 +9,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.context_parallel import context_parallel
+from sfpo_megatron.config.rules.devices import engine_devices
+from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.passed_through import (
+    engine_arguments,
+    engine_arguments_on,
+    passed_through,
+)
 from sfpo_megatron.config.rules.plugins import own_code
+from sfpo_megatron.config.rules.rows import rows
+from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -48,22 +59,31 @@ def check_config(
     world_size: int | None = None,
     for_training: bool = False,
     on_cpu: bool | None = None,
+    fills_batches: bool | None = None,
     only_reads: bool = False,
 ) -> list[ConfigWarning]:
     """Raise ConfigError on the first thing that cannot work; return what deserves a warning.
 
     `world_size`: ranks that are running, None when this process will start them itself.
     `for_training`: the run starts now, so that missing weights are an error, not a warning.
+    `fills_batches`: it makes whole batches of rollouts, as neither `sft` nor `eval` does; None: if
+    it is for training and not `only_reads`.
     `only_reads`: RUN/hf will not be written, so that what is there is no matter.
     `on_cpu`: where it will run; None for a machine like this one.
     """
+    if fills_batches is None:
+        fills_batches = for_training and not only_reads
     warnings = []
-    on_cpu = not has_cuda() if on_cpu is None else on_cpu
-    for problem in _problems(config, world_size, on_cpu):
+    rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
+    if on_cpu is None:
+        rules.append(machine(config))
+    for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
             continue
-        if problem.level in ("error", "error_when_writing") or (
-            problem.level == "error_when_training" and for_training
+        if (
+            problem.level in ("error", "error_when_writing")
+            or (problem.level == "error_when_training" and for_training)
+            or (problem.level == "error_when_filling" and fills_batches)
         ):
             raise ConfigError(
                 file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
@@ -78,13 +98,14 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     yield from _world_size(config, world_size)
     yield from expert_layout(config, world_size)
     yield from colocated(config, world_size)
+    yield from engine_devices(config, world_size, on_cpu)
     for rule in _RULES:
         yield from rule(config)
     for item in read_model(config):
         if isinstance(item, Problem):
             yield item
             continue
-        for model_rule in (*MODEL_RULES, experts_of_model, transport_of_device):
+        for model_rule in _OF_MODEL:
             yield from model_rule(config, item, on_cpu)
 
 
@@ -180,6 +201,13 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
             "bfloat16 params",
             "set model.dtype: bfloat16: Megatron-Core cannot offload fp32 params",
         )
+    if settings.get("use_precision_aware_optimizer") and config.model.dtype == "float16":
+        yield Problem(
+            "model.dtype",
+            "float16 with megatron.optimizer.use_precision_aware_optimizer",
+            "bfloat16 or float32: a loss scale would be in the main params",
+            "change one of the two",
+        )
     for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
         dtype = settings.get(name, "float32")
         if config.sfpo.moments != "keep" and dtype != "float32":
@@ -220,93 +248,14 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-_OWNED_BY_US: dict[str, dict[str, str]] = {
-    "rollout.engine_args": {
-        "model": "model.path",
-        "tokenizer": "model.path",
-        "dtype": "model.dtype",
-        "seed": "seed",
-        "tensor_parallel_size": "rollout.tensor_parallel",
-        "gpu_memory_utilization": "rollout.gpu_memory_utilization",
-        "logprobs_mode": "nothing: the trainer needs processed_logprobs",
-        "trust_remote_code": "nothing: a model's own code is never run",
-        "weight_transfer_config": "refit.transport",
-        "enable_sleep_mode": "rollout.placement: colocated engines sleep, dedicated ones do not",
-        "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
-        "and would be silently wrong",
-    },
-    "megatron.transformer": {
-        "tensor_model_parallel_size": "parallel.tensor",
-        "pipeline_model_parallel_size": "parallel.pipeline",
-        "virtual_pipeline_model_parallel_size": "parallel.virtual_pipeline",
-        "context_parallel_size": "parallel.context",
-        "expert_model_parallel_size": "parallel.expert",
-        "expert_tensor_parallel_size": "parallel.expert_tensor",
-        "sequence_parallel": "parallel.sequence",
-        "num_layers": "the model's config.json",
-        "hidden_size": "the model's config.json",
-        "num_attention_heads": "the model's config.json",
-        "num_moe_experts": "the model's config.json",
-        "moe_ffn_hidden_size": "the model's config.json",
-        "moe_layer_freq": "the model's config.json",
-        "moe_router_pre_softmax": "the model's config.json",
-        "moe_router_score_function": "the model's config.json",
-        "moe_router_topk": "the model's config.json",
-        "moe_shared_expert_intermediate_size": "the model's config.json",
-        "moe_expert_capacity_factor": "nothing: the engine drops no token",
-        **dict.fromkeys(
-            (
-                *(
-                    "moe_router_enable_expert_bias",
-                    "moe_router_group_topk",
-                    "moe_router_num_groups",
-                ),
-                *("moe_router_topk_scaling_factor", "multi_latent_attention", "q_lora_rank"),
-                *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
-                *("rotary_base", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
-            ),
-            "the model's config.json",
-        ),
-        "moe_router_bias_update_rate": "nothing: the bias is a buffer that no optimizer holds, "
-        "which SFPO could not reposition; it stays as the model has it",
-        "moe_use_legacy_grouped_gemm": "nothing: its stacked weights are in no table of names",
-        "params_dtype": "model.dtype",
-        "bf16": "model.dtype",
-        "fp16": "model.dtype",
-        "transformer_impl": "model.transformer_impl",
-    },
-    "megatron.optimizer": {
-        "lr": "train.optimizer.lr",
-        "weight_decay": "train.optimizer.weight_decay",
-        "adam_beta1": "train.optimizer.betas",
-        "adam_beta2": "train.optimizer.betas",
-        "adam_eps": "train.optimizer.eps",
-        "clip_grad": "train.optimizer.clip_grad",
-        "bf16": "model.dtype",
-        "fp16": "model.dtype",
-        "params_dtype": "model.dtype",
-    },
-}
-
-
-def _passed_through(config: RunConfig) -> Iterator[Problem]:
-    """A setting with a key of its own may not also be set in what is handed through."""
-    given: dict[str, dict[str, Any]] = {
-        "rollout.engine_args": config.rollout.engine_args,
-        "megatron.transformer": config.megatron.transformer,
-        "megatron.optimizer": config.megatron.optimizer,
-    }
-    for section, owned in _OWNED_BY_US.items():
-        for name in given[section]:
-            if name in owned:
-                yield Problem(
-                    f"{section}.{name}",
-                    repr(given[section][name]),
-                    "no such key here",
-                    f"remove it and set {owned[name]}",
-                )
-
-
+_OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...] = (
+    *MODEL_RULES,
+    experts_of_model,
+    transport_of_device,
+    engine_arguments_on,
+    engine_reading,
+    tokenizer_fits,
+)
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
     context_parallel,
@@ -315,9 +264,11 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _objective,
     engines,
     transports,
-    _passed_through,
+    passed_through,
+    engine_arguments,
     own_code,
     data,
+    rows,
     outputs,
     checkpoints,
 )

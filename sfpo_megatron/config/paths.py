@@ -33,6 +33,7 @@ NOT_DIRECTORIES = ("auto", "never")
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\})?", re.A)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.A)
+_HUB_ID = re.compile(r"(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.A)
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
 
@@ -90,6 +91,12 @@ def _home(user: str, environ: Mapping[str, str]) -> str:
     try:
         entry = pwd.getpwuid(os.getuid()) if user == "~" else pwd.getpwnam(user[1:])
     except KeyError:
+        if user == "~":
+            raise _unusable(
+                f"'~', the variable HOME is not set, and user id {os.getuid()} has no entry in the "
+                "passwd file",
+                "set HOME",
+            ) from None
         raise _unusable(
             f"{user!r}, and no such user", "correct the name, or write ./~ for a file of that name"
         ) from None
@@ -120,12 +127,11 @@ def _unusable(found: str, fix: str) -> PathError:
 
 
 def looks_like_path(value: str) -> bool:
-    """Whether model.path is a directory: a hub id is `owner/name` (or `name`) and nothing of it
-    exists here."""
-    if value.startswith(("/", "./", "../")) or value in (".", "..") or value.endswith("/"):
+    """Whether model.path is a directory: a hub id is `owner/name` (or `name`) in the hub's letters,
+    and nothing of it exists here."""
+    if not _HUB_ID.fullmatch(value) or ".." in value or "--" in value:
         return True
-    first, _, rest = value.partition("/")
-    return "/" in rest or os.path.exists(first)
+    return os.path.lexists(value.partition("/")[0])
 
 
 def absolute_model(path: str) -> str:

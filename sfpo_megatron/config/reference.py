@@ -33,8 +33,14 @@ A run is one YAML file, plus `KEY=VALUE` overrides on the command line:
     sfpo-megatron train examples/demo/config.yaml train.num_steps=10 data.train.0.size=500
 
 - An override names its key with dots, a list entry with its index; its value is read as YAML.
+  Options and overrides stand in any order; the last of several on a key counts.
 - Unknown keys, keys given twice and values of a wrong type are refused: `error: FILE: key: found,
-  expected, what to do`, exit code 2.
+  expected, what to do (line)`, exit code 2. A name that verl, OpenRLHF, TRL, slime or NeMo-RL use
+  leads to the key here.
+- YAML is YAML 1.1: `yes`, `no`, `on` and `off` are truth values. What would silently be another
+  number is refused: `010` (8), `1:30` (90). `1e-6` is a number. `<<: *NAME` merges a section.
+- In `megatron.*` and `rollout.engine_args` names, and types as far as they are plain, are those of
+  the installed Megatron-Core and vLLM, whose sources `check` reads.
 - Paths are relative to the current directory, not to the file.
 - `~`, `~user`, `$NAME` and `${{NAME}}` are expanded when the config is loaded, in the keys that are
   paths: {paths}. An unset or empty variable is an error; `$$` is a dollar (in arguments

@@ -71,7 +71,7 @@ class ParallelConfig:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class MegatronConfig:
-    """Settings handed to Megatron-Core as they are; names are checked against it at setup."""
+    """Settings handed to Megatron-Core as they are; `check` knows its names, with their types."""
 
     transformer: dict[str, Any] = field(default_factory=dict)
     """Fields of TransformerConfig (recompute, fusions, FP8...)."""
@@ -248,6 +248,9 @@ class RewardConfig:
     """Scores a response; docs/data-and-rewards.md describes what is built in."""
     batched: bool = False
     """Your own function takes lists, of responses and of prompts, and gives a list."""
+    thinking: Literal["strip", "require_closed", "ignore"] = "strip"
+    """What a built-in function looks at of a response: all but `<think>...</think>` and what
+    follows a `<think>` that is never closed; the same, and nothing without `</think>`; or all."""
     timeout_s: float = 2.0
     """A response that takes longer to score gets 0; a batch may take this for each of its
     responses."""

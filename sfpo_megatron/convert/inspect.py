@@ -20,12 +20,9 @@ from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import HFCheckpoint
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.families.table import rules_of
+from sfpo_megatron.families.weight_files import has_weights, weight_files
 
 _LAYOUT = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "data")
-
-
-def is_hf(path: Path) -> bool:
-    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
 # --- what it is -------------------------------------------------------------------------------
@@ -34,7 +31,7 @@ def is_hf(path: Path) -> bool:
 def describe(path: Path) -> list[tuple[str, str]]:
     """(label, text) of a Hugging Face directory or a torch_dist checkpoint. Reads no weights, but
     every byte once where a manifest says what it must be."""
-    if is_hf(path):
+    if has_weights(path):
         return _describe_hf(path)
     found = locate(path)
     reader = TorchDistReader(found.directory)
@@ -59,7 +56,7 @@ def _describe_hf(path: Path) -> list[tuple[str, str]]:
     shape = model_shape(read_hf_config(path))
     source = HFCheckpoint(path, shape)
     dtypes = Counter(str(d).removeprefix("torch.") for d in source.dtypes().values())
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    size = weight_files(path).num_bytes()
     return [
         ("what", f"Hugging Face directory ({shape.family})"),
         ("directory", str(path)),
@@ -135,7 +132,7 @@ def differences(left: Path, right: Path, *, hf: Path | None = None) -> Iterator[
 
 
 def _tensors(path: Path, hf: Path | None) -> Iterator[tuple[str, Tensor]]:
-    if is_hf(path):
+    if has_weights(path):
         shape = model_shape(read_hf_config(path))
         source = HFCheckpoint(path, shape)
         return (

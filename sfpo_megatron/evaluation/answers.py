@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.rewards.boxes import last_boxed
 from sfpo_megatron.rewards.last_number import last_number
-from sfpo_megatron.rewards.math import last_boxed
-from sfpo_megatron.rewards.reasoning_gym import tagged_answer
+from sfpo_megatron.rewards.tagged import tagged
+from sfpo_megatron.rewards.thinking import visible
 
 
-def answer_of(reward: str, text: str) -> str | None:
-    """The answer that the reward function of this name looks at, None if there is none; of one's
-    own function, the whole response."""
-    if reward in ("math", "math_boxed"):
-        boxed = last_boxed(text)
-        return None if boxed is None else "".join(boxed.split())
-    if reward == "last_number":
+def answer_of(reward: RewardConfig, response: str) -> str | None:
+    """The part of a response that its reward looks at, None if there is none; white space does not
+    count. For one's own function, the whole response."""
+    text = visible(response, reward.thinking)
+    found: str | None = text
+    if reward.function in ("math", "math_boxed", "multiple_choice"):
+        found = last_boxed(text)
+    elif reward.function == "last_number":
         number = last_number(text)
-        return None if number is None else f"{number.normalize():f}"
-    if reward == "reasoning_gym":
-        return tagged_answer(text) or None
-    return text.strip() or None
+        found = None if number is None else f"{number.normalize():f}"
+    elif reward.function in ("tagged_answer", "reasoning_gym"):
+        found = tagged(text) or (text if reward.function == "reasoning_gym" else None)
+    return "".join((found or "").split()) or None

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.check import has_cuda
-from sfpo_megatron.config.load import COMMAND_LINE, ConfigError, load_config
+from sfpo_megatron.config.load import ConfigError, load_config
+from sfpo_megatron.config.origin import COMMAND_LINE
 from sfpo_megatron.config.paths import escape
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.models import Model, find_model
@@ -179,7 +180,7 @@ def _defaults(model: Model, max_tokens: int | None) -> dict[str, Any]:
     """What a config file would say: lengths that the model can take, its dtype, its template."""
     try:
         config = read_hf_config(model.hf)
-        most = model_shape(config).max_position
+        most = model_shape(config).max_context
     except (UnsupportedModel, ValueError) as error:
         raise EvaluationError(f"--model {model.name}: {error}") from error
     response = max_tokens or min(_MOST_TOKENS, most * 3 // 4)

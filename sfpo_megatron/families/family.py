@@ -13,12 +13,25 @@ from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.windows import no_layer
 
 DEFAULTS: Mapping[str, Any] = {
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "dtype": None,
+    "eos_token_id": None,
+    "head_dim": None,
     "hidden_act": "silu",
-    "max_position_embeddings": 32768,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 2048,
+    "num_key_value_heads": None,
+    "pad_token_id": None,
     "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
     "tie_word_embeddings": False,
+    "torch_dtype": None,
+    "use_cache": True,
 }
-"""What a key means that config.json does not have."""
+"""What a key means that config.json does not have, in most architectures: those of transformers'
+LlamaConfig. None: worked out from other keys, or nothing."""
 _QK_NORMS = ("q_layernorm.weight", "k_layernorm.weight", "linear_kv_up_proj.layer_norm_weight")
 
 
@@ -44,7 +57,12 @@ class Family:
     mtp_layers: str | None = None
     """The key of the number of multi-token prediction layers, which are left out."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Over `DEFAULTS`, where the family's own differ."""
+    """Over `DEFAULTS`, where the family's own differ: those of its configuration class in
+    transformers, which a test holds them to."""
+    nullable: frozenset[str] = frozenset()
+    """Keys that may be null, beside those that may be in every family."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Another name of a key -> the one that is read here."""
     refused: Callable[[HFConfig], Iterator[Finding]] = _nothing
     """(found, expected[, what to do]) of what this family may ask for and nobody here does."""
 

@@ -10,21 +10,20 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.families.table import hf_shapes, rules_of
+from sfpo_megatron.families.weight_files import INDEX, SINGLE, weight_files
+from sfpo_megatron.families.weight_names import check_tensors, not_trained
 from sfpo_megatron.outputs.exported import companions
 
 log = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 5 * 1024**3
 """A new file starts before a tensor would push one past this (transformers' own default)."""
-INDEX = "model.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -34,7 +33,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """safetensors' names of the dtypes that weights have."""
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 
 
 class HFCheckpoint:
@@ -43,78 +41,30 @@ class HFCheckpoint:
     def __init__(self, directory: str | Path, shape: ModelShape) -> None:
         self._directory = Path(directory)
         self._shape = shape
-        index = self._directory / "model.safetensors.index.json"
-        if index.exists():
-            self._file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        else:
-            self._file_of = {}
-            for file in sorted(self._directory.glob("*.safetensors")):
-                with safe_open(file, framework="pt") as handle:
-                    self._file_of.update(dict.fromkeys(handle.keys(), file.name))
-        if not self._file_of:
-            raise FileNotFoundError(f"{self._directory}: found no *.safetensors, expected weights")
-        expected = {name for rule in rules_of(shape) for name in rule.hf}
-        found = {n for n in self._file_of if not n.endswith("rotary_emb.inv_freq")}
-        prefixes = mtp_prefixes(shape.num_layers, shape.num_mtp_layers)
-        if left_out := {name for name in found if name.startswith(prefixes)}:
-            found -= left_out
+        files = weight_files(self._directory)
+        self._entries = files.tensors()
+        check_tensors(self._directory, self._entries, shape)
+        if files.left_alone:
+            log.warning("%s: not read: %s", self._directory, ", ".join(files.left_alone))
+        if left_out := not_trained(self._entries, shape):
             log.warning(
                 "%s: %d tensors of multi-token prediction layers are left out: they are not "
                 "trained, and what is written has none",
                 self._directory,
                 len(left_out),
             )
-        if shape.tied_embeddings:
-            found.discard("lm_head.weight")  # some exports repeat the embedding
-        for problem, names in (("missing", expected - found), ("unknown", found - expected)):
-            if names:
-                raise ValueError(
-                    f"{self._directory}: {problem} tensors for a {shape.family} model: "
-                    f"{', '.join(sorted(names)[:5])} ({len(names)} in all)"
-                )
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self._directory / self._file_of[name], framework="pt") as handle:
+        with safe_open(self._directory / self._entries[name].file, framework="pt") as handle:
             return handle.get_tensor(name)
 
     def parts(self, rule: Rule) -> list[torch.Tensor]:
-        """The Hugging Face parts of `rule`; ValueError names one of another shape."""
-        found = [self[name] for name in rule.hf]
-        for name, part, wanted in zip(rule.hf, found, hf_shapes(rule, self._shape), strict=True):
-            if tuple(part.shape) != wanted:
-                raise ValueError(
-                    f"{self._directory}: {name}: found shape {tuple(part.shape)}, expected "
-                    f"{wanted} from config.json"
-                )
-        return found
+        """The Hugging Face parts of `rule`."""
+        return [self[name] for name in rule.hf]
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """The dtype of every tensor, without reading any."""
-        found = {}
-        for file in sorted(set(self._file_of.values())):
-            for name, entry in read_header(self._directory / file).items():
-                if entry["dtype"] in DTYPES:
-                    found[name] = DTYPES[entry["dtype"]]
-        return found
-
-
-def mtp_prefixes(num_layers: int, num_mtp_layers: int) -> tuple[str, ...]:
-    """Prefixes of the tensors of multi-token prediction layers, which no model here has."""
-    return tuple(f"model.layers.{num_layers + i}." for i in range(num_mtp_layers))
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """Name -> `dtype`, `shape`, `data_offsets` of every tensor in a safetensors file, none read.
-
-    ValueError if it is no such file.
-    """
-    with file.open("rb") as stream:
-        num_bytes = int.from_bytes(stream.read(8), "little")
-        if num_bytes > _MAX_HEADER_BYTES:
-            raise ValueError(f"{file}: not a safetensors file (header {num_bytes} bytes)")
-        header: dict[str, Any] = json.loads(stream.read(num_bytes))
-    header.pop("__metadata__", None)
-    return header
+        return {n: DTYPES[e.dtype] for n, e in self._entries.items() if e.dtype in DTYPES}
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -151,7 +101,7 @@ class SafetensorsWriter:
         """File names, as transformers numbers them."""
         total = len(self._files)
         if total == 1:
-            return ["model.safetensors"]
+            return [SINGLE]
         return [f"model-{number + 1:05d}-of-{total:05d}.safetensors" for number in range(total)]
 
     def write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -62,11 +62,13 @@ def mla_shape(config: HFConfig) -> MLAShape:
 def refused_mla(config: HFConfig) -> Iterator[Finding]:
     """(found, expected[, what to do]) of what a DeepSeek-V3 asks for and Megatron does not do."""
     fix = "restore the model's config.json"
-    for name in ("q_lora_rank", *_SIZES):
-        size = config.get(name)
-        if (name != "q_lora_rank" or size is not None) and not (isinstance(size, int) and size > 0):
-            yield f"{name} = {size!r}", "a positive integer", fix
-    if config.get("rope_interleave") is False:
+    rotated, head_dim = config["qk_rope_head_dim"], config["head_dim"]
+    if head_dim not in (None, rotated):  # transformers would turn that many dimensions
+        found = f"head_dim {head_dim} with qk_rope_head_dim {rotated}"
+        yield found, "the same, as transformers saves it, or no head_dim", fix
+    if rotated % 2:
+        yield f"qk_rope_head_dim {rotated}", "an even number: rotary embeddings turn pairs", fix
+    if not config.get("rope_interleave"):
         yield "rope_interleave false", "true, the order that Megatron rotates in"
     kind = rope_settings(config)["rope_type"]
     if kind not in ("default", "yarn"):
@@ -75,10 +77,8 @@ def refused_mla(config: HFConfig) -> Iterator[Finding]:
         yield "tie_word_embeddings true", "false", "save the model with a head of its own"
     if config.get("moe_layer_freq", 1) != 1:
         yield f"moe_layer_freq {config['moe_layer_freq']}", "experts in every layer after the first"
-    if int(config.get("first_k_dense_replace") or 0) >= config["num_hidden_layers"]:
+    if config["first_k_dense_replace"] >= config["num_hidden_layers"]:
         yield f"first_k_dense_replace {config['first_k_dense_replace']}", "fewer than all layers"
-    if not config.get("n_shared_experts"):
-        yield f"n_shared_experts {config.get('n_shared_experts')}", "1 or more"
     for name, only in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
         if config.get(name) != only:  # where they are not said, vLLM takes others
             fix = "add it to a DeepSeek-V3's config.json, or choose another model"
@@ -92,7 +92,7 @@ def _refused_choice(config: HFConfig) -> Iterator[Finding]:
     experts, chosen = int(config["n_routed_experts"]), int(config["num_experts_per_tok"])
     if chosen > 1 and not config.get("norm_topk_prob"):
         yield "norm_topk_prob false", "true: Megatron divides sigmoid scores by their sum"
-    groups, limit = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
+    groups, limit = int(config["n_group"]), int(config["topk_group"])
     if experts % groups or limit > groups or chosen > limit * (experts // groups):
         found = f"n_group {groups}, topk_group {limit} for {chosen} of {experts} experts"
         yield found, "groups of equal size, enough of them", "restore the model's config.json"

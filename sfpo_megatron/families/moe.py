@@ -39,45 +39,35 @@ def routed_experts(
 ) -> MoEShape:
     """Experts in every layer, chosen by a softmax. `size`: the key of an expert's hidden units;
     `normalized`: `normalize_topk`, if config.json's `norm_topk_prob` does not decide it."""
-    # transformers 5 writes Qwen3-MoE's num_experts under Mixtral's name.
+    # Mixtral's name and Qwen3-MoE's; each is the other's second name (Family.aliases).
     num_experts = config.get("num_local_experts", config.get("num_experts"))
-    normalize_topk = config.get("norm_topk_prob") if normalized is None else normalized
+    normalize_topk = config["norm_topk_prob"] if normalized is None else normalized
     return MoEShape(
         num_experts=int(num_experts or 0),
-        experts_per_token=int(config.get("num_experts_per_tok") or 0),
-        ffn_size=int(config.get(size) or 0),
+        experts_per_token=int(config["num_experts_per_tok"]),
+        ffn_size=int(config[size]),
         normalize_topk=bool(normalize_topk),
-        aux_loss_coef=float(config.get("router_aux_loss_coef") or 0.0),
+        aux_loss_coef=float(config["router_aux_loss_coef"]),
     )
 
 
 def grouped_experts(config: HFConfig) -> MoEShape:
     """DeepSeek-V3's: after some dense layers, chosen from groups by biased sigmoids, and a shared
     one beside them."""
-    size = int(config.get("moe_intermediate_size") or 0)
+    size = int(config["moe_intermediate_size"])
     return MoEShape(
-        num_experts=int(config.get("n_routed_experts") or 0),
-        experts_per_token=int(config.get("num_experts_per_tok") or 0),
+        num_experts=int(config["n_routed_experts"]),
+        experts_per_token=int(config["num_experts_per_tok"]),
         ffn_size=size,
         normalize_topk=bool(config.get("norm_topk_prob")),
         aux_loss_coef=0.0,
         biased_sigmoid=True,
-        num_groups=int(config.get("n_group") or 1),
-        groups_per_token=int(config.get("topk_group") or 1),
-        scaling=float(config.get("routed_scaling_factor") or 1.0),
-        num_dense_layers=int(config.get("first_k_dense_replace") or 0),
-        shared_ffn_size=size * int(config.get("n_shared_experts") or 0),
+        num_groups=int(config["n_group"]),
+        groups_per_token=int(config["topk_group"]),
+        scaling=float(config["routed_scaling_factor"]),
+        num_dense_layers=int(config["first_k_dense_replace"]),
+        shared_ffn_size=size * int(config["n_shared_experts"]),
     )
-
-
-def missing_sizes(moe: MoEShape) -> Iterator[Finding]:
-    """(found, expected) of what a mixture of experts cannot do without."""
-    for name in ("num_experts", "experts_per_token", "ffn_size"):
-        if getattr(moe, name) < 1:
-            yield (
-                f"no {name} (num_experts, num_experts_per_tok, moe_intermediate_size)",
-                "all three",
-            )
 
 
 def refused_experts(config: HFConfig, moe: MoEShape) -> Iterator[Finding]:

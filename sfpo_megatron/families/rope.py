@@ -19,6 +19,16 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "yarn": (_ORIGINAL,),
 }
 _SCALES = ("mscale", "mscale_all_dim")
+_NUMBERS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
+    "yarn": ("factor", _ORIGINAL, "beta_fast", "beta_slow"),
+}
+"""What each kind reads, which must be positive numbers where they are given."""
+_OTHERS = ("mrope_section", "xdrope_section", "rope_dim", "use_fope")
+"""Keys of other models' rotary embeddings, which the engine would obey."""
+_FIX = "restore the model's config.json"
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -52,17 +62,34 @@ class RopeScaling:
 
 
 def rope_settings(config: HFConfig) -> HFConfig:
-    """`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4)."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """The one dictionary that transformers makes of `rope_parameters` (5) or of `rope_theta` with
+    `rope_scaling` (4).
+
+    Where both are given the older key wins and `rope_parameters` counts for nothing, its theta
+    included (modeling_rope_utils.py, convert_rope_params_to_dict).
+    """
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = found.get("rope_type", found.get("type", "default"))
-    theta = {"rope_theta": 10000.0, **config, **found}["rope_theta"]
-    return {**found, "rope_type": kind, "rope_theta": float(theta)}
+    settings = {"rope_theta": config.get("rope_theta", 10000.0), **found, "rope_type": kind}
+    if kind in ("llama3", "yarn") and "max_position_embeddings" in config:
+        settings.setdefault(_ORIGINAL, config["max_position_embeddings"])
+    return settings
 
 
 def refused_rope(config: HFConfig) -> Iterator[Finding]:
     """(found, expected, what to do) of what a config.json asks for and nobody here does."""
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(name), dict | None):
+            yield f"{name} {config[name]!r}", "an object", _FIX
+            return
     rope = rope_settings(config)
-    kind, fix = rope["rope_type"], "restore the model's config.json"
+    kind, fix = rope["rope_type"], _FIX
+    layers = ("full_attention", "sliding_attention")
+    if parts := sorted(n for n, value in rope.items() if n in layers or isinstance(value, dict)):
+        found = f"rotary embeddings of their own for {', '.join(parts)} layers"
+        yield found, "one for all layers", "use a model without them"
+    if not _positive(rope["rope_theta"]) or rope["rope_theta"] <= 1:
+        yield f"rope_theta {rope['rope_theta']!r}", "a number above 1", fix
     if kind not in ("default", *get_args(Kind)):
         *some, last = get_args(Kind)
         expected = f"rope type default, {', '.join(some)} or {last}"
@@ -74,16 +101,52 @@ def refused_rope(config: HFConfig) -> Iterator[Finding]:
         if not rope.get(name):
             yield f"rope type {kind} without {name}", "a number", fix
     yield from _refused_scales(config, rope) if kind == "yarn" else ()
-    if rope.get("truncate") is False:
+    if kind == "yarn" and rope.get("truncate", True) is not True:
         yield "truncate false of rope type yarn", "true", "use a model without it"
-    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
+    yield from _wrong_numbers(rope, kind)
+    if rope.get("type", kind) != kind:
+        found = f"rope type {kind} and its older name type {rope['type']!r}"
+        yield found, "one type", "remove one of the two"
+    for name in _OTHERS:
+        if rope.get(name):
+            yield f"{name} of rotary embeddings", "none", "use a model without it"
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial is not None and partial != 1.0:
         expected = "rotary embeddings on the whole head"
         yield f"partial_rotary_factor {partial}", expected, "choose another model"
 
 
+def _positive(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value > 0
+    )
+
+
+def _wrong_numbers(rope: HFConfig, kind: str) -> Iterator[Finding]:
+    """What a kind reads and no formula can take."""
+    for name in _NUMBERS[kind]:
+        if name in rope and not _positive(rope[name]):
+            yield f"{name} {rope[name]!r} of rope type {kind}", "a positive number", _FIX
+        if name == _ORIGINAL and not isinstance(rope[name], int):
+            yield f"{name} {rope[name]!r} of rope type {kind}", "an integer", _FIX
+    if kind != "default" and rope["factor"] < 1:
+        yield f"factor {rope['factor']} of rope type {kind}", "1 or more", _FIX
+    if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        found = "high_freq_factor {high_freq_factor} with low_freq_factor {low_freq_factor}"
+        yield found.format(**rope), "a larger one", _FIX
+    if kind == "yarn" and rope.get("beta_fast", 32) <= rope.get("beta_slow", 1):
+        found = f"beta_fast {rope.get('beta_fast', 32)} with beta_slow {rope.get('beta_slow', 1)}"
+        yield found, "a larger one", _FIX
+
+
 def _refused_scales(config: HFConfig, rope: HFConfig) -> Iterator[Finding]:
     latent = config.get("kv_lora_rank") is not None
+    for name in _SCALES:
+        if latent and name in rope and not (rope[name] == 0 or _positive(rope[name])):
+            yield f"{name} {rope[name]!r} of rope type yarn", "a number", _FIX
     for name in ("attention_factor", *(() if latent else _SCALES)):
         if rope.get(name) is not None:
             yield f"{name} {rope[name]} of rope type yarn", "none", "use a model without it"
@@ -119,6 +182,31 @@ def rope_scaling(config: HFConfig) -> RopeScaling | None:
         high_freq_factor=float(rope["high_freq_factor"]),
         original_max_position=original,
     )
+
+
+OTHER_LIMITS = (
+    *("n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions"),
+    *("max_sequence_length", "max_seq_length", "seq_len"),
+)
+"""Keys of other models that vLLM takes for a limit too: ModelArchConfigConvertorBase,
+derive_max_model_len_and_key."""
+
+
+def max_context(config: HFConfig, scaling: RopeScaling | None) -> int:
+    """Tokens that a sequence of this model may have, as vLLM works them out.
+
+    `linear` stretches what config.json names. llama3 and yarn stretch
+    `original_max_position_embeddings`; most config.json name the stretched length, some (yarn as
+    Qwen2.5's page turns it on) still the original.
+    """
+    limits = [config[name] for name in OTHER_LIMITS if _positive(config.get(name))]
+    length = config["max_position_embeddings"]
+    if scaling is None:
+        return int(min([length, *limits]))
+    if scaling.kind == "linear":
+        return int(min([length, *limits]) * scaling.factor)
+    stretched = scaling.original_max_position * scaling.factor
+    return int(min([max(length, stretched), *limits]))
 
 
 def inverse_frequencies(head_dim: int, base: float, scaling: RopeScaling | None) -> list[float]:

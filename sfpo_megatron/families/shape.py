@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from sfpo_megatron.families.family import DEFAULTS, Family
+from sfpo_megatron.families.family import Family
 from sfpo_megatron.families.hf_config import Finding, HFConfig
+from sfpo_megatron.families.json_file import read_object
+from sfpo_megatron.families.keys import RESTORE, resolved, wrong_values
 from sfpo_megatron.families.known import FAMILIES, SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.mla import MLAShape
-from sfpo_megatron.families.moe import MoEShape, missing_sizes, refused_experts
-from sfpo_megatron.families.rope import RopeScaling, refused_rope, rope_scaling, rope_settings
-
-_SIZES = (
-    *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
-    "vocab_size",
+from sfpo_megatron.families.moe import MoEShape, refused_experts
+from sfpo_megatron.families.rope import (
+    RopeScaling,
+    max_context,
+    refused_rope,
+    rope_scaling,
+    rope_settings,
 )
 
 
@@ -54,6 +56,9 @@ class ModelShape:
     rope_base: float
     rope_scaling: RopeScaling | None = None
     max_position: int
+    """Positions that config.json names."""
+    max_context: int
+    """Tokens that a sequence may have: more, where rotary embeddings are stretched."""
     window: int | None = None
     """Tokens that a query of a windowed layer sees, its own included."""
     windowed: tuple[bool, ...] = ()
@@ -99,12 +104,8 @@ class ModelShape:
 
 
 def read_hf_config(directory: str | Path) -> HFConfig:
-    """The config.json of a Hugging Face directory; ValueError where it is no JSON object."""
-    path = Path(directory) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"found a {type(config).__name__}, not an object")
-    return config
+    """The config.json of a Hugging Face directory; ModelFilesError where it is no JSON object."""
+    return read_object(Path(directory) / "config.json", fix="restore the model's config.json")
 
 
 def _family(config: HFConfig) -> Family:
@@ -116,30 +117,38 @@ def _family(config: HFConfig) -> Family:
             f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
             "choose a model of these families",
         )
-    return FAMILIES[SUPPORTED_ARCHITECTURES[name]]
+    family = FAMILIES[SUPPORTED_ARCHITECTURES[name]]
+    if (kind := config.get("model_type", family.name)) != family.name:
+        # The first decides what the keys mean, the second what is computed with them.
+        raise UnsupportedModel(
+            f"model_type {kind!r} with architecture {name}", repr(family.name), RESTORE
+        )
+    return family
 
 
 def _broken(config: HFConfig) -> Iterator[Finding]:
-    """(found, expected, what to do) of sizes that cannot be."""
-    fix = "restore the model's config.json"
-    for name in _SIZES:
-        value = config.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"{name} = {value!r}", "a positive integer", fix
+    """(found, expected, what to do) of sizes that do not go together."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    if config.get("head_dim", config.get("kv_lora_rank")) is None and hidden % heads:
-        yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", fix
+    if config.get("kv_lora_rank") is not None:
+        return  # latents: neither number of heads nor head_dim is used
+    if config["head_dim"] is None and hidden % heads:
+        yield f"hidden_size {hidden} with {heads} heads", "a whole head_dim", RESTORE
+    if (size := config["head_dim"] or hidden // heads) % 2:
+        yield f"head_dim {size}", "an even number: rotary embeddings turn pairs", RESTORE
+    groups = config["num_key_value_heads"] or heads
+    if heads % groups:
+        found = f"num_attention_heads {heads} with num_key_value_heads {groups}"
+        yield found, "a multiple of num_key_value_heads", RESTORE
 
 
 def _refused(config: HFConfig) -> Iterator[Finding]:
     """(found, expected[, what to do]) of what any family may ask for and nobody here does."""
-    if config.get("quantization_config") is not None:
-        fix = "use the model before quantization"
-        yield "quantization_config", "unquantized weights", fix
+    for name in ("quantization_config", "compression_config"):
+        if config.get(name) is not None:
+            yield name, "unquantized weights", "use the model before quantization"
     types, num_layers = config.get("layer_types"), config["num_hidden_layers"]
     if isinstance(types, list) and len(types) != num_layers:
-        fix = "restore the model's config.json"
-        yield f"{len(types)} layer_types", f"one for each of {num_layers} layers", fix
+        yield f"{len(types)} layer_types", f"one for each of {num_layers} layers", RESTORE
     if config["hidden_act"] != "silu":
         yield f"hidden_act {config['hidden_act']}", "silu", "choose a model with a SwiGLU MLP"
     if config.get("attention_bias"):
@@ -150,8 +159,6 @@ def _refused(config: HFConfig) -> Iterator[Finding]:
 
 def _refused_of(config: HFConfig, family: Family) -> Iterator[Finding]:
     """The same for what the family has: its experts, and what is its own."""
-    if family.moe is not None:
-        yield from missing_sizes(family.moe(config))
     yield from family.refused(config)
     if family.moe is not None:
         yield from refused_experts(config, family.moe(config))
@@ -160,9 +167,13 @@ def _refused_of(config: HFConfig, family: Family) -> Iterator[Finding]:
 def model_shape(config: HFConfig) -> ModelShape:
     """Read a config.json; UnsupportedModel names the first thing in it that cannot be trained."""
     family = _family(config)
-    config = {**DEFAULTS, **family.defaults, **config}
+    given, config = config, resolved(config, family)
     findings = chain(
-        _broken(config), _refused(config), refused_rope(config), _refused_of(config, family)
+        wrong_values(given, family),
+        _broken(config),
+        _refused(config),
+        refused_rope(config),
+        _refused_of(config, family),
     )
     if first := next(findings, None):
         raise UnsupportedModel(*first)
@@ -175,6 +186,7 @@ def _shape(config: HFConfig, family: Family) -> ModelShape:
     mla = family.mla(config) if family.mla else None
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // num_heads)
+    scaling = rope_scaling(config)
     return ModelShape(
         family=family.name,
         num_layers=int(config["num_hidden_layers"]),
@@ -191,9 +203,10 @@ def _shape(config: HFConfig, family: Family) -> ModelShape:
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
         norm_eps=float(config["rms_norm_eps"]),
-        rope_base=rope_settings(config)["rope_theta"],
-        rope_scaling=rope_scaling(config),
+        rope_base=float(rope_settings(config)["rope_theta"]),
+        rope_scaling=scaling,
         max_position=int(config["max_position_embeddings"]),
+        max_context=max_context(config, scaling),
         window=int(config["sliding_window"]) if windowed else None,
         windowed=windowed,
         num_mtp_layers=int(config.get(family.mtp_layers) or 0) if family.mtp_layers else 0,

@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 _SIOCGIFADDR = 0x8915
 _ELSEWHERE = "192.0.2.1"  # reserved for documentation: only the default route leads there
@@ -35,6 +35,39 @@ def own_address(environ: Mapping[str, str] = os.environ, *, peer: str | None = N
     return _towards(_ELSEWHERE) or "127.0.0.1"
 
 
+def choose_gloo_interface(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have gloo bind to the interface of `own_address`, in a run of several machines whose
+    environment does not name one. By itself it takes what the host's own name resolves to: where
+    that is 127.0.1.1, ranks on other machines are told to connect to themselves."""
+    if environ.get("GLOO_SOCKET_IFNAME") or (
+        environ.get("WORLD_SIZE", "1") == environ.get("LOCAL_WORLD_SIZE", "1")
+    ):
+        return
+    address = own_address(environ)
+    if not is_loopback(address) and (name := _interface_with(address)) is not None:
+        environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def gloo_fault(environ: Mapping[str, str] = os.environ, *, peer: str | None = None) -> str | None:
+    """Why gloo cannot bind on this host, as `found ..., expected ...; fix`; None where it can."""
+    here = [name for _, name in socket.if_nameindex()]
+    for wish in filter(None, environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if wish not in here:
+            return (
+                f"found no interface {wish}, which GLOO_SOCKET_IFNAME names, expected some of "
+                f"{', '.join(here)}; gloo takes whole names, not beginnings, = or ^"
+            )
+    address = own_address(environ, peer=peer)
+    try:
+        socket.create_server((address, 0)).close()
+    except OSError as error:
+        return (
+            f"found that nothing can listen on {address} ({error.strerror}), expected an address "
+            "of its own; set GLOO_SOCKET_IFNAME to its network interface"
+        )
+    return None
+
+
 def is_loopback(address: str) -> bool:
     """Whether nobody on another host can mean this one by it."""
     return address.startswith("127.") or address == "::1"
@@ -52,6 +85,11 @@ def _of_interface(wish: str) -> str | None:
             if fits and (address := _address_of(interface)) is not None:
                 return address
     return None
+
+
+def _interface_with(address: str) -> str | None:
+    names = (name for _, name in socket.if_nameindex())
+    return next((name for name in names if _address_of(name) == address), None)
 
 
 def _address_of(interface: str) -> str | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from sfpo_megatron.host.processes import ProcessIdentity
 from sfpo_megatron.outputs.directory import RunDirectory
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBE = bytes(1 << 16)  # about what the logs and the config of a run take before its first step
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -78,11 +83,31 @@ class DirectoryNotWritable(DirectoryRefused):
     """The file system does not let this user write there."""
 
     def __init__(self, directory: RunDirectory, error: OSError) -> None:
+        expected, fix = "a folder that can", "choose another output_dir"
+        if error.errno in _FULL:
+            expected, fix = "room for them", f"free some space there, or {fix}"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            fix += " or change its permissions"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            fix += " or move the file away"
         super().__init__(
-            f"output_dir: found {directory.path}, where {error.filename or 'a file'} cannot be "
-            f"written ({error.strerror}), expected a folder that can; choose another output_dir "
-            "or change its permissions"
+            f"output_dir: found {directory.path}, where {error.filename or 'files'} cannot be "
+            f"written ({error.strerror}), expected {expected}; {fix}"
         )
+
+
+def require_writable(directory: RunDirectory) -> None:
+    """Make the directory, and write a file there as a run's first ones will be written;
+    DirectoryNotWritable where that fails: a full disk shows only so."""
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory.path, buffering=0) as probe:
+            left = len(_PROBE)
+            while left:
+                left -= probe.write(_PROBE[:left])
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise DirectoryNotWritable(directory, error) from error
 
 
 class RunInUse(DirectoryRefused):

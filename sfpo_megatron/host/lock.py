@@ -24,7 +24,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from sfpo_megatron.host.heartbeat import Heartbeat
-from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse
+from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse, require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
 
 PATIENCE_S = 1.0
@@ -59,8 +59,8 @@ class RunLock:
         self._release: Callable[[], None] = _nothing
 
     def __enter__(self) -> RunLock:
+        require_writable(self._directory)
         try:
-            self._directory.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._take()
             except _NoFlock as error:

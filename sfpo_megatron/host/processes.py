@@ -9,10 +9,20 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# What these processes are for begins when others have ended: the guard of an actor, which carries
+# this word in its command line, and Python's own keeper of shared memory.
+TIDIES_UP = "sfpo-guard"
+_TIDYING = (TIDIES_UP.encode(), b"multiprocessing.resource_tracker")
+LEFTOVER_GRACE_S = 3.0
+_KILLING_S = 2.0
+_TIDYING_S = 3.0
+_POLL_S = 0.05
 
 
 class _Stat(NamedTuple):
@@ -88,6 +98,47 @@ def send_signal(pid: int, signum: signal.Signals) -> None:
         os.kill(pid, signum)
     except ProcessLookupError:
         pass
+
+
+def tidies_up(pid: int) -> bool:
+    """Whether a process is to end by itself, after those that it tidies up behind."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            command = stream.read()
+    except OSError:
+        return False
+    return any(sign in command for sign in _TIDYING)
+
+
+def end_descendants(grace_s: float = LEFTOVER_GRACE_S) -> None:
+    """End every process below this one, by SIGTERM and after `grace_s` by SIGKILL; then those that
+    tidy up behind them, which have seconds of their own for it."""
+    own = os.getpid()
+    found = descendants(own)
+    if not found:
+        return
+    if grace_s > 0.0:
+        for pid in found:
+            if not tidies_up(pid):
+                send_signal(pid, signal.SIGTERM)
+        _wait_for_end(lambda: any(not tidies_up(pid) for pid in descendants(own)), grace_s)
+    end = time.monotonic() + _KILLING_S  # some may start more; one in the kernel's hands stays
+    while time.monotonic() < end:
+        others = [pid for pid in descendants(own) if not tidies_up(pid)]
+        if not others:
+            break
+        for pid in others:
+            send_signal(pid, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    _wait_for_end(lambda: bool(descendants(own)), _TIDYING_S)
+    for pid in descendants(own):
+        send_signal(pid, signal.SIGKILL)
+
+
+def _wait_for_end(goes_on: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while goes_on() and time.monotonic() < end:
+        time.sleep(_POLL_S)
 
 
 def end_with_parent(signum: signal.Signals) -> None:

@@ -51,18 +51,24 @@ def request_on_signal(
     `is_ours`: whether that is the run of this process. If not, another run has the directory and
     must not hear of it: the signal ends this process.
     """
-    file = directory.stop_file
 
-    def request(signum: int, frame: FrameType | None) -> None:
-        if not is_ours():
+    def take(signum: int, frame: FrameType | None) -> None:
+        if is_ours():
+            request(directory, signal.Signals(signum))
+        else:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        elif not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{signal.Signals(signum).name}\n", encoding="utf-8")
 
     for signum in signums:
-        signal.signal(signum, request)
+        signal.signal(signum, take)
+
+
+def request(directory: RunDirectory, signum: signal.Signals) -> None:
+    """Ask the run in `directory` to stop; the first who asks is named."""
+    file = directory.stop_file
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{signum.name}\n", encoding="utf-8")
 
 
 def forget(directory: RunDirectory) -> None:

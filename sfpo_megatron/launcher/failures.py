@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from sfpo_megatron.host.peers import is_peers
+from sfpo_megatron.host.phases import recorded_phase
+from sfpo_megatron.host.shortage import killed_hint
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -93,7 +95,8 @@ def first_failure(
     # Our own signal may reach a rank that has raised and is on its way out.
     if failure is None if code in _OURS else code < 0:
         signum = signal.Signals(-code if code < 0 else code % 128)
-        hint = "; the kernel does that when memory runs out" if signum == signal.SIGKILL else ""
+        phase = recorded_phase(directory.phase_file(rank))
+        hint = f"; {killed_hint(phase)}" if signum == signal.SIGKILL else ""
         return f"{who} was killed by {signum.name}{hint}", 1
     if failure is not None:
         return failure.message, failure.exit_code

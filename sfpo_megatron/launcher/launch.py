@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import time
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from sfpo_megatron.host import stopping
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.lock import RunLock
-from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
 from sfpo_megatron.launcher.failures import first_failure
 from sfpo_megatron.launcher.rank import launched_name, torchrun_id
+from sfpo_megatron.launcher.supervise import supervise
 from sfpo_megatron.outputs.directory import RunDirectory
 
 SHUTDOWN_TIMEOUT_S = 15  # above the rank's own limit (rank.CLOSING_TIME_S), below 30 s in all
-LEFTOVER_GRACE_S = 3.0
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
@@ -48,47 +45,23 @@ def launch(
         # torch then asks for huge pages from 2 MiB on. malloc gives such blocks back to the kernel
         # at each free, so that every embedding gradient is faulted in anew, 4 KiB at a time.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    run_id = torchrun_id(os.getpid())
+
+    command = [module, *arguments]
     try:
-        with RunLock(directory, run=launched_name(torchrun_id(os.getpid()))):
-            return _launch([module, *arguments], num_ranks, directory, saves_when_stopped)
+        with RunLock(directory, run=launched_name(run_id)):
+            stopping.forget(directory)
+            directory.forget_ranks()
+            return supervise(
+                lambda: _run_agent(command, num_ranks, directory, run_id),
+                ask=partial(stopping.request, directory) if saves_when_stopped else None,
+            )
     except DirectoryRefused as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 
 
-def _launch(
-    command: list[str], num_ranks: int, directory: RunDirectory, saves_when_stopped: bool
-) -> int:
-    """`launch`, once the directory is ours."""
-    stopping.forget(directory)
-    directory.forget_ranks()
-    signals = "SIGINT,SIGHUP,SIGQUIT"
-    if saves_when_stopped:
-        _ask_on_signal(directory)
-    else:
-        signals += ",SIGTERM"
-    adopt_orphans()  # what a killed rank leaves behind (Ray, vLLM) is ours to end
-    try:
-        return _run_agent(command, num_ranks, directory, signals)
-    except KeyboardInterrupt:  # before torchrun has put its handlers in place
-        return 128 + signal.SIGINT
-    finally:
-        _end_descendants()
-
-
-def _ask_on_signal(directory: RunDirectory) -> None:
-    stopping.request_on_signal(directory, signal.SIGTERM, signal.SIGUSR1)
-    ask = signal.getsignal(signal.SIGTERM)
-    assert callable(ask)
-
-    def ask_once(signum: int, frame: FrameType | None) -> None:
-        ask(signum, frame)
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-
-    signal.signal(signal.SIGTERM, ask_once)
-
-
-def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, signals: str) -> int:
+def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, run_id: str) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -101,7 +74,7 @@ def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, sign
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
-        run_id=torchrun_id(os.getpid()),
+        run_id=run_id,
         rdzv_backend=rendezvous.BACKEND,
         rdzv_endpoint="",  # it binds a port that is free
         local_addr="127.0.0.1",
@@ -109,7 +82,7 @@ def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, sign
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-        signals_to_handle=signals,
+        signals_to_handle="SIGINT",  # all that the process in front sends to end a run
     )
     try:
         # torchrun takes arguments for templates: it replaces $local_rank, and $$ by a dollar.
@@ -122,8 +95,7 @@ def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, sign
             print(line, file=sys.stderr, flush=True)
         return exit_code
     except SignalException as error:
-        print(f"error: stopped by {error.sigval.name}", file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT if error.sigval == signal.SIGINT else 1
+        return 128 + error.sigval
     return 0
 
 
@@ -132,13 +104,3 @@ def _quieten_torchrun() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _end_descendants() -> None:
-    for pid in descendants(os.getpid()):
-        send_signal(pid, signal.SIGTERM)
-    end = time.monotonic() + LEFTOVER_GRACE_S
-    while (left := descendants(os.getpid())) and time.monotonic() < end:
-        time.sleep(0.05)
-    for pid in left:
-        send_signal(pid, signal.SIGKILL)

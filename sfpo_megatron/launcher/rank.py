@@ -10,14 +10,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.host import lock, stopping
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.peers import lost_peer
+from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
+from sfpo_megatron.host.shortage import MemoryShortage
+from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 from sfpo_megatron.launcher.failures import write_error_file
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -41,6 +44,7 @@ def run_rank(
     rank = int(os.environ.get("RANK", "0"))
     if launched:  # if the launcher itself is killed; SIGTERM would only ask
         end_with_parent(signal.SIGINT)
+        record_phases(directory.phase_file(rank))
     install_signal_handlers(rank, asks=saves_when_stopped)
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
     name = launched_name(run_id) if launched else torchrun_name()
@@ -49,8 +53,11 @@ def run_rank(
         return not lock.is_anothers(directory, name)
 
     try:
-        with lock.RunLock(directory, run=name) if rank == 0 else nullcontext():
-            if rank == 0 and not launched:
+        with ExitStack() as held:
+            if rank == 0:
+                held.enter_context(lock.RunLock(directory, run=name))
+            if rank == 0 and not launched:  # else the launcher has done it
+                held.enter_context(temporary_folder())
                 stopping.forget(directory)
                 directory.forget_ranks()
             if saves_when_stopped:
@@ -58,10 +65,12 @@ def run_rank(
                     directory, signal.SIGTERM, signal.SIGUSR1, is_ours=is_ours
                 )
             code = _run(run, rank, directory, launched=launched, is_ours=is_ours)
+            if launched:  # whoever was killed has left it
+                directory.phase_file(rank).unlink(missing_ok=True)
             if code and is_ours():
                 _record_exit_code(code, rank, directory)
             return code
-    except DirectoryRefused as error:
+    except (DirectoryRefused, NoTemporaryFolder) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 
@@ -125,6 +134,8 @@ def _record_exit_code(code: int, rank: int, directory: RunDirectory) -> None:
 
 def message_line(error: BaseException, rank: int) -> str:
     """`error: rank R: Type: message` on one line, whatever the message holds."""
+    if (shortage := MemoryShortage.of(error)) is not None:
+        return f"error: rank {rank}: {shortage.line(phase_of(error))}"
     text = " ".join(str(error).split())
     limit = 600
     text = text if len(text) <= limit else f"{text[:limit]}..."

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
+from sfpo_megatron.host.addresses import choose_gloo_interface
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
@@ -96,6 +97,7 @@ class Policy:
 def init_distributed(config: RunConfig) -> Capabilities:
     """Start torch.distributed, by torchrun's environment, and Megatron's groups. Collective."""
     _quieten_dependencies()
+    choose_gloo_interface()
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
         log_unverified("running on CUDA")

@@ -115,9 +115,13 @@ class RunDirectory:
         """File with the exit code of that rank, if it was not 0."""
         return self.logs / f"rank_{rank}.exit"
 
+    def phase_file(self, rank: int) -> Path:
+        """File that says what that rank is doing (host/phases.py)."""
+        return self.logs / f"rank_{rank}.phase"
+
     def forget_ranks(self) -> None:
         """Remove what the ranks of an earlier run have left in `logs`, and make it."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        for suffix in ("err", "json", "exit"):
+        for suffix in ("err", "json", "exit", "phase"):
             for old in self.logs.glob(f"rank_*.{suffix}"):
                 old.unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 from sfpo_megatron.config.rollout import Transport
 from sfpo_megatron.config.rules.transports import with_transport
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.hf_files import mtp_prefixes
 from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.families.weight_names import mtp_prefixes
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding import transports
 from sfpo_megatron.resharding.filling import make_filler, manifest_of

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.host.scratch import remove_abandoned
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards import Problem, VerifierError
 from sfpo_megatron.rewards.output import OutputLog
-from sfpo_megatron.rewards.process import WorkerDied, WorkerProcess, WorkerTimeout
-from sfpo_megatron.rewards.scratch import remove_abandoned
-from sfpo_megatron.rewards.wire import Batch, Verdict
+from sfpo_megatron.rewards.process import SCRATCH, WorkerDied, WorkerProcess, WorkerTimeout
+from sfpo_megatron.rewards.wire import Batch, Verdict, packed
 
 __all__ = ["Item", "Score", "ScoringPool", "VerifierError"]
 
@@ -60,7 +60,7 @@ class ScoringPool:
         self._logs = [
             OutputLog(run.scoring_log(slot) if run is not None else None) for slot in slots
         ]
-        remove_abandoned()
+        remove_abandoned(SCRATCH)
         start = [self._threads.submit(self._start, slot) for slot in slots]
         self._workers: list[WorkerProcess | None] = []
         try:
@@ -124,6 +124,7 @@ class ScoringPool:
         self.close()
 
     def _start(self, slot: int) -> WorkerProcess:
+        """Only in a thread of the pool: the process ends with the thread that has started it."""
         return WorkerProcess(self._config, self._logs[slot])
 
     def _score_chunk(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
@@ -219,7 +220,7 @@ def _message(items: Sequence[Item], *, cpu_s: float) -> Batch:
                     "id": prompt.id,
                     "question": prompt.question,
                     "answer": prompt.answer,
-                    "metadata": dict(prompt.metadata),
+                    "metadata": packed(prompt.metadata),
                 }
             )
         batch["items"].append((index_of[prompt.id], response))

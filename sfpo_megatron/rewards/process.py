@@ -17,13 +17,15 @@ from collections import deque
 from pathlib import Path
 
 from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.host.scratch import Scratch
 from sfpo_megatron.rewards import VerifierError
 from sfpo_megatron.rewards.output import OutputLog
-from sfpo_megatron.rewards.scratch import Scratch
 from sfpo_megatron.rewards.wire import Batch, Reply
 
 START_TIMEOUT_S = 120.0
 """For the imports of a verifier (reasoning_gym: 2 to 7 s on a busy machine)."""
+SCRATCH = "sfpo-scoring-"
+"""How the names of scratch directories begin."""
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent.parent)
 _CHUNK_BYTES = 1 << 16
 _LAST_CHUNKS = 16  # a pipe holds one
@@ -46,11 +48,12 @@ class WorkerProcess:
         self._output_log = output
         self._lines: deque[bytes] = deque()
         self._partial = b""
-        self._scratch = Scratch()
+        self._scratch = Scratch(SCRATCH)
         lifeline_read, self._lifeline = os.pipe()
         # -P: the working directory comes last on sys.path (plugins.load), not first.
         command = [sys.executable, "-P", "-m", "sfpo_megatron.rewards.worker", config.function]
-        command += [str(lifeline_read), *(["batched"] if config.batched else [])]
+        command += [str(lifeline_read), config.thinking]
+        command += ["batched"] if config.batched else []
         try:
             self._process = subprocess.Popen(
                 command,

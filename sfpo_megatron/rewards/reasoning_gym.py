@@ -12,9 +12,11 @@ import warnings
 from typing import Any
 
 from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards.tagged import tagged
+from sfpo_megatron.rewards.thinking import STRIP, visible
 
 
-def score(response: str, prompt: Problem) -> float:
+def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     """The task's score of the response, in [0, 1]."""
     metadata = prompt.metadata
     if "entry" not in metadata:
@@ -22,16 +24,21 @@ def score(response: str, prompt: Problem) -> float:
             "metadata: found no reasoning_gym entry, expected a prompt of source reasoning_gym; "
             "for jsonl prompts set reward.function to exact_match or last_number"
         )
-    answer = tagged_answer(response)
+    answer = tagged_answer(visible(response, thinking))
     dataset = _dataset(metadata["task"], json.dumps(metadata["args"], sort_keys=True))
     return min(1.0, max(0.0, float(dataset.score_answer(answer, metadata["entry"]))))
 
 
 def tagged_answer(response: str) -> str:
-    """The part of the response that is the answer (found without a regex: linear in its length)."""
-    end = response.rfind("</answer>")
-    start = response.rfind("<answer>", 0, end) if end >= 0 else -1
-    return (response[start + len("<answer>") : end] if start >= 0 else response).strip()
+    """The part of the response that is the answer."""
+    found = tagged(response)
+    return response.strip() if found is None else found
+
+
+WITHOUT_REFERENCE = frozenset(
+    {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+)
+"""Tasks whose entries have no answer: their verifiers judge a response by the entry alone."""
 
 
 @functools.lru_cache(maxsize=64)

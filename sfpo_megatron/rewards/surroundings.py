@@ -27,13 +27,13 @@ class Surroundings:
         self.restore()
 
     def restore(self) -> None:
-        """Put back working directory, output and the signals that end this process with its parent;
-        clear the alarm. An OSError (its descriptors were closed) ends the process."""
+        """Put back working directory, output and the handlers of SIGINT and SIGIO; clear the alarm.
+        An OSError (its descriptors were closed) ends the process."""
         if os.getpid() != self._pid:
             os._exit(1)  # a child that the function forked and let return
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
-        signal.signal(signal.SIGIO, signal.SIG_DFL)  # see worker.die_with
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
         os.dup2(self._nothing, 0)  # input() ends at once, and takes no request
         for descriptor in (1, 2):
             os.dup2(self._output, descriptor)

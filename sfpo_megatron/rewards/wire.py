@@ -8,6 +8,7 @@ out  {"ready": true} or {"failed": reason} once; then for each response of a bat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -21,6 +22,37 @@ class WireProblem:
     question: str
     answer: str
     metadata: Mapping[str, Any]
+
+
+_TUPLE, _ITEMS = "\0tuple", "\0items"
+
+
+def packed(value: Any) -> Any:
+    """Metadata for JSON, with what JSON would change marked: tuples, and keys that are no text.
+    A verifier may compare with them (reasoning_gym's arc_agi, rearc)."""
+    if isinstance(value, tuple):
+        return {_TUPLE: [packed(item) for item in value]}
+    if isinstance(value, list):
+        return [packed(item) for item in value]
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: packed(item) for key, item in value.items()}
+        return {_ITEMS: [[packed(key), packed(item)] for key, item in value.items()]}
+    return value
+
+
+def unpacked(line: bytes) -> Any:
+    """The JSON of a line, with what `packed` has marked as it was."""
+    return json.loads(line, object_hook=_marked)
+
+
+def _marked(found: dict[str, Any]) -> Any:
+    if len(found) == 1:
+        if _TUPLE in found:
+            return tuple(found[_TUPLE])
+        if _ITEMS in found:
+            return dict(found[_ITEMS])
+    return found
 
 
 class Batch(TypedDict):

@@ -1,11 +1,12 @@
 """The scoring process: reads batches on stdin, writes a line for each response it has scored.
 
-Started by `process.py` as `python -m sfpo_megatron.rewards.worker FUNCTION LIFELINE_FD [batched]`;
+Started by `process.py` as
+`python -m sfpo_megatron.rewards.worker FUNCTION LIFELINE_FD THINKING [batched]`;
 `wire.py` says what the lines are, `judge.py` makes the verdicts.
 
 The process limits itself: no core dump, memory, low priority, and files of at most 64 MiB, or none
 at all for what is built in; and it cannot outlive its parent, not even in a loop that never returns
-to Python: the kernel signals it when the other end of LIFELINE closes.
+to Python or is deaf to signals: the kernel kills it when the other end of LIFELINE closes.
 """
 
 from __future__ import annotations
@@ -20,26 +21,29 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
+from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign, PluginError
 from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.surroundings import Surroundings
-from sfpo_megatron.rewards.wire import Batch, Reply, Verdict, WireProblem
+from sfpo_megatron.rewards.wire import Batch, Reply, Verdict, WireProblem, unpacked
 
 EXTRA_MEMORY_BYTES = 1 << 30
 """Address space that scoring may take beyond what the process has once it is ready."""
 FILE_BYTES = 64 << 20
 """How large a file a user's own function may write."""
+_F_SETSIG = 10  # <fcntl.h>; Python has no name for it
 
 
-def main(function: str, lifeline_fd: int, *, batched: bool) -> None:
+def main(function: str, lifeline_fd: int, thinking: str, *, batched: bool) -> None:
     """Serve until the requests end."""
     die_with(lifeline_fd)
     surroundings = Surroundings()
     faulthandler.enable()  # where native code crashed, into the log
     try:
-        score = load_function(function, batched=batched)
+        score = load_function(function, batched=batched, thinking=thinking)
     except (
         BaseException
     ) as error:  # SystemExit too: a module may call sys.exit while it is imported
@@ -59,22 +63,23 @@ def main(function: str, lifeline_fd: int, *, batched: bool) -> None:
         serve(judge, requests, surroundings.results, num_cores=num_cores)
 
 
-def load_function(name: str, *, batched: bool) -> Callable[..., Foreign]:
-    """The reward function, after the `warm_up()` of its module if it has one (slow imports)."""
+def load_function(name: str, *, batched: bool, thinking: str) -> Callable[..., Foreign]:
+    """The reward function, after the `warm_up()` of its module if it has one (slow imports). One
+    that is built in looks at a response as `reward.thinking` says; your own gets all of it."""
     kind = BATCHED_REWARD if batched else REWARD
     function: Callable[..., Foreign] = kind.load(name)
     module = sys.modules[kind.built_in.get(name, name).partition(":")[0]]
     warm_up = getattr(module, "warm_up", None)
     if callable(warm_up):
         warm_up()
-    return function
+    return partial(function, thinking=thinking) if name in kind.built_in else function
 
 
 def serve(judge: Judge, requests: BinaryIO, results: int, *, num_cores: int) -> None:
     """Score batch after batch; one by one there is a line for each response as soon as it is
     scored, because the parent takes the time between lines for the time of a response."""
     for line in requests:
-        batch: Batch = json.loads(line)
+        batch: Batch = unpacked(line)
         problems = [WireProblem(**fields) for fields in batch["problems"]]
         _allow_cpu_seconds(batch["cpu_s"] * num_cores)
         items = [(response, problems[index]) for index, response in batch["items"]]
@@ -87,14 +92,14 @@ def serve(judge: Judge, requests: BinaryIO, results: int, *, num_cores: int) -> 
 
 
 def die_with(lifeline_fd: int) -> None:
-    """SIGIO, whose default action ends a process, to this one and to those that it has started,
-    when the parent's end of the pipe closes.
+    """SIGKILL, which nothing can ignore or block, to this process and to those that it has started,
+    when the parent's end of the pipe closes; to this one also when the function has closed its own
+    end or has left the group.
 
-    Not PR_SET_PDEATHSIG: that fires when the *thread* that started the process ends, and pools
-    are made in threads of Ray actors. Not a thread that reads the pipe: a verifier that holds the
-    interpreter lock would stop it.
+    Not a thread that reads the pipe: a verifier that holds the interpreter lock would stop it.
     """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    end_with_parent(signal.SIGKILL)  # with the thread that started it: one of the pool's
+    fcntl.fcntl(lifeline_fd, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # a group of its own (process.py)
     flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
@@ -129,4 +134,4 @@ def _write(results: int, reply: Reply | Verdict) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), batched=sys.argv[3:] == ["batched"])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], batched=sys.argv[4:] == ["batched"])

@@ -54,6 +54,8 @@ class RolloutClient:
         # Ray's agents outlive a driver that is killed with SIGKILL. Without a thread here: the
         # cluster's processes are there when the engines are ready.
         self._lifeline = Lifeline(watch=False) if owns_cluster else None
+        if self._lifeline is not None:
+            self._lifeline.update_guard()
         self.calls = ControllerCalls(spawn, RunDirectory.of(config.output_dir))
         """Calls to the controller, which any part of rank 0 may make."""
         self.sync_client = WeightSyncClient(

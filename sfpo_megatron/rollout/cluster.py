@@ -6,15 +6,19 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.host.scratch import Scratch, is_scratch
+from sfpo_megatron.host.temporary import short_folder
 from sfpo_megatron.plugins import search_path
 from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.joining import what_is_missing, wrong_address
 from sfpo_megatron.rollout.placement import Node, Placement
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # batches are small; Ray's default is a third of the memory
@@ -57,26 +61,51 @@ def start_cluster() -> bool:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             _system_config=_PATIENCE,
+            _temp_dir=_session_folder(),
         )
         return True
     finally:
         signal.signal(signal.SIGTERM, handler)
 
 
+_folders: list[Scratch] = []  # one at most: a process has one cluster
+
+
+def _session_folder() -> str:
+    """The folder of Ray's session: the run's own (host/temporary.py), which the run removes; one of
+    the cluster's own where nobody has made a run's."""
+    if is_scratch(tempfile.gettempdir()):
+        return tempfile.gettempdir()
+    _folders.append(short_folder())
+    return _folders[0].path
+
+
 def _join(address: str) -> None:
-    """Join the cluster at `address`. Ray reads RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH itself."""
+    """Join the cluster at `address`. Ray reads RAY_AUTH_MODE and the token itself."""
+    if (expected := wrong_address(address)) is not None:
+        raise RolloutError(
+            _cannot_join(address, "it is no head's address", f"{expected}; set that")
+        )
+    host, _, port = address.rpartition(":")
     try:
-        host, _, port = address.rpartition(":")
         if port.isdigit():  # Ray itself would try for two minutes
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        fix = "a Ray cluster that runs there; correct the address"
+        raise RolloutError(_cannot_join(address, str(error), fix)) from error
+    try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, AuthenticationError) as error:
         why = str(error).strip().partition(". ")[0]
-        raise RolloutError(
-            f"RAY_ADDRESS: found {address}, which cannot be joined ({why}), expected a Ray cluster "
-            "that runs, and its token in RAY_AUTH_TOKEN_PATH; unset RAY_ADDRESS for a cluster of "
-            "the run's own"
-        ) from error
+        fix = f"a Ray cluster that lets us in; {what_is_missing()}"
+        raise RolloutError(_cannot_join(address, why, fix)) from error
+
+
+def _cannot_join(address: str, why: str, expected: str) -> str:
+    return (
+        f"RAY_ADDRESS: found {address}, which cannot be joined ({why}), expected {expected}, or "
+        "unset RAY_ADDRESS for a cluster of the run's own"
+    )
 
 
 def nodes() -> list[Node]:
@@ -125,3 +154,5 @@ def stop_cluster() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     ray.shutdown()
     signal.signal(signal.SIGTERM, handler)
+    while _folders:
+        _folders.pop().remove()

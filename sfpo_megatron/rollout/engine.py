@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from sfpo_megatron.config.rules.machine import check_shared_memory
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.shortage import killed_hint
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
+from sfpo_megatron.rollout.root_cause import EngineLog
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 from sfpo_megatron.rollout.vllm_arguments import completion_of, engine_args, sampling_params
 
@@ -39,6 +43,7 @@ class Engine:
 
     def __init__(self, config: RunConfig, *, model_path: str, log_file: Path) -> None:
         enter_actor(log_file)
+        self._log = EngineLog(log_file)
         self._lifeline = Lifeline()
         self._config = config
         self._model_path = model_path
@@ -60,7 +65,12 @@ class Engine:
         self._sleeps = arguments.enable_sleep_mode
         if self._sleeps:
             log_unverified("sleep mode")
-        self._llm = AsyncLLM.from_engine_args(arguments)
+        try:
+            check_shared_memory(self._config)
+            self._llm = AsyncLLM.from_engine_args(arguments)
+        except RuntimeError as error:  # "See root cause above", which is in this engine's log
+            sys.stderr.flush()
+            raise EngineCallFailed(self._log.root_cause() or str(error)) from error
         # The first request compiles and imports for seconds: now, while Megatron sets up.
         warm_up = GenerationSettings(
             temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
@@ -91,7 +101,7 @@ class Engine:
             return await asyncio.gather(*(self._complete(p, seed, settings) for p, seed in pairs))
         except EngineDeadError:
             # vLLM's exceptions would have to be unpickled where vllm is not imported.
-            raise EngineDied("EngineCore or one of its workers ended") from None
+            raise self._died() from None
 
     async def _complete_as_one_batch(
         self, pairs: list[tuple[tuple[int, ...], int]], settings: GenerationSettings
@@ -195,6 +205,10 @@ class Engine:
             # vLLM sends a worker's error on as bare text, wrapped once or twice.
             raise EngineCallFailed(_WRAPPING.sub(r"\g<inner>", str(error))) from None
 
+    def _died(self) -> EngineDied:
+        why = self._log.root_cause() or f"without a word; {killed_hint('generation')}"
+        return EngineDied(f"EngineCore or one of its workers ended: {why}")
+
     async def _watched(self, call: Coroutine[None, None, T]) -> T:
         """Await an engine call, but not for ever: vLLM leaves calls to a dead EngineCore open."""
         task = asyncio.ensure_future(call)
@@ -202,5 +216,5 @@ class Engine:
             await asyncio.wait({task}, timeout=_HEALTH_POLL_S)
             if not task.done() and self._llm.errored:
                 task.cancel()
-                raise EngineDied("EngineCore or one of its workers ended")
+                raise self._died()
         return task.result()

@@ -3,8 +3,9 @@
 vLLM's EngineCore outlives a parent that is killed with SIGKILL (its workers do watch EngineCore,
 EngineCore watches nobody). The guard is a small process of its own session that reads the
 children's identities from a pipe; the pipe closes when the actor ends, and the guard ends what is
-left and removes its shared memory (vLLM's ring buffers are 160 MiB each). It runs without site
-packages, so this file imports nothing else but host/ (psutil when watching).
+left and removes its shared memory (vLLM's ring buffers are 160 MiB each) and its folder of sockets
+and temporary files. It runs without site packages, so this file imports nothing else but host/
+(psutil when watching).
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from sfpo_megatron.host.processes import ProcessIdentity
+from sfpo_megatron.host.processes import TIDIES_UP, ProcessIdentity, tidies_up
+from sfpo_megatron.host.scratch import is_scratch, note_segment, remove_tree
+from sfpo_megatron.host.temporary import own_folder
 
-_SEGMENTS = ("/dev/shm/psm_", "/dev/shm/sem.mp-")
+# Of Python, of vLLM's tensor parallelism on CPU, of NCCL: what a killed process leaves.
+_SEGMENTS = tuple(f"/dev/shm/{name}" for name in ("psm_", "sem.mp-", "vllm_dist_", "nccl-"))
+_KEEPERS_S = 2.0
 _ROOT = str(Path(__file__).resolve().parents[2])
 _GUARD = f"import sys; sys.path.insert(0, sys.argv[1]); from {__name__} import main; main()"
 
@@ -38,12 +44,15 @@ class Lifeline:
     """Held by an actor for its whole life, and by rank 0 for a Ray cluster of its own."""
 
     def __init__(self, *, watch: bool = True) -> None:
-        """`watch`: look for new children every second, in a thread; else only when asked."""
+        """`watch`: look for new children every second, in a thread, and have a folder of one's own
+        for temporary files; else look only when asked, and use the folder that there is."""
+        self._scratch = own_folder() if watch else None
         self._known: set[ProcessIdentity] = set()
         self._told: set[str] = set()
+        self._noted: set[str] = set()
         self._lock = threading.Lock()
         started = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _GUARD, _ROOT],
+            [sys.executable, "-S", "-E", "-c", _GUARD, _ROOT, TIDIES_UP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -53,6 +62,9 @@ class Lifeline:
         self._guard = ProcessIdentity.of(int(started.stdout.readline()))
         started.stdout.close()
         started.wait()
+        self._folder = tempfile.gettempdir()
+        if is_scratch(self._folder):
+            self._tell({f"folder {self._folder}\n"})
         if watch:
             threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
@@ -72,6 +84,7 @@ class Lifeline:
     def close(self) -> None:
         """End the guard: whatever it was to end has ended."""
         with self._lock:
+            self._tell({"done\n"})
             self._pipe.close()
 
     def update_guard(self) -> None:
@@ -89,6 +102,13 @@ class Lifeline:
         pids = (os.getpid(), *(identity.pid for identity in self._known))
         segments = {path for pid in pids for path in shared_memory(pid)}
         lines |= {f"shared_memory {path}\n" for path in segments}
+        self._tell(lines)
+        for path in segments - self._noted:  # for the next run, if the guard is killed as well
+            self._noted.add(path)
+            if self._scratch is not None:
+                note_segment(Path(path), self._scratch.path)
+
+    def _tell(self, lines: set[str]) -> None:
         if news := lines - self._told:
             self._told |= news
             self._pipe.write("".join(sorted(news)).encode())
@@ -96,7 +116,7 @@ class Lifeline:
 
 
 def shared_memory(pid: int) -> set[str]:
-    """Python's shared-memory segments and named semaphores that a process has mapped."""
+    """Shared-memory segments and named semaphores, of those kinds, that a process has mapped."""
     try:
         with open(f"/proc/{pid}/maps") as stream:
             paths = (line.split(maxsplit=5)[-1].strip() for line in stream)
@@ -107,21 +127,32 @@ def shared_memory(pid: int) -> set[str]:
 
 def guard() -> None:
     """Wait for the end of standard input, then end and remove what was named on it."""
-    lines = [line.decode().split() for line in sys.stdin.buffer]
-    for kind, *values in lines:
-        if kind == "process":
-            ProcessIdentity(int(values[0]), int(values[1])).kill()
-    for kind, *values in lines:
+    lines = [line.decode().rstrip("\n").split(" ", 1) for line in sys.stdin.buffer]
+    if ["done"] in lines:
+        return
+    named = [value.split() for kind, value in lines if kind == "process"]
+    processes = [ProcessIdentity(int(pid), int(start_ticks)) for pid, start_ticks in named]
+    # Python's own keepers of shared memory know what nobody had the time to name here.
+    keepers = [process for process in processes if tidies_up(process.pid)]
+    for process in processes:
+        if process not in keepers:
+            process.kill()
+    end = time.monotonic() + _KEEPERS_S
+    while any(keeper.alive for keeper in keepers) and time.monotonic() < end:
+        time.sleep(0.02)
+    for keeper in keepers:
+        keeper.kill()
+    for kind, value in lines:
         if kind == "shared_memory":
-            try:
-                os.unlink(values[0])
-            except FileNotFoundError:
-                pass  # its owner, or Python's resource tracker, was first
+            Path(value).unlink(missing_ok=True)  # its owner, or its keeper, was first
+        elif kind == "folder":
+            remove_tree(value)
 
 
 def main() -> None:
     """Say the guard's pid and be it, as nobody's child: Ray kills an actor's children with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     if os.fork():
         os._exit(0)
     print(os.getpid(), flush=True)

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterable
 
-from sfpo_megatron.host.processes import ProcessIdentity
+from sfpo_megatron.host.processes import ProcessIdentity, tidies_up
 from sfpo_megatron.rollout.lifeline import ActorProcesses
 
 _GONE_S = 5.0
@@ -38,8 +38,14 @@ class ProcessList:
         """Wait for the end of all, kill what is left, then wait for the guards, which tidy up."""
         members = self.members
         wait_until_gone(members)
+        keepers = [member for member in members if tidies_up(member.pid)]
         for member in members:
-            member.kill()
+            if member not in keepers:
+                member.kill()
+        # Python's keepers of shared memory end by themselves, once they have removed it.
+        wait_until_gone(keepers)
+        for keeper in keepers:
+            keeper.kill()
         wait_until_gone([actor.guard for actor in self.actors if actor.guard is not None])
 
 

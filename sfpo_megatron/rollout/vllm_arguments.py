@@ -5,9 +5,12 @@ vllm is imported when these are called, in the engine's process.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
 _WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
@@ -19,8 +22,12 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     from vllm.platforms import current_platform
 
     rollout = config.rollout
-    ours = {
+    longest = config.engine_tokens
+    ours: dict[str, Any] = {
         "model": model_path,
+        # Not Mistral's params.json and consolidated.safetensors where they lie beside.
+        "config_format": "hf",
+        "load_format": LOAD_FORMAT,
         "dtype": config.model.dtype,
         "seed": config.seed,
         "tensor_parallel_size": rollout.tensor_parallel,
@@ -28,7 +35,7 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
         "enable_sleep_mode": rollout.placement == "colocated"
         and current_platform.is_sleep_mode_available(),
-        "max_model_len": config.engine_tokens,
+        "max_model_len": longest,
         # Not Ray's workers, which vLLM may choose inside an actor.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         "enforce_eager": current_platform.is_cpu(),
@@ -46,9 +53,27 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     }
     if config.refit.survives_interruption:
         ours["worker_extension_cls"] = _WORKER_REPORTS
+    if positions := named_positions(model_path, longest):
+        ours["hf_overrides"] = positions
     if rollout.reproducible:
         ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
     return AsyncEngineArgs(**(ours | rollout.engine_args))
+
+
+def named_positions(model_path: str, num_tokens: int) -> dict[str, int]:
+    """What to tell vLLM of the model's positions, so that it takes sequences of `num_tokens`.
+
+    It expects yarn and llama3 to have config.json name the stretched length already; where that
+    names the original one, its rotary embeddings are made for more than it admits (vllm/config/
+    model.py, _get_and_verify_max_len).
+    """
+    if not (Path(model_path) / "config.json").is_file():
+        return {}  # a hub id
+    shape = model_shape(read_hf_config(model_path))
+    scaling = shape.rope_scaling
+    if scaling is None or scaling.kind == "linear" or num_tokens <= shape.max_position:
+        return {}
+    return {"max_position_embeddings": shape.max_context}
 
 
 def sampling_params(seed: int, settings: GenerationSettings) -> Any:

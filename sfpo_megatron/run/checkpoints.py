@@ -21,6 +21,7 @@ from sfpo_megatron.checkpoints.store import RUN_STATE
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.peers import watch_peers
+from sfpo_megatron.host.phases import doing
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
@@ -196,7 +197,8 @@ class Checkpoints:
         self._save(step)
 
     def _save(self, step: int) -> None:
-        self._stop.save_s = self._writer.write(step, lambda: self._state(step))
+        with doing("save"):
+            self._stop.save_s = self._writer.write(step, lambda: self._state(step))
 
     def _state(self, step: int) -> dict[str, Any]:
         """run_state.json."""

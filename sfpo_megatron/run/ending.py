@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.phases import doing
 from sfpo_megatron.outputs.plot import plot
 from sfpo_megatron.outputs.table import summary_table
 from sfpo_megatron.resharding.export import export_hf
@@ -15,13 +16,14 @@ def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -
     are the trainer's. Collective."""
     directory = opened.directory
     if not config.debug.rollout_only:
-        export_hf(
-            source,
-            directory.hf,
-            model_path=config.model.path,
-            dtype=config.model.dtype,
-            is_writer=opened.is_main,
-        )
+        with doing("export"):
+            export_hf(
+                source,
+                directory.hf,
+                model_path=config.model.path,
+                dtype=config.model.dtype,
+                is_writer=opened.is_main,
+            )
     if opened.is_main and directory.metrics.exists():
         plot(directory.metrics, directory.plot)
         resumed = (

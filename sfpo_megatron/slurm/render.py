@@ -17,7 +17,7 @@ from sfpo_megatron.slurm.layout import JobLayout, LayoutError
 
 TEMPLATES = Path(__file__).parent / "templates"
 """launch/slurm/ of the sources; the wheel carries it here."""
-_SOURCED = ("job.sh", "ray_cluster.sh")
+_SOURCED = ("before_env.sh", "job.sh", "ray_cluster.sh")
 _HOLE = re.compile(r"@([A-Z]+(?:_[A-Z]+)*)@")
 _PLAIN_PATH = re.compile(r"[\w./+=:,~-]+")
 SIGNAL_MARGIN_S = 60  # Slurm sends --signal up to this much late

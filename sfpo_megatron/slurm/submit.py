@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 
+from sfpo_megatron.host.holder import require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.slurm.render import write
 
 _JOB_FILE = "job-id"
 _TIMEOUT_S = 60
+_SLURMS = re.compile(r"(SLURM|SRUN|SBATCH|SALLOC|SQUEUE|SCANCEL|SCONTROL|SPANK)_")
+_KEPT = re.compile(
+    r"SLURM_(CONF|CLUSTERS|JWT|CONF_SERVER|DEBUG_FLAGS)"
+    r"|SBATCH_(ACCOUNT|PARTITION|QOS|RESERVATION|CLUSTERS|CONSTRAINT|WCKEY)"
+)
+"""A user's own defaults for where jobs go and who pays, which no allocation sets."""
 
 
 class SubmitError(RuntimeError):
@@ -32,6 +42,7 @@ def submit(run: RunDirectory, script: str, files: dict[str, str]) -> str:
                 f"{run.path}: found job {earlier} of this run {state}, expected none; wait for it, "
                 f"run scancel {earlier}, or set another output_dir"
             )
+    require_writable(run)
     write(run.slurm, files)
     done = _run("sbatch", "--parsable", str(run.slurm / script))
     if done.returncode != 0:
@@ -47,7 +58,18 @@ def _state(job: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def without_allocation(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` without what an allocation that one submits from has set. Slurm's commands take
+    such variables for options, before those of the script, and sbatch hands them on to the job."""
+    return {k: v for k, v in environ.items() if not _SLURMS.match(k) or _KEPT.fullmatch(k)}
+
+
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL
+        command,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+        env=without_allocation(os.environ),
     )

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sfpo_megatron.host.phases import doing
+
 
 class Timers:
     """`with timers("generate"): ...` adds to `time/generate_s`; `take()` reads and clears."""
@@ -17,7 +19,8 @@ class Timers:
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with doing(name):
+                yield
         finally:
             key = f"time/{name}_s"
             self._seconds[key] = self._seconds.get(key, 0.0) + time.perf_counter() - start

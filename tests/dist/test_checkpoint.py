@@ -10,76 +10,21 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from harness import DP2, EP2, PP2, PP2DP2, TE1, TP1, TP2, VPP2, Layout, on_ranks
+from made.bits import all_same_bits, clones
+from made.checkpoints import assert_equal, load, save, step_counts, trained, training_state
+from made.policies import OVERLAP, offloaded_policy
 from torch import Tensor
 
 if TYPE_CHECKING:
     from workbench import Workbench
 
     from sfpo_megatron.mcore.setup import Policy
-
-
-def save(bench: Workbench, policy: Policy, name: str, **settings: Any) -> Path:
-    """A whole checkpoint with its manifest. Collective."""
-    from sfpo_megatron.checkpoints.manifest import write_manifest
-    from sfpo_megatron.mcore.checkpoint import begin_save
-
-    directory = bench.directory / name
-    if bench.rank == 0:
-        directory.mkdir()
-    dist.barrier()
-    settings = {"step": 3, "form": "native"} | settings
-    digests = begin_save(policy, directory, **settings).finish()
-    if bench.rank == 0:
-        write_manifest(directory, settings["step"], digests)
-    dist.barrier()
-    return directory
-
-
-def training_state(bench: Workbench, policy: Policy) -> dict[str, Tensor]:
-    """Model params, main params and moments as Hugging Face tensors. Collective."""
-    from workbench import gathered_main_params
-
-    policy.shards.params_ready()
-    found = {f"model/{n}": t for n, t in bench.hf_weights(policy).items()}
-    parts: dict[str, Any] = {"main": lambda member, shard: shard}
-    for moment in ("exp_avg", "exp_avg_sq"):
-        parts[moment] = lambda member, shard, m=moment: member.optimizer.state[shard][m]
-    for part, of in parts.items():
-        whole = {id_of(param): value for param, value in gathered_main_params(policy, of)}
-        tensors = bench._hf_tensors(policy, lambda param, whole=whole: whole[id_of(param)])
-        found |= {f"{part}/{name}": tensor for name, tensor in tensors.items()}
-    return found
-
-
-def id_of(param: Tensor) -> tuple[int, torch.Size]:
-    return param.data_ptr(), param.shape
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    from workbench import same_bits
-
-    assert found.keys() == expected.keys()
-    odd = [name for name in found if not same_bits(found[name], expected[name])]
-    assert not odd, f"{len(odd)} of {len(found)} differ: {odd[:4]}"
-
-
-def trained(bench: Workbench, **settings: Any) -> Policy:
-    """A policy after one pass (two optimizer steps), three ticks of the schedule."""
-    policy = bench.policy(**settings)
-    policy.scheduler.step(increment=3)
-    bench.one_pass(policy, bench.prepared(policy))()
-    return policy
-
-
-def step_counts(policy: Policy) -> set[float]:
-    return set(policy.shards.step_counts())
 
 
 @on_ranks(
@@ -103,14 +48,6 @@ def test_training_goes_on_as_if_it_had_not_stopped(bench: Workbench, dtype: str)
     bench.one_pass(loaded, bench.prepared(loaded, 1))()
     assert_equal(training_state(bench, loaded), training_state(bench, policy))
     assert step_counts(loaded) == step_counts(policy) == {4.0}
-
-
-def load(policy: Policy, directory: Path) -> None:
-    from sfpo_megatron.checkpoints.manifest import faults
-    from sfpo_megatron.mcore import checkpoint
-
-    assert not faults(directory)
-    checkpoint.load(policy, directory)
 
 
 CHAIN = ("DP2", "PP2", "PP2xVPP2", "TP2", "TP1")
@@ -203,7 +140,6 @@ def test_several_buckets(bench: Workbench) -> None:
     from unittest.mock import patch
 
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from workbench import OVERLAP, all_same_bits, clones
 
     from sfpo_megatron.mcore.shards import main_params
 
@@ -237,7 +173,6 @@ def test_several_buckets(bench: Workbench) -> None:
 )
 def test_optimizers_without_sharding(bench: Workbench, dtype: str) -> None:
     """Megatron's other two: of fp32 params, and of bf16 ones with fp32 copies."""
-    from workbench import clones
 
     def state(policy: Policy) -> list[Tensor]:
         return clones([*policy.shards.tensors(), *policy.shards.moments()])
@@ -259,8 +194,6 @@ def test_optimizers_without_sharding(bench: Workbench, dtype: str) -> None:
 @on_ranks(TP1, full=["TP1-0.5", "TP1-1.0"], fraction=[0.5, 1.0])
 def test_cpu_offloaded_optimizer(bench: Workbench, fraction: float) -> None:
     """The inner fp32 params, which Adam steps, are saved and loaded."""
-    from test_hybrid_optimizer import offloaded_policy
-    from workbench import clones
 
     def state(policy: Policy) -> list[Tensor]:
         return clones([*policy.shards.tensors(), *policy.shards.moments()])

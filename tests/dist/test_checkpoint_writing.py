@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from harness import DP2, TP1, TP2, on_ranks
-from test_checkpoint import assert_equal, load, save, trained, training_state
+from made.checkpoints import assert_equal, load, save, trained, training_state
 
 if TYPE_CHECKING:
     from workbench import Workbench

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from harness import DP2, TP1, on_ranks
+from made.bits import same_bits
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -47,8 +48,6 @@ os._exit(1)
 
 @on_ranks(TP1, DP2)
 def test_broadcast_every_dtype_and_empty_tensors(bench: Workbench) -> None:
-    from workbench import same_bits
-
     from sfpo_megatron.mcore.control import ControlGroup
 
     control = ControlGroup(60.0)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from comparisons import check_logits_of
 from harness import EP2PP2, SP2EP2PP2, TP2PP2, on_ranks
+from made.bits import all_same_bits
 from references import LATENT_MODELS, MODELS, MOE_MODELS, MORE_MODELS
 from safetensors.torch import load_file
-from test_logits import check_logits_of
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -48,8 +49,6 @@ def test_latent_attention_round_trip_through_megatron(bench: Workbench, model: s
 
 
 def check_round_trip(bench: Workbench, model: str) -> None:
-    from workbench import all_same_bits
-
     from sfpo_megatron.convert.to_hf import megatron_to_hf
     from sfpo_megatron.convert.to_megatron import hf_to_megatron
     from sfpo_megatron.mcore.checkpoint import begin_save

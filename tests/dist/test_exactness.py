@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
+from comparisons import train
 from harness import (
     DP2,
     EP2,
@@ -34,6 +35,8 @@ from harness import (
     Layout,
     on_ranks,
 )
+from made.bits import clones, same_bits
+from made.policies import OVERLAP, gathered_main_params
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -45,7 +48,6 @@ LAYOUTS = (TP1, DP2, TP2, SP2, PP2, VPP2, PP2DP2)
 
 def check(bench: Workbench, model: str, k: int, alpha: float, eps: float, **settings: Any) -> None:
     """Train and compare; the differences become figures of the case."""
-    from test_training import train
 
     history, weights = train(bench, model, k=k, alpha=alpha, eps=eps, **settings)
     expected_history, expected = bench.load(references.plain_name(model, k, alpha, eps))
@@ -95,8 +97,6 @@ def test_experts_at_every_k_and_alpha(
 @on_ranks(DP2, PP2DP2, only=[], model=["qwen2_tied"], k=KS, alpha=ALPHAS, eps=EPS)
 def test_with_overlap(bench: Workbench, model: str, k: int, alpha: float, eps: float) -> None:
     """overlap_grad_reduce and overlap_param_gather."""
-    from workbench import OVERLAP
-
     check(bench, model, k, alpha, eps, ddp=OVERLAP)
 
 
@@ -107,8 +107,6 @@ def test_eight_ranks(
     bench: Workbench, overlap: bool, model: str, k: int, alpha: float, eps: float
 ) -> None:
     """TP2 x PP2 x DP2, tied embeddings on two stages."""
-    from workbench import OVERLAP
-
     check(bench, model, k, alpha, eps, ddp=OVERLAP if overlap else None)
 
 
@@ -133,8 +131,6 @@ def test_shards_joined_are_the_unsharded_main_params(bench: Workbench, model: st
     """At the reposition, the main shards of two data-parallel ranks put together equal the main
     params of the same ranks without sharding, bit for bit. Without clipping: the norm of shards is
     summed in another order, and every gradient is scaled by it."""
-    from workbench import clones, gathered_main_params, same_bits
-
     from sfpo_megatron.sfpo import SlowSnapshot
 
     found = []

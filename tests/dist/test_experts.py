@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from harness import EP2, EP2DP4, EP2PP2, SP2EP2, TP1, on_ranks
+from made.policies import OVERLAP, gathered_main_params, stale
+from repositions import moved_by_a_null_step, watched_steps
 from safetensors.torch import load_file
-from test_bf16_shards import OVERLAPS, check_null_step, sfpo_steps, stale
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -24,7 +25,6 @@ MODEL = references.TRAINED_MOE
 def test_two_optimizers_whose_shards_cover_every_weight_once(bench: Workbench, dtype: str) -> None:
     from megatron.core.optimizer import ChainedOptimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from workbench import gathered_main_params
 
     policy = bench.policy(MODEL, dtype=dtype)
     assert isinstance(policy.optimizer, ChainedOptimizer)
@@ -49,15 +49,13 @@ def test_two_optimizers_whose_shards_cover_every_weight_once(bench: Workbench, d
 
 @on_ranks(
     *(EP2, EP2DP4, SP2EP2, EP2PP2),
-    overlap=OVERLAPS,
+    overlap=[False, True],
     only=["DP2xEP2-True"],
 )
 def test_three_bf16_steps_leave_no_stale_weight(bench: Workbench, overlap: bool) -> None:
     """After each reposition every param, experts included, is bf16(lerp of its main shard)."""
-    from workbench import OVERLAP
-
     policy = bench.policy(MODEL, dtype="bfloat16", ddp=OVERLAP if overlap else None)
-    shards = sfpo_steps(bench, policy, references.NUM_STEPS)
+    shards = watched_steps(bench, policy, references.NUM_STEPS)
     assert shards.published == references.NUM_STEPS
     policy.shards.params_ready()
     assert stale(policy) == 0
@@ -65,16 +63,15 @@ def test_three_bf16_steps_leave_no_stale_weight(bench: Workbench, overlap: bool)
 
 @on_ranks(
     *(TP1, EP2, EP2DP4),
-    overlap=OVERLAPS,
+    overlap=[False, True],
     dtype=["bfloat16", "float32"],
     only=["DP2xEP2-True-bfloat16", "DP2xEP2-False-float32"],
 )
 def test_a_null_step_after_a_reposition_changes_nothing(
     bench: Workbench, overlap: bool, dtype: str
 ) -> None:
-    from workbench import OVERLAP
-
-    check_null_step(bench, bench.policy(MODEL, dtype=dtype, ddp=OVERLAP if overlap else None))
+    policy = bench.policy(MODEL, dtype=dtype, ddp=OVERLAP if overlap else None)
+    assert not moved_by_a_null_step(bench, policy)
 
 
 @on_ranks(EP2, kind=["float32", "bfloat16"])
@@ -83,4 +80,4 @@ def test_optimizers_without_sharding(bench: Workbench, kind: str) -> None:
     rest."""
     policy: Any = bench.policy(MODEL, dtype=kind, ddp={"use_distributed_optimizer": False})
     assert len(policy.optimizer.chained_optimizers) == 2
-    check_null_step(bench, policy)
+    assert not moved_by_a_null_step(bench, policy)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import DP2, EP2, EP2DP4, EP2PP2, PP2, SP2, SP2EP2, TP1, TP2, TP2PP2, VPP2, on_ranks
+from made.bits import same_bits
+from made.policies import OVERLAP
 from references import MOE_MODELS
 from safetensors.torch import load_file
 
@@ -40,8 +42,6 @@ def test_source_collects_the_experts_of_every_rank(bench: Workbench, model: str)
 
 
 def check_source(bench: Workbench, model: str) -> None:
-    from workbench import OVERLAP, same_bits
-
     from sfpo_megatron.resharding.source import MegatronWeightSource
 
     policy = bench.policy(model, ddp=OVERLAP if bench.layout.data > 1 else None)
@@ -74,8 +74,6 @@ def check_other_ways(bench: Workbench, source: MegatronWeightSource) -> None:
     """What vLLM's own transports read: exactly the exported tensors, in the manifest's order, as
     its `ParamMeta` says; everywhere, on rank 0, or every rank's own slice. A pass that breaks off
     is followed to its end."""
-    from workbench import same_bits
-
     from sfpo_megatron.resharding.source_pass import SourcePass
 
     written = written_by_all_ranks(source)
@@ -105,7 +103,6 @@ def check_other_ways(bench: Workbench, source: MegatronWeightSource) -> None:
 def check_shards(bench: Workbench, source: MegatronWeightSource) -> None:
     """The shards of all ranks, put together as nccl_m2n's receivers do it, are the model."""
     import torch
-    from workbench import same_bits
 
     written = written_by_all_ranks(source)
     layout = bench.layout

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from harness import DP2, TP2, on_ranks
+from made.bits import all_same_bits, clones, same_bits
+from made.policies import OVERLAP, gathered_main_params
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 
@@ -23,8 +25,6 @@ OVERFLOWING = 2.0**40
 
 def stale(policy: Any) -> int:
     """How many live model params are not fp16(main param)."""
-    from workbench import gathered_main_params, same_bits
-
     pairs = gathered_main_params(policy)
     assert all(live.dtype == torch.float16 for live, _ in pairs)
     return sum(not same_bits(live, main.half()) for live, main in pairs)
@@ -35,8 +35,6 @@ def test_three_steps_with_an_overflow_in_a_fast_pass(bench: Workbench, overlap: 
     """The second fast pass of the second step starts at a loss scale of 2^40: both of its
     minibatches overflow, the scale is halved (hysteresis 2: at the second), and so on until the
     gradients fit again. What is skipped leaves the weights alone."""
-    from workbench import OVERLAP, clones
-
     policy = bench.policy(
         dtype="float16",
         ddp=OVERLAP if overlap else None,
@@ -75,8 +73,6 @@ def test_three_steps_with_an_overflow_in_a_fast_pass(bench: Workbench, overlap: 
 @on_ranks(DP2)
 def test_params_are_fp16_of_the_lerp(bench: Workbench) -> None:
     """And a step with lr = 0 and weight_decay = 0 after the reposition changes nothing."""
-    from workbench import all_same_bits, clones
-
     policy = bench.policy(dtype="float16", optimizer={"initial_loss_scale": 2.0**10})
     run_pass = bench.one_pass(policy, bench.prepared(policy))
     snapshot = SlowSnapshot(policy.shards)

@@ -7,14 +7,14 @@ issues them. Not exercised here: NCCL, expert-parallel buckets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import references
 import torch
 from harness import DP2, PP2DP2, VPP2, on_ranks
-from torch import Tensor
+from made.bits import all_same_bits, clones, same_bits
+from made.policies import OVERLAP, gathered_main_params, stale
+from repositions import counted_gathers
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 
@@ -24,29 +24,8 @@ if TYPE_CHECKING:
 NUM_STEPS = (references.K + 1) * references.MINIBATCHES
 
 
-@contextmanager
-def counted_gathers() -> Iterator[list[int]]:
-    """Sizes of the param all-gathers (one a bucket) that this rank issues inside."""
-    from megatron.core.distributed import param_and_grad_buffer
-
-    found: list[int] = []
-    original = param_and_grad_buffer.dist_all_gather_func
-
-    def counting(output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        found.append(output.numel())
-        return original(output, *args, **kwargs)
-
-    param_and_grad_buffer.dist_all_gather_func = counting
-    try:
-        yield found
-    finally:
-        param_and_grad_buffer.dist_all_gather_func = original
-
-
 def policy_with_state(bench: Workbench, overlap: bool) -> tuple[Any, Any]:
     """A policy whose params are gathered, and its minibatches."""
-    from workbench import OVERLAP
-
     policy = bench.policy(dtype="bfloat16", ddp=OVERLAP if overlap else None)
     minibatches = bench.prepared(policy)
     policy.shards.params_ready()
@@ -92,9 +71,6 @@ def test_as_many_gathers_as_the_same_steps_without_sfpo(bench: Workbench, overla
 def test_when_gathers_run_does_not_change_the_weights(bench: Workbench, overlap: bool) -> None:
     """Eager `publish` (the default, for other people's loops) and ours: same bits. The last fast
     step leaves params stale in ours, or the test would not bite."""
-    from test_bf16_shards import stale
-    from workbench import all_same_bits, clones
-
     from sfpo_megatron.mcore.shards import MainParamShards
 
     found = []
@@ -117,8 +93,6 @@ def test_when_gathers_run_does_not_change_the_weights(bench: Workbench, overlap:
 def test_what_is_sent_to_engines_is_the_shards_joined(bench: Workbench, overlap: bool) -> None:
     """After the slow pass, refit and export read (through `MegatronWeightSource`) bf16 of the
     ranks' main shards joined, bit for bit."""
-    from workbench import gathered_main_params, same_bits
-
     from sfpo_megatron.families.operations import split
     from sfpo_megatron.families.table import rules_of
     from sfpo_megatron.mcore.model import named_params

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import references
 from harness import DP2, TE1, TEDP2, TP1, on_ranks
+from made.bits import all_same_bits, clones
+from made.policies import FP32_MASTERS, PRECISION_AWARE, offloaded_policy, precision_aware_policy
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -32,8 +34,6 @@ def host(shards: Any) -> HostSnapshot:
 
 def same_as_on_the_device(bench: Workbench, make_policy: Callable[[], Any]) -> None:
     """Main params and model params are the same bits after two SFPO steps."""
-    from workbench import all_same_bits, clones
-
     found = []
     for make_snapshot in (SlowSnapshot, host):
         policy = make_policy()
@@ -66,16 +66,12 @@ def test_trains_to_the_same_bits(bench: Workbench, dtype: str, sharded: bool) ->
 @on_ranks(TP1, DP2, full=["TP1"])
 def test_with_main_params_on_the_host_and_the_device(bench: Workbench) -> None:
     """CPU-offloaded: half of the main params are HybridDeviceOptimizer's host copies."""
-    from test_hybrid_optimizer import offloaded_policy
-
     same_as_on_the_device(bench, lambda: offloaded_policy(bench, 0.5))
 
 
 @on_ranks(TE1, TEDP2, remainders=[True, False], only=["TE1-True"])
 def test_with_main_params_in_a_staging_buffer(bench: Workbench, remainders: bool) -> None:
     """Precision-aware: each piece is rebuilt in the buffer that the one before it had."""
-    from test_precision_aware import FP32_MASTERS, PRECISION_AWARE, precision_aware_policy
-
     optimizer = PRECISION_AWARE if remainders else FP32_MASTERS
     same_as_on_the_device(bench, lambda: precision_aware_policy(bench, optimizer, "bfloat16"))
 
@@ -87,9 +83,6 @@ def test_with_main_params_in_a_staging_buffer(bench: Workbench, remainders: bool
 )
 def test_before_step_is_called_before_main_params_change(bench: Workbench, kind: str) -> None:
     """On every optimizer that Megatron's step() runs, once a step."""
-    from test_hybrid_optimizer import offloaded_policy
-    from workbench import all_same_bits, clones
-
     policy = offloaded_policy(bench, 0.5) if kind == "offloaded" else bench.policy(dtype=kind)
     minibatches = bench.prepared(policy)
     start = clones(policy.shards.tensors())

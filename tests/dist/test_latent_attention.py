@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
+from comparisons import check_logits, compare, train
 from harness import EP2, PP2, SP2EP2, TE1, TE_EP2, TP1, on_ranks
 from safetensors.torch import load_file
-from test_logits import check_logits
-from test_training import compare, train
 
 if TYPE_CHECKING:
     from workbench import Workbench

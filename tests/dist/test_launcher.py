@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 
 from sfpo_megatron.host import stopping
@@ -158,6 +159,40 @@ def test_signal_ends_all_ranks(tmp_path: Path, signum: signal.Signals) -> None:
     assert (tmp_path / "closed_0").exists()
     assert not (tmp_path / "closed_1").exists()
     assert not alive(tmp_path)
+
+
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    ("signum", "presses", "after_s"),
+    [
+        (signal.SIGINT, 3, 1.0),
+        *(pytest.param(signal.SIGINT, n, 0.7 * n - 0.6, marks=FULL) for n in (1, 2, 3, 4, 5)),
+        *(pytest.param(signal.SIGINT, n, 4.2 - 0.7 * n - 0.6, marks=FULL) for n in (1, 2, 3, 4, 5)),
+        pytest.param(signal.SIGHUP, 2, 2.0, marks=FULL),
+        pytest.param(signal.SIGQUIT, 2, 2.5, marks=FULL),
+        pytest.param(signal.SIGTERM, 2, 3.0, marks=FULL),
+    ],
+)
+def test_signals_while_the_ranks_start(
+    tmp_path: Path, signum: signal.Signals, presses: int, after_s: float
+) -> None:
+    """Anywhere from the import of torchrun to the ranks' first barrier."""
+    process = start("sleep", tmp_path)
+    wait_until(RunDirectory(tmp_path).logs.exists, 30)  # Python itself is up
+    time.sleep(after_s)
+    family = psutil.Process(process.pid).children(recursive=True)
+    began = time.monotonic()
+    for _ in range(presses):
+        process.send_signal(signum)
+        family += psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 30
+    assert process.returncode == (130 if signum == signal.SIGINT else 1)
+    assert err == f"error: stopped by {signum.name}\n"
+    assert not alive(tmp_path) and not any(member.is_running() for member in set(family))
 
 
 @pytest.mark.parametrize(
@@ -326,9 +361,12 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     left(9, 1.0, "raised", exit_code=2)  # a wrong config, whatever signal it got on its way out
     for code in (2, -15):
         assert first_failure({9: (code, 19), 0: (1, 10)}, folder) == ("error: rank 9: X", 2)
-    assert first_failure({5: (7, 15)}, folder)[0] == (
-        "error: rank 5 (pid 15) ended with exit code 7 and no message"
+    assert first_failure({5: (7, 15)}, folder) == (
+        "error: rank 5 (pid 15) ended with exit code 7 and no message",
+        1,
     )
+    for code in (-9, -15, 143):  # the launcher has failed, whatever has become of its rank
+        assert first_failure({5: (code, 15)}, folder)[1] == 1
 
 
 def test_a_failure_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ Not exercised here: context parallelism, CUDA kernels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
+from comparisons import check_logits
 from harness import (
     EP2,
     EP2PP2,
@@ -20,58 +20,12 @@ from harness import (
     VPP2,
     on_ranks,
 )
-from references import LATENT_MODELS, MODELS, MOE_MODELS, MORE_MODELS, SEQUENCES, VOCAB_SIZE
+from made.bits import all_same_bits, same_bits
+from references import LATENT_MODELS, MODELS, MOE_MODELS, MORE_MODELS, VOCAB_SIZE
 from safetensors.torch import load_file
-from torch import Tensor
 
 if TYPE_CHECKING:
     from workbench import Workbench
-
-    from sfpo_megatron.mcore.setup import Policy
-
-
-def check_logits(bench: Workbench, model: str, bound: float, **settings: Any) -> None:
-    """max |ours - transformers'| <= bound * max |transformers'|."""
-    check_logits_of(bench, bench.policy(model, **settings), model, bound)
-
-
-def check_logits_of(bench: Workbench, policy: Policy, model: str, bound: float) -> None:
-    from sfpo_megatron.batching import PackRow, pack
-
-    expected = load_file(bench.directory / f"{model}.logits.safetensors")
-    rows = [
-        PackRow(
-            token_ids=part,
-            prompt_length=2,
-            advantage=0.0,
-            generator_logprobs=torch.zeros(n - 2),
-            response_mask=torch.ones(n - 2, dtype=torch.bool),
-        )
-        for part, n in zip(expected["token_ids"].split(SEQUENCES), SEQUENCES, strict=True)
-    ]
-    multiple = bench.layout.tensor if bench.layout.sequence else 1
-    alone = [bench.logits(policy, pack([row], multiple)) for row in rows]
-    packed = bench.logits(policy, pack(rows, multiple))
-    if not policy.layout.is_last_stage:
-        assert packed is None and alone == [None] * len(rows)
-        return
-    padded = policy.shape.padded_vocab_size(bench.layout.tensor)
-    assert packed is not None and packed.shape[1] == padded
-
-    bench.figures["max_difference"] = 0.0
-
-    def close(name: str, got: Tensor, wanted: Tensor) -> None:
-        error = (got - wanted).abs().max() / wanted.abs().max()
-        bench.figures["max_difference"] = max(bench.figures["max_difference"], float(error))
-        assert error <= bound, f"{name}: relative error {error:.2e} > {bound}"
-
-    logits = expected["logits"]
-    total = sum(SEQUENCES)
-    close("packed", packed[:total, :VOCAB_SIZE], logits)
-    for i, (got, wanted) in enumerate(zip(alone, logits.split(SEQUENCES), strict=True)):
-        assert got is not None
-        close(f"sequence {i} alone", got[: SEQUENCES[i], :VOCAB_SIZE], wanted)
-    assert logits.std() > 0.5, "logits this flat would not show a fault"
 
 
 @on_ranks(TP1, TP2, SP2, PP2, TP2PP2, model=MODELS)
@@ -120,8 +74,6 @@ def test_logits_under_the_interleaved_schedule(bench: Workbench, model: str) -> 
 @on_ranks(PP2, model=["llama_tied"])
 def test_logits_of_stages_of_different_sizes(bench: Workbench, model: str) -> None:
     """Three layers and one; every weight comes back under its own layer's name."""
-    from workbench import all_same_bits
-
     stages = {"num_layers_in_first_pipeline_stage": 3, "num_layers_in_last_pipeline_stage": 1}
     check_logits(bench, model, 1e-4, transformer=stages)
     policy = bench.policy(model, transformer=stages)
@@ -143,8 +95,6 @@ def test_logits_bf16(bench: Workbench, model: str) -> None:
 def test_vocabulary_padding_is_cut_at_export(bench: Workbench, model: str) -> None:
     """101 rows are 2 x 51 in Megatron; export gives the file's 101 rows back, bit for bit, and
     every other tensor too. Padding rows are zero and stay so while training."""
-    from workbench import same_bits
-
     from sfpo_megatron.mcore.model import named_params
 
     policy = bench.policy(model)

@@ -13,6 +13,8 @@ import pytest
 import references
 import torch
 from harness import DP2, EP2, PP2DP2, TP2, VPP2, on_ranks
+from made.bits import all_same_bits, clones
+from made.policies import OVERLAP, adam_states
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 def state_of(policy: Any) -> list[Tensor]:
     """Model params, main params, Adam's state, copied."""
-    from workbench import adam_states, clones
-
     policy.shards.params_ready()
     params = [p for chunk in policy.chunks for p in chunk.parameters()]
     states = [v for s in adam_states(policy) for v in s.values() if isinstance(v, Tensor)]
@@ -36,8 +36,6 @@ def state_of(policy: Any) -> list[Tensor]:
 
 def device_bytes(policy: Any, snapshot: Any) -> int:
     """Bytes of everything that is to leave the device, each storage once."""
-    from workbench import adam_states
-
     params = [p for chunk in policy.chunks for p in chunk.parameters()]
     tensors = [*params, *(p.main_grad for p in params), *snapshot.buffers()]
     for member in policy.optimizer.chained_optimizers:
@@ -105,8 +103,6 @@ def trained(bench: Workbench, make: Callable[[Any], Any], *, away: bool, **polic
 
 
 def same_with_and_without(bench: Workbench, make: Callable[[Any], Any], **policy: Any) -> None:
-    from workbench import all_same_bits
-
     plain = trained(bench, make, away=False, **policy)
     assert all_same_bits(plain, trained(bench, make, away=True, **policy))
 
@@ -125,8 +121,6 @@ def test_training_goes_on_as_if_nothing_had_left(
     bench: Workbench, dtype: str, overlap: bool
 ) -> None:
     """fp32 main shards share the params' storage; with bf16 and a gather due, it runs first."""
-    from workbench import OVERLAP
-
     same_with_and_without(bench, slow, dtype=dtype, ddp=OVERLAP if overlap else None)
 
 
@@ -158,8 +152,6 @@ def test_other_snapshots(bench: Workbench, kind: str) -> None:
 @on_ranks(DP2)
 def test_the_reference_policy_is_none_the_wiser(bench: Workbench) -> None:
     """Its host copy goes in and out of params that have been away."""
-    from workbench import all_same_bits
-
     from sfpo_megatron.mcore.offload import Offload
     from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 

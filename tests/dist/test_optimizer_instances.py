@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import references
 from harness import DP2, on_ranks
+from made.bits import all_same_bits, clones
+from made.policies import OVERLAP
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 def trained_params(bench: Workbench, ddp: dict[str, Any]) -> list[Tensor]:
     """Two SFPO steps; Megatron's parallel state is made anew for them."""
     from megatron.core import parallel_state
-    from workbench import clones
 
     from sfpo_megatron.mcore import setup
 
@@ -43,8 +44,6 @@ def trained_params(bench: Workbench, ddp: dict[str, Any]) -> list[Tensor]:
 @on_ranks(DP2, overlap=[False, True], only=[])
 def test_two_instances_train_like_one(bench: Workbench, overlap: bool) -> None:
     """Bit for bit: with two ranks the sums have one order."""
-    from workbench import OVERLAP, all_same_bits
-
     two: dict[str, Any] = {"num_distributed_optimizer_instances": 2}
     found = trained_params(bench, two | (OVERLAP if overlap else {}))
     assert all_same_bits(found, trained_params(bench, {}))

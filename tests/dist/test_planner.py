@@ -34,9 +34,9 @@ from harness import (
     Layout,
     on_ranks,
 )
+from made.policies import OVERLAP, adam_states
 from references import LATENT_MODELS
 from torch import Tensor
-from workbench import OVERLAP, adam_states
 
 if TYPE_CHECKING:
     from workbench import Workbench

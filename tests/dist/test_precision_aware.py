@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from harness import TE1, TEDP2, on_ranks
+from made.bits import all_same_bits, clones, same_bits
+from made.policies import FP32_MASTERS, PRECISION_AWARE, live_params, precision_aware_policy
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 
 if TYPE_CHECKING:
     from workbench import Workbench
-
-PRECISION_AWARE = {"use_precision_aware_optimizer": True}
-FP32_MASTERS = PRECISION_AWARE | {"store_param_remainders": False}
 
 
 def joined(bf16: Tensor, remainder: Tensor) -> Tensor:
@@ -34,17 +33,6 @@ def half_up(main: Tensor) -> Tensor:
     """bf16 of fp32 as FusedAdam rounds with remainders: ties away from zero."""
     bits = (main.view(torch.int32).long() & 0xFFFFFFFF) + 0x8000 >> 16 & 0xFFFF
     return torch.where(bits < 1 << 15, bits, bits - (1 << 16)).short().view(torch.bfloat16)
-
-
-def precision_aware_policy(bench: Workbench, optimizer: dict[str, Any], dtype: str) -> Any:
-    from sfpo_megatron.mcore.shards.precision_aware import PrecisionAwareMainParams
-
-    policy = bench.policy(dtype=dtype, optimizer=optimizer)
-    (member,) = policy.optimizer.chained_optimizers
-    assert member.optimizer.master_weights and member.optimizer.use_decoupled_grad
-    # Pieces that do not divide a shard, several a shard.
-    policy.shards._members = [PrecisionAwareMainParams(member, staging_numel=1000)]
-    return policy
 
 
 def megatron_policy(bench: Workbench, *, rounds_half_up: bool, dtype: str) -> Any:
@@ -87,14 +75,8 @@ def stored(policy: Any) -> Tensor:
     return torch.cat(found)
 
 
-def live_params(policy: Any) -> list[Tensor]:
-    return [p for chunk in policy.chunks for p in chunk.parameters()]
-
-
 def sfpo_steps(bench: Workbench, policy: Any) -> list[Tensor]:
     """Main params and gathered model params after each of three steps."""
-    from workbench import clones
-
     snapshot = SlowSnapshot(policy.shards)
     found = []
     for step in range(references.NUM_STEPS):
@@ -112,8 +94,6 @@ def sfpo_steps(bench: Workbench, policy: Any) -> list[Tensor]:
     only=["TE1-remainders"],
 )
 def test_three_sfpo_steps_equal_megatrons_fp32_main_params(bench: Workbench, mode: str) -> None:
-    from workbench import all_same_bits, same_bits
-
     dtype = "float32" if mode == "fp32_params" else "bfloat16"
     policy = precision_aware_policy(
         bench, FP32_MASTERS if mode == "fp32_masters" else PRECISION_AWARE, dtype
@@ -134,8 +114,6 @@ def test_three_sfpo_steps_equal_megatrons_fp32_main_params(bench: Workbench, mod
 )
 def test_a_null_step_after_a_reposition_changes_nothing(bench: Workbench, mode: str) -> None:
     """And the main params after the reposition are torch.lerp, the model params their rounding."""
-    from workbench import all_same_bits, clones, same_bits
-
     policy = precision_aware_policy(
         bench, FP32_MASTERS if mode == "fp32_masters" else PRECISION_AWARE, "bfloat16"
     )
@@ -222,8 +200,6 @@ def bit_patterns() -> Iterator[tuple[str, Tensor]]:
 @on_ranks(TE1)
 def test_codec(bench: Workbench) -> None:
     """split then join is the identity on bits; the bf16 is rounded half up, not half to even."""
-    from workbench import same_bits
-
     from sfpo_megatron.mcore.shards.precision_aware import join, split
 
     for name, main in bit_patterns():
@@ -247,8 +223,6 @@ def test_codec(bench: Workbench) -> None:
 @on_ranks(TE1, name=["exp_avg_dtype", "exp_avg_sq_dtype"], only=["TE1-exp_avg_dtype"])
 def test_moments_of_low_precision(bench: Workbench, name: str) -> None:
     """Fine for the weights; `sfpo.moments` other than keep is refused when the snapshot is made."""
-    from workbench import same_bits
-
     from sfpo_megatron.snapshots.moments import MomentSnapshot
 
     policy = precision_aware_policy(bench, PRECISION_AWARE | {name: "float16"}, "bfloat16")
@@ -268,8 +242,6 @@ def test_moments_of_low_precision(bench: Workbench, name: str) -> None:
 @on_ranks(TE1)
 def test_moments_are_put_back(bench: Workbench) -> None:
     """alpha=0 and `moments: restore` is one plain pass; the step count is in the param group."""
-    from workbench import all_same_bits, clones
-
     from sfpo_megatron.snapshots.moments import MomentSnapshot
 
     found = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from harness import DP2, EP2, TE1, TP1, TP2, on_ranks
+from made.policies import OVERLAP, offloaded_policy
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -60,8 +61,6 @@ def test_distributed_optimizer(bench: Workbench, dtype: str) -> None:
 def test_param_gather_flags(bench: Workbench) -> None:
     """`param_gather_dispatched`: false after a step, true after a gather; the handle is outstanding
     only between. ParamGathers decides by it."""
-    from workbench import OVERLAP
-
     policy = bench.policy(ddp=OVERLAP)
     groups = [g for chunk in policy.chunks for g in chunk.bucket_groups]
     run_pass = bench.one_pass(policy, bench.prepared(policy))
@@ -131,8 +130,6 @@ def test_precision_aware_optimizer(bench: Workbench) -> None:
 def test_cpu_offloaded_optimizer(bench: Workbench) -> None:
     """mcore/shards/hybrid.py and steppers.py: the maps, and that the sub-optimizers' states are one
     with the optimizer's own."""
-    from test_hybrid_optimizer import offloaded_policy
-
     policy = offloaded_policy(bench, 0.5)
     (member,) = policy.optimizer.chained_optimizers
     hybrid = member.optimizer
@@ -356,7 +353,6 @@ def test_checkpoint_hooks(bench: Workbench) -> None:
 def test_buffers_as_they_are_gathered(bench: Workbench) -> None:
     """mcore/gathered_states.py: where a param stands in its buffer, its bucket, its rank's part."""
     import torch.distributed as dist
-    from workbench import OVERLAP
 
     policy = bench.policy(ddp=OVERLAP | {"bucket_size": 20_000})
     (member,) = policy.optimizer.chained_optimizers

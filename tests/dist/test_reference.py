@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from harness import DP2, PP2, PP2DP2, TP1, TP2, VPP2, on_ranks
+from made.bits import all_same_bits, clones
+from made.policies import OVERLAP, stale
+from repositions import counted_gathers
 from torch import Tensor
 
 from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
@@ -33,8 +36,6 @@ def one_step(bench: Workbench, policy: Any, minibatches: Any) -> None:
 
 def state_of(policy: Any) -> list[Tensor]:
     """Model params and main-param shards, copied."""
-    from workbench import clones
-
     params = [p for chunk in policy.chunks for p in chunk.parameters()]
     return clones([*params, *policy.shards.tensors()])
 
@@ -54,9 +55,6 @@ def test_swap(bench: Workbench, dtype: str, overlap: bool) -> None:
     """Reference log-probs are the first old_logprobs before and after training, no gather runs over
     the swapped weights, and afterwards params and main shards have their bits back. fp32 main
     shards share the params' storage. With a gather due at the start, it runs first."""
-    from test_bf16_shards import stale
-    from test_gathers import counted_gathers
-    from workbench import OVERLAP, all_same_bits
 
     from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 
@@ -93,8 +91,6 @@ def test_swap(bench: Workbench, dtype: str, overlap: bool) -> None:
 def test_training_goes_on_as_if_there_were_no_swap(bench: Workbench, overlap: bool) -> None:
     """The same weights, bit for bit, after another step; entered with the slow pass's gather due.
     bf16, where a gather of wrong bits cannot hide in shared storage."""
-    from workbench import OVERLAP, all_same_bits
-
     from sfpo_megatron.mcore.reference_policy import ReferencePolicy
 
     found = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import DP2, TE1, TP1, on_ranks
+from made.bits import all_same_bits, clones
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -122,8 +123,6 @@ def test_unknown_optimizer_class_is_refused(bench: Workbench) -> None:
 def test_optimizers_without_sharding_are_repositioned(bench: Workbench, dtype: str) -> None:
     """use_distributed_optimizer=false: the same contract on FP32Optimizer and
     Float16OptimizerWithFloat16Params (a null step after the reposition changes nothing)."""
-    from workbench import all_same_bits, clones
-
     from sfpo_megatron.sfpo import SlowSnapshot
 
     policy = bench.policy(dtype=dtype, ddp={"use_distributed_optimizer": False})

@@ -12,6 +12,8 @@ import pytest
 import references
 import torch
 from harness import DP2, PP2, TE1, TP1, on_ranks
+from made.bits import all_same_bits, clones
+from made.policies import adam_states
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -26,8 +28,6 @@ STEPS_A_PASS = references.MINIBATCHES
 def state_of(policy: Any) -> list[Tensor]:
     """Clones of everything an update changes on this rank: weights, moments, step counts (torch's
     Adam keeps them a param, TransformerEngine's a group)."""
-    from workbench import adam_states, clones
-
     tensors = [*policy.shards.tensors()]
     for state in adam_states(policy):
         tensors += [state[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in state]
@@ -65,8 +65,6 @@ def one_step(
 
 @on_ranks(TP1, DP2)
 def test_two_runs_are_equal_and_alpha_matters(bench: Workbench) -> None:
-    from workbench import all_same_bits
-
     first = one_step(bench, num_fast_passes=3, alpha=0.8)
     assert all_same_bits(first, one_step(bench, num_fast_passes=3, alpha=0.8))
     assert not all_same_bits(first, one_step(bench, num_fast_passes=3, alpha=0.7))
@@ -74,23 +72,17 @@ def test_two_runs_are_equal_and_alpha_matters(bench: Workbench) -> None:
 
 @on_ranks(TP1, DP2)
 def test_alpha_one_is_k_plus_one_plain_passes(bench: Workbench) -> None:
-    from workbench import all_same_bits
-
     assert all_same_bits(one_step(bench, num_fast_passes=3, alpha=1.0), passes(bench, 4))
 
 
 @on_ranks(TP1, DP2)
 def test_k_zero_is_the_plain_update(bench: Workbench) -> None:
-    from workbench import all_same_bits
-
     assert all_same_bits(one_step(bench, num_fast_passes=0, alpha=0.8), passes(bench, 1))
 
 
 @on_ranks(TP1, DP2)
 def test_alpha_zero_goes_back_and_moments_carry_through(bench: Workbench) -> None:
     """Looks at the optimizer from inside `run_pass`, where the slow correction begins."""
-    from workbench import adam_states, all_same_bits, clones
-
     policy = bench.policy()
     run_pass = bench.one_pass(policy, bench.prepared(policy))
     weights: list[list[Tensor]] = []
@@ -124,8 +116,6 @@ def test_alpha_zero_with_restored_moments_is_one_plain_pass(
     bench: Workbench, passes_before: int
 ) -> None:
     """Before the optimizer has any state, and after it has."""
-    from workbench import all_same_bits
-
     restored = one_step(
         bench, num_fast_passes=2, alpha=0.0, moments="restore", passes_before=passes_before
     )
@@ -158,8 +148,6 @@ def test_reset_moments_are_zero_where_the_slow_correction_begins(bench: Workbenc
 def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
     """With one minibatch a pass: no forward of its own, the same bits (weights, log-probs)."""
     from functools import partial
-
-    from workbench import all_same_bits
 
     from sfpo_megatron.mcore.passes import run_pass
     from sfpo_megatron.objectives.objective import PolicyObjective

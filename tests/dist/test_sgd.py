@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import DP2, TP1, TP2, on_ranks
+from made.bits import all_same_bits, clones
+from made.checkpoints import load, save
+from repositions import moved_by_a_null_step
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -31,23 +34,18 @@ def sgd_policy(bench: Workbench, dtype: str) -> Any:
 
 def state_of(policy: Any) -> list[Tensor]:
     """Main params and momentum."""
-    from workbench import clones
-
     return clones([*policy.shards.tensors(), *policy.shards.moments()])
 
 
 @on_ranks(TP1, DP2, dtype=DTYPES, only=["DP2-bfloat16", "TP1-float32"])
 def test_a_null_step_after_a_reposition_changes_nothing(bench: Workbench, dtype: str) -> None:
-    from test_hybrid_optimizer import null_step_keeps_theta_a
 
-    assert null_step_keeps_theta_a(bench, sgd_policy(bench, dtype))
+    assert not moved_by_a_null_step(bench, sgd_policy(bench, dtype))
 
 
 @on_ranks(TP1)
 def test_momentum_is_put_back(bench: Workbench) -> None:
     """alpha=0 and `moments: restore` is one plain pass; without it it is not."""
-    from workbench import all_same_bits
-
     from sfpo_megatron.snapshots.moments import MomentSnapshot
 
     found = []
@@ -68,8 +66,6 @@ def test_momentum_is_put_back(bench: Workbench) -> None:
 @on_ranks(TP1, TP2, dtype=DTYPES, only=["TP1-float32", "TP2-bfloat16"])
 def test_training_goes_on_as_if_it_had_not_stopped(bench: Workbench, dtype: str) -> None:
     """Also from a checkpoint of before the first step, where there is no momentum."""
-    from test_checkpoint import load, save
-    from workbench import all_same_bits
 
     for num_steps in (0, 1):
         policy = sgd_policy(bench, dtype)

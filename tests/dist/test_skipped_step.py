@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from harness import DP2, PP2, TP1, TP2, on_ranks
+from made.bits import all_same_bits, clones
+from made.policies import adam_states
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 @on_ranks(TP1, TP2, PP2, DP2, dtype=["float32", "bfloat16"])
 def test_non_finite_gradient_is_skipped_and_counted(bench: Workbench, dtype: str) -> None:
     """At DP2 only one rank's microbatch is bad: both must skip."""
-    from workbench import adam_states, all_same_bits, clones
-
     policy = bench.policy(dtype=dtype)
     minibatches = bench.prepared(policy)
     run_pass = bench.one_pass(policy, minibatches)

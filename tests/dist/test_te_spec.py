@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
+from comparisons import check_logits
 from harness import TE1, TE_EP2, TP1, on_ranks
-from test_logits import check_logits
 
 from sfpo_megatron.config.tree import ObjectiveConfig
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step

@@ -6,10 +6,10 @@ Not exercised here: the learning-rate schedule, the entropy gate, saved rollouts
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import references
-import torch
+from comparisons import compare, train
 from harness import (
     DP2,
     EP2,
@@ -24,69 +24,11 @@ from harness import (
     VPP2,
     on_ranks,
 )
+from made.policies import OVERLAP
 from safetensors.torch import load_file
-from torch import Tensor
-
-from sfpo_megatron.config.tree import ObjectiveConfig
-from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 
 if TYPE_CHECKING:
     from workbench import Workbench
-
-
-def train(
-    bench: Workbench,
-    model: str,
-    *,
-    k: int = references.K,
-    alpha: float = references.ALPHA,
-    **settings: Any,
-) -> tuple[list[Any], dict[str, Tensor]]:
-    """((loss, gradient norm) [step][pass][minibatch], Hugging Face weights) after all batches."""
-    objective = ObjectiveConfig(entropy_coef=references.ENTROPY_COEF)
-    policy = bench.policy(model, objective=objective, **settings)
-    snapshot = SlowSnapshot(policy.shards)
-    history, clipped = [], 0.0
-    for step in range(references.NUM_STEPS):
-        minibatches = bench.prepared(policy, step)
-        results = sfpo_step(
-            bench.one_pass(policy, minibatches),
-            snapshot,
-            num_fast_passes=k,
-            alpha=alpha,
-        )
-        first = results[0].minibatches[0]
-        assert abs(first.stats["ppo_kl"]) < 1e-6 and abs(first.stats["ratio_mean"] - 1) < 1e-6
-        for one in (m for result in results for m in result.minibatches):
-            assert one.grad_norm > 0 and not one.skipped, f"step {step}: {results}"
-            clipped = max(clipped, one.stats["clip_frac_low"] + one.stats["clip_frac_high"])
-        history.append([[[m.loss, m.grad_norm] for m in result.minibatches] for result in results])
-    assert clipped > 0.05 or k < references.K, (
-        f"clipping was not active (at most {clipped:.3f} of the tokens)"
-    )
-    return history, bench.hf_weights(policy)
-
-
-def compare(
-    got: tuple[list[Any], dict[str, Tensor]],
-    wanted: tuple[list[Any], dict[str, Tensor]],
-    *,
-    loss_bound: float,
-    weight_bound: float,
-) -> None:
-    (losses, norms), (expected, expected_norms) = (
-        torch.tensor(history).unbind(-1) for history in (got[0], wanted[0])
-    )
-    assert losses.shape == expected.shape == (references.NUM_STEPS, references.K + 1, 2)
-    # The first step's norm: a wrong one hides in Adam, which divides it out again, for a while.
-    torch.testing.assert_close(norms[0, 0, 0], expected_norms[0, 0, 0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(norms, expected_norms, rtol=5e-3, atol=1e-4)
-    error = (losses - expected).abs()
-    assert error.max() <= loss_bound, f"losses differ by {error.max():.2e}:\n{error}"
-    assert got[1].keys() == wanted[1].keys()
-    for name, tensor in wanted[1].items():
-        difference = (got[1][name] - tensor).abs().max()
-        assert difference <= weight_bound, f"{name} differs by {difference:.2e}"
 
 
 @on_ranks(
@@ -125,8 +67,6 @@ def test_fewer_kv_heads_than_ranks(bench: Workbench, model: str) -> None:
 @on_ranks(PP2DP2, needs=None, model=["qwen2_tied"])
 def test_four_ranks_train_like_the_plain_trainer(bench: Workbench, model: str) -> None:
     """PP2 x DP2, with Megatron's overlapped grad reduce and param gather."""
-    from workbench import OVERLAP
-
     plain = bench.load(references.plain_name(model))
     got = train(bench, model, ddp=OVERLAP)
     compare(got, plain, loss_bound=1e-5, weight_bound=1e-4)
@@ -136,8 +76,6 @@ def test_four_ranks_train_like_the_plain_trainer(bench: Workbench, model: str) -
 def test_experts_train_like_the_plain_trainer(bench: Workbench) -> None:
     """A mixture of experts, whose dense and expert weights have an optimizer each; no auxiliary
     loss on either side (test_aux_losses.py). On one rank, over two, and sharded over two more."""
-    from workbench import OVERLAP
-
     model = references.TRAINED_MOE
     got = train(bench, model, ddp=OVERLAP if bench.layout.data > 1 else None)
     plain = bench.load(references.plain_name(model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from harness import Layout
 from made.batches import make_batch
+from made.bits import same_bits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,8 +36,6 @@ from sfpo_megatron.mcore import setup
 from sfpo_megatron.objectives.advantage import grpo, in_loss
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.types import Microbatch, Minibatch
-
-OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 
 
 class Workbench:
@@ -199,7 +198,7 @@ class Workbench:
     def hf_weights(self, policy: setup.Policy) -> dict[str, Tensor]:
         """Full Hugging Face tensors on every rank, not by way of resharding. Collective."""
         policy.shards.params_ready()
-        return self._hf_tensors(policy, lambda param: param.data)
+        return self.hf_tensors(policy, lambda param: param.data)
 
     def hf_gradients(self, policy: setup.Policy) -> dict[str, Tensor]:
         """The same of the main grads that a forward-backward left. Collective."""
@@ -216,11 +215,12 @@ class Workbench:
                 # The reduce-scatter left each rank its own part: put the parts together again.
                 parts = list(bucket.grad_data.chunk(group.size()))
                 dist.all_gather(parts, parts[group.rank()].clone(), group=group)
-        return self._hf_tensors(policy, lambda param: param.main_grad, of_frozen=False)
+        return self.hf_tensors(policy, lambda param: param.main_grad, of_frozen=False)
 
-    def _hf_tensors(
+    def hf_tensors(
         self, policy: setup.Policy, value: Callable[[Any], Tensor], *, of_frozen: bool = True
     ) -> dict[str, Tensor]:
+        """Full Hugging Face tensors of what `value` has of each param. Collective."""
         from megatron.core import parallel_state
 
         from sfpo_megatron.families.operations import join, split
@@ -264,67 +264,3 @@ class Workbench:
     def load(self, name: str) -> tuple[Any, dict[str, Tensor]]:
         losses = json.loads((self.directory / f"{name}.json").read_text())
         return losses, load_file(self.directory / f"{name}.safetensors")
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit: -0.0 is not 0.0, and nan is itself."""
-    return a.dtype == b.dtype and torch.equal(
-        a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
-    )
-
-
-def clones(tensors: Any) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
-
-
-def all_same_bits(a: Any, b: Any) -> bool:
-    return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
-
-
-def adam_states(policy: setup.Policy) -> Iterator[dict[str, Any]]:
-    """Adam's state of every main param of this rank."""
-    for member in policy.optimizer.chained_optimizers:
-        yield from member.optimizer.state.values()
-
-
-def gathered_main_params(
-    policy: setup.Policy, of: Callable[[Any, Tensor], Tensor] = lambda member, shard: shard
-) -> list[tuple[Tensor, Tensor]]:
-    """(live model param, its whole fp32 main param) for every param of this rank; with `of`, what
-    an optimizer has of each shard in place of the shard itself.
-
-    Independent of Megatron's own gather: each data-parallel rank puts its shard's bits into zeros,
-    and the bits are added up as integers (each element has exactly one owner, which is checked).
-    Collective over data-parallel ranks; an expert's copies are on its expert-data-parallel ranks.
-    """
-    from megatron.core import parallel_state
-
-    everyone = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    found = []
-    for member in policy.optimizer.chained_optimizers:
-        params = flat(member.model_float16_groups) + flat(member.model_fp32_groups)
-        shards = flat(member.shard_fp32_from_float16_groups) + flat(member.shard_fp32_groups)
-        shard_of = {id(p): of(member, shard) for p, shard in zip(params, shards, strict=True)}
-        of_experts = {g["is_expert_parallel"] for g in member.optimizer.param_groups}
-        assert len(of_experts) == 1, "one optimizer for experts and the rest"
-        expert = True in of_experts
-        group = parallel_state.get_expert_data_parallel_group() if expert else everyone
-        for param in (p for chunk in policy.chunks for p in chunk.parameters()):
-            if getattr(param, "allreduce", True) is expert:
-                continue  # the other member's
-            bits = torch.zeros(param.numel(), dtype=torch.int32)
-            owners = torch.zeros(param.numel(), dtype=torch.int32)
-            shard = shard_of.get(id(param))
-            if shard is not None:
-                span = member._get_model_param_range_map(param)["param"]
-                bits[span.start : span.end] = shard.detach().view(-1).view(torch.int32)
-                owners[span.start : span.end] = 1
-            dist.all_reduce(bits, group=group)
-            dist.all_reduce(owners, group=group)
-            assert owners.eq(1).all(), "a main param has no owner, or two"
-            found.append((param.detach(), bits.view(torch.float32).view(param.shape)))
-    return found
-
-
-def flat(groups: Any) -> list[Tensor]:
-    return [tensor for group in groups for tensor in group]

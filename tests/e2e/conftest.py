@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sfpo_megatron.rollout import controller as controller_module
 from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
@@ -26,11 +27,15 @@ import tiny
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two models of the same shape, with tied and with untied embeddings."""
     root = tmp_path_factory.mktemp("models")
-    return {
+    made = {
         f"{kind}_{name}": tiny.make_model(root / f"{kind}_{name}", seed=seed, tied=kind == "tied")
         for kind in ("tied", "untied")
         for name, seed in (("a", 1), ("b", 2))
     }
+    # What vLLM's own loader would take in place of the model.
+    others = {"tok_embeddings.weight": torch.zeros(1)}
+    save_file(others, made["tied_a"] / "consolidated.safetensors")
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import tiny
 import yaml
 
 VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")  # 15 tokens: not divisible by TP 2
+ALONE = ("parallel.tensor=1",)
+"""One rank without the launcher, as torchrun would start it."""
 
 
 def make_model(
@@ -101,11 +104,14 @@ def save_rollouts(path: Path, *, num_steps: int, num_prompts: int = 8, group_siz
 
 
 def start_train(
-    config: Path, *overrides: str, environment: dict[str, str] | None = None
+    config: Path,
+    *overrides: str,
+    environment: dict[str, str] | None = None,
+    command: str = "train",
 ) -> subprocess.Popen[str]:
     """`sfpo-megatron train` in a session of its own (its signals are not ours)."""
     return subprocess.Popen(
-        [sys.executable, "-m", "sfpo_megatron", "train", str(config), *overrides],
+        [sys.executable, "-m", "sfpo_megatron", command, str(config), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -171,7 +177,25 @@ def wait_for(condition: Any, *, timeout_s: float, what: str) -> Any:
     raise AssertionError(f"waited {timeout_s:g} s for {what}")
 
 
+def environment(overrides: tuple[str, ...]) -> dict[str, str]:
+    """What torchrun sets for a rank; the launcher does it where there are more."""
+    if overrides != ALONE:
+        return {}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    return place | {"MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(train lines, eval lines)."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [x for x in lines if "loss" in x], [x for x in lines if "eval/accuracy" in x]
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what is a time."""
+    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
+    whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in whole]

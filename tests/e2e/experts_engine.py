@@ -53,8 +53,7 @@ def main(folder: Path, kind: str) -> None:
     os.environ.update(ACTOR_VARIABLES)
     a, b = make_model(folder / "a", kind, 1), make_model(folder / "b", kind, 2)
     import fleet
-    from test_refit import greedy
-    from test_refit_traps import send
+    from engines import greedy, send
     from transformers import AutoModelForCausalLM
     from vllm import LLM
 

@@ -130,7 +130,7 @@ class StateSource:
     sharded: Any = None
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        self._state = state
+        self.state = state
 
     def metadata(self) -> list[Any]:
         return [SimpleNamespace(name=n, shape=t.shape, dtype=t.dtype) for n, t in self._items()]
@@ -139,7 +139,7 @@ class StateSource:
         return iter(self._items())
 
     def _items(self) -> list[tuple[str, Tensor]]:
-        return list(self._state.items())
+        return list(self.state.items())
 
 
 class SwitchableEngine(Engine):

@@ -1,12 +1,14 @@
-"""A run that cannot go on: one clear message within 30 s, exit code not 0, no process left.
+"""A run that cannot go on: one clear message within 30 s, exit code not 0, and no process, socket,
+temporary file or shared memory of it left; the last also where a run ends well.
 
-Errors found before anything starts are in tests/unit; dead engines as the client sees them in
-test_zz_dead_engine.py.
+All runs have a TMPDIR that is too long for sockets. Errors found before anything starts are in
+tests/unit; dead engines as the client sees them in test_zz_dead_engine.py.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -17,7 +19,37 @@ import digits
 import psutil
 import pytest
 
+from sfpo_megatron.rollout.lifeline import shared_memory
+
 LIMIT_S = 30
+LONG = "job-directory-of-a-cluster-" + 61 * "x"
+
+
+class Traces:
+    """What a run has outside of its output_dir, as long as it is looked at."""
+
+    def __init__(self, process: subprocess.Popen[str], tmpdir: Path) -> None:
+        self._process, self._tmpdir = process, tmpdir
+        self.family: set[psutil.Process] = set()
+        self.folders: set[Path] = set()
+        self.segments: set[Path] = set()
+
+    def look(self) -> None:
+        self.family |= set(digits.descendants(self._process))
+        for member in self.family:
+            self.segments |= {Path(path) for path in shared_memory(member.pid)}
+            try:
+                folder = member.environ().get("TMPDIR")
+            except psutil.Error:
+                continue
+            if folder and Path(folder).name.startswith("sfpo-"):
+                self.folders.add(Path(folder))
+
+    def assert_gone(self) -> None:
+        _, left = psutil.wait_procs(self.family, timeout=2)
+        assert not left, left
+        assert not [path for path in (*self.folders, *self.segments) if path.exists()]
+        assert not list(self._tmpdir.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +66,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def running(config: Path) -> Iterator[subprocess.Popen[str]]:
+def tmpdir(tmp_path: Path) -> Path:
+    """Too long for a socket below it, as a Slurm job's may be."""
+    folder = tmp_path / LONG
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def running(config: Path, tmpdir: Path) -> Iterator[subprocess.Popen[str]]:
     """A run that has made two train steps."""
     metrics = config.parent / "run" / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
-    process = digits.start_train(config)
+    process = digits.start_train(config, environment={"TMPDIR": str(tmpdir)})
 
     def two_steps() -> bool:
         assert process.poll() is None, process.communicate()[0]
@@ -60,37 +100,40 @@ def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def assert_ends(process: subprocess.Popen[str], hit: psutil.Process, signum: int) -> str:
+def assert_ends(
+    process: subprocess.Popen[str], hit: psutil.Process, signum: int, tmpdir: Path
+) -> str:
     """Send the signal; the output of a run that ended in time, with an error and nothing left."""
-    family = digits.descendants(process)
+    traces = Traces(process, tmpdir)
+    traces.look()
+    assert traces.segments and traces.folders
     begun = time.monotonic()
     os.kill(hit.pid, signum)
     output, _ = process.communicate(timeout=LIMIT_S)
     assert time.monotonic() - begun < LIMIT_S
     assert process.returncode != 0
-    _, left = psutil.wait_procs(family, timeout=2)
-    assert not left, left
+    traces.assert_gone()
     errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, output
     assert "Traceback" not in output
     return errors[0]
 
 
-def test_killed_rank_is_named(running: subprocess.Popen[str]) -> None:
-    error = assert_ends(running, rank_process(running, 1), signal.SIGKILL)
+def test_killed_rank_is_named(running: subprocess.Popen[str], tmpdir: Path) -> None:
+    error = assert_ends(running, rank_process(running, 1), signal.SIGKILL, tmpdir)
     assert "rank 1" in error and "SIGKILL" in error
 
 
 @pytest.mark.full
-def test_killed_main_rank_is_named(running: subprocess.Popen[str]) -> None:
-    error = assert_ends(running, rank_process(running, 0), signal.SIGKILL)
+def test_killed_main_rank_is_named(running: subprocess.Popen[str], tmpdir: Path) -> None:
+    error = assert_ends(running, rank_process(running, 0), signal.SIGKILL, tmpdir)
     assert "rank 0" in error and "SIGKILL" in error
 
 
 @pytest.mark.full
-def test_dead_engine_is_named(running: subprocess.Popen[str]) -> None:
+def test_dead_engine_is_named(running: subprocess.Popen[str], tmpdir: Path) -> None:
     """With no restart left. Every rank raises it: any of them may be the one that is quoted."""
-    error = assert_ends(running, digits.engine_processes(running)[0], signal.SIGKILL)
+    error = assert_ends(running, digits.engine_processes(running)[0], signal.SIGKILL, tmpdir)
     assert "engine 0 died" in error and "rollout.max_restarts=0" in error
 
 
@@ -117,11 +160,71 @@ def test_engines_lost_for_good_save_the_run(config: Path) -> None:
 
 
 @pytest.mark.full
-def test_ctrl_c(running: subprocess.Popen[str]) -> None:
+def test_ctrl_c(running: subprocess.Popen[str], tmpdir: Path) -> None:
     """SIGINT to the launcher, as a shell's job control does to the foreground process."""
-    error = assert_ends(running, psutil.Process(running.pid), signal.SIGINT)
+    error = assert_ends(running, psutil.Process(running.pid), signal.SIGINT, tmpdir)
     assert "SIGINT" in error
     assert running.returncode == 130
+
+
+@pytest.mark.full
+def test_killed_launcher_leaves_nothing(running: subprocess.Popen[str], tmpdir: Path) -> None:
+    traces = Traces(running, tmpdir)
+    traces.look()
+    running.kill()
+    running.communicate(timeout=LIMIT_S)
+    digits.wait_for(
+        lambda: not any(member.is_running() for member in traces.family),
+        timeout_s=LIMIT_S,
+        what="the end of what the launcher had started",
+    )
+    traces.assert_gone()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("presses", range(1, 6))
+def test_any_number_of_ctrl_c_while_engines_start(config: Path, tmpdir: Path, presses: int) -> None:
+    moments = random.Random(presses)
+    process = digits.start_train(config, environment={"TMPDIR": str(tmpdir)})
+    traces = Traces(process, tmpdir)
+    try:
+        end = time.monotonic() + moments.uniform(0.5, 25.0)
+        while time.monotonic() < end:
+            traces.look()
+            time.sleep(0.1)
+        begun = time.monotonic()
+        for _ in range(presses):
+            traces.look()
+            process.send_signal(signal.SIGINT)
+            time.sleep(moments.choice((0.0, 0.1, 2.0)))
+        output, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        if process.poll() is None:
+            digits.end(process)
+    assert time.monotonic() - begun < LIMIT_S
+    assert process.returncode == 130, output
+    assert output.count("error:") == 1 and "Traceback" not in output, output
+    traces.assert_gone()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_run_that_ends_well_leaves_nothing(config: Path, tmpdir: Path, command: str) -> None:
+    process = digits.start_train(
+        config,
+        "train.num_steps=2",
+        f"output_dir={config.parent / 'well'}",
+        environment={"TMPDIR": str(tmpdir)},
+        command=command,
+    )
+    traces = Traces(process, tmpdir)
+    while process.poll() is None:
+        traces.look()
+        time.sleep(0.3)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert traces.segments and traces.folders
+    traces.assert_gone()
 
 
 @pytest.mark.full

@@ -19,7 +19,7 @@ import fleet
 import pytest
 import tiny
 import torch.distributed as dist
-from test_refit import assert_is_model
+from engines import assert_is_model
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
@@ -116,21 +116,21 @@ class GatheredSource(InterruptedSource):
 
     def metadata(self) -> list[Any]:
         return [
-            TensorMeta(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in self._state.items()
+            TensorMeta(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in self.state.items()
         ]
 
     @property
     def leaders(self) -> list[int]:
-        return [0] * len(self._state)
+        return [0] * len(self.state)
 
     def prepare(self) -> None:
         pass
 
     def gather(self, index: int) -> Tensor:
-        if index == len(self._state) // 2 and self.interrupt is not None:
+        if index == len(self.state) // 2 and self.interrupt is not None:
             interrupt, self.interrupt = self.interrupt, None
             interrupt()
-        return list(self._state.values())[index]
+        return list(self.state.values())[index]
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_the_others_of_a_broadcast_survive(
     assert fleet.process_of(gloo, "EngineCore", 0) == survivor
     assert gloo.health().num_restarts == before + 1
     # And the whole fleet once more, over a communicator of both.
-    source._state = tiny.load_state(models["untied_a"])
+    source.state = tiny.load_state(models["untied_a"])
     sender.send(version + 1)
     gloo.submit(fleet.make_request("whole", num_samples=16))
     made = gloo.collect("whole")

@@ -12,45 +12,11 @@ from typing import Any
 import fleet
 import pytest
 import tiny
-import torch
+from engines import assert_is_model, greedy, refit, rollouts
 
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.types import Rollout
-
-
-def refit(client: RolloutClient, model: Path, version: int, tmp_path: Path) -> None:
-    sender = Refit(
-        fleet.make_config(model, tmp_path),
-        source=fleet.StateSource(tiny.load_state(model)),
-        client=client.sync_client,
-    )
-    sent = sender.send(version)
-    sender.close()
-    assert sent == sum(t.nbytes for t in tiny.load_state(model).values())
-
-
-def rollouts(client: RolloutClient, **changes: Any) -> list[Rollout]:
-    client.submit(fleet.make_request("refit", **changes))
-    return client.collect("refit")
-
-
-def assert_is_model(made: list[Rollout], model: Path, temperature: float = 1.0) -> None:
-    """Every token is transformers' greedy choice, every logprob its log-softmax."""
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    for rollout in made:
-        num_prompt = len(rollout.prompt_token_ids)
-        ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
-        with torch.no_grad():
-            logits = reference(ids).logits[0, num_prompt - 1 : -1]
-        expected = torch.log_softmax(logits.float() / temperature, -1)
-        tokens = torch.tensor(rollout.token_ids)
-        assert torch.equal(expected.argmax(-1), tokens)
-        found = torch.tensor(rollout.generator_logprobs)
-        assert (expected.gather(-1, tokens[:, None])[:, 0] - found).abs().max() < 1e-4
 
 
 def test_tied_engine_equals_a_fresh_one(
@@ -169,26 +135,3 @@ def test_a_quantized_engine_equals_a_fresh_one(
     assert [r.token_ids for r in after] != [r.token_ids for r in before]
     for found, wanted in zip(after, expected, strict=True):
         assert found.generator_logprobs == pytest.approx(wanted.generator_logprobs, abs=1e-4)
-
-
-def greedy(llm: Any, num_samples: int = 1) -> list[tuple[tuple[int, ...], list[float]]]:
-    """Tokens and logprobs of the in-process engine for the requests' prompts."""
-    from vllm import SamplingParams
-
-    parameters = SamplingParams(
-        temperature=0.0, max_tokens=16, logprobs=0, detokenize=False, stop_token_ids=[tiny.EOS]
-    )
-    prompts = [{"prompt_token_ids": list(p.token_ids)} for p in fleet.PROMPTS]
-    outputs = llm.generate(
-        [p for p in prompts for _ in range(num_samples)], parameters, use_tqdm=False
-    )
-    return [
-        (
-            tuple(o.outputs[0].token_ids),
-            [
-                at[token].logprob
-                for at, token in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)
-            ],
-        )
-        for o in outputs
-    ]

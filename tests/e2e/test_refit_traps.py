@@ -7,57 +7,18 @@ its test fails here and the guard can go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fleet
 import pytest
 import tiny
-from test_refit import greedy
+from engines import greedy, send
 from torch import Tensor
 
-from sfpo_megatron.resharding import filling, transports
+from sfpo_megatron.resharding import filling
 from sfpo_megatron.resharding.checksums import ChecksumError
-from sfpo_megatron.resharding.filling import make_filler
-from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.transports import receiving, shm
 from sfpo_megatron.resharding.transports.tensor_names import ManifestError
-
-
-class LocalClient:
-    """`seams.UpdateClient` over the in-process engine."""
-
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._llm.init_weight_transfer_engine({"init_info": init_info})
-
-    def start_weight_update(self) -> None:
-        self._llm.start_weight_update()
-
-    def begin_bucket(self, update_info: dict[str, Any]) -> Callable[[], None]:
-        self._llm.update_weights({"update_info": update_info})
-        return lambda: None
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._llm.finish_weight_update(weight_version)
-
-
-def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = False) -> None:
-    filler = Lockstep(make_filler(fleet.StateSource(state)), 50_000)
-    filler.restart(fresh=True, verify=verify)
-    transport = transports.sender(
-        "sfpo_shm",
-        driver=filler,
-        client=LocalClient(llm),
-        fallback_dir=tmp_path,
-        timeout_s=60.0,
-        workers_per_engine=1,
-    )
-    transport.send_weights()
-    transport.shutdown()
 
 
 def tokens(llm: Any) -> list[tuple[int, ...]]:
@@ -183,3 +144,15 @@ def test_an_update_after_one_that_was_interrupted(
     half(a)  # finished, it puts this engine in order too
     send(llm, b, tmp_path)
     assert tokens(llm) == expected
+
+
+@pytest.mark.parametrize("received", [0, 2, 4])
+def test_an_update_of_too_few_or_too_many_tensors_is_no_update(
+    llm: Any, monkeypatch: pytest.MonkeyPatch, received: int
+) -> None:
+    """`llm`: vllm has been imported by then. The engine itself is left alone."""
+    engine = object.__new__(shm.ShmEngine)
+    monkeypatch.setattr(engine, "_manifest", ("a", "b", "c"))
+    monkeypatch.setattr(engine, "_num_received", received)
+    with pytest.raises(RuntimeError, match=f"finish after {received} of 3 tensors"):
+        engine.finish_weight_update()

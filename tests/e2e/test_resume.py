@@ -8,11 +8,9 @@ random moments: `make test-full`. Not exercised: Slurm (tests/slurm), more than 
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,14 +20,13 @@ from typing import Any
 import digits
 import psutil
 import pytest
+from digits import ALONE, environment, lines
 
 from benchmarks.common import provenance
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
 
 NUM_STEPS = 10
-ALONE = ("parallel.tensor=1",)
-"""One rank without the launcher, as torchrun would start it."""
 LAYOUTS = {
     "alone": ALONE,
     "TP2": ("parallel.tensor=2", "parallel.data=1"),
@@ -60,13 +57,6 @@ def make_config(folder: Path, *, engines: bool, async_steps: int = 0, **checkpoi
     )
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without what is a time."""
-    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
-    whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in whole]
-
-
 def assert_same_run(run: Path, straight: Path) -> None:
     found, expected = lines(run), lines(straight)
     for mine, other in zip(found, expected, strict=True):
@@ -78,16 +68,6 @@ def assert_same_run(run: Path, straight: Path) -> None:
     assert active == [True] * 6 + [False] * (NUM_STEPS - 6)
     weights = [(folder / "hf/model.safetensors").read_bytes() for folder in (run, straight)]
     assert weights[0] == weights[1]
-
-
-def environment(overrides: tuple[str, ...]) -> dict[str, str]:
-    if overrides != ALONE:
-        return {}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    return place | {"MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 def train(config: Path, overrides: tuple[str, ...], run: Path) -> str:
@@ -133,8 +113,17 @@ class Delayed:
 
 
 def after_lines(run: Path, count: int, delay_s: float = 0.0) -> Callable[[], bool]:
+    """True once so many train steps are logged, by the process that is started next: lines of the
+    one before say nothing of whether its handlers of signals are in place."""
+    metrics = run / "metrics.jsonl"
+
+    def written() -> int:
+        return metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+    before = written()
+
     def when() -> bool:
-        if sum("loss" in line for line in lines(run)) < count:
+        if written() == before or sum("loss" in line for line in lines(run)) < count:
             return False
         time.sleep(delay_s)
         return True

@@ -188,7 +188,8 @@ class SlurmLab:
     ) -> subprocess.CompletedProcess[str]:
         """A Slurm command, or anything else that should find this Slurm."""
         done = subprocess.run(
-            command, env=self.env, capture_output=True, text=True, timeout=120, **options
+            command,
+            **({"env": self.env, "capture_output": True, "text": True, "timeout": 120} | options),
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done

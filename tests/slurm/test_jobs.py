@@ -54,12 +54,29 @@ def test_stopped_by_usr1_it_is_requeued_and_continues(
     print(timeline)
 
 
+# As in an allocation of one core with memory by the core, whose variables srun takes for options,
+# and an env.sh of scripts that bear neither `set -u` nor `set -e`.
+ALLOCATION = {
+    "SLURM_MEM_PER_CPU": "1000",
+    "SLURM_MEM_PER_GPU": "1000",
+    "SLURM_NTASKS": "7",
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+    "SLURM_EXPORT_ENV": "NONE",
+    "SQUEUE_PARTITION": "elsewhere",
+}
+LAX_ENV = 'grep -q nothing /dev/null || true\nexport LEFT="$NEVER_SET"\n[[ -e /nowhere ]] && true\n'
+
+
 def test_wrong_config_fails_before_anything_starts(
     lab: SlurmLab, model: Path, tmp_path: Path
 ) -> None:
-    """The config is broken while the job waits: it says within seconds what `check` says."""
+    """The config is broken while the job waits: it says within seconds what `check` says. The job
+    is handed to sbatch once more, as it is, from inside of another allocation."""
     run = tmp_path / "run"
-    job = jobs.submit(lab, jobs.write_config(tmp_path, model), "--sbatch=--hold")
+    config = jobs.write_config(tmp_path, model)
+    lab.run("scancel", jobs.submit(lab, config, "--sbatch=--hold", env=LAX_ENV))
+    script = str(run / "slurm" / "train.sbatch")
+    job = lab.run("sbatch", "--parsable", script, env=lab.env | ALLOCATION).stdout.strip()
     config = run / "slurm" / "config.yaml"
     tree = yaml.safe_load(config.read_text())
     tree["train"]["max_tokens_per_microbatch"] = 8

@@ -57,6 +57,20 @@ def score(response, prompt):
                 time.sleep(600)
             while not Path(path).is_file() or not Path(path).read_text():
                 time.sleep(0.01)
+        case ["sleep", "deaf"]:  # to every signal that one can be deaf to
+            for signum in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+                signal.signal(signum, signal.SIG_IGN)
+            time.sleep(600)
+        case ["sleep", "blocked"]:
+            signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+            time.sleep(600)
+        case ["sleep", "cut-off"]:
+            os.close(int(sys.argv[2]))  # the pipe whose other end the parent holds
+            time.sleep(600)
+        case ["sleep", "elsewhere"]:  # in another group than the one that is signalled
+            os.setpgid(0, os.getpgid(os.getppid()))
+            os.close(int(sys.argv[2]))  # the pipe whose other end the parent holds
+            time.sleep(600)
         case ["torch"]:
             return float("torch" in sys.modules)
         case ["tidy"]:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import socket
 
 import pytest
+from configs import run_config
 
 from sfpo_megatron.host import addresses
-from sfpo_megatron.host.addresses import is_loopback, own_address
+from sfpo_megatron.host.addresses import (
+    choose_gloo_interface,
+    gloo_fault,
+    is_loopback,
+    own_address,
+)
 
 HOSTS = {
     "10.1.0.1": "10.1.0.7",
@@ -57,6 +63,75 @@ def test_the_address_that_others_reach(host: None, environ: dict[str, str], expe
 
 def test_the_peer_comes_first(host: None) -> None:
     assert own_address({"MASTER_ADDR": "ray-head"}, peer="head") == "10.1.0.7"
+
+
+TWO_NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (TWO_NODES | {"MASTER_ADDR": "head"}, "ib0"),
+        (TWO_NODES | {"MASTER_ADDR": "this-host"}, "eth0"),  # on rank 0's own node
+        (TWO_NODES | {"MASTER_ADDR": "unheard-of"}, "eth0"),
+        (TWO_NODES | {"MASTER_ADDR": "this-host", "NCCL_SOCKET_IFNAME": "ib"}, "ib0"),
+        (TWO_NODES | {"MASTER_ADDR": "head", "GLOO_SOCKET_IFNAME": "eth0"}, "eth0"),
+        (TWO_NODES | {"MASTER_ADDR": "head", "GLOO_SOCKET_IFNAME": ""}, "ib0"),
+        (TWO_NODES | {"MASTER_ADDR": "127.0.0.1"}, None),  # several nodes on one host: the lab's
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "head"}, None),
+        ({"WORLD_SIZE": "1", "MASTER_ADDR": "head"}, None),
+    ],
+)
+def test_gloo_gets_the_interface_of_our_own_address(
+    host: None, environ: dict[str, str], expected: str | None
+) -> None:
+    """By itself it would take what the host's name resolves to: 127.0.1.1 on many systems."""
+    found = dict(environ)
+    choose_gloo_interface(found)
+    assert found.get("GLOO_SOCKET_IFNAME") == expected
+
+
+def test_it_is_chosen_before_any_group_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gloo reads the variable when it makes its first device, for every group of the process."""
+    from sfpo_megatron.mcore import setup
+
+    class Chosen(Exception):
+        pass
+
+    def choose() -> None:
+        raise Chosen
+
+    monkeypatch.setattr(setup, "choose_gloo_interface", choose)
+    monkeypatch.setattr(setup, "probe", lambda implementation: pytest.fail("too late"))
+    with pytest.raises(Chosen):
+        setup.init_distributed(run_config())
+
+
+def test_an_interface_without_a_name_is_left_to_gloo(
+    host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "_address_of", lambda name: None)  # a second address of its own
+    environ = TWO_NODES | {"MASTER_ADDR": "head"}
+    choose_gloo_interface(environ)
+    assert "GLOO_SOCKET_IFNAME" not in environ
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"), [("ib7", "ib7"), ("lo,ib7", "ib7"), ("=lo", "=lo"), ("^lo", "^lo")]
+)
+def test_what_gloo_cannot_bind_to_is_said(wish: str, named: str) -> None:
+    """Lists as NCCL reads them among it. The real interfaces of this machine."""
+    fault = gloo_fault({"GLOO_SOCKET_IFNAME": wish})
+    assert (
+        fault is not None and f"found no interface {named}," in fault and "expected some" in fault
+    )
+
+
+def test_an_address_that_is_not_ours_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gloo_fault({"GLOO_SOCKET_IFNAME": "lo"}) is None
+    monkeypatch.setattr(addresses, "own_address", lambda environ, peer: "192.0.2.7")
+    fault = gloo_fault({})
+    assert fault is not None and "nothing can listen on 192.0.2.7" in fault
 
 
 def test_loopback_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

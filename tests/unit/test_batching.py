@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made.batches import make_batch
+from made.configs import run_config
 
 from sfpo_megatron.batching import (
     BatchLayout,
@@ -22,14 +23,6 @@ from sfpo_megatron.batching import (
     build_minibatches,
     pack,
     pad_multiple_of,
-)
-from sfpo_megatron.config.tree import (
-    DataConfig,
-    DataSource,
-    MegatronConfig,
-    ModelConfig,
-    ParallelConfig,
-    RunConfig,
 )
 from sfpo_megatron.types import Microbatch, RolloutBatch
 
@@ -231,12 +224,8 @@ def test_labels_mask_and_logprobs_stand_where_the_token_is_predicted(
 def test_packs_are_padded_to_what_the_layout_needs(
     transformer: dict[str, Any], sequence: bool, multiple: int
 ) -> None:
-    config = RunConfig(
-        output_dir="run",
-        model=ModelConfig(path="model"),
-        parallel=ParallelConfig(tensor=2, sequence=sequence),
-        megatron=MegatronConfig(transformer=transformer),
-        data=DataConfig(train=(DataSource(source="jsonl", path="data.jsonl"),)),
+    config = run_config(
+        parallel={"tensor": 2, "sequence": sequence}, megatron={"transformer": transformer}
     )
     assert pad_multiple_of(config) == multiple
 

@@ -12,17 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron import __version__, cli
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.outputs.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """\
-output_dir: run
-model: {path: model}
-data: {train: [{source: reasoning_gym, task: chain_sum, size: 10}]}
-"""
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.Mon
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     model_dir()
-    Path("run.yaml").write_text(CONFIG)
+    write_run()
     return tmp_path
 
 
@@ -179,7 +175,7 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
         info = f"sfpo_megatron-{__version__}.dist-info"
         points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = archive.read(f"{info}/METADATA").decode()
-    assert "sfpo-megatron = sfpo_megatron.cli:main" in points
+    assert "sfpo-megatron = sfpo_megatron.__main__:main" in points
     assert "[vllm.general_plugins]" in points
     assert "Requires-Dist: PyYAML>=6\n" in metadata
     assert all(f"Provides-Extra: {extra}\n" in metadata for extra in ("cpu", "gpu", "log", "dev"))

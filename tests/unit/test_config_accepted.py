@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config_check import LLAMA3_ROPE, MIXTRAL, MOE, here, run_check
+from made.configs import run_check
+from made.models import LLAMA3_ROPE, MIXTRAL, MOE
 
 from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.paths import looks_like_path
-
-__all__ = ["here"]  # the fixture
 
 MISSING = {
     "weights": ({"weights": False}, (), "no *.safetensors"),
@@ -98,8 +97,51 @@ def test_narrow_heads_are_fine_on_a_gpu(
     here: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "has_cuda", lambda: True)
-    model_dir(head_dim=16)
+    model_dir(head_dim=16, architectures=["LlamaForCausalLM"])  # vLLM's Qwen2 reads none
     assert run_check() == []
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear"])
+def test_positions_are_stretched(here: Path, model_dir: Callable[..., Path], kind: str) -> None:
+    """64 times 4: 256 tokens with the prompt are taken, 257 are refused."""
+    rope = {"rope_type": kind, "factor": 4.0}
+    model_dir(max_position_embeddings=64, rope_parameters=rope)
+    assert run_check("rollout.max_response_tokens=192", for_training=True) == []
+    with pytest.raises(ConfigError) as caught:
+        run_check("rollout.max_response_tokens=193")
+    assert caught.value.key == "rollout.max_response_tokens"
+    assert "257 tokens" in caught.value.found
+    assert "at most 256: the model's max_position_embeddings (64)" in caught.value.expected
+
+
+def test_another_limit_of_the_length(here: Path, model_dir: Callable[..., Path]) -> None:
+    """vLLM takes the least of the lengths that a config.json names."""
+    model_dir(max_seq_len=96)
+    assert run_check() == []
+    model_dir(max_seq_len=95)
+    with pytest.raises(ConfigError, match="at most 95, the least of the lengths"):
+        run_check()
+
+
+def test_windows_that_the_engine_has_in_other_layers(
+    here: Path, model_dir: Callable[..., Path]
+) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 8}
+    model_dir(**windows, max_window_layers=2)
+    with pytest.raises(ConfigError, match="in 4 layers for the engine and in 2 of 4"):
+        run_check()
+    run_check("debug.train_only=run.yaml")  # no engine
+    model_dir(**windows, max_window_layers=0)
+    run_check()
+
+
+def test_a_file_by_which_the_engine_would_quantize(
+    here: Path, model_dir: Callable[..., Path]
+) -> None:
+    (model_dir() / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json"):
+        run_check()
+    run_check("debug.train_only=run.yaml")  # no engine
 
 
 MOE_LAYOUTS = {

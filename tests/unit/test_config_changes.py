@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.load import load_config
@@ -15,11 +16,7 @@ from sfpo_megatron.config.load import load_config
 
 @pytest.fixture
 def config(tmp_path: Path) -> Any:
-    file = tmp_path / "run.yaml"
-    file.write_text(
-        "output_dir: r\nmodel: {path: m}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
-    )
+    file = write_run(tmp_path)
     return lambda *overrides: dataclasses.asdict(load_config(file, list(overrides)))
 
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made.configs import run_check
+from made.models import LATENT, LLAMA3_ROPE, MOE
 
 from sfpo_megatron import cli
-from sfpo_megatron.config import check
-from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import ConfigError, load_config
-
-BASE: dict[str, Any] = {
-    "output_dir": "run",
-    "model": {"path": "model"},
-    "data": {
-        "train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 100}],
-        "eval": [{"source": "reasoning_gym", "task": "chain_sum", "size": 100}],
-    },
-}
+from sfpo_megatron.config.load import ConfigError
 
 
 @dataclass(frozen=True)
 class Case:
-    """Overrides of BASE and changes to the model that must be refused at `key`."""
+    """Overrides of the run and changes to the model that must be refused at `key`."""
 
     key: str
     found: str
@@ -43,43 +33,6 @@ def case(key: str, found: str, expected: str, fix: str, *overrides: str, **rest:
     return Case(key, found, expected, fix, overrides, rest, world_size)
 
 
-MOE: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 128,
-    "norm_topk_prob": True,
-}
-MIXTRAL: dict[str, Any] = {
-    "architectures": ["MixtralForCausalLM"],
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-}
-LATENT: dict[str, Any] = {
-    "tie_word_embeddings": False,
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 128,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "norm_topk_prob": True,
-    "q_lora_rank": None,
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 32,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
     # layout
@@ -148,8 +101,8 @@ CASES = {
         "model.path", "shared experts", "routed experts only", "choose",
         **MOE, shared_expert_intermediate_size=64),
     "no_expert_size": case(
-        "model.path", "no ffn_size", "all three", "choose",
-        **{**MOE, "moe_intermediate_size": None}),
+        "model.path", "moe_intermediate_size = 0", "a positive integer", "restore",
+        **{**MOE, "moe_intermediate_size": 0}),
     "too_many_chosen": case(
         "model.path", "num_experts_per_tok 9", "at most 8 experts", "choose",
         **{**MOE, "num_experts_per_tok": 9}),
@@ -318,21 +271,6 @@ CASES = {
         "checkpoint.every", "0 with a time limit", "1 or more", "set checkpoint.every",
         "checkpoint.every=0", "checkpoint.must_save_within_s=60"),
 }  # fmt: skip
-
-
-@pytest.fixture
-def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a good config (run.yaml) and a good model; no GPU, whatever is here."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "has_cuda", lambda: False)
-    model_dir()
-    Path("run.yaml").write_text(json.dumps(BASE))
-    return tmp_path
-
-
-def run_check(*overrides: str, **arguments: Any) -> list[str]:
-    config = load_config("run.yaml", list(overrides))
-    return [str(warning) for warning in check_config(config, file="run.yaml", **arguments)]
 
 
 def test_the_base_of_all_cases_is_fine(here: Path) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
+from made.configs import run_check
 
 from sfpo_megatron import cli
-from sfpo_megatron.config import check
-from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import ConfigError, load_config
+from sfpo_megatron.config.load import ConfigError
 
+pytestmark = pytest.mark.usefixtures("here")
 COLOCATED = "rollout.placement=colocated"
 CASES: dict[str, tuple[str, str, str, str, tuple[str, ...]]] = {
     # key, found, expected, fix, overrides
@@ -41,23 +36,6 @@ CASES: dict[str, tuple[str, str, str, str, tuple[str, ...]]] = {
         "megatron.ddp.nccl_ub", "True with", "nothing that keeps addresses", "remove it",
         ("megatron.ddp.nccl_ub=true",)),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a good config (run.yaml) and a good model; no GPU, whatever is here."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "has_cuda", lambda: False)
-    model_dir()
-    rows = [{"source": "reasoning_gym", "task": "chain_sum", "size": 100}]
-    data = {"train": rows, "eval": rows}
-    base = {"output_dir": "run", "model": {"path": "model"}, "data": data}
-    Path("run.yaml").write_text(json.dumps(base))
-
-
-def run_check(*overrides: str, **arguments: Any) -> list[str]:
-    config = load_config("run.yaml", list(overrides))
-    return [str(warning) for warning in check_config(config, file="run.yaml", **arguments)]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.config.rules.files import outputs
 from sfpo_megatron.config.rules.model import Problem
@@ -49,6 +49,32 @@ def test_a_file_or_a_link_to_nothing_in_the_way(tmp_path: Path) -> None:
             (problem,) = problems(output)
             assert (problem.key, problem.level) == ("output_dir", "error")
             assert problem.found == f"{what} {str(tmp_path / name)!r}"
+
+
+@pytest.mark.parametrize("name", ["logs", "checkpoints"])
+def test_a_file_in_the_place_of_a_folder_of_the_run(tmp_path: Path, name: str) -> None:
+    assert problems(tmp_path) == []
+    (tmp_path / name).touch()
+    (problem,) = problems(tmp_path)
+    assert problem.found == f"{str(tmp_path / name)!r}, which is no folder"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "run.json", "metrics.jsonl", "eval.jsonl", ".lock"]
+)
+def test_a_file_of_the_run_that_is_none_or_anothers(
+    tmp_path: Path, not_writable: Callable[..., None], name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    (problem,) = problems(tmp_path)
+    assert problem.found == f"{str(tmp_path / name)!r}, which is no file"
+    (tmp_path / name).rmdir()
+    (tmp_path / name).touch()
+    assert problems(tmp_path) == []
+    not_writable(tmp_path / name)
+    (problem,) = problems(tmp_path)
+    assert problem.found == f"{str(tmp_path / name)!r}, where this user may not write"
+    assert problem.level == "error_when_training"
 
 
 @pytest.mark.parametrize("inside", ["", "run", "run/deeper"])

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_config_check as base
-from configs import run_config
+from made.configs import run_check, run_config
+from made.models import MOE
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import transports
 from sfpo_megatron.config.rules.engines import colocated
 
-here, run_check = base.here, base.run_check
 M2N = "refit.transport=nccl_m2n"
 OURS = "set refit.transport: nccl_stages"
 # key, found, expected, fix, overrides, changes to the model
@@ -33,11 +32,11 @@ REFUSED: dict[str, tuple[str, str, str, str, tuple[str, ...], dict[str, Any]]] =
         f"{OURS}: a stage holds other layers", (M2N, "parallel.pipeline=2"), {}),
     "m2n_expert": (
         "parallel.expert", "2 with refit.transport: nccl_m2n", "1", f"{OURS}: an expert-parallel",
-        (M2N, "parallel.expert=2", "parallel.data=2"), base.MOE),
+        (M2N, "parallel.expert=2", "parallel.data=2"), MOE),
     "m2n_expert_tensor": (
         "parallel.expert_tensor", "2 with refit.transport: nccl_m2n", "1 or parallel.tensor (4)",
         "set one of the two",
-        (M2N, "parallel.expert_tensor=2", "parallel.tensor=4", "parallel.sequence=true"), base.MOE),
+        (M2N, "parallel.expert_tensor=2", "parallel.tensor=4", "parallel.sequence=true"), MOE),
     "m2n_two_engines": (
         "rollout.num_engines", "2 with refit.transport: nccl_m2n", "a single engine",
         "set it to 1", (M2N, "rollout.num_engines=2"), {}),

@@ -5,20 +5,19 @@ Megatron's own reader and writer stand on the other side in tests/dist/test_conv
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from made.hf import make_hf
+from made.models import OF_EXPERTS, TINY, UNTIED
 from safetensors.torch import load_file
-from test_families import CONFIG, EXPERTS, UNTIED
 
 from sfpo_megatron.checkpoints.store import CheckpointError
 from sfpo_megatron.config.tree import ParallelConfig
@@ -28,36 +27,14 @@ from sfpo_megatron.convert.locate import locate
 from sfpo_megatron.convert.to_hf import megatron_to_hf
 from sfpo_megatron.convert.to_megatron import hf_to_megatron
 from sfpo_megatron.convert.torch_dist import TorchDistReader, TorchDistWriter
-from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.operations import merge
 from sfpo_megatron.families.rope import inverse_frequencies, rope_scaling
 from sfpo_megatron.families.shape import model_shape, read_hf_config
-from sfpo_megatron.families.table import hf_shapes, rules_of
+from sfpo_megatron.families.table import rules_of
+from tools import convert_hf_to_megatron, convert_megatron_to_hf, inspect_checkpoint
 
 ROOT = Path(__file__).parents[2]
-
-
-def make_hf(folder: Path, *, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:
-    """A random model directory of 101 tokens, and the files that travel along."""
-    architecture = changes.get("architectures", CONFIG["architectures"])[0]
-    config = {**CONFIG, **EXPERTS.get(architecture, {}), **changes}
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    shape = model_shape(config)
-    specs = [
-        TensorMeta(name=name, shape=size, dtype=dtype)
-        for rule in rules_of(shape)
-        for name, size in zip(rule.hf, hf_shapes(rule, shape), strict=True)
-    ]
-    random = torch.Generator().manual_seed(0)
-    folder.mkdir(parents=True)
-    SafetensorsWriter(folder, specs, 1 << 30).write(
-        (spec.name, torch.randn(spec.shape, generator=random).to(dtype)) for spec in specs
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
-        (folder / name).write_text(f'{{"{name}": 1}}')
-    return folder
 
 
 def same(left: Path, right: Path) -> None:
@@ -88,7 +65,7 @@ def test_there_and_back(
     """bf16, an odd vocabulary padded at TP2; config.json keeps its bytes."""
     source = make_hf(tmp_path / "hf", architectures=[architecture], tie_word_embeddings=tied)
     tensor, pipeline, expert = layout
-    if architecture not in EXPERTS:
+    if architecture not in OF_EXPERTS:
         expert = 1
     parallel = ParallelConfig(tensor=tensor, pipeline=pipeline, expert=expert)
     hf_to_megatron(source, tmp_path / "megatron", parallel)
@@ -279,22 +256,14 @@ def test_find_names_what_is_missing(hf: Path) -> None:
 # --- tools -------------------------------------------------------------------------------------
 
 
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_tools(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There, back, inspected, compared; then one weight is changed."""
     checkpoint, back = tmp_path / "m", tmp_path / "back"
     there = ["--hf", str(hf), "--out", str(checkpoint), "--tp", "2"]
-    assert tool("convert_hf_to_megatron").main(there) == 0
+    assert convert_hf_to_megatron.main(there) == 0
     arguments = ["--checkpoint", str(checkpoint), "--out", str(back), "--max-shard-size", "1MB"]
-    assert tool("convert_megatron_to_hf").main(arguments) == 0
-    inspect = tool("inspect_checkpoint").main
+    assert convert_megatron_to_hf.main(arguments) == 0
+    inspect = inspect_checkpoint.main
     assert inspect([str(checkpoint)]) == 0
     text = capsys.readouterr().out
     assert "Megatron-LM checkpoint" in text and "tensor 2" in text and "bfloat16" in text
@@ -312,10 +281,10 @@ def test_tools(hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_family_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without Megatron-Bridge: what is supported."""
     (tmp_path / "hf").mkdir()
-    config = {**CONFIG, "architectures": ["GemmaForCausalLM"]}
+    config = {**TINY, "architectures": ["GemmaForCausalLM"]}
     (tmp_path / "hf/config.json").write_text(json.dumps(config))
     arguments = ["--hf", str(tmp_path / "hf"), "--out", str(tmp_path / "out")]
-    assert tool("convert_hf_to_megatron").main(arguments) == 2
+    assert convert_hf_to_megatron.main(arguments) == 2
     text = capsys.readouterr().err
     assert "GemmaForCausalLM" in text and "MistralForCausalLM" in text
     assert "Megatron-Bridge" in text

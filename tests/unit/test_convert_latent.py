@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from made.hf import make_hf
 from safetensors.torch import load_file, save_file
-from test_convert import make_hf
 
 from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.convert.to_hf import megatron_to_hf

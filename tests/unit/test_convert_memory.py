@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_convert import ROOT, make_hf
+from made.hf import make_hf
 
 from benchmarks.common import provenance
 
+ROOT = Path(__file__).parents[2]
 QWEN2_5_0_5B = {
     "hidden_size": 896,
     "intermediate_size": 4864,

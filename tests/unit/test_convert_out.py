@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_convert import make_hf, tool
+from made.hf import make_hf
+
+from tools import convert_hf_to_megatron, convert_megatron_to_hf
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -14,7 +16,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_nothing_is_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hf, run = make_hf(tmp_path / "m"), tmp_path / "x"
-    to_megatron, to_hf = tool("convert_hf_to_megatron").main, tool("convert_megatron_to_hf").main
+    to_megatron, to_hf = convert_hf_to_megatron.main, convert_megatron_to_hf.main
     assert to_megatron(["--hf", str(hf), "--out", str(run / "checkpoints")]) == 0
     (run / "notes.txt").write_text("mine")
     before = contents(tmp_path)

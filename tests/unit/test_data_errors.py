@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from made.prompts import make_config, sums
 
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream, eval_prompts
-from tests.unit.test_data_prompts import make_config, sums, tokenizer  # noqa: F401
 
 GOOD = '{"prompt": "2 + 2 =", "answer": "4"}'
 BAD_LINES = {
@@ -34,7 +34,7 @@ def jsonl(tmp_path, *lines, size=None):
 
 @pytest.mark.parametrize("name", BAD_LINES)
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_bad_line_names_file_and_line(tmp_path, tokenizer, name, split):  # noqa: F811
+def test_bad_line_names_file_and_line(tmp_path, tokenizer, name, split):
     line, says = BAD_LINES[name]
     source = jsonl(tmp_path, GOOD, "", line, GOOD)  # the blank line counts: line 3 is bad
     config = make_config([source]) if split == "train" else make_config([sums(5)], [source])
@@ -47,19 +47,19 @@ def test_bad_line_names_file_and_line(tmp_path, tokenizer, name, split):  # noqa
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_bad_line_is_skipped_and_counted(tmp_path, tokenizer, name):  # noqa: F811
+def test_bad_line_is_skipped_and_counted(tmp_path, tokenizer, name):
     source = jsonl(tmp_path, GOOD, "", BAD_LINES[name][0], GOOD)
     stream = PromptStream(make_config([source], on_bad_row="skip"), tokenizer)
     assert [p.id for p in stream.prompts] == ["rows/1", "rows/4"]
     assert "1 bad rows skipped (the first: " in stream.summary and ":3: " in stream.summary
 
 
-def test_size_takes_the_first_lines(tmp_path, tokenizer):  # noqa: F811
+def test_size_takes_the_first_lines(tmp_path, tokenizer):
     source = jsonl(tmp_path, GOOD, GOOD.replace("2 + 2", "1 + 3"), "rubbish", size=2)
     assert len(PromptStream(make_config([source]), tokenizer).prompts) == 2
 
 
-def test_numbers_as_answers(tmp_path, tokenizer):  # noqa: F811
+def test_numbers_as_answers(tmp_path, tokenizer):
     lines = [json.dumps({"prompt": f"p{a}", "answer": a}) for a in (4, 4.0, 4.5, -7, 10**20)]
     stream = PromptStream(make_config([jsonl(tmp_path, *lines)]), tokenizer)
     assert [p.answer for p in stream.prompts] == ["4", "4", "4.5", "-7", "1" + "0" * 20]
@@ -95,12 +95,12 @@ def gym(task, args=None):
         ),
     ],
 )
-def test_bad_source_names_its_key(source, says, tokenizer):  # noqa: F811
+def test_bad_source_names_its_key(source, says, tokenizer):
     with pytest.raises(DataError, match=says):
         PromptStream(make_config([DataSource(**source)]), tokenizer)
 
 
-def test_too_long_generated_prompt_names_the_entry(tokenizer):  # noqa: F811
+def test_too_long_generated_prompt_names_the_entry(tokenizer):
     config = make_config([sums(5)], max_prompt_tokens=8)
     with pytest.raises(DataError, match=r"data.train\[0\] \(reasoning_gym chain_sum entry 0\): "):
         PromptStream(config, tokenizer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from made.prompts import make_config
 
 from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data import PromptStream, eval_prompts
@@ -15,7 +16,6 @@ from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.plugins import SOURCE, PluginError
-from tests.unit.test_data_prompts import make_config, tokenizer  # noqa: F401
 
 
 def read(name: str, size: int | None = None, seed: int = 0) -> list[Row | DataError]:
@@ -58,7 +58,7 @@ def test_any_mapping_is_a_row_and_what_cannot_be_scored_is_none() -> None:
     assert len(bad) == 4
 
 
-def test_a_run_draws_from_it_and_its_held_out_questions_are_left_out(tokenizer: Any) -> None:  # noqa: F811
+def test_a_run_draws_from_it_and_its_held_out_questions_are_left_out(tokenizer: Any) -> None:
     """Ids, cursor and fingerprint as for any source; `data.eval`'s rows are the same in every run,
     also where they are read twice."""
     own = DataSource(source="own_sources:sums", size=20)

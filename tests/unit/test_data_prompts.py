@@ -9,38 +9,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from made.prompts import make_config, sums
 
-from sfpo_megatron.config.tree import (
-    DataConfig,
-    DataSource,
-    ModelConfig,
-    RolloutConfig,
-    RunConfig,
-)
+from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream, eval_prompts, sft_examples
-from tools.make_tiny_model import train_tokenizer
-
-SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
-
-
-def sums(size, **args):
-    return DataSource(source="reasoning_gym", task="chain_sum", args={**SUMS, **args}, size=size)
-
-
-def make_config(train, held_out=(), seed=0, max_prompt_tokens=64, **data):
-    return RunConfig(
-        seed=seed,
-        output_dir="unused",
-        model=ModelConfig(path="unused"),
-        rollout=RolloutConfig(max_prompt_tokens=max_prompt_tokens),
-        data=DataConfig(train=tuple(train), eval=tuple(held_out), **data),
-    )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    texts = ["State the final answer to the following arithmetic problem: 1 + 2 - 3 ="] * 4
-    return train_tokenizer(texts, 383)
 
 
 def test_same_seed_same_prompts_other_seed_other_prompts(tokenizer):

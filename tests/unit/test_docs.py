@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.load import dump_config, load_config
@@ -40,10 +41,7 @@ def documented_keys() -> dict[str, reference.Key]:
 
 def test_every_key_of_a_config_is_on_the_page(tmp_path: Path) -> None:
     """The keys come from a dumped config, not from the dataclasses that the page is made of."""
-    file = tmp_path / "run.yaml"
-    source = "{source: reasoning_gym, task: chain_sum, size: 4}"
-    file.write_text(f"output_dir: r\nmodel: {{path: m}}\ndata: {{train: [{source}]}}\n")
-    dumped = dump_config(load_config(file))
+    dumped = dump_config(load_config(write_run(tmp_path)))
     keys = documented_keys()
 
     def leaves(tree: Any, path: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.rollout import engine as module
 from sfpo_megatron.rollout.engine import Engine

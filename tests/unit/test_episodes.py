@@ -17,9 +17,9 @@ from typing import Any
 import own_environments
 import pytest
 import torch
-from configs import run_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made.configs import run_config
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.fields import FieldError

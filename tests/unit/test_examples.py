@@ -34,15 +34,18 @@ BILLIONS = {
     "qwen3-30b-a3b": 30.532,
     "llama-3.1-70b": 70.554,
     "deepseek-v3-671b": 671.026,
+    "smollm2": 0.135,
 }
 
 
 def test_there_are_all_of_them() -> None:
+    """Each with its README, its model and its configs: the paper's runs have a GRPO twin."""
     assert {file.parent.name for file in FILES} == set(BILLIONS)
-    assert all(sorted(f.name for f in (ROOT / "examples" / n).glob("*")) for n in BILLIONS)
     for name in BILLIONS:
-        assert (ROOT / "examples" / name / "README.md").is_file()
-        assert (ROOT / "examples" / name / "model" / "config.json").is_file()
+        folder, twin = ROOT / "examples" / name, {"grpo.yaml"} if name in PAPER else set()
+        assert {file.name for file in folder.glob("*.yaml")} == {"config.yaml"} | twin
+        assert (folder / "README.md").is_file()
+        assert (folder / "model/config.json").is_file()
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)

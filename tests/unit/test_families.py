@@ -6,11 +6,12 @@ Not exercised here: the models themselves (tests/dist/test_logits.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from made.models import IDS, OF_EXPERTS, SHAPES, TINY
+from made.readings import apart
 from torch import Tensor
 
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
@@ -19,57 +20,7 @@ from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape
 from sfpo_megatron.families.table import hf_shapes, rule_by_name, rules_of
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "hidden_act": "silu",
-    "hidden_size": 48,
-    "intermediate_size": 40,
-    "num_attention_heads": 6,
-    "num_hidden_layers": 3,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "vocab_size": 101,
-}
-EXPERTS: dict[str, dict[str, Any]] = {
-    "Qwen3MoeForCausalLM": {
-        "num_experts": 3,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 20,
-    },
-    "MixtralForCausalLM": {"num_local_experts": 3, "num_experts_per_tok": 2},
-    "DeepseekV3ForCausalLM": {
-        "n_routed_experts": 6,
-        "num_experts_per_tok": 4,
-        "n_group": 3,
-        "topk_group": 2,
-        "moe_intermediate_size": 20,
-        "n_shared_experts": 2,
-        "first_k_dense_replace": 1,
-        "norm_topk_prob": True,
-        "q_lora_rank": 12,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "kv_lora_rank": 10,
-        "qk_nope_head_dim": 6,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 8,
-    },
-}
-UNTIED = [("DeepseekV3ForCausalLM", True)]
-"""Refused: vLLM would leave the head unset."""
-SHAPES = [
-    model_shape(
-        {**CONFIG, **EXPERTS.get(name, {}), "architectures": [name], "tie_word_embeddings": tied}
-    )
-    for name in SUPPORTED_ARCHITECTURES
-    for tied in (True, False)
-    if (name, tied) not in UNTIED
-]
 QWEN2 = next(shape for shape in SHAPES if shape.family == "qwen2")
-IDS = [f"{s.family}-{'tied' if s.tied_embeddings else 'untied'}" for s in SHAPES]
 
 
 def parts_of(rule: Rule, shape: ModelShape, seed: int = 0) -> list[Tensor]:
@@ -97,7 +48,7 @@ def test_round_trip_through_megatron_shards(shape: ModelShape, size: int) -> Non
 def test_qkv_is_laid_out_by_kv_group() -> None:
     """Group g: its heads_per_group query heads, then its key head, then its value head, each of
     head_dim rows (SelfAttention.get_query_key_value_tensors). Written out with labels."""
-    shape = model_shape(CONFIG)  # qwen2: 6 query heads, 2 groups, head_dim 4, biases
+    shape = model_shape(TINY)  # qwen2: 6 query heads, 2 groups, head_dim 4, biases
     name = "decoder.layers.0.self_attention.linear_qkv.bias"
     (rule,) = [rule for rule in rules_of(shape) if rule.megatron == name]
     # Row label: 100 * kind (q 1, k 2, v 3) + 10 * head + row in the head.
@@ -135,27 +86,6 @@ def test_vocabulary_is_padded_with_zeros_and_cut_again() -> None:
     assert torch.equal(back, whole)
 
 
-def apart(
-    shapes: dict[str, tuple[int, ...]], *, mixtral: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in a file: transformers stacks the experts of a layer in memory only."""
-    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-    for name, size in shapes.items():
-        if mixtral:
-            name = name.replace(".mlp.", ".block_sparse_moe.")
-        prefix, _, kind = name.rpartition(".")
-        if not prefix.endswith(".experts"):
-            yield name, size
-            continue
-        experts, rows, columns = size
-        for expert in range(experts):
-            if kind == "gate_up_proj":
-                yield f"{prefix}.{expert}.{gate}.weight", (rows // 2, columns)
-                yield f"{prefix}.{expert}.{up}.weight", (rows // 2, columns)
-            else:
-                yield f"{prefix}.{expert}.{down}.weight", (rows, columns)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
     """Expected names from transformers' modules on the meta device: none missing, none more."""
@@ -163,8 +93,8 @@ def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
 
     (architecture,) = [n for n, family in SUPPORTED_ARCHITECTURES.items() if family == shape.family]
     config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
-        **{k: v for k, v in CONFIG.items() if k != "architectures"}
-        | EXPERTS.get(architecture, {})
+        **{k: v for k, v in TINY.items() if k != "architectures"}
+        | OF_EXPERTS.get(architecture, {})
         | {"tie_word_embeddings": shape.tied_embeddings}
     )
     with torch.device("meta"):
@@ -188,7 +118,7 @@ def test_tables_name_every_tensor_once(shape: ModelShape) -> None:
 
 def test_experts_carry_their_global_index() -> None:
     shape = model_shape(
-        {**CONFIG, **EXPERTS["MixtralForCausalLM"], "architectures": ["MixtralForCausalLM"]}
+        {**TINY, **OF_EXPERTS["MixtralForCausalLM"], "architectures": ["MixtralForCausalLM"]}
     )
     (rule,) = [
         rule
@@ -202,7 +132,7 @@ def test_experts_carry_their_global_index() -> None:
 
 def test_shape_reads_both_names_of_the_number_of_experts() -> None:
     """transformers 5 saves Qwen3-MoE's `num_experts` as `num_local_experts`."""
-    four = {**CONFIG, **EXPERTS["Qwen3MoeForCausalLM"], "architectures": ["Qwen3MoeForCausalLM"]}
+    four = {**TINY, **OF_EXPERTS["Qwen3MoeForCausalLM"], "architectures": ["Qwen3MoeForCausalLM"]}
     five = {**four, "num_local_experts": four["num_experts"]}
     del five["num_experts"]
     assert model_shape(four) == model_shape(five)
@@ -212,20 +142,20 @@ def test_shape_reads_both_names_of_the_number_of_experts() -> None:
 
 
 def test_shape_reads_both_rope_spellings() -> None:
-    five = {k: v for k, v in CONFIG.items() if k != "rope_theta"}
+    five = {k: v for k, v in TINY.items() if k != "rope_theta"}
     five["rope_parameters"] = {"rope_theta": 500000.0, "rope_type": "default"}
-    assert model_shape(five) == model_shape(CONFIG)
-    assert model_shape(CONFIG).rope_base == 500000.0
+    assert model_shape(five) == model_shape(TINY)
+    assert model_shape(TINY).rope_base == 500000.0
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"),
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, "no num_experts"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": None}, "num_experts = None"),
         (
             {
-                **EXPERTS["Qwen3MoeForCausalLM"],
+                **OF_EXPERTS["Qwen3MoeForCausalLM"],
                 "architectures": ["Qwen3MoeForCausalLM"],
                 "decoder_sparse_step": 2,
             },
@@ -237,7 +167,16 @@ def test_shape_reads_both_rope_spellings() -> None:
         ({"layer_types": ["full_attention"]}, "1 layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn without original_max"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": None,
+                }
+            },
+            "yarn without original_max",
+        ),
         (
             {
                 "rope_scaling": {
@@ -253,12 +192,12 @@ def test_shape_reads_both_rope_spellings() -> None:
 )
 def test_what_is_not_supported_is_named(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        model_shape({**CONFIG, **change})
+        model_shape({**TINY, **change})
 
 
 LATENT = {
-    **CONFIG,
-    **EXPERTS["DeepseekV3ForCausalLM"],
+    **TINY,
+    **OF_EXPERTS["DeepseekV3ForCausalLM"],
     "architectures": ["DeepseekV3ForCausalLM"],
     "tie_word_embeddings": False,
 }
@@ -269,14 +208,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ("change", "expected"),
     [
         ({"kv_lora_rank": None}, "kv_lora_rank = None"),
-        ({"n_routed_experts": None}, "no num_experts"),
+        ({"n_routed_experts": None}, "n_routed_experts = None"),
         ({"rope_interleave": False}, "rope_interleave false"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope type linear with multi"),
         ({"rope_scaling": {**YARN, "mscale": 1.0}}, "mscale 1.0 and mscale_all_dim None"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings true"),
         ({"moe_layer_freq": 2}, "moe_layer_freq 2"),
         ({"first_k_dense_replace": 3}, "first_k_dense_replace 3"),
-        ({"n_shared_experts": None}, "n_shared_experts None"),
+        ({"n_shared_experts": None}, "n_shared_experts = None"),
+        ({"head_dim": 8}, "head_dim 8 with qk_rope_head_dim 4"),
+        ({"qk_rope_head_dim": 5, "head_dim": 5}, "qk_rope_head_dim 5, expected an even number"),
         ({"scoring_func": None}, "scoring_func None, expected sigmoid"),
         ({"topk_method": "greedy"}, "topk_method greedy"),
         ({"norm_topk_prob": False}, "norm_topk_prob false"),

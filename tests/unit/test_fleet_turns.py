@@ -9,31 +9,30 @@ import asyncio
 from typing import Any
 
 import pytest
-import test_fleet as stand_ins
-from test_fleet import Actor, job, until, update
+from made import fleets
+from made.fleets import Actor, job, until, update
 
+from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
-
-actors = stand_ins.actors
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, Any]]:
     """(engine, method, first argument) of everything that is asked of an engine, but for pings."""
     seen: list[tuple[int, str, Any]] = []
-    work = Actor._work
+    answer = Actor.answer
 
     async def recorded(self: Actor, name: str, *args: Any) -> Any:
         if name not in ("alive", "processes"):
             seen.append((self.index, name, args[0] if args else None))
-        return await work(self, name, *args)
+        return await answer(self, name, *args)
 
-    monkeypatch.setattr(Actor, "_work", recorded)
+    monkeypatch.setattr(Actor, "answer", recorded)
     return seen
 
 
 def make_fleet(actors: list[Actor], kind: type[Actor] = Actor, **rollout: Any) -> Fleet:
-    return stand_ins.make_fleet(actors, kind, placement="colocated", **rollout)
+    return fleets.make_fleet(actors, kind, placement="colocated", **rollout)
 
 
 async def handed_to_engines(fleet: Fleet, version: int, *, only_stale: bool = False) -> None:
@@ -146,7 +145,7 @@ def test_one_loss_too_many_is_said_when_something_is_generated(actors: list[Acto
         await until(lambda: fleet.engines[0].lost)
         await fleet.sleep()
         await handed_to_engines(fleet, 1)
-        with pytest.raises(stand_ins.FleetLost, match="max_restarts=0"):
+        with pytest.raises(FleetLost, match="max_restarts=0"):
             fleet.check()
         await fleet.shutdown()
 
@@ -157,10 +156,10 @@ def test_one_that_does_not_come_up_is_ended(actors: list[Actor]) -> None:
     """`sleep` waits for engines that are starting, but for rollout.timeout_s only."""
 
     class Third(Actor):
-        async def _work(self, name: str, *args: Any) -> Any:
+        async def answer(self, name: str, *args: Any) -> Any:
             if len(actors) > 2 and self is actors[2] and name == "start":
                 await asyncio.sleep(1000)
-            return await super()._work(name, *args)
+            return await super().answer(name, *args)
 
     async def run() -> None:
         fleet = make_fleet(actors, Third, timeout_s=0.3)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import run_config
+from made.configs import run_config
 from ragged import Ragged, objective_of, ragged, run
 from torch import Tensor
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_families import IDS, SHAPES
+from made.configs import write_run
+from made.models import IDS, SHAPES
 
 from sfpo_megatron.cli import main
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
@@ -226,11 +227,11 @@ def test_command(
     model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = model_dir(weights=False)
-    run = tmp_path / "run.yaml"
-    run.write_text(
-        f"output_dir: {tmp_path}/out\nmodel: {{path: {model}, dtype: bfloat16}}\n"
-        "parallel: {data: null, tensor: 2}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
+    run = write_run(
+        tmp_path,
+        output_dir=str(tmp_path / "out"),
+        model={"path": str(model), "dtype": "bfloat16"},
+        parallel={"data": None, "tensor": 2},
     )
     begun = time.process_time()
     assert main(["plan", str(run), "--nodes", "1"]) == 0
@@ -251,11 +252,11 @@ def test_does_not_fit_names_a_layout(
         architectures=["LlamaForCausalLM"], num_hidden_layers=80, num_key_value_heads=8, **llama
     )
     assert json.loads((model / "config.json").read_text())["hidden_size"] == 8192
-    run = tmp_path / "run.yaml"
-    run.write_text(
-        f"output_dir: {tmp_path}/out\nmodel: {{path: {model}, dtype: bfloat16}}\n"
-        "parallel: {data: 8}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
+    run = write_run(
+        tmp_path,
+        output_dir=str(tmp_path / "out"),
+        model={"path": str(model), "dtype": "bfloat16"},
+        parallel={"data": 8},
     )
     assert main(["plan", str(run)]) == 0
     text = capsys.readouterr().out

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from made.models import MODEL_JSON
 from torch import Tensor
 
 from sfpo_megatron.families.operations import cut, merge
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape
 from sfpo_megatron.families.table import hf_shapes, rules_of
+from sfpo_megatron.resharding import checksums
 from sfpo_megatron.resharding.checksums import checksum
 from sfpo_megatron.resharding.plan import (
     Holder,
@@ -28,7 +30,6 @@ from sfpo_megatron.resharding.plan import (
     plan_streams,
     predicted_s,
 )
-from tests.conftest import MODEL_JSON
 
 
 def shape_of(**changes: Any) -> ModelShape:
@@ -221,3 +222,28 @@ def test_a_checksum_notices_changes_and_swaps(dtype: torch.dtype) -> None:
     assert checksum(swapped) != sound
     assert checksum(tensor.t().contiguous()) != sound
     assert checksum(torch.zeros(0, 4)) == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 1000])
+def test_a_checksum_does_not_depend_on_the_blocks_it_is_made_in(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large tensors take several: swapped rows of two of them show as those of one do."""
+    tensor = torch.arange(60, dtype=torch.int16).view(3, 10, 2)
+    swapped = tensor.clone()
+    swapped[:, [0, 9]] = swapped[:, [9, 0]]
+    expected = [checksum(tensor, dim=1), checksum(swapped, dim=1)]
+    monkeypatch.setattr(checksums, "_ELEMENTS_AT_A_TIME", size)
+    found = [checksum(tensor, dim=1), checksum(swapped, dim=1)]
+    assert found == expected and found[0] != found[1]
+
+
+def test_a_checksum_of_more_than_one_real_block() -> None:
+    """Its value is the definition's, by Python's integers."""
+    rows = checksums._ELEMENTS_AT_A_TIME // 1024 + 1
+    tensor = torch.zeros(rows, 1024, dtype=torch.uint8)
+    tensor[0, 5], tensor[-1, 3] = 7, 9
+    index = torch.tensor([5, (rows - 1) * 1024 + 3])
+    factors = [int(factor) for factor in checksums._mix(index)]
+    total = checksums.signed(7 * factors[0] + 9 * factors[1])
+    assert checksum(tensor) == total

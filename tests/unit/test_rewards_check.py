@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron import cli
 
@@ -22,9 +23,9 @@ def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     model_dir()
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "1+1=", "answer": "2"}) + "\n")
-    (tmp_path / "run.yaml").write_text(
-        "output_dir: run\nmodel: {path: model}\nreward: {function: 'mine:score'}\n"
-        "data: {train: [{source: jsonl, path: rows.jsonl}]}\n"
+    write_run(
+        reward={"function": "mine:score"},
+        data={"train": [{"source": "jsonl", "path": "rows.jsonl"}]},
     )
     return tmp_path
 

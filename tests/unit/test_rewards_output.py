@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from own_rewards import MEET, Own, log_of, own, problem, rewards
 
+from sfpo_megatron.host.scratch import Scratch, remove_abandoned
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.output import OutputLog
-from sfpo_megatron.rewards.scratch import Scratch, remove_abandoned
 
 __all__ = ["own"]  # the fixture
 
@@ -144,23 +144,23 @@ def test_what_a_killed_run_left_behind_is_removed_by_the_next(
     """And nothing else: not what another process still uses, nor files of other names."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = (
-        "import os, sys\nfrom sfpo_megatron.rewards.scratch import Scratch\n"
-        "print(Scratch().path, flush=True)\nsys.stdin.read()"
+        "import os, sys\nfrom sfpo_megatron.host.scratch import Scratch\n"
+        "print(Scratch('sfpo-scoring-').path, flush=True)\nsys.stdin.read()"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     other = subprocess.Popen(
         [sys.executable, "-c", source], stdin=-1, stdout=-1, text=True, env=environment
     )
     assert other.stdout is not None
-    theirs, mine = Path(other.stdout.readline().strip()), Scratch()
+    theirs, mine = Path(other.stdout.readline().strip()), Scratch("sfpo-scoring-")
     (theirs / "deep").mkdir()
     (tmp_path / "sfpo-scoring").mkdir()
     (tmp_path / "sfpo-scoring-link").symlink_to(tmp_path / "sfpo-scoring")
-    remove_abandoned()
+    remove_abandoned("sfpo-scoring-")
     assert theirs.is_dir() and Path(mine.path).is_dir()
     other.kill()
     other.communicate()
-    remove_abandoned()
+    remove_abandoned("sfpo-scoring-")
     assert not theirs.exists() and Path(mine.path).is_dir()
     mine.remove()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sfpo-scoring", "sfpo-scoring-link"]

@@ -163,10 +163,13 @@ import threading, time
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.wire import WireProblem
-pool = ScoringPool(RewardConfig(function="hostile_verifier:score", timeout_s=600, num_workers=2))
+pool = ScoringPool(RewardConfig(function="hostile_verifier:score", timeout_s=600, num_workers=5))
 problem = WireProblem(id="p", question="?", answer="42", metadata={})
 pool.score([(problem, "start-children CHILDREN")])
-busy = threading.Thread(target=pool.score, args=([(problem, "loop-in-C")],), daemon=True)
+pool.score([(problem, "start-stubborn-child CHILDREN-stubborn")])
+busy = ["loop-in-C", *(f"sleep {how}" for how in ("deaf", "blocked", "cut-off", "elsewhere"))]
+items = [(problem, response) for response in busy]
+busy = threading.Thread(target=pool.score, args=(items,), daemon=True)
 busy.start()
 time.sleep(0.5)
 print(*pool.worker_pids, flush=True)
@@ -175,7 +178,7 @@ time.sleep(600)
 
 
 def test_killing_the_parent_leaves_no_worker_not_even_a_busy_one(tmp_path):
-    """Nor what a reward function has started."""
+    """However deaf it has made itself; nor what a reward function has started."""
     children = tmp_path / "children"
     parent = subprocess.Popen(
         [sys.executable, "-c", CHILD.replace("CHILDREN", str(children))],
@@ -183,8 +186,10 @@ def test_killing_the_parent_leaves_no_worker_not_even_a_busy_one(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{HERE}"},
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
-    started = [int(pid) for pid in children.read_text().split()]
-    assert len(pids) == 2 and len(started) == 2
+    stubborn = Path(f"{children}-stubborn")
+    started = [int(pid) for file in (children, stubborn) for pid in file.read_text().split()]
+    assert len(pids) == 5 and len(started) == 3
+    time.sleep(0.5)  # all are busy
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert all(gone(pid) for pid in pids + started)

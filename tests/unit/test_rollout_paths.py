@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.config.tree import ModelConfig, RunConfig
 from sfpo_megatron.rollout import controller

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from configs import run_config
+from made.configs import run_config
 from ragged import ragged
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches

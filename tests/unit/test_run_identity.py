@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.checkpoints.identity import FORMAT, RunRecord, outlook
@@ -236,10 +237,7 @@ def test_the_launcher_hands_fresh_to_every_rank(
     given: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
     model_dir()
-    Path("run.yaml").write_text(
-        "output_dir: run\nmodel: {path: model}\nparallel: {data: 1}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 10}]}\n"
-    )
+    write_run(parallel={"data": 1})
     monkeypatch.setattr(
         "sfpo_megatron.launcher.launch.launch", lambda arguments, **_: given.append(arguments) or 0
     )

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from configs import run_config
 from made.batches import make_batch
+from made.configs import run_config
 from ragged import cut, ragged
 
 from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig

@@ -19,14 +19,14 @@ class Shards:
     """A list of tensors; counts what is published."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = list(tensors)
+        self.held = list(tensors)
         self.published: list[list[Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
-        return self._tensors
+        return self.held
 
     def publish(self) -> None:
-        self.published.append([t.clone() for t in self._tensors])
+        self.published.append([t.clone() for t in self.held])
 
 
 def weights(seed: int = 0) -> list[Tensor]:
@@ -111,8 +111,8 @@ class StagedShards(Shards):
     """Every shard is drawn into one buffer and written back when the next one is drawn."""
 
     def tensors(self) -> Iterator[Tensor]:  # type: ignore[override]
-        buffer = torch.empty(max(t.numel() for t in self._tensors))
-        for tensor in self._tensors:
+        buffer = torch.empty(max(t.numel() for t in self.held))
+        for tensor in self.held:
             staged = buffer[: tensor.numel()].view(tensor.shape)
             staged.copy_(tensor)
             yield staged
@@ -125,18 +125,18 @@ def test_shards_drawn_into_one_buffer_are_written_back_to_the_last() -> None:
     for shards in (plain, staged):
         snapshot = SlowSnapshot(shards)
         snapshot.take()
-        for tensor in shards._tensors:
+        for tensor in shards.held:
             tensor.mul_(1.1)
         snapshot.reposition(0.8)
-    assert not any(torch.equal(a, b) for a, b in zip(plain._tensors, start, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(plain._tensors, staged._tensors, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(plain.held, start, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.held, staged.held, strict=True))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_other_shards_than_at_first_are_an_error(change: int) -> None:
     shards = Shards(*weights())
     snapshot = SlowSnapshot(shards)
-    shards._tensors = shards._tensors[:change] if change < 0 else [*shards._tensors, torch.ones(1)]
+    shards.held = shards.held[:change] if change < 0 else [*shards.held, torch.ones(1)]
     with pytest.raises(ValueError, match="zip"):
         snapshot.take()
 

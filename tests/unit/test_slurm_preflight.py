@@ -19,6 +19,7 @@ GOOD: dict[str, Any] = {
     "shm_bytes": 1 << 40,
     "clock": 1000.0,
     "address": "10.0.0.1",
+    "gloo_fault": None,
     "same": {"python": "3.12.3", "torch": "2.13.0"},
 }
 
@@ -46,6 +47,10 @@ def test_good_nodes_have_no_fault() -> None:
             {"address": "127.0.1.1"},
             "c: found no address of its own but 127.0.1.1, expected one that other nodes reach; "
             "set GLOO_SOCKET_IFNAME to its network interface",
+        ),
+        (
+            {"address": "127.0.1.1", "gloo_fault": "found no interface ib7, ..."},
+            "c: found no interface ib7, ...",
         ),
         ({"clock": 1100.0}, "c: its clock is +100 s off the others'"),
         (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from made.configs import write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
@@ -34,16 +34,7 @@ def config(
     monkeypatch.chdir(tmp_path)
     model_dir()
 
-    def write(**sections: Any) -> Path:
-        tree = {
-            "output_dir": "run",
-            "model": {"path": "model"},
-            "data": {"train": [{"source": "reasoning_gym", "task": "chain_sum", "size": 4}]},
-        }
-        Path("run.yaml").write_text(yaml.safe_dump(tree | sections))
-        return Path("run.yaml")
-
-    return write
+    return write_run
 
 
 def rendered(config: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -260,6 +251,30 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert cli.main(["slurm", str(config()), *overrides, *OPTIONS, *flags]) == 2
     assert message in capsys.readouterr().err
     assert not Path("run").exists() and not Path("a b").exists()
+
+
+def test_submitted_from_inside_an_allocation(
+    config: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a stand-in for sbatch that only writes down its environment and its script's name."""
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\necho 7\n{{ env; echo "$2"; }} > {tmp_path}/seen\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1000")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "us")
+    assert cli.main(["slurm", str(config()), *OPTIONS]) == 0
+    assert capsys.readouterr().out.startswith("submitted job 7: ")
+    seen = (tmp_path / "seen").read_text()
+    assert "SBATCH_ACCOUNT=us" in seen and seen.endswith("run/slurm/train.sbatch\n")
+    assert "SLURM_MEM_PER_CPU" not in seen and "SBATCH_TIMELIMIT" not in seen
+    assert "\nread_env_begin" in (tmp_path / "run/slurm/train.sbatch").read_text()
+    assert (tmp_path / "run/slurm/before_env.sh").exists()
 
 
 def test_without_slurm_it_says_so(

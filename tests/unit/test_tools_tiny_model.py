@@ -6,26 +6,20 @@ Not exercised: Megatron and vLLM on it (tests/dist, tests/e2e).
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
+from made.hf import DEMO, make_demo_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sfpo_megatron.outputs.owned import MARKER
 from tools import make_tiny_model
-
-DEMO = Path(__file__).parents[2] / "examples" / "demo" / "config.yaml"
-
-
-def make(out, *more):
-    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2", *more]
-    make_tiny_model.make_tiny_model(make_tiny_model.parse_args(args))
-    return out
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
+    return make_demo_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +63,10 @@ def test_prompts_of_the_demo_fit(directory):
 
 
 def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
-    again, other = make(tmp_path / "again"), make(tmp_path / "other", "--seed", "1")
+    again, other = (
+        make_demo_model(tmp_path / "again"),
+        make_demo_model(tmp_path / "other", "--seed", "1"),
+    )
     for file in directory.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes(), file.name
     assert (directory / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
@@ -80,7 +77,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral", "deepseek_v3"])
 @pytest.mark.parametrize("tied", ["--tied", "--untied"])
 def test_architectures(tmp_path, arch, tied):
-    out = make(tmp_path, "--arch", arch, tied)
+    out = make_demo_model(tmp_path, "--arch", arch, tied)
     model = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.config.model_type == arch
@@ -91,3 +88,24 @@ def test_architectures(tmp_path, arch, tied):
     with torch.no_grad():  # a sensible scale: nearly uniform, neither dead nor saturated
         logits = model(**tokenizer("Calculate 1 + 2.", return_tensors="pt")).logits
     assert torch.isfinite(logits).all() and 0 < logits.std() < 2
+
+
+def test_what_an_earlier_version_made_is_adopted(directory, tmp_path, capsys):
+    """It left no marker. The same model is replaced by itself; with another seed it stays, and the
+    error has the command that makes room; so does a foreign file."""
+    out = tmp_path / "model"
+    shutil.copytree(directory, out)
+    (out / MARKER).unlink()
+    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2"]
+    (out / "notes.txt").write_text("mine")
+    assert make_tiny_model.main(args) == 2
+    err = capsys.readouterr().err
+    assert "notes.txt" in err and "mv " not in err and not (out / MARKER).exists()
+    (out / "notes.txt").unlink()
+    assert make_tiny_model.main([*args, "--seed", "1"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.endswith(f"(of an earlier version of this tool? mv {out} {out}.old)")
+    weights = directory / "model.safetensors"
+    assert (out / weights.name).read_bytes() == weights.read_bytes()
+    assert make_tiny_model.main(args) == 0
+    assert (out / MARKER).is_file() and (out / weights.name).read_bytes() == weights.read_bytes()

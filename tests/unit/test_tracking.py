@@ -13,14 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from made.configs import run_config
 
 from sfpo_megatron.config.tree import (
-    DataConfig,
-    DataSource,
-    ModelConfig,
     RunConfig,
     TrackingConfig,
-    TrainConfig,
 )
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import read_metrics
@@ -33,18 +30,12 @@ from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 STEP = {"reward_mean": 0.5, "accuracy": 0.25, "entropy": 1.0, "grad_norm": 3.0, "num_passes": 4}
 
 
-def run_config(folder: Path, **tracking: Any) -> RunConfig:
-    return RunConfig(
-        output_dir=str(folder),
-        model=ModelConfig(path="model"),
-        data=DataConfig(train=(DataSource(source="jsonl", path="x.jsonl"),)),
-        train=TrainConfig(num_steps=20),
-        tracking=TrackingConfig(**tracking),
-    )
+def config_of(folder: Path, **tracking: Any) -> RunConfig:
+    return run_config(output_dir=str(folder), train={"num_steps": 20}, tracking=tracking)
 
 
 def run_info(folder: Path = Path("run")) -> RunInfo:
-    return RunInfo(config=run_config(folder), directory=RunDirectory.of(folder), num_steps=20)
+    return RunInfo(config=config_of(folder), directory=RunDirectory.of(folder), num_steps=20)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -53,7 +44,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_jsonl_lines_are_there_before_close(tmp_path: Path) -> None:
     """A killed run keeps every line: each is in the file as soon as `log` returns."""
-    tracker = Tracker(run_config(tmp_path / "run", sinks=("jsonl",)))
+    tracker = Tracker(config_of(tmp_path / "run", sinks=("jsonl",)))
     tracker.log({"step": 1, "loss": 0.5, "sfpo_active": True})
     assert lines(tmp_path / "run/metrics.jsonl") == [{"step": 1, "loss": 0.5, "sfpo_active": True}]
     tracker.log({"step": 2, "loss": 0.25, "sfpo_active": False})
@@ -63,7 +54,7 @@ def test_jsonl_lines_are_there_before_close(tmp_path: Path) -> None:
 
 def test_not_finite_is_null_and_scalars_are_numbers(tmp_path: Path) -> None:
     """NaN is not JSON; torch and numpy scalars are not either."""
-    with Tracker(run_config(tmp_path, sinks=("jsonl",))) as tracker:
+    with Tracker(config_of(tmp_path, sinks=("jsonl",))) as tracker:
         tracker.log(
             {
                 "step": 1,
@@ -80,13 +71,13 @@ def test_not_finite_is_null_and_scalars_are_numbers(tmp_path: Path) -> None:
 
 def test_resumed_run_appends(tmp_path: Path) -> None:
     for step in (1, 2):
-        with Tracker(run_config(tmp_path, sinks=("jsonl",))) as tracker:
+        with Tracker(config_of(tmp_path, sinks=("jsonl",))) as tracker:
             tracker.log({"step": step})
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_what_is_not_a_metric_is_refused(tmp_path: Path) -> None:
-    with Tracker(run_config(tmp_path, sinks=("jsonl",))) as tracker:
+    with Tracker(config_of(tmp_path, sinks=("jsonl",))) as tracker:
         with pytest.raises(TypeError, match="metric loss: found 'x', expected a number"):
             tracker.log({"step": 1, "loss": "x"})
         with pytest.raises(ValueError, match="without a step"):
@@ -95,11 +86,11 @@ def test_what_is_not_a_metric_is_refused(tmp_path: Path) -> None:
 
 
 def test_sinks_are_the_ones_configured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Tracker(run_config(tmp_path / "a", sinks=("jsonl",))) as tracker:
+    with Tracker(config_of(tmp_path / "a", sinks=("jsonl",))) as tracker:
         tracker.log({"step": 1, **STEP})
         tracker.progress("hello")
     assert capsys.readouterr().out == ""
-    with Tracker(run_config(tmp_path / "b", sinks=("console",))) as tracker:
+    with Tracker(config_of(tmp_path / "b", sinks=("console",))) as tracker:
         tracker.log({"step": 1, **STEP})
         tracker.progress("hello")
     assert "reward  0.500" in capsys.readouterr().out
@@ -195,7 +186,7 @@ class Failing(Recording):
 
 
 def test_a_sink_of_ones_own_gets_all_of_it(tmp_path: Path) -> None:
-    config = run_config(tmp_path / "run", sinks=("jsonl", f"{__name__}:Recording"))
+    config = config_of(tmp_path / "run", sinks=("jsonl", f"{__name__}:Recording"))
     Recording.made.clear()
     with Tracker(config, num_steps=7) as tracker:
         tracker.log({"step": 1, "loss": float("nan")})
@@ -215,7 +206,7 @@ def test_a_sink_that_raises_is_named_once_and_left_out(
     monkeypatch.setattr(Failing, "at", method)
     Recording.made.clear()
     name = f"{__name__}:Failing"
-    with Tracker(run_config(tmp_path, sinks=(name, "jsonl"))) as tracker:
+    with Tracker(config_of(tmp_path, sinks=(name, "jsonl"))) as tracker:
         for step in (1, 2):
             tracker.progress("hello")
             tracker.log({"step": step})
@@ -250,7 +241,7 @@ class LogsOnly:
 
 def test_a_sink_may_change_what_it_is_given(tmp_path: Path) -> None:
     metrics = {"step": 1, "loss": 0.5}
-    with Tracker(run_config(tmp_path, sinks=(f"{__name__}:Greedy", "jsonl"))) as tracker:
+    with Tracker(config_of(tmp_path, sinks=(f"{__name__}:Greedy", "jsonl"))) as tracker:
         tracker.log(metrics)
     assert lines(tmp_path / "metrics.jsonl") == [metrics] == [{"step": 1, "loss": 0.5}]
 
@@ -262,7 +253,7 @@ def test_a_full_disk_leaves_whole_lines_and_says_where_they_end(
     The table at the end of the run reads the file. Not exercised: a disk that says so at close."""
     line_bytes, cut_bytes = len('{"step": 1, "num_rollouts": 8, "loss": 0.5}\n'), 10
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Tracker(run_config(tmp_path / "run", sinks=("jsonl",))) as tracker:
+    with Tracker(config_of(tmp_path / "run", sinks=("jsonl",))) as tracker:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 * line_bytes + cut_bytes, limits[1]))
         try:
             for step in range(1, 7):
@@ -282,17 +273,18 @@ def test_a_closed_console_ends_no_run(tmp_path: Path) -> None:
     """A pipe such as `train | head -1`: its reader is gone after a line, the metrics are all there,
     and the run ends with exit code 0."""
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.unit.test_tracking import STEP, Tracker, run_config\n"
-        "with Tracker(run_config(Path(sys.argv[1]))) as tracker:\n"
+        "import json, sys; sys.path[:0] = sys.argv[2:4]\n"
+        "from made.configs import run_config\n"
+        "from sfpo_megatron.tracking.tracker import Tracker\n"
+        "with Tracker(run_config(output_dir=sys.argv[1], train={'num_steps': 20})) as tracker:\n"
         "    for step in range(1, 6):\n"
-        "        tracker.log({'step': step, **STEP})\n"
+        "        tracker.log({'step': step, **json.loads(sys.argv[4])})\n"
     )
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as stdout:
-        root = str(Path(__file__).parents[2])
-        command = [sys.executable, "-c", code, str(tmp_path), root]
+        paths = [str(folder) for folder in Path(__file__).parents[1:3]]
+        command = [sys.executable, "-c", code, str(tmp_path), *paths, json.dumps(STEP)]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
     assert "console failed and gets nothing more (BrokenPipeError: " in done.stderr
@@ -315,7 +307,7 @@ def test_other_ranks_track_nothing(
         ("no_such_module:Sink", "does not import"),
         (f"{__name__}:Nothing", "nothing that can be called 'Nothing'"),
         (f"{__name__}:lines", None),  # one parameter: it can be called so
-        (f"{__name__}:run_config", None),
+        (f"{__name__}:config_of", None),
         ("json:dump", "cannot be called with (run)"),
     ],
 )
@@ -327,14 +319,14 @@ def test_a_sink_that_cannot_be_loaded_ends_the_run(
         SINK.load(name)
         return
     with pytest.raises(PluginError, match=r"tracking\.sinks: found") as found:
-        Tracker(run_config(tmp_path, sinks=(name,)))
+        Tracker(config_of(tmp_path, sinks=(name,)))
     assert expected in str(found.value)
     with pytest.raises(PluginError, match=r"tracking\.sinks: found"):
         SINK.find(name)
 
 
 def test_half_a_sink_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    config = run_config(tmp_path / "run", sinks=("jsonl", f"{__name__}:LogsOnly"))
+    config = config_of(tmp_path / "run", sinks=("jsonl", f"{__name__}:LogsOnly"))
     with pytest.raises(PluginError, match=r"LogsOnly without text\(self, line\) and close\(self\)"):
         Tracker(config)
     assert not (tmp_path / "run").exists()
@@ -348,7 +340,7 @@ def test_each_sink_once_and_by_a_known_name() -> None:
 
 
 def test_the_example_is_a_sink(tmp_path: Path) -> None:
-    config = run_config(tmp_path / "run", sinks=("jsonl", "examples.your_own.sink:Csv"))
+    config = config_of(tmp_path / "run", sinks=("jsonl", "examples.your_own.sink:Csv"))
     with Tracker(config) as tracker:
         tracker.log({"step": 1, **STEP})
         tracker.log({"step": 1, "eval/accuracy": 0.5})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.rollout.controller import _with_chosen_transport
 from sfpo_megatron.rollout.errors import RolloutError

@@ -71,6 +71,7 @@ def outputs(config: RunConfig) -> Iterator[Problem]:
     """output_dir, and saved rollouts to train on."""
     run = RunDirectory.of(config.output_dir)
     yield from _in_the_way(run.path)
+    yield from _in_its_place(run)
     for folder in (run.path, run.logs, run.checkpoints):
         if folder == run.path or folder.is_dir():
             yield from _not_writable(folder)
@@ -122,6 +123,34 @@ def _in_the_way(output: Path) -> Iterator[Problem]:
         if os.path.lexists(folder) and not os.path.isdir(folder):
             yield Problem(
                 "output_dir", f"{what} at {str(folder)!r}", "a folder", "choose another output_dir"
+            )
+
+
+def _in_its_place(run: RunDirectory) -> Iterator[Problem]:
+    """What has the name of a file or folder of the run and is not one."""
+    for folder in (run.logs, run.checkpoints):
+        if os.path.lexists(folder) and not folder.is_dir():
+            yield Problem(
+                "output_dir",
+                f"{str(folder)!r}, which is no folder",
+                "a folder, or nothing",
+                "move it away, or choose another output_dir",
+            )
+    for file in (run.config, run.record, run.metrics, run.evals, run.lock):
+        if os.path.lexists(file) and not file.is_file():
+            yield Problem(
+                "output_dir",
+                f"{str(file)!r}, which is no file",
+                "a file, or nothing",
+                "move it away, or choose another output_dir",
+            )
+        elif file.exists() and not os.access(file, os.W_OK):
+            yield Problem(
+                "output_dir",
+                f"{str(file)!r}, where this user may not write",
+                "a file that can be written",
+                "choose another output_dir, or change its permissions",
+                "error_when_training",
             )
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.paths import looks_like_path
+from sfpo_megatron.config.rules.model_files import config_json, not_a_directory, pointers, weights
+from sfpo_megatron.config.rules.problem import Problem as Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.shape import (
     ModelShape,
     UnsupportedModel,
     model_shape,
-    read_hf_config,
 )
 
 MIN_HEAD_DIM_ON_CPU = 32  # vLLM's CPU attention kernels start there
@@ -31,46 +28,17 @@ _UNEVEN_STAGES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One finding of a rule."""
-
-    key: str
-    found: str
-    expected: str
-    fix: str
-    level: Literal["error", "error_when_training", "error_when_writing", "warning"] = "error"
-
-    @property
-    def message(self) -> str:
-        """What follows the key."""
-        return f"found {self.found}, expected {self.expected}; {self.fix}"
-
-
 def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
     """Problems of the directory's files and, when its config.json can be trained, the shape."""
     path = Path(config.model.path)
-    if not path.exists():
-        if looks_like_path(config.model.path):
-            yield Problem(
-                "model.path",
-                f"no directory {config.model.path!r} in {Path.cwd()}",
-                "a Hugging Face model directory",
-                "correct the path or make the model first (tools/make_tiny_model.py)",
-            )
-        else:
-            yield Problem(
-                "model.path",
-                f"the hub id {config.model.path!r}",
-                "a model directory on this machine",
-                "download it and give the directory; its sizes are not checked until then",
-                "error_when_training",
-            )
+    if problem := not_a_directory(config.model.path):
+        yield problem
         return
     shape = _read_shape(path)
     if isinstance(shape, Problem):
         yield shape
         return
+    yield from pointers(path)
     if not (path / "tokenizer.json").is_file():
         yield Problem(
             "model.path",
@@ -79,75 +47,34 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
             "save one there with AutoTokenizer(...).save_pretrained",
             "error_when_training",
         )
-    yield from _weights(path)
     yield shape
+    yield from weights(path, shape)
 
 
 def model_of(config: RunConfig, *, file: str) -> ModelShape:
     """The sizes in model.path's config.json, which must be there; ConfigError without."""
+    found = expected = fix = ""
     for item in read_model(config):
         if isinstance(item, ModelShape):
             return item
+        found, expected, fix = item.found, item.expected, item.fix
         if item.level == "error":
-            raise ConfigError(
-                file, item.key, found=item.found, expected=item.expected, fix=item.fix
-            )
-    raise ConfigError(
-        file,
-        "model.path",
-        found=f"the hub id {config.model.path!r}",
-        expected="a directory with config.json",
-        fix="download the model's config.json; weights are not needed",
-    )
+            break
+    else:
+        expected = "a directory with config.json"
+        fix = "correct the path, or download the model's config.json; weights are not needed"
+    raise ConfigError(file, "model.path", found=found, expected=expected, fix=fix)
 
 
 def _read_shape(path: Path) -> Problem | ModelShape:
-    file = path / "config.json"
-    if not file.is_file():
-        what = "no config.json in" if path.is_dir() else "a file, not a directory, at"
-        return Problem(
-            "model.path",
-            f"{what} {str(path)!r}",
-            "a Hugging Face model directory",
-            "point model.path at the folder that holds config.json",
-        )
+    config = config_json(path)
+    if isinstance(config, Problem):
+        return config
     try:
-        return model_shape(read_hf_config(path))
+        return model_shape(config)
     except UnsupportedModel as error:
-        return Problem("model.path", f"{error.found} in {file}", error.expected, error.fix)
-    except ValueError as error:
-        return Problem(
-            "model.path", f"{file}: {error}", "valid JSON", "restore the model's config.json"
-        )
-
-
-def _weights(path: Path) -> Iterator[Problem]:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            yield Problem(
-                "model.path", f"{index}: {error!r}", "a weight_map", "download the index again"
-            )
-            return
-        missing = sorted(name for name in names if not (path / name).is_file())
-        if missing:
-            yield Problem(
-                "model.path",
-                f"{len(missing)} of {len(names)} weight files missing ({missing[0]}...)",
-                f"every file that {index.name} lists",
-                "finish the download",
-                "error_when_training",
-            )
-    elif not any(path.glob("*.safetensors")):
-        yield Problem(
-            "model.path",
-            f"no *.safetensors in {str(path)!r}",
-            "the model's weights",
-            "download or convert them; only safetensors is read",
-            "error_when_training",
-        )
+        found = f"{error.found} in {path / 'config.json'}"
+        return Problem("model.path", found, error.expected, error.fix)
 
 
 # ---- rules: (config, the model's shape, on CPU?) -> problems ------------------------------
@@ -229,11 +156,17 @@ def _latent_dims(config: RunConfig, mla: MLAShape, on_cpu: bool) -> Iterator[Pro
 
 def _length(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
     length = config.engine_tokens
-    if length > shape.max_position:
+    if length > (most := shape.max_context):
+        named = f"the model's max_position_embeddings ({shape.max_position})"
+        if most != shape.max_position and shape.rope_scaling is not None:
+            kind, factor = shape.rope_scaling.kind, shape.rope_scaling.factor
+            named = f"{most}: {named} as rope type {kind} with factor {factor:g} stretches them"
+        elif most != shape.max_position:
+            named = f"{most}, the least of the lengths in the model's config.json"
         yield Problem(
             "rollout.max_response_tokens",
             f"{length} tokens with the prompt",
-            f"at most the model's max_position_embeddings ({shape.max_position})",
+            f"at most {named}",
             "lower max_prompt_tokens or max_response_tokens",
         )
 

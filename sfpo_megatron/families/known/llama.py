@@ -44,8 +44,19 @@ LAYER = (
 
 
 def _refused(config: HFConfig) -> Iterator[Finding]:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if hidden % heads:  # LlamaConfig refuses it, whatever head_dim says
+        fix = "restore the model's config.json"
+        yield f"hidden_size {hidden} with {heads} heads", "a multiple of the heads", fix
     if "sliding_attention" in (config.get("layer_types") or ()):
         yield "sliding-window attention in a Llama", "full attention", "choose another model"
 
 
-FAMILY = Family(name="llama", architectures=("LlamaForCausalLM",), layer=LAYER, refused=_refused)
+FAMILY = Family(
+    name="llama",
+    architectures=("LlamaForCausalLM",),
+    layer=LAYER,
+    defaults={"attention_bias": False, "mlp_bias": False},
+    nullable=frozenset(("attention_dropout", "head_dim", "num_key_value_heads")),
+    refused=_refused,
+)

@@ -9,4 +9,11 @@ FAMILY = Family(
     architectures=("MistralForCausalLM",),
     layer=llama.LAYER,
     windowed=windows.every_layer,
+    defaults={
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    nullable=frozenset(("head_dim", "sliding_window")),
 )

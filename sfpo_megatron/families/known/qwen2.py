@@ -5,6 +5,17 @@ from sfpo_megatron.families.family import Family
 from sfpo_megatron.families.known import llama
 from sfpo_megatron.families.rule import Rule
 
+DEFAULTS = {
+    "intermediate_size": 22016,
+    "layer_types": None,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+}
+NULLABLE = frozenset(("layer_types", "num_key_value_heads", "sliding_window"))
+
 FAMILY = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
@@ -18,4 +29,6 @@ FAMILY = Family(
         ),
     ),
     windowed=windows.last_layers_if_used,
+    defaults=DEFAULTS,
+    nullable=NULLABLE,
 )

@@ -2,7 +2,7 @@
 
 from sfpo_megatron.families import windows
 from sfpo_megatron.families.family import Family
-from sfpo_megatron.families.known import llama
+from sfpo_megatron.families.known import llama, qwen2
 from sfpo_megatron.families.rule import Rule
 
 QK_NORMS = tuple(
@@ -18,4 +18,6 @@ FAMILY = Family(
     architectures=("Qwen3ForCausalLM",),
     layer=(*llama.LAYER, *QK_NORMS),
     windowed=windows.last_layers_if_used,
+    defaults={**qwen2.DEFAULTS, "attention_bias": False, "head_dim": 128},
+    nullable=qwen2.NULLABLE,
 )

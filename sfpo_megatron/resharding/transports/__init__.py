@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.resharding.seams import Driver, SendingEnd, UpdateClient
 from sfpo_megatron.resharding.source_pass import Rendezvous, SourcePass
 
@@ -22,7 +23,8 @@ _BACKENDS = {
 
 
 def register() -> None:
-    """Make our backends known to vLLM by name; safe to call more than once in a process."""
+    """Make our backends and our loader known to vLLM by name; safe to call more than once in a
+    process."""
     from vllm.distributed.weight_transfer.factory import (
         WeightTransferEngineFactory,
         WeightTransferTrainerFactory,
@@ -34,6 +36,16 @@ def register() -> None:
             WeightTransferEngineFactory.register_engine(backend, module, engine_class)
         if backend not in WeightTransferTrainerFactory._registry:
             WeightTransferTrainerFactory.register_engine(backend, module, trainer_class)
+    _register_loader()
+
+
+def _register_loader() -> None:
+    from vllm.model_executor import model_loader
+
+    if LOAD_FORMAT not in model_loader._LOAD_FORMAT_TO_MODEL_LOADER:
+        from sfpo_megatron.resharding.transports.first_weights import ListedWeights
+
+        model_loader.register_model_loader(LOAD_FORMAT)(ListedWeights)
 
 
 def sender(

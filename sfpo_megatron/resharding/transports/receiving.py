@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 
-from sfpo_megatron.families.hf_files import TensorMeta, mtp_prefixes
+from sfpo_megatron.families.hf_files import TensorMeta
+from sfpo_megatron.families.weight_names import mtp_prefixes
 from sfpo_megatron.resharding.checksums import check
 from sfpo_megatron.resharding.transports.tensor_names import (
     check_manifest,
@@ -43,10 +44,22 @@ class Receiver(WeightTransferEngine):
             manifest,
             read_checkpoint_shapes(Path(self.model_config.model)),
             dtype=self.model_config.dtype,
-            tied_embeddings=config.tie_word_embeddings,
+            tied_embeddings=config.tie_word_embeddings or self.head_is_embedding(),
             left_out=mtp_prefixes(config.num_hidden_layers, num_mtp),
         )
         self._manifest = manifest
+
+    def head_is_embedding(self) -> bool:
+        """Whether vLLM has tied the head again: it calls a model untied whose files repeat the
+        embedding as its head, and compares the two when they are loaded."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        if not self.model_config.word_embeddings_untied_by_checkpoint:
+            return False
+        modules = self._embeddings()
+        own = {m.weight.data_ptr() for m in modules if not isinstance(m, ParallelLMHead)}
+        heads = [m for m in self.model.modules() if isinstance(m, ParallelLMHead)]
+        return all(head in modules and head.weight.data_ptr() in own for head in heads)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfpo_megatron.host.scratch import note_segment
+
 SHARED_MEMORY_DIR = Path("/dev/shm")
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ def _reserve(directory: Path, num_bytes: int) -> Path:
     if free_bytes(directory) < num_bytes:
         raise OSError(f"{directory} has {free_bytes(directory) / 2**20:.1f} MiB free")
     path = directory / f"sfpo-refit-{os.getpid()}-{secrets.token_hex(8)}"
+    note_segment(path)  # it stays for seconds only, but a kill may come in them
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, num_bytes)

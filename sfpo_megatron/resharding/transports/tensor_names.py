@@ -7,7 +7,6 @@ engine was started from before the first byte moves. Pure data: no vllm, no comm
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import TypedDict
 import torch
 
 from sfpo_megatron.families.experts import CHOICE_BIAS
-from sfpo_megatron.families.hf_files import TensorMeta, read_header
+from sfpo_megatron.families.hf_files import TensorMeta
+from sfpo_megatron.families.safetensors_header import ModelFilesError
+from sfpo_megatron.families.weight_files import read_tensors
 
 _CHOICE_BIAS = CHOICE_BIAS.hf[0].rpartition(".")[2]
 _ALIGN_BYTES = 64  # a cache line; and every dtype's view starts at a multiple of its size
@@ -76,26 +77,11 @@ def plan_buckets(manifest: Sequence[TensorMeta], bucket_bytes: int) -> tuple[lis
 
 def read_checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in a Hugging Face directory, from the safetensors headers."""
-    index = model_dir / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(
-            {model_dir / f for f in json.loads(index.read_text())["weight_map"].values()}
-        )
-    else:
-        files = sorted(model_dir.glob("*.safetensors"))
-    if not files:
-        raise ManifestError(
-            f"{model_dir}: found no *.safetensors, which tell what weights the engine takes; "
-            "save the model with save_pretrained"
-        )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            header = read_header(file)
-        except ValueError as error:
-            raise ManifestError(str(error)) from error
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
-    return shapes
+    try:
+        tensors = read_tensors(model_dir)
+    except ModelFilesError as error:
+        raise ManifestError(f"the weights that the engine takes: {error}") from error
+    return {name: entry.shape for name, entry in tensors.items()}
 
 
 def check_manifest(

@@ -1,0 +1,213 @@
+"""Suggestions for a name that is no key: ours elsewhere in the tree, a peer's, or a misspelling."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+
+from sfpo_megatron.config.origin import join
+from sfpo_megatron.config.tree import RunConfig
+
+_PEERS = """
+seed: random_seed global_seed
+output_dir: output_path save_path save_dir ckpt_path ckpt_dir default_local_dir checkpoint_dir
+    log_dir logging_dir run_dir save
+model.path: model_name_or_path model_name model_path pretrain hf_checkpoint tokenizer_name
+    tokenizer_path policy_model_name
+model.dtype: bf16 fp16 precision torch_dtype param_dtype
+parallel.data: data_parallel_size dp_size dp num_gpus n_gpus_per_node gpus_per_node
+    num_gpus_per_node actor_num_gpus_per_node
+parallel.tensor: tensor_model_parallel_size tensor_parallel_size tp_size tp
+parallel.pipeline: pipeline_model_parallel_size pipeline_parallel_size pp_size pp
+parallel.virtual_pipeline: virtual_pipeline_model_parallel_size vpp vpp_size
+parallel.context: context_parallel_size cp_size cp ulysses_sequence_parallel_size
+parallel.expert: expert_model_parallel_size expert_parallel_size ep_size ep
+parallel.expert_tensor: expert_tensor_parallel_size etp
+parallel.sequence: sequence_parallel
+megatron.transformer.recompute_granularity: gradient_checkpointing recompute
+    enable_gradient_checkpointing activation_checkpointing
+train.num_steps: epochs num_epochs total_epochs num_train_epochs max_steps num_train_steps
+    total_training_steps max_num_steps train_iters train_steps num_rollout num_episodes
+    total_steps max_epochs
+train.prompts_per_step: train_batch_size rollout_batch_size global_batch_size batch_size
+    num_prompts_per_step gen_batch_size train_global_batch_size prompts_per_batch
+train.group_size: n num_generations n_samples_per_prompt num_generations_per_prompt rollout_n
+    num_return_sequences samples_per_prompt num_samples_per_prompt n_samples rollouts_per_prompt
+    num_rollouts_per_prompt group
+train.minibatches_per_step: ppo_mini_batch_size mini_batch_size num_mini_batches num_minibatches
+    num_steps_per_rollout minibatch_size
+train.microbatch_size: micro_batch_size per_device_train_batch_size ppo_micro_batch_size
+    ppo_micro_batch_size_per_gpu micro_train_batch_size train_micro_batch_size
+    gradient_accumulation_steps log_prob_micro_batch_size_per_gpu
+train.max_tokens_per_microbatch: ppo_max_token_len_per_gpu max_tokens_per_gpu
+    max_token_len_per_gpu train_mb_tokens sequence_packing use_dynamic_bsz
+train.optimizer.lr: lr learning_rate actor_lr actor_learning_rate base_lr lr_rate
+train.optimizer.lr_warmup_steps: warmup_steps num_warmup_steps lr_warmup_iters warmup lr_warmup
+    warmup_ratio lr_warmup_ratio lr_warmup_steps_ratio
+train.optimizer.betas: adam_betas adam_beta1 adam_beta2 beta1 beta2
+train.optimizer.eps: adam_eps adam_epsilon
+train.optimizer.weight_decay: wd l2
+train.optimizer.clip_grad: max_grad_norm grad_clip gradient_clipping max_norm gradient_clip_val
+    grad_norm_clip
+train.control_timeout_s: nccl_timeout distributed_timeout_minutes
+sfpo.num_fast_passes: ppo_epochs num_iterations sfpo_inner_steps inner_steps K num_ppo_epochs
+    lookahead_steps
+sfpo.alpha: sfpo_step_size lookahead_alpha slow_step_size
+objective.advantage: adv_estimator advantage_estimator algorithm algo adv
+objective.loss: policy_loss loss_fn loss_mode
+objective.normalize_std: norm_adv_by_std_in_grpo scale_rewards normalize_rewards
+objective.clip_low: clip_ratio cliprange clip_range epsilon eps_clip clip_ratio_low epsilon_low
+    ratio_clip_min
+objective.clip_high: clip_ratio_high epsilon_high eps_clip_high ratio_clip_max
+objective.dual_clip: clip_ratio_c ratio_clip_c delta
+objective.aggregation: loss_agg_mode loss_type token_level_loss
+objective.entropy_coef: entropy_coeff entropy_loss_coef ent_coef entropy_bonus
+objective.kl.coef: kl_coef beta init_kl_coef kl_loss_coef kl_coeff kl_penalty_coef kl_beta
+    reference_policy_kl_penalty use_kl_loss kl_ctrl use_kl_in_reward
+objective.kl.estimator: kl_loss_type kl_estimator kl_penalty
+objective.importance_sampling.weight: use_tis tis rollout_is vllm_importance_sampling_correction
+objective.importance_sampling.max_weight: tis_imp_ratio_cap tis_clip tis_threshold
+    rollout_is_threshold
+rollout.num_engines: num_vllm_engines vllm_num_engines rollout_num_gpus num_workers_vllm
+rollout.tensor_parallel: rollout_num_gpus_per_engine vllm_tensor_parallel_size
+    rollout_tensor_parallel_size
+rollout.placement: colocate colocate_all_models hybrid_engine vllm_mode colocated
+rollout.max_response_tokens: max_new_tokens max_response_length response_length
+    max_completion_length generate_max_len max_gen_len max_tokens rollout_max_response_len
+    max_gen_length
+rollout.max_prompt_tokens: max_prompt_length prompt_length prompt_max_len max_input_length
+    max_input_seq_length rollout_max_prompt_len
+rollout.gpu_memory_utilization: vllm_gpu_memory_utilization mem_fraction_static gpu_util
+rollout.drop_groups: dynamic_sampling filter_groups use_dynamic_sampling
+rollout.async_steps: async_mode staleness_threshold max_staleness off_policy_steps
+rollout.engine_args: vllm_kwargs vllm_config vllm_args engine_kwargs vllm
+rollout.engine_args.enforce_eager: enforce_eager
+rollout.engine_args.max_num_seqs: max_num_seqs
+rollout.engine_args.max_num_batched_tokens: max_num_batched_tokens
+refit.transport: weight_sync_backend vllm_sync_backend update_weights_backend
+data.train: train_files train_file train_data dataset dataset_name prompt_data datasets
+    train_dataset dataset_path
+data.eval: val_files val_file val_data eval_files eval_file eval_dataset eval_prompt_data
+    test_files validation_files
+data.chat_template: apply_chat_template use_chat_template
+reward.function: reward_fn reward_funcs reward_func reward_model custom_reward_function rm_type
+    reward_manager remote_rm_url verifier
+eval.every: eval_interval eval_steps test_freq eval_freq val_period eval_every eval_period
+    val_interval
+eval.n: n_samples_per_eval_prompt eval_n val_n eval_num_samples
+checkpoint.every: save_interval save_steps save_freq save_every save_period checkpoint_interval
+checkpoint.keep_last: save_total_limit max_ckpt_to_keep max_actor_ckpt_to_keep max_ckpt_num
+    keep_top_k keep_last_n
+checkpoint.resume: resume_from_checkpoint resume_mode resume_from resume_path load
+    load_checkpoint
+tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard project_name
+    experiment_name trackers swanlab mlflow log_to
+"""
+"""Our key, and after it what peers call it."""
+_IN_ROLLOUT: Mapping[str, str] = {
+    "tensor_parallel_size": "rollout.tensor_parallel",
+    "tensor_model_parallel_size": "rollout.tensor_parallel",
+    "tp_size": "rollout.tensor_parallel",
+    "tp": "rollout.tensor_parallel",
+    "data_parallel_size": "rollout.num_engines",
+    "dp_size": "rollout.num_engines",
+}
+"""Names that mean another key in a section about engines."""
+_ROLLOUT_SECTIONS = ("rollout", "vllm", "generation", "engine")
+_MAX_SHOWN = 3
+
+
+def _table(text: str) -> dict[str, str]:
+    """Name in a peer's config -> our key."""
+    rows = (row.split(": ") for row in re.sub(r"\n +", " ", text).strip().splitlines())
+    return {name: key for key, names in rows for name in names.split()}
+
+
+PEERS: Mapping[str, str] = _table(_PEERS)
+"""Name in a peer's config -> our key."""
+
+
+def did_you_mean(
+    key: str, siblings: Iterable[str], inside: object = None, *, otherwise: str
+) -> str:
+    """What to do about the unknown dotted `key`, in whose place `siblings` are known.
+
+    `inside`: its value; a section of a peer's config is told by the keys in it.
+    """
+    known = {str(name) for name in siblings}
+    *above, name = key.split(".")
+    if _no_space(name, inside):
+        written, _, value = name.partition(":")
+        return f"write {written}: {value}, with a space after the colon"
+    if (close := _close(name, known, 0.9)) is not None:
+        return close
+    leaves = [[*above, *path] for path in _leaves(inside)]
+    for found in (
+        [target for path in leaves for target in _of_peers(path[-1], path)],
+        _of_peers(name, above),
+        [] if leaves else _of_ours(name, above),
+    ):
+        if found:
+            shown = list(dict.fromkeys(found))[:_MAX_SHOWN]
+            return f"did you mean {' or '.join(shown)}?"
+    return _close(name, known, 0.6) or otherwise
+
+
+def _close(name: str, known: set[str], cutoff: float) -> str | None:
+    found = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {found[0]}?" if found else None
+
+
+def _no_space(name: str, inside: object) -> bool:
+    """Whether `{size:5}` was meant as `{size: 5}`: YAML takes it for a key without a value."""
+    return ":" in name and inside is None
+
+
+def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, (*path, str(name)))
+    elif path:
+        yield list(path)
+
+
+def _of_peers(name: str, above: list[str]) -> list[str]:
+    """Our key for what peers call `name`, which stands under the sections `above`."""
+    plain = _plain(name)
+    if plain in _IN_ROLLOUT and any(part.split("_")[0] in _ROLLOUT_SECTIONS for part in above):
+        return [_IN_ROLLOUT[plain]]
+    found = PEERS.get(plain) or PEERS.get(plain.lower())
+    return [found] if found else []
+
+
+def _of_ours(name: str, above: list[str]) -> list[str]:
+    """Keys of ours with this last part; of those in the same section alone, if there are any."""
+    ours = _last_parts().get(_plain(name), [])
+    return [key for key in ours if key.split(".")[0] in above] or ours
+
+
+def _plain(name: str) -> str:
+    return name.rpartition(".")[2].strip().replace("-", "_")
+
+
+@cache
+def _last_parts() -> dict[str, list[str]]:
+    """Last part of every key of the tree -> the keys that end with it."""
+    found: dict[str, list[str]] = {}
+
+    def walk(cls: type, key: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            child, hint = join(key, field.name), hints[field.name]
+            if dataclasses.is_dataclass(hint):
+                assert isinstance(hint, type)
+                walk(hint, child)
+            if key:
+                found.setdefault(field.name, []).append(child)
+
+    walk(RunConfig, "")
+    return found

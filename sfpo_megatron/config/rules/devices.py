@@ -1,0 +1,77 @@
+"""Whether this machine has a device for every rank of the trainer and of the engines. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.tree import RunConfig
+
+_DRIVER = Path("/proc/driver/nvidia")
+
+
+def num_gpus() -> int:
+    """GPUs that processes started here may use; 0 without the NVIDIA driver. Without torch."""
+    if not (_DRIVER / "version").exists():
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [name.strip() for name in visible.split(",")]
+        # CUDA ends the list at the first index that there is not, such as -1.
+        return len(named[: named.index("-1")] if "-1" in named else [n for n in named if n])
+    return sum(1 for _ in (_DRIVER / "gpus").glob("*"))
+
+
+def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:
+    """Ranks that this process starts itself, and engines beside them, are all on this machine.
+
+    Ranks that torchrun has started, and a Ray cluster that others have, may be on several.
+    """
+    rollout, parallel = config.rollout, config.parallel
+    engines = rollout.num_engines * rollout.tensor_parallel
+    if config.debug.train_only is not None:
+        engines = 0
+    if world_size is not None or parallel.data is None:
+        return
+    ranks = parallel.data * parallel.model_size
+    if on_cpu:
+        yield from _on_cores(engines, config)
+        return
+    gpus = num_gpus()
+    if gpus == 0:
+        return  # a machine like the one where it will run is elsewhere
+    if ranks > gpus:
+        yield Problem(
+            "parallel",
+            f"{ranks} ranks",
+            f"at most one on each of the {gpus} GPUs of this machine",
+            "lower parallel.data, or start the ranks on more machines (sfpo-megatron slurm)",
+            "error_when_training",
+        )
+    elif (
+        rollout.placement == "dedicated"
+        and ranks + engines > gpus
+        and "RAY_ADDRESS" not in os.environ
+    ):
+        yield Problem(
+            "rollout.num_engines",
+            f"{rollout.num_engines} of {rollout.tensor_parallel} GPUs each beside {ranks} ranks",
+            f"at most {gpus - ranks} GPUs, of the {gpus} of this machine",
+            "set rollout.placement: colocated, or fewer engines or ranks",
+            "error_when_training",
+        )
+
+
+def _on_cores(engines: int, config: RunConfig) -> Iterator[Problem]:
+    cores = os.cpu_count() or 1
+    if engines > cores:
+        rollout = config.rollout
+        yield Problem(
+            "rollout.num_engines",
+            f"{rollout.num_engines} of tensor_parallel {rollout.tensor_parallel}",
+            f"at most one engine rank a core ({cores})",
+            "fewer engines run faster here",
+            "warning",
+        )

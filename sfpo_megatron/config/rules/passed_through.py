@@ -1,0 +1,228 @@
+"""What is handed to vLLM and Megatron-Core as it is: names that they have, values of their types,
+and nothing that has a key of its own. No torch: the installed packages' sources are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sfpo_megatron.config.names import did_you_mean
+from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.config.upstream import accepts, fields_of
+
+_CORE = "megatron.core"
+CLASSES: dict[str, tuple[str, str]] = {
+    "rollout.engine_args": ("vllm.engine.arg_utils", "AsyncEngineArgs"),
+    # Latent attention's, which has all fields of the others.
+    "megatron.transformer": (f"{_CORE}.transformer.transformer_config", "MLATransformerConfig"),
+    "megatron.ddp": (
+        f"{_CORE}.distributed.distributed_data_parallel_config",
+        "DistributedDataParallelConfig",
+    ),
+    "megatron.optimizer": (f"{_CORE}.optimizer.optimizer_config", "OptimizerConfig"),
+}
+"""Section -> module and class whose fields its keys are."""
+
+_OWNED_BY_US: dict[str, dict[str, str]] = {
+    "rollout.engine_args": {
+        "model": "model.path",
+        "tokenizer": "model.path",
+        "dtype": "model.dtype",
+        "seed": "seed",
+        "tensor_parallel_size": "rollout.tensor_parallel",
+        "gpu_memory_utilization": "rollout.gpu_memory_utilization",
+        "logprobs_mode": "nothing: the trainer needs processed_logprobs",
+        "tokenizer_mode": "nothing: an engine gets token ids, and has no tokenizer",
+        "tokenizer_revision": "nothing: an engine gets token ids, and has no tokenizer",
+        "revision": "model.path: a directory has one",
+        "code_revision": "nothing: a model's own code is never run",
+        "hf_config_path": "model.path: the trainer reads the same config.json",
+        "runner": "nothing: an engine generates",
+        "convert": "nothing: an engine generates",
+        "enable_lora": "nothing: all weights are trained and sent",
+        "data_parallel_size": "rollout.num_engines",
+        "pipeline_parallel_size": "rollout.tensor_parallel: an engine has as many devices",
+        "nnodes": "nothing: an engine stays on one node",
+        "trust_remote_code": "nothing: a model's own code is never run",
+        "weight_transfer_config": "refit.transport",
+        "enable_sleep_mode": "rollout.placement: colocated engines sleep, dedicated ones do not",
+        "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
+        "and would be silently wrong",
+    },
+    "megatron.transformer": {
+        "tensor_model_parallel_size": "parallel.tensor",
+        "pipeline_model_parallel_size": "parallel.pipeline",
+        "virtual_pipeline_model_parallel_size": "parallel.virtual_pipeline",
+        "context_parallel_size": "parallel.context",
+        "expert_model_parallel_size": "parallel.expert",
+        "expert_tensor_parallel_size": "parallel.expert_tensor",
+        "sequence_parallel": "parallel.sequence",
+        "num_layers": "the model's config.json",
+        "hidden_size": "the model's config.json",
+        "num_attention_heads": "the model's config.json",
+        "num_moe_experts": "the model's config.json",
+        "moe_ffn_hidden_size": "the model's config.json",
+        "moe_layer_freq": "the model's config.json",
+        "moe_router_pre_softmax": "the model's config.json",
+        "moe_router_score_function": "the model's config.json",
+        "moe_router_topk": "the model's config.json",
+        "moe_shared_expert_intermediate_size": "the model's config.json",
+        "moe_expert_capacity_factor": "nothing: the engine drops no token",
+        **dict.fromkeys(
+            (
+                *(
+                    "moe_router_enable_expert_bias",
+                    "moe_router_group_topk",
+                    "moe_router_num_groups",
+                ),
+                *("moe_router_topk_scaling_factor", "multi_latent_attention", "q_lora_rank"),
+                *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
+                *("rotary_base", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
+            ),
+            "the model's config.json",
+        ),
+        "moe_router_bias_update_rate": "nothing: the bias is a buffer that no optimizer holds, "
+        "which SFPO could not reposition; it stays as the model has it",
+        "moe_use_legacy_grouped_gemm": "nothing: its stacked weights are in no table of names",
+        "params_dtype": "model.dtype",
+        "bf16": "model.dtype",
+        "fp16": "model.dtype",
+        "transformer_impl": "model.transformer_impl",
+    },
+    "megatron.optimizer": {
+        "lr": "train.optimizer.lr",
+        "weight_decay": "train.optimizer.weight_decay",
+        "adam_beta1": "train.optimizer.betas",
+        "adam_beta2": "train.optimizer.betas",
+        "adam_eps": "train.optimizer.eps",
+        "clip_grad": "train.optimizer.clip_grad",
+        "bf16": "model.dtype",
+        "fp16": "model.dtype",
+        "params_dtype": "model.dtype",
+    },
+}
+
+
+def passed_through(config: RunConfig) -> Iterator[Problem]:
+    """Names and types of what is handed through."""
+    given: dict[str, dict[str, Any]] = {
+        "rollout.engine_args": config.rollout.engine_args,
+        "megatron.transformer": config.megatron.transformer,
+        "megatron.ddp": config.megatron.ddp,
+        "megatron.optimizer": config.megatron.optimizer,
+    }
+    for section, settings in given.items():
+        owned = _OWNED_BY_US.get(section, {})
+        for name, value in settings.items():
+            if name in owned:
+                yield Problem(
+                    f"{section}.{name}",
+                    repr(value),
+                    "no such key here",
+                    f"remove it and set {owned[name]}",
+                )
+        if settings:
+            yield from _unlike_the_fields(section, settings)
+
+
+def _unlike_the_fields(section: str, settings: dict[str, Any]) -> Iterator[Problem]:
+    module, cls = CLASSES[section]
+    fields = fields_of(module, cls)
+    if fields is None:
+        return  # not installed here, or made in a way that its source does not show
+    package = module.partition(".")[0]
+    for name, value in settings.items():
+        key = f"{section}.{name}"
+        if name not in fields:
+            yield Problem(
+                key,
+                f"a name that {cls} of the installed {package} does not have",
+                "one of its fields",
+                did_you_mean(key, fields, value, otherwise="check the spelling"),
+            )
+        elif value is not None and not accepts(fields[name], value):
+            yield Problem(
+                key,
+                f"{value!r} ({type(value).__name__})",
+                f"{fields[name]}, the type of the field of {cls}",
+                "correct the value",
+            )
+
+
+def engine_arguments(config: RunConfig) -> Iterator[Problem]:
+    """Settings of engines that contradict the rest of the config."""
+    rollout = config.rollout
+    given = rollout.engine_args
+    longest = config.engine_tokens
+    length = _int(given, "max_model_len")
+    if length is not None and length != -1 and length < longest:  # -1: as long as fits
+        yield Problem(
+            "rollout.engine_args.max_model_len",
+            str(length),
+            f"at least {longest} (rollout.max_prompt_tokens + max_response_tokens)",
+            "remove it: it is set to that sum",
+        )
+    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override"):
+        number = _int(given, name)
+        if number is not None and number < 1:
+            yield Problem(
+                f"rollout.engine_args.{name}", str(number), "1 or more", "raise or remove it"
+            )
+    tokens, sequences = _int(given, "max_num_batched_tokens"), _int(given, "max_num_seqs")
+    if tokens is not None and sequences is not None and tokens < sequences:
+        yield Problem(
+            "rollout.engine_args.max_num_batched_tokens",
+            str(tokens),
+            f"at least max_num_seqs ({sequences})",
+            "raise it or lower max_num_seqs",
+        )
+    whole_prompts = given.get("enable_chunked_prefill") is False
+    if tokens is not None and tokens < longest and whole_prompts:
+        yield _too_few_tokens(tokens, longest)
+    if rollout.reproducible and given.get("enable_prefix_caching"):
+        yield Problem(
+            "rollout.engine_args.enable_prefix_caching",
+            "True with rollout.reproducible",
+            "false: what the cache holds depends on the order of calls",
+            "remove one of the two",
+        )
+    if given.get("hf_overrides"):
+        yield Problem(
+            "rollout.engine_args.hf_overrides",
+            shown(given["hf_overrides"]),
+            "the model's config.json as it is",
+            "change config.json instead: the trainer does not see it, so its log-probs and the "
+            "engine's may part",
+            "warning",
+        )
+
+
+def engine_arguments_on(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
+    """A rule like `MODEL_RULES`: on a CPU engines take a prompt at once."""
+    given = config.rollout.engine_args
+    longest = config.engine_tokens
+    tokens = _int(given, "max_num_batched_tokens")
+    at_once = on_cpu and "enable_chunked_prefill" not in given
+    if at_once and tokens is not None and tokens < longest:
+        yield _too_few_tokens(tokens, longest)
+
+
+def _too_few_tokens(tokens: int, longest: int) -> Problem:
+    return Problem(
+        "rollout.engine_args.max_num_batched_tokens",
+        f"{tokens} with prompts that are taken at once",
+        f"at least {longest} (rollout.max_prompt_tokens + max_response_tokens)",
+        "raise or remove it",
+    )
+
+
+def _int(given: dict[str, Any], name: str) -> int | None:
+    value = given.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def shown(value: object) -> str:
+    """`value` for a message, in one short line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

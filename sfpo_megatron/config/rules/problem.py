@@ -1,0 +1,24 @@
+"""What a rule finds: a key, what is there, what should be, and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding of a rule."""
+
+    key: str
+    found: str
+    expected: str
+    fix: str
+    level: Literal[
+        "error", "error_when_training", "error_when_filling", "error_when_writing", "warning"
+    ] = "error"
+
+    @property
+    def message(self) -> str:
+        """What follows the key."""
+        return f"found {self.found}, expected {self.expected}; {self.fix}"

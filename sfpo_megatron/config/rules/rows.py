@@ -1,0 +1,66 @@
+"""Whether there are prompts enough for a batch, by a count that reads no row. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.rules.parquet_footer import num_rows
+from sfpo_megatron.config.tree import DataSource, RunConfig
+
+
+def rows(config: RunConfig) -> Iterator[Problem]:
+    """Every source has rows, and those of data.train make one batch of different prompts."""
+    train = config.train
+    needed = math.ceil(train.prompts_per_step * config.rollout.oversample)
+    total: int | None = 0
+    for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
+        for index, source in enumerate(sources):
+            found = at_most(source, needed)
+            if found == 0:
+                yield Problem(
+                    f"data.{part}.{index}.path",
+                    f"no row in {source.path!r}",
+                    "one or more",
+                    "add rows, or remove the source",
+                    "error_when_training",
+                )
+            if part == "train":
+                total = None if total is None or found is None else total + found
+    if total is not None and 0 < total < needed and config.debug.train_only is None:
+        oversample = config.rollout.oversample
+        yield Problem(
+            "train.prompts_per_step",
+            f"{train.prompts_per_step}"
+            + (f" x rollout.oversample {oversample:g}" if oversample != 1 else "")
+            + f" with {total} prompts in data.train",
+            f"at least one batch of {needed} different prompts",
+            f"lower it to {math.floor(total / oversample)} or less, or add prompts",
+            "error_when_filling",
+        )
+
+
+def at_most(source: DataSource, enough: int) -> int | None:
+    """Rows of a source, counted as far as `enough`; None where only reading it can tell."""
+    if source.source == "reasoning_gym":
+        return source.size
+    path = Path(source.path or "")
+    if source.source not in ("jsonl", "parquet") or not path.is_file():
+        return None
+    try:
+        count = num_rows(path) if source.source == "parquet" else _lines(path, enough)
+    except OSError:
+        return None
+    return count if count is None or source.size is None else min(count, source.size)
+
+
+def _lines(path: Path, enough: int) -> int:
+    count = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            count += bool(line.strip())
+            if count == enough:
+                break
+    return count

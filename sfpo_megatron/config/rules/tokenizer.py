@@ -1,0 +1,151 @@
+"""Tokenizer and model: has every token a row in the embedding? Read as JSON, no transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
+
+_SPECIAL = (
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "extra_special_tokens"),
+)
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class _NotRead(ValueError):
+    """A file of the tokenizer that is not what it should be."""
+
+    def __init__(self, file: Path, found: str, expected: str) -> None:
+        super().__init__(f"{file}: found {found}, expected {expected}")
+        self.file, self.found, self.expected = file, found, expected
+
+
+def tokenizer_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
+    """Tokens without a row, and ids of special tokens that no token has."""
+    path = Path(config.model.path)
+    try:
+        yield from _tokens(path, shape.vocab_size)
+        for name in ("config.json", "generation_config.json"):
+            yield from _special_ids(path / name, shape.vocab_size)
+    except _NotRead as error:
+        yield Problem(
+            "model.path",
+            f"{error.found} in {error.file}",
+            error.expected,
+            "download the tokenizer again",
+        )
+
+
+def _tokens(path: Path, num_rows: int) -> Iterator[Problem]:
+    own, added = _vocabulary(path / "tokenizer.json")
+    listed = {**own, **added}
+    if not listed:
+        return
+    token, highest = max(listed.items(), key=lambda item: item[1])
+    following = len(listed)  # the next id, which tokenizers gives to a token that it does not know
+    new = list(dict.fromkeys(t for t in _declared(path) if t not in listed))
+    if highest >= num_rows:
+        more = sum(value >= num_rows for value in listed.values())
+        yield _too_high(path / "tokenizer.json", token, highest, num_rows, more)
+    elif new and following + len(new) > num_rows:
+        first = max(num_rows - following, 0)
+        yield _too_high(
+            path / "tokenizer_config.json",
+            new[first],
+            following + first,
+            num_rows,
+            len(new) - first,
+            ", which tokenizer.json does not have and which therefore gets",
+        )
+
+
+def _too_high(
+    file: Path, token: str, value: int, num_rows: int, count: int, why: str = " with"
+) -> Problem:
+    return Problem(
+        "model.path",
+        f"token {token!r}{why} id {value} ({count} such in all) in {file}",
+        f"ids below the model's vocab_size ({num_rows})",
+        "take the tokenizer of this model, or resize its embedding and vocab_size",
+    )
+
+
+def _read(file: Path) -> Mapping[str, object]:
+    """The object in `file`; empty where there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise _NotRead(file, str(error), "valid JSON") from None
+    if not isinstance(found, dict):
+        raise _NotRead(file, f"a {type(found).__name__}", "an object")
+    return found
+
+
+def _vocabulary(file: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Token -> id of a tokenizer.json: of its model, and of the tokens that were added to it."""
+    whole = _read(file)
+    model, more = whole.get("model") or {}, whole.get("added_tokens") or []
+    vocab = model.get("vocab") or {} if isinstance(model, dict) else None
+    if isinstance(vocab, list):  # Unigram: a token's place is its id
+        tokens = (item[0] if isinstance(item, list) and item else item for item in vocab)
+        vocab = {str(token): place for place, token in enumerate(tokens)}
+    if not isinstance(vocab, dict) or not all(_is_id(value) for value in vocab.values()):
+        raise _NotRead(file, "no vocabulary under model.vocab", "tokens with their ids")
+    added = {}
+    for item in more if isinstance(more, list) else [None]:
+        if not (isinstance(item, dict) and _is_id(item.get("id"))):
+            raise _NotRead(file, f"{item!r} under added_tokens", "objects with content and id")
+        added[str(item.get("content"))] = item["id"]
+    return vocab, added
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _declared(path: Path) -> Iterator[str]:
+    """Tokens that the other files name, in the order in which they are added."""
+    settings = _read(path / "tokenizer_config.json")
+    decoder = settings.get("added_tokens_decoder")
+    yield from _texts(decoder.values() if isinstance(decoder, dict) else ())
+    yield from _read(path / "added_tokens.json")
+    for source in (settings, _read(path / "special_tokens_map.json")):
+        for name in _SPECIAL:
+            value = source.get(name)
+            if isinstance(value, dict) and "content" not in value:
+                value = list(value.values())
+            yield from _texts(value if isinstance(value, list) else [value])
+
+
+def _texts(values: Iterable[object]) -> Iterator[str]:
+    for value in values:
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            yield text
+
+
+def _special_ids(file: Path, num_rows: int) -> Iterator[Problem]:
+    settings = _read(file)
+    for name in _IDS:
+        given = settings.get(name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is None or (_is_id(value) and isinstance(value, int) and value < num_rows):
+                continue
+            # Old Llamas have pad_token_id -1, which means none; nobody pads here.
+            none = name == "pad_token_id" and value == -1
+            level: Literal["warning", "error"] = "warning" if none else "error"
+            yield Problem(
+                "model.path",
+                f"{name} {value!r} in {file}",
+                f"an id below the model's vocab_size ({num_rows}), or null",
+                "set it to the tokenizer's, or to null",
+                level,
+            )

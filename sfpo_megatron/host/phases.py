@@ -1,0 +1,73 @@
+"""What this process is doing, for the message of whatever ends it. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Phase(str):
+    """The name of a phase, as a note on the exception that left it."""
+
+    __slots__ = ()
+
+
+class _Record:
+    """A file that says what this process is doing to whoever survives it."""
+
+    descriptor: int | None = None
+
+
+_WIDTH = 64
+_record = _Record()
+_open_phases: list[str] = []
+
+
+def record_phases(file: Path) -> None:
+    """Write each phase into `file` from now on: a process that the kernel kills says no more."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _record.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    _write()
+
+
+def recorded_phase(file: Path) -> str | None:
+    """The phase in which the process that wrote `file` ended."""
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+@contextmanager
+def doing(name: str) -> Iterator[None]:
+    """Name what happens inside; an exception that leaves it carries the innermost name."""
+    _open_phases.append(name)
+    _write()
+    try:
+        yield
+    except Exception as error:
+        if phase_of(error) is None:
+            error.add_note(Phase(name))
+        raise
+    finally:
+        _open_phases.pop()
+        _write()
+
+
+def phase_of(error: BaseException) -> str | None:
+    """The innermost phase that `error`, or what caused it, has left."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for note in getattr(seen, "__notes__", ()):
+            if isinstance(note, Phase):
+                return str(note)
+        seen = seen.__cause__
+    return None
+
+
+def _write() -> None:
+    if _record.descriptor is not None:
+        name = _open_phases[-1] if _open_phases else ""
+        os.pwrite(_record.descriptor, name.encode()[:_WIDTH].ljust(_WIDTH), 0)

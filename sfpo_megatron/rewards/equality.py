@@ -1,0 +1,242 @@
+"""Whether two readings of answers are the same: the reference decides what the response must be.
+
+Exact values are compared exactly, decimals as far as their digits go (`numbers.agree`), lists
+without order, tuples and intervals with it. A chain of sides (`71 = 72`) is right if every side is.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from sfpo_megatron.rewards import numbers, values
+from sfpo_megatron.rewards.answers import (
+    Answer,
+    Chain,
+    Choice,
+    Group,
+    Matrix,
+    Named,
+    Text,
+    Value,
+    readings,
+)
+from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
+
+if TYPE_CHECKING:
+    from sympy import Expr
+
+
+def equal(reference: Answer, found: Answer) -> bool:
+    """Whether `found` is what `reference` asks for."""
+    if isinstance(reference, Named) and isinstance(found, Named):
+        return reference.name == found.name and equal(reference.value, found.value)
+    if isinstance(reference, Choice) or isinstance(found, Choice):
+        return _choices(reference, found)
+    if isinstance(reference, Chain) and isinstance(found, Named):
+        return _relations(reference, _as_chain(found)) or equal(reference, found.value)
+    if isinstance(reference, Named) and isinstance(found, Chain):
+        return _relations(_as_chain(reference), found) or equal(reference.value, found)
+    if isinstance(found, Named):
+        return equal(reference, found.value)
+    if isinstance(reference, Named):
+        return equal(reference.value, found)
+    if isinstance(reference, Chain) or isinstance(found, Chain):
+        return _chains(reference, found)
+    if isinstance(reference, Group) or isinstance(found, Group):
+        return _groups(reference, found)
+    if isinstance(reference, Matrix) and isinstance(found, Matrix):
+        return len(reference.rows) == len(found.rows) and all(
+            _in_order(one, other) for one, other in zip(reference.rows, found.rows, strict=True)
+        )
+    if isinstance(reference, Value) and isinstance(found, Value):
+        return _values(reference, found)
+    return isinstance(reference, Text) and reference == found
+
+
+def _choices(reference: Answer, found: Answer) -> bool:
+    if isinstance(reference, Choice) and isinstance(found, Choice):
+        if reference.letter != found.letter:
+            return False
+        if not reference.text or not found.text:
+            return True
+        return any(equal(r, f) for r in readings(reference.text) for f in readings(found.text))
+    if isinstance(reference, Choice) and reference.text:  # the option's text, without its letter
+        return any(equal(one, found) for one in readings(reference.text))
+    return False
+
+
+def _chains(reference: Answer, found: Answer) -> bool:
+    if isinstance(reference, Chain) and isinstance(found, Chain):
+        return _relations(reference, found)
+    if isinstance(found, Chain):
+        if any(sign not in ("=", r"\implies", r"\approx") for sign in found.signs):
+            return False
+        if r"\approx" in found.signs:
+            return any(equal(reference, side) for side in found.sides) and all(
+                _near(one, other) for one, other in zip(found.sides, found.sides[1:], strict=False)
+            )
+        return all(equal(reference, side) for side in found.sides)
+    assert isinstance(reference, Chain)
+    is_equality = all(sign == "=" for sign in reference.signs)
+    return is_equality and all(equal(side, found) for side in reference.sides)
+
+
+def _as_chain(named: Named) -> Chain:
+    """`y = 2x` as the equation that it also is."""
+    return Chain(sides=(readings(named.name)[0], named.value), signs=("=",))
+
+
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+
+
+def _relations(reference: Chain, found: Chain) -> bool:
+    if reference.signs == found.signs and _in_order(reference.sides, found.sides):
+        return True
+    one, other = _difference(reference), _difference(found)
+    if one is None or other is None:
+        return False
+    constant = values.ratio(one, other)
+    if constant is None or not constant.is_real:
+        return False
+    sign = found.signs[0]
+    if constant < 0:
+        sign = _FLIPPED.get(sign, sign)
+    return reference.signs[0] == sign
+
+
+def _difference(chain: Chain) -> Expr | None:
+    left, right = chain.sides[0], chain.sides[-1]
+    if len(chain.sides) != 2 or not (isinstance(left, Value) and isinstance(right, Value)):
+        return None
+    return _sympy(left) - _sympy(right)
+
+
+def _groups(reference: Answer, found: Answer) -> bool:
+    if not isinstance(reference, Group) or not isinstance(found, Group):
+        group, other = (reference, found) if isinstance(reference, Group) else (found, reference)
+        assert isinstance(group, Group)
+        return group.opening == ":" and isinstance(other, Value) and _is_quotient(group, other)
+    one, other_ = reference.opening + reference.closing, found.opening + found.closing
+    one, other_ = one.replace("u", ""), other_.replace("u", "")
+    if one and other_ and one != other_:
+        return False
+    if {one, other_} <= {"", "{}"}:
+        return _any_order(reference.items, found.items)
+    return _in_order(reference.items, found.items)
+
+
+def _is_quotient(ratio: Group, value: Value) -> bool:
+    parts = [item.exact for item in ratio.items if isinstance(item, Value)]
+    if len(parts) != 2 or not all(isinstance(part, Fraction) for part in parts) or parts[1] == 0:
+        return False
+    return value.exact == parts[0] / parts[1]
+
+
+def _in_order(reference: tuple[Answer, ...], found: tuple[Answer, ...]) -> bool:
+    return len(reference) == len(found) and all(
+        equal(one, other) for one, other in zip(reference, found, strict=True)
+    )
+
+
+def _any_order(reference: tuple[Answer, ...], found: tuple[Answer, ...]) -> bool:
+    if len(reference) != len(found):
+        return False
+    left = list(found)
+    for one in reference:
+        match = next((index for index, other in enumerate(left) if equal(one, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
+
+
+# ---- values ------------------------------------------------------------------------------------
+
+
+def _values(reference: Value, found: Value) -> bool:
+    if reference.unit and found.unit and reference.unit != found.unit:
+        return False
+    if reference.percent == found.percent:
+        return _same_value(reference.exact, reference.written, found.exact, found.written)
+    if (reference.unit and found.percent) or (found.unit and reference.percent):
+        return False
+    # `50\%` is 0.5, and 50 where the question asks for percent.
+    return any(
+        _same_value(r, reference.written, f, found.written)
+        for r, f in (
+            (reference.exact, found.exact),
+            (_hundredth(reference), _hundredth(found)),
+        )
+    )
+
+
+def _hundredth(value: Value) -> Fraction | Expr:
+    return value.exact / 100 if value.percent else value.exact
+
+
+def _same_value(
+    reference: Fraction | Expr,
+    theirs: Written | None,
+    found: Fraction | Expr,
+    ours: Written | None,
+) -> bool:
+    if isinstance(reference, Fraction) and isinstance(found, Fraction):
+        return numbers.agree(
+            Number(value=reference, written=theirs), Number(value=found, written=ours)
+        )
+    one, other = _as_sympy(reference), _as_sympy(found)
+    if values.same(one, other):
+        return True
+    if (theirs is None and ours is None) or one.free_symbols or other.free_symbols:
+        return False
+    decimals = [_fraction(expr) for expr in (one, other)]
+    if decimals[0] is None or decimals[1] is None:
+        return False
+    return numbers.agree(
+        Number(value=decimals[0], written=_of_decimal(reference, theirs, decimals[0])),
+        Number(value=decimals[1], written=_of_decimal(found, ours, decimals[1])),
+    )
+
+
+def _of_decimal(exact: Fraction | Expr, written: Written | None, value: Fraction) -> Written | None:
+    """The digits of a decimal; those that an expression of decimals (`1.41421\\pi`) can have."""
+    if written is None or isinstance(exact, Fraction):
+        return written
+    if written.significant < ENOUGH_DIGITS:
+        return Written(Fraction(0), written.significant)
+    return Written(abs(value) / 10 ** (written.significant - 1), written.significant)
+
+
+def _fraction(expr: Expr) -> Fraction | None:
+    value = values.value_at(expr, {})
+    if value is None or not value.is_real:
+        return None
+    import sympy
+
+    exact = sympy.Rational(str(value))
+    return Fraction(int(exact.p), int(exact.q))
+
+
+def _near(one: Answer, other: Answer) -> bool:
+    """Sides of an approximation: within a percent, and at least one of them a decimal."""
+    if isinstance(one, Named):
+        one = one.value
+    if not (isinstance(one, Value) and isinstance(other, Value)):
+        return False
+    decimals = [_fraction(_as_sympy(side.exact)) for side in (one, other)]
+    if decimals[0] is None or decimals[1] is None or not (one.written or other.written):
+        return False
+    return abs(decimals[0] - decimals[1]) * 100 <= abs(decimals[0])
+
+
+def _sympy(value: Value) -> Expr:
+    return _as_sympy(value.exact)
+
+
+def _as_sympy(exact: Fraction | Expr) -> Expr:
+    if not isinstance(exact, Fraction):
+        return exact
+    import sympy
+
+    return sympy.Rational(exact.numerator, exact.denominator)

@@ -1,0 +1,46 @@
+r"""The response has the form that was asked for, whatever it answers: a share of a weighted sum.
+
+1 if it thinks at most once, in `<think>...</think>` at its beginning, and then gives one answer
+that is not empty: one \boxed{} or one pair `<answer>...</answer>`, or one in the other. Else 0.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards.boxes import last_boxed
+from sfpo_megatron.rewards.tagged import tagged
+from sfpo_megatron.rewards.thinking import IGNORE, REQUIRE_CLOSED, STRIP
+
+_TAG = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+
+
+def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
+    """1 for the right form, else 0. With `thinking: require_closed` it must think, with `ignore`
+    what it thinks counts as its answer."""
+    answer = response if thinking == IGNORE else _after_thinking(response, thinking)
+    if answer is None:
+        return 0.0
+    opened, closed = answer.count("<answer>"), answer.count("</answer>")
+    num_boxes = sum(1 for _ in _BOX.finditer(answer))
+    if opened != closed or opened > 1 or num_boxes > 1 or opened + num_boxes == 0:
+        return 0.0
+    given = [tagged(answer)] if opened else []
+    given += [last_boxed(answer)] if num_boxes else []
+    return float(all(one is not None and one.strip() != "" for one in given))
+
+
+def _after_thinking(response: str, thinking: str) -> str | None:
+    """What follows the thinking; None if that has not the form."""
+    tags = list(_TAG.finditer(response))
+    if not tags:
+        return response if thinking != REQUIRE_CLOSED else None
+    if not tags[-1].group().startswith("</") or len(tags) > 2:
+        return None
+    if len(tags) == 2:  # with one, the prompt ended with the opening tag
+        opening = tags[0]
+        if opening.group().startswith("</") or response[: opening.start()].strip():
+            return None
+    return response[tags[-1].end() :]

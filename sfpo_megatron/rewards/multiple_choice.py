@@ -1,0 +1,105 @@
+r"""The response chooses the option of the reference, by its letter or by its text.
+
+The reference is a letter (`E`, `(E)`), a letter with the option's text (`E. 42`) or, where the row
+has `choices` (a list, in the order A, B, ..., or an object by letter), either. The choice is what
+stands in the last box, else in the last `<answer>` tags, else behind the last "answer is",
+else on the last line: `E`, `(E)`, `E. 42`, or the option's text alone. Several letters are none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards.boxes import last_boxed
+from sfpo_megatron.rewards.notation import plain
+from sfpo_megatron.rewards.screen import refused
+from sfpo_megatron.rewards.tagged import tagged
+from sfpo_megatron.rewards.thinking import STRIP, visible
+
+_MARKED = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])\s*[).:]|([A-Z]))(?:\s+(.*))?",
+    re.DOTALL | re.IGNORECASE,
+)
+_ANSWER_IS = re.compile(
+    r"\b(?:answer|choice|option)\b(?:\s+(?:is|was|would be))?\s*:?\s*\**\s*", re.IGNORECASE
+)
+_ANOTHER = re.compile(r"(?:^|[\s(,/])\(?[A-Z](?:[).:]|$)(?=\s|$)|\b(?:or|and)\s+\(?[A-Z]\b")
+_LINE_CHARS = 2000
+
+
+def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
+    """1 for the right option, else 0."""
+    options = _options(prompt.metadata.get("choices"))
+    letter, text = _reference(prompt.answer, options)
+    answer = _chosen(visible(response, thinking))
+    if answer is None or refused(answer) is not None:
+        return 0.0
+    answer = plain(answer)
+    if text and _key(answer) == _key(text):
+        return 1.0
+    marked = _MARKED.fullmatch(answer)
+    if marked is None:
+        return 0.0
+    rest = (marked[4] or "").strip()
+    found = marked[1] or marked[2] or marked[3]
+    if _ANOTHER.search(rest) or (marked[3] and (rest or found.islower())):
+        return 0.0
+    if rest and text and _key(rest) != _key(text):
+        return 0.0  # the letter of one option, the text of another
+    return float(found.upper() == letter)
+
+
+def readable(answer: str) -> str | None:
+    """Why a reference cannot be read; None if it can."""
+    try:
+        _reference(answer, {})
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _reference(answer: str, options: Mapping[str, str]) -> tuple[str, str]:
+    """The letter and the text, "" if the row does not say."""
+    spelled = plain(last_boxed(answer) or answer)
+    for letter, text in options.items():
+        if _key(text) == _key(spelled):
+            return letter, text
+    marked = _MARKED.fullmatch(spelled)
+    if marked is None or (marked[3] and marked[4]):
+        raise ValueError(
+            f"answer: found {answer[:200]!r}, expected the letter of an option, such as E or "
+            "'E. 42', or one of the row's `choices`; use reward.function=exact_match or math"
+        )
+    letter = (marked[1] or marked[2] or marked[3]).upper()
+    return letter, (marked[4] or "").strip() or options.get(letter, "")
+
+
+def _options(choices: object) -> dict[str, str]:
+    if isinstance(choices, Mapping):
+        if isinstance(choices.get("text"), Sequence) and isinstance(choices.get("label"), Sequence):
+            return dict(zip(map(str, choices["label"]), map(str, choices["text"]), strict=False))
+        return {str(letter).upper(): str(text) for letter, text in choices.items()}
+    if isinstance(choices, Sequence) and not isinstance(choices, str):
+        return {chr(ord("A") + index): str(text) for index, text in enumerate(choices[:26])}
+    return {}
+
+
+def _chosen(text: str) -> str | None:
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    in_tags = tagged(text)
+    if in_tags is not None:
+        return in_tags
+    lines = text.strip().rsplit("\n", 1)
+    line = lines[-1][-_LINE_CHARS:].strip()
+    end = 0
+    for found in _ANSWER_IS.finditer(line):
+        end = found.end()
+    return line[end:].rstrip("*").strip() or None
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[\s.]+", " ", plain(text)).strip().casefold()

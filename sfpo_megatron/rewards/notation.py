@@ -1,0 +1,181 @@
+r"""One spelling for what people write in several: commands, spaces, fonts, Unicode.
+
+`plain` changes how an answer is written, never what it says. Fonts and `\text` go, their content
+stays with a space on each side (so `12\text{m}` has a unit and `12m` a variable).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_UNICODE = {
+    **dict.fromkeys("−–‐‑‒—﹣－", "-"),
+    **dict.fromkeys("\u2009\u200a\u202f\u00a0\u2007\u2008\u3000", " "),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "∙": r"\cdot ",
+    "÷": "/",
+    "⁄": "/",
+    "∕": "/",
+    "π": r"\pi ",
+    "∞": r"\infty ",
+    "√": r"\sqrt ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "≠": r"\ne ",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "°": r"^\circ ",
+    "º": r"^\circ ",
+    "≈": r"\approx ",
+    "∅": r"\emptyset ",
+    "⇒": r"\implies ",
+    "→": r"\to ",
+    "⟹": r"\implies ",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+    "′": "'",
+    "，": ",",
+    "％": "%",
+    "€": r"\euro ",
+    "£": r"\pound ",
+    "¥": r"\yen ",
+    "₹": r"\rupee ",
+    "…": r"\ldots ",
+    "θ": r"\theta ",
+    "α": r"\alpha ",
+    "β": r"\beta ",
+    "γ": r"\gamma ",
+    "λ": r"\lambda ",
+    "μ": r"\mu ",
+    "φ": r"\phi ",
+    "ω": r"\omega ",
+}
+_SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_SUPERS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_SUBS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+
+_FONT = re.compile(
+    r"\\(?:text(?:rm|bf|it|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal|bb|cal)|mbox|hbox|"
+    r"operatorname\*?|bold(?:symbol)?|emph|underline|boxed|fbox|bm|mathop|ensuremath)(?![A-Za-z])\s*"
+    r"\{([^{}]*)\}"
+)
+_RULES = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\(?:left|right|[bB]ig[gG]?[lrm]?)(?![A-Za-z])\s*\.?", ""),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![A-Za-z])", " "),
+        (r"(?<=\d)\s*(?:\{,\}|\\!?,?\\?!?\{?,\}?\\?!|\\,|\\ |\\;|\\:|~)\s*(?=\d{3}(?!\d))", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le "),
+        (r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge "),
+        (r"\\(?:neq)(?![A-Za-z])", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"<=(?!>)", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=", r"\\ne "),
+        (r"\\(?:Rightarrow|Longrightarrow|rightarrow|longrightarrow|therefore|iff|Leftrightarrow|"
+         r"leftrightarrow|to|mapsto)(?![A-Za-z])|=>|->", r"\\implies "),
+        (r"\\(?:sim|simeq|cong|approxeq)(?![A-Za-z])|~=", r"\\approx "),
+        (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
+        (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),
+        (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
+        (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
+        (r"\\(?:cdots|ldots|dots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
+        (r"\\%|\\?\bpercent(?:age)?\b", "%"),
+        (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z])|(?<=\d)\s*\\circ(?![A-Za-z])", r"^\\circ "),
+        (r"(?<!\\)\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
+        (r"(?<=\d)\*\*(?=[\d({-])", "^"),
+        (r"\\begin\{(?:[a-z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\begin{matrix}"),
+        (r"\\end\{(?:[a-z]*matrix|array)\}", r"\\end{matrix}"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
+        (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+        (r"\s+", " "),
+        (r" ?([\^_]) ?", r"\1"),
+    )
+)  # fmt: skip
+_LEAD = re.compile(
+    r"(?:#+|\\approx(?![A-Za-z])|ans\s*[:.=]|"
+    r"(?:so |thus |hence )?(?:the )?(?:final )?answer(?: is| =)?\s*:?)\s*",
+    re.IGNORECASE,
+)
+_DELIMITED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
+
+
+def plain(text: str) -> str:
+    """The answer in one spelling; the same answer in two may still differ (`0.5`, `1/2`)."""
+    if not text.isascii():
+        text = _ascii(text)
+    text = _undelimited(text.strip())
+    for _ in range(4):  # fonts within fonts
+        changed = _FONT.sub(r" \1 ", text)
+        if changed == text:
+            break
+        text = changed
+    text = text.replace("\\$", " \\dollar ").replace("$", "")
+    for pattern, new in _RULES:
+        text = pattern.sub(new, text)
+    text = text.replace(r"\dollar", r"\dollar ").replace("  ", " ").strip()
+    lead = _LEAD.match(text)
+    if lead and lead.end() < len(text):
+        text = text[lead.end() :]
+    return _undelimited(_unpunctuated(text))
+
+
+def _ascii(text: str) -> str:
+    text = _SUPERS.sub(lambda found: "^{" + found.group().translate(_SUPER) + "}", text)
+    text = _SUBS.sub(lambda found: "_{" + found.group().translate(_SUB) + "}", text)
+    return "".join(char if char.isascii() else _one(char) for char in text)
+
+
+def _one(char: str) -> str:
+    if char in _UNICODE:
+        return _UNICODE[char]
+    digit = unicodedata.decimal(char, None)
+    if digit is not None:
+        return str(digit)
+    spelled = unicodedata.normalize("NFKC", char)
+    top, slash, bottom = spelled.partition("⁄")
+    if slash:
+        return rf"\frac{{{top}}}{{{bottom}}}"
+    return spelled
+
+
+def _undelimited(text: str) -> str:
+    """Without the marks of mathematics or emphasis around the whole of it."""
+    changed = True
+    while changed:
+        changed = False
+        for opening, closing in _DELIMITED:
+            inner = text[len(opening) : -len(closing)]
+            whole = len(text) >= len(opening) + len(closing) + 1
+            if (
+                whole
+                and text.startswith(opening)
+                and text.endswith(closing)
+                and not inner.endswith("\\")
+                and opening not in inner
+            ):
+                text, changed = inner.strip(), True
+    return text
+
+
+def _unpunctuated(text: str) -> str:
+    """Without the end of the sentence that it stood in."""
+    while text.endswith((".", ",", ";", ":", " ?")):
+        text = text[:-1].rstrip()
+    return text.strip("\"'") if text[:1] in "\"'" else text

@@ -1,0 +1,89 @@
+"""Units of measure, by one name each: `centimetres`, `cm` and `centimeter` are one, `m` another.
+
+A unit that only one side states is no difference (`12` and `12 cm`); units that differ are.
+Nothing is converted: what was asked for in centimetres is not answered in metres.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = """
+meter metre meters metres m | centimeter centimetre centimeters centimetres cm
+millimeter millimetre millimeters millimetres mm | kilometer kilometre kilometers kilometres km
+decimeter decimetre dm | inch inches in | foot feet ft | yard yards yd | mile miles mi
+gram grams g | kilogram kilograms kg kilos | milligram milligrams mg | pound pounds lb lbs
+ounce ounces oz | ton tons | tonne tonnes
+second seconds sec secs s | minute minutes min mins | hour hours hr hrs h | day days
+week weeks | month months | year years yr yrs
+liter litre liters litres L l | milliliter millilitre milliliters millilitres mL ml
+gallon gallons gal | quart quarts | pint pints | cup cups
+dollar dollars usd USD bucks | cent cents | euro euros EUR | yen JPY | rupee rupees Rs rs INR
+degree degrees deg | radian radians rad
+newton newtons N | joule joules J | kilojoule kilojoules kJ | watt watts W | kilowatt kilowatts kW
+volt volts V | ampere amperes amp amps A | ohm ohms | hertz Hz | kelvin K | pascal pascals Pa
+mole moles mol | coulomb coulombs C | electronvolt eV | calorie calories cal
+mph | kmh kph | acre acres | hectare hectares ha | unit units | percent
+"""
+_CANONICAL = {
+    name: names[0]
+    for names in (line.split() for line in re.split(r"[|\n]", _NAMES))
+    for name in names
+}
+_SHORT = {name for name in _CANONICAL if len(name) == 1}
+_SYMBOL_UNITS = {
+    r"\dollar": "dollar",
+    r"\euro": "euro",
+    r"\pound": "pound",
+    r"\yen": "yen",
+    r"\Omega": "ohm",
+}
+_POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
+_NO_NOUN = re.compile(
+    r"(?:is|are|not|no|but|if|then|so|the|answer|or|and|to|which|because|since|wait|mod|pmod|"
+    r"sin|cos|tan|log|ln|exp|sqrt|min|max|pi|times|over|plus|minus|base|for|when|where|with)$"
+)
+_WORD = re.compile(
+    r"(\\?[A-Za-z]+\.?(?:-[a-z]+)?)(?:\^\{?\s*(-?[0-9])\s*\}?)?|(/|\\cdot ?|\*|\s|-)"
+)
+
+
+def unit_of(phrase: str, *, spaced: bool) -> str | None:
+    """One name for a unit or a noun behind a number; None if the phrase is neither. `spaced`: a
+    space stands before it, without which a single letter is a variable (`12t`, `5m`)."""
+    factors: list[str] = []
+    power, per, known, index = 0, False, True, 0
+    while index < len(phrase):
+        found = _WORD.match(phrase, index)
+        if found is None:
+            return None
+        index = found.end()
+        word = (found[1] or found[3] or "").rstrip(".")
+        if found[3] is not None:
+            per = per or found[3] == "/"
+        elif word == "per":
+            per = True
+        elif word in _POWERS:
+            if word.endswith("d") and factors:
+                factors[-1] += f"^{_POWERS[word]}"
+            power = 0 if word.endswith("d") else _POWERS[word]
+        else:
+            name = _CANONICAL.get(word) or _CANONICAL.get(word.lower()) or ""
+            name = _SYMBOL_UNITS.get(word, "" if word in _SHORT and not spaced else name)
+            if not name:
+                known, name = False, word.lower()
+                if len(name) < 3 or name.startswith("\\") or _NO_NOUN.match(name) or not spaced:
+                    return None
+            exponent = int(found[2] or power or 1) * (
+                -1 if per and not (found[2] or "").startswith("-") else 1
+            )
+            factors.append(name if exponent == 1 else f"{name}^{exponent}")
+            power = 0
+    if not factors:
+        return None
+    if known:
+        return "*".join(sorted(factors))
+    if len(factors) > 4:
+        return None
+    noun = factors[-1]  # `5 different ways` counts ways
+    return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun

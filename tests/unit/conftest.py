@@ -1,0 +1,45 @@
+"""Fixtures of several unit tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from made.configs import EVALUATED, write_run
+
+if TYPE_CHECKING:
+    from made.fleets import Actor
+
+
+@pytest.fixture
+def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a good config (run.yaml) and a good model; no GPU, whatever is
+    on this machine."""
+    from sfpo_megatron.config import check
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "has_cuda", lambda: False)
+    model_dir()
+    write_run(data=EVALUATED)
+    return tmp_path
+
+
+@pytest.fixture
+def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
+    """Every actor that a fleet starts, in order."""
+    from sfpo_megatron.rollout import slots
+
+    monkeypatch.setattr(slots.ray, "kill", lambda actor: actor.dead.set())
+    monkeypatch.setattr(slots, "_POLL_S", 0.02)
+    return []
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A real one of transformers, trained on the spot."""
+    from tools.make_tiny_model import train_tokenizer
+
+    texts = ["State the final answer to the following arithmetic problem: 1 + 2 - 3 ="] * 4
+    return train_tokenizer(texts, 383)

@@ -1,0 +1,101 @@
+"""Names that peers use, and ours in another section, lead to our keys wherever they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron.config import reference
+from sfpo_megatron.config.load import ConfigError, load_config
+from sfpo_megatron.config.names import _IN_ROLLOUT, PEERS
+
+BASE = """\
+output_dir: r
+model: {path: m}
+data: {train: [{source: reasoning_gym, task: chain_sum, size: 100}]}
+"""
+KEYS = {key.name: key for section in reference.sections() for key in section.keys}
+SUGGESTED = {  # an override -> the key that is meant
+    "lr=1": "train.optimizer.lr",
+    "learning_rate=1": "train.optimizer.lr",
+    "train.lr=1": "train.optimizer.lr",
+    "train.learning-rate=1": "train.optimizer.lr",
+    "n=8": "train.group_size",
+    "rollout.n=8": "train.group_size",
+    "num_generations=8": "train.group_size",
+    "rollout.group_size=8": "train.group_size",
+    "beta=0.1": "objective.kl.coef",
+    "kl_coef=0.1": "objective.kl.coef",
+    "objective.kl_coef=0.1": "objective.kl.coef",
+    "max_new_tokens=8": "rollout.max_response_tokens",
+    "rollout.max_response_length=8": "rollout.max_response_tokens",
+    "data.max_prompt_length=8": "rollout.max_prompt_tokens",
+    "micro_batch_size=1": "train.microbatch_size",
+    "train.per_device_train_batch_size=1": "train.microbatch_size",
+    "data.train_batch_size=8": "train.prompts_per_step",
+    "ppo_mini_batch_size=8": "train.minibatches_per_step",
+    "train.epochs=3": "train.num_steps",
+    "trainer.total_epochs=3": "train.num_steps",
+    "save_interval=3": "checkpoint.every",
+    "checkpoint.save_steps=3": "checkpoint.every",
+    "wandb=true": "tracking.sinks",
+    "tracking.wandb_project=x": "tracking.sinks",
+    "tensor_parallel_size=2": "parallel.tensor",
+    "parallel.tensor_model_parallel_size=2": "parallel.tensor",
+    "rollout.tensor_parallel_size=2": "rollout.tensor_parallel",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=2": "rollout.tensor_parallel",
+    "actor_rollout_ref.actor.optim.lr=1e-6": "train.optimizer.lr",
+    "actor_rollout_ref.rollout.n=8": "train.group_size",
+    "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2": "parallel.tensor",
+    "algorithm.kl_ctrl.kl_coef=1": "objective.kl.coef",
+    "algorithm.adv_estimator=grpo": "objective.advantage",
+    "policy.max_grad_norm=1": "train.optimizer.clip_grad",
+    "alpha=0.5": "sfpo.alpha",
+    "sfpo.sfpo_inner_steps=3": "sfpo.num_fast_passes",
+    "clip_ratio_high=0.28": "objective.clip_high",
+    "train.top_p=0.9": "rollout.top_p",
+    "async_steps=1": "rollout.async_steps",
+    "enforce_eager=true": "rollout.engine_args.enforce_eager",
+}
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> ConfigError:
+    (tmp_path / "run.yaml").write_text(BASE + text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml", list(overrides))
+    return caught.value
+
+
+@pytest.mark.parametrize("override", SUGGESTED)
+def test_did_you_mean(tmp_path: Path, override: str) -> None:
+    error = refusal(tmp_path, "", override)
+    assert error.found == "an unknown key" and error.file == "command line"
+    assert error.fix == f"did you mean {SUGGESTED[override]}?"
+
+
+def test_a_section_of_a_peer_is_told_by_its_keys(tmp_path: Path) -> None:
+    section = "actor_rollout_ref: {actor: {optim: {lr: 1}}, rollout: {n: 8, top_k: 1}}"
+    error = refusal(tmp_path, section)
+    assert error.key == "actor_rollout_ref" and error.line == 4
+    assert error.fix == "did you mean train.optimizer.lr or train.group_size?"
+
+
+def test_a_dotted_key_of_a_file(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "train.num_steps: 3")
+    assert "train.num_steps" in error.fix and error.line == 4
+
+
+def test_a_misspelling_goes_before_other_sections(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "train: {num_step: 1}").fix == "did you mean num_steps?"
+    assert refusal(tmp_path, "zzz: 1").fix == "remove it or correct its name"
+
+
+def test_every_suggestion_is_a_key() -> None:
+    """And no key of ours at the top level is taken for a peer's."""
+    targets = {*PEERS.values(), *_IN_ROLLOUT.values()}
+    sections = {name.rpartition(".")[0] for name in KEYS}
+    passed_on = ("rollout.engine_args.", "megatron.transformer.")
+    for target in targets:
+        assert target in KEYS or target in sections or target.startswith(passed_on), target
+    assert not {name for name in KEYS if "." not in name} & set(PEERS)

@@ -1,0 +1,209 @@
+"""What is handed to vLLM and Megatron-Core: names and types from their sources, contradictions.
+
+Not exercised here: that they accept every value whose type is right.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from test_config_check import here, run_check
+
+from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.rules.passed_through import CLASSES
+from sfpo_megatron.config.upstream import accepts, fields_of
+
+__all__ = ["here"]  # the fixture
+
+ENGINE, CORE = "rollout.engine_args", "megatron.transformer"
+REFUSED = {  # override -> key, found, expected, fix
+    f"{ENGINE}.max_model_len=95": (
+        "max_model_len", "95", "at least 96 (rollout.max_prompt_tokens", "remove it"),
+    f"{ENGINE}.max_num_seqs=0": ("max_num_seqs", "0", "1 or more", "raise or remove it"),
+    f"{ENGINE}.block_size=0": ("block_size", "0", "1 or more", "raise"),
+    f"{ENGINE}.max_num_batched_tokens=95": (
+        "max_num_batched_tokens", "95 with prompts that are taken at once", "at least 96", "raise"),
+    f"{ENGINE}={{max_num_batched_tokens: 128, max_num_seqs: 256}}": (
+        "max_num_batched_tokens", "128", "at least max_num_seqs (256)", "lower max_num_seqs"),
+    f"{ENGINE}={{enable_chunked_prefill: false, max_num_batched_tokens: 90}}": (
+        "max_num_batched_tokens", "90 with prompts", "at least 96", "raise or remove it"),
+    f"{ENGINE}.tokenizer_mode=slow": ("tokenizer_mode", "'slow'", "no such key", "token ids"),
+    f"{ENGINE}.data_parallel_size=2": (
+        "data_parallel_size", "2", "no such key", "set rollout.num_engines"),
+    f"{ENGINE}.pipeline_parallel_size=2": (
+        "pipeline_parallel_size", "2", "no such key", "set rollout.tensor_parallel"),
+    f"{ENGINE}.runner=pooling": ("runner", "'pooling'", "no such key", "an engine generates"),
+    f"{ENGINE}.enable_lora=true": ("enable_lora", "True", "no such key", "all weights"),
+    f"{ENGINE}.max_num_seq=4": (
+        "max_num_seq", "AsyncEngineArgs of the installed vllm does not have", "one of its fields",
+        "did you mean max_num_seqs?"),
+    f"{ENGINE}.tp=2": ("tp", "does not have", "one of its fields", "rollout.tensor_parallel?"),
+    f"{ENGINE}.enforce_eager=yes please": (
+        "enforce_eager", "'yes please' (str)", "bool, the type", "correct the value"),
+    f"{ENGINE}.max_num_seqs=many": ("max_num_seqs", "'many'", "int | None", "correct"),
+    f"{ENGINE}.block_size='32'": ("block_size", "'32' (str)", "int | None", "correct"),
+    f"{ENGINE}.swap_space=four": ("swap_space", "does not have", "one of its fields", "check"),
+    f"{CORE}.recompute_granularit=full": (
+        "recompute_granularit", "MLATransformerConfig of the installed megatron", "one of",
+        "did you mean recompute_granularity?"),
+    f"{CORE}.gradient_checkpointing=true": (
+        "gradient_checkpointing", "does not have", "one of", "recompute_granularity?"),
+    f"{CORE}.recompute_granularity=all": (
+        "recompute_granularity", "'all' (str)", "Literal['full', 'selective']", "correct"),
+    f"{CORE}.recompute_num_layers=[1]": ("recompute_num_layers", "[1]", "int", "correct"),
+    f"{CORE}.recompute_num_layers=true": ("recompute_num_layers", "True", "int", "correct"),
+    f"{CORE}.moe_permute_fusion=maybe": ("moe_permute_fusion", "'maybe'", "bool", "correct"),
+    "megatron.ddp.overlap_grad_reduc=true": (
+        "overlap_grad_reduc", "DistributedDataParallelConfig of", "one of", "overlap_grad_reduce?"),
+    "megatron.ddp.bucket_size=big": ("bucket_size", "'big'", "int", "correct"),
+    "megatron.optimizer.learning_rate=1": (
+        "learning_rate", "OptimizerConfig of", "one of", "did you mean train.optimizer.lr?"),
+    "megatron.optimizer.min_lr=small": ("min_lr", "'small'", "float", "correct"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_refused(here: Path, override: str) -> None:
+    name, found, expected, fix = REFUSED[override]
+    with pytest.raises(ConfigError) as caught:
+        run_check(override)
+    error = caught.value
+    assert error.key.rpartition(".")[2] == name and error.key.startswith(override.split("=")[0][:8])
+    assert found in error.found and expected in error.expected and fix in error.fix
+
+
+ACCEPTED = (
+    f"{ENGINE}={{max_model_len: 96, max_num_seqs: 4, block_size: 32, enforce_eager: true}}",
+    f"{ENGINE}={{max_model_len: -1, max_num_batched_tokens: 96, max_num_seqs: 96}}",
+    f"{ENGINE}={{kv_cache_dtype: fp8, speculative_config: null, cudagraph_capture_sizes: [1, 2]}}",
+    f"{ENGINE}={{compilation_config: {{level: 3}}, cpu_offload_gb: 4, enable_log_requests: 1}}",
+    f"{CORE}={{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 1}}",
+    f"{CORE}={{moe_aux_loss_coeff: 1e-3, init_method_std: 1, recompute_modules: [mlp]}}",
+    "megatron.ddp={overlap_grad_reduce: true, bucket_size: 1000, align_param_gather: 0}",
+    "megatron.optimizer={min_lr: 1e-6, loss_scale: null, optimizer: sgd}",
+)
+
+
+@pytest.mark.parametrize("override", ACCEPTED)
+def test_accepted(here: Path, override: str) -> None:
+    assert run_check(override) == []
+
+
+def test_other_model_than_the_trainers_is_a_warning(here: Path) -> None:
+    (warning,) = run_check(f"{ENGINE}.hf_overrides={{rope_theta: 5}}")
+    assert "hf_overrides" in warning and "the trainer does not see it" in warning
+
+
+def test_a_prefix_cache_is_not_reproducible(here: Path) -> None:
+    cache = f"{ENGINE}.enable_prefix_caching=true"
+    assert run_check(cache) == []
+    with pytest.raises(ConfigError, match=r"found True with rollout\.reproducible"):
+        run_check(cache, "rollout.reproducible=true")
+
+
+# ---- the reader of sources ---------------------------------------------------------------------
+
+
+def test_fields_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases here and elsewhere, by relative and absolute imports, are followed; nothing is run."""
+    package = tmp_path / "made_for_fields"
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "base.py").write_text("class Base:\n    a: int = 0\n    b: str | None = None\n")
+    (package / "sub" / "leaf.py").write_text(
+        textwrap.dedent("""
+            from dataclasses import dataclass
+            from typing import ClassVar, Literal
+            from ..base import Base as Root
+            from made_for_fields.base import Base
+            raise SystemExit('imported')
+
+            @dataclass
+            class Middle(Root):
+                b: "bool" = False
+                c: ClassVar[int] = 3
+
+            @dataclass
+            class Leaf(Middle, dict):
+                d: Literal['x', 'y'] = 'x'
+                def method(self): self.e: int = 3
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    leaf = fields_of("made_for_fields.sub.leaf", "Leaf")
+    assert leaf == {"a": "int", "b": "'bool'", "d": "Literal['x', 'y']"}
+    assert fields_of("made_for_fields.sub.leaf", "None") is None
+    assert fields_of("made_for_fields.none", "Leaf") is None
+    assert fields_of("made_for_fields_none", "Leaf") is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("bool", [True, 0, 1], ["yes", 2, 0.0, []]),
+        ("int", [3, -1], [True, 1.0, "3"]),
+        ("float", [3, 0.5], [True, "1e-6"]),
+        ("str", ["x"], [1, True, ["x"]]),
+        ("Optional[int]", [None, 3], ["x"]),
+        ("int | None", [None, 3], ["x"]),
+        ("Union[str, List[int]]", ["x", [1]], [1, {}]),
+        ("typing.Optional[typing.Literal['a', 'b']]", [None, "a"], ["c", 1]),
+        ("'Optional[dict[str, int]]'", [None, {}], ["x", 1]),
+        ("Tuple[int, int]", [[1, 2]], ["x", 1]),
+        ("SomeClass | None", [None, {}, "x", 1], []),
+        ("torch.dtype", ["float32", 1], []),
+        ("Callable[[int], str]", ["x", 1], []),
+        ("Literal[A.b, 'c']", ["c", "d"], []),
+        ("not ( valid", ["x", 1], []),
+    ],
+)
+def test_types(annotation: str, good: list[object], bad: list[object]) -> None:
+    """What cannot be told (classes, names) is accepted."""
+    assert all(accepts(annotation, value) for value in good)
+    assert not any(accepts(annotation, value) for value in bad)
+
+
+def test_check_stays_free_of_them(here: Path) -> None:
+    """Names are read, and neither package is imported."""
+    code = f"""if True:
+        import sys
+        from sfpo_megatron import cli
+        assert cli.main(["check", "run.yaml", "{ACCEPTED[0]}", "{ACCEPTED[4]}"]) == 0
+        heavy = {{"torch", "vllm", "megatron", "transformers", "ray", "pyarrow"}} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_well_known_fields_are_found() -> None:
+    """Base classes included: the name that a change upstream would move out of sight."""
+    for section, names in {
+        ENGINE: {"model", "max_num_seqs", "enable_log_requests", "weight_transfer_config"},
+        CORE: {"recompute_granularity", "bf16", "kv_lora_rank", "num_layers", "fp8"},
+        "megatron.ddp": {"overlap_grad_reduce", "use_distributed_optimizer"},
+        "megatron.optimizer": {"lr", "min_lr", "adam_beta1", "use_precision_aware_optimizer"},
+    }.items():
+        assert names <= set(fields_of(*CLASSES[section]) or {}), section
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("section", CLASSES)
+def test_fields_are_the_dataclass_own(section: str, tmp_path: Path) -> None:
+    """The reference: dataclasses.fields of the imported class."""
+    module, cls = CLASSES[section]
+    code = f"""if True:
+        import dataclasses, importlib
+        cls = getattr(importlib.import_module("{module}"), "{cls}")
+        print("fields:", *[field.name for field in dataclasses.fields(cls)])
+    """
+    if section.startswith("megatron"):
+        code = "if True:\n    import torch\n" + code.split("\n", 1)[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("fields: ")]
+    assert set(line.split()[1:]) == set(fields_of(module, cls) or {})

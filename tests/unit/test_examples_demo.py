@@ -1,0 +1,60 @@
+"""The examples whose model another command makes: with it, `check` and `plan` take them all.
+
+Those that ship a model's config.json are in test_examples.py. Not exercised here: that they train.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sfpo_megatron import cli
+from sfpo_megatron.config.load import load_config
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(f for f in ROOT.glob("examples/*/*.yaml") if not (f.parent / "model").is_dir())
+
+
+def tiny(file: Path) -> dict[str, object]:
+    """A config.json as tools/make_tiny_model.py and get_smollm2.py write it."""
+    return {
+        "architectures": ["LlamaForCausalLM" if "smollm2" in file.parts else "Qwen2ForCausalLM"],
+        "num_hidden_layers": 30 if "smollm2" in file.parts else 4,
+        "hidden_size": 192,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 384,
+        "max_position_embeddings": 512,
+        "vocab_size": 101,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "rope_theta": 10000.0,
+    }
+
+
+def test_there_are_some() -> None:
+    assert {"demo", "objectives", "your_own"} <= {file.parent.name for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=[f"{f.parent.name}-{f.stem}" for f in FILES])
+def test_check_and_plan(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a folder with the examples, as in a checkout; before the model is there, its path is
+    named."""
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    path = file.relative_to(ROOT).as_posix()
+    assert cli.main(["plan", path]) == 2
+    assert "model.path: found" in capsys.readouterr().err
+    model = Path(load_config(path).model.path)
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(tiny(file)))
+    assert cli.main(["check", path]) == 0
+    assert cli.main(["plan", path]) == 0

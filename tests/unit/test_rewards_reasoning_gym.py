@@ -1,0 +1,69 @@
+"""reasoning_gym's tasks: a reference scores the same here and in a scoring process.
+
+Not exercised: tasks that need settings (composite).
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sfpo_megatron.config.tree import DataSource, RewardConfig
+from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.sources import source_rows
+from sfpo_megatron.rewards import reasoning_gym
+from sfpo_megatron.rewards.pool import ScoringPool
+from sfpo_megatron.rewards.wire import WireProblem, packed, unpacked
+
+SAMPLE = ("arc_agi", "rearc", "chain_sum", "rush_hour")
+NEEDS_SETTINGS = {"composite"}
+
+
+def problem_of(task: str) -> WireProblem:
+    source = DataSource(source="reasoning_gym", task=task, args={}, size=1)
+    (row,) = source_rows(source, seed=5, key="k", name=task)
+    assert isinstance(row, Row), row
+    return WireProblem(id=row.id, question=row.question, answer=row.answer, metadata=row.metadata)
+
+
+def hold(tasks: list[str]) -> None:
+    problems = [problem_of(task) for task in tasks]
+    wrong = "<answer>no such answer</answer>"
+    responses = [(problem, text) for problem in problems for text in (problem.answer, wrong)]
+    here = [reasoning_gym.score(text, problem) for problem, text in responses]
+    with ScoringPool(RewardConfig(function="reasoning_gym", timeout_s=20.0)) as pool:
+        there = [score.reward for score in pool.score(responses)]
+    parted = {p.id: (h, t) for (p, _), h, t in zip(responses, here, there, strict=True) if h != t}
+    assert not parted
+    unsolved = {task for task, reward in zip(tasks, there[::2], strict=True) if reward < 1}
+    assert unsolved == reasoning_gym.WITHOUT_REFERENCE & set(tasks)
+
+
+def test_a_sample_of_the_tasks() -> None:
+    hold(list(SAMPLE))
+
+
+@pytest.mark.full
+def test_all_tasks() -> None:
+    import reasoning_gym as package
+
+    hold(sorted(set(package.factory.DATASETS) - NEEDS_SETTINGS))
+
+
+def test_tasks_without_a_reference_are_known_by_name() -> None:
+    for task in reasoning_gym.WITHOUT_REFERENCE & set(SAMPLE):
+        assert problem_of(task).metadata["entry"]["answer"] is None
+    assert problem_of("chain_sum").metadata["entry"]["answer"] is not None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"grid": ((1, 2), (3, 4)), "list": [[1, 2], (3,)], "deep": [{"a": ({"b": ()},)}]},
+        {1: "a", 2: {(0, 1): "b"}},
+        {"plain": [1, 2.5, "x", None, True], "empty": {}},
+    ],
+)
+def test_metadata_arrives_as_it_was(value: object) -> None:
+    assert repr(unpacked(json.dumps(packed(value)).encode())) == repr(value)
