@@ -31,6 +31,8 @@ from sfpo_megatron.planner.report import report, with_data
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*\s*=")
+_OF_A_START = ("--fresh", "--accept-data-change")
+"""What the launcher hands on to every rank."""
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 Command = Literal["train", "sft"]
@@ -110,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in runs.items():
         command = _config_command(commands, name, text)
         _add_fresh(command)
+        if name == "train":
+            _add_accept_data_change(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
     text = "accuracy of models on held-out problems, by engines alone"
@@ -164,6 +168,15 @@ def _add_fresh(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_accept_data_change(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--accept-data-change",
+        action="store_true",
+        help="continue although the rows of data.train are not those of the checkpoint; what has "
+        "changed is said, and kept in run.json",
+    )
+
+
 def _add_slurm(commands: Any) -> None:
     text = "make a run's job script in output_dir/slurm and hand it to sbatch"
     command = _config_command(commands, "slurm", text)
@@ -207,6 +220,7 @@ def _add_slurm(commands: Any) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print the script, write and submit nothing"
     )
+    _add_accept_data_change(command)
     command.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)  # is refused
     command.set_defaults(run=_slurm)
 
@@ -330,10 +344,10 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     if not under_torchrun:
         from sfpo_megatron.launcher.launch import launch
 
-        fresh = ["--fresh"] if arguments.fresh else []
+        options = [option for option in _OF_A_START if _is_given(arguments, option)]
         assert config.parallel.data is not None, "check_config refuses null outside torchrun"
         return launch(
-            [command, _LAUNCHED, *fresh, arguments.config, *arguments.overrides],
+            [command, _LAUNCHED, *options, arguments.config, *arguments.overrides],
             num_ranks=config.parallel.data * config.parallel.model_size,
             directory=directory,
             saves_when_stopped=saves,
@@ -342,14 +356,27 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     from sfpo_megatron.launcher.rank import run_rank
 
     return run_rank(
-        partial(_run, command, config, arguments.fresh),
+        partial(
+            _run,
+            command,
+            config,
+            **{_name(option): _is_given(arguments, option) for option in _OF_A_START},
+        ),
         directory=directory,
         launched=arguments.launched,
         saves_when_stopped=saves,
     )
 
 
-def _run(command: Command, config: RunConfig, fresh: bool) -> bool:
+def _name(option: str) -> str:
+    return option.strip("-").replace("-", "_")
+
+
+def _is_given(arguments: argparse.Namespace, option: str) -> bool:
+    return bool(getattr(arguments, _name(option), False))
+
+
+def _run(command: Command, config: RunConfig, *, fresh: bool, accept_data_change: bool) -> bool:
     """Run one rank; True if the run was asked to stop, and saved."""
     from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
@@ -362,7 +389,9 @@ def _run(command: Command, config: RunConfig, fresh: bool) -> bool:
     else:
         import sfpo_megatron.trainer
 
-        stopped = sfpo_megatron.trainer.run(config, capabilities, fresh=fresh)
+        stopped = sfpo_megatron.trainer.run(
+            config, capabilities, fresh=fresh, accept_data_change=accept_data_change
+        )
     # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen
     # to end with SIGABRT after its last step. After an error there is nobody to wait for.
     shut_down()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.checkpoints.identity import retire_run
-from sfpo_megatron.checkpoints.store import store_of
+from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.sft import SFTExample, sft_examples
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -32,6 +32,9 @@ from sfpo_megatron.types import RolloutBatch
 def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -> None:
     """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it, after
     `mcore.setup.init_distributed`. `fresh`: the run in output_dir is set aside."""
+    is_main = dist.get_rank() == 0
+    if is_main:
+        _make_room(config, fresh)
     sft = config.sft
     schedule = LRSchedule(
         peak=sft.lr,
@@ -41,12 +44,9 @@ def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -
         style="cosine",
     )
     policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
-    is_main = dist.get_rank() == 0
     examples: Iterator[SFTExample] = iter(())
     tracker: Tracker | NoTracker = NoTracker()
     if is_main:
-        if fresh:
-            retire_run(RunDirectory.of(config.output_dir), store_of(config))
         prepare_output(config)
         examples = sft_examples(config, load_tokenizer(config.model.path))
         tracker = Tracker(config, num_steps=sft.num_steps)
@@ -70,6 +70,20 @@ def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -
             model_path=config.model.path,
             dtype=config.model.dtype,
             is_writer=is_main,
+        )
+
+
+def _make_room(config: RunConfig, fresh: bool) -> None:
+    """Set the run in output_dir aside, or refuse to write the warm start's metrics in between its
+    own: it would continue on top of them."""
+    directory, store = RunDirectory.of(config.output_dir), store_of(config)
+    if fresh:
+        retire_run(directory, store)
+    elif steps := store.steps():
+        raise CheckpointError(
+            f"output_dir: found the checkpoints of a run in {directory.path} (the last of step "
+            f"{max(steps)}), expected a directory without; choose another for the warm start, or "
+            "set the run aside with --fresh"
         )
 
 

@@ -32,13 +32,21 @@ from sfpo_megatron.sfpo import sfpo_step
 from sfpo_megatron.tracking.timers import Timers
 
 
-def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -> bool:
+def run(
+    config: RunConfig,
+    capabilities: Capabilities,
+    *,
+    fresh: bool = False,
+    accept_data_change: bool = False,
+) -> bool:
     """Train; True if the run was asked to stop before its last step. Called on every rank, after
     `mcore.setup.init_distributed`, which gave `capabilities`: what Megatron finds missing has to be
-    settled before it is first imported. `fresh`: the run in output_dir is set aside."""
+    settled before it is first imported. `fresh`: the run in output_dir is set aside.
+    `accept_data_change`: it may continue on data that has changed."""
     objective = objective_of(config)  # a user's code may fail to import: find out before any start
     ADVANTAGE.load(config.objective.advantage)
-    with open_run(config, fresh=fresh) as opened:  # engines start while Megatron sets up
+    opening = open_run(config, fresh=fresh, accept_data_change=accept_data_change)
+    with opening as opened:  # engines start while Megatron sets up
         opened.progress(capabilities.describe())
         with doing("build"):
             schedule = _schedule(config)
@@ -89,6 +97,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         opened.log(metrics | engines.metrics | checkpoints.times)
         save = partial(checkpoints.save_now, step)
         learner.check_agreement(prepared, metrics, warn=opened.progress, save=save)
+        learner.check_collapse(prepared, results, save=save)
         if is_due(config, step):
             engines.evaluate(step=step)
         if checkpoints.after_step(step):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ class RunRecord:
     adopted: bool = False
     """Whether the run was begun by the format before: its checkpoints then have no id."""
     format: int = FORMAT
+    data_changes: tuple[dict[str, Any], ...] = ()
+    """Changes of the training data that were accepted: time, after_step, fingerprints then and now,
+    and what has changed."""
 
     @staticmethod
     def new(*, run_id: str | None = None, adopted: bool = False) -> RunRecord:
         """The record of a run that begins now, or is first met now."""
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return RunRecord(run_id=run_id or uuid.uuid4().hex[:12], started=started, adopted=adopted)
+        return RunRecord(run_id=run_id or uuid.uuid4().hex[:12], started=_now(), adopted=adopted)
 
     @staticmethod
     def read(directory: RunDirectory) -> RunRecord | None:
@@ -47,12 +49,15 @@ class RunRecord:
             run_id, started, adopted = found["run_id"], found["started"], found["adopted"]
             if not (isinstance(run_id, str) and run_id and isinstance(adopted, bool)):
                 raise TypeError("run_id or adopted")
+            data_changes = tuple(dict(one) for one in found.get("data_changes", ()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{file}: found something else ({error}), expected the record of this run; remove "
                 "the file to take the run from its checkpoints, or set the run aside with --fresh"
             ) from error
-        return RunRecord(run_id=run_id, started=str(started), adopted=adopted)
+        return RunRecord(
+            run_id=run_id, started=str(started), adopted=adopted, data_changes=data_changes
+        )
 
     def write(self, directory: RunDirectory) -> None:
         """Replace RUN/run.json in one step."""
@@ -60,9 +65,22 @@ class RunRecord:
         manifest.write_durably(directory.record, json.dumps(asdict(self), indent=1) + "\n")
         manifest.sync_directory(directory.path)
 
+    def with_data_change(self, *, after_step: int, then: str, now: str, what: str) -> RunRecord:
+        """The record with one more accepted change of the data."""
+        change = {"time": _now(), "after_step": after_step, "then": then, "now": now, "what": what}
+        return replace(self, data_changes=(*self.data_changes, change))
+
+    def accepted(self, *, then: str, now: str) -> bool:
+        """Whether this change of the data has been accepted before."""
+        return any((c.get("then"), c.get("now")) == (then, now) for c in self.data_changes)
+
     def owns(self, run_id: str | None) -> bool:
         """Whether a checkpoint with this id is of this run; None: of the format before."""
         return self.adopted if run_id is None else run_id == self.run_id
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def check_format(file: Path, found: Any) -> None:

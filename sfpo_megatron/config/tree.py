@@ -129,6 +129,13 @@ class TrainConfig:
     max_logprob_diff: float | None = None
     """Stop the run, saved, where logprob_diff_mean of rollouts by the trainer's own weights is more
     than this; null only warns of more than the dtype allows."""
+    stop_after_skipped_steps: int | None = 10
+    """Stop the run, saved, after so many train steps in a row without a finite loss, or without an
+    optimizer step that was made; null for never. While float16 lowers its loss scale, skipped steps
+    do not count."""
+    stop_after_zero_reward_steps: int | None = 100
+    """Stop the run, saved, after so many train steps in a row whose rewards are all 0 at an entropy
+    below 0.01 nats; null for never. Not where rewards below 0 have been seen."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
 
     def __post_init__(self) -> None:
@@ -136,6 +143,7 @@ class TrainConfig:
             self, 1, "num_steps", "prompts_per_step", "minibatches_per_step", "microbatch_size"
         )
         at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
+        at_least(self, 1, "stop_after_skipped_steps", "stop_after_zero_reward_steps")
         at_least(self, 2, "group_size")
         positive(self, "control_timeout_s", "max_logprob_diff")
         if self.prompts_per_step % self.minibatches_per_step:

@@ -5,6 +5,7 @@ A mapping has the columns that a line of a jsonl file has (columns.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -14,12 +15,17 @@ from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
 from sfpo_megatron.plugins import SOURCE, Foreign
 
+MOST_ROWS = 1_000_000
+"""Rows that a user's function may give without a `size`, or beside the good ones up to it: one
+without end would be read for ever."""
+
 
 def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterator[Row | DataError]:
     """The first `source.size` good rows (null: all), and the bad ones among them. `key` names the
     source in messages, `name` is the first part of its rows' ids. Raises DataError if the source
     itself cannot be read, PluginError if it cannot be loaded."""
     read = SOURCE.load(source.source, key=f"{key}.source")
+    most = math.inf if source.source in SOURCE.built_in else MOST_ROWS
     taken = number = 0
     try:
         for number, item in enumerate(read(source, seed), start=1):
@@ -34,6 +40,8 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
             yield row
             if taken == source.size:
                 return
+            if number - (taken if source.size else 0) > most:
+                raise _endless(source, key, taken)
     except SourceError as error:
         raise error.at(key) from error
     except DataError:
@@ -46,6 +54,22 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
             expected="rows with a prompt and an answer",
             fix="correct the function",
         ) from error
+
+
+def _endless(source: DataSource, key: str, taken: int) -> DataError:
+    if source.size is None:
+        return DataError(
+            f"{key}.size",
+            found=f"null, and {taken:,} rows from {source.source} so far",
+            expected=f"a source that ends within {MOST_ROWS:,} rows",
+            fix="set size to the rows to take, or let the function end",
+        )
+    return DataError(
+        f"{key}.source",
+        found=f"{source.source}, which gave {taken:,} good and over {MOST_ROWS:,} bad rows",
+        expected=f"size = {source.size:,} good rows",
+        fix="correct the function",
+    )
 
 
 def _own_row(item: Foreign, *, where: str, number: int) -> Row | DataError:

@@ -25,6 +25,11 @@ class StopRequested(Exception):
     """There is nothing to wait for: the run was asked to stop before its first train step."""
 
 
+class RunEnded(Exception):
+    """The run has saved and ended itself, for a reason that the same command would meet again: a
+    job that it is part of is not requeued. Exit code 1."""
+
+
 class OutOfTime(Exception):
     """The train step cannot end within checkpoint.must_save_within_s of the stop request. Raised
     where a stop watch is looked at, on one rank."""

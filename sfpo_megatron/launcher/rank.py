@@ -64,11 +64,12 @@ def run_rank(
                 stopping.request_on_signal(
                     directory, signal.SIGTERM, signal.SIGUSR1, is_ours=is_ours
                 )
-            code = _run(run, rank, directory, launched=launched, is_ours=is_ours)
+            code, error = _run(run, rank, directory, launched=launched, is_ours=is_ours)
             if launched:  # whoever was killed has left it
                 directory.phase_file(rank).unlink(missing_ok=True)
             if code and is_ours():
-                _record_exit_code(code, rank, directory)
+                final = isinstance(error, stopping.RunEnded)
+                _record_exit_code(code, rank, directory, final=final)
             return code
     except (DirectoryRefused, NoTemporaryFolder) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -82,14 +83,15 @@ def _run(
     *,
     launched: bool,
     is_ours: Callable[[], bool],
-) -> int:
+) -> tuple[int, Exception | None]:
+    """The exit code, and what the run ended with."""
     try:
         stopped = run()
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return 128 + signal.SIGINT, None
     except stopping.StopRequested as reason:
         print(f"stopped by {reason} before the first train step", flush=True)
-        return stopping.STOPPED_EXIT_CODE
+        return stopping.STOPPED_EXIT_CODE, None
     except Exception as error:
         is_config = isinstance(error, ConfigError)
         line = f"error: {error}" if is_config else message_line(error, rank)
@@ -100,9 +102,9 @@ def _run(
             traceback.print_exc()
         if not launched:
             print(line, file=sys.stderr, flush=True)
-        return code
+        return code, error
     # One rank says so: torchrun ends the others as soon as one returns a code that is not 0.
-    return stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0
+    return (stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0), None
 
 
 def torchrun_id(launcher: int) -> str:
@@ -125,11 +127,12 @@ def torchrun_name(environ: Mapping[str, str] = os.environ) -> str:
     return " ".join(parts)
 
 
-def _record_exit_code(code: int, rank: int, directory: RunDirectory) -> None:
-    """Leave it in logs/rank_N.exit for a job script: torchrun's own is 1 whatever its ranks say."""
+def _record_exit_code(code: int, rank: int, directory: RunDirectory, *, final: bool) -> None:
+    """Leave it in logs/rank_N.exit for a job script: torchrun's own is 1 whatever its ranks say.
+    `final`: a line more says that the job is not to be requeued."""
     file = directory.exit_file(rank)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{code}\n", encoding="utf-8")
+    file.write_text(f"{code}\nfinal\n" if final else f"{code}\n", encoding="utf-8")
 
 
 def message_line(error: BaseException, rank: int) -> str:

@@ -82,7 +82,7 @@ def rank_memory(
     host = 0
     snapshot = 4 * owned if config.sfpo.num_fast_passes else 0
     if config.sfpo.moments == "restore":
-        snapshot += 8 * owned
+        snapshot += moments  # all fp32 then (config/check.py)
     if config.sfpo.snapshot == "host":
         snapshot, host = 0, snapshot
     if optimizer.get("optimizer_cpu_offload"):
@@ -119,13 +119,15 @@ def rank_memory(
 
 
 def _optimizer_bytes(config: RunConfig, owned: int) -> tuple[int, int]:
-    """(main params, Adam's moments) for `owned` elements."""
+    """(main params, moments) for `owned` elements."""
     settings = config.megatron.optimizer
     if settings.get("use_precision_aware_optimizer"):
         # TransformerEngine's FusedAdam keeps the 16 bits that bf16 params lack.
         main = 2 if config.model.dtype == "bfloat16" else 4
     else:
         main = 0 if config.model.dtype == "float32" else 4  # fp32: views of the params
+    if settings.get("optimizer") == "sgd":
+        return main * owned, 4 * owned  # momentum
     moments = sum(
         DTYPE_BYTES.get(str(settings.get(name, "float32")), 4)
         for name in ("exp_avg_dtype", "exp_avg_sq_dtype")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.stopping import RunEnded
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -34,7 +35,7 @@ _CAUSES = (
 )
 
 
-class GeneratorDisagrees(Exception):
+class GeneratorDisagrees(RunEnded):
     """The log-probs differ by more than train.max_logprob_diff; raised on every rank."""
 
 

@@ -151,9 +151,11 @@ class EngineFeed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved state."""
-        self._prompts.load_state_dict(state["prompts"])
-        self._history.load_state_dict(state.get("history", {}))  # versions before had none
-        for step, metrics in state["held"].items():
+        if "prompts" in state:  # not of a checkpoint by debug.train_only, which draws none
+            self._prompts.load_state_dict(state["prompts"])
+        if not self._prompts.has_changed:  # else its ids may be other rows'
+            self._history.load_state_dict(state.get("history", {}))  # versions before had none
+        for step, metrics in state.get("held", {}).items():
             self._held[int(step)] = from_tensors(tensors_of(step, state["rollouts"])), metrics
 
     def _submit(self, step: int) -> None:

@@ -8,6 +8,7 @@ metrics     the step's line in metrics.jsonl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.run.agreement import Agreement, GeneratorDisagrees
+from sfpo_megatron.run.collapse import Collapse, RunCollapsed
 from sfpo_megatron.run.metrics import (
     Totals,
     batch_metrics,
@@ -72,6 +74,7 @@ class Learner:
         )
         self.totals = Totals()
         self._agreement = Agreement(config)
+        self._collapse = Collapse(config.train)
 
     def prepare(self, step: int, batch: RolloutBatch, timers: Timers) -> Prepared:
         """Fix everything that all passes of the step share."""
@@ -100,10 +103,11 @@ class Learner:
         )
 
     def observe(self, results: Sequence[PassResult]) -> None:
-        """Show the gate the entropy of the slow correction, the last result. Not collective."""
-        slow = results[-1]
-        if slow.num_tokens > 0:
-            self.gate.observe(slow.mean(lambda m: m.entropy))
+        """Show the gate the entropy of the slow correction, the last result, unless there is none
+        that is finite (`check_collapse` counts such steps). Not collective."""
+        entropy = results[-1].mean(lambda m: m.entropy)
+        if math.isfinite(entropy):
+            self.gate.observe(entropy)
 
     def metrics(
         self, prepared: Prepared, results: Sequence[PassResult], timers: Timers
@@ -142,6 +146,21 @@ class Learner:
         if found.stop is not None:
             save()
             raise GeneratorDisagrees(found.stop)
+
+    def check_collapse(
+        self, prepared: Prepared, results: Sequence[PassResult], *, save: Callable[[], None]
+    ) -> None:
+        """Save and raise RunCollapsed, on every rank, once a limit of the section train is
+        reached."""
+        scale = 1.0
+        if self._config.model.dtype == "float16":
+            own = float(self._policy.optimizer.get_loss_scale())
+            scale = float(self._policy.control.broadcast_json(own))
+        said = self._collapse.observe(prepared.step, prepared.batch, results, loss_scale=scale)
+        if said is not None:
+            save()
+            saved = "saved" if self._config.saves_state else "not saved (checkpoint.every is 0)"
+            raise RunCollapsed(f"{said}; the state after this step is {saved}")
 
 
 def objective_of(config: RunConfig) -> PolicyObjective:

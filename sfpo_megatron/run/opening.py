@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import PromptStream, eval_prompts
+from sfpo_megatron.data.prompts import EVAL, PromptStream, eval_prompts, renamed, source_names
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.mcore.control import ControlGroup
@@ -28,7 +28,7 @@ from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
-from sfpo_megatron.run.continuing import Start, find, prepare_output
+from sfpo_megatron.run.continuing import Start, find, hold_to_data, prepare_output
 from sfpo_megatron.run.engines import (
     Engines,
     Fleet,
@@ -41,7 +41,9 @@ from sfpo_megatron.run.engines import (
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
+from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
+from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.setup import Policy
@@ -103,10 +105,13 @@ class OpenedRun:
 
 
 @contextmanager
-def open_run(config: RunConfig, *, fresh: bool = False) -> Iterator[OpenedRun]:
+def open_run(
+    config: RunConfig, *, fresh: bool = False, accept_data_change: bool = False
+) -> Iterator[OpenedRun]:
     """Start the engines (rank 0) and give the run at once, or once they are ready and asleep if
     they are colocated; close everything at the end, whatever happens. `fresh`: the run that is in
-    output_dir is set aside first. Collective."""
+    output_dir is set aside first. `accept_data_change`: it may continue on other data.
+    Collective."""
     devices = _trainer_devices()
     control = ControlGroup(config.train.control_timeout_s)
     is_main = control.rank == 0
@@ -119,7 +124,9 @@ def open_run(config: RunConfig, *, fresh: bool = False) -> Iterator[OpenedRun]:
             is_main=is_main,
             start=start,
             store=store,
-            ends=_main_ends(config, start, devices, closing) if is_main else _other_ends(),
+            ends=_main_ends(config, start, devices, closing, accept_data_change)
+            if is_main
+            else _other_ends(),
             closing=closing,
         )
         if is_colocated(config):
@@ -142,20 +149,37 @@ def _other_ends() -> MainEnds:
 
 
 def _main_ends(
-    config: RunConfig, start: Start, devices: list[RankDevice], closing: ExitStack
+    config: RunConfig,
+    start: Start,
+    devices: list[RankDevice],
+    closing: ExitStack,
+    accept_data_change: bool,
 ) -> MainEnds:
     """Write config.yaml, open the sinks, read the prompts and start the engines."""
-    found = start.found
-    step = found.step if found is not None and found.has_run_state else 0
+    continued = start.found if start.found is not None and start.found.has_run_state else None
+    step = continued.step if continued is not None else 0
     directory = prepare_output(config, up_to_step=step)
     tracker = closing.enter_context(Tracker(config))
     tracker.progress(f"run {directory.path}: {config.train.num_steps} train steps")
     tracker.progress(start.said)
-    fleet, feed, evaluation = (
-        (NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation())
-        if config.debug.train_only
-        else _start_engines(config, tracker, devices, closing)
-    )
+    fleet: Fleet
+    feed: Feed
+    evaluation: Evaluation
+    if config.debug.train_only:
+        fleet, feed, evaluation = NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation()
+    else:
+        # Prompts first: a wrong row ends the run before any engine starts.
+        tokenizer = load_tokenizer(config.model.path)
+        prompts = PromptStream(config, tokenizer)
+        held_out = tuple(eval_prompts(config, tokenizer))
+        tracker.progress(f"{prompts.summary}, {len(held_out)} held out")
+        if continued is not None:
+            state = read_run_state(continued.directory)
+            said = hold_to_data(prompts, continued, state, directory, accept=accept_data_change)
+            if said:
+                tracker.progress(said)
+            held_out = renamed(held_out, source_names(config.data.eval, EVAL), prompts.eval_names)
+        fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
     saved = config.debug.save_rollouts
     return MainEnds(
         stop=_stop_watch(config),
@@ -168,15 +192,14 @@ def _main_ends(
 
 
 def _start_engines(
-    config: RunConfig, tracker: Tracker, devices: list[RankDevice], closing: ExitStack
+    config: RunConfig,
+    prompts: PromptStream,
+    held_out: Sequence[Prompt],
+    devices: list[RankDevice],
+    closing: ExitStack,
 ) -> tuple[Fleet, Feed, Evaluation]:
     from sfpo_megatron.rollout.controller import start_rollouts
 
-    # Prompts first: a wrong row ends the run before any engine starts.
-    tokenizer = load_tokenizer(config.model.path)
-    prompts = PromptStream(config, tokenizer)
-    held_out = eval_prompts(config, tokenizer)
-    tracker.progress(f"{prompts.summary}, {len(held_out)} held out")
     client = start_rollouts(config, model_path=config.model.path, trainer=devices)
     closing.callback(client.close)
     evaluation = EngineEvaluation(config, client, held_out)

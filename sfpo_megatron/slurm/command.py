@@ -65,6 +65,7 @@ def slurm(options: argparse.Namespace) -> int:
             save_budget_s=options.save_budget
             or math.ceil(config.checkpoint.must_save_within_s or DEFAULT_SAVE_BUDGET_S),
             max_failures=options.max_failures,
+            accept_data_change=options.accept_data_change,
             env_file=env_file,
             more_sbatch=tuple(options.sbatch),
         )

@@ -41,6 +41,8 @@ class Job:
     """What a run that is asked to stop may take to save."""
     max_failures: int
     """Failures in a row, without a new checkpoint, before the job gives up."""
+    accept_data_change: bool = False
+    """The run continues, at every start of the job, on data that has changed."""
     env_file: Path = TEMPLATES / "env.sh"
     more_sbatch: tuple[str, ...] = ()
     """More options of sbatch, such as `--partition=h100`."""
@@ -72,6 +74,7 @@ def render(config: RunConfig, job: Job, layout: JobLayout | None) -> dict[str, s
         "PYTHON": shlex.quote(job.python),
         "SAVE_BUDGET_S": str(job.save_budget_s),
         "MAX_FAILURES": str(job.max_failures),
+        "TRAIN_OPTIONS": " --accept-data-change" if job.accept_data_change else "",
     }
     if layout is not None:
         values["TRAIN_NODES"] = str(layout.train_nodes)

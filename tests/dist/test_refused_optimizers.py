@@ -29,6 +29,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"overlap_param_gather_with_optimizer_step": True},
     ),
     "megatron.optimizer.optimizer_cpu_offload": ("config", {"optimizer_cpu_offload": True}),
+    "megatron.optimizer.optimizer_cpu_offload with megatron.optimizer.optimizer: sgd": (
+        "config",
+        {"optimizer_cpu_offload": True, "optimizer": "sgd"},
+    ),
     "megatron.optimizer.use_precision_aware_optimizer": (
         "config",
         {"fp16": True, "use_precision_aware_optimizer": True},
@@ -59,7 +63,8 @@ def test_refused_with_its_name(bench: Workbench, setting: str) -> None:
         assert hasattr(getattr(optimizer, owner), field), f"Megatron no longer has {owner}.{field}"
         setattr(getattr(optimizer, owner), field, value)
     expected = {True: "true", torch.float16: "torch.float16", "muon": "muon (NoneType)"}
-    with refused(f"{setting}: found {expected[fields[setting.rpartition('.')[2]]]}, expected "):
+    (value,) = [value for name, value in fields.items() if setting.split()[0].endswith(f".{name}")]
+    with refused(f"{setting}: found {expected[value]}, expected "):
         refuse_unsupported(optimizer)  # type: ignore[arg-type]
 
 

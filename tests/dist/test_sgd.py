@@ -43,6 +43,19 @@ def test_a_null_step_after_a_reposition_changes_nothing(bench: Workbench, dtype:
     assert not moved_by_a_null_step(bench, sgd_policy(bench, dtype))
 
 
+@on_ranks(TP1, DP2, dtype=DTYPES, only=["TP1-bfloat16"])
+def test_the_planner_counts_what_it_holds(bench: Workbench, dtype: str) -> None:
+    """Main params and momentum, of all params on every rank."""
+    from sfpo_megatron.planner.memory import rank_memory
+
+    policy = sgd_policy(bench, dtype)
+    bench.one_pass(policy, bench.prepared(policy))()
+    planned = rank_memory(policy.shape, bench.config_of(policy), spec="local")
+    main = sum(t.nbytes for t in policy.shards.tensors()) if dtype == "bfloat16" else 0
+    moments = sum(t.nbytes for t in policy.shards.moments())
+    assert (planned.main_params, planned.optimizer) == (main, moments)
+
+
 @on_ranks(TP1)
 def test_momentum_is_put_back(bench: Workbench) -> None:
     """alpha=0 and `moments: restore` is one plain pass; without it it is not."""

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from engines import assert_is_model, refit, rollouts
 from safetensors.torch import save_file
-from test_refit import assert_is_model, refit, rollouts
 
 from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.resharding.transports import register

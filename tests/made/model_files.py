@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from sfpo_megatron import cli
 from sfpo_megatron.families.shape import model_shape
 from sfpo_megatron.families.table import hf_shapes, rules_of
 
@@ -76,3 +78,15 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
 def write_index(folder: Path, weight_map: Mapping[str, str]) -> None:
     """An index of `weight_map`."""
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict(weight_map)}))
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadb"
+    b"b8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+def checked(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
+    """Exit code and stderr of `check`."""
+    code = cli.main(["check", "run.yaml", *more])
+    return code, capsys.readouterr().err

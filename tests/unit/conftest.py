@@ -43,3 +43,15 @@ def tokenizer() -> Any:
 
     texts = ["State the final answer to the following arithmetic problem: 1 + 2 - 3 ="] * 4
     return train_tokenizer(texts, 383)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A whole model in two shards, model/ in the working directory; no GPU."""
+    from made.model_files import random_tensors, write_config, write_shards
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sfpo_megatron.config.check.has_cuda", lambda: False)
+    write_config(tmp_path / "model")
+    write_shards(tmp_path / "model", random_tensors())
+    return tmp_path / "model"

@@ -22,6 +22,12 @@ def sums(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
         number += 1
 
 
+def nonsense(source: DataSource, seed: int) -> Iterator[object]:
+    """Without end, and no problem among them."""
+    while True:
+        yield 3
+
+
 def broken(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
     yield {"prompt": "1 + 1 =", "answer": "2"}
     raise KeyError("no such column")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.host import addresses
 from sfpo_megatron.host.addresses import (

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron.config.rules import machine as rules
 

@@ -11,13 +11,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_config_check import here, run_check
+from made.configs import run_check
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.passed_through import CLASSES
 from sfpo_megatron.config.upstream import accepts, fields_of
-
-__all__ = ["here"]  # the fixture
 
 ENGINE, CORE = "rollout.engine_args", "megatron.transformer"
 REFUSED = {  # override -> key, found, expected, fix

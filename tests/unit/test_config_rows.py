@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_config_check import here, run_check
+from made.configs import run_check
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import devices
 from sfpo_megatron.config.rules.parquet_footer import num_rows
-
-__all__ = ["here"]  # the fixture
 
 MATH = "reward.function=math"
 

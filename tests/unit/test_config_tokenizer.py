@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import run_config
+from made.configs import run_config
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.rules.model import Problem, read_model

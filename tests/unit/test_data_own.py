@@ -11,7 +11,7 @@ import pytest
 from made.prompts import make_config
 
 from sfpo_megatron.config.tree import DataSource, RunConfig
-from sfpo_megatron.data import PromptStream, eval_prompts
+from sfpo_megatron.data import PromptStream, eval_prompts, sources
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.sources import source_rows
@@ -36,6 +36,26 @@ def test_its_rows_are_rows_and_its_bad_rows_are_named() -> None:
     )
     counted = BadRows("skip")
     assert len(list(counted.good([first, second, bad]))) == 2 and counted.num_skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("sums", None, r"data\.train\[0\]\.size: found null, and 34 rows from own_sources:sums so"),
+        ("nonsense", None, r"data\.train\[0\]\.size: found null, and 0 rows from"),
+        ("nonsense", 3, r"data\.train\[0\]\.source: found own_sources:nonsense, which gave 0 g"),
+    ],
+)
+def test_a_source_without_an_end_is_refused(
+    name: str, size: int | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bounded count of rows, here 50: it would be read for ever. With a size that good rows
+    reach it is read no further than that."""
+    monkeypatch.setattr(sources, "MOST_ROWS", 50)
+    with pytest.raises(DataError, match=says):
+        read(f"own_sources:{name}", size=size)
+    assert len(read("own_sources:sums", size=60)) == 89
+    assert len(read("own_sources:odd")) == 5
 
 
 def test_it_is_given_the_seed() -> None:

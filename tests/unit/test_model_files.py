@@ -17,14 +17,15 @@ import pytest
 import torch
 from made.model_files import (
     INDEX,
+    POINTER,
     SHARDS,
+    checked,
     random_tensors,
     write_config,
     write_index,
     write_single,
 )
 from safetensors.torch import load_file, save_file
-from test_model_paths import POINTER, checked, model
 
 from sfpo_megatron.families.hf_files import HFCheckpoint
 from sfpo_megatron.families.shape import model_shape, read_hf_config
@@ -34,8 +35,6 @@ from tools import convert_hf_to_megatron
 
 ONE, TWO = SHARDS
 TENSORS = random_tensors()
-
-__all__ = ["model"]  # the fixture
 
 
 def load(model: Path) -> dict[str, torch.Tensor]:

@@ -9,31 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made.model_files import random_tensors, write_config, write_shards
+from made.model_files import POINTER, checked
 
 from sfpo_megatron import cli
-
-POINTER = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadb"
-    b"b8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
-)
-
-
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A whole model in two shards, in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sfpo_megatron.config.check.has_cuda", lambda: False)
-    write_config(tmp_path / "model")
-    write_shards(tmp_path / "model", random_tensors())
-    return tmp_path / "model"
-
-
-def checked(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
-    """Exit code and stderr of `check`."""
-    code = cli.main(["check", "run.yaml", *more])
-    return code, capsys.readouterr().err
-
 
 CONFIG_JSON: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "bom": (b'\xef\xbb\xbf{"a": 1}', ("a byte-order mark (BOM)", "UTF-8")),

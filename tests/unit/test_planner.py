@@ -116,6 +116,9 @@ def test_what_settings_change() -> None:
     precise_memory = with_(megatron=dataclasses.replace(megatron, optimizer=precise))
     assert precise_memory.main_params == base.main_params // 2
     assert precise_memory.optimizer == base.optimizer * 6 // 8
+    sgd = dataclasses.replace(megatron, optimizer={"optimizer": "sgd"})
+    momentum = with_(megatron=sgd, sfpo=dataclasses.replace(sfpo, moments="restore"))
+    assert (momentum.optimizer, momentum.snapshot) == (base.optimizer // 2, 2 * base.snapshot)
     offload = {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}
     offloaded = with_(megatron=dataclasses.replace(megatron, optimizer=offload))
     assert offloaded.optimizer == base.optimizer // 2

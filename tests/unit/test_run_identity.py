@@ -225,11 +225,20 @@ def test_no_job_carries_fresh(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--fresh: found it for a job" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
-@pytest.mark.parametrize("command", ["train", "sft"])
-def test_the_launcher_hands_fresh_to_every_rank(
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", []),
+        ("sft", []),
+        ("train", ["--fresh"]),
+        ("sft", ["--fresh"]),
+        ("train", ["--accept-data-change"]),
+        ("train", ["--fresh", "--accept-data-change"]),
+    ],
+)
+def test_the_launcher_hands_its_options_to_every_rank(
     command: str,
-    fresh: list[str],
+    options: list[str],
     tmp_path: Path,
     model_dir: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -241,5 +250,15 @@ def test_the_launcher_hands_fresh_to_every_rank(
     monkeypatch.setattr(
         "sfpo_megatron.launcher.launch.launch", lambda arguments, **_: given.append(arguments) or 0
     )
-    assert cli.main([command, "run.yaml", *fresh]) == 0
-    assert given[0].count("--fresh") == len(fresh)
+    assert cli.main([command, "run.yaml", *options]) == 0
+    assert [text for text in given[0] if text in ("--fresh", "--accept-data-change")] == options
+    ranks: list[dict[str, bool]] = []
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(
+        "sfpo_megatron.launcher.rank.run_rank", lambda run, **_: ranks.append(run.keywords) or 0
+    )
+    assert cli.main(given[0]) == 0
+    fresh, accept = "--fresh" in options, "--accept-data-change" in options
+    assert ranks == [{"fresh": fresh, "accept_data_change": accept}]

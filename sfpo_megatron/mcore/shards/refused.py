@@ -42,6 +42,10 @@ def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
             config.overlap_param_gather_with_optimizer_step,
             "the last fast step would gather what the reposition is about to overwrite",
         ),
+        "megatron.optimizer.optimizer_cpu_offload with megatron.optimizer.optimizer: sgd": (
+            config.optimizer_cpu_offload and config.optimizer == "sgd",
+            "Megatron shards no SGD, and offloads shards only",
+        ),
         "megatron.optimizer.optimizer_cpu_offload": (
             config.optimizer_cpu_offload and not isinstance(optimizer, DistributedOptimizer),
             "without the distributed optimizer Megatron replaces params that it has copied",

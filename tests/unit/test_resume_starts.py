@@ -1,0 +1,340 @@
+"""What starts say and do beside a plain resume: `check`, `slurm`, `sft`, no checkpoints, rollouts
+alone, and a checkpoint of the format before.
+
+Model, optimizer and engines are stand-ins where a start needs none. With real ones:
+tests/e2e/test_resume.py, tests/e2e/test_data_change.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from made.configs import run_config
+from torch import distributed as dist
+
+from sfpo_megatron import cli, sft, trainer
+from sfpo_megatron.checkpoints.identity import RunRecord
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, store_of
+from sfpo_megatron.config.changes import changes
+from sfpo_megatron.config.checkpoint import CheckpointConfig
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.tree import DataConfig, DataSource, DebugConfig, RunConfig
+from sfpo_megatron.data import PromptStream
+from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.host.stopping import NoStop
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.run import opening
+from sfpo_megatron.run.checkpoints import Checkpoints
+from sfpo_megatron.run.continuing import decide, hold_to_data, prepare_output
+from sfpo_megatron.run.evaluation import Best
+from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.learner import Learner
+from sfpo_megatron.run.saving import read_run_state
+from tests.e2e import tiny
+
+RUN = "abcdef012345"
+
+
+def save(config: RunConfig, step: int, state: str | None = None) -> None:
+    """A checkpoint of run RUN, or with another run_state.json."""
+    store = store_of(config)
+    aside = store.begin(step)
+    (aside / "metadata.json").write_text("{}")
+    (aside / RUN_STATE).write_text(state or json.dumps({"format": 2, "run_id": RUN, "step": step}))
+    store.commit(aside, step, {})
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> RunConfig:
+    """run.yaml in the working directory, for `check` and `slurm`; read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    model_dir()
+    Path("run.yaml").write_text(
+        "output_dir: run\nmodel: {path: model}\nparallel: {data: null}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 40}]}\n"
+    )
+    return load_config("run.yaml", [])
+
+
+def said(command: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The line about the start."""
+    if command == "slurm":
+        options = ("--nodes=4", "--time=4:00:00", "--dry-run", *options)
+    assert cli.main([command, "run.yaml", *options]) == 0
+    who = {"check": "train ", "slurm": "the job "}[command]
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith(who)]
+    return line.removeprefix(who)
+
+
+@pytest.mark.parametrize("command", ["check", "slurm"])
+def test_check_and_slurm_say_which_run_it_will_be(
+    command: str, config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = RunDirectory.of(config.output_dir)
+    assert said(command, capsys) == "begins a new run"
+    RunRecord.new(run_id=RUN).write(directory)
+    assert said(command, capsys) == f"begins run {RUN} again: it has no checkpoint"
+    save(config, 50)
+    for resume in ("auto", "never"):
+        override = f"checkpoint.resume={resume}"
+        assert said(command, capsys, override) == f"continues run {RUN} after step 50"
+    if command == "check":
+        assert said(command, capsys, "--fresh").startswith("--fresh sets aside the run in ")
+        directory.record.write_text("{}")
+        assert said(command, capsys).startswith("is refused: ")
+    directory.record.unlink()
+    assert said(command, capsys) == f"continues run {RUN} after step 50"
+    assert said(command, capsys, "checkpoint.resume=never") == "begins a new run"
+
+
+@pytest.mark.parametrize("options", [[], ["--accept-data-change"]])
+def test_a_job_accepts_changed_data_where_it_is_told_to(
+    options: list[str], config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["slurm", "run.yaml", "--nodes=4", "--time=4:00:00", "--dry-run", *options]
+    assert cli.main(command) == 0
+    wanted = " ".join(["-m sfpo_megatron train", *options, '"$CONFIG" &'])
+    assert wanted in capsys.readouterr().out
+
+
+# ---- sft ----------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Far enough: what follows needs a model."""
+
+
+def run_sft(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, rank: int, fresh: bool) -> None:
+    """A rank of `sft`, up to where it builds the policy."""
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+
+    def build_policy(*_: object, **__: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(sft, "build_policy", build_policy)
+    capabilities: Any = None
+    sft.run(config, capabilities, fresh=fresh)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_fresh_sets_a_run_aside_before_a_warm_start(
+    rank: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 alone does, and before it takes any memory."""
+    directory = RunDirectory.of(config.output_dir)
+    RunRecord.new(run_id=RUN).write(directory)
+    save(config, 3)
+    directory.metrics.write_text('{"step": 3}\n')
+    with pytest.raises(Stop):
+        run_sft(config, monkeypatch, rank=rank, fresh=True)
+    assert directory.record.exists() == directory.metrics.exists() == (rank == 1)
+    assert set(store_of(config).steps()) == ({3} if rank == 1 else set())
+    if rank == 0:
+        assert (directory.path / "run.json.previous-1").is_file()
+        assert (directory.path / "checkpoints.previous-1/step_0000003").is_dir()
+        assert (directory.path / "metrics.previous-1.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_a_warm_start_does_not_write_among_the_lines_of_a_run(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):  # nothing there
+        run_sft(config, monkeypatch, rank=0, fresh=False)
+    RunRecord.new(run_id=RUN).write(RunDirectory.of(config.output_dir))
+    with pytest.raises(Stop):  # ended before its first checkpoint
+        run_sft(config, monkeypatch, rank=0, fresh=False)
+    save(config, 3)
+    with pytest.raises(CheckpointError, match=r"the last of step 3\).*--fresh"):
+        run_sft(config, monkeypatch, rank=0, fresh=False)
+
+
+def test_a_run_after_a_warm_start_in_one_directory(config: RunConfig) -> None:
+    """It is a new run; the warm start's metrics are kept under another name, its hf/ stays."""
+    directory = prepare_output(config)  # as `sft` does
+    directory.metrics.write_text('{"step": 100, "loss": 1.0}\n')
+    directory.hf.mkdir()
+    start = decide(config, store_of(config), fresh=False)
+    assert start.found is None and start.said == f"run {start.run_id} begins"
+    prepare_output(config)
+    assert not directory.metrics.exists() and directory.hf.is_dir()
+    kept = directory.path / "metrics.previous-1.jsonl"
+    assert kept.read_text() == '{"step": 100, "loss": 1.0}\n'
+    save(config, 2, json.dumps({"format": 2, "run_id": start.run_id}))
+    assert decide(config, store_of(config), fresh=False).said.endswith("continues after step 2")
+
+
+# ---- runs that save nothing ---------------------------------------------------------------------
+
+
+def test_without_checkpoints_each_start_begins_again(config: RunConfig) -> None:
+    """Under one id; metrics of each start are kept, and no stop request is taken."""
+    config = replace(config, checkpoint=CheckpointConfig(every=0))
+    assert not config.saves_state and isinstance(opening._stop_watch(config), NoStop)
+    ids = set()
+    for number in (1, 2, 3):
+        start = decide(config, store_of(config), fresh=False)
+        assert start.found is None
+        ids.add(start.run_id)
+        prepare_output(config).metrics.write_text(f'{{"step": {number}}}\n')
+    assert len(ids) == 1
+    kept = [Path(config.output_dir, f"metrics.previous-{n}.jsonl") for n in (1, 2)]
+    assert [file.read_text() for file in kept] == ['{"step": 1}\n', '{"step": 2}\n']
+
+
+def a_checkpoints(config: RunConfig) -> tuple[Checkpoints, list[str]]:
+    """Beside engines and a policy that note what is asked of them."""
+    asked: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_, **__: asked.append(name)
+
+    control = SimpleNamespace(rank=0, all_gather_json=lambda value: [value])
+    policy: Any = SimpleNamespace(control=control)
+    engines: Any = SimpleNamespace(hold=note("hold"), to_trainer=note("to_trainer"))
+    opened: Any = SimpleNamespace(
+        start=SimpleNamespace(found=None, run_id=RUN),
+        ends=SimpleNamespace(stop=NoStop(), best=Best()),
+        progress=lambda text: asked.append(text),
+        store=store_of(config),
+    )
+    return Checkpoints(config, opened, policy, engines, {}), asked
+
+
+def test_without_checkpoints_nothing_is_saved(config: RunConfig) -> None:
+    """Neither at the last step nor for a run that ends with an error."""
+    found, asked = a_checkpoints(replace(config, checkpoint=CheckpointConfig(every=0)))
+    assert found.resume() == 0
+    assert [found.after_step(step) for step in (1, config.train.num_steps)] == [False] * 2
+    found.save_now(7)
+    assert asked == [] and not store_of(config).folder.exists()
+
+
+def test_rollouts_alone_touch_no_run(config: RunConfig) -> None:
+    """The run that is there continues afterwards; with --fresh it is set aside."""
+    begun = decide(config, store_of(config), fresh=False)
+    save(config, 3, json.dumps({"format": 2, "run_id": begun.run_id}))
+    alone = replace(config, debug=DebugConfig(rollout_only=True))
+    assert not alone.saves_state
+    start = decide(alone, store_of(alone), fresh=False)
+    assert (start.found, start.run_id, start.said) == (None, "", "rollouts only")
+    assert decide(config, store_of(config), fresh=False).said.endswith("continues after step 3")
+    decide(alone, store_of(alone), fresh=True)
+    again = decide(config, store_of(config), fresh=False)
+    assert again.found is None and again.run_id != begun.run_id
+
+
+# ---- the format before --------------------------------------------------------------------------
+
+VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")
+
+
+def on_one_sum(config: RunConfig, folder: Path) -> RunConfig:
+    tiny.make_tokenizer(folder / "model", VOCABULARY)
+    (folder / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    source = DataSource(source="jsonl", path=str(folder / "sums.jsonl"))
+    return replace(config, data=DataConfig(train=(source,)))
+
+
+@pytest.mark.parametrize("name", ["sums", "renamed"])
+def test_a_checkpoint_by_commit_dcc1758_continues(
+    config: RunConfig, tmp_path: Path, name: str
+) -> None:
+    """run_state.json is what that commit wrote after 3 steps of 16 prompts on tests/e2e's sums."""
+    text = (Path(__file__).parent / "run_state_dcc1758.json").read_text()
+    tiny.make_tokenizer(tmp_path / "model", VOCABULARY)
+    rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "exam.jsonl").write_text('{"prompt": "9+0=", "answer": "9"}\n')
+    sources = [
+        (DataSource(source="jsonl", path=str(tmp_path / f"{file}.jsonl")),)
+        for file in (name, "exam")
+    ]
+    config = replace(config, data=DataConfig(train=sources[0], eval=sources[1]))
+    save(config, 3, text)
+    start = decide(config, store_of(config), fresh=False)
+    assert start.found is not None and start.said.endswith("continues after step 3")
+    directory = RunDirectory.of(config.output_dir)
+    record = RunRecord.read(directory)
+    assert record is not None and record.adopted
+
+    state = read_run_state(start.found.directory)
+    prompts = PromptStream(config, load_tokenizer(str(tmp_path / "model")))
+    assert hold_to_data(prompts, start.found, state, directory, accept=False) == ""
+    assert prompts.eval_names == ["eval.held_out"] and len(prompts.prompts) == 64
+    policy: Any = SimpleNamespace(shards=SimpleNamespace(tensors=list))
+    anything: Any = SimpleNamespace()
+    learner = Learner(run_config(), policy, anything)
+    feed, best = EngineFeed(config, anything, prompts), Best()
+    state["data"]["rollouts"] = {}
+    kept = {"gate": learner.gate, "totals": learner.totals, "data": feed, "best": best}
+    for key, part in kept.items():
+        part.load_state_dict(state[key])
+    assert learner.gate.state_dict()["window"] == state["gate"]["window"]
+    assert (learner.totals.num_rollouts, best.step) == (384, 0)
+    rest = [prompt.question for prompt in prompts.next_batch(16)]
+    fresh = PromptStream(config, load_tokenizer(str(tmp_path / "model")))
+    drawn = [prompt.question for _ in range(4) for prompt in fresh.next_batch(16)]
+    assert rest == drawn[48:]
+    assert {key for key, _, _ in changes(state["config"], asdict(config))} >= {"data.train"}
+
+
+def test_a_checkpoint_by_saved_rollouts_has_no_cursor(config: RunConfig, tmp_path: Path) -> None:
+    """debug.train_only draws no prompt: a run with engines begins its data at the beginning."""
+    config = on_one_sum(config, tmp_path)
+    state: dict[str, Any] = {"data": {}, "config": asdict(config)}
+    save(config, 3, json.dumps(state))
+    start = decide(config, store_of(config), fresh=False)
+    assert start.found is not None
+    prompts = PromptStream(config, load_tokenizer(str(tmp_path / "model")))
+    directory = RunDirectory.of(config.output_dir)
+    assert hold_to_data(prompts, start.found, state, directory, accept=False) == ""
+    client: Any = None
+    EngineFeed(config, client, prompts).load_state_dict({"rollouts": {}})
+    assert prompts.state_dict()["position"] == 0
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_the_option_reaches_the_data_before_an_engine_starts(
+    accept: bool, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    config = on_one_sum(config, tmp_path)
+    save(config, 3)
+    start = decide(config, store_of(config), fresh=False)
+    monkeypatch.setattr(opening, "ControlGroup", lambda _: SimpleNamespace(rank=0))
+    monkeypatch.setattr(opening, "find", lambda *_, **__: start)
+
+    def hold(*_: object, accept: bool) -> str:
+        asked.append(accept)
+        raise Stop
+
+    monkeypatch.setattr(opening, "hold_to_data", hold)
+    monkeypatch.setattr(trainer, "objective_of", lambda config: None)
+    capabilities: Any = None
+    with pytest.raises(Stop):
+        trainer.run(config, capabilities, accept_data_change=accept)
+    assert asked == [accept]
+
+
+def test_data_that_has_changed_since_commit_dcc1758(config: RunConfig, tmp_path: Path) -> None:
+    text = (Path(__file__).parent / "run_state_dcc1758.json").read_text()
+    config = on_one_sum(config, tmp_path)
+    save(config, 3, text)
+    start = decide(config, store_of(config), fresh=False)
+    assert start.found is not None
+    prompts = PromptStream(config, load_tokenizer(str(tmp_path / "model")))
+    directory = RunDirectory.of(config.output_dir)
+    with pytest.raises(ValueError, match=r"the format before.*--accept-data-change"):
+        hold_to_data(
+            prompts, start.found, read_run_state(start.found.directory), directory, accept=False
+        )
