@@ -63,9 +63,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     stray = [text for text in rest if text != "--"]
     if hasattr(arguments, "overrides"):
-        words = [arguments.config, *arguments.overrides, *stray]
-        arguments.config = _config_among(words, parser)
-        words.remove(arguments.config)
+        words = [word for word in (arguments.config, *arguments.overrides, *stray) if word]
+        arguments.config = _config_among(words)
+        if arguments.config is not None:
+            words.remove(arguments.config)
+        elif arguments.needs_config:
+            given = repr(" ".join(words))
+            parser.error(f"found {given}, expected CONFIG, a YAML file, before KEY=VALUE")
         arguments.overrides = [text for text in words if _is_override(text)]
         stray = [text for text in words if not _is_override(text)]
     if stray:
@@ -76,14 +80,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _config_among(words: list[str], parser: argparse.ArgumentParser) -> str:
+def _config_among(words: list[str]) -> str | None:
     """CONFIG, which may stand behind overrides; a file may have = in its name."""
-    if os.path.isfile(words[0]):
+    if words and os.path.isfile(words[0]):
         return words[0]
     for text in words:
         if not _OVERRIDE.match(text) and not text.startswith("-"):
             return text
-    parser.error(f"found {' '.join(words)!r}, expected CONFIG, a YAML file, before KEY=VALUE")
+    return None
 
 
 def _is_override(text: str) -> bool:
@@ -157,6 +161,7 @@ def _config_command(
         nargs="*",
         help="set one key, such as train.num_steps=10; the last of several on a key counts",
     )
+    command.set_defaults(needs_config=not optional)
     return command
 
 

@@ -87,10 +87,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def request_of(arguments: argparse.Namespace) -> Request:
     """The request that the command line makes; ConfigError or EvaluationError if it makes none."""
-    overrides: list[str] = arguments.overrides
     path: str | None = arguments.config
-    if path is not None and arguments.model and "=" in path and not Path(path).is_file():
-        overrides, path = [path, *overrides], None  # the first override stands where CONFIG would
     if path is None and not (arguments.model and arguments.data):
         raise ConfigError(
             COMMAND_LINE,
@@ -104,7 +101,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     # Without the trainer's layout: none is started, and there is nobody to share devices with.
     alone = {"parallel": {}, "rollout.placement": "dedicated"}
     given = [f"{key}={json.dumps(value)}" for key, value in (options | alone).items()]
-    config = load_config(path, [*given, *overrides])
+    config = load_config(path, [*given, *arguments.overrides])
     return Request(
         models=models or (find_model(config.model.path, arguments.checkpoint),),
         config=config,
