@@ -29,8 +29,7 @@ _ENGINE_ONLY: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "logit_scale": (1,),
 }
-"""Keys that vLLM's classes of these models obey and transformers' do not know -> what is harmless.
-"""
+"""Keys that vLLM's classes of these models obey and transformers' do not -> what is harmless."""
 _PRESENT = ("target_layer_count", "compress_ratios", "index_topk")
 """The same, where it counts that the key is there at all."""
 

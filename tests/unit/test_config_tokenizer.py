@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made.configs import run_config
+from made.configs import run_config, write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.rules.model import Problem, read_model
@@ -44,8 +43,7 @@ def problems(model_dir: Callable[..., Path]) -> Callable[..., list[Problem]]:
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content)
             (folder / name).write_text(text)
-        config = run_config()
-        config = replace(config, model=replace(config.model, path=str(folder)))
+        config = run_config(model={"path": str(folder)})
         (shape,) = [item for item in read_model(config) if isinstance(item, ModelShape)]
         return list(tokenizer_fits(config, shape, True))
 
@@ -216,8 +214,6 @@ def test_the_command_line_names_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (model_dir() / "tokenizer.json").write_text(json.dumps(tokenizer_json(added=(101,))))
-    source = {"source": "reasoning_gym", "task": "chain_sum", "size": 100}
-    run = {"output_dir": "run", "model": {"path": "model"}, "data": {"train": [source]}}
-    Path("run.yaml").write_text(json.dumps(run))
+    write_run()
     assert cli.main(["check", "run.yaml"]) == 2
     assert "token '<added 101>' with id 101" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sfpo_megatron.config.names import did_you_mean
-from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.config.upstream import accepts, fields_of
 

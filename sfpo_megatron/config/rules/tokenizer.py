@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.json_file import read_object
+from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.families.shape import ModelShape
 
 _SPECIAL = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
     *("additional_special_tokens", "extra_special_tokens"),
 )
+_FIX = "download the model's tokenizer again"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-class _NotRead(ValueError):
-    """A file of the tokenizer that is not what it should be."""
-
-    def __init__(self, file: Path, found: str, expected: str) -> None:
-        super().__init__(f"{file}: found {found}, expected {expected}")
-        self.file, self.found, self.expected = file, found, expected
 
 
 def tokenizer_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
@@ -33,13 +27,8 @@ def tokenizer_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterat
         yield from _tokens(path, shape.vocab_size)
         for name in ("config.json", "generation_config.json"):
             yield from _special_ids(path / name, shape.vocab_size)
-    except _NotRead as error:
-        yield Problem(
-            "model.path",
-            f"{error.found} in {error.file}",
-            error.expected,
-            "download the tokenizer again",
-        )
+    except ModelFilesError as error:
+        yield Problem("model.path", error.found, error.expected, error.fix)
 
 
 def _tokens(path: Path, num_rows: int) -> Iterator[Problem]:
@@ -78,15 +67,7 @@ def _too_high(
 
 def _read(file: Path) -> Mapping[str, object]:
     """The object in `file`; empty where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise _NotRead(file, str(error), "valid JSON") from None
-    if not isinstance(found, dict):
-        raise _NotRead(file, f"a {type(found).__name__}", "an object")
-    return found
+    return read_object(file, fix=_FIX) if file.is_file() else {}
 
 
 def _vocabulary(file: Path) -> tuple[dict[str, int], dict[str, int]]:
@@ -98,11 +79,13 @@ def _vocabulary(file: Path) -> tuple[dict[str, int], dict[str, int]]:
         tokens = (item[0] if isinstance(item, list) and item else item for item in vocab)
         vocab = {str(token): place for place, token in enumerate(tokens)}
     if not isinstance(vocab, dict) or not all(_is_id(value) for value in vocab.values()):
-        raise _NotRead(file, "no vocabulary under model.vocab", "tokens with their ids")
+        found = f"no vocabulary under model.vocab of {file}"
+        raise ModelFilesError(found, "tokens with their ids", _FIX)
     added = {}
     for item in more if isinstance(more, list) else [None]:
         if not (isinstance(item, dict) and _is_id(item.get("id"))):
-            raise _NotRead(file, f"{item!r} under added_tokens", "objects with content and id")
+            found = f"{item!r} under added_tokens of {file}"
+            raise ModelFilesError(found, "objects with content and id", _FIX)
         added[str(item.get("content"))] = item["id"]
     return vocab, added
 
