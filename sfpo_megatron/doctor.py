@@ -8,6 +8,9 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from sfpo_megatron.host.addresses import gloo_fault, own_address
+from sfpo_megatron.host.home import can_be_written
+
 _DISTRIBUTIONS = (
     "torch",
     "megatron-core",
@@ -71,6 +74,12 @@ def _machine() -> dict[str, str]:
         "memory": f"{memory:.1f} GiB",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset: the launcher sets 1"),
     }
+    home = os.environ.get("HOME", "")
+    if not home:
+        facts["home"] = "none (HOME is not set): a run finds one of its own"
+    elif not can_be_written(home):
+        facts["home"] = f"{home}, which cannot be written: caches of a run go elsewhere"
+    facts["address"] = gloo_fault() or f"{own_address()}, as ranks on other machines are told"
     shm = Path("/dev/shm")
     if shm.is_dir():
         usage = shutil.disk_usage(shm)

@@ -256,6 +256,7 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
     engine_arguments_on,
     engine_reading,
     tokenizer_fits,
+    engine_arguments_on,
 )
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,

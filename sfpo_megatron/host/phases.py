@@ -9,9 +9,14 @@ from pathlib import Path
 
 
 class Phase(str):
-    """The name of a phase, as a note on the exception that left it."""
+    """A note on the exception that has left a phase: `during NAME`, as a traceback ends with it."""
 
     __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The phase alone."""
+        return self.removeprefix("during ")
 
 
 class _Record:
@@ -49,7 +54,7 @@ def doing(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         if phase_of(error) is None:
-            error.add_note(Phase(name))
+            error.add_note(Phase(f"during {name}"))
         raise
     finally:
         _open_phases.pop()
@@ -62,7 +67,7 @@ def phase_of(error: BaseException) -> str | None:
     while seen is not None:
         for note in getattr(seen, "__notes__", ()):
             if isinstance(note, Phase):
-                return str(note)
+                return note.name
         seen = seen.__cause__
     return None
 

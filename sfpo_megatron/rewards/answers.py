@@ -91,11 +91,14 @@ _SEPARATOR = re.compile(
     r",?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[,;]|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
 _SIGN = re.compile(r"\\(?:implies|approx|equiv|le|ge|ne|in)(?![A-Za-z])|[=<>]")
+_SEMICOLON = re.compile(";")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _TOKEN = re.compile(r"\\[{}|]|\\[A-Za-z]+|\\.|[(\[{)\]}]|[^\\(\[{)\]}]", re.DOTALL)
 _NAME = re.compile(
     r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
+    r"\|[A-Z]{2}\||\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}|"
+    r"[A-Z](?:_\{?\w+\}?)? ?: ?[A-Z](?:_\{?\w+\}?)?|"
     r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
 )
@@ -155,6 +158,10 @@ def _read(text: str, depth: int = 0) -> Answer:
         return Matrix(
             rows=tuple(tuple(_read(c, depth + 1) for c in row.split("&")) for row in rows)
         )
+    items = _split(text, _SEMICOLON)[0]
+    if len(items) > 1 and "," in text:  # `x=1, y=2; x=3, y=4`: a list of pairs
+        pairs = [_read(item, depth + 1) for item in items if item.strip()]
+        return Group(items=tuple(_as_tuple(pair) for pair in pairs))
     items = _split(text, _SEPARATOR)[0]
     several = 1 < len(items) <= MAX_ITEMS and all(item.strip() for item in items)
     if several and not _is_prose(text):
@@ -177,6 +184,12 @@ def _read(text: str, depth: int = 0) -> Answer:
     return _quantity(text) or _value(text) or _text(text)
 
 
+def _as_tuple(pair: Answer) -> Answer:
+    if isinstance(pair, Group) and not pair.opening:
+        return Group(items=pair.items, opening="(", closing=")")
+    return pair
+
+
 def _flat(items: list[Answer]) -> tuple[Answer, ...]:
     """`\\pm 1, \\pm 2` is a list of four."""
     flat: list[Answer] = []
@@ -188,7 +201,11 @@ def _flat(items: list[Answer]) -> tuple[Answer, ...]:
 def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
     if any(not side.strip() for side in sides):
         return _text(" ".join(sides))
-    if r"\implies" not in signs and signs[0] in ("=", r"\in") and _NAME.fullmatch(sides[0].strip()):
+    if (
+        r"\implies" not in signs
+        and signs[0] in ("=", r"\in", r"\approx")
+        and _NAME.fullmatch(sides[0].strip())
+    ):
         rest = sides[1:]
         name = re.sub(r"[\s{}]", "", sides[0])
         value = (

@@ -84,7 +84,22 @@ def _chains(reference: Answer, found: Answer) -> bool:
 
 def _as_chain(named: Named) -> Chain:
     """`y = 2x` as the equation that it also is."""
-    return Chain(sides=(readings(named.name)[0], named.value), signs=("=",))
+    name, value = readings(named.name), named.value
+    if not name:
+        return Chain(sides=(value,), signs=())
+    if isinstance(value, Group) and value.opening in ("(", "[") and len(value.items) == 2:
+        low, high = value.items  # of `x < 5`, the side that has an end
+        if isinstance(low, Value) and _is_infinite(low):
+            sign = "<" if value.closing == ")" else r"\le"
+            return Chain(sides=(name[0], high), signs=(sign,))
+        if isinstance(high, Value) and _is_infinite(high):
+            sign = ">" if value.opening == "(" else r"\ge"
+            return Chain(sides=(name[0], low), signs=(sign,))
+    return Chain(sides=(name[0], value), signs=("=",))
+
+
+def _is_infinite(value: Value) -> bool:
+    return not isinstance(value.exact, Fraction) and bool(value.exact.is_infinite)
 
 
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}

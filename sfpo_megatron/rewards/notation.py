@@ -74,7 +74,7 @@ _RULES = tuple(
     for pattern, new in (
         (r"\\(?:left|right|[bB]ig[gG]?[lrm]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![A-Za-z])", " "),
-        (r"(?<=\d)\s*(?:\{,\}|\\!?,?\\?!?\{?,\}?\\?!|\\,|\\ |\\;|\\:|~)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)\s*(?:\{,\}|,?\s*\\!|\\[,;: ]|~)\s*(?=\d{3}(?!\d))", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le "),
@@ -93,7 +93,7 @@ _RULES = tuple(
         (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
         (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
         (r"\\(?:cdots|ldots|dots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
-        (r"\\%|\\?\bpercent(?:age)?\b", "%"),
+        (r"\\%|\\?\b(?:percent(?:age)?|pct)\b", "%"),
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z])|(?<=\d)\s*\\circ(?![A-Za-z])", r"^\\circ "),
         (r"(?<!\\)\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
         (r"(?<=\d)\*\*(?=[\d({-])", "^"),
@@ -113,6 +113,7 @@ _LEAD = re.compile(
     r"(?:so |thus |hence )?(?:the )?(?:final )?answer(?: is| =)?\s*:?)\s*",
     re.IGNORECASE,
 )
+_DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")
 _DELIMITED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 
 
@@ -126,6 +127,8 @@ def plain(text: str) -> str:
         if changed == text:
             break
         text = changed
+    if "matrix" not in text and "array" not in text:
+        text = _DOUBLED.sub("", text)  # text that was escaped twice
     text = text.replace("\\$", " \\dollar ").replace("$", "")
     for pattern, new in _RULES:
         text = pattern.sub(new, text)

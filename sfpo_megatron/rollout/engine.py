@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from sfpo_megatron.config.rules.machine import check_shared_memory
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.shortage import killed_hint
+from sfpo_megatron.host.shortage import MemoryShortage, killed_hint
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
@@ -203,7 +203,9 @@ class Engine:
             raise
         except Exception as error:
             # vLLM sends a worker's error on as bare text, wrapped once or twice.
-            raise EngineCallFailed(_WRAPPING.sub(r"\g<inner>", str(error))) from None
+            text = _WRAPPING.sub(r"\g<inner>", str(error))
+            shortage = MemoryShortage.in_text(text)
+            raise EngineCallFailed(shortage.line("refit") if shortage else text) from None
 
     def _died(self) -> EngineDied:
         why = self._log.root_cause() or f"without a word; {killed_hint('generation')}"

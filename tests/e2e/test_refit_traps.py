@@ -8,13 +8,16 @@ its test fails here and the guard can go.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from engines import greedy, send
 from torch import Tensor
 
+from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding import filling
 from sfpo_megatron.resharding.checksums import ChecksumError
 from sfpo_megatron.resharding.transports import receiving, shm
@@ -147,12 +150,18 @@ def test_an_update_after_one_that_was_interrupted(
 
 
 @pytest.mark.parametrize("received", [0, 2, 4])
-def test_an_update_of_too_few_or_too_many_tensors_is_no_update(
-    llm: Any, monkeypatch: pytest.MonkeyPatch, received: int
-) -> None:
+def test_an_update_of_too_few_or_too_many_tensors_is_no_update(llm: Any, received: int) -> None:
     """`llm`: vllm has been imported by then. The engine itself is left alone."""
-    engine = object.__new__(shm.ShmEngine)
-    monkeypatch.setattr(engine, "_manifest", ("a", "b", "c"))
-    monkeypatch.setattr(engine, "_num_received", received)
+
+    class OfThree(shm.ShmEngine):
+        """Its model takes whatever it is given."""
+
+        def __init__(self) -> None:
+            meta = TensorMeta(name="a", shape=(1,), dtype=torch.float32)
+            self._manifest = (meta,) * 3
+            self.model = SimpleNamespace(load_weights=list)
+
+    engine = OfThree()
+    engine.load([("a", torch.ones(1))] * received, None)
     with pytest.raises(RuntimeError, match=f"finish after {received} of 3 tensors"):
         engine.finish_weight_update()

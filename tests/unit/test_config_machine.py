@@ -69,7 +69,7 @@ def test_train_refuses_and_check_warns(
     model_dir()
     Path("c.yaml").write_text(
         "output_dir: run\nmodel: {path: model}\nrollout: {tensor_parallel: 2}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 4}]}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 64}]}\n"
     )
     assert cli.main(["check", "c.yaml"]) == 0
     assert (

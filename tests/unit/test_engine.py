@@ -11,6 +11,7 @@ from made.configs import run_config
 
 from sfpo_megatron.rollout import engine as module
 from sfpo_megatron.rollout.engine import Engine
+from sfpo_megatron.rollout.errors import EngineCallFailed
 
 
 class Recording(Engine):
@@ -52,3 +53,22 @@ def test_buckets_load_in_order_whatever_order_their_calls_begin_in(engine: Recor
     asyncio.run(run())
     once = ["start_weight_update", *(f"bucket {n}" for n in range(4))]
     assert engine.calls == once * 2
+
+
+def test_memory_that_runs_out_in_a_worker(engine: Recording) -> None:
+    """vLLM sends a worker's error on as bare text: it is parsed here, and named by the fleet."""
+
+    class Failing:
+        async def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
+            raise RuntimeError(
+                "Call to update_weights method failed: CUDA out of memory. Tried to allocate 2.00 "
+                "GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.00 GiB is free."
+            )
+
+    engine._llm = Failing()
+    with pytest.raises(EngineCallFailed) as raised:
+        asyncio.run(Engine._rpc(engine, "update_weights"))
+    assert str(raised.value) == (
+        "GPU memory ran out during refit: 2.00 GiB wanted, 1.00 GiB free of 79.11 GiB; lower "
+        "refit.bucket_bytes"
+    )

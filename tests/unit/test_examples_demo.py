@@ -17,22 +17,21 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(f for f in ROOT.glob("examples/*/*.yaml") if not (f.parent / "model").is_dir())
 
 
-def tiny(file: Path) -> dict[str, object]:
-    """A config.json as tools/make_tiny_model.py and get_smollm2.py write it."""
-    return {
-        "architectures": ["LlamaForCausalLM" if "smollm2" in file.parts else "Qwen2ForCausalLM"],
-        "num_hidden_layers": 30 if "smollm2" in file.parts else 4,
-        "hidden_size": 192,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "intermediate_size": 384,
-        "max_position_embeddings": 512,
-        "vocab_size": 101,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "rope_theta": 10000.0,
-    }
+TINY = {  # config.json as tools/make_tiny_model.py writes it
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 4,
+    "hidden_size": 192,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 384,
+    "max_position_embeddings": 512,
+    "vocab_size": 101,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+}
 
 
 def test_there_are_some() -> None:
@@ -55,6 +54,6 @@ def test_check_and_plan(
     assert "model.path: found" in capsys.readouterr().err
     model = Path(load_config(path).model.path)
     model.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps(tiny(file)))
+    (model / "config.json").write_text(json.dumps(TINY))
     assert cli.main(["check", path]) == 0
     assert cli.main(["plan", path]) == 0

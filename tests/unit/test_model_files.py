@@ -194,7 +194,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         ("a hole in the data", TWO),
     ),
     "shape_beside_bytes": (with_header(lambda h: h[NAME].update(shape=[64, 31])), (NAME, TWO)),
-    "negative_size": (with_header(lambda h: h[NAME].update(shape=[-64, -32])), (NAME, TWO)),
+    "negative_size": (
+        with_header(lambda h: h[NAME].update(shape=[-64, -32])), ("a header with sizes", NAME, TWO),
+    ),
     "no_dtype": (with_header(lambda h: h[NAME].pop("dtype")), (NAME, TWO)),
     "dtype_unknown": (with_header(lambda h: h[NAME].update(dtype="F99")), ("'F99'", TWO)),
     # another model
@@ -236,7 +238,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "index_without_map": (replaced(INDEX, b'{"metadata": {}}'), (INDEX, "weight_map")),
     "index_of_nothing": (replaced(INDEX, b'{"weight_map": {}}'), ("an empty weight_map", INDEX)),
     "index_of_numbers": (replaced(INDEX, b'{"weight_map": {"x": 1}}'), ("x: 1", INDEX)),
-    "index_leads_out": (with_map(lambda m: m.update(x="../x.safetensors")), ("../x", INDEX)),
+    "index_leads_out": (
+        with_map(lambda m: m.update(x="../x.safetensors")), ("../x", INDEX, "beside the index"),
+    ),
 }  # fmt: skip
 
 

@@ -27,11 +27,20 @@ def problem_of(task: str) -> WireProblem:
     return WireProblem(id=row.id, question=row.question, answer=row.answer, metadata=row.metadata)
 
 
+def score_here(text: str, problem: WireProblem) -> float:
+    """A task's verifier may raise on what is no answer of its kind; the pool gives 0 then."""
+    try:
+        return reasoning_gym.score(text, problem)
+    except Exception:
+        assert text != problem.answer
+        return 0.0
+
+
 def hold(tasks: list[str]) -> None:
     problems = [problem_of(task) for task in tasks]
     wrong = "<answer>no such answer</answer>"
     responses = [(problem, text) for problem in problems for text in (problem.answer, wrong)]
-    here = [reasoning_gym.score(text, problem) for problem, text in responses]
+    here = [score_here(text, problem) for problem, text in responses]
     with ScoringPool(RewardConfig(function="reasoning_gym", timeout_s=20.0)) as pool:
         there = [score.reward for score in pool.score(responses)]
     parted = {p.id: (h, t) for (p, _), h, t in zip(responses, here, there, strict=True) if h != t}

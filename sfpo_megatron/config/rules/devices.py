@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 
 _DRIVER = Path("/proc/driver/nvidia")

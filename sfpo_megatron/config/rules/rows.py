@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.rules.parquet_footer import num_rows
+from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
 
