@@ -26,7 +26,7 @@ LAYER = {
     "plugins": 0,
     "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "run": 2, "sft": 2, "evaluate": 2, "evaluation": 2,
-    "cli": 3, "__main__": 3, "launcher": 3, "doctor": 3,
+    "cli": 3, "commands": 3, "__main__": 3, "launcher": 3, "doctor": 3,
 }  # fmt: skip
 # L1 packages do not import one another, but for this one.
 L1_ALLOWED = {("resharding/source.py", "mcore")}
@@ -40,6 +40,7 @@ TORCH_FREE = (
     "config/",
     "planner/",
     "cli.py",
+    "commands/",
     "__main__.py",
     "launcher/rank.py",
     "launcher/failures.py",
@@ -167,7 +168,8 @@ HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotli
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"], ["score", "--help"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """`-X importtime` lists every module that was imported, on stderr."""
