@@ -1,1 +1,1 @@
-"""Commands of the command line that start no run: options, work and output of each in a file."""
+"""What the commands of `sfpo-megatron` do, each in a module of its own; cli.py parses for them."""

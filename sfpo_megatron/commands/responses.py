@@ -52,7 +52,7 @@ def lines_of(path: str, *, needs_answer: bool) -> Iterator[Line | BadLine]:
     try:
         if Path(path).is_dir():
             raise IsADirectoryError(0, "a directory")
-        file = open(path, "rb")  # closed by the generator
+        file = open(path, "rb")  # noqa: SIM115 - the generator closes it
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise NoFile(
