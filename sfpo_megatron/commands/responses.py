@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sfpo_megatron.data.errors import shorten
+from sfpo_megatron.config.yaml_text import shorten
 from sfpo_megatron.rewards.wire import WireProblem
 
 STDIN = "-"
