@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sfpo_megatron.config.yaml_text import shorten
+from sfpo_megatron.rewards.returned import shown
 from sfpo_megatron.rewards.wire import WireProblem
 
 STDIN = "-"
@@ -77,20 +78,20 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8: both are ValueErrors
-        return bad(f"{shorten(text.decode(errors='replace').strip(), 60)} ({error})")
+        return bad(f"{shorten(repr(text[:200].decode(errors='replace').strip()))} ({error})")
     if not isinstance(row, dict):
-        return bad(shorten(row))
+        return bad(shown(row))
     for name in ("response", "answer") if needs_answer else ("response",):
         if name not in row:
-            return bad(f"no field {name!r} (fields: {shorten(sorted(row))})", f"add {name!r}")
+            return bad(f"no field {name!r} (fields: {', '.join(row) or 'none'})", f"add {name!r}")
     response, question = row["response"], row.get("question", "")
     answer = _as_text(row.get("answer", ""))
     if not isinstance(response, str):
-        return bad(f"response = {shorten(response)}", "make it text")
+        return bad(f"response = {shown(response)}", "make it text")
     if not isinstance(question, str):
-        return bad(f"question = {shorten(question)}", "make it text")
+        return bad(f"question = {shown(question)}", "make it text")
     if answer is None or (needs_answer and not answer.strip()):
-        return bad(f"answer = {shorten(row['answer'])}", "make it text that is not empty")
+        return bad(f"answer = {shown(row.get('answer'))}", "make it text that is not empty")
     metadata = {name: value for name, value in row.items() if name not in _USED}
     problem = WireProblem(id=where, question=question, answer=answer, metadata=metadata)
     return Line(where=where, number=number, problem=problem, response=response)

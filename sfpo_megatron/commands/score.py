@@ -27,7 +27,7 @@ from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rewards.pool import Outcome, Score, ScoringPool
 from sfpo_megatron.rewards.wire import Explanation
 
-_LINES_AT_A_TIME = 2048
+_LINES_AT_A_TIME = 1024
 _MOST_NAMED = 20
 _PROGRESS_S = 5.0
 _SHOWN_CHARS = 60

@@ -109,7 +109,7 @@ class HttpScorer:
 
     def _persevere(self, ask: Callable[[], T]) -> T:
         """What `ask` gives, however often it takes within `reward.http.retries`."""
-        pause_s = self._first_pause_s
+        pause_s = min(self._first_pause_s, LONGEST_PAUSE_S)
         for retries_left in reversed(range(self._config.retries + 1)):
             try:
                 answer = ask()
