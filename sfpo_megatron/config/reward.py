@@ -59,7 +59,7 @@ class HttpRewardConfig:
     """The server that scores for the function `http`."""
 
     url: str | None = None
-    """Where batches are posted: http:// or https://."""
+    """Address to which batches are posted: http:// or https://."""
     timeout_s: float = 60.0
     """What the server may take for one batch, its whole answer included."""
     retries: int = 8

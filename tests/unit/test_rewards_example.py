@@ -56,7 +56,7 @@ def test_it_scores_in_the_scoring_processes(
 
 
 def test_the_server_scores_as_the_function_does() -> None:
-    """As docs/extend.md starts it, but at a free port."""
+    """The process is started as docs/extend.md says, at a free port."""
     port = free_port()
     command = [sys.executable, str(ROOT / "examples/your_own/server.py"), str(port)]
     problem = WireProblem(id="aiw/0", question="?", answer="7", metadata={})
