@@ -67,7 +67,7 @@ class ScoringPool:
     def outcomes(
         self, items: Sequence[Item], rewards: Sequence[RewardChoice | None] | None = None
     ) -> list[Outcome]:
-        """Scores as `score` gives them, with the error in the place of each item that has no score."""
+        """Scores as `score` gives them, and the error in the place of an item without one."""
         choices = [None] * len(items) if rewards is None else rewards
         numbers: dict[WeightedReward, list[int]] = {}
         for number, choice in enumerate(choices):
