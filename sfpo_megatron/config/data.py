@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
-from sfpo_megatron.plugins import SOURCE
+from sfpo_megatron.config.reward import WeightedReward, check_choice
+from sfpo_megatron.plugins import REWARD, SOURCE
 
 _MAPPED = ("prompt", "answer", "system", "metadata")
 _OURS = (  # arguments of apply_chat_template that are no variables of a template
@@ -39,12 +40,15 @@ class DataSource:
     columns: dict[str, str] = field(default_factory=dict)
     """The source's own names of `prompt`, `answer`, `system` and `metadata`; dots lead into
     objects (`answer: reward_model.ground_truth`)."""
+    reward: Annotated[str, REWARD] | tuple[WeightedReward, ...] | None = None
+    """Scores the responses to this source's prompts; null for reward.function."""
     weight: float = 1.0
     """How often its prompts are drawn beside those of the other sources: of the heaviest source an
     epoch draws all, of one with half its weight another half in each epoch."""
 
     def __post_init__(self) -> None:
         known(self, SOURCE, "source")
+        check_choice(self, "reward")
         at_least(self, 1, "size")
         positive(self, "weight")
         files = ("path",)

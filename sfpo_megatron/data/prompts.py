@@ -276,6 +276,11 @@ def date_of(state: Mapping[str, Any]) -> str | None:
     return state.get("now")
 
 
+def source_of(prompt_id: str) -> str:
+    """Name of the source of a held-out prompt: ids are `eval.SOURCE/ROW`."""
+    return prompt_id.partition("/")[0].removeprefix(EVAL)
+
+
 def renamed(
     prompts: Sequence[Prompt], now: Sequence[str], then: Sequence[str]
 ) -> tuple[Prompt, ...]:

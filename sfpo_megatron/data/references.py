@@ -10,54 +10,67 @@ import functools
 import importlib
 from collections.abc import Callable
 
+from sfpo_megatron.config.reward import RewardConfig
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
 from sfpo_megatron.plugins import REWARD
 
 _CACHED = 1 << 16
-NEED_NONE = frozenset({"reasoning_gym", "format"})
+NEED_NONE = frozenset({"reasoning_gym", "format", "http"})
 """Built-in rewards that can judge a response without a reference."""
 
 
 class References:
-    """The references of rows, as one reward reads them."""
+    """The references of rows, as their rewards read them. A user's own reward alone knows its."""
 
-    def __init__(self, function: str) -> None:
-        """`function`: reward.function. What a user's own reads, it alone knows."""
-        self._function = function
-        self._own = function not in REWARD.built_in
-        self._scorable: Callable[[Row], str | None] | None = None
-        self._readable: Callable[[str], str | None] | None = None
-        if not self._own:
-            module = importlib.import_module(REWARD.built_in[function].partition(":")[0])
-            self._scorable = getattr(module, "scorable", None)
-            if readable := getattr(module, "readable", None):
-                self._readable = functools.lru_cache(_CACHED)(readable)
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._reasons: dict[str, Callable[[Row], str | None]] = {}
 
     def fault(self, row: Row) -> DataError | None:
-        """What is wrong with the row's reference; None if the reward can use it."""
-        if not row.answer and not self._own and self._function not in NEED_NONE:
+        """What is wrong with the row's reference; None if its rewards can use it."""
+        for function in self._config.summands(row.reward):
+            if function.name in REWARD.built_in:
+                error = self._fault(row, function.name)
+                if error is not None:
+                    return error
+        return None
+
+    def _fault(self, row: Row, function: str) -> DataError | None:
+        if not row.answer:
+            if function in NEED_NONE:
+                return None
             return DataError(
                 row.where,
                 found="a problem without a reference answer",
-                expected=f"one, which reward {self._function} compares with",
-                fix="set reward.function=reasoning_gym, or leave the task out",
+                expected=f"one, which reward {function} compares with",
+                fix="score it by the reward reasoning_gym, or leave the task out",
                 kind="without a reference",
             )
-        if self._scorable is not None:
-            why = self._scorable(row)
-        else:
-            why = self._readable(row.answer) if self._readable is not None else None
+        if function not in self._reasons:
+            self._reasons[function] = _reason(function)
+        why = self._reasons[function](row)
         if why is None:
             return None
         return DataError(
             row.where,
-            found=f"a reference that reward {self._function} cannot read: {shorten(row.answer)}"
-            + (f" ({shorten_line(why)})" if why else ""),
-            expected=f"an answer as {self._function} compares it",
-            fix="correct the row, or choose another reward.function",
-            kind=f"with a reference that {self._function} cannot read",
+            found=f"a reference that reward {function} cannot read: {shorten(row.answer)} "
+            f"({shorten_line(why)})",
+            expected=f"an answer as {function} compares it",
+            fix="correct the row, or choose another reward",
+            kind=f"with a reference that {function} cannot read",
         )
+
+
+def _reason(function: str) -> Callable[[Row], str | None]:
+    """Why a built-in reward cannot use a row, None if it can."""
+    module = importlib.import_module(REWARD.built_in[function].partition(":")[0])
+    scorable: Callable[[Row], str | None] | None = getattr(module, "scorable", None)
+    if scorable is not None:
+        return scorable
+    readable: Callable[[str], str | None] = getattr(module, "readable", lambda _: None)
+    cached = functools.lru_cache(_CACHED)(readable)
+    return lambda row: cached(row.answer)
 
 
 def shorten_line(text: str, limit: int = 120) -> str:

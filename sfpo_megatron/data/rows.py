@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sfpo_megatron.config.reward import RewardChoice
 from sfpo_megatron.data.errors import BadRowsError, DataError, by_kind
 
 MOST_SHOWN = 20
@@ -37,9 +38,11 @@ class Row:
     """Name of the trainer whose columns it came in; empty for ours."""
     left_out: tuple[str, ...] = ()
     """Columns that JSON cannot hold: they are no metadata."""
+    reward: RewardChoice | None = None
+    """That of its source; None: reward.function."""
 
-    def within(self, source: str) -> Row:
-        """The same row, with the name of its source in its id."""
+    def within(self, source: str, reward: RewardChoice | None) -> Row:
+        """The same row, with the name of its source in its id, and the source's reward."""
         return Row(
             id=f"{source}/{self.id}",
             where=self.where,
@@ -50,6 +53,7 @@ class Row:
             history=self.history,
             layout=self.layout,
             left_out=self.left_out,
+            reward=reward,
         )
 
     @property

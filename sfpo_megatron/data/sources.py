@@ -37,7 +37,7 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
                 row = replace(item, where=f"{key} ({item.where})")
             if isinstance(row, Row):
                 taken += 1
-                row = row.within(name)
+                row = row.within(name, source.reward)
             yield row
             if taken == source.size:
                 return

@@ -47,6 +47,7 @@ class PromptTable(Sequence[Prompt]):
             question=row.question,
             answer=row.answer,
             metadata=row.metadata,
+            reward=row.reward,
         )
 
     def __eq__(self, other: object) -> bool:

@@ -110,7 +110,7 @@ def tokenized_prompts(
 ) -> PromptTable:
     """A `Prompt` for each row that its reward can score and whose prompt fits into
     `rollout.max_prompt_tokens`."""
-    references = References(config.reward.function)
+    references = References(config.reward)
     limit = config.rollout.max_prompt_tokens
     kept: list[Row] = []
     all_ids, ends = array("i"), array("q", [0])

@@ -193,7 +193,7 @@ def test_parquet_columns_as_they_come(tmp_path: Path) -> None:
                 pyarrow.struct({"ground_truth": pyarrow.float32()}),
             ),
             "when": pyarrow.array([1, 2], pyarrow.timestamp("ns")),
-            "far": pyarrow.array([2**62, 1], pyarrow.timestamp("s")),
+            "far": pyarrow.array([2**52, 1], pyarrow.timestamp("ms")),
             "took": pyarrow.array([1, 2], pyarrow.duration("ns")),
             "png": [b"1", b"2"],
             "share": pyarrow.array([0.1, 0.2], pyarrow.float32()),
