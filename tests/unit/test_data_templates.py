@@ -6,6 +6,7 @@ The tokenizers are real ones of transformers, trained on the spot, with special 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}" + TURNS
 )
-DROPS = "{% for m in messages if m.role == 'system' or loop.length == 1 %}" + TURNS[25:]
 DATED = "{{ strftime_now('%d %b %Y') }}" + TURNS
 GOOD: dict[str, Any] = {"prompt": "2 + 2 =", "answer": "4"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -105,7 +105,6 @@ def test_system_prompt_prefix_and_template_args(tmp_path: Path, tokenizer: Any) 
 def test_the_date_stays_that_of_the_first_start(tmp_path: Path, tokenizer: Any) -> None:
     """The next day's resume gets the same prompts; without it they would be other ones."""
     tokenizer.chat_template = DATED
-    config = make_config([source(tmp_path, GOOD)], [source(tmp_path, GOOD)], chat_template=True)
     config = make_config([source(tmp_path, GOOD)], chat_template=True)
     then = PromptStream(config, tokenizer, now="2026-01-31T23:59:00")
     assert then.prompts[0].text.startswith("31 Jan 2026[user]")
@@ -171,8 +170,6 @@ UNREADABLE = {
 def test_a_reference_that_its_reward_cannot_read(
     tmp_path: Path, tokenizer: Any, reward: str
 ) -> None:
-    from dataclasses import replace
-
     rows = [{"prompt": f"p{n}", "answer": text} for n, text in enumerate(UNREADABLE[reward])]
     good = {"prompt": "q", "answer": "B" if reward == "multiple_choice" else "4"}
     config = make_config([source(tmp_path, good, *rows)], on_bad_row="skip")
@@ -184,8 +181,6 @@ def test_a_reference_that_its_reward_cannot_read(
 
 
 def test_a_choice_by_its_text_is_a_reference(tmp_path: Path, tokenizer: Any) -> None:
-    from dataclasses import replace
-
     row = {"prompt": "Which?", "answer": "Paris", "choices": ["Rome", "Paris"]}
     config = make_config([source(tmp_path, row)])
     config = replace(config, reward=RewardConfig(function="multiple_choice"))
