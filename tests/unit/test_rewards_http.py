@@ -342,7 +342,7 @@ def test_an_address_that_is_none(url: str, found: str) -> None:
 
 
 def test_calls_in_several_threads_are_under_way_together() -> None:
-    """As the controller scores: a few rollouts a call."""
+    """The controller scores a few rollouts a call."""
     meeting = threading.Barrier(2)
 
     def meet(handler: BaseHTTPRequestHandler, asked: Any) -> None:
