@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.checkpoints.identity import RunRecord, retire_metrics, retire_run, run_id_of
-from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found
+from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found, store_of
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
@@ -191,8 +191,15 @@ def warn(text: str) -> None:
 
 def prepare_output(config: RunConfig, *, up_to_step: int = 0) -> RunDirectory:
     """Make output_dir, write config.yaml. An earlier run's metrics are kept under another name; of
-    a run that continues after step `up_to_step`, the lines up to it stay where they are."""
+    a run that continues after step `up_to_step`, the lines up to it stay where they are.
+    CheckpointError for rollouts alone beside a run that would continue on top of their metrics."""
     directory = RunDirectory.of(config.output_dir)
+    if config.debug.rollout_only and (steps := store_of(config).steps()):
+        raise CheckpointError(
+            f"output_dir: found the checkpoints of a run in {directory.path} (the last of step "
+            f"{max(steps)}) with debug.rollout_only, expected a directory without; choose another "
+            "output_dir, or set the run aside with --fresh"
+        )
     directory.path.mkdir(parents=True, exist_ok=True)
     if up_to_step:
         cut_metrics(directory.metrics, up_to_step)

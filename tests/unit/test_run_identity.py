@@ -175,6 +175,20 @@ def test_fresh_sets_aside_and_deletes_nothing(run: Run) -> None:
     assert run.start().run_id == second.run_id
 
 
+def test_fresh_keeps_the_policy_that_the_new_run_would_replace(run: Run) -> None:
+    """Of a run without checkpoints it is all that there is."""
+    run.start()
+    run.directory.hf.mkdir()
+    (run.directory.hf / "model.safetensors").write_text("trained")
+    for number in (1, 2):
+        run.start(fresh=True)
+        assert not run.directory.hf.exists() or not any(run.directory.hf.iterdir())
+        kept = run.directory.path / "hf.previous-1/model.safetensors"
+        assert kept.read_text() == "trained"
+        run.directory.hf.mkdir(exist_ok=True)  # empty: nothing to keep
+        assert not (run.directory.path / f"hf.previous-{number + 1}").exists()
+
+
 def test_fresh_from_an_older_checkpoint_of_its_own(run: Run) -> None:
     first = run.start()
     older = run.save(2, first.run_id)
