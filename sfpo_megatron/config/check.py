@@ -28,6 +28,7 @@ from sfpo_megatron.config.rules.passed_through import (
 )
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.rows import rows
+from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
 from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -273,5 +274,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     data,
     rows,
     outputs,
+    saved_rollouts,
     checkpoints,
 )

@@ -241,7 +241,7 @@ def test_rollouts_alone_do_not_write_among_the_lines_of_a_run(config: RunConfig)
     save(config, 3, json.dumps({"format": 2, "run_id": begun.run_id}))
     alone = replace(config, debug=DebugConfig(rollout_only=True))
     decide(alone, store_of(alone), fresh=False)
-    with pytest.raises(CheckpointError, match=r"the last of step 3\) with debug.rollout_only.*fresh"):
+    with pytest.raises(CheckpointError, match=r"step 3\) with debug.rollout_only.*--fresh"):
         prepare_output(alone)
     assert directory.metrics.read_text() == '{"step": 3}\n'
     decide(alone, store_of(alone), fresh=True)
