@@ -288,11 +288,17 @@ class EvalConfig:
     """Rollouts per prompt (avg@n)."""
     temperature: float = 1.0
     """Sampling temperature; 0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus sampling mass."""
+    max_response_tokens: int | None = None
+    """Generation stops here; null for rollout.max_response_tokens."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "every")
         within(self, 0.0, 2.0, "temperature")
-        at_least(self, 1, "n")
+        positive(self, "top_p")
+        within(self, 0.0, 1.0, "top_p")
+        at_least(self, 1, "n", "max_response_tokens")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -372,3 +378,14 @@ class RunConfig:
     def saves_state(self) -> bool:
         """Whether there are checkpoints, and a stop request therefore saves."""
         return self.checkpoint.every > 0 and not self.debug.rollout_only
+
+    @property
+    def eval_response_tokens(self) -> int:
+        """Response tokens at which an evaluation cuts."""
+        return self.eval.max_response_tokens or self.rollout.max_response_tokens
+
+    @property
+    def engine_tokens(self) -> int:
+        """The longest sequence of an engine: prompt and response, of training or evaluation."""
+        longest = max(self.rollout.max_response_tokens, self.eval_response_tokens)
+        return self.rollout.max_prompt_tokens + longest
