@@ -21,6 +21,7 @@ from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.one_model import one_model
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,
     engine_arguments_on,
@@ -269,6 +270,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     engines,
     transports,
     passed_through,
+    one_model,
     engine_arguments,
     own_code,
     data,
