@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.checkpoints.identity import RunRecord, retire_metrics, retire_run, run_id_of
-from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found, store_of
+from sfpo_megatron.checkpoints.store import (
+    CheckpointError,
+    CheckpointStore,
+    Found,
+    set_aside,
+    store_of,
+)
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
-from sfpo_megatron.config.load import dump_config
+from sfpo_megatron.config.load import dump_config, is_dumped
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.prompts import PromptStream, print_of, source_names_of
@@ -205,6 +211,9 @@ def prepare_output(config: RunConfig, *, up_to_step: int = 0) -> RunDirectory:
         cut_metrics(directory.metrics, up_to_step)
     else:
         retire_metrics(directory)
+    if directory.config.exists() and not is_dumped(directory.config):
+        kept = set_aside(directory.config, "previous")
+        warn(f"{directory.config} was not as a run writes it (edited?): kept as {kept.name}")
     aside = directory.config.with_name("config.yaml.tmp")
     aside.write_text(dump_config(config), encoding="utf-8")
     aside.rename(directory.config)
