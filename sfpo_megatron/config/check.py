@@ -22,6 +22,7 @@ from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.one_model import one_model
+from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,
     engine_arguments_on,
@@ -271,6 +272,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     transports,
     passed_through,
     one_model,
+    optimizer_modes,
     engine_arguments,
     own_code,
     data,

@@ -16,6 +16,7 @@ from made.configs import run_check
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.one_model import AS_IN_THE_MODEL
+from sfpo_megatron.config.rules.optimizer_modes import OPTIMIZERS
 from sfpo_megatron.config.rules.passed_through import CLASSES
 from sfpo_megatron.config.upstream import accepts, fields_of
 
@@ -120,6 +121,35 @@ def test_engines_load_what_the_trainer_reads(here: Path, format: str) -> None:
 
 def test_the_names_are_megatrons() -> None:
     assert set(AS_IN_THE_MODEL) <= set(fields_of(*CLASSES[CORE]) or {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("ddp.use_megatron_fsdp", True), ("ddp.fp8_param_gather", True)),
+        *(("optimizer.optimizer", "muon"), ("optimizer.optimizer", "lion")),
+        ("optimizer.overlap_param_gather_with_optimizer_step", True),
+        ("optimizer.reuse_grad_buf_for_mxfp8_param_ag", True),
+    ],
+)
+def test_modes_of_the_optimizer_that_sfpo_refuses(here: Path, key: str, value: object) -> None:
+    """Before an engine starts: the optimizer that is built would say so a model's loading later."""
+    with pytest.raises(ConfigError, match=r"expected .* with SFPO; remove it: ") as caught:
+        run_check(f"megatron.{key}={json.dumps(value)}")
+    assert caught.value.key == f"megatron.{key}"
+
+
+def test_main_params_in_other_dtypes(here: Path) -> None:
+    aware = "megatron.optimizer={{use_precision_aware_optimizer: true, main_params_dtype: {}}}"
+    with pytest.raises(ConfigError, match=r"main_params_dtype: found 'float16', expected float32"):
+        run_check(aware.format("float16"), "model.dtype=bfloat16")
+    assert run_check(aware.format("float32"), "model.dtype=bfloat16") == []
+
+
+def test_the_optimizers_are_those_of_the_shards() -> None:
+    from sfpo_megatron.mcore.shards.steppers import KINDS
+
+    assert {*OPTIMIZERS} == {kind.name for kind in KINDS}
 
 
 ACCEPTED = (
