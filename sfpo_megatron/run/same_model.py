@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,25 @@ def hold_to_model(config: RunConfig, found: Found, state: Mapping[str, Any]) -> 
     then, now = state.get(KEY), print_of(config.model.path)
     if then is None or now is None:
         return
-    for name, value in now["shape"].items():
-        if then["shape"].get(name) != value:
-            raise CheckpointError(
-                f"model.path: found {name} {value} in {config.model.path}/config.json, expected "
-                f"{then['shape'].get(name)} as in {found.directory.name}; restore it, or begin a "
-                "new run from the checkpoint by tools/convert_megatron_to_hf.py"
-            )
+    for name, before, value in _differences(then["shape"], now["shape"]):
+        raise CheckpointError(
+            f"model.path: found {name} {value} in {config.model.path}/config.json, expected "
+            f"{before} as in {found.directory.name}; restore it, or begin a new run from the "
+            "checkpoint by tools/convert_megatron_to_hf.py"
+        )
     if config.objective.kl.coef > 0 and then["weights"] != now["weights"]:
         raise CheckpointError(
             f"model.path: found other weights in {config.model.path} than when "
             f"{found.directory.name} was written, expected the same: they are the reference of "
             "objective.kl; restore them, or set objective.kl.coef to 0"
         )
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of what both have: another version may have other fields."""
+    for name in then.keys() & now.keys():
+        before, value = then[name], now[name]
+        if isinstance(before, dict) and isinstance(value, dict):
+            yield from _differences(before, value)
+        elif before != value:
+            yield name, before, value

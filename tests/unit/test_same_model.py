@@ -54,6 +54,9 @@ def test_the_same_model_continues(model: Path, tmp_path: Path) -> None:
     edit(model, max_position_embeddings=4096)
     moved = model.rename(tmp_path / "moved")
     start(moved, state, kl=0.1)
+    state[KEY]["shape"]["a_field_of_later"] = 3
+    del state[KEY]["shape"]["window"]  # of a version before
+    start(moved, state, kl=0.1)
     edit(moved, rms_norm_eps=0.5)
     start(moved, {}, kl=0.1)
 
