@@ -72,6 +72,8 @@ def decide(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> Start:
         return Start(found=found, run_id=record.run_id, said=_goes_on(record, found))
     if not fresh and (record is not None or resume == "auto"):
         store.refuse_broken()  # an earlier start has renamed them: that is no new run
+    if not fresh and record is None and resume == "auto":
+        store.refuse_others()  # whoever put it there wants to continue from it
     return _first_start(directory, store, record, resume, fresh)
 
 

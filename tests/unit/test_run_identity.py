@@ -226,6 +226,22 @@ def test_rollouts_alone_leave_the_run_as_it_is(run: Run) -> None:
     assert start.found is None and run.start().found is not None
 
 
+def test_a_checkpoint_by_others_is_neither_renamed_nor_removed(run: Run) -> None:
+    """Such as Megatron-LM's, put where a run's are: not broken, and not the run's to retain."""
+    theirs = run.store.folder / "iter_0000001"
+    theirs.mkdir(parents=True)
+    (theirs / "metadata.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"iter_0000001: .*no run has written.*resume"):
+            run.start()
+    begun = run.start(fresh=True)
+    for step in (2, 3, 4, 5):
+        run.save(step, begun.run_id)
+    run.store.prune()
+    assert run.start().said.endswith("continues after step 5")
+    assert (theirs / "metadata.json").is_file() and min(run.store.steps()) > 2
+
+
 def test_a_record_reads_back(run: Run) -> None:
     record = RunRecord.new()
     record.write(run.directory)
