@@ -16,6 +16,8 @@ from typing import Any, Literal
 from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
+from sfpo_megatron.commands.score import add_options as add_score_options
+from sfpo_megatron.commands.score import score
 from sfpo_megatron.commands.starting import load, load_for_run
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
@@ -135,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
+    text = "score responses that are in a file; starts nothing else"
+    scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
+    add_score_options(scoring)
+    scoring.set_defaults(run=score)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)

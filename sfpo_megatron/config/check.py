@@ -29,6 +29,7 @@ from sfpo_megatron.config.rules.passed_through import (
     passed_through,
 )
 from sfpo_megatron.config.rules.plugins import own_code
+from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
 from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
 from sfpo_megatron.config.rules.sgd import sgd
@@ -275,6 +276,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     optimizer_modes,
     engine_arguments,
     own_code,
+    server,
     data,
     rows,
     outputs,

@@ -62,6 +62,7 @@ def tokenized_prompts(
             question=row.question,
             answer=row.answer,
             metadata=row.metadata,
+            reward=row.reward,
         )
 
 

@@ -40,6 +40,8 @@ TORCH_FREE = (
     "config/",
     "planner/",
     "cli.py",
+    "commands/responses.py",
+    "commands/score.py",
     "commands/starting.py",
     "__main__.py",
     "launcher/rank.py",
@@ -168,12 +170,16 @@ HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotli
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"], ["score", "FILE"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """`-X importtime` lists every module that was imported, on stderr."""
     config = write_run(tmp_path, output_dir=f"{tmp_path}/run", model={"path": "owner/name"})
-    arguments = [str(config) if a == "CONFIG" else a for a in arguments]
+    responses = tmp_path / "responses.jsonl"
+    responses.write_text('{"response": "42", "answer": "42"}')
+    files = {"CONFIG": [str(config)], "FILE": [str(responses), "--reward", "exact_match"]}
+    arguments = [word for a in arguments for word in files.get(a, [a])]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sfpo_megatron", *arguments],
         capture_output=True,
