@@ -27,7 +27,7 @@ def found(config: RunConfig) -> list[str]:
 
 
 def test_what_a_run_writes_is_known(config: RunConfig, tmp_path: Path) -> None:
-    """Of another version too, which had other keys."""
+    """Another version's too, which had other keys."""
     file = tmp_path / "config.yaml"
     text = dump_config(config)
     for ours in ("", text, text.replace("seed: 0\n", "seed: 5\nolder: null\n")):

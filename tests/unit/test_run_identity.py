@@ -176,7 +176,7 @@ def test_fresh_sets_aside_and_deletes_nothing(run: Run) -> None:
 
 
 def test_fresh_keeps_the_policy_that_the_new_run_would_replace(run: Run) -> None:
-    """Of a run without checkpoints it is all that there is."""
+    """A run without checkpoints has nothing else."""
     run.start()
     run.directory.hf.mkdir()
     (run.directory.hf / "model.safetensors").write_text("trained")
