@@ -51,7 +51,7 @@ def test_a_config_that_no_run_has_written_is_refused(config: RunConfig, tmp_path
 def test_an_edited_config_is_kept(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a run has been, the next start is not refused for it."""
+    """The next start of a run that has been there is not refused for it."""
     file = prepare_output(config).config
     RunDirectory.of(config.output_dir).logs.mkdir()
     prepare_output(config)
