@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @on_ranks(PP2, TP2, DP2)
 def test_the_planted_token_is_found(bench: Workbench) -> None:
-    """In the first, a middle and the last rollout; every rank hears of it. The generator's log-probs
-    are the trainer's own but for a ripple of up to 0.1 and one token that is 3 nats off."""
+    """In the first, a middle and the last rollout; every rank hears of it. The generator's
+    log-probs are the trainer's own but for a ripple of up to 0.1 and one token 3 nats off."""
     from made.batches import make_batch
 
     from sfpo_megatron.mcore.batches import cut

@@ -1,6 +1,6 @@
 """One-line faults (table.toml), each made in a copy of the tree, and the test that notices it.
 
-    python tests/mutants/mutants.py [NAME...] [--first] [--record]     rows of the table, else all
+    python tests/mutants/mutants.py [NAME...] [--first] [--record]     these rows, else all
 
 The tests that a row names run first, the whole default run only where they pass. `--first` leaves
 that out; `--record` writes what was found into the table.
@@ -110,7 +110,9 @@ def _failure(tree: Path, tests: str) -> str:
     # Not by an error of the collection (2 to 5): then no test has looked at the fault.
     failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", result.stdout, flags=re.MULTILINE)
     if result.returncode != 1 or failed is None:
-        raise RuntimeError(f"pytest {tests} ended with {result.returncode}: {result.stdout[-2000:]}")
+        raise RuntimeError(
+            f"pytest {tests} ended with {result.returncode}: {result.stdout[-2000:]}"
+        )
     return failed[1]
 
 
@@ -131,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--first", action="store_true", help="only the tests that the rows name")
     parser.add_argument("--record", action="store_true", help="write noticed_by into the table")
-    parser.add_argument("--in", nargs="+", dest="kinds", default=(), metavar="FOLDER", help="of tests")
+    parser.add_argument(
+        "--in", nargs="+", dest="kinds", default=(), metavar="FOLDER", help="of tests"
+    )
     given = parser.parse_args(arguments)
     table, survivors = read_table(), 0
     for name in given.names or table:
