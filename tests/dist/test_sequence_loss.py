@@ -114,7 +114,7 @@ def test_the_logged_loss_is_a_mean_over_rollouts(bench: Workbench) -> None:
     wanted = -float(advantages[mine][in_loss].double().mean())
     assert abs(wanted) > 0.01, "nothing to tell a wrong divisor by"
     (first, *_) = bench.one_pass(policy, minibatches)().minibatches
-    assert first.loss == pytest.approx(wanted, rel=1e-5)
+    assert first.loss == pytest.approx(wanted, rel=1e-4)
 
 
 @on_ranks(DP2, per_token=[False, True])
