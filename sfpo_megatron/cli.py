@@ -16,12 +16,16 @@ from typing import Any, Literal
 from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
+from sfpo_megatron.commands.score import add_options as add_score_options
+from sfpo_megatron.commands.score import score
+from sfpo_megatron.commands.starting import load, load_for_run
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.holder import DirectoryRefused, require_writable
-from sfpo_megatron.host.home import NoHome, provide_home
+from sfpo_megatron.evaluation.request import add_options
+from sfpo_megatron.host.holder import DirectoryRefused
+from sfpo_megatron.host.home import NoHome
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -38,7 +42,7 @@ Command = Literal["train", "sft"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, or another has its
     output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
-    arguments = _parse(argv)
+    arguments = parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
@@ -53,16 +57,20 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command with its options and overrides, which may stand in any order after CONFIG."""
     parser = _parser()
     # argparse takes the overrides from one place only; those behind an option are left over.
     arguments, rest = parser.parse_known_args(argv)
     stray = [text for text in rest if text != "--"]
     if hasattr(arguments, "overrides"):
-        words = [arguments.config, *arguments.overrides, *stray]
-        arguments.config = _config_among(words, parser)
-        words.remove(arguments.config)
+        words = [word for word in (arguments.config, *arguments.overrides, *stray) if word]
+        arguments.config = _config_among(words)
+        if arguments.config is not None:
+            words.remove(arguments.config)
+        elif arguments.needs_config:
+            given = repr(" ".join(words))
+            parser.error(f"found {given}, expected CONFIG, a YAML file, before KEY=VALUE")
         arguments.overrides = [text for text in words if _is_override(text)]
         stray = [text for text in words if not _is_override(text)]
     if stray:
@@ -73,14 +81,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _config_among(words: list[str], parser: argparse.ArgumentParser) -> str:
+def _config_among(words: list[str]) -> str | None:
     """CONFIG, which may stand behind overrides; a file may have = in its name."""
-    if os.path.isfile(words[0]):
+    if words and os.path.isfile(words[0]):
         return words[0]
     for text in words:
         if not _OVERRIDE.match(text) and not text.startswith("-"):
             return text
-    parser.error(f"found {' '.join(words)!r}, expected CONFIG, a YAML file, before KEY=VALUE")
+    return None
 
 
 def _is_override(text: str) -> bool:
@@ -113,8 +121,10 @@ def _parser() -> argparse.ArgumentParser:
             _add_accept_data_change(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
-    text = "accuracy of model.path on data.eval, by engines alone"
-    _config_command(commands, "eval", text).set_defaults(run=_eval)
+    text = "accuracy of models on held-out problems, by engines alone"
+    evaluation = _config_command(commands, "eval", text, optional=True)
+    add_options(evaluation)
+    evaluation.set_defaults(run=_eval)
     text = "validate a config, print it with every default filled in; starts nothing"
     check = _config_command(commands, "check", text)
     check.add_argument(
@@ -127,24 +137,36 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
+    text = "score responses that are in a file; starts nothing else"
+    scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
+    add_score_options(scoring)
+    scoring.set_defaults(run=score)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)
     return parser
 
 
-def _config_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """Add a command that reads a config file and `key=value` overrides."""
+def _config_command(
+    commands: Any, name: str, text: str, *, optional: bool = False
+) -> argparse.ArgumentParser:
+    """Add a command that reads a config file (`optional`: or none) and `key=value` overrides."""
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    command.add_argument("config", metavar="CONFIG", help="a YAML file (see examples/)")
+    command.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?" if optional else None,
+        help="a YAML file (see examples/)",
+    )
     command.add_argument(
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
         help="set one key, such as train.num_steps=10; the last of several on a key counts",
     )
+    command.set_defaults(needs_config=not optional)
     return command
 
 
@@ -221,26 +243,9 @@ def _add_plan(commands: Any) -> None:
     command.set_defaults(run=_plan)
 
 
-def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
-    config = load_config(arguments.config, arguments.overrides)
-    for warning in check_config(config, file=arguments.config, **check):
-        if os.environ.get("RANK", "0") == "0" and not getattr(arguments, "launched", False):
-            print(warning, file=sys.stderr)
-    return config
-
-
-def _load_for_run(arguments: argparse.Namespace, **check: Any) -> RunConfig:
-    """The config of a run that starts now, on this machine."""
-    config = _load(arguments, for_training=True, **check)
-    said = provide_home()  # after `~` has been read
-    if said is not None and os.environ.get("RANK", "0") == "0":
-        print(f"warning: {said}", file=sys.stderr)
-    return config
-
-
 def _check(arguments: argparse.Namespace) -> int:
     ranks = arguments.world_size
-    config = _load(arguments, world_size=ranks, for_training=ranks is not None)
+    config = load(arguments, world_size=ranks, for_training=ranks is not None)
     print(dump_config(config), end="")
     if os.environ.get("RANK", "0") == "0":
         print(f"train {_outlook(config, fresh=arguments.fresh)}", file=sys.stderr)
@@ -260,34 +265,9 @@ def _outlook(config: RunConfig, *, fresh: bool) -> str:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    # Without the trainer's layout: none is started, and there is nobody to share devices with.
-    arguments.overrides += ["parallel={}", "rollout.placement=dedicated"]
-    config = _load_for_run(arguments, world_size=1, only_reads=True)
-    if not config.data.eval:
-        raise ConfigError(
-            arguments.config,
-            "data.eval",
-            found="no source",
-            expected="held-out prompts",
-            fix="add a source",
-        )
-    from sfpo_megatron.launcher.supervise import supervise
+    from sfpo_megatron.commands import evaluate
 
-    require_writable(RunDirectory.of(config.output_dir))
-    return supervise(partial(_evaluate, config))
-
-
-def _evaluate(config: RunConfig) -> int:
-    from sfpo_megatron import evaluate
-    from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
-
-    install_signal_handlers(0)
-    try:
-        evaluate.run(config)
-    except Exception as error:
-        print(message_line(error, 0), file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return evaluate.run(arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -305,7 +285,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
-    config = _load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
+    config = load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
     directory = RunDirectory.of(config.output_dir)
     saves = command == "train" and config.saves_state
     if not under_torchrun:

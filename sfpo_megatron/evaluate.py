@@ -1,32 +1,160 @@
-"""`sfpo-megatron eval`: held-out accuracy of a model, by engines alone."""
+"""`sfpo-megatron eval`: models on held-out problems, by engines alone."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
+from sfpo_megatron.config.reward import RewardChoice
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import eval_prompts
+from sfpo_megatron.data.prompts import eval_prompts, source_of
 from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.evaluation import report
+from sfpo_megatron.evaluation.answers import answer_of
+from sfpo_megatron.evaluation.models import Model, as_files
+from sfpo_megatron.evaluation.records import Record, Records, set_aside
+from sfpo_megatron.evaluation.request import Request
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.run.evaluation import evaluate
+from sfpo_megatron.types import Prompt, Rollout
+
+_ROLLOUTS_PER_PART = 512
+"""Kept at a time: what a kill loses. Two parts are under way, so that engines never wait."""
 
 
-def run(config: RunConfig) -> None:
-    """Evaluate `model.path`, without a trainer, and add a line to RUN/eval.jsonl."""
+def run(request: Request) -> None:
+    """Evaluate every model, write what was found below output_dir, and print it."""
+    directory = RunDirectory.of(request.config.output_dir)
+    found: dict[str, Mapping[str, Sequence[Record]]] = {}
+    for model in request.models:
+        folder = directory.eval / model.slug
+        if request.fresh and (aside := set_aside(folder)):
+            print(f"{folder}: set aside as {aside.name}", file=sys.stderr)
+        found[model.name] = _records_of(model, request.config, folder)
+    results = report.results(found)
+    report.write(directory.eval, results)
+    for name, records in found.items():
+        line = json.dumps({"model": name, **_line(records, results["models"][name])})
+        with directory.evals.open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")
+        print(line, flush=True)
+    if not request.as_json:
+        print(f"\n{report.table(results)}\nwritten: {directory.eval}", file=sys.stderr, flush=True)
+
+
+def _records_of(model: Model, config: RunConfig, folder: Path) -> dict[str, list[Record]]:
+    """All rollouts of a model, of which those that are kept in `folder` are not made again."""
+    config = replace(config, model=replace(config.model, path=str(model.hf)))
+    prompts = eval_prompts(config, load_tokenizer(config.model.path))
+    with Records(folder, _settings(model, config, prompts), n=config.eval.n) as records:
+        missing = [prompt for prompt in prompts if prompt.id not in records.problems]
+        if len(missing) < len(prompts):
+            done = len(prompts) - len(missing)
+            print(f"{model.name}: {done} of {len(prompts)} problems are there", file=sys.stderr)
+        if missing:
+            with as_files(model, folder / "converted") as files:
+                for part in _rollouts(config, str(files), missing):
+                    records.add([_record(config, *one) for one in part])
+                    done = len(records.problems)
+                    print(f"{model.name}: {done}/{len(prompts)} problems", file=sys.stderr)
+        return {prompt.id: records.problems[prompt.id] for prompt in prompts}
+
+
+def _rollouts(
+    config: RunConfig, model_path: str, prompts: Sequence[Prompt]
+) -> Iterator[list[tuple[Prompt, Rollout]]]:
+    """The rollouts of all prompts, part by part, each prompt's together."""
     from sfpo_megatron.rollout.controller import start_rollouts
+    from sfpo_megatron.rollout.sampling import eval_request
 
-    tokenizer = load_tokenizer(config.model.path)
-    prompts = eval_prompts(config, tokenizer)
-    client = start_rollouts(config, model_path=config.model.path)
+    size = max(1, _ROLLOUTS_PER_PART // config.eval.n)
+    parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    client = start_rollouts(config, model_path=model_path)
     try:
         client.wait_ready(config.rollout.timeout_s)
-        metrics = evaluate(config, client, prompts, step=0)
+        requests = [
+            eval_request(config, f"eval/{number}", part, step=0)
+            for number, part in enumerate(parts)
+        ]
+        client.submit(requests[0])
+        for number, part in enumerate(parts):
+            if number + 1 < len(parts):
+                client.submit(requests[number + 1])
+            rollouts = client.collect(requests[number].id)
+            by_id = {prompt.id: prompt for prompt in part}
+            yield [(by_id[rollout.prompt_id], rollout) for rollout in rollouts]
     finally:
         client.close()
-    del metrics["step"]
-    line = json.dumps({"model": config.model.path, **metrics})
-    evals = RunDirectory.of(config.output_dir).evals
-    evals.parent.mkdir(parents=True, exist_ok=True)
-    with evals.open("a", encoding="utf-8") as stream:
-        stream.write(f"{line}\n")
-    print(line, flush=True)
+
+
+def _record(config: RunConfig, prompt: Prompt, rollout: Rollout) -> Record:
+    return {
+        "problem": prompt.id,
+        "source": source_of(prompt.id),
+        "sample": rollout.sample,
+        "question": prompt.question,
+        "reference": prompt.answer,
+        "text": rollout.text,
+        "reward": rollout.reward,
+        "correct": rollout.correct,
+        "answer": answer_of(config.reward, prompt.reward, rollout.text),
+        "parts": dict(rollout.parts),
+        "num_tokens": len(rollout.token_ids),
+        "truncated": not rollout.finished,
+    }
+
+
+def _settings(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What the records depend on."""
+    tokens = hashlib.sha256(repr([(p.id, p.token_ids, p.answer) for p in prompts]).encode())
+    return {
+        "model": str(model.checkpoint or model.hf),
+        "files": model.fingerprint(),
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "n": config.eval.n,
+        "temperature": config.eval.temperature,
+        "top_p": config.eval.top_p,
+        "max_tokens": config.eval_response_tokens,
+        "reward": _rewards(config),
+        "thinking": config.reward.thinking,
+        "prompts": tokens.hexdigest()[:16],
+    }
+
+
+def _rewards(config: RunConfig) -> Any:
+    """The reward of all sources or, where one has its own, of each."""
+
+    def plain(choice: RewardChoice | None) -> Any:
+        choice = config.reward.function if choice is None else choice
+        return choice if isinstance(choice, str) else [asdict(one) for one in choice]
+
+    own = [source.reward for source in config.data.eval]
+    return [plain(choice) for choice in own] if any(own) else plain(None)
+
+
+def _line(
+    records: Mapping[str, Sequence[Record]], sources: Mapping[str, Any]
+) -> dict[str, float | int]:
+    """The figures under the names that evaluations of a run have in metrics.jsonl."""
+    rollouts = [record for samples in records.values() for record in samples]
+    whole = sources.get(report.ALL) or next(iter(sources.values()))
+    line = {
+        "eval/accuracy": whole["accuracy"],
+        "eval/reward_mean": sum(record["reward"] for record in rollouts) / len(rollouts),
+        "eval/response_tokens_mean": whole["mean_tokens"],
+        "eval/truncated": whole["truncated"],
+        "eval/num_rollouts": len(rollouts),
+    }
+    if report.ALL in sources:
+        line["eval/average"] = sources[report.AVERAGE]["accuracy"]
+        for name in sources.keys() - {report.ALL, report.AVERAGE}:
+            line[f"eval/accuracy/{name}"] = sources[name]["accuracy"]
+    for name in sorted({name for record in rollouts for name in record["parts"]}):
+        values = [record["parts"][name] for record in rollouts if name in record["parts"]]
+        line[f"eval/reward/{name}"] = sum(values) / len(values)
+    return line

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sfpo_megatron.config.origin import ConfigError, Source, join
+from sfpo_megatron.config.origin import COMMAND_LINE, ConfigError, Source, join
 from sfpo_megatron.config.overrides import apply_override
 from sfpo_megatron.config.paths import escape, is_path
 from sfpo_megatron.config.tree import RunConfig
@@ -24,10 +24,11 @@ from sfpo_megatron.config.yaml_text import read_yaml
 __all__ = ["ConfigError", "dump_config", "load_config"]
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read `path`, apply `a.b.c=value` overrides, and build the config; raises ConfigError."""
-    source = Source(file=str(path))
-    tree = read_yaml(_text(Path(path)), "", source)
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read `path` (None: overrides alone), apply `a.b.c=value` overrides, and build the config;
+    raises ConfigError."""
+    source = Source(file=COMMAND_LINE if path is None else str(path))
+    tree = None if path is None else read_yaml(_text(Path(path)), "", source)
     if tree is None:
         tree, source.lines[""] = {}, 1
     if isinstance(tree, dict):  # else `build` says what it is

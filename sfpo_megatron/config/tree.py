@@ -1,5 +1,5 @@
 """The config tree: one frozen dataclass a section, every default stated once, here,
-in objective.py, rollout.py or checkpoint.py.
+in objective.py, rollout.py, reward.py or checkpoint.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -14,6 +14,12 @@ from typing import Annotated, Any, Literal
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.config.reward import (
+    RewardChoice,
+    RewardConfig,
+    WeightedReward,
+    check_choice,
+)
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
 from sfpo_megatron.plugins import REWARD, SINK, SOURCE
 
@@ -210,9 +216,12 @@ class DataSource:
     """reasoning_gym: problems to make; else rows to take (null for all)."""
     path: str | None = None
     """jsonl, parquet: the file; your own source: whatever it reads."""
+    reward: Annotated[str, REWARD] | tuple[WeightedReward, ...] | None = None
+    """Scores the responses to this source's prompts; null for reward.function."""
 
     def __post_init__(self) -> None:
         known(self, SOURCE, "source")
+        check_choice(self, "reward")
         at_least(self, 1, "size")
         files = ("path",)
         needed = {"reasoning_gym": ("task", "size"), "jsonl": files, "parquet": files}
@@ -249,36 +258,6 @@ class DataConfig:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
-class RewardConfig:
-    """The verifiable reward."""
-
-    function: Annotated[str, REWARD] = "reasoning_gym"
-    """Scores a response; docs/data-and-rewards.md describes what is built in."""
-    batched: bool = False
-    """Your own function takes lists, of responses and of prompts, and gives a list."""
-    thinking: Literal["strip", "require_closed", "ignore"] = "strip"
-    """What a built-in function looks at of a response: all but `<think>...</think>` and what
-    follows a `<think>` that is never closed; the same, and nothing without `</think>`; or all."""
-    timeout_s: float = 2.0
-    """A response that takes longer to score gets 0; a batch may take this for each of its
-    responses."""
-    num_workers: int = 1
-    """Scoring processes."""
-
-    def __post_init__(self) -> None:
-        known(self, REWARD, "function")
-        positive(self, "timeout_s")
-        at_least(self, 1, "num_workers")
-        if self.batched and self.function in REWARD.built_in:
-            raise FieldError(
-                "batched",
-                True,
-                f"false with function {self.function}",
-                "unset it, or name your own",
-            )
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
 class EvalConfig:
     """Held-out accuracy, also taken before the first step and after the last."""
 
@@ -288,11 +267,17 @@ class EvalConfig:
     """Rollouts per prompt (avg@n)."""
     temperature: float = 1.0
     """Sampling temperature; 0 is greedy."""
+    top_p: float = 1.0
+    """Nucleus sampling mass."""
+    max_response_tokens: int | None = None
+    """Generation stops here; null for rollout.max_response_tokens."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "every")
         within(self, 0.0, 2.0, "temperature")
-        at_least(self, 1, "n")
+        positive(self, "top_p")
+        within(self, 0.0, 1.0, "top_p")
+        at_least(self, 1, "n", "max_response_tokens")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -369,6 +354,22 @@ class RunConfig:
         at_least(self, 0, "seed")
 
     @property
+    def rewards(self) -> tuple[RewardChoice | None, ...]:
+        """The reward of each source; None: reward.function."""
+        return tuple(source.reward for source in (*self.data.train, *self.data.eval))
+
+    @property
     def saves_state(self) -> bool:
         """Whether there are checkpoints, and a stop request therefore saves."""
         return self.checkpoint.every > 0 and not self.debug.rollout_only
+
+    @property
+    def eval_response_tokens(self) -> int:
+        """Response tokens at which an evaluation cuts."""
+        return self.eval.max_response_tokens or self.rollout.max_response_tokens
+
+    @property
+    def engine_tokens(self) -> int:
+        """The longest sequence of an engine: prompt and response, of training or evaluation."""
+        longest = max(self.rollout.max_response_tokens, self.eval_response_tokens)
+        return self.rollout.max_prompt_tokens + longest

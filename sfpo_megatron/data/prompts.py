@@ -231,6 +231,11 @@ def eval_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[
     return prompts
 
 
+def source_of(prompt_id: str) -> str:
+    """Name of the source of a held-out prompt: ids are `eval.SOURCE/NUMBER`."""
+    return prompt_id.rpartition("/")[0].removeprefix("eval.")
+
+
 def train_rows(config: RunConfig) -> list[Row]:
     """The problems of data.train as they are, for what has no tokenizer yet."""
     return list(_rows(config, "train", BadRows(config.data.on_bad_row)))

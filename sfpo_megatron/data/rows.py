@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sfpo_megatron.config.reward import RewardChoice
 from sfpo_megatron.data.errors import DataError
 
 
@@ -24,6 +25,8 @@ class Row:
     question: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    reward: RewardChoice | None = None
+    """That of its source; None: reward.function."""
 
 
 def same_question(question: str) -> str:

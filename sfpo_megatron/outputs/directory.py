@@ -3,7 +3,8 @@
     RUN/config.yaml          the config, every default filled in
     RUN/run.json             which run this is (checkpoints/identity.py); run.json.previous-N
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
-    RUN/eval.jsonl           a line a run of `sfpo-megatron eval`
+    RUN/eval.jsonl           a line a model and run of `sfpo-megatron eval`
+    RUN/eval/                its records and tables (docs/evaluation.md)
     RUN/plot.png             the picture of the run
     RUN/hf/                  the policy, as Hugging Face files
     RUN/checkpoints/         see checkpoints/store.py
@@ -51,6 +52,11 @@ class RunDirectory:
     @property
     def evals(self) -> Path:
         return self.path / "eval.jsonl"
+
+    @property
+    def eval(self) -> Path:
+        """Folder of records and tables of `sfpo-megatron eval`."""
+        return self.path / "eval"
 
     @property
     def plot(self) -> Path:

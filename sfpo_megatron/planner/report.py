@@ -94,8 +94,7 @@ def _engine_beside_the_trainer(shape: ModelShape, config: RunConfig, gpu: Gpu) -
             f"does not fit: rollout.gpu_memory_utilization {share:g} beside what the trainer keeps "
             f"({hardware.AWAY_BYTES / GIB:g} GiB): lower it to {int(100 * most) / 100:g}"
         )
-    needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if engine_memory(shape, config, gpu.memory_bytes).kv_tokens < needed:
+    if engine_memory(shape, config, gpu.memory_bytes).kv_tokens < config.engine_tokens:
         yield (
             "does not fit: an engine has no room for one rollout's keys and values; raise "
             "rollout.gpu_memory_utilization or rollout.tensor_parallel"

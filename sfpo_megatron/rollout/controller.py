@@ -184,7 +184,7 @@ class RolloutController:
             raise RolloutError(f"request {request.id}: refused, a refit is under way")
         if request.id in self._requests:
             raise RolloutError(f"request {request.id}: already submitted and not collected")
-        check_lengths(request, self._config.rollout)
+        check_lengths(request, self._config)
         self._requests[request.id] = asyncio.create_task(self._run(request))
 
     async def collect(self, request_id: str) -> ScoredRequest | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfpo_megatron.config.rollout import RolloutConfig
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.types import Prompt
 
@@ -62,12 +63,28 @@ class Completion:
     """True: a stop token came; False: cut at max_response_tokens."""
 
 
-def check_lengths(request: RolloutRequest, rollout: RolloutConfig) -> None:
+def eval_request(
+    config: RunConfig, request_id: str, prompts: Sequence[Prompt], *, step: int
+) -> RolloutRequest:
+    """`eval.n` rollouts of held-out prompts, sampled as an evaluation is."""
+    return RolloutRequest(
+        id=request_id,
+        step=step,
+        prompts=tuple(prompts),
+        num_samples=config.eval.n,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        max_response_tokens=config.eval_response_tokens,
+    )
+
+
+def check_lengths(request: RolloutRequest, config: RunConfig) -> None:
     """Raise RolloutError for a request whose prompts or responses an engine has no room for."""
-    if not 1 <= request.max_response_tokens <= rollout.max_response_tokens:
+    rollout, limit = config.rollout, config.engine_tokens - config.rollout.max_prompt_tokens
+    if not 1 <= request.max_response_tokens <= limit:
         raise RolloutError(
             f"request {request.id}: found max_response_tokens {request.max_response_tokens}, "
-            f"expected 1 to rollout.max_response_tokens ({rollout.max_response_tokens})"
+            f"expected 1 to {limit} (rollout.max_response_tokens, eval.max_response_tokens)"
         )
     for prompt in (prompt for prompts in request.rounds for prompt in prompts):
         if not 1 <= len(prompt.token_ids) <= rollout.max_prompt_tokens:

@@ -22,7 +22,7 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     from vllm.platforms import current_platform
 
     rollout = config.rollout
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = config.engine_tokens
     ours: dict[str, Any] = {
         "model": model_path,
         # Not Mistral's params.json and consolidated.safetensors where they lie beside.

@@ -165,7 +165,7 @@ class Engines:
         metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
         if metrics is not None:  # on rank 0
             self._ends.tracker.log(metrics)
-            self._ends.best.observe(step, metrics["eval/accuracy"])
+            self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))
 
     # --- weights and devices ------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.prompts import source_of
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.types import Prompt
 
@@ -87,30 +88,24 @@ def evaluate(
     `refit` sends the current weights to restarted engines; None if theirs are the model's own
     files.
     """
-    from sfpo_megatron.rollout.sampling import RolloutRequest
+    from sfpo_megatron.rollout.sampling import eval_request
 
-    request = RolloutRequest(
-        id=f"eval/{step}",
-        step=step,
-        prompts=tuple(prompts),
-        num_samples=config.eval.n,
-        temperature=config.eval.temperature,
-        top_p=1.0,
-        max_response_tokens=config.rollout.max_response_tokens,
-    )
+    request = eval_request(config, f"eval/{step}", prompts, step=step)
     client.submit(request)
     rollouts = client.collect(request.id, refit)
     num = len(rollouts)
     sources: dict[str, list[float]] = {}
-    for rollout in rollouts:  # ids are `eval.SOURCE/NUMBER`
-        name = rollout.prompt_id.rpartition("/")[0].removeprefix("eval.")
-        sources.setdefault(name, []).append(float(rollout.correct))
+    for rollout in rollouts:
+        sources.setdefault(source_of(rollout.prompt_id), []).append(float(rollout.correct))
     of_each = {f"eval/accuracy/{name}": sum(v) / len(v) for name, v in sources.items()}
+    if len(of_each) > 1:  # what the best checkpoint is chosen by: each source counts alike
+        of_each["eval/average"] = sum(of_each.values()) / len(of_each)
     return {
         "step": step,
         "eval/accuracy": sum(r.correct for r in rollouts) / num,
         "eval/reward_mean": sum(r.reward for r in rollouts) / num,
         "eval/response_tokens_mean": sum(len(r.token_ids) for r in rollouts) / num,
+        "eval/truncated": sum(not r.finished for r in rollouts) / num,
         "eval/num_rollouts": num,
         **(of_each if len(of_each) > 1 else {}),
         **part_means(rollouts, "eval/reward/"),

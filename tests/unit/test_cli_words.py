@@ -28,7 +28,7 @@ def test_every_order(command: str) -> None:
     for order in itertools.permutations(parts):
         for split in range(len(order) + 1):
             words = [*order[:split], *OVERRIDES[:2], *order[split:], *OVERRIDES[2:]]
-            arguments = cli._parse([command, *itertools.chain.from_iterable(words)])
+            arguments = cli.parse([command, *itertools.chain.from_iterable(words)])
             assert arguments.config == "run.yaml"
             assert arguments.overrides == expected
             if command == "slurm":
@@ -42,7 +42,7 @@ def test_a_file_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("lr=3.yaml").write_text("")
     for name in ("lr=3.yaml", "./lr=3.yaml", "runs/lr=3.yaml"):
-        arguments = cli._parse(["check", name, "seed=1"])
+        arguments = cli.parse(["check", name, "seed=1"])
         assert (arguments.config, arguments.overrides) == (name, ["seed=1"])
 
 
@@ -70,6 +70,6 @@ def test_words_that_are_none(
 ) -> None:
     """Abbreviations too: what they stand for would change with the next option."""
     with pytest.raises(SystemExit) as ended:
-        cli._parse(words)
+        cli.parse(words)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err

@@ -22,7 +22,7 @@ PAGES = [
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(ROOT.glob("examples/*/*.yaml")),
 ]
-COMMANDS = ("train", "sft", "eval", "check", "plan", "slurm", "doctor")
+COMMANDS = ("train", "sft", "eval", "check", "plan", "slurm", "score", "doctor")
 BASE = """\
 output_dir: r
 model: {path: m}
@@ -67,7 +67,7 @@ def test_there_are_some() -> None:
 def test_it_parses(page: Path, words: list[str], tmp_path: Path) -> None:
     if words[0] != "doctor" and len(words) == 1:
         return  # the name of a command alone
-    arguments = cli._parse(words)
+    arguments = cli.parse(words)
     if hasattr(arguments, "overrides"):
         (tmp_path / "run.yaml").write_text(BASE)
         load_config(tmp_path / "run.yaml", arguments.overrides)

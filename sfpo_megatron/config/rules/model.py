@@ -155,7 +155,7 @@ def _latent_dims(config: RunConfig, mla: MLAShape, on_cpu: bool) -> Iterator[Pro
 
 
 def _length(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
-    length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    length = config.engine_tokens
     if length > (most := shape.max_context):
         named = f"the model's max_position_embeddings ({shape.max_position})"
         if most != shape.max_position and shape.rope_scaling is not None:

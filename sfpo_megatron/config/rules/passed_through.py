@@ -154,7 +154,7 @@ def engine_arguments(config: RunConfig) -> Iterator[Problem]:
     """Settings of engines that contradict the rest of the config."""
     rollout = config.rollout
     given = rollout.engine_args
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = config.engine_tokens
     length = _int(given, "max_model_len")
     if length is not None and length != -1 and length < longest:  # -1: as long as fits
         yield Problem(
@@ -201,7 +201,7 @@ def engine_arguments(config: RunConfig) -> Iterator[Problem]:
 def engine_arguments_on(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
     """A rule like `MODEL_RULES`: on a CPU engines take a prompt at once."""
     given = config.rollout.engine_args
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    longest = config.engine_tokens
     tokens = _int(given, "max_num_batched_tokens")
     at_once = on_cpu and "enable_chunked_prefill" not in given
     if at_once and tokens is not None and tokens < longest:

@@ -1,0 +1,1 @@
+"""Evaluation of models on benchmarks: what is asked for, the records kept, the figures of them."""

@@ -1,0 +1,145 @@
+"""Records of an evaluation: a line for each rollout, which are also its state.
+
+    DIR/settings.json    what the records were made with; others are refused
+    DIR/records.jsonl    problem after problem, each with all of its samples
+
+A problem is there with all its samples or not at all, so that an evaluation that was killed goes on
+with the first one that is missing. Standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+"""problem, source, sample, question, reference, text, reward, correct, answer, parts, num_tokens,
+truncated: docs/evaluation.md describes each."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation cannot begin or go on: what was found, what was expected, what to do."""
+
+
+class Records:
+    """The records of one model; one process at a time."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], *, n: int) -> None:
+        """Open or begin. EvaluationError if another process writes there, or if what is there was
+        made with other settings."""
+        self._directory = directory
+        self._settings = json.loads(json.dumps(settings))
+        self._n = n
+        self.problems: dict[str, list[Record]] = {}
+        """Problem id -> its samples, in order."""
+
+    def __enter__(self) -> Records:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._directory / ".writing").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise EvaluationError(
+                f"{self._directory}: found another evaluation at work there, expected none; wait "
+                "for it, or choose another --out"
+            ) from error
+        self._check_settings()
+        self._read()
+        self._file = (self._directory / "records.jsonl").open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._lock.close()
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep all samples of some problems; they are on the disk when this returns."""
+        self._file.write("".join(json.dumps(record) + "\n" for record in records))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._take(records)
+
+    def _take(self, records: Sequence[Record]) -> None:
+        for problem, samples in groupby(records, key=lambda record: record["problem"]):
+            self.problems[str(problem)] = list(samples)
+
+    def _check_settings(self) -> None:
+        path = self._directory / "settings.json"
+        if path.exists():
+            try:
+                then = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise EvaluationError(
+                    f"{path}: found {error}, expected JSON; move it away"
+                ) from error
+            changed = sorted(
+                k for k in {**then, **self._settings} if then.get(k) != self._settings.get(k)
+            )
+            if changed:
+                what = ", ".join(
+                    f"{k} {then.get(k)!r} -> {self._settings.get(k)!r}" for k in changed
+                )
+                raise EvaluationError(
+                    f"{self._directory}: found records made with other settings ({what}), expected "
+                    "the same; choose another --out, or set them aside with --fresh"
+                )
+        else:
+            _replace(path, json.dumps(self._settings, indent=1) + "\n")
+
+    def _read(self) -> None:
+        """Take in whole problems, and leave only them in the file: a killed evaluation may have
+        left a part of one."""
+        path = self._directory / "records.jsonl"
+        if not path.exists():
+            return
+        records: list[Record] = []
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines(keepends=True):
+            try:
+                record = json.loads(line) if line.endswith("\n") else None
+            except ValueError:
+                record = None  # torn by a crash of the machine
+            if isinstance(record, dict) and {"problem", "sample", "correct"} <= record.keys():
+                records.append(record)
+        self._take(records)
+        whole = {
+            problem: samples
+            for problem, samples in self.problems.items()
+            if [sample["sample"] for sample in samples] == list(range(self._n))
+        }
+        self.problems = whole
+        kept = "".join(json.dumps(r) + "\n" for samples in whole.values() for r in samples)
+        if kept != text:
+            _replace(path, kept)
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Rename what is there to NAME.previous-N; None if there is nothing."""
+    if not directory.exists():
+        return None
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.previous-{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    return aside
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,99 @@
+"""Records of an evaluation: whole problems or none after a kill, other settings refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.evaluation.records import EvaluationError, Record, Records, set_aside
+
+SETTINGS = {"model": "m", "n": 3, "temperature": 1.0}
+
+
+def record(problem: str, sample: int) -> Record:
+    text = f"{problem} é {sample}\u2028\n"
+    return {"problem": problem, "sample": sample, "correct": sample == 1, "text": text}
+
+
+def problem(name: str) -> list[Record]:
+    return [record(name, sample) for sample in range(3)]
+
+
+def opened(path: Path, **changes: Any) -> Records:
+    return Records(path / "m", {**SETTINGS, **changes}, n=3)
+
+
+def test_what_was_added_is_there_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as records:
+        assert records.problems == {}
+        records.add(problem("a") + problem("b"))
+        records.add(problem("c"))
+    with opened(tmp_path) as again:
+        assert again.problems == {name: problem(name) for name in "abc"}
+        again.add(problem("d"))
+    with opened(tmp_path) as third:
+        assert list(third.problems) == ["a", "b", "c", "d"]
+
+
+def test_a_file_cut_anywhere_holds_its_whole_problems(tmp_path: Path) -> None:
+    with opened(tmp_path) as records:
+        for name in "abc":
+            records.add(problem(name))
+    file = tmp_path / "m/records.jsonl"
+    text = file.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(text) if byte == 10]
+    for cut in range(0, len(text) + 1, 7):
+        file.write_bytes(text[:cut])
+        whole = sum(end <= cut for end in ends) // 3
+        with opened(tmp_path) as again:
+            assert list(again.problems) == ["a", "b", "c"][:whole], cut
+            again.add(problem("z"))
+        lines = [json.loads(line) for line in file.read_text().split("\n") if line]
+        assert [line["problem"] for line in lines] == [
+            n for n in ["a", "b", "c"][:whole] for _ in "123"
+        ] + ["z"] * 3
+
+
+@pytest.mark.parametrize("changed", [{"n": 4}, {"temperature": 0.5}, {"new": 1}, {"model": None}])
+def test_other_settings_are_refused_and_named(tmp_path: Path, changed: dict[str, Any]) -> None:
+    with opened(tmp_path) as records:
+        records.add(problem("a"))
+    (name,) = changed
+    with (
+        pytest.raises(EvaluationError, match=f"{name} .* -> .*--fresh"),
+        opened(tmp_path, **changed),
+    ):
+        pass
+    with opened(tmp_path) as again:
+        assert list(again.problems) == ["a"]
+
+
+def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path),
+        pytest.raises(EvaluationError, match="another evaluation"),
+        opened(tmp_path),
+    ):
+        pass
+    with opened(tmp_path):
+        pass
+
+
+def test_settings_that_are_no_json_are_named(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/settings.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"settings\.json"), opened(tmp_path):
+        pass
+
+
+def test_set_aside_deletes_nothing(tmp_path: Path) -> None:
+    assert set_aside(tmp_path / "m") is None
+    for number in (1, 2):
+        with opened(tmp_path, n=number) as records:
+            records.add(problem("a"))
+        aside = set_aside(tmp_path / "m")
+        assert aside == tmp_path / f"m.previous-{number}"
+        assert json.loads((aside / "settings.json").read_text())["n"] == number
