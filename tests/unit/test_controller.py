@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made.configs import run_config
 from made.rollouts import group
 
-from sfpo_megatron.config.rollout import RolloutConfig
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.reports import ScoredRequest
@@ -35,7 +35,7 @@ class Alone(RolloutController):
 
     def __init__(self, *rounds: tuple[int, int]) -> None:
         self.versions = list(rounds)
-        self._config: Any = SimpleNamespace(rollout=RolloutConfig(max_response_tokens=4))
+        self._config = run_config(rollout={"max_response_tokens": 4})
         self._fleet: Any = SimpleNamespace(
             check=lambda: None,
             wants_weights=False,
