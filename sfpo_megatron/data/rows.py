@@ -24,6 +24,8 @@ class Row:
     question: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    unrewarded: DataError | None = None
+    """Why no response can be rewarded: the row has no reference, and is for `sft` alone."""
 
 
 def same_question(question: str) -> str:

@@ -179,7 +179,7 @@ def test_a_run_after_a_warm_start_in_one_directory(config: RunConfig) -> None:
 def test_without_checkpoints_each_start_begins_again(config: RunConfig) -> None:
     """Under one id; metrics of each start are kept, and no stop request is taken."""
     config = replace(config, checkpoint=CheckpointConfig(every=0))
-    assert not config.saves_state and isinstance(opening._stop_watch(config), NoStop)
+    assert not config.saves_state and isinstance(opening.stop_watch(config), NoStop)
     ids = set()
     for number in (1, 2, 3):
         start = decide(config, store_of(config), fresh=False)
