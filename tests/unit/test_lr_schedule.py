@@ -21,7 +21,7 @@ PEAK, FLOOR = 3e-4, 2e-5
 
 
 def rates(schedule: LRSchedule, num_ticks: int, *, resume_at: int = 0) -> list[float]:
-    """The rate of each train step; `resume_at`: a new scheduler takes over there, as `load` does."""
+    """The rate of each train step; `resume_at`: a new scheduler goes on there, as `load` does."""
 
     def new() -> Any:
         optimizer: Any = SimpleNamespace(param_groups=[{}, {}])
