@@ -132,8 +132,8 @@ class SFTConfig:
     """Its course after the warm-up, as in train.optimizer."""
     lr_warmup_steps: int | None = None
     """Optimizer steps of linear warm-up from 0; null for a tenth of all."""
-    lr_floor: float | None = None
-    """Learning rate that linear, cosine and wsd end at; null for a tenth of lr."""
+    lr_floor: float = 0.0
+    """Learning rate that linear, cosine and wsd end at."""
     lr_decay_steps: int | None = None
     """wsd: optimizer steps of its decay; null for a tenth of all."""
     eval_every: int = 0
@@ -166,11 +166,6 @@ class SFTConfig:
         if self.num_steps is None:
             raise RuntimeError("sft.num_epochs is a number of steps once the data has been read")
         return self.num_steps
-
-    @property
-    def floor(self) -> float:
-        """`lr_floor` as a number."""
-        return 0.1 * self.lr if self.lr_floor is None else self.lr_floor
 
     def warmup_of(self, num_steps: int) -> int:
         """`lr_warmup_steps` as a number, of a run of `num_steps`."""
@@ -209,7 +204,7 @@ def _decay(section: OptimizerSection | SFTConfig) -> None:
     """A floor not above the peak, and a decay of its own for wsd alone."""
     at_least(section, 1, "lr_decay_steps")
     floor = section.lr_floor
-    if floor is not None and floor > section.lr:
+    if floor > section.lr:
         raise FieldError("lr_floor", floor, f"at most lr ({section.lr:g})", "lower it, or raise lr")
     if section.lr_decay_steps is not None and section.lr_schedule != "wsd":
         raise FieldError(

@@ -35,6 +35,11 @@ class LRSchedule:
     decay_ticks: int = 0
     """wsd: ticks of its decay."""
 
+    @property
+    def lowest(self) -> float:
+        """The floor as Megatron takes it: not above the peak, which a constant rate may have it."""
+        return min(self.floor, self.peak)
+
 
 def train_schedule(train: TrainConfig) -> LRSchedule:
     """What the section train asks for; its length is known."""
@@ -53,7 +58,7 @@ def sft_schedule(sft: SFTConfig) -> LRSchedule:
     """What the section sft asks for; its length is known."""
     return LRSchedule(
         peak=sft.lr,
-        floor=sft.floor,
+        floor=sft.lr_floor,
         warmup_ticks=sft.warmup_of(sft.steps),
         total_ticks=sft.steps,
         style=sft.lr_schedule,
@@ -72,8 +77,7 @@ def scheduler_of(
         optimizer,
         init_lr=0.0,
         max_lr=schedule.peak,
-        # Megatron wants it below the peak; a constant rate never comes near it.
-        min_lr=min(schedule.floor, schedule.peak),
+        min_lr=schedule.lowest,
         lr_warmup_steps=schedule.warmup_ticks,
         lr_decay_steps=max(schedule.total_ticks, schedule.warmup_ticks + 1),
         lr_decay_style="WSD" if is_wsd else schedule.style,

@@ -187,7 +187,7 @@ def _build_optimizer(
     config: RunConfig,
     tconfig: TransformerConfig,
     chunks: list[DistributedDataParallel],
-    lr: float,
+    schedule: LRSchedule,
 ) -> MegatronOptimizer:
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -197,8 +197,8 @@ def _build_optimizer(
     section = config.train.optimizer
     fields = {
         "optimizer": "adam",
-        "lr": lr,
-        "min_lr": 0.0,
+        "lr": schedule.peak,
+        "min_lr": schedule.lowest,  # the scheduler takes it from the param groups
         "adam_beta1": section.betas[0],
         "adam_beta2": section.betas[1],
         "adam_eps": section.eps,
@@ -255,7 +255,7 @@ def build_policy(
         expert_tensor=(layout.expert_tensor_rank, layout.expert_tensor_size),
     )
     chunks = _wrap(config, tconfig, chunks)
-    optimizer = _build_optimizer(config, tconfig, chunks, schedule.peak)
+    optimizer = _build_optimizer(config, tconfig, chunks, schedule)
     aux_losses = AuxLosses.of(chunks, optimizer.scale_loss)
     tconfig.grad_scale_func = aux_losses.grad_scale if aux_losses else optimizer.scale_loss
     scheduler = scheduler_of(optimizer, schedule, config.train.optimizer.weight_decay)

@@ -85,7 +85,7 @@ def open_warm_start(
     control = ControlGroup(config.train.control_timeout_s)
     is_main, store = control.rank == 0, store_of(config)
     start = find(config, store, control, fresh=fresh, kind="sft")
-    examples = _read_examples(config) if is_main else None
+    examples = read_examples(config) if is_main else None
     given = config
     config = sft_length(config, control, len(examples) if examples is not None else 0)
     with ExitStack() as closing:
@@ -120,7 +120,8 @@ def _opened(
     )
 
 
-def _read_examples(config: RunConfig) -> SFTExamples:
+def read_examples(config: RunConfig) -> SFTExamples:
+    """The examples of a config, by its model's tokenizer; DataError for what cannot be learned."""
     path = config.model.path
     tokenizer = load_tokenizer(path)
     stop_ids = () if tokenizer.eos_token_id is None else stop_token_ids(Path(path), tokenizer)
