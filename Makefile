@@ -77,8 +77,9 @@ format: venv ## rewrite the code as lint wants it
 	$(PY) -m ruff check --no-cache --fix .
 	$(PY) -m ruff format --no-cache .
 
-# The last two wait more than they compute: side by side they take two thirds of the time.
-test: test-unit test-slurm ## all CPU tests
+# Two of each pair wait more than they compute: side by side they take two thirds of the time.
+test: ## all CPU tests
+	$(MAKE) -j2 --output-sync=target test-unit test-slurm
 	$(MAKE) -j2 --output-sync=target test-dist test-e2e
 
 test-unit: venv

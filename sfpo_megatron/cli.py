@@ -10,21 +10,22 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
+from sfpo_megatron.commands.score import add_options as add_score_options
+from sfpo_megatron.commands.score import score
+from sfpo_megatron.commands.starting import load, load_for_run
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
-from sfpo_megatron.config.origin import COMMAND_LINE
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.evaluation.request import Request, add_options
-from sfpo_megatron.host.holder import DirectoryRefused, require_writable
-from sfpo_megatron.host.home import NoHome, provide_home
+from sfpo_megatron.evaluation.request import add_options
+from sfpo_megatron.host.holder import DirectoryRefused
+from sfpo_megatron.host.home import NoHome
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -135,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
     _add_slurm(commands)
     _add_plan(commands)
+    text = "score responses that are in a file; starts nothing else"
+    scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
+    add_score_options(scoring)
+    scoring.set_defaults(run=score)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)
@@ -237,35 +242,9 @@ def _add_plan(commands: Any) -> None:
     command.set_defaults(run=_plan)
 
 
-def _load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
-    config = load_config(arguments.config, arguments.overrides)
-    _check_and_warn(config, arguments.config, said=getattr(arguments, "launched", False), **check)
-    return config
-
-
-def _check_and_warn(config: RunConfig, file: str, *, said: bool = False, **check: Any) -> None:
-    """Check, and print the warnings once; `said`: the launcher has."""
-    for warning in check_config(config, file=file, **check):
-        if os.environ.get("RANK", "0") == "0" and not said:
-            print(warning, file=sys.stderr)
-
-
-def _load_for_run(arguments: argparse.Namespace, **check: Any) -> RunConfig:
-    """The config of a run that starts now, on this machine."""
-    config = _load(arguments, for_training=True, **check)
-    _provide_home()
-    return config
-
-
-def _provide_home() -> None:
-    said = provide_home()  # after `~` has been read
-    if said is not None and os.environ.get("RANK", "0") == "0":
-        print(f"warning: {said}", file=sys.stderr)
-
-
 def _check(arguments: argparse.Namespace) -> int:
     ranks = arguments.world_size
-    config = _load(arguments, world_size=ranks, for_training=ranks is not None)
+    config = load(arguments, world_size=ranks, for_training=ranks is not None)
     print(dump_config(config), end="")
     if os.environ.get("RANK", "0") == "0":
         print(f"train {_outlook(config, fresh=arguments.fresh)}", file=sys.stderr)
@@ -285,46 +264,9 @@ def _outlook(config: RunConfig, *, fresh: bool) -> str:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from sfpo_megatron.evaluation.records import EvaluationError
-    from sfpo_megatron.evaluation.request import request_of
+    from sfpo_megatron.commands import evaluate
 
-    try:
-        request = request_of(arguments)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    file = arguments.config or COMMAND_LINE
-    for model in request.models:
-        config = replace(request.config, model=replace(request.config.model, path=str(model.hf)))
-        # A checkpoint has its weights elsewhere, in files that its manifest vouches for.
-        has_weights = model.checkpoint is None
-        _check_and_warn(config, file, world_size=1, for_training=has_weights, only_reads=True)
-    _provide_home()
-    if not request.config.data.eval:
-        raise ConfigError(
-            file,
-            "data.eval",
-            found="no source",
-            expected="held-out prompts",
-            fix="add a source, or give --data",
-        )
-    from sfpo_megatron.launcher.supervise import supervise
-
-    require_writable(RunDirectory.of(request.config.output_dir))
-    return supervise(partial(_evaluate, request))
-
-
-def _evaluate(request: Request) -> int:
-    from sfpo_megatron import evaluate
-    from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
-
-    install_signal_handlers(0)
-    try:
-        evaluate.run(request)
-    except Exception as error:
-        print(message_line(error, 0), file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return evaluate.run(arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -342,7 +284,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
-    config = _load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
+    config = load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
     directory = RunDirectory.of(config.output_dir)
     saves = config.saves_state if command == "train" else config.checkpoint.every > 0
     if not under_torchrun:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.config.reward import RewardChoice
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import eval_prompts, source_of
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -100,7 +101,7 @@ def _record(config: RunConfig, prompt: Prompt, rollout: Rollout) -> Record:
         "text": rollout.text,
         "reward": rollout.reward,
         "correct": rollout.correct,
-        "answer": answer_of(config.reward, rollout.text),
+        "answer": answer_of(config.reward, prompt.reward, rollout.text),
         "parts": dict(rollout.parts),
         "num_tokens": len(rollout.token_ids),
         "truncated": not rollout.finished,
@@ -119,10 +120,21 @@ def _settings(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> dic
         "temperature": config.eval.temperature,
         "top_p": config.eval.top_p,
         "max_tokens": config.eval_response_tokens,
-        "reward": config.reward.function,
+        "reward": _rewards(config),
         "thinking": config.reward.thinking,
         "prompts": tokens.hexdigest()[:16],
     }
+
+
+def _rewards(config: RunConfig) -> Any:
+    """The reward of all sources or, where one has its own, of each."""
+
+    def plain(choice: RewardChoice | None) -> Any:
+        choice = config.reward.function if choice is None else choice
+        return choice if isinstance(choice, str) else [asdict(one) for one in choice]
+
+    own = [source.reward for source in config.data.eval]
+    return [plain(choice) for choice in own] if any(own) else plain(None)
 
 
 def _line(

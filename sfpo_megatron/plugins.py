@@ -36,7 +36,7 @@ class PluginError(ValueError):
         super().__init__(f"{key}: found {found}, expected {expected}; {fix}")
 
 
-@dataclass(kw_only=True, frozen=True, slots=True)
+@dataclass(kw_only=True, frozen=True, slots=True, eq=False)  # hashed, in annotations
 class Kind:
     """One place where a user's own code may stand."""
 
@@ -46,15 +46,22 @@ class Kind:
     """The definition that a user writes, as Python: its parameters are what it is called with."""
     built_in: Mapping[str, str]
     """Name without a colon -> `package.module:name` of what it stands for."""
+    services: tuple[str, ...] = ()
+    """Further names without a colon, of what is no function: who takes them knows them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names without a colon."""
+        return (*self.built_in, *self.services)
 
     def knows(self, name: str) -> bool:
         """Whether `name` is built in or has the form `package.module:name`."""
-        return name in self.built_in or _NAME.fullmatch(name) is not None
+        return name in self.names or _NAME.fullmatch(name) is not None
 
     @property
     def expected(self) -> str:
         """The names that `knows` accepts, for a message."""
-        return f"one of {', '.join(self.built_in)}, or {EXPECTED}"
+        return f"one of {', '.join(self.names)}, or {EXPECTED}"
 
     def load(self, name: str, *, key: str | None = None) -> Any:
         """The function or class that `name` stands for; PluginError if there is none such."""
@@ -62,7 +69,7 @@ class Kind:
 
     def find(self, name: str, *, key: str | None = None) -> None:
         """Raise PluginError if `load` would fail, as far as can be told without an import."""
-        if name not in self.built_in:
+        if name not in self.names:
             find(name, key=key or self.key, form=self.form)
 
 
@@ -93,6 +100,7 @@ REWARD = Kind(
             *("multiple_choice", "tagged_answer", "format"),
         )
     },
+    services=("http",),
 )
 BATCHED_REWARD = Kind(  # reward.batched: true
     key="reward.function",

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfpo_megatron.config.reward import RewardChoice
+
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Prompt:
@@ -29,6 +31,8 @@ class Prompt:
     """The reference answer."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the verifier needs besides (reasoning_gym: its entry)."""
+    reward: RewardChoice | None = None
+    """That of its source; None: reward.function."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

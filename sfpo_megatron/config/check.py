@@ -28,6 +28,7 @@ from sfpo_megatron.config.rules.passed_through import (
     passed_through,
 )
 from sfpo_megatron.config.rules.plugins import own_code
+from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
 from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
@@ -275,6 +276,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     passed_through,
     engine_arguments,
     own_code,
+    server,
     data,
     rows,
     outputs,

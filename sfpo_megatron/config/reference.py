@@ -19,7 +19,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union
 
-from sfpo_megatron.config import checkpoint, objective, rollout, training, tree
+from sfpo_megatron.config import checkpoint, objective, reward, rollout, training, tree
 from sfpo_megatron.config.paths import PATH_KEYS
 from sfpo_megatron.plugins import EXPECTED
 
@@ -135,7 +135,7 @@ def page() -> str:
 def _field_docstrings() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field (which Python itself does not keep)."""
     found: dict[str, dict[str, str]] = {}
-    modules = (tree, training, objective, rollout, checkpoint)
+    modules = (tree, training, objective, rollout, reward, checkpoint)
     for node in (node for module in modules for node in _statements(module)):
         if not isinstance(node, ast.ClassDef):
             continue
@@ -159,8 +159,10 @@ def _statements(module: types.ModuleType) -> list[ast.stmt]:
 
 def _entry_class(hint: Any) -> type | None:
     """The dataclass of a list's entries; None for other types."""
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(args[0]):
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return next(filter(None, map(_entry_class, args)), None)
+    if origin is tuple and dataclasses.is_dataclass(args[0]):
         return typing.cast(type, args[0])
     return None
 
@@ -170,7 +172,7 @@ def type_text(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         (kind,) = hint.__metadata__  # a plugins.Kind: its names stand there alone
-        return ", ".join(f"`{name}`" for name in (*kind.built_in, EXPECTED))
+        return ", ".join(f"`{name}`" for name in (*kind.names, EXPECTED))
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin in (Union, types.UnionType):

@@ -1,5 +1,5 @@
 """The config tree: one frozen dataclass a section, every default stated once, here,
-in training.py, objective.py, rollout.py or checkpoint.py.
+in training.py, objective.py, rollout.py, reward.py or checkpoint.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -14,6 +14,12 @@ from typing import Annotated, Any, Literal
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
 from sfpo_megatron.config.objective import ObjectiveConfig
+from sfpo_megatron.config.reward import (
+    RewardChoice,
+    RewardConfig,
+    WeightedReward,
+    check_choice,
+)
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
 from sfpo_megatron.config.training import OptimizerSection as OptimizerSection
 from sfpo_megatron.config.training import SFTConfig, TrainConfig
@@ -138,9 +144,12 @@ class DataSource:
     """reasoning_gym: problems to make; else rows to take (null for all)."""
     path: str | None = None
     """jsonl, parquet: the file; your own source: whatever it reads."""
+    reward: Annotated[str, REWARD] | tuple[WeightedReward, ...] | None = None
+    """Scores the responses to this source's prompts; null for reward.function."""
 
     def __post_init__(self) -> None:
         known(self, SOURCE, "source")
+        check_choice(self, "reward")
         at_least(self, 1, "size")
         files = ("path",)
         needed = {"reasoning_gym": ("task", "size"), "jsonl": files, "parquet": files}
@@ -174,36 +183,6 @@ class DataConfig:
         within(self, 0.0, 1.0, "zero_variance_target")
         if not self.train:
             raise FieldError("train", [], "at least one source", "add a source under data.train")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class RewardConfig:
-    """The verifiable reward."""
-
-    function: Annotated[str, REWARD] = "reasoning_gym"
-    """Scores a response; docs/data-and-rewards.md describes what is built in."""
-    batched: bool = False
-    """Your own function takes lists, of responses and of prompts, and gives a list."""
-    thinking: Literal["strip", "require_closed", "ignore"] = "strip"
-    """What a built-in function looks at of a response: all but `<think>...</think>` and what
-    follows a `<think>` that is never closed; the same, and nothing without `</think>`; or all."""
-    timeout_s: float = 2.0
-    """A response that takes longer to score gets 0; a batch may take this for each of its
-    responses."""
-    num_workers: int = 1
-    """Scoring processes."""
-
-    def __post_init__(self) -> None:
-        known(self, REWARD, "function")
-        positive(self, "timeout_s")
-        at_least(self, 1, "num_workers")
-        if self.batched and self.function in REWARD.built_in:
-            raise FieldError(
-                "batched",
-                True,
-                f"false with function {self.function}",
-                "unset it, or name your own",
-            )
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -290,6 +269,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
+
+    @property
+    def rewards(self) -> tuple[RewardChoice | None, ...]:
+        """The reward of each source; None: reward.function."""
+        return tuple(source.reward for source in (*self.data.train, *self.data.eval))
 
     @property
     def saves_state(self) -> bool:

@@ -70,7 +70,9 @@ def _convert(value: Any, hint: Any, key: str, source: Source, whole: Any = None)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (inner,) = (arg for arg in args if arg is not type(None))
+        first, *others = (arg for arg in args if arg is not type(None))
+        lists = (arg for arg in others if typing.get_origin(arg) is tuple)
+        inner = next(lists, first) if isinstance(value, list) else first
         return _convert(value, inner, key, source, hint)
     if origin is Literal and value in args:
         return value

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sfpo_megatron.config.reward import RewardChoice
 from sfpo_megatron.data.errors import DataError
 
 
@@ -26,6 +27,8 @@ class Row:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     unrewarded: DataError | None = None
     """Why no response can be rewarded: the row has no reference, and is for `sft` alone."""
+    reward: RewardChoice | None = None
+    """That of its source; None: reward.function."""
 
 
 def same_question(question: str) -> str:

@@ -36,7 +36,7 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
                 row = replace(item, where=f"{key} ({item.where})")
             if isinstance(row, Row):
                 taken += 1
-                row = replace(row, id=f"{name}/{row.id}")
+                row = replace(row, id=f"{name}/{row.id}", reward=source.reward)
             yield row
             if taken == source.size:
                 return

@@ -52,6 +52,7 @@ def tokenized_prompts(
             question=row.question,
             answer=row.answer,
             metadata=row.metadata,
+            reward=row.reward,
         )
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.config.reward import RewardChoice, RewardConfig
 from sfpo_megatron.rewards.boxes import last_boxed
 from sfpo_megatron.rewards.last_number import last_number
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import visible
 
 
-def answer_of(reward: RewardConfig, response: str) -> str | None:
+def answer_of(reward: RewardConfig, choice: RewardChoice | None, response: str) -> str | None:
     """The part of a response that its reward looks at, None if there is none; white space does not
-    count. For one's own function, the whole response."""
+    count. `choice`: that of the prompt's source, of a sum its first function. For one's own
+    function, the whole response."""
+    function = reward.summands(choice)[0].name
     text = visible(response, reward.thinking)
     found: str | None = text
-    if reward.function in ("math", "math_boxed", "multiple_choice"):
+    if function in ("math", "math_boxed", "multiple_choice"):
         found = last_boxed(text)
-    elif reward.function == "last_number":
+    elif function == "last_number":
         number = last_number(text)
         found = None if number is None else f"{number.normalize():f}"
-    elif reward.function in ("tagged_answer", "reasoning_gym"):
-        found = tagged(text) or (text if reward.function == "reasoning_gym" else None)
+    elif function in ("tagged_answer", "reasoning_gym"):
+        found = tagged(text) or (text if function == "reasoning_gym" else None)
     return "".join((found or "").split()) or None

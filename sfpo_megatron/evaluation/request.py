@@ -127,20 +127,21 @@ def _options(
     if models:
         options["model.path"] = escape(str(models[0].hf))
     if arguments.data is not None:
-        options |= _data(arguments.data, Path(arguments.data_dir))
+        options |= _data(arguments.data, Path(arguments.data_dir), arguments.reward)
         if not has_file:
             options["data.train"] = options["data.eval"]  # a config has some; nothing reads it
     return options | {key: value for key, value in found.items() if value is not None}
 
 
-def _data(names: str, folder: Path) -> dict[str, Any]:
-    """The sources of `--data`, and the reward and suffix that benchmarks bring."""
+def _data(names: str, folder: Path, reward: str | None) -> dict[str, Any]:
+    """The sources of `--data`, and the rewards and the suffix that benchmarks bring: the suffix is
+    one for all, and that which asks for a box leaves the last number the last."""
     sources: list[dict[str, Any]] = []
-    kinds: dict[tuple[str, str], str] = {}
+    rewards: dict[str, dict[str, Any]] = {}
     for name in filter(None, (name.strip() for name in names.split(","))):
         if name in BENCHMARKS:
-            kinds.setdefault(BENCHMARKS[name], name)
             sources.append(_benchmark(name, folder))
+            rewards[name] = sources[-1]
         elif name.endswith((".jsonl", ".parquet")):
             sources.append({"source": name.rpartition(".")[2], "path": escape(name)})
         else:
@@ -148,15 +149,14 @@ def _data(names: str, folder: Path) -> dict[str, Any]:
                 f"--data: found {name!r}, expected one of {', '.join(BENCHMARKS)}, or a .jsonl or "
                 ".parquet file"
             )
-    if len(kinds) > 1:
-        first, second = list(kinds.values())[:2]
-        raise EvaluationError(
-            f"--data: found {first} and {second}, whose answers different rewards judge, expected "
-            "one reward; evaluate them one after the other"
-        )
     found: dict[str, Any] = {"data.eval": sources}
-    for reward, suffix in kinds:
-        found |= {"reward.function": reward, "data.prompt_suffix": suffix}
+    if rewards:
+        first, *_ = (BENCHMARKS[name][0] for name in rewards)
+        found["reward.function"] = first
+        found["data.prompt_suffix"] = max((BENCHMARKS[name][1] for name in rewards), key=len)
+        for name, source in rewards.items():
+            if reward is None and BENCHMARKS[name][0] != first:
+                source["reward"] = BENCHMARKS[name][0]
     return found
 
 

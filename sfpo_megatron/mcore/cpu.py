@@ -135,6 +135,11 @@ def _all_to_all_with_ints(
     return all_to_all_single
 
 
+def _not_compiled(model: Any = None, **kwargs: Any) -> Any:
+    """torch.compile as a function, or as a decorator with arguments."""
+    return model if model is not None else lambda function: function
+
+
 def _replacements() -> list[_Name]:
     """Owner, name and replacement of every name of torch that Megatron uses and a CPU lacks."""
 
@@ -168,7 +173,7 @@ def _replacements() -> list[_Name]:
         (cuda, "_lazy_init", nothing()),
         (cuda, "default_generators", _DefaultGenerators()),
         # Megatron's jit_fuser: on CPU it would compile C++ at a fused function's first call.
-        (torch, "compile", lambda model, **kwargs: model),
+        (torch, "compile", _not_compiled),
         *((torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES),
         (torch.Tensor, "cuda", lambda self, *args, **kwargs: self),
         (torch.nn.Module, "cuda", lambda self, *args, **kwargs: self),

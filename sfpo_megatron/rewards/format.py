@@ -12,6 +12,7 @@ from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.boxes import last_boxed
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import IGNORE, REQUIRE_CLOSED, STRIP
+from sfpo_megatron.rewards.wire import Explanation
 
 _TAG = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
@@ -30,6 +31,12 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     given = [tagged(answer)] if opened else []
     given += [last_boxed(answer)] if num_boxes else []
     return float(all(one is not None and one.strip() != "" for one in given))
+
+
+def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
+    """How it was read: what follows the thinking."""
+    answer = response if thinking == IGNORE else _after_thinking(response, thinking)
+    return {"found": answer, "read": [], "reference": "any one answer", "reference_read": []}
 
 
 def _after_thinking(response: str, thinking: str) -> str | None:

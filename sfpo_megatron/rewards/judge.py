@@ -17,16 +17,23 @@ from sfpo_megatron.plugins import Foreign
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.returned import NotAScore, each_of, scored
 from sfpo_megatron.rewards.surroundings import Surroundings
-from sfpo_megatron.rewards.wire import Reply, Verdict
+from sfpo_megatron.rewards.wire import Explanation, Reply, Verdict
 
 
 class Judge:
     """Holds the function; `batched`: it takes lists. Either kind may be `async`."""
 
     def __init__(
-        self, function: Callable[..., Foreign], *, batched: bool, surroundings: Surroundings
+        self,
+        function: Callable[..., Foreign],
+        *,
+        batched: bool,
+        surroundings: Surroundings,
+        explain: Callable[[str, Problem], Explanation] | None = None,
     ) -> None:
+        """`explain`: what a built-in function says of how it reads."""
         self._function = function
+        self._explain = explain
         self.batched = batched
         self._surroundings = surroundings
         # One loop for the life of the process, so that a client opened in one call serves the next.
@@ -49,6 +56,15 @@ class Judge:
         reason = raised.strip().splitlines()[-1]
         print(f"prompt {problem.id}: this response alone made the function raise {reason}")
         return {"reward": 0.0, "parts": {}}
+
+    def explained(self, response: str, problem: Problem) -> Verdict:
+        """What `verdict` is to have besides."""
+        if self._explain is None:
+            return {}
+        try:
+            return {"explained": self._explain(response, problem)}
+        except Exception:  # of a row that is broken, which the verdict says
+            return {}
 
     def verdicts(self, responses: Sequence[str], problems: Sequence[Problem]) -> Reply:
         """Score a batch in one call."""

@@ -12,6 +12,7 @@ from decimal import Decimal
 
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.thinking import STRIP, visible
+from sfpo_megatron.rewards.wire import Explanation
 
 # A sign counts only where no digit, letter or bracket stands before it: the last number of `7-3`
 # is 3. A point begins a number where none of these stands before it: `x.5` and `1..5` end in 5.
@@ -46,6 +47,17 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
             "use reward.function=exact_match for answers that are none"
         )
     return float(last_number(visible(response, thinking)) == reference)
+
+
+def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
+    """How it was read."""
+    found, reference = last_number(visible(response, thinking)), last_number(prompt.answer)
+    return {
+        "found": None if found is None else str(found),
+        "read": [],
+        "reference": prompt.answer,
+        "reference_read": [] if reference is None else [str(reference)],
+    }
 
 
 def readable(answer: str) -> str | None:

@@ -9,29 +9,56 @@ refuses what would take long, and the pool's limit ends the rest.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.answers import Answer, Group, Named, readings
 from sfpo_megatron.rewards.boxes import boxes, last_boxed
 from sfpo_megatron.rewards.equality import equal
+from sfpo_megatron.rewards.screen import refused
+from sfpo_megatron.rewards.shown import shown
 from sfpo_megatron.rewards.thinking import STRIP, visible
+from sfpo_megatron.rewards.wire import Explanation
 
-__all__ = ["last_boxed", "readable", "same_answer", "score", "warm_up"]
+__all__ = ["explain", "last_boxed", "read_as", "readable", "same_answer", "score", "warm_up"]
 
 
 def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     """1 if the answer is right, else 0."""
     reference = _reference(prompt.answer)
+    return float(any(_right(reference, one) for one in _candidates(response, reference, thinking)))
+
+
+def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
+    """How it was read: the last box, or the boxes that make the reference's list together."""
+    reference = _reference(prompt.answer)
+    found = list(_candidates(response, reference, thinking))
+    right = (one for one in found if _right(reference, one))
+    answer = next(right, found[0]) if found else None
+    return {
+        "found": answer,
+        "read": [] if answer is None else read_as(answer),
+        "reference": prompt.answer,
+        "reference_read": [shown(one) for one in reference],
+    }
+
+
+def read_as(answer: str) -> list[str]:
+    """Every way in which an answer was read, or why it was not."""
+    why = refused(answer)
+    return [shown(one) for one in readings(answer)] if why is None else [f"not read: {why}"]
+
+
+def _candidates(response: str, reference: tuple[Answer, ...], thinking: str) -> Iterator[str]:
+    """What may be the response's answer: its last box; `\\boxed{1331} and \\boxed{1728}`: the last
+    boxes together, where the reference is a list of so many."""
     found = boxes(visible(response, thinking))
     if not found:
-        return 0.0
-    if _right(reference, found[-1]):
-        return 1.0
-    # `\boxed{1331} and \boxed{1728}`: the last boxes together make the reference's list.
+        return
+    yield found[-1]
     size = max((_size(one) for one in reference), default=1)
-    if not 1 < size <= len(found):
-        return 0.0
-    return float(_right(reference, ", ".join(found[-size:])))
+    if 1 < size <= len(found):
+        yield ", ".join(found[-size:])
 
 
 def same_answer(reference: str, found: str) -> bool:

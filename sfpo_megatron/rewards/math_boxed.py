@@ -3,10 +3,10 @@ r"""`math`, with 0.1 for a wrong answer in \boxed{}: the reward of the paper's r
 from __future__ import annotations
 
 from sfpo_megatron.rewards import Problem, math
-from sfpo_megatron.rewards.math import readable, warm_up
+from sfpo_megatron.rewards.math import explain, readable, warm_up
 from sfpo_megatron.rewards.thinking import STRIP, visible
 
-__all__ = ["readable", "score", "warm_up"]
+__all__ = ["explain", "readable", "score", "warm_up"]
 
 BOXED_WRONG = 0.1
 

@@ -17,6 +17,7 @@ from sfpo_megatron.rewards.notation import plain
 from sfpo_megatron.rewards.screen import refused
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import STRIP, visible
+from sfpo_megatron.rewards.wire import Explanation
 
 _MARKED = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])\s*[).:]|([A-Z]))(?:\s+(.*))?",
@@ -49,6 +50,17 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     if rest and text and _key(rest) != _key(text):
         return 0.0  # the letter of one option, the text of another
     return float(found.upper() == letter)
+
+
+def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
+    """How it was read."""
+    letter, text = _reference(prompt.answer, _options(prompt.metadata.get("choices")))
+    return {
+        "found": _chosen(visible(response, thinking)),
+        "read": [],
+        "reference": prompt.answer,
+        "reference_read": [f"choice {letter}" + (f" ({text})" if text else "")],
+    }
 
 
 def readable(answer: str) -> str | None:

@@ -1,227 +1,122 @@
-"""Scores responses in processes of their own, with a time limit for each response.
+"""Scores responses, each by the reward of its prompt's source: a function, or a sum of several.
 
-A response is text that a model wrote under pressure to be rewarded: it may hang a verifier, eat
-its memory or crash it. So a verifier runs in a process (`worker.py`) that is killed and replaced
-when one response takes longer than `reward.timeout_s`; that response gets 0, all others their
-score. One thread per process feeds it, so `score` may be called in any thread, a Ray actor's too.
+Functions run in the processes of `workers.py`; `http` is a server of the user's own (`http.py`).
 """
 
 from __future__ import annotations
 
-import logging
-import queue
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
-from sfpo_megatron.config.tree import RewardConfig
-from sfpo_megatron.host.scratch import remove_abandoned
+from sfpo_megatron.config.reward import RewardChoice, RewardConfig, WeightedReward
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.rewards import Problem, VerifierError
-from sfpo_megatron.rewards.output import OutputLog
-from sfpo_megatron.rewards.process import SCRATCH, WorkerDied, WorkerProcess, WorkerTimeout
-from sfpo_megatron.rewards.wire import Batch, Verdict, packed
+from sfpo_megatron.rewards import VerifierError
+from sfpo_megatron.rewards.http import HTTP, HttpScorer
+from sfpo_megatron.rewards.scores import Item, Outcome, Request, Score, weighted_sum
+from sfpo_megatron.rewards.workers import WorkerPool
 
-__all__ = ["Item", "Score", "ScoringPool", "VerifierError"]
-
-log = logging.getLogger(__name__)
-
-_ITEMS_PER_MESSAGE = 256
-_SEND_TIMEOUT_S = 60.0
-_NUM_SEND_ATTEMPTS = 3
-
-Item = tuple[Problem, str]
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Score:
-    """What one response is worth."""
-
-    reward: float
-    correct: bool
-    """reward >= 1."""
-    timed_out: bool
-    """It took longer than reward.timeout_s, so it got 0."""
-    parts: Mapping[str, float] = field(default_factory=dict)
-    """What the function returned besides the reward, by name."""
+__all__ = ["Item", "Outcome", "Score", "ScoringPool", "VerifierError"]
 
 
 class ScoringPool:
-    """`reward.num_workers` scoring processes, started when the pool is made."""
+    """What the rewards of a run need, started when the pool is made."""
 
-    def __init__(self, config: RewardConfig, run: RunDirectory | None = None) -> None:
-        """`run`: where what the processes print is logged; None for stderr."""
+    def __init__(
+        self,
+        config: RewardConfig,
+        run: RunDirectory | None = None,
+        *,
+        rewards: Iterable[RewardChoice | None] = (None,),
+        explain: bool = False,
+    ) -> None:
+        """`run`: where what the scoring processes print is logged; None for stderr. `rewards`:
+        those that `score` will be asked for; None is reward.function. `explain`: scores say how
+        response and reference were read."""
         self._config = config
-        self._lock = threading.Lock()  # one `score` at a time: a process holds one batch
-        self._threads = ThreadPoolExecutor(config.num_workers, thread_name_prefix="scoring")
-        self._closed = False
-        slots = range(config.num_workers)
-        self._logs = [
-            OutputLog(run.scoring_log(slot) if run is not None else None) for slot in slots
-        ]
-        remove_abandoned(SCRATCH)
-        start = [self._threads.submit(self._start, slot) for slot in slots]
-        self._workers: list[WorkerProcess | None] = []
+        functions = config.functions(rewards)
+        in_processes = [one for one in functions if one.name != HTTP]
+        self._http = HttpScorer(config.http) if len(in_processes) < len(functions) else None
         try:
-            self._workers = [future.result() for future in start]
+            self._workers = (
+                WorkerPool(config, in_processes, run, explain=explain) if in_processes else None
+            )
         except BaseException:
-            for future in start:
-                if future.exception() is None:
-                    future.result().kill()
-            self._threads.shutdown()
+            if self._http is not None:
+                self._http.close()
             raise
+        # Beside the processes: a server may take its time.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="scoring-http")
 
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now."""
-        return [worker.pid for worker in self._workers if worker is not None]
+        return [] if self._workers is None else self._workers.pids
 
-    def score(self, items: Sequence[Item]) -> list[Score]:
-        """A score for each (prompt, response), in their order."""
-        scores: list[Score | None] = [None] * len(items)
-        # Short batches are spread over all workers; long ones are cut so that none waits long.
-        step = min(_ITEMS_PER_MESSAGE, -(-len(items) // self._config.num_workers) or 1)
-        pending: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for start in range(0, len(items), step):
-            pending.put(start)
-        score_chunk = self._score_at_once if self._config.batched else self._score_chunk
+    def score(
+        self, items: Sequence[Item], rewards: Sequence[RewardChoice | None] | None = None
+    ) -> list[Score]:
+        """A score for each (prompt, response), in their order; VerifierError where there can be
+        none. `rewards`: the reward of each; None is reward.function."""
+        scores: list[Score] = []
+        for outcome in self.outcomes(items, rewards):
+            if isinstance(outcome, VerifierError):
+                raise outcome
+            scores.append(outcome)
+        return scores
 
-        def feed(slot: int) -> None:
-            while True:
-                try:
-                    start = pending.get_nowait()
-                except queue.Empty:
-                    return
-                chunk = items[start : start + step]
-                scores[start : start + len(chunk)] = score_chunk(slot, chunk)
+    def outcomes(
+        self, items: Sequence[Item], rewards: Sequence[RewardChoice | None] | None = None
+    ) -> list[Outcome]:
+        """Scores as `score` gives them, and the error in the place of an item without one."""
+        choices = [None] * len(items) if rewards is None else rewards
+        numbers: dict[WeightedReward, list[int]] = {}
+        for number, choice in enumerate(choices):
+            for summand in self._config.summands(choice):
+                numbers.setdefault(summand, []).append(number)
+        requests = [
+            Request(function=function, items=[items[number] for number in its])
+            for function, its in numbers.items()
+        ]
+        found: dict[tuple[WeightedReward, int], Outcome] = {}
+        for request, outcomes in zip(requests, self._scored(requests), strict=True):
+            for number, outcome in zip(numbers[request.function], outcomes, strict=True):
+                found[request.function, number] = outcome
+        return [
+            self._combined(choice, [found[s, number] for s in self._config.summands(choice)])
+            for number, choice in enumerate(choices)
+        ]
 
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the scoring pool is closed")
-            futures = [self._threads.submit(feed, s) for s in range(self._config.num_workers)]
-            errors = [error for future in futures if (error := future.exception())]
-        if errors:
-            raise errors[0]
-        return [score for score in scores if score is not None]
+    def _combined(self, choice: RewardChoice | None, outcomes: Sequence[Outcome]) -> Outcome:
+        scores: list[Score] = []
+        for outcome in outcomes:
+            if isinstance(outcome, VerifierError):
+                return outcome
+            scores.append(outcome)
+        choice = self._config.function if choice is None else choice
+        return scores[0] if isinstance(choice, str) else weighted_sum(choice, scores)
+
+    def _scored(self, requests: Sequence[Request]) -> list[list[Outcome]]:
+        local = [request for request in requests if request.function.name != HTTP]
+        remote = [request for request in requests if request.function.name == HTTP]
+        posted = [self._beside.submit(self._post, request.items) for request in remote]
+        scored = [] if self._workers is None else self._workers.score(local)
+        here, there = iter(scored), (future.result() for future in posted)
+        return [next(there if request.function.name == HTTP else here) for request in requests]
+
+    def _post(self, items: Sequence[Item]) -> list[Outcome]:
+        assert self._http is not None, "a reward that the pool was not made for"
+        return self._http.score(items)
 
     def close(self) -> None:
-        """End the processes."""
-        with self._lock:
-            self._closed = True
-            for worker in self._workers:
-                if worker is not None:
-                    worker.kill()
-            self._workers = []
-            for output in self._logs:
-                output.close()
-            self._threads.shutdown()
+        """End the processes, and what is posted."""
+        if self._http is not None:
+            self._http.close()
+        self._beside.shutdown()
+        if self._workers is not None:
+            self._workers.close()
 
     def __enter__(self) -> ScoringPool:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def _start(self, slot: int) -> WorkerProcess:
-        """Only in a thread of the pool: the process ends with the thread that has started it."""
-        return WorkerProcess(self._config, self._logs[slot])
-
-    def _score_chunk(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
-        """Score on worker `slot`; after a response that kills or outlasts it, go on behind that
-        response with a new worker."""
-        scores: list[Score] = []
-        while len(scores) < len(chunk):
-            rest = chunk[len(scores) :]
-            worker = self._send(slot, rest)
-            try:
-                for prompt, _ in rest:
-                    scores.append(self._scored(worker.read(self._config.timeout_s), prompt))
-            except (WorkerTimeout, WorkerDied) as error:
-                self._replace(slot)
-                scores.append(self._lost(chunk[len(scores)][0], error))
-            except BaseException:
-                self._replace(slot)  # results of this batch are still on their way
-                raise
-        return scores
-
-    def _score_at_once(self, slot: int, chunk: Sequence[Item]) -> list[Score]:
-        """Score with one call on worker `slot`; where that raises, dies or takes too long, one by
-        one, so that only the response that does it gets 0."""
-        worker = self._send(slot, chunk)
-        try:
-            reply = worker.read(self._config.timeout_s * len(chunk))
-            if "again" not in reply:
-                verdicts = zip(reply["verdicts"], chunk, strict=True)
-                return [self._scored(verdict, prompt) for verdict, (prompt, _) in verdicts]
-        except (WorkerTimeout, WorkerDied) as error:
-            self._replace(slot)
-            if len(chunk) == 1:
-                return [self._lost(chunk[0][0], error)]
-        return [score for item in chunk for score in self._score_at_once(slot, [item])]
-
-    def _send(self, slot: int, items: Sequence[Item]) -> WorkerProcess:
-        """Hand a batch to worker `slot`. One that ended while it was idle did so for no fault of
-        these responses (someone killed it): start another and send again."""
-        for _ in range(_NUM_SEND_ATTEMPTS):
-            worker = self._workers[slot] or self._start(slot)
-            self._workers[slot] = worker
-            try:
-                worker.send(
-                    _message(items, cpu_s=self._config.timeout_s * len(items)), _SEND_TIMEOUT_S
-                )
-                return worker
-            except (WorkerDied, WorkerTimeout):
-                self._replace(slot)
-        raise RuntimeError(
-            f"reward.function {self._config.function}: {_NUM_SEND_ATTEMPTS} scoring processes in a "
-            f"row took no batch; look for the reason in {self._logs[slot].name} (memory, a process "
-            "limit)"
-        )
-
-    def _replace(self, slot: int) -> None:
-        worker, self._workers[slot] = self._workers[slot], None
-        if worker is not None:
-            worker.kill()
-
-    def _scored(self, verdict: Verdict, prompt: Problem) -> Score:
-        if "raised" in verdict:
-            raise VerifierError(
-                f"prompt {prompt.id}: reward.function {self._config.function} raised, and does so "
-                f"on the reference answer {prompt.answer!r} too; correct the row or the function\n"
-                f"{verdict['raised']}"
-            )
-        if "refused" in verdict:
-            raise VerifierError(
-                f"prompt {prompt.id}: reward.function {self._config.function} returned no score: "
-                f"{verdict['refused']}; correct the function"
-            )
-        reward = verdict["reward"]
-        return Score(reward=reward, correct=reward >= 1.0, timed_out=False, parts=verdict["parts"])
-
-    def _lost(self, prompt: Problem, error: WorkerTimeout | WorkerDied) -> Score:
-        """0 for a response that its process did not survive."""
-        timed_out = isinstance(error, WorkerTimeout)
-        took = f"took longer than {self._config.timeout_s:g} s in"
-        how = took if timed_out else "crashed"
-        log.warning("a response to prompt %s %s the scoring process: reward 0", prompt.id, how)
-        return Score(reward=0.0, correct=False, timed_out=timed_out)
-
-
-def _message(items: Sequence[Item], *, cpu_s: float) -> Batch:
-    """The batch as JSON; a prompt that several responses share is sent once."""
-    batch: Batch = {"problems": [], "items": [], "cpu_s": cpu_s}
-    index_of: dict[str, int] = {}
-    for prompt, response in items:
-        if prompt.id not in index_of:
-            index_of[prompt.id] = len(index_of)
-            batch["problems"].append(
-                {
-                    "id": prompt.id,
-                    "question": prompt.question,
-                    "answer": prompt.answer,
-                    "metadata": packed(prompt.metadata),
-                }
-            )
-        batch["items"].append((index_of[prompt.id], response))
-    return batch

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
-from sfpo_megatron.config.tree import RewardConfig
+from sfpo_megatron.config.reward import RewardConfig, WeightedReward
 from sfpo_megatron.host.scratch import Scratch
 from sfpo_megatron.rewards import VerifierError
 from sfpo_megatron.rewards.output import OutputLog
@@ -43,17 +44,19 @@ class WorkerTimeout(Exception):
 class WorkerProcess:
     """A running `rewards/worker.py`. Not thread-safe: one thread at a time."""
 
-    def __init__(self, config: RewardConfig, output: OutputLog) -> None:
-        """Returns when the function is loaded; VerifierError if it cannot be."""
+    def __init__(
+        self, config: RewardConfig, functions: Sequence[WeightedReward], output: OutputLog
+    ) -> None:
+        """Returns when the functions are loaded; VerifierError if one cannot be."""
         self._output_log = output
         self._lines: deque[bytes] = deque()
         self._partial = b""
         self._scratch = Scratch(SCRATCH)
         lifeline_read, self._lifeline = os.pipe()
         # -P: the working directory comes last on sys.path (plugins.load), not first.
-        command = [sys.executable, "-P", "-m", "sfpo_megatron.rewards.worker", config.function]
-        command += [str(lifeline_read), config.thinking]
-        command += ["batched"] if config.batched else []
+        command = [sys.executable, "-P", "-m", "sfpo_megatron.rewards.worker"]
+        named = [[one.name, one.batched] for one in functions]
+        command += [str(lifeline_read), config.thinking, json.dumps(named)]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -77,7 +80,7 @@ class WorkerProcess:
         self._readable = [self._results, self._output]
         os.set_blocking(self._stdin, False)
         os.set_blocking(self._output, False)
-        self._check_started(config.function)
+        self._check_started(", ".join(one.name for one in functions))
 
     def _check_started(self, function: str) -> None:
         try:

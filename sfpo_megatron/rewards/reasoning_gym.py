@@ -14,6 +14,7 @@ from typing import Any
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import STRIP, visible
+from sfpo_megatron.rewards.wire import Explanation
 
 
 def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
@@ -27,6 +28,12 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     answer = tagged_answer(visible(response, thinking))
     dataset = _dataset(metadata["task"], json.dumps(metadata["args"], sort_keys=True))
     return min(1.0, max(0.0, float(dataset.score_answer(answer, metadata["entry"]))))
+
+
+def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
+    """How it was read."""
+    found = tagged_answer(visible(response, thinking))
+    return {"found": found, "read": [], "reference": prompt.answer, "reference_read": []}
 
 
 def tagged_answer(response: str) -> str:

@@ -11,8 +11,9 @@ from sfpo_megatron.rewards.boxes import boxes
 from sfpo_megatron.rewards.math import warm_up
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import STRIP, visible
+from sfpo_megatron.rewards.wire import Explanation
 
-__all__ = ["readable", "score", "warm_up"]
+__all__ = ["explain", "readable", "score", "warm_up"]
 
 
 def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
@@ -30,6 +31,18 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     boxed = boxes(found)
     answer = ", ".join(boxed) if boxed else found
     return float(math.readable(reference) is None and math.same_answer(reference, answer))
+
+
+def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
+    """How it was read."""
+    found = tagged(visible(response, thinking))
+    reference = tagged(prompt.answer) or prompt.answer.strip()
+    return {
+        "found": found,
+        "read": math.read_as(", ".join(boxes(found)) or found) if found else [],
+        "reference": reference,
+        "reference_read": math.read_as(reference),
+    }
 
 
 def readable(answer: str) -> str | None:

@@ -58,11 +58,26 @@ def _marked(found: dict[str, Any]) -> Any:
 class Batch(TypedDict):
     """Responses to score; a problem that several share is there once."""
 
+    function: int
+    """Which of those that the process has loaded."""
     problems: list[dict[str, Any]]
     items: list[tuple[int, str]]
     """(index of the problem, response)."""
     cpu_s: float
     """CPU seconds that the process may take for all of them, on each core that it may use."""
+    explain: bool
+    """Verdicts have `explained`."""
+
+
+class Explanation(TypedDict):
+    """How a built-in function read a response and the reference."""
+
+    found: str | None
+    """What it takes for the answer of the response."""
+    read: list[str]
+    """What it makes of that."""
+    reference: str
+    reference_read: list[str]
 
 
 class Verdict(TypedDict, total=False):
@@ -74,6 +89,7 @@ class Verdict(TypedDict, total=False):
     """The traceback of a function that raises on the reference answer too."""
     refused: str
     """What the function returned, and what was expected: no score."""
+    explained: Explanation
 
 
 class Reply(Verdict, total=False):

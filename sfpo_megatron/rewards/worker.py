@@ -1,8 +1,9 @@
 """The scoring process: reads batches on stdin, writes a line for each response it has scored.
 
 Started by `process.py` as
-`python -m sfpo_megatron.rewards.worker FUNCTION LIFELINE_FD THINKING [batched]`;
-`wire.py` says what the lines are, `judge.py` makes the verdicts.
+`python -m sfpo_megatron.rewards.worker LIFELINE_FD THINKING FUNCTIONS`, whose last is JSON:
+[[name, whether it takes lists], ...]. `wire.py` says what the lines are, `judge.py` makes the
+verdicts.
 
 The process limits itself: no core dump, memory, low priority, and files of at most 64 MiB, or none
 at all for what is built in; and it cannot outlive its parent, not even in a loop that never returns
@@ -37,33 +38,34 @@ FILE_BYTES = 64 << 20
 _F_SETSIG = 10  # <fcntl.h>; Python has no name for it
 
 
-def main(function: str, lifeline_fd: int, thinking: str, *, batched: bool) -> None:
+def main(lifeline_fd: int, thinking: str, functions: list[tuple[str, bool]]) -> None:
     """Serve until the requests end."""
     die_with(lifeline_fd)
     surroundings = Surroundings()
     faulthandler.enable()  # where native code crashed, into the log
-    try:
-        score = load_function(function, batched=batched, thinking=thinking)
-    except (
-        BaseException
-    ) as error:  # SystemExit too: a module may call sys.exit while it is imported
-        traceback.print_exc()
-        is_ours = isinstance(error, PluginError)
-        reason = str(error) if is_ours else f"{function} raised {type(error).__name__}: {error}"
-        _write(surroundings.results, {"failed": reason})
-        return
+    judges: list[Judge] = []
+    for name, batched in functions:
+        try:
+            judges.append(load_judge(name, batched, thinking, surroundings))
+        except (
+            BaseException
+        ) as error:  # SystemExit too: a module may call sys.exit while it is imported
+            traceback.print_exc()
+            is_ours = isinstance(error, PluginError)
+            reason = str(error) if is_ours else f"{name} raised {type(error).__name__}: {error}"
+            _write(surroundings.results, {"failed": reason})
+            return
     surroundings.restore()
-    is_built_in = function in REWARD.built_in
+    is_built_in = all(name in REWARD.built_in for name, _ in functions)
     limit_this_process(file_bytes=0 if is_built_in else FILE_BYTES)
     _write(surroundings.results, {"ready": True})
-    judge = Judge(score, batched=batched, surroundings=surroundings)
     with open(surroundings.requests, "rb") as requests:
         # A user's own function may have threads: the seconds of a response are each core's then.
         num_cores = 1 if is_built_in else len(os.sched_getaffinity(0))
-        serve(judge, requests, surroundings.results, num_cores=num_cores)
+        serve(judges, requests, surroundings.results, num_cores=num_cores)
 
 
-def load_function(name: str, *, batched: bool, thinking: str) -> Callable[..., Foreign]:
+def load_judge(name: str, batched: bool, thinking: str, surroundings: Surroundings) -> Judge:
     """The reward function, after the `warm_up()` of its module if it has one (slow imports). One
     that is built in looks at a response as `reward.thinking` says; your own gets all of it."""
     kind = BATCHED_REWARD if batched else REWARD
@@ -72,14 +74,22 @@ def load_function(name: str, *, batched: bool, thinking: str) -> Callable[..., F
     warm_up = getattr(module, "warm_up", None)
     if callable(warm_up):
         warm_up()
-    return partial(function, thinking=thinking) if name in kind.built_in else function
+    if name not in kind.built_in:
+        return Judge(function, batched=batched, surroundings=surroundings)
+    return Judge(
+        partial(function, thinking=thinking),
+        batched=False,
+        surroundings=surroundings,
+        explain=partial(module.explain, thinking=thinking),
+    )
 
 
-def serve(judge: Judge, requests: BinaryIO, results: int, *, num_cores: int) -> None:
+def serve(judges: list[Judge], requests: BinaryIO, results: int, *, num_cores: int) -> None:
     """Score batch after batch; one by one there is a line for each response as soon as it is
     scored, because the parent takes the time between lines for the time of a response."""
     for line in requests:
         batch: Batch = unpacked(line)
+        judge = judges[batch["function"]]
         problems = [WireProblem(**fields) for fields in batch["problems"]]
         _allow_cpu_seconds(batch["cpu_s"] * num_cores)
         items = [(response, problems[index]) for index, response in batch["items"]]
@@ -88,7 +98,10 @@ def serve(judge: Judge, requests: BinaryIO, results: int, *, num_cores: int) -> 
             _write(results, judge.verdicts(responses, theirs))
             continue
         for response, problem in items:
-            _write(results, judge.verdict(response, problem))
+            verdict = judge.verdict(response, problem)
+            if batch["explain"]:
+                verdict |= judge.explained(response, problem)
+            _write(results, verdict)
 
 
 def die_with(lifeline_fd: int) -> None:
@@ -134,4 +147,4 @@ def _write(results: int, reply: Reply | Verdict) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], batched=sys.argv[4:] == ["batched"])
+    main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))

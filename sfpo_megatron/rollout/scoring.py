@@ -49,7 +49,8 @@ class Scorer:
         self.tokenizer = load_tokenizer(self._model_path)
         self.stop_token_ids = stop_token_ids(Path(self._model_path), self.tokenizer)
         run = RunDirectory.of(self._config.output_dir)
-        self._pool = self._open.enter_context(ScoringPool(self._config.reward, run))
+        pool = ScoringPool(self._config.reward, run, rewards=self._config.rewards)
+        self._pool = self._open.enter_context(pool)
 
     async def close(self) -> None:
         """End the pool's processes."""
@@ -98,7 +99,8 @@ class Scorer:
         """The environment's own rewards, and the verifier's where there is none."""
         triples = zip(prompts, texts, own, strict=True)
         asked = [(prompt, text) for prompt, text, reward in triples if reward is None]
-        found = iter(self._pool.score(asked) if asked else ())
+        rewards = [prompt.reward for prompt, _ in asked]
+        found = iter(self._pool.score(asked, rewards) if asked else ())
         return [
             next(found)
             if reward is None

@@ -69,15 +69,15 @@ def greedy(model: Path) -> list[str]:
 
 
 def test_greedy_accuracy_is_that_of_transformers(folder: Path) -> None:
-    from sfpo_megatron.rewards import Problem
     from sfpo_megatron.rewards.last_number import score
+    from sfpo_megatron.types import Prompt
 
     expected = greedy(folder / "model")
     done = evaluate(*options(folder, "greedy", temperature=0))
     found = records(folder / "greedy")
     assert [record["text"] for record in found] == expected
     verdicts = [
-        score(text, Problem(id="", question=prompt, answer=answer, metadata={})) == 1
+        score(text, Prompt(id="", text="", token_ids=(), question=prompt, answer=answer)) == 1
         for text, (prompt, answer) in zip(expected, PROBLEMS, strict=True)
     ]
     assert [record["correct"] for record in found] == verdicts

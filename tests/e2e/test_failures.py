@@ -105,8 +105,13 @@ def assert_ends(
 ) -> str:
     """Send the signal; the output of a run that ended in time, with an error and nothing left."""
     traces = Traces(process, tmpdir)
-    traces.look()
-    assert traces.segments and traces.folders
+
+    def seen() -> bool:
+        traces.look()
+        return bool(traces.segments and traces.folders)
+
+    # A refit's buffer is shared memory for the time of a refit.
+    digits.wait_for(seen, timeout_s=30, what="a folder and shared memory of the run")
     begun = time.monotonic()
     os.kill(hit.pid, signum)
     output, _ = process.communicate(timeout=LIMIT_S)
@@ -241,7 +246,8 @@ def test_full_memory_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_wrong_line_of_the_data_is_named(config: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+1="}\n')
+    good = '{"prompt": "1+1=", "answer": "2"}\n'
+    bad.write_text(good + '{"prompt": "1+1="}\n' + 20 * good)  # rows enough for a batch
     process = digits.start_train(config, f"data.train.0.path={bad}")
     begun = time.monotonic()
     output, _ = process.communicate(timeout=60)

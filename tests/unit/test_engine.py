@@ -58,16 +58,20 @@ def test_buckets_load_in_order_whatever_order_their_calls_begin_in(engine: Recor
 def test_memory_that_runs_out_in_a_worker(engine: Recording) -> None:
     """vLLM sends a worker's error on as bare text: it is parsed here, and named by the fleet."""
 
-    class Failing:
+    class Worker:
         async def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> list[Any]:
             raise RuntimeError(
                 "Call to update_weights method failed: CUDA out of memory. Tried to allocate 2.00 "
                 "GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.00 GiB is free."
             )
 
-    engine._llm = Failing()
+    class Failing(Recording):
+        def __init__(self) -> None:
+            super().__init__()
+            self._llm = Worker()
+
     with pytest.raises(EngineCallFailed) as raised:
-        asyncio.run(Engine._rpc(engine, "update_weights"))
+        asyncio.run(Engine._rpc(Failing(), "update_weights"))
     assert str(raised.value) == (
         "GPU memory ran out during refit: 2.00 GiB wanted, 1.00 GiB free of 79.11 GiB; lower "
         "refit.bucket_bytes"

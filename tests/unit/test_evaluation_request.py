@@ -106,6 +106,20 @@ def test_several_models_are_named_apart(model: Path) -> None:
     assert found.config.reward.function == "last_number"
 
 
+def test_benchmarks_of_different_rewards_go_together(model: Path) -> None:
+    """Each is scored by its own; the suffix is one, and `--reward` is for all."""
+    both = ("--model", "m", "--data", "math500,gsm_symbolic")
+    config = request(*both).config
+    assert config.reward.function == "math" and config.data.prompt_suffix == BOXED
+    assert [source.reward for source in config.data.eval] == [None, "last_number"]
+    turned = request("--model", "m", "--data", "gsm_symbolic,x.jsonl,math500").config
+    assert turned.reward.function == "last_number" and turned.data.prompt_suffix == BOXED
+    assert [source.reward for source in turned.data.eval] == [None, None, "math"]
+    one = request(*both, "--reward", "exact_match").config
+    assert one.reward.function == "exact_match"
+    assert [source.reward for source in one.data.eval] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,7 +128,6 @@ def test_several_models_are_named_apart(model: Path) -> None:
         ("--model nowhere --data gsm8k", "found nothing there"),
         ("--model data --data gsm8k", "neither config.json nor a checkpoint"),
         ("--model m --data math5000", "found 'math5000'"),
-        ("--model m --data math500,gsm_symbolic", "math500 and gsm_symbolic"),
         ("--model m --data gsm8k --data-dir none", "prepare_data.py"),
         ("--model m --data gsm8k --max-tokens 512", r"positions \(512\)"),
         ("--model m --data gsm8k --max-tokens 0", "eval.max_response_tokens"),

@@ -26,7 +26,7 @@ LAYER = {
     "plugins": 0,
     "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "run": 2, "sft": 2, "evaluate": 2, "evaluation": 2,
-    "cli": 3, "__main__": 3, "launcher": 3, "doctor": 3,
+    "cli": 3, "commands": 3, "__main__": 3, "launcher": 3, "doctor": 3,
 }  # fmt: skip
 # L1 packages do not import one another, but for this one.
 L1_ALLOWED = {("resharding/source.py", "mcore")}
@@ -40,6 +40,9 @@ TORCH_FREE = (
     "config/",
     "planner/",
     "cli.py",
+    "commands/responses.py",
+    "commands/score.py",
+    "commands/starting.py",
     "__main__.py",
     "launcher/rank.py",
     "launcher/failures.py",
@@ -167,12 +170,16 @@ HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotli
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["check", "CONFIG"], ["plan", "--help"], ["score", "FILE"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """`-X importtime` lists every module that was imported, on stderr."""
     config = write_run(tmp_path, output_dir=f"{tmp_path}/run", model={"path": "owner/name"})
-    arguments = [str(config) if a == "CONFIG" else a for a in arguments]
+    responses = tmp_path / "responses.jsonl"
+    responses.write_text('{"response": "42", "answer": "42"}')
+    files = {"CONFIG": [str(config)], "FILE": [str(responses), "--reward", "exact_match"]}
+    arguments = [word for a in arguments for word in files.get(a, [a])]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sfpo_megatron", *arguments],
         capture_output=True,

@@ -86,7 +86,7 @@ def test_wsd_decays_over_a_tenth_by_default() -> None:
 @pytest.mark.parametrize(("num_steps", "warmup"), [(100, 0), (100, 10), (5, 9)])
 def test_the_keys_of_before_mean_what_they_meant(num_steps: int, warmup: int) -> None:
     """`train`: constant behind lr_warmup_steps, which may be more than the run has. `sft`: a tenth
-    of warm-up, cosine to 0 (what param groups had: they count). Bit for bit by the formulas of before."""
+    of warm-up, cosine to 0. Bit for bit by the formulas of before."""
     optimizer = OptimizerSection(lr=1e-6, lr_warmup_steps=warmup)
     found = rates(train_schedule(TrainConfig(num_steps=num_steps, optimizer=optimizer)), num_steps)
     steps = range(1, num_steps + 1)

@@ -1,4 +1,4 @@
-"""examples/your_own/reward.*: the config passes `check`, and its reward scores as it says.
+"""examples/your_own/: reward.yaml passes `check`, reward.py and server.py score as they say.
 
 Not exercised here: that it trains.
 """
@@ -6,13 +6,17 @@ Not exercised here: that it trains.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made.servers import free_port
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.reward import HttpRewardConfig, RewardConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rewards.pool import ScoringPool
@@ -49,3 +53,20 @@ def test_it_scores_in_the_scoring_processes(
     assert [score.reward for score in scores] == [1.0, 1.0, 0.1, 0.1, 0.0, 0.0, 0.0]
     assert [score.correct for score in scores] == [True] * 2 + [False] * 5
     assert part_means(scores, "reward/") == {"reward/number": 4 / 7}
+
+
+def test_the_server_scores_as_the_function_does() -> None:
+    """The process is started as docs/extend.md says, at a free port."""
+    port = free_port()
+    command = [sys.executable, str(ROOT / "examples/your_own/server.py"), str(port)]
+    problem = WireProblem(id="aiw/0", question="?", answer="7", metadata={})
+    http = HttpRewardConfig(url=f"http://127.0.0.1:{port}/", timeout_s=20.0)
+    server = subprocess.Popen(command)
+    try:
+        with ScoringPool(RewardConfig(function="http", http=http)) as pool:  # waits for it
+            scores = pool.score([(problem, response) for response in ("7", "8", "seven")])
+    finally:
+        server.kill()
+        server.wait()
+    assert [score.reward for score in scores] == [1.0, 0.1, 0.0]
+    assert part_means(scores, "reward/") == {"reward/number": 2 / 3}

@@ -31,7 +31,6 @@ ALLOWED = {
     "unit/test_addresses.py _towards": "two networks",
     "unit/test_config_rows.py _DRIVER": "GPUs",
     "unit/test_docs.py _field_docstrings": "a field without a docstring",
-    "unit/test_engine.py _llm": "a vLLM that runs out of memory",
     "unit/test_owned.py _exchange": "a file system that cannot exchange two folders",
     "unit/test_temporary.py _ELSEWHERE": "a machine without a temporary folder",
     "unit/test_snapshots_host.py _SideStream": "CUDA streams that race",

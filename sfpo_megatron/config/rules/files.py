@@ -19,16 +19,18 @@ from sfpo_megatron.plugins import SOURCE
 def data(config: RunConfig) -> Iterator[Problem]:
     """Prompts."""
     told = False
-    gym_reward = config.reward.function == "reasoning_gym"
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
             key = f"data.{part}.{index}"
+            reward_key = "reward.function" if source.reward is None else f"{key}.reward"
+            rewards = config.reward.summands(source.reward)
+            gym_reward = any(one.name == "reasoning_gym" for one in rewards)
             if gym_reward and source.source not in SOURCE.built_in:
                 yield Problem(
-                    "reward.function",
+                    reward_key,
                     f"reasoning_gym with {key}.source {source.source}",
                     "rows that have the columns task, args and entry of a reasoning-gym problem",
-                    "if they have not, set reward.function to one that only needs the answer",
+                    f"if they have not, set {reward_key} to one that only needs the answer",
                     "warning",
                 )
             if source.source not in ("jsonl", "parquet"):
@@ -52,10 +54,10 @@ def data(config: RunConfig) -> Iterator[Problem]:
                 )
             if gym_reward:
                 yield Problem(
-                    "reward.function",
+                    reward_key,
                     f"reasoning_gym with {key}.source {source.source}",
                     "a reward that only needs the answer",
-                    "set reward.function to math, exact_match or last_number",
+                    f"set {reward_key} to math, exact_match or last_number",
                     "error_when_rewarding",
                 )
     if not config.data.eval:

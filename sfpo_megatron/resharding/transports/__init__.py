@@ -24,7 +24,12 @@ _BACKENDS = {
 
 def register() -> None:
     """Make our backends and our loader known to vLLM by name; safe to call more than once in a
-    process."""
+    process. An engine's: the loader takes most of vLLM with it, layers and kernels."""
+    _register_backends()
+    _register_loader()
+
+
+def _register_backends() -> None:
     from vllm.distributed.weight_transfer.factory import (
         WeightTransferEngineFactory,
         WeightTransferTrainerFactory,
@@ -36,7 +41,6 @@ def register() -> None:
             WeightTransferEngineFactory.register_engine(backend, module, engine_class)
         if backend not in WeightTransferTrainerFactory._registry:
             WeightTransferTrainerFactory.register_engine(backend, module, trainer_class)
-    _register_loader()
 
 
 def _register_loader() -> None:
@@ -66,7 +70,7 @@ def sender(
 
     from sfpo_megatron.resharding.transports import shm, stages
 
-    register()
+    _register_backends()
     if backend == "sfpo_shm":
         init_info = shm.ShmTrainerInitInfo(rank=0, fallback_dir=str(fallback_dir))
     else:
