@@ -125,9 +125,13 @@ def open_run(
     with ExitStack() as closing:
         ends = other_ends()
         if is_main:
-            prepare_output(given, up_to_step=start.continued_step)
+            directory = prepare_output(given, up_to_step=start.continued_step)
             tracker = closing.enter_context(Tracker(config))
-            _say_start(tracker, given, config, start, num_prompts)
+            tracker.progress(f"run {directory.path}: {config.train.steps} train steps")
+            if (num_epochs := given.train.num_epochs) is not None:
+                steps = config.train.steps
+                tracker.progress(said_length(num_epochs, num_prompts, steps, "prompts"))
+            tracker.progress(start.said)
             if data is not None and start.continued is not None:
                 data = _held_to(data, config, start.continued, tracker, accept_data_change)
             ends = _main_ends(config, start, devices, closing, tracker, data)
@@ -160,15 +164,6 @@ def _read_data(config: RunConfig) -> _Data:
     tokenizer = load_tokenizer(config.model.path)
     prompts = PromptStream(config, tokenizer)
     return _Data(prompts=prompts, held_out=tuple(eval_prompts(config, tokenizer)))
-
-
-def _say_start(
-    tracker: Tracker, given: RunConfig, config: RunConfig, start: Start, num_prompts: int
-) -> None:
-    tracker.progress(f"run {config.output_dir}: {config.train.steps} train steps")
-    if (num_epochs := given.train.num_epochs) is not None:
-        tracker.progress(said_length(num_epochs, num_prompts, config.train.steps, "prompts"))
-    tracker.progress(start.said)
 
 
 def _held_to(data: _Data, config: RunConfig, found: Found, tracker: Tracker, accept: bool) -> _Data:

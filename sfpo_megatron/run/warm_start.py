@@ -132,9 +132,9 @@ def read_examples(config: RunConfig) -> SFTExamples:
 def _open_sinks(
     given: RunConfig, config: RunConfig, start: Start, examples: SFTExamples, closing: ExitStack
 ) -> Tracker:
-    prepare_output(given, up_to_step=start.continued_step)
+    directory = prepare_output(given, up_to_step=start.continued_step)
     tracker = closing.enter_context(Tracker(config, num_steps=config.sft.steps))
-    tracker.progress(f"warm start {config.output_dir}: {config.sft.steps} steps")
+    tracker.progress(f"warm start {directory.path}: {config.sft.steps} steps")
     if (num_epochs := given.sft.num_epochs) is not None:
         tracker.progress(said_length(num_epochs, len(examples), config.sft.steps, "examples"))
     tracker.progress(start.said)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from made.configs import run_config
 
+from sfpo_megatron import trainer
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.training import SFTConfig, TrainConfig
 from sfpo_megatron.config.tree import RunConfig
@@ -122,3 +123,69 @@ def test_the_target_is_reached_once_an_evaluation_has() -> None:
     assert not an_engines(run_config(), best, said, None).is_at_target()
     for told in (True, False):
         assert an_engines(config, Best(), said, told).is_at_target() is told
+
+
+class FakeRun:
+    """The loop's four sides: evaluations by step, the rest notes what is asked of it."""
+
+    def __init__(self, config: RunConfig, accuracies: dict[int, float], resumed: int = 0) -> None:
+        self.config, self.resumed, self.trained, self.saved = config, resumed, [], []
+        self.best, self.text = Best(), []
+        for step, accuracy in accuracies.items():
+            if step <= resumed and resumed:
+                self.best.observe(step, accuracy)
+        target = an_engines(config, self.best, self.text, None)
+        nothing = dict.fromkeys(("to_trainer", "wait_generated"), lambda: None)
+        self.engines: Any = SimpleNamespace(
+            **nothing,
+            collect=lambda step: self.trained.append(step),
+            refit=lambda weight_version: None,
+            evaluate=lambda step: self.best.observe(step, accuracies.get(step, 0.0)),
+            is_at_target=target.is_at_target,
+            metrics={},
+        )
+        self.checkpoints: Any = SimpleNamespace(
+            resume=lambda: self.resumed,
+            guarded=lambda one_pass, **_: one_pass,
+            after_step=self._after_step,
+            save_now=lambda step: None,
+            times={},
+        )
+        prepared = SimpleNamespace(num_fast=0, one_pass=lambda: None)
+        self.learner: Any = SimpleNamespace(
+            prepare=lambda step, batch, timers: prepared,
+            snapshot=None,
+            observe=lambda results: None,
+            metrics=lambda *_: {},
+            check_agreement=lambda *_, **__: None,
+            check_collapse=lambda *_, **__: None,
+        )
+        self.opened: Any = SimpleNamespace(
+            config=config, log=lambda metrics: None, progress=self.text.append
+        )
+
+    def _after_step(self, step: int, *, is_last: bool = False) -> bool:
+        self.saved.append((step, is_last))
+        return False
+
+    def train(self) -> bool:
+        return trainer.train(self.opened, self.learner, self.engines, self.checkpoints)
+
+
+def test_the_loop_ends_at_its_target() -> None:
+    """Saved as a last step is, and not as a run that was stopped: it exports, and exits with 0."""
+    settings = {"train": {"num_steps": 9}, "sfpo": {"num_fast_passes": 0}}
+    config = run_config(eval={"stop_at": 0.8, "every": 2}, **settings)
+    run = FakeRun(config, {0: 0.1, 2: 0.5, 4: 0.8, 6: 0.9})
+    assert not run.train()
+    assert run.trained == [1, 2, 3, 4]
+    assert run.saved == [(1, False), (2, False), (3, False), (4, True)]
+    again = FakeRun(config, {2: 0.5, 4: 0.8}, resumed=4)  # the same command once more
+    assert not again.train() and (again.trained, again.saved) == ([], [(4, True)])
+    at_once = FakeRun(config, {0: 0.85})
+    assert not at_once.train() and (at_once.trained, at_once.saved) == ([], [(0, True)])
+    never = FakeRun(config, {2: 0.79})
+    assert not never.train() and never.trained == list(range(1, 10))
+    assert never.saved[-1] == (9, True) and [last for _, last in never.saved].count(True) == 1
+    free = FakeRun(run_config(eval={"every": 2}, **settings), {2: 1.0})
+    assert not free.train() and len(free.trained) == 9
