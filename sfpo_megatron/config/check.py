@@ -19,8 +19,11 @@ from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.one_model import one_model
+from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,
     engine_arguments_on,
@@ -29,6 +32,7 @@ from sfpo_megatron.config.rules.passed_through import (
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
+from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
 from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -75,6 +79,7 @@ def check_config(
     """
     if fills_batches is None:
         fills_batches = for_training and not only_reads
+    is_warm_start = for_training and not (fills_batches or only_reads)
     warnings = []
     rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
     if on_cpu is None:
@@ -82,8 +87,10 @@ def check_config(
     for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
             continue
+        if problem.level == "error_when_rewarding" and is_warm_start:
+            continue
         if (
-            problem.level in ("error", "error_when_writing")
+            problem.level in ("error", "error_when_writing", "error_when_rewarding")
             or (problem.level == "error_when_training" and for_training)
             or (problem.level == "error_when_filling" and fills_batches)
         ):
@@ -261,6 +268,7 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
 )
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
+    length,
     context_parallel,
     _algorithm,
     _optimizer,
@@ -269,11 +277,14 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     engines,
     transports,
     passed_through,
+    one_model,
+    optimizer_modes,
     engine_arguments,
     own_code,
     server,
     data,
     rows,
     outputs,
+    saved_rollouts,
     checkpoints,
 )

@@ -8,12 +8,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.taught import (
+    COMPLETION,
+    MESSAGES,
+    completion_text,
+    conversation_row,
+)
 from sfpo_megatron.data.values import absent, as_list, is_text, json_only, number_text
 
 SHAPE = 'an object such as {"prompt": "6 * 7 =", "answer": "42"}'
@@ -81,7 +87,9 @@ def row_of(
         if isinstance(item, _Missing):
             keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))})"
             fix = f"add {key!r}, or name yours in the source's columns"
-            return DataError(where, found=keys, expected=SHAPE, fix=fix, kind=f"without {name}")
+            kind = f"without {name}"
+            missing = DataError(where, found=keys, expected=SHAPE, fix=fix, kind=kind)
+            return _unrewarded(value, missing, layout, row_id, columns, left_out)
     conversation = _conversation(prompt)
     if conversation is None:
         return DataError(where, found=f"prompt = {shorten(prompt)}", expected=_TURNS,
@@ -123,6 +131,28 @@ def _mapped(columns: Mapping[str, str]) -> Layout:
     return Layout(
         prompt=columns.get("prompt", OURS.prompt), answer=columns.get("answer", OURS.answer)
     )
+
+
+def _unrewarded(
+    value: dict[str, Any],
+    missing: DataError,
+    layout: Layout,
+    row_id: str,
+    columns: Mapping[str, str],
+    left_out: tuple[str, ...],
+) -> Row | DataError:
+    """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
+    asked = not isinstance(_at(value, layout.prompt), _Missing)
+    if not asked and MESSAGES in value:
+        return conversation_row(value[MESSAGES], missing, row_id=row_id)
+    if not asked or value.get(COMPLETION) is None:
+        return missing
+    text = completion_text(value[COMPLETION], missing.where)
+    if isinstance(text, DataError):
+        return text
+    given = {**value, layout.answer: text}
+    row = row_of(given, where=missing.where, row_id=row_id, columns=columns, left_out=left_out)
+    return row if isinstance(row, DataError) else replace(row, unrewarded=missing)
 
 
 def _layout(value: dict[str, Any]) -> Layout:

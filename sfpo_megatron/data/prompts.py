@@ -23,13 +23,20 @@ from sfpo_megatron.data.reading import EVAL, TrainRows, rows_of, source_names
 from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.remembered import DataChange, Remembered, compare
 from sfpo_megatron.data.rendering import Renderer
-from sfpo_megatron.data.rows import BadRows
+from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.selective import History, NoHistory
+from sfpo_megatron.data.table import MadePrompts, PromptTable
 from sfpo_megatron.data.tokenize import Tokens, tokenized_prompts
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+Tokenize = Callable[
+    [Sequence[Row], RunConfig, Tokens, Renderer, BadRows], PromptTable | MadePrompts
+]
+"""`tokenized_prompts`, or what does the same for other rows."""
 
 
 class PromptStream:
@@ -46,15 +53,18 @@ class PromptStream:
         *,
         now: str | None = None,
         bad: BadRows | None = None,
+        tokenize: Tokenize = tokenized_prompts,
+        rewarded: bool = True,
     ) -> None:
         """`now`: `date_of` the run's checkpoint; `bad`: where bad rows are reported, if whoever
-        made it settles with it; else they are an error here, or skipped and counted."""
+        made it settles with it; else they are an error here, or skipped and counted. `tokenize`
+        makes prompts of rows; `rewarded`: a row without a reference is a bad one."""
         self._seed = config.seed
         found = BadRows(config.data.on_bad_row) if bad is None else bad
-        read = TrainRows(config, found)
+        read = TrainRows(config, found, rewarded=rewarded)
         self._renderer = Renderer(config, tokenizer, now)
         tokens = Tokens(config, tokenizer)
-        self.prompts = tokenized_prompts(read.rows, config, tokens, self._renderer, found)
+        self.prompts = tokenize(read.rows, config, tokens, self._renderer, found)
         if bad is None or not self.prompts:
             found.settle()
         if not self.prompts:
@@ -182,6 +192,11 @@ class PromptStream:
     def accept(self, state: Mapping[str, Any]) -> None:
         """Let `load_state_dict` continue at this cursor although the data has changed."""
         self._accepted = print_of(state)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The epoch, from 0, and how many prompts of it have been drawn."""
+        return self._epoch, self._position
 
     @property
     def has_changed(self) -> bool:

@@ -22,7 +22,9 @@ GENERATED = "reasoning_gym"
 class TrainRows:
     """The rows to train on, and what is to be said of all that were read."""
 
-    def __init__(self, config: RunConfig, bad: BadRows) -> None:
+    def __init__(self, config: RunConfig, bad: BadRows, *, rewarded: bool = True) -> None:
+        """`rewarded`: a row without a reference is a bad one; else rows that repeat stay, as one
+        question may have several worked solutions."""
         self.rows: list[Row] = []
         self.num_held_out = 0
         """Rows that ask a question of data.eval."""
@@ -30,13 +32,17 @@ class TrainRows:
         self._layouts: dict[str, str] = {}
         self._left_out: dict[str, int] = {}
         self._num_unanswered = 0
-        held_out = {_question(row) for row, _ in rows_of(config, "eval", BadRows("skip"))}
+        held_out = {_question(row) for row in eval_rows(config, BadRows("skip"))}
         listings = _listings(config.data.train)
-        for row, number in rows_of(config, "train", bad):
+        for row, number in rows_of(config, "train", bad, rewarded=rewarded):
             source = config.data.train[number]
             if held_out and _question(row) in held_out:
                 self.num_held_out += 1
-            elif source.source == GENERATED or self._repeats.keeps(row, listings[number]):
+            elif (
+                not rewarded
+                or source.source == GENERATED
+                or self._repeats.keeps(row, listings[number])
+            ):
                 self.rows.append(row)
                 self._note(row)
         if self.num_held_out and not self.rows:
@@ -68,7 +74,7 @@ class TrainRows:
 
 
 def rows_of(
-    config: RunConfig, split: Literal["train", "eval"], bad: BadRows
+    config: RunConfig, split: Literal["train", "eval"], bad: BadRows, *, rewarded: bool = True
 ) -> Iterator[tuple[Row, int]]:
     """The good rows of data.train or data.eval, each with the number of its source."""
     sources = config.data.train if split == "train" else config.data.eval
@@ -77,8 +83,16 @@ def rows_of(
         key = f"data.{split}[{number}]"
         # eval: no run seed in it, see eval_prompts
         seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
-        for row in bad.good(source_rows(source, seed=seed, key=key, name=name)):
+        found = source_rows(source, seed=seed, key=key, name=name)
+        if rewarded:
+            found = (getattr(row, "unrewarded", None) or row for row in found)
+        for row in bad.good(found):
             yield row, number
+
+
+def eval_rows(config: RunConfig, bad: BadRows) -> Iterator[Row]:
+    """The problems of data.eval as they are, with or without a reference."""
+    return (row for row, _ in rows_of(config, "eval", bad, rewarded=False))
 
 
 def train_rows(config: RunConfig) -> list[Row]:

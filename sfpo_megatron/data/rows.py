@@ -38,6 +38,8 @@ class Row:
     """Name of the trainer whose columns it came in; empty for ours."""
     left_out: tuple[str, ...] = ()
     """Columns that JSON cannot hold: they are no metadata."""
+    unrewarded: DataError | None = None
+    """Why no response can be rewarded: the row has no reference, and is for `sft` alone."""
     reward: RewardChoice | None = None
     """That of its source; None: reward.function."""
 
@@ -53,6 +55,7 @@ class Row:
             history=self.history,
             layout=self.layout,
             left_out=self.left_out,
+            unrewarded=self.unrewarded,
             reward=reward,
         )
 

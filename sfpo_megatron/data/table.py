@@ -65,3 +65,18 @@ class PromptTable(Sequence[Prompt]):
     def _span(self, index: int) -> tuple[int, int]:
         place = range(len(self))[index]  # also -1, and IndexError past the end
         return self._ends[place], self._ends[place + 1]
+
+
+class MadePrompts(tuple[Prompt, ...]):
+    """Prompts that were made one by one, with the doors of a `PromptTable`."""
+
+    __slots__ = ()
+
+    @property
+    def rows(self) -> Sequence[Prompt]:
+        """What has the prompts' ids."""
+        return self
+
+    def renamed(self, name: Callable[[str], str]) -> MadePrompts:
+        """The same prompts with other ids."""
+        return MadePrompts(replace(prompt, id=name(prompt.id)) for prompt in self)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.references import References
 from sfpo_megatron.data.rendering import Renderer
 from sfpo_megatron.data.rows import BadRows, Row
@@ -22,10 +22,20 @@ _COMPARED = 32
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory; code that comes with a model is never run."""
+    """The tokenizer of a model directory; code that comes with a model is never run. DataError
+    where it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and tokenizers raise: KeyError, Exception...
+        raise DataError(
+            "model.path",
+            found=f"a tokenizer in {path} that transformers cannot load "
+            f"({type(error).__name__}: {shorten(str(error))})",
+            expected="the model's tokenizer.json",
+            fix="download the model's tokenizer again",
+        ) from error
 
 
 def response_text(
@@ -71,9 +81,7 @@ class Tokens:
         return [found.ids for found in encode(texts, add_special_tokens=self._plain)]
 
     def _called(self, texts: list[str]) -> list[list[int]]:
-        call = self._tokenizer(
-            texts, add_special_tokens=self._plain, return_attention_mask=False, verbose=False
-        )
+        call = self._tokenizer(texts, add_special_tokens=self._plain)
         return list(call["input_ids"])
 
     def _cut(self, token_ids: list[int]) -> list[int]:
@@ -107,10 +115,12 @@ def tokenized_prompts(
     tokens: Tokens,
     renderer: Renderer,
     bad: BadRows,
+    *,
+    rewarded: bool = True,
 ) -> PromptTable:
-    """A `Prompt` for each row that its reward can score and whose prompt fits into
-    `rollout.max_prompt_tokens`."""
-    references = References(config.reward)
+    """A `Prompt` for each row whose prompt fits into rollout.max_prompt_tokens; if `rewarded`, for
+    those that their reward can score."""
+    references = References(config.reward) if rewarded else None
     limit = config.rollout.max_prompt_tokens
     kept: list[Row] = []
     all_ids, ends = array("i"), array("q", [0])
@@ -118,7 +128,7 @@ def tokenized_prompts(
         good: list[Row] = []
         texts: list[str] = []
         for row in rows[start : start + _CHUNK_ROWS]:
-            fault = references.fault(row)
+            fault = references.fault(row) if references is not None else None
             try:
                 text = renderer.text(row) if fault is None else ""
             except DataError as error:
@@ -150,9 +160,10 @@ def _wrong_length(row: Row, length: int, limit: int) -> DataError:
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What a tokenizer puts before and behind every text."""
-    text = "1"
-    bare: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    full: list[int] = tokenizer(text)["input_ids"]
+    bare, full = (
+        list(tokenizer(["1"], add_special_tokens=special)["input_ids"][0])
+        for special in (False, True)
+    )
     for start in range(len(full) - len(bare) + 1):
         if bare and full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]

@@ -27,19 +27,28 @@ LENGTHS = {
 }
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
-    """[T, heads, d], [T, groups, d], [T, groups, v] -> [T, heads * v]."""
+def written_out(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], window: int | None
+) -> Tensor:
+    """[T, heads, d], [T, groups, d], [T, groups, v] -> [T, heads * v]. `window`: how many keys
+    before its own a query sees."""
     key, value = (x.repeat_interleave(HEADS // GROUPS, dim=1) for x in (key, value))
     rows = []
     for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
         scores = torch.einsum("ihd,jhd->hij", q, k) / DIM**0.5
-        later = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
-        rows.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(later, -1e300).softmax(-1), v))
+        place = torch.arange(len(q))
+        before = place[:, None] - place
+        unseen = (before < 0) | (before > (len(q) if window is None else window))
+        rows.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(unseen, -1e300).softmax(-1), v))
     return torch.cat(rows).flatten(1)
 
 
-@on_ranks(TP1, name=list(LENGTHS), by_length=[False, True], value_dim=[DIM, VALUE_DIM])
-def test_packed_attention(bench: Workbench, name: str, by_length: bool, value_dim: int) -> None:
+@on_ranks(
+    TP1, name=list(LENGTHS), by_length=[False, True], value_dim=[DIM, VALUE_DIM], window=[None, 4]
+)
+def test_packed_attention(
+    bench: Workbench, name: str, by_length: bool, value_dim: int, window: int | None
+) -> None:
     """Values within 1e-6, gradients within 1e-5. `by_length`: sequences of like lengths go together
     as soon as padding would cost anything; else never."""
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -58,7 +67,10 @@ def test_packed_attention(bench: Workbench, name: str, by_length: bool, value_di
         max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths),
     )  # fmt: skip
     config: Any = SimpleNamespace(
-        attention_dropout=0.0, window_size=None, window_attn_skip_freq=None, softmax_type="vanilla"
+        attention_dropout=0.0,
+        window_size=None if window is None else (window, 0),
+        window_attn_skip_freq=None,
+        softmax_type="vanilla",
     )
     calls: list[int] = []
 
@@ -74,7 +86,7 @@ def test_packed_attention(bench: Workbench, name: str, by_length: bool, value_di
         got = layer(*ours, None, packed_seq_params=packed)
     assert (len(calls) > 1) == (by_length and name == "uneven")
     exact = [x.double().requires_grad_() for x in inputs]
-    wanted = written_out(*exact, lengths)
+    wanted = written_out(*exact, lengths, window)
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-6)
     found = torch.autograd.grad((got * weights).sum(), ours)
     for mine, theirs in zip(

@@ -108,7 +108,7 @@ def test_training_goes_on_as_if_there_were_no_swap(bench: Workbench, overlap: bo
     assert all_same_bits(*found)
 
 
-@on_ranks(TP1, DP2, PP2, needs=TP1)
+@on_ranks(TP1, DP2, PP2, TP2, needs=TP1)
 def test_kl_of_a_rollout_is_the_same_everywhere(bench: Workbench) -> None:
     """In batch order, on every rank, whatever the layout: k3 summed over each rollout's tokens.
     Within 1e-5 of TP1's, which is held to the log-probs themselves."""

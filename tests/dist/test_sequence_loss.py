@@ -97,6 +97,26 @@ def test_with_megatrons_per_token_loss(bench: Workbench) -> None:
     compare(train(bench, steps=1, calculate_per_token_loss=True), train(bench, steps=1))
 
 
+@on_ranks(DP2)
+def test_the_logged_loss_is_a_mean_over_rollouts(bench: Workbench) -> None:
+    """Before any update every ratio is 1: minus the mean advantage of the rollouts in the loss."""
+    from sfpo_megatron.objectives.advantage import grpo
+
+    objective = ObjectiveConfig(
+        aggregation="seq_mean_token_mean", overlong=OverlongConfig(mask_truncated=True)
+    )
+    policy = bench.policy(objective=objective)
+    minibatches = bench.prepared(policy)
+    saved = references.load_batch(bench.directory, 0)
+    advantages = grpo(saved["rewards"], references.GROUP_SIZE, ObjectiveConfig())
+    mine = slice(0, advantages.numel() // len(minibatches))
+    in_loss = saved["response_lengths"][mine] < 11  # as the workbench has it
+    wanted = -float(advantages[mine][in_loss].double().mean())
+    assert abs(wanted) > 0.01, "nothing to tell a wrong divisor by"
+    (first, *_) = bench.one_pass(policy, minibatches)().minibatches
+    assert first.loss == pytest.approx(wanted, rel=1e-4)
+
+
 @on_ranks(DP2, per_token=[False, True])
 def test_every_rollout_masked_out(bench: Workbench, per_token: bool) -> None:
     """No token is left in either minibatch: no loss, a gradient of 0, nothing skipped, no NaN."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from sfpo_megatron.types import Rollout
 
 
-def group(name: str, rewards: list[float], finished: bool = True) -> list[Rollout]:
+def group(
+    name: str, rewards: list[float], finished: bool = True, *, weight_version: int = 0
+) -> list[Rollout]:
     return [
         Rollout(
             prompt_id=name,
@@ -18,7 +20,7 @@ def group(name: str, rewards: list[float], finished: bool = True) -> list[Rollou
             text="",
             reward=reward,
             correct=reward >= 1,
-            weight_version=0,
+            weight_version=weight_version,
         )
         for sample, reward in enumerate(rewards)
     ]

@@ -305,6 +305,19 @@ def test_only_empty_responses() -> None:
     assert not any(pack.loss_mask.any() for pack in minibatch.microbatches)
 
 
+def test_context_ranks_share_causal_attention_evenly() -> None:
+    """Each has chunk r of each sequence and its mirror image, as TransformerEngine expects: the
+    pairs of a query and a key are as many on every rank."""
+    layout = BatchLayout(minibatches=1, data_rank=0, data_size=1, max_tokens=12, context_size=3)
+    for rank, mine in enumerate([[0, 1, 10, 11], [2, 3, 8, 9], [4, 5, 6, 7]]):
+        (minibatch,) = build_minibatches(
+            batch_of([(7, 5), (5, 7)]), torch.zeros(2), replace(layout, context_rank=rank)
+        )
+        (pack,) = minibatch.microbatches
+        assert pack.position_ids.tolist() == mine * 2
+        assert (pack.cu_seqlens.tolist(), pack.max_seqlen) == ([0, 4, 8], 12)
+
+
 @pytest.mark.parametrize(("context", "least"), [(1, 10), (2, 6)])
 def test_a_sequence_over_the_budget_is_refused_with_both_numbers(context: int, least: int) -> None:
     """Two context-parallel ranks share 10 tokens as 12: in 4 chunks of 3."""

@@ -5,6 +5,7 @@ anything. What is in them is tested in tests/dist/test_checkpoint.py.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,58 @@ def test_the_name_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Path, "rename", rename)
     add(store, 5)
     assert (tmp_path / "latest").read_text() == "step_0000005\n"
+
+
+def test_every_name_is_on_the_disk_after_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest or a pointer is flushed and synced before it gets its name, and the folder is
+    synced once the checkpoint has its own. A kill of the machine is played by what was synced."""
+    events: list[str] = []
+    synced, renamed = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        synced(descriptor)
+        file = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append(f"sync {file.name}" + f" {file.stat().st_size}" * file.is_file())
+
+    def note_rename(self: Path, target: Path) -> Path:
+        size = f" {self.stat().st_size}" * self.is_file()
+        events.append(f"{self.name}{size} -> {Path(target).name}")
+        return renamed(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    store = make_store(tmp_path)
+    aside = store.begin(5)
+    (aside / "metadata.json").write_text("{}")
+    directory = store.commit(aside, 5, {})
+    size = (directory / "manifest.json").stat().st_size
+    assert events == [
+        f"sync manifest.json.tmp {size}",
+        f"manifest.json.tmp {size} -> manifest.json",
+        f"sync {aside.name}",
+        f"{aside.name} -> step_0000005",
+        f"sync {tmp_path.name}",
+        "sync latest.tmp 13",
+        "latest.tmp 13 -> latest",
+    ]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which a file system lists them: retention and fallback go by it."""
+    for step in (100, 20, 3):
+        (tmp_path / f"step_{step:07d}").mkdir()
+    listed = Path.glob
+    for backwards in (False, True):
+        monkeypatch.setattr(
+            Path,
+            "glob",
+            lambda self, pattern, b=backwards: sorted(listed(self, pattern), reverse=b),
+        )
+        assert list(make_store(tmp_path).steps()) == [3, 20, 100]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ CHANGES: dict[str, tuple[Callable[[Rows], Rows], str]] = {
     ),
     "answer": (
         lambda r: [*r[:3], r[3] | {"answer": "5"}, *r[4:]],
-        "found 1 answer has changed (mine/4 'What is 3 + 1?' is now '5'),",
+        "found 1 answer has changed (mine/4 'What is 3 + 1?' is now '5'), expected",
     ),
     "question": (
         lambda r: [r[0] | {"prompt": "What is 1 + 0?"}, *r[1:]],

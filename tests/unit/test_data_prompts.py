@@ -12,7 +12,7 @@ import pytest
 from made.prompts import make_config, sums
 
 from sfpo_megatron.config.tree import DataSource
-from sfpo_megatron.data import DataError, PromptStream, eval_prompts, sft_examples
+from sfpo_megatron.data import DataError, PromptStream, SFTExamples, eval_prompts
 
 
 def test_same_seed_same_prompts_other_seed_other_prompts(tokenizer):
@@ -119,16 +119,58 @@ def test_suffix_and_chat_template(tokenizer):
     assert tokenizer.decode(prompt.token_ids) == prompt.text
 
 
+@pytest.mark.parametrize("templated", [False, True])
+def test_a_prompt_begins_with_one_bos(tokenizer, templated):
+    """The tokenizer's own, or the one that a chat template writes; never both."""
+
+    class WithBOS:
+        """The fixture's tokenizer, with a beginning of its own: token -1."""
+
+        chat_template = "there is one"
+
+        def __call__(self, texts, add_special_tokens):
+            bare = [text.removeprefix("<s>") for text in texts]
+            ids = tokenizer(bare, add_special_tokens=False)["input_ids"]
+            begins = [[-1] * (add_special_tokens + text.startswith("<s>")) for text in texts]
+            return {"input_ids": [begin + rest for begin, rest in zip(begins, ids, strict=True)]}
+
+        def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+            assert add_generation_prompt and not tokenize
+            return "<s>" + messages[-1]["content"]
+
+    config = make_config([sums(3)], chat_template=templated)
+    for prompt in PromptStream(config, WithBOS()).prompts:
+        assert prompt.token_ids[0] == -1 and -1 not in prompt.token_ids[1:]
+        assert tokenizer.decode(prompt.token_ids[1:]) == prompt.question
+
+
+def test_white_space_makes_no_other_question(tokenizer, tmp_path):
+    """A question of data.eval is not trained on, however it is set."""
+    for name, questions in (
+        ("train", ["What is\n 1  + 1?", "What is 1+1?", "  What is 2 + 2? "]),
+        ("exam", ["What is 1 + 1?", "What  is 2 +\t2?"]),
+    ):
+        rows = [json.dumps({"prompt": question, "answer": "2"}) for question in questions]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    train, exam = (
+        DataSource(source="jsonl", path=str(tmp_path / f"{name}.jsonl"))
+        for name in ("train", "exam")
+    )
+    stream = PromptStream(make_config([train], [exam]), tokenizer)
+    assert [prompt.question for prompt in stream.prompts] == ["What is 1+1?"]
+
+
 def test_sft_examples_end_with_eos_and_hold_eval_out(tokenizer):
     config = make_config([sums(50)], [sums(20)])
-    examples = sft_examples(config, tokenizer)
-    again = sft_examples(config, tokenizer)
+    examples = SFTExamples(config, tokenizer)
+    again = SFTExamples(config, tokenizer)
     by_prompt = {p.token_ids: p for p in PromptStream(config, tokenizer).prompts}
     seen = set()
     for _ in range(120):  # past the first epoch
-        prompt_ids, answer_ids = next(examples)
-        assert (prompt_ids, answer_ids) == next(again)
-        assert answer_ids[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(answer_ids[:-1]) == by_prompt[prompt_ids].answer
-        seen.add(prompt_ids)
+        (example,) = examples.next_batch(1)
+        assert [example] == again.next_batch(1)
+        assert example.response_ids[-1] == tokenizer.eos_token_id and all(example.learned)
+        answer = by_prompt[example.prompt_ids].answer
+        assert tokenizer.decode(example.response_ids[:-1]) == answer
+        seen.add(example.prompt_ids)
     assert seen == set(by_prompt)

@@ -90,6 +90,7 @@ def test_a_prompt_without_variance_is_drawn_with_p_to_the_number_of_its_groups()
     assert observed("solved", "solved", "solved").probability("a") == pytest.approx(0.48**3)
     # Another kind begins to count at one: base 0.51 (too few failed ones) - 0.01 twice...
     assert observed("solved", "failed").probability("a") == pytest.approx(0.49)
+    assert observed("failed", "solved").probability("a") == pytest.approx(0.49)
     history = observed(*["failed"] * 100)  # type: ignore[list-item]
     assert history.probability("a") == 0.01  # never 0
     assert history.probability("b") == 1

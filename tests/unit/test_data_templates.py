@@ -15,7 +15,7 @@ from made.prompts import make_config
 
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.tree import DataConfig, DataSource, RewardConfig
-from sfpo_megatron.data import DataError, PromptStream, eval_prompts, sft_examples
+from sfpo_megatron.data import DataError, PromptStream, SFTExamples, eval_prompts
 from sfpo_megatron.data.tokenize import Tokens, response_text
 from tools.make_tiny_model import train_tokenizer
 
@@ -206,4 +206,4 @@ def test_tasks_without_a_reference(tokenizer: Any) -> None:
     assert [prompt.answer for prompt in stream.prompts] == [""] * 3
     assert "3 problems have no reference answer" in stream.summary
     with pytest.raises(DataError, match="a problem without a reference answer"):
-        sft_examples(config, tokenizer)
+        SFTExamples(config, tokenizer)

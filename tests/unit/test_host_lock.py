@@ -158,6 +158,25 @@ def test_a_forks_end_does_not_free_the_lock(directory: RunDirectory) -> None:
     assert run_elsewhere(directory, "second") == 0
 
 
+def test_a_fork_that_goes_on_has_nothing_to_release(directory: RunDirectory) -> None:
+    """It leaves the block too: its files may have the number of the descriptor that it has not."""
+    child = 0
+    with RunLock(directory, run="first"):
+        before = set(os.listdir("/proc/self/fd"))
+        child = os.fork()
+        if child == 0:
+            files = [os.open("/dev/null", os.O_RDONLY) for _ in before]
+        else:
+            _, status = os.waitpid(child, 0)
+            assert status == 0 and run_elsewhere(directory, "second") != 0
+    if child == 0:
+        try:
+            os._exit(sum(not os.path.exists(f"/proc/self/fd/{file}") for file in files))
+        finally:
+            os._exit(99)
+    assert run_elsewhere(directory, "second") == 0
+
+
 def test_a_program_that_is_started_does_not_get_the_lock(directory: RunDirectory) -> None:
     """Ray's and vLLM's processes are started so."""
     with RunLock(directory, run="first"):

@@ -6,6 +6,7 @@ Not exercised: transports and engines (tests/e2e/test_refit.py, test_stock_trans
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.resharding.checksums import checksum
+from sfpo_megatron.resharding.filling import ShardFiller
 from sfpo_megatron.resharding.parts import EveryRank, Follower, Sender
 from sfpo_megatron.resharding.source_pass import IntroductionFailed
 from sfpo_megatron.resharding.stepwise import Stepwise
 from sfpo_megatron.resharding.streams import Streams
+from sfpo_megatron.resharding.transports import shared_file
+from sfpo_megatron.resharding.transports.tensor_names import Bucket
 
 
 class Recorder(Stepwise[str]):
@@ -264,3 +268,59 @@ def test_checksums_are_of_the_update_that_is_verified() -> None:
         mod = [number % 2**64 for number in streams.checksums or []]
         assert mod == ([number % 2**64 for number in wanted] if verify else [])
         assert (streams.checksums is None) == (not verify)
+
+
+class PartsOfTwoRanks(Shards):
+    """Notes what a filler does; this rank has the first half of each tensor, `others` are the
+    checksums of the other's."""
+
+    def __init__(self, tensors: list[Tensor], others: list[int]) -> None:
+        super().__init__(tensors)
+        self.others = others
+        self.events: list[str] = []
+
+    def broadcast_json(self, value: Any) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        self.events.append("all ranks")
+
+    def write(self, index: int, target: Tensor) -> None:
+        half = target.numel() // 2
+        target[:half] = self.tensors[index][:half]
+        self.events.append(f"write {index}")
+
+    def checksum(self, index: int) -> int:
+        whole = self.tensors[index]
+        return checksum(whole[: whole.numel() // 2], whole.shape)
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.events.append("all have written")
+        return values + torch.tensor(self.others)
+
+    def max(self, values: Tensor) -> Tensor:
+        return torch.maximum(values, torch.tensor(self.others))
+
+
+def test_shards_are_written_while_the_bucket_is_everybodys(tmp_path: Path) -> None:
+    """Not before the sender comes by, which has seen the last round read; and the sender goes on
+    when all have written. A tensor's checksum is the sum of its pieces'."""
+    tensors = [torch.arange(6.0), torch.arange(4.0) - 9]
+    halves = [checksum(t[t.numel() // 2 :], t.shape, start=t.numel() // 2) for t in tensors]
+    source = PartsOfTwoRanks(tensors, halves)
+    filler = ShardFiller(source)  # type: ignore[arg-type]
+    file = tmp_path / "buffer"
+    file.write_bytes(bytes(64))
+    filler.attach((str(file), 64))
+    assert source.events == ["all ranks"]  # all have mapped it: the sender may unlink it
+    for verify in (True, False):
+        source.events.clear()
+        filler.begin(verify=verify)
+        sums = filler.fill(Bucket(first=0, offsets=(0, 32)), None)
+        assert source.events == ["all ranks", "write 0", "write 1", "all have written"]
+        wanted = [checksum(tensor) % 2**64 for tensor in tensors]
+        assert ([number % 2**64 for number in sums] if sums else sums) == (
+            wanted if verify else None
+        )
+    written = shared_file.map_bytes(file, 64).view(torch.float32)
+    assert written[:3].tolist() == [0, 1, 2] and written[8:10].tolist() == [-9, -8]

@@ -76,6 +76,20 @@ def test_gate_that_never_closes_and_plain_grpo(tmp_path: Path) -> None:
     assert read_metrics(path).gate_close_step is None
 
 
+def test_the_best_is_neither_the_first_nor_the_last(tmp_path: Path) -> None:
+    """An entropy has none."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": s, "num_rollouts": 8, "loss": 0.0, "reward_mean": r, "entropy": r}
+        for s, r in ((1, 0.25), (2, 0.75), (3, 0.5))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = summary_table(path)
+    ends = "0.250 (step 1) 0.500 (step 3)"
+    assert row(table, "train reward") == f"{ends} 0.750 (step 2)"
+    assert row(table, "entropy (nats)") == ends
+
+
 def test_null_values_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
@@ -129,7 +143,12 @@ def test_plot_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
         plot(path, tmp_path / "empty.png")
 
 
-@pytest.mark.parametrize("tail", ["", '{"step": 3, "lo', '{"step": 3}', "[1]\n", "garbage\n"])
+NO_STEP = '{"step": "x"}\n{"step": null}\n{"note": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "tail", ["", '{"step": 3, "lo', '{"step": 3}', "[1]\n", "garbage\n", NO_STEP]
+)
 def test_cut_metrics_keeps_lines_up_to_the_step(tmp_path: Path, tail: str) -> None:
     """Byte for byte; half a line at the end goes."""
     kept = '{"step": 0, "eval/accuracy": 0.1}\n{"step": 1, "loss": 1e-07}\n{"step": 2}\n'

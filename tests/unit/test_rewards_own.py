@@ -105,6 +105,16 @@ async def score(response, prompt):
 # ---- what it returns ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_partial_reward_is_no_correct_answer(own: Own, batched: bool) -> None:
+    one = "def score(response, prompt): return float(response)"
+    many = "def score(responses, prompts): return [float(each) for each in responses]"
+    pool = own(many if batched else one, batched=batched)
+    scores = pool.score([(problem(), text) for text in ("0", "0.1", "0.999", "1")])
+    assert rewards(scores) == [0, 0.1, 0.999, 1]
+    assert [score.correct for score in scores] == [False, False, False, True]
+
+
 def test_parts_come_back_by_name(own: Own) -> None:
     pool = own("""
 def score(response, prompt):

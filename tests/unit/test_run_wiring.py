@@ -17,18 +17,19 @@ from made.batches import make_batch
 from made.configs import run_config
 from ragged import cut, ragged
 
+from sfpo_megatron import sft
 from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import EvalConfig
 from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
 from sfpo_megatron.mcore.reference_policy import rollout_kl
 from sfpo_megatron.rollout.reports import RolloutTimes, SamplingCounts, ScoredRequest
 from sfpo_megatron.run import learner
-from sfpo_megatron.run.evaluation import Best, evaluate
+from sfpo_megatron.run.evaluation import Best, evaluate, is_due
 from sfpo_megatron.run.feed import EngineFeed
-from sfpo_megatron.run.metrics import Totals, batch_metrics
+from sfpo_megatron.run.metrics import Totals, batch_metrics, split_metrics
 from sfpo_megatron.run.saved_rollouts import RolloutSaver, SavedFeed
 from sfpo_megatron.tracking.timers import Timers
-from sfpo_megatron.types import Rollout, RolloutBatch
+from sfpo_megatron.types import Minibatch, Rollout, RolloutBatch
 
 
 def rollout(**settings: Any) -> Rollout:
@@ -55,6 +56,34 @@ def test_accuracy_counts_what_is_correct() -> None:
     batch = make_batch(lengths, lengths, rewards=rewards, correct=rewards == 1)
     found = batch_metrics(batch, Totals())
     assert found["accuracy"] == 0.25 and found["reward_mean"] == pytest.approx(0.3)
+
+
+def test_a_batch_keeps_what_was_judged() -> None:
+    """Whether an answer is correct is the verifier's word, not the reward's size."""
+    judged = [(0.5, False), (1.0, True), (0.0, True), (-1.0, False)]
+    found = RolloutBatch.from_rollouts([rollout(reward=r, correct=c) for r, c in judged], 2)
+    assert found.correct.tolist() == [correct for _, correct in judged]
+    assert found.rewards.tolist() == [reward for reward, _ in judged]
+
+
+def test_padding_is_a_share_of_what_is_computed() -> None:
+    parts = [
+        Minibatch(
+            microbatches=(),
+            global_valid_tokens=1,
+            global_num_sequences=1,
+            global_tokens=tokens,
+            global_padded_tokens=padded,
+        )
+        for tokens, padded in ((30, 40), (30, 80))
+    ]
+    assert split_metrics(parts) == {"num_microbatches": 0, "padding": 0.5}
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
+def test_the_last_step_is_always_evaluated(every: int, wanted: list[int]) -> None:
+    config = run_config(train={"num_steps": 5}, eval={"every": every})
+    assert [step for step in range(1, 6) if is_due(config, step)] == wanted
 
 
 class Client:
@@ -108,6 +137,45 @@ def test_rollouts_older_than_allowed_are_refused(age: int, allowed: int) -> None
     else:
         assert feed.collect(step, lambda: None).weight_version == step - 1 - age
         assert feed.metrics["staleness"] == age
+    assert [request.step for request in client.requests] == [step]  # and none behind the last
+
+
+def test_a_cursor_is_of_the_first_step_under_way() -> None:
+    """With async_steps the next one is begun too; a resumed run begins both again, with the prompts
+    that they had. So are prompts of rounds that nobody needed."""
+    drawn: list[int] = []
+
+    class Prompts:
+        position = 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {"position": self.position}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.position = state["position"]
+
+        def next_batch(self, count: int, history: object) -> list[int]:
+            drawn.append(self.position)
+            self.position += count
+            return list(range(self.position - count, self.position))
+
+    config = run_config(
+        train={"prompts_per_step": 1, "minibatches_per_step": 1, "group_size": 2, "num_steps": 3},
+        rollout={"async_steps": 1, "drop_groups": ["truncated"], "max_rounds": 2},
+    )
+    client: Any = Client(*[rollout()] * 2)
+    prompts: Any = Prompts()
+    feed = EngineFeed(config, client, prompts)
+    feed.collect(1, lambda: None)
+    assert [request.step for request in client.requests] == [1, 2]
+    assert drawn == [0, 1, 1, 2]  # its second round was not needed: step 2 begins with it
+    assert feed.state_dict()["prompts"] == {"position": 1}
+    feed.collect(2, lambda: None)
+    assert [request.step for request in client.requests] == [1, 2, 3]
+    client.requests.clear()
+    client.rollouts = [rollout(weight_version=1)] * 2
+    feed.collect(3, lambda: None)
+    assert not client.requests and feed.state_dict()["prompts"] == {"position": 3}
 
 
 def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Path) -> None:
@@ -130,6 +198,20 @@ def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Pat
         saved.collect(3, lambda: None)
 
 
+def test_the_saver_of_a_new_run_keeps_what_stands_there(tmp_path: Path) -> None:
+    """Another run's rollouts, as NAME.previous-N; a name that is free is left free."""
+    lengths = torch.ones(2, dtype=torch.int64)
+    batch, file = make_batch(lengths, lengths.clone()), tmp_path / "rollouts.safetensors"
+    for number in (1, 2):
+        RolloutSaver(str(file)).add(number, batch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rollouts.safetensors",
+        "rollouts.safetensors.previous-1",
+    ]
+    SavedFeed(str(tmp_path / "rollouts.safetensors.previous-1")).collect(1, lambda: None)
+    SavedFeed(str(file)).collect(2, lambda: None)
+
+
 def test_a_resumed_run_knows_its_best_evaluation() -> None:
     """Through JSON, as in run_state.json: only a better one moves it."""
     best = Best()
@@ -145,6 +227,42 @@ def test_a_resumed_run_knows_its_best_evaluation() -> None:
     assert resumed.step == 7
     resumed.load_state_dict(None)
     assert resumed.step is None
+
+
+def test_a_warm_start_reads_its_own_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own distribution, whatever rollouts are sampled at; one tick an optimizer step,
+    a tenth of them of warm-up, down to a tenth of the peak."""
+    config = run_config(
+        sft={"num_steps": 30, "lr": 1e-3}, rollout={"temperature": 0.5}, train={"num_steps": 7}
+    )
+    ticks: list[int] = []
+    seen: dict[str, Any] = {}
+    policy = SimpleNamespace(
+        control=None, scheduler=SimpleNamespace(step=lambda increment: ticks.append(increment))
+    )
+
+    def build_policy(config: Any, capabilities: Any, schedule: Any, *, model_path: str) -> Any:
+        seen["schedule"] = schedule
+        return policy
+
+    def run_pass(policy: Any, minibatches: Any, objective: Any) -> PassResult:
+        seen["objective"] = objective
+        return a_pass(1.0)
+
+    lengths = torch.ones(2, dtype=torch.int64)
+    monkeypatch.setattr(sft.dist, "get_rank", lambda: 1)  # neither examples nor a tracker
+    monkeypatch.setattr(sft, "build_policy", build_policy)
+    monkeypatch.setattr(sft, "run_pass", run_pass)
+    monkeypatch.setattr(sft, "share", lambda control, batch: make_batch(lengths, lengths.clone()))
+    for name in ("batch_layout", "build_minibatches", "on_device", "export_hf"):
+        monkeypatch.setattr(sft, name, lambda *_, **__: None)
+    monkeypatch.setattr(sft, "MegatronWeightSource", lambda policy: None)
+    capabilities: Any = None
+    sft.run(config, capabilities)
+    schedule = seen["schedule"]
+    assert (schedule.peak, schedule.floor, schedule.style) == (1e-3, 1e-4, "cosine")
+    assert (schedule.warmup_ticks, schedule.total_ticks, ticks) == (3, 30, [1] * 30)
+    assert seen["objective"].temperature == 1.0
 
 
 def a_pass(entropy: float) -> PassResult:

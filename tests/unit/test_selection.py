@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from made.rollouts import group
 
@@ -41,6 +43,16 @@ def test_dropped_groups_are_replaced_in_prompt_order() -> None:
     assert counts.num_duplicate == 1 and counts.num_surplus == 1 and counts.num_taken_back == 0
     dropped = counts.num_zero_variance + counts.num_truncated + counts.num_duplicate
     assert counts.num_groups == 3 + dropped + counts.num_surplus - counts.num_taken_back
+
+
+def test_a_group_is_truncated_when_all_of_it_is() -> None:
+    """One response that ended says something about the others."""
+    cut = group("a", MIXED, finished=False)
+    one_ended = [replace(cut[0], prompt_id="b"), replace(cut[1], prompt_id="b", finished=True)]
+    selection = GroupSelection(1, ("truncated",))
+    selection.add([cut, one_ended])
+    rollouts, counts = selection.result()
+    assert names(rollouts) == ["b"] and counts.num_truncated == 1
 
 
 def test_when_rounds_run_out_dropped_groups_come_back() -> None:

@@ -201,18 +201,30 @@ def test_zscore_is_over_the_window_with_the_newest_and_population_std() -> None:
     assert gate.zscore == pytest.approx(0.75 / math.sqrt(0.1875), rel=1e-6)
 
 
+def test_there_is_no_zscore_before_the_window_is_full() -> None:
+    """A jump before that closes nothing."""
+    gate = EntropyGate(window=4)
+    for entropy in [1.0, 1.0, 5.0]:
+        gate.observe(entropy)
+        assert gate.zscore is None and gate.is_open(1)
+    gate.observe(1.0)
+    assert gate.zscore is not None and gate.is_open(1)
+
+
 def test_default_is_the_reference_window_of_30() -> None:
     gate = EntropyGate()
     assert decisions(gate, [1.0] * 29 + [1.1])[-2:] == [OPEN, SHUT]
 
 
+@pytest.mark.parametrize("latch", [False, True])
 @pytest.mark.parametrize("cut", [2, 5, 7])
-def test_state_round_trip_decides_the_same(cut: int) -> None:
-    whole, first = EntropyGate(window=4, latch=False), EntropyGate(window=4, latch=False)
+def test_state_round_trip_decides_the_same(cut: int, latch: bool) -> None:
+    """With latch the state alone knows what closed the gate, once that has left the window."""
+    whole, first = EntropyGate(window=4, latch=latch), EntropyGate(window=4, latch=latch)
     for entropy in BACK[:cut]:
         first.observe(entropy)
         whole.observe(entropy)
-    second = EntropyGate(window=4, latch=False)
+    second = EntropyGate(window=4, latch=latch)
     second.observe(123.0)  # what it held is forgotten
     second.load_state_dict(first.state_dict())
     for step, entropy in enumerate(BACK[cut:], start=cut + 1):

@@ -178,7 +178,11 @@ def test_what_does_not_end_is_killed(folder: Path) -> None:
 def test_a_request_is_one_and_the_second_sigterm_the_end(folder: Path) -> None:
     with supervised(folder, "asks") as process:
         processes = started(folder)
-        for name in ("SIGUSR1", "SIGTERM"):
+        for name in (
+            "SIGUSR1",
+            "SIGTERM",
+            "SIGUSR1",
+        ):  # a job script's, on top of the cluster's own
             process.send_signal(signal.Signals[name])
             time.sleep(0.5)
             assert (folder / "asked").read_text() == name

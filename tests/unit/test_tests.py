@@ -26,7 +26,6 @@ ALLOWED = {
     "e2e/test_stock_transports.py _metas": "what vLLM's trainer tells its engine",
     "e2e/test_stock_transports.py _src_mesh": "what vLLM's trainer tells its engine",
     # Faults, and what no machine for tests has.
-    "dist/mutants.py _write_back": "a mutant",
     "unit/test_addresses.py _address_of": "two networks",
     "unit/test_addresses.py _towards": "two networks",
     "unit/test_config_rows.py _DRIVER": "GPUs",

@@ -1,0 +1,100 @@
+"""When a run saves, what it asks for around that, and which checkpoint is the best one.
+
+Megatron's part of a checkpoint is an empty file; the store is real. With a real policy:
+tests/dist/test_checkpoint.py, tests/e2e/test_resume.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from made.configs import run_config
+
+from sfpo_megatron.checkpoints.store import store_of
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.run import saving
+from sfpo_megatron.run.checkpoints import Checkpoints
+from sfpo_megatron.run.evaluation import Best
+
+
+class Saved:
+    """A run of 5 train steps that saves every second one."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **checkpoint: Any) -> None:
+        self.config: RunConfig = run_config(
+            output_dir=str(folder),
+            train={"num_steps": 5},
+            checkpoint={"every": 2, "keep_last": 9, **checkpoint},
+        )
+        self.events: list[str] = []
+        self.best = Best()
+        self.stop = SimpleNamespace(reason=None, in_train_step=False, save_s=0.0)
+        self.store = store_of(self.config)
+        monkeypatch.setattr(saving.checkpoint, "begin_save", self.begin_save)
+        control: Any = SimpleNamespace(
+            rank=0,
+            all_gather_json=lambda value: [value],
+            broadcast_json=lambda value: value,
+        )
+        opened: Any = SimpleNamespace(
+            start=SimpleNamespace(found=None, run_id="abcdef012345"),
+            ends=SimpleNamespace(stop=self.stop, best=self.best),
+            progress=self.events.append,
+            store=self.store,
+        )
+        policy: Any = SimpleNamespace(control=control)
+        engines: Any = SimpleNamespace(hold=self.note("hold"), to_trainer=self.note("to trainer"))
+        self.checkpoints = Checkpoints(self.config, opened, policy, engines, {})
+
+    def note(self, event: str) -> Callable[[], None]:
+        return lambda: self.events.append(event)
+
+    def begin_save(self, policy: Any, directory: Path, *, step: int, form: str) -> Any:
+        self.events.append(f"save {step}")
+        (directory / "metadata.json").write_text("{}")
+        return SimpleNamespace(finish=dict, is_done=True)
+
+
+def test_saved_every_so_often_and_after_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was begun ahead is taken in first, and the devices are the trainer's."""
+    run = Saved(tmp_path, monkeypatch)
+    assert run.checkpoints.resume() == 0
+    for step in range(1, 6):
+        run.events.clear()
+        assert run.checkpoints.after_step(step) is False
+        wanted = ["hold", "to trainer", f"save {step}"] if step in (2, 4, 5) else []
+        assert run.events[:3] == wanted, step
+    assert list(run.store.steps()) == [2, 4, 5]
+
+
+def test_saved_at_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Saved(tmp_path, monkeypatch)
+    run.checkpoints.resume()
+    assert run.stop.in_train_step
+    run.stop.reason = "SIGTERM"
+    assert run.checkpoints.after_step(3) is True
+    assert list(run.store.steps()) == [3] and "stopped by SIGTERM" in run.events[-1]
+    assert run.checkpoints.after_step(5) is False  # the run has ended by itself
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later one that is no better does not take its place; one without an evaluation neither."""
+    run = Saved(tmp_path, monkeypatch, keep_best=True)
+    run.checkpoints.resume()
+    run.checkpoints.save_now(1)
+    assert run.store.best is None
+    for step, accuracy in ((2, 0.5), (3, 0.4), (4, 0.5)):
+        run.best.observe(step, accuracy)
+        run.checkpoints.save_now(step)
+        assert run.store.best == run.store.steps()[2]
+    run.best.observe(5, 0.6)
+    run.checkpoints.save_now(5)
+    assert run.store.best == run.store.steps()[5]

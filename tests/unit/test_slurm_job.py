@@ -1,0 +1,55 @@
+"""How a job script begins and how it ends, by real bash; Slurm's commands are functions.
+
+Whole jobs on a real Slurm: tests/slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from sfpo_megatron.slurm.render import TEMPLATES
+
+BEGIN = f"""
+set -euo pipefail
+RUN=$1 CONFIG=c.yaml GPUS_PER_NODE=8 SFPO_PYTHON=python3 MAX_FAILURES=3
+SLURM_JOB_ID=$2 SLURM_JOB_NODELIST=node SLURM_JOB_END_TIME=1
+source {TEMPLATES}/job.sh
+address_of() {{ echo 10.0.0.1; }}
+squeue() {{ echo COMPLETING; }}
+scontrol() {{ [[ $2 == hostnames ]] && echo node-1 || echo "RequeueExit = 85"; }}
+"""
+
+
+def bash(script: str, run: Path, job: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", BEGIN + script, "bash", str(run), str(job)],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+        timeout=20,
+    )
+
+
+def test_no_two_ports_of_neighbouring_jobs_are_one(tmp_path: Path) -> None:
+    """Two jobs on a node have numbers in a row; the kernel gives out ports from 32768 on."""
+    ports = []
+    for job in (1, 2, 3, 4999, 5000, 123_456, 123_457):
+        done = bash('begin > /dev/null\necho "$RAY_PORT $MASTER_PORT"', tmp_path, job)
+        assert done.returncode == 0, done.stderr
+        ports += map(int, done.stdout.split())
+    assert len(set(ports)) == len(ports) and all(1024 < port < 32768 for port in ports)
+
+
+def test_failures_in_a_row_end_a_job(tmp_path: Path) -> None:
+    """The third in a row without a new checkpoint; a checkpoint between them begins again."""
+    codes = []
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    for latest in ("step_1", "step_1", "step_2", "step_2", "step_2"):
+        (tmp_path / "checkpoints/latest").write_text(latest + "\n")
+        done = bash("requeue_after_failure 'it fell'", tmp_path, 7)
+        codes.append(done.returncode)
+    assert codes == [85, 85, 85, 85, 1], done.stderr
+    assert "3 failures in a row without a new checkpoint" in done.stderr
