@@ -117,8 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in runs.items():
         command = _config_command(commands, name, text)
         _add_fresh(command)
-        if name == "train":
-            _add_accept_data_change(command)
+        _add_accept_data_change(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
     text = "accuracy of models on held-out problems, by engines alone"
@@ -286,7 +285,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     world_size = num_ranks()
     config = load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
     directory = RunDirectory.of(config.output_dir)
-    saves = command == "train" and config.saves_state
+    saves = config.saves_state if command == "train" else config.checkpoint.every > 0
     if world_size is None:
         from sfpo_megatron.launcher.launch import launch
 
@@ -330,8 +329,9 @@ def _run(command: Command, config: RunConfig, *, fresh: bool, accept_data_change
     if command == "sft":
         import sfpo_megatron.sft
 
-        sfpo_megatron.sft.run(config, capabilities, fresh=fresh)
-        stopped = False
+        stopped = sfpo_megatron.sft.run(
+            config, capabilities, fresh=fresh, accept_data_change=accept_data_change
+        )
     else:
         import sfpo_megatron.trainer
 

@@ -1,105 +1,147 @@
-"""The warm start: next-token loss on `prompt + answer`, on the Megatron stack of the RL run."""
+"""The warm start: next-token loss on what the rows of data.train teach, on the RL run's stack.
+
+    batch    = examples of this step            run/warm_start -> data/sft
+    result   = one pass, one optimizer step     mcore/passes
+    log, held-out loss, save                    tracking, run/checkpoints
+
+The loss is the mean over all learned tokens of the batch, whatever its split over microbatches and
+ranks. SPMD: every rank runs every line, in this order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from functools import partial
 
 import torch
-import torch.distributed as dist
 
 from sfpo_megatron.batching import build_minibatches
-from sfpo_megatron.checkpoints.identity import retire_run
-from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.sft import SFTExample, sft_examples
-from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.host.phases import doing
+from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.batches import batch_layout
 from sfpo_megatron.mcore.capabilities import Capabilities
-from sfpo_megatron.mcore.passes import on_device, run_pass
-from sfpo_megatron.mcore.setup import LRSchedule, build_policy
+from sfpo_megatron.mcore.passes import compute_logprobs, on_device, run_pass
+from sfpo_megatron.mcore.schedule import sft_schedule
+from sfpo_megatron.mcore.setup import Policy, build_policy
 from sfpo_megatron.objectives.objective import NextTokenObjective
-from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
-from sfpo_megatron.run.continuing import prepare_output
-from sfpo_megatron.run.saved_rollouts import share
+from sfpo_megatron.run.checkpoints import Checkpoints
+from sfpo_megatron.run.engines import NoEngines
+from sfpo_megatron.run.saving import Stateful
+from sfpo_megatron.run.warm_start import WarmStart, open_warm_start
 from sfpo_megatron.tracking.timers import Timers
-from sfpo_megatron.tracking.tracker import NoTracker, Tracker
-from sfpo_megatron.types import RolloutBatch
+from sfpo_megatron.types import Minibatch, RolloutBatch
 
 
-def run(config: RunConfig, capabilities: Capabilities, *, fresh: bool = False) -> None:
-    """Train `sft.num_steps` optimizer steps and export to output_dir/hf. Every rank calls it, after
-    `mcore.setup.init_distributed`. `fresh`: the run in output_dir is set aside."""
-    is_main = dist.get_rank() == 0
-    if is_main:
-        _make_room(config, fresh)
-    sft = config.sft
-    schedule = LRSchedule(
-        peak=sft.lr,
-        floor=0.1 * sft.lr,
-        warmup_ticks=sft.num_steps // 10,
-        total_ticks=sft.num_steps,
-        style="cosine",
-    )
-    policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
-    examples: Iterator[SFTExample] = iter(())
-    tracker: Tracker | NoTracker = NoTracker()
-    if is_main:
-        prepare_output(config)
-        examples = sft_examples(config, load_tokenizer(config.model.path))
-        tracker = Tracker(config, num_steps=sft.num_steps)
-    layout, objective = batch_layout(config, policy, 1), NextTokenObjective()
-    with tracker:
-        for step in range(1, sft.num_steps + 1):
-            timers = Timers()
-            with timers("step"):
-                chosen = list(islice(examples, sft.examples_per_step))
-                batch = share(policy.control, as_batch(chosen) if is_main else None)
-                advantages = torch.zeros(batch.num_rollouts)
-                minibatches = on_device(policy, build_minibatches(batch, advantages, layout))
-                policy.scheduler.step(increment=1)
-                (result,) = run_pass(policy, minibatches, objective).minibatches
-            if step % 10 == 0 or step in (1, sft.num_steps):
-                metrics = {"step": step, "loss": result.loss, "grad_norm": result.grad_norm}
-                tracker.log(metrics | {"entropy": result.entropy} | timers.take())
-        export_hf(
-            MegatronWeightSource(policy),
-            RunDirectory.of(config.output_dir).hf,
-            model_path=config.model.path,
-            dtype=config.model.dtype,
-            is_writer=is_main,
-        )
+def run(
+    config: RunConfig,
+    capabilities: Capabilities,
+    *,
+    fresh: bool = False,
+    accept_data_change: bool = False,
+) -> bool:
+    """Warm-start and export to output_dir/hf; True if the run was asked to stop before its last
+    step, and saved. Called on every rank, after `mcore.setup.init_distributed`. `fresh`: the run in
+    output_dir is set aside. `accept_data_change`: it may continue on data that has changed."""
+    warm = open_warm_start(config, fresh=fresh, accept_data_change=accept_data_change)
+    with warm as start:
+        opened, config = start.opened, start.opened.config
+        with doing("build"):
+            path = config.model.path
+            policy = build_policy(config, capabilities, sft_schedule(config.sft), model_path=path)
+        kept: dict[str, Stateful] = {"data": opened.ends.feed, "best": opened.ends.best}
+        checkpoints = Checkpoints(config, opened, policy, NoEngines(), kept, kind="sft")
+        try:
+            if learn(start, Teacher(config, policy), checkpoints):
+                return True
+        except StopRun as stop:  # on every rank
+            checkpoints.give_up(stop)
+            return True
+        with doing("export"):
+            export_hf(
+                MegatronWeightSource(policy),
+                opened.directory.hf,
+                model_path=path,
+                dtype=config.model.dtype,
+                is_writer=opened.is_main,
+            )
+        opened.progress(f"policy: {opened.directory.hf}")
+    return False
 
 
-def _make_room(config: RunConfig, fresh: bool) -> None:
-    """Set the run in output_dir aside, or refuse to write the warm start's metrics in between its
-    own: it would continue on top of them."""
-    directory, store = RunDirectory.of(config.output_dir), store_of(config)
-    if fresh:
-        retire_run(directory, store)
-    elif steps := store.steps():
-        raise CheckpointError(
-            f"output_dir: found the checkpoints of a run in {directory.path} (the last of step "
-            f"{max(steps)}), expected a directory without; choose another for the warm start, or "
-            "set the run aside with --fresh"
-        )
+def learn(start: WarmStart, teacher: Teacher, checkpoints: Checkpoints) -> bool:
+    """The loop; True if the run was asked to stop and has been saved. Collective."""
+    opened, sft = start.opened, start.opened.config.sft
+    first = checkpoints.resume() + 1
+    if first == 1:
+        measure(start, teacher, step=0)
+    for step in range(first, sft.steps + 1):
+        timers = Timers()
+        with timers("step"):
+            minibatches = teacher.cut(start.next_batch(step))
+            one_step = checkpoints.guarded(
+                partial(teacher.learn, minibatches), step=step, num_passes=1
+            )
+            metrics = one_step()
+        opened.log({"step": step, **metrics, **timers.take(), **checkpoints.times})
+        if step == sft.steps or (sft.eval_every and step % sft.eval_every == 0):
+            measure(start, teacher, step=step)
+        if checkpoints.after_step(step, is_last=step == sft.steps):
+            return True
+    return False
 
 
-def as_batch(examples: list[SFTExample]) -> RolloutBatch:
-    """Examples in the layout of rollouts: the answer stands where a response would."""
-    lengths = [(len(prompt), len(answer)) for prompt, answer in examples]
-    num_answer_tokens = sum(answer for _, answer in lengths)
-    return RolloutBatch(
-        group_size=1,
-        prompt_lengths=torch.tensor([prompt for prompt, _ in lengths]),
-        response_lengths=torch.tensor([answer for _, answer in lengths]),
-        token_ids=torch.tensor([t for prompt, answer in examples for t in (*prompt, *answer)]),
-        generator_logprobs=torch.zeros(num_answer_tokens),
-        response_mask=torch.ones(num_answer_tokens, dtype=torch.bool),
-        rewards=torch.zeros(len(examples)),
-        correct=torch.zeros(len(examples), dtype=torch.bool),
-        finished=torch.ones(len(examples), dtype=torch.bool),
-        weight_version=0,
-    )
+def measure(start: WarmStart, teacher: Teacher, *, step: int) -> None:
+    """The loss on what is held out into the metrics, and the best one so far; nothing where nothing
+    is held out. Collective."""
+    if not start.held_out:
+        return
+    loss, num_tokens = teacher.loss_of(start.held_out)
+    start.opened.log({"step": step, "eval/loss": loss, "eval/num_tokens": num_tokens})
+    start.opened.ends.best.observe(step, -loss)  # the higher the better
+
+
+class Teacher:
+    """Learns from batches, and measures without learning. Methods are collective."""
+
+    def __init__(self, config: RunConfig, policy: Policy) -> None:
+        self._policy = policy
+        self._layout = batch_layout(config, policy, 1)
+        self._objective = NextTokenObjective()
+
+    def cut(self, batch: RolloutBatch) -> list[Minibatch]:
+        """This rank's part of a batch, where its model is. Not collective."""
+        advantages = torch.zeros(batch.num_rollouts)
+        return on_device(self._policy, build_minibatches(batch, advantages, self._layout))
+
+    def learn(self, minibatches: list[Minibatch]) -> dict[str, float]:
+        """One tick of the schedule and one optimizer step; its metrics."""
+        self._policy.scheduler.step(increment=1)
+        (result,) = run_pass(self._policy, minibatches, self._objective).minibatches
+        return {
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "entropy": result.entropy,
+            "num_tokens": result.num_tokens,
+            "num_skipped_steps": int(result.skipped),
+            "lr": self._policy.optimizer.param_groups[0]["lr"],
+        }
+
+    def loss_of(self, batches: tuple[RolloutBatch, ...]) -> tuple[float, int]:
+        """Mean over all learned tokens of all batches, and their number. No weight changes."""
+        found = torch.zeros(2, dtype=torch.float64)
+        for batch in batches:
+            minibatches = self.cut(batch)
+            logprobs = compute_logprobs(
+                self._policy, minibatches, temperature=self._objective.temperature
+            )
+            if self._policy.layout.tensor_rank != 0:
+                continue  # tensor-parallel ranks hold the same
+            for minibatch, values in zip(minibatches, logprobs, strict=True):
+                # Log-probs are on the last stage alone: the lists are empty elsewhere.
+                for microbatch, value in zip(minibatch.microbatches, values, strict=False):
+                    learned = value[microbatch.loss_mask].double().cpu()
+                    found += torch.tensor([-learned.sum(), learned.numel()], dtype=torch.float64)
+        total, count = self._policy.control.sum(found).tolist()
+        return total / count, int(count)

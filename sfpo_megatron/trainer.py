@@ -17,7 +17,8 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.phases import doing
 from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.capabilities import Capabilities
-from sfpo_megatron.mcore.setup import LRSchedule, build_policy
+from sfpo_megatron.mcore.schedule import train_schedule
+from sfpo_megatron.mcore.setup import build_policy
 from sfpo_megatron.plugins import ADVANTAGE
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.checkpoints import Checkpoints
@@ -47,9 +48,10 @@ def run(
     ADVANTAGE.load(config.objective.advantage)
     opening = open_run(config, fresh=fresh, accept_data_change=accept_data_change)
     with opening as opened:  # engines start while Megatron sets up
+        config = opened.config  # its length is in steps now
         opened.progress(capabilities.describe())
         with doing("build"):
-            schedule = _schedule(config)
+            schedule = train_schedule(config.train)
             policy = build_policy(config, capabilities, schedule, model_path=config.model.path)
             source = MegatronWeightSource(policy)
             learner = Learner(config, policy, objective)
@@ -78,7 +80,9 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
     config, first = opened.config, checkpoints.resume() + 1
     if first == 1:
         engines.evaluate(step=0)
-    for step in range(first, config.train.num_steps + 1):
+    if engines.is_at_target():
+        return checkpoints.after_step(first - 1, is_last=True)
+    for step in range(first, config.train.steps + 1):
         timers = Timers()
         with timers("step"):
             batch = engines.collect(step)
@@ -98,10 +102,14 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         save = partial(checkpoints.save_now, step)
         learner.check_agreement(prepared, metrics, warn=opened.progress, save=save)
         learner.check_collapse(prepared, results, save=save)
+        ends = step == config.train.steps
         if is_due(config, step):
             engines.evaluate(step=step)
-        if checkpoints.after_step(step):
+            ends = engines.is_at_target() or ends
+        if checkpoints.after_step(step, is_last=ends):
             return True
+        if ends:
+            break
     return False
 
 
@@ -111,19 +119,8 @@ def generate(
     """`debug.rollout_only`: the loop without an update; always False. Collective."""
     checkpoints.resume()
     engines.evaluate(step=0)
-    for step in range(1, opened.config.train.num_steps + 1):
+    for step in range(1, opened.config.train.steps + 1):
         batch = engines.collect(step)
         opened.log({"step": step, **batch_metrics(batch, learner.totals), **engines.metrics})
-    engines.evaluate(step=opened.config.train.num_steps)
+    engines.evaluate(step=opened.config.train.steps)
     return False
-
-
-def _schedule(config: RunConfig) -> LRSchedule:
-    optimizer = config.train.optimizer
-    return LRSchedule(
-        peak=optimizer.lr,
-        floor=0.0,
-        warmup_ticks=optimizer.lr_warmup_steps,
-        total_ticks=config.train.num_steps,
-        style="constant",
-    )

@@ -9,11 +9,14 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore, set_aside
 from sfpo_megatron.outputs.directory import RunDirectory
+
+Kind = Literal["train", "sft"]
+"""The command that makes a run: neither goes on with a run of the other, but may take weights."""
 
 FORMAT = 2
 """The number in run.json and run_state.json. The format before had neither it nor an id."""
@@ -31,11 +34,13 @@ class RunRecord:
     data_changes: tuple[dict[str, Any], ...] = ()
     """Changes of the training data that were accepted: time, after_step, fingerprints then and now,
     and what has changed."""
+    kind: Kind = "train"
 
     @staticmethod
-    def new(*, run_id: str | None = None, adopted: bool = False) -> RunRecord:
+    def new(*, run_id: str | None = None, adopted: bool = False, kind: Kind = "train") -> RunRecord:
         """The record of a run that begins now, or is first met now."""
-        return RunRecord(run_id=run_id or uuid.uuid4().hex[:12], started=_now(), adopted=adopted)
+        run_id = run_id or uuid.uuid4().hex[:12]
+        return RunRecord(run_id=run_id, started=_now(), adopted=adopted, kind=kind)
 
     @staticmethod
     def read(directory: RunDirectory) -> RunRecord | None:
@@ -50,13 +55,18 @@ class RunRecord:
             if not (isinstance(run_id, str) and run_id and isinstance(adopted, bool)):
                 raise TypeError("run_id or adopted")
             data_changes = tuple(dict(one) for one in found.get("data_changes", ()))
+            kind = _kind_in(found)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{file}: found something else ({error}), expected the record of this run; remove "
                 "the file to take the run from its checkpoints, or set the run aside with --fresh"
             ) from error
         return RunRecord(
-            run_id=run_id, started=str(started), adopted=adopted, data_changes=data_changes
+            run_id=run_id,
+            started=str(started),
+            adopted=adopted,
+            data_changes=data_changes,
+            kind=kind,
         )
 
     def write(self, directory: RunDirectory) -> None:
@@ -93,11 +103,40 @@ def check_format(file: Path, found: Any) -> None:
         )
 
 
+def _kind_in(found: dict[str, Any]) -> Kind:
+    return "sft" if found.get("kind") == "sft" else "train"
+
+
+def kind_of(checkpoint: Path) -> Kind:
+    """The command whose run wrote a checkpoint. CheckpointError as `run_id_of`."""
+    return _kind_in(_state_of(checkpoint))
+
+
+def kind_there(record: RunRecord | None, store: CheckpointStore) -> Kind | None:
+    """The command whose run is in RUN; None where there is none. A checkpoint that cannot be read
+    counts as `train`'s: whoever reads it says what is wrong."""
+    if record is not None:
+        return record.kind
+    steps = store.steps()
+    if not steps:
+        return None
+    try:
+        return kind_of(steps[max(steps)])
+    except CheckpointError:
+        return "train"
+
+
 def run_id_of(checkpoint: Path) -> str | None:
     """The id of the run that wrote a checkpoint; None for one of the format before."""
+    found = _state_of(checkpoint).get("run_id")
+    return found if isinstance(found, str) else None
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """run_state.json, empty where there is none or it is no object."""
     file = checkpoint / RUN_STATE
     if not file.is_file():
-        return None
+        return {}
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -105,8 +144,7 @@ def run_id_of(checkpoint: Path) -> str | None:
             f"{file}: {error}, expected the state of a run; choose another checkpoint"
         ) from error
     check_format(file, state)
-    found = state.get("run_id") if isinstance(state, dict) else None
-    return found if isinstance(found, str) else None
+    return state if isinstance(state, dict) else {}
 
 
 def retire_run(directory: RunDirectory, store: CheckpointStore) -> Path | None:
@@ -142,6 +180,8 @@ def outlook(directory: RunDirectory, store: CheckpointStore, *, resume: str, fre
         there = bool(steps) or directory.record.exists()
         return f"--fresh sets aside the run in {directory.path}" if there else "begins a new run"
     record = RunRecord.read(directory)
+    if kind_there(record, store) == "sft":
+        return f"sets aside the warm start in {directory.path} and begins a new run"
     if record is not None and steps:
         if record.owns(run_id_of(steps[newest])):
             return f"continues run {record.run_id} after step {newest}"

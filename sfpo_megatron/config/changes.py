@@ -11,6 +11,9 @@ _FREE = (  # they do not bear on the course of a run
     "checkpoint",
     "tracking",
     "train.num_steps",
+    "train.num_epochs",
+    "sft.num_steps",
+    "sft.num_epochs",
     "debug",
 )
 

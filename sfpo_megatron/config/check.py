@@ -19,6 +19,7 @@ from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.one_model import one_model
@@ -78,6 +79,7 @@ def check_config(
     """
     if fills_batches is None:
         fills_batches = for_training and not only_reads
+    is_warm_start = for_training and not (fills_batches or only_reads)
     warnings = []
     rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
     if on_cpu is None:
@@ -85,8 +87,10 @@ def check_config(
     for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
             continue
+        if problem.level == "error_when_rewarding" and is_warm_start:
+            continue
         if (
-            problem.level in ("error", "error_when_writing")
+            problem.level in ("error", "error_when_writing", "error_when_rewarding")
             or (problem.level == "error_when_training" and for_training)
             or (problem.level == "error_when_filling" and fills_batches)
         ):
@@ -264,6 +268,7 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
 )
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,
+    length,
     context_parallel,
     _algorithm,
     _optimizer,

@@ -30,9 +30,9 @@ parallel.expert_tensor: expert_tensor_parallel_size etp
 parallel.sequence: sequence_parallel
 megatron.transformer.recompute_granularity: gradient_checkpointing recompute
     enable_gradient_checkpointing activation_checkpointing
-train.num_steps: epochs num_epochs total_epochs num_train_epochs max_steps num_train_steps
-    total_training_steps max_num_steps train_iters train_steps num_rollout num_episodes
-    total_steps max_epochs
+train.num_steps: max_steps num_train_steps total_training_steps max_num_steps train_iters
+    train_steps num_rollout num_episodes total_steps
+train.num_epochs: epochs num_epochs total_epochs num_train_epochs max_epochs
 train.prompts_per_step: train_batch_size rollout_batch_size global_batch_size batch_size
     num_prompts_per_step gen_batch_size train_global_batch_size prompts_per_batch
 train.group_size: n num_generations n_samples_per_prompt num_generations_per_prompt rollout_n
@@ -48,6 +48,10 @@ train.max_tokens_per_microbatch: ppo_max_token_len_per_gpu max_tokens_per_gpu
 train.optimizer.lr: lr learning_rate actor_lr actor_learning_rate base_lr lr_rate
 train.optimizer.lr_warmup_steps: warmup_steps num_warmup_steps lr_warmup_iters warmup lr_warmup
     warmup_ratio lr_warmup_ratio lr_warmup_steps_ratio
+train.optimizer.lr_schedule: lr_scheduler lr_scheduler_type lr_decay_style scheduler lr_style
+    warmup_style
+train.optimizer.lr_floor: min_lr lr_min min_lr_ratio
+train.optimizer.lr_decay_steps: lr_wsd_decay_iters wsd_decay_steps num_decay_steps
 train.optimizer.betas: adam_betas adam_beta1 adam_beta2 beta1 beta2
 train.optimizer.eps: adam_eps adam_epsilon
 train.optimizer.weight_decay: wd l2

@@ -1,5 +1,5 @@
 """The config tree: one frozen dataclass a section, every default stated once, here,
-in objective.py, rollout.py, reward.py or checkpoint.py.
+in training.py, objective.py, rollout.py, reward.py or checkpoint.py.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -21,6 +21,8 @@ from sfpo_megatron.config.reward import (
     check_choice,
 )
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
+from sfpo_megatron.config.training import OptimizerSection as OptimizerSection
+from sfpo_megatron.config.training import SFTConfig, TrainConfig
 from sfpo_megatron.plugins import REWARD, SINK, SOURCE
 
 
@@ -85,80 +87,6 @@ class MegatronConfig:
     """Fields of DistributedDataParallelConfig (overlap_grad_reduce, overlap_param_gather...)."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     """Fields of OptimizerConfig."""
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class OptimizerSection:
-    """Adam with decoupled weight decay, as Megatron builds it."""
-
-    lr: float = 1.0e-6
-    """Learning rate; it ticks once per train step, whatever the number of passes."""
-    lr_warmup_steps: int = 0
-    """Train steps of linear warm-up from 0."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's exponential decay rates."""
-    eps: float = 1.0e-8
-    """Adam's denominator term."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    clip_grad: float = 1.0
-    """Global gradient-norm clip; 0 turns it off."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "weight_decay", "clip_grad", "lr_warmup_steps")
-        positive(self, "eps")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise FieldError("betas", self.betas, "two numbers in [0, 1)", "use [0.9, 0.999]")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class TrainConfig:
-    """One train step: its rollout batch and how it is cut."""
-
-    num_steps: int = 100
-    """Train steps (rollout batches) of the run."""
-    prompts_per_step: int = 32
-    """Prompts in one rollout batch."""
-    group_size: int = 8
-    """Rollouts per prompt; the group that a GRPO advantage is taken in."""
-    minibatches_per_step: int = 2
-    """Optimizer steps per pass."""
-    microbatch_size: int | None = None
-    """Rollouts per microbatch; null packs up to max_tokens_per_microbatch, as evenly in work
-    (attention and linear layers) as can be."""
-    max_tokens_per_microbatch: int = 8192
-    """Token budget of one packed forward on a rank."""
-    logprob_chunk_tokens: int = 1024
-    """Tokens whose logits are turned into fp32 at a time in the log-prob kernel."""
-    control_timeout_s: float = 1800.0
-    """How long ranks wait on rank 0 (generation included) before the run is ended."""
-    max_logprob_diff: float | None = None
-    """Stop the run, saved, where logprob_diff_mean of rollouts by the trainer's own weights is more
-    than this; null only warns of more than the dtype allows."""
-    stop_after_skipped_steps: int | None = 10
-    """Stop the run, saved, after so many train steps in a row without a finite loss, or without an
-    optimizer step that was made; null for never. While float16 lowers its loss scale, skipped steps
-    do not count."""
-    stop_after_zero_reward_steps: int | None = 100
-    """Stop the run, saved, after so many train steps in a row whose rewards are all 0 at an entropy
-    below 0.01 nats; null for never. Not where rewards below 0 have been seen."""
-    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
-
-    def __post_init__(self) -> None:
-        at_least(
-            self, 1, "num_steps", "prompts_per_step", "minibatches_per_step", "microbatch_size"
-        )
-        at_least(self, 1, "max_tokens_per_microbatch", "logprob_chunk_tokens")
-        at_least(self, 1, "stop_after_skipped_steps", "stop_after_zero_reward_steps")
-        at_least(self, 2, "group_size")
-        positive(self, "control_timeout_s", "max_logprob_diff")
-        if self.prompts_per_step % self.minibatches_per_step:
-            raise FieldError(
-                "prompts_per_step",
-                self.prompts_per_step,
-                f"a multiple of minibatches_per_step ({self.minibatches_per_step})",
-                "change one of the two",
-            )
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -271,29 +199,18 @@ class EvalConfig:
     """Nucleus sampling mass."""
     max_response_tokens: int | None = None
     """Generation stops here; null for rollout.max_response_tokens."""
+    stop_at: float | None = None
+    """End the run, saved and exported, once an evaluation's accuracy has reached this; null for
+    never."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "every")
+        if self.stop_at is not None:
+            within(self, 0.0, 1.0, "stop_at")
         within(self, 0.0, 2.0, "temperature")
         positive(self, "top_p")
         within(self, 0.0, 1.0, "top_p")
         at_least(self, 1, "n", "max_response_tokens")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class SFTConfig:
-    """The warm start: next-token loss on prompt, answer, end-of-sequence of data.train."""
-
-    num_steps: int = 100
-    """Optimizer steps."""
-    examples_per_step: int = 64
-    """Examples in one optimizer step."""
-    lr: float = 1.0e-3
-    """Peak learning rate: warm-up over a tenth of the steps, cosine decay to a tenth of it."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "num_steps", "examples_per_step")
-        positive(self, "lr")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

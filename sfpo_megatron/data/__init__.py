@@ -2,6 +2,6 @@
 
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.prompts import PromptStream, eval_prompts
-from sfpo_megatron.data.sft import SFTExample, sft_examples
+from sfpo_megatron.data.sft import SFTExample, SFTExamples
 
-__all__ = ["DataError", "PromptStream", "SFTExample", "eval_prompts", "sft_examples"]
+__all__ = ["DataError", "PromptStream", "SFTExample", "SFTExamples", "eval_prompts"]

@@ -8,10 +8,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.taught import (
+    COMPLETION,
+    MESSAGES,
+    completion_text,
+    conversation_row,
+)
 
 SHAPE = 'an object such as {"prompt": "6 * 7 =", "answer": "42"}'
 _USED = ("prompt", "answer", "reward_model")
@@ -30,7 +37,8 @@ def row_of(value: Any, *, where: str, row_id: str) -> Row | DataError:
     for name in ("prompt", "answer"):
         if name not in value:
             found = f"no key {name!r} (keys: {shorten(sorted(value))})"
-            return DataError(where, found=found, expected=SHAPE, fix=f"add {name!r}")
+            missing = DataError(where, found=found, expected=SHAPE, fix=f"add {name!r}")
+            return _unrewarded(value, missing, row_id)
     metadata = {key: item for key, item in value.items() if key not in _USED}
     question, answer = value["prompt"], value["answer"]
     if isinstance(question, list):
@@ -61,6 +69,19 @@ def row_of(value: Any, *, where: str, row_id: str) -> Row | DataError:
                 fix=f"make {name!r} text or a plain number, or leave it out",
             )
     return Row(id=row_id, where=where, question=question, answer=answer, metadata=metadata)
+
+
+def _unrewarded(value: dict[str, Any], missing: DataError, row_id: str) -> Row | DataError:
+    """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
+    if "prompt" not in value and MESSAGES in value:
+        return conversation_row(value[MESSAGES], missing, row_id=row_id)
+    if "prompt" not in value or value.get(COMPLETION) is None:
+        return missing
+    text = completion_text(value[COMPLETION], missing.where)
+    if isinstance(text, DataError):
+        return text
+    row = row_of({**value, "answer": text}, where=missing.where, row_id=row_id)
+    return row if isinstance(row, DataError) else replace(row, unrewarded=missing)
 
 
 def _is_json(item: object) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Tokenize = Callable[
+    [Iterable[Row], RunConfig, "PreTrainedTokenizerBase", BadRows], Iterator[Prompt]
+]
+"""`tokenized_prompts`, or what does the same for other rows."""
+
 EVAL = "eval."
 """Begins the names of data.eval's sources."""
 
@@ -41,11 +46,20 @@ class PromptStream:
     left when fewer than a batch remain are passed over, others in each epoch.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokenize: Tokenize = tokenized_prompts,
+        rewarded: bool = True,
+    ) -> None:
+        """`tokenize` makes prompts of rows. `rewarded`: a row without a reference is a bad one."""
         self._seed = config.seed
         bad = BadRows(config.data.on_bad_row)
-        held_out = {same_question(row.question) for row in _rows(config, "eval", BadRows("skip"))}
-        rows = list(_rows(config, "train", bad))
+        others = _rows(config, "eval", BadRows("skip"), rewarded=False)
+        held_out = {same_question(row.question) for row in others}
+        rows = list(_rows(config, "train", bad, rewarded=rewarded))
         kept = [row for row in rows if same_question(row.question) not in held_out]
         if rows and not kept:
             raise DataError(
@@ -54,7 +68,7 @@ class PromptStream:
                 expected="questions that are not held out",
                 fix="train on other problems, or widen the task so that more of them exist",
             )
-        self.prompts = tuple(tokenized_prompts(kept, config, tokenizer, bad))
+        self.prompts = tuple(tokenize(kept, config, tokenizer, bad))
         if not self.prompts:
             raise DataError(
                 "data.train", found=f"no prompt ({bad})", expected="at least one", fix="add prompts"
@@ -158,6 +172,11 @@ class PromptStream:
         self._accepted = print_of(state)
 
     @property
+    def place(self) -> tuple[int, int]:
+        """The epoch, from 0, and how many prompts of it have been drawn."""
+        return self._epoch, self._position
+
+    @property
     def has_changed(self) -> bool:
         """Whether the run has continued on data that has changed (`accept`)."""
         return bool(self._accepted)
@@ -241,14 +260,22 @@ def train_rows(config: RunConfig) -> list[Row]:
     return list(_rows(config, "train", BadRows(config.data.on_bad_row)))
 
 
-def _rows(config: RunConfig, split: str, bad: BadRows) -> Iterator[Row]:
+def eval_rows(config: RunConfig, bad: BadRows) -> Iterator[Row]:
+    """The problems of data.eval as they are, with or without a reference."""
+    return _rows(config, "eval", bad, rewarded=False)
+
+
+def _rows(config: RunConfig, split: str, bad: BadRows, *, rewarded: bool = True) -> Iterator[Row]:
     sources = config.data.train if split == "train" else config.data.eval
     names = source_names(sources, prefix="" if split == "train" else EVAL)
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         key = f"data.{split}[{number}]"
         # eval: no run seed in it, see eval_prompts
         seed = derived_seed(split, number, *([config.seed] if split == "train" else []))
-        yield from bad.good(source_rows(source, seed=seed, key=key, name=name))
+        found = source_rows(source, seed=seed, key=key, name=name)
+        if rewarded:
+            found = (getattr(row, "unrewarded", None) or row for row in found)
+        yield from bad.good(found)
 
 
 def source_names(sources: Sequence[DataSource], prefix: str = "") -> list[str]:

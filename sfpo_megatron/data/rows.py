@@ -25,6 +25,8 @@ class Row:
     question: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    unrewarded: DataError | None = None
+    """Why no response can be rewarded: the row has no reference, and is for `sft` alone."""
     reward: RewardChoice | None = None
     """That of its source; None: reward.function."""
 

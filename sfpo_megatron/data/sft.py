@@ -1,39 +1,214 @@
-"""Warm-start examples: the prompts of data.train, each with its reference answer and EOS."""
+"""The examples of a warm start: what data.train teaches, in the order of the run's seed.
+
+One turn:   prompt as the RL run has it | completion or answer, then the end-of-sequence token
+messages:   the conversation up to the assistant's last turn; its turns alone are learned
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import json
+import random
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.chat import Chat
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.prompts import PromptStream
+from sfpo_megatron.data.prompts import PromptStream, eval_rows
+from sfpo_megatron.data.reasoning_gym import derived_seed
+from sfpo_megatron.data.rows import BadRows, Row, same_question
+from sfpo_megatron.data.taught import completion_of, messages_of
+from sfpo_megatron.data.tokenize import tokenized_prompts
+from sfpo_megatron.types import Prompt
 
-SFTExample = tuple[tuple[int, ...], tuple[int, ...]]
-"""(prompt token ids, answer token ids with the end-of-sequence token)."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LEARNED = "learned"  # key of a prompt's metadata
 
 
-def sft_examples(config: RunConfig, tokenizer: Any) -> Iterator[SFTExample]:
-    """Examples without end, in the order of the run's seed; the same prompts, so with the same
-    questions held out, as the RL run that follows."""
-    if tokenizer.eos_token_id is None:
-        raise DataError(
-            "model.path",
-            found=f"a tokenizer without eos_token ({config.model.path})",
-            expected="one that ends a sequence: the policy has to learn to stop",
-            fix="set eos_token in tokenizer_config.json",
+@dataclass(kw_only=True, frozen=True, slots=True)
+class SFTExample:
+    """One example, P tokens of prompt and R of response."""
+
+    prompt_ids: tuple[int, ...]  # [P]
+    response_ids: tuple[int, ...]  # [R], from the first learned token to the last
+    learned: tuple[bool, ...]  # [R], the tokens that the loss is taken on
+
+
+class SFTExamples:
+    """Examples without end, or for `sft.num_epochs`; those held out for a loss beside them. The
+    questions of data.eval are held out as they are for the RL run that follows."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop_ids: Collection[int] = (),
+        max_context: int | None = None,
+    ) -> None:
+        """`stop_ids`: tokens that end a generation, the tokenizer's own aside. `max_context`:
+        tokens that the model has positions for. DataError for what cannot be learned from."""
+        if tokenizer.eos_token_id is None:
+            raise DataError(
+                "model.path",
+                found=f"a tokenizer without eos_token ({config.model.path})",
+                expected="one that ends a sequence: the policy has to learn to stop",
+                fix="set eos_token in tokenizer_config.json",
+            )
+        self._config = config
+        self._stop_ids = {tokenizer.eos_token_id, *stop_ids}
+        self._limit, self._limit_key = _limit(config, max_context)
+        kept_back: list[Row] = []
+        tokenize = partial(self._tokenized, kept_back)
+        self._stream = PromptStream(config, tokenizer, tokenize=tokenize, rewarded=False)
+        self.held_out = tuple(map(_example, self._held_out(kept_back, tokenizer)))
+        """What the held-out loss is taken on; empty where there is none."""
+        self.summary = (
+            f"{self._stream.summary.replace('training prompts', 'examples')}, "
+            f"{len(self.held_out)} for the held-out loss"
         )
-    stream = PromptStream(config, tokenizer)
-    texts = [prompt.answer for prompt in stream.prompts]
-    answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    answer_of = {
-        prompt.id: (*token_ids, tokenizer.eos_token_id)
-        for prompt, token_ids in zip(stream.prompts, answers, strict=True)
-    }
 
-    def endless() -> Iterator[SFTExample]:
-        while True:
-            (prompt,) = stream.next_batch(1)
-            yield prompt.token_ids, answer_of[prompt.id]
+    def __len__(self) -> int:
+        return len(self._stream.prompts)
 
-    return endless()  # so that bad data is an error here, before the model is built
+    @property
+    def stream(self) -> PromptStream:
+        """The prompts behind their cursor."""
+        return self._stream
+
+    def next_batch(self, num_examples: int) -> list[SFTExample]:
+        """The next examples, at the end of the last epoch fewer. One after the other: a batch may
+        straddle two epochs, and no example is passed over."""
+        sft, state = self._config.sft, self._stream.place
+        if sft.num_epochs is not None:
+            left = sft.num_epochs * len(self) - (state[0] * len(self) + state[1])
+            num_examples = max(1, min(num_examples, left))
+        return [_example(self._stream.next_batch(1)[0]) for _ in range(num_examples)]
+
+    def _held_out(
+        self, kept_back: list[Row], tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[Prompt]:
+        config = self._config
+        if not config.sft.eval_every:
+            return
+        bad = BadRows(config.data.on_bad_row)
+        rows = kept_back if config.sft.holdout else eval_rows(config, bad)
+        found = list(self._learnable(rows, config, tokenizer, bad))
+        if not found:
+            raise DataError(
+                "sft.holdout" if config.sft.holdout else "data.eval",
+                found=f"no row for the held-out loss ({bad})",
+                expected="at least one with sft.eval_every set",
+                fix="add rows to data.eval, raise sft.holdout, or set sft.eval_every=0",
+            )
+        yield from found
+
+    def _tokenized(
+        self,
+        kept_back: list[Row],
+        rows: Iterable[Row],
+        config: RunConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        bad: BadRows,
+    ) -> Iterator[Prompt]:
+        """`_learnable` of the rows that are not held out; these go into `kept_back`."""
+        share = config.sft.holdout
+        learned: list[Row] = []
+        for row in rows:
+            # By the question alone: it is on the same side in every run, whatever its seed.
+            draw = random.Random(derived_seed("holdout", same_question(row.question))).random()
+            (kept_back if draw < share else learned).append(row)
+        return self._learnable(learned, config, tokenizer, bad)
+
+    def _learnable(
+        self,
+        rows: Iterable[Row],
+        config: RunConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        bad: BadRows,
+    ) -> Iterator[Prompt]:
+        """A prompt for each row that can be learned from, with what is learned in its metadata and
+        in its answer, so that a checkpoint remembers it."""
+        rows = list(rows)
+        of_one_turn = [taught for row in rows if (taught := _of_one_turn(row, bad)) is not None]
+        prompts = {p.id: p for p in tokenized_prompts(of_one_turn, config, tokenizer, bad)}
+        answer_of = _answers(prompts, tokenizer)
+        chats = [Chat(tokenizer, self._stop_ids)] if any(map(messages_of, rows)) else []
+        for row in rows:
+            if messages := messages_of(row):
+                marked = chats[0].marked(messages, row.where)
+                if isinstance(marked, DataError):
+                    bad.report(marked)
+                    continue
+                first = marked.learned.index(True)
+                prompt = Prompt(
+                    id=row.id,
+                    text=row.question,
+                    token_ids=marked.token_ids[:first],
+                    question=row.question,
+                    answer=json.dumps(messages),
+                )
+                response, learned = marked.token_ids[first:], marked.learned[first:]
+            elif row.id in prompts:
+                prompt = prompts[row.id]
+                response = (*answer_of[row.id], tokenizer.eos_token_id)
+                learned = (True,) * len(response)
+            else:
+                continue  # reported as a bad row
+            if (length := len(prompt.token_ids) + len(response)) > self._limit:
+                bad.report(
+                    DataError(
+                        row.where,
+                        found=f"an example of {length} tokens",
+                        expected=f"at most {self._limit} ({self._limit_key})",
+                        fix=f"raise {self._limit_key.split(' ')[0]}, or set data.on_bad_row=skip",
+                    )
+                )
+                continue
+            yield replace(prompt, metadata={_LEARNED: (response, learned)})
+
+
+def _answers(
+    prompts: Mapping[str, Prompt], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[int]]:
+    """Token ids of the prompts' answers, by the prompts' ids."""
+    if not prompts:
+        return {}
+    texts = [prompt.answer for prompt in prompts.values()]
+    found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return dict(zip(prompts, found, strict=True))
+
+
+def _of_one_turn(row: Row, bad: BadRows) -> Row | None:
+    """The row with its completion as its answer; None for a conversation, and for a bad one, which
+    is reported."""
+    if messages_of(row):
+        return None
+    text = completion_of(row)
+    if isinstance(text, DataError):
+        bad.report(text)
+        return None
+    return replace(row, answer=text)
+
+
+def _example(prompt: Prompt) -> SFTExample:
+    learned: tuple[Any, Any] = prompt.metadata[_LEARNED]
+    return SFTExample(
+        prompt_ids=prompt.token_ids, response_ids=tuple(learned[0]), learned=tuple(learned[1])
+    )
+
+
+def _limit(config: RunConfig, max_context: int | None) -> tuple[int, str]:
+    """Tokens of the longest example, and the key that says so."""
+    train = config.train
+    limits = [(max_context, "max_position_embeddings of the model's config.json")]
+    limits.append((config.sft.max_tokens, "sft.max_tokens"))
+    if train.microbatch_size is None:
+        room = train.max_tokens_per_microbatch * config.parallel.context
+        limits.append((room, "train.max_tokens_per_microbatch x parallel.context"))
+    known = [(number, key) for number, key in limits if number is not None]
+    return min(known, default=(2**31, "sft.max_tokens"))

@@ -24,6 +24,7 @@ from sfpo_megatron.host.addresses import choose_gloo_interface
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities, probe
 from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.mcore.schedule import LRSchedule, scheduler_of
 from sfpo_megatron.mcore.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -37,18 +38,6 @@ if TYPE_CHECKING:
     from sfpo_megatron.mcore.shards import MainParamShards
 
 T = TypeVar("T")
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class LRSchedule:
-    """The learning rate over optimizer-scheduler ticks."""
-
-    peak: float
-    floor: float
-    warmup_ticks: int
-    total_ticks: int
-    style: str
-    """constant | cosine"""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -198,7 +187,7 @@ def _build_optimizer(
     config: RunConfig,
     tconfig: TransformerConfig,
     chunks: list[DistributedDataParallel],
-    lr: float,
+    schedule: LRSchedule,
 ) -> MegatronOptimizer:
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -208,8 +197,8 @@ def _build_optimizer(
     section = config.train.optimizer
     fields = {
         "optimizer": "adam",
-        "lr": lr,
-        "min_lr": 0.0,
+        "lr": schedule.peak,
+        "min_lr": schedule.lowest,  # the scheduler takes it from the param groups
         "adam_beta1": section.betas[0],
         "adam_beta2": section.betas[1],
         "adam_eps": section.eps,
@@ -249,8 +238,6 @@ def build_policy(
     config: RunConfig, capabilities: Capabilities, schedule: LRSchedule, *, model_path: str
 ) -> Policy:
     """Build the model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
-    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-
     from sfpo_megatron.mcore.aux_losses import AuxLosses
     from sfpo_megatron.mcore.model import build_chunks, transformer_config
     from sfpo_megatron.mcore.shards import MainParamShards
@@ -268,23 +255,10 @@ def build_policy(
         expert_tensor=(layout.expert_tensor_rank, layout.expert_tensor_size),
     )
     chunks = _wrap(config, tconfig, chunks)
-    optimizer = _build_optimizer(config, tconfig, chunks, schedule.peak)
+    optimizer = _build_optimizer(config, tconfig, chunks, schedule)
     aux_losses = AuxLosses.of(chunks, optimizer.scale_loss)
     tconfig.grad_scale_func = aux_losses.grad_scale if aux_losses else optimizer.scale_loss
-    decay = config.train.optimizer.weight_decay
-    scheduler = OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=schedule.peak,
-        min_lr=schedule.floor,
-        lr_warmup_steps=schedule.warmup_ticks,
-        lr_decay_steps=max(schedule.total_ticks, schedule.warmup_ticks + 1),
-        lr_decay_style=schedule.style,
-        start_wd=decay,
-        end_wd=decay,
-        wd_incr_steps=0,
-        wd_incr_style="constant",
-    )
+    scheduler = scheduler_of(optimizer, schedule, config.train.optimizer.weight_decay)
     control = ControlGroup(config.train.control_timeout_s)
     return Policy(
         dtype=config.model.dtype,

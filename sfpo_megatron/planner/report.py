@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
+from sfpo_megatron.config.rules.rows import MANY, at_most
+from sfpo_megatron.config.training import batches_in
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner import hardware
@@ -60,6 +63,7 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         f"{shape.family}: {num_params(shape) / 1e9:.2f}B params, {active_params(shape) / 1e9:.2f}B "
         "for a token",
         f"{gpus} {gpu.name} {roles}: {-(-together // GPUS_PER_NODE)} nodes",
+        *_epochs(config),
         "",
         *_memory_table(shape, config, gpu),
         "",
@@ -81,6 +85,21 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     )
     lines += _advice(shape, config, gpu, gpus, work)
     return "\n".join(lines) + "\n"
+
+
+def _epochs(config: RunConfig) -> Iterator[str]:
+    """What train.num_epochs comes to, by a count that reads no row."""
+    num_epochs = config.train.num_epochs
+    if num_epochs is None:
+        return
+    counts = [at_most(source, MANY) for source in config.data.train]
+    if None in counts:
+        yield f"{num_epochs} epochs: as many train steps as the rows come to"
+        return
+    rows = sum(count or 0 for count in counts)
+    per_step = math.ceil(config.train.prompts_per_step * config.rollout.oversample)
+    steps = batches_in(num_epochs, rows, per_step)
+    yield f"{num_epochs} epochs of at most {rows:,} prompts: at most {steps:,} train steps"
 
 
 def _engine_beside_the_trainer(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[str]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from sfpo_megatron.checkpoints.identity import FORMAT
+from sfpo_megatron.checkpoints.identity import FORMAT, Kind
 from sfpo_megatron.checkpoints.store import RUN_STATE
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
@@ -26,7 +26,7 @@ from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.run import same_model
-from sfpo_megatron.run.engines import Engines
+from sfpo_megatron.run.engines import Engines, NoEngines
 from sfpo_megatron.run.opening import OpenedRun
 from sfpo_megatron.run.saving import (
     ROLLOUTS,
@@ -47,10 +47,12 @@ class Checkpoints:
         config: RunConfig,
         opened: OpenedRun,
         policy: Policy,
-        engines: Engines,
+        engines: Engines | NoEngines,
         kept: Mapping[str, Stateful],
+        *,
+        kind: Kind = "train",
     ) -> None:
-        """`kept`: key of run_state.json -> what it is the state of."""
+        """`kept`: key of run_state.json -> what it is the state of. `kind`: the run's command."""
         self._config = config
         self._control = policy.control
         self._policy = policy
@@ -58,6 +60,7 @@ class Checkpoints:
         self._kept = kept
         self._found = opened.start.found
         self._run_id = opened.start.run_id
+        self._kind = kind
         self._stop = opened.ends.stop
         self._progress = opened.progress
         self._writer = CheckpointWriter(
@@ -91,7 +94,9 @@ class Checkpoints:
         if not self._found.has_run_state:
             checkpoint.load_weights(self._policy, directory)
             self._engines.refit(weight_version=0)
-            self._progress(f"weights of {directory}; the run begins anew (no {RUN_STATE} there)")
+            other = (directory / RUN_STATE).exists()  # sft's, for train, or the other way
+            why = "that of another command's run" if other else f"no {RUN_STATE} there"
+            self._progress(f"weights of {directory}; the run begins anew ({why})")
             return 0
         checkpoint.load(self._policy, directory)
         is_main = self._control.rank == 0
@@ -109,10 +114,11 @@ class Checkpoints:
 
     # --- safe points --------------------------------------------------------------------------
 
-    def after_step(self, step: int) -> bool:
-        """Save if it is time; True if the run has been asked to stop and has been saved."""
-        every, last = self._config.checkpoint.every, step == self._config.train.num_steps
-        if every == 0:
+    def after_step(self, step: int, *, is_last: bool = False) -> bool:
+        """Save if it is time; True if the run has been asked to stop and has been saved. `is_last`:
+        the run ends here by itself."""
+        every, last = self._config.checkpoint.every, is_last
+        if every == 0 or (last and step == self._writer.saved_step > 0):  # continued from there
             return False
         votes = self._control.all_gather_json((self._stop.reason, self._writer.is_done))
         reason = votes[0][0]
@@ -207,6 +213,7 @@ class Checkpoints:
         return {
             "format": FORMAT,
             "run_id": self._run_id,
+            "kind": self._kind,
             "step": step,
             "weight_version": step,
             **{name: part.state_dict() for name, part in self._kept.items()},

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.checkpoints.identity import RunRecord, retire_metrics, retire_run, run_id_of
+from sfpo_megatron.checkpoints.identity import (
+    Kind,
+    RunRecord,
+    kind_of,
+    kind_there,
+    retire_metrics,
+    retire_run,
+    run_id_of,
+)
 from sfpo_megatron.checkpoints.store import (
     CheckpointError,
     CheckpointStore,
@@ -39,20 +47,40 @@ class Start:
     said: str
     """What the run says of it."""
 
+    @property
+    def continued(self) -> Found | None:
+        """The checkpoint whose run goes on; None where it gives the weights alone."""
+        found = self.found
+        return found if found is not None and found.has_run_state else None
+
+    @property
+    def continued_step(self) -> int:
+        """The train step after which the run goes on; 0 for a new run."""
+        return self.continued.step if self.continued is not None else 0
+
 
 def find(
-    config: RunConfig, store: CheckpointStore, control: ControlGroup, *, fresh: bool = False
+    config: RunConfig,
+    store: CheckpointStore,
+    control: ControlGroup,
+    *,
+    fresh: bool = False,
+    kind: Kind = "train",
 ) -> Start:
     """How to start, on every rank. Rank 0 looks, sets aside what the run does not go on from, and
     writes RUN/run.json. Collective."""
     if control.rank == 0:
-        return _as_start(control.broadcast_json(_to_json(decide(config, store, fresh=fresh))))
+        start = decide(config, store, fresh=fresh, kind=kind)
+        return _as_start(control.broadcast_json(_to_json(start)))
     return _as_start(control.broadcast_json())
 
 
-def decide(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> Start:
+def decide(
+    config: RunConfig, store: CheckpointStore, *, fresh: bool, kind: Kind = "train"
+) -> Start:
     """How to start: a run that has begun continues from its newest checkpoint, whatever
-    checkpoint.resume says, which is for the first start."""
+    checkpoint.resume says, which is for the first start. A `train` sets a warm start aside; an
+    `sft` refuses to do so with a run that has checkpoints."""
     directory, resume = RunDirectory.of(config.output_dir), config.checkpoint.resume
     if fresh and (restarted := _restarted()):
         warn(f"--fresh is for the first start, found {restarted}: the run continues")
@@ -62,19 +90,38 @@ def decide(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> Start:
             retire_run(directory, store)
         return Start(found=None, run_id="", said="rollouts only")
     record = None if fresh else RunRecord.read(directory)
+    there = None if fresh else kind_there(record, store)
+    if there == "sft" and kind == "train":
+        start = _first_start(directory, store, None, resume, fresh=True, kind=kind)
+        return dataclasses.replace(
+            start, said=f"{start.said}; the warm start that was here is kept as *.previous-N"
+        )
+    if there == "train" and kind == "sft":
+        _refuse_run(directory, store)
+        record = None
     if record is not None and store.steps():
         return _continued(store, record, resume)
     if record is None and not fresh and resume == "auto" and store.steps():
         found = store.newest_good(warn)
         assert found is not None, "newest_good raises where all are broken"
-        record = _record_of(found)
+        record = _record_of(found, kind)
         record.write(directory)
         return Start(found=found, run_id=record.run_id, said=_goes_on(record, found))
     if not fresh and (record is not None or resume == "auto"):
         store.refuse_broken()  # an earlier start has renamed them: that is no new run
     if not fresh and record is None and resume == "auto":
         store.refuse_others()  # whoever put it there wants to continue from it
-    return _first_start(directory, store, record, resume, fresh)
+    return _first_start(directory, store, record, resume, fresh, kind)
+
+
+def _refuse_run(directory: RunDirectory, store: CheckpointStore) -> None:
+    """A warm start does not go on top of a run: CheckpointError where that has checkpoints."""
+    if steps := store.steps():
+        raise CheckpointError(
+            f"output_dir: found the checkpoints of a run in {directory.path} (the last of step "
+            f"{max(steps)}), expected a directory without; choose another for the warm start, or "
+            "set the run aside with --fresh"
+        )
 
 
 def _continued(store: CheckpointStore, record: RunRecord, resume: str) -> Start:
@@ -99,28 +146,31 @@ def _first_start(
     record: RunRecord | None,
     resume: str,
     fresh: bool,
+    kind: Kind,
 ) -> Start:
     """By checkpoint.resume. `record`: of a run that ended before its first checkpoint."""
     found = None if resume in ("auto", "never") else checkpoint_at(Path(resume))
+    if found is not None and found.has_run_state and kind_of(found.directory) != kind:
+        found = dataclasses.replace(found, has_run_state=False)  # its weights alone
     own = found is not None and found.directory.resolve().parent == store.folder.resolve()
     if found is not None and own and found.has_run_state and not fresh:
         store.abandon_after(found.step)
-        record = _record_of(found)
+        record = _record_of(found, kind)
     else:
         aside = retire_run(directory, store) if fresh else store.retire()
         if found is not None and own and aside is not None:  # it has moved along
             found = dataclasses.replace(found, directory=aside / found.directory.name)
-        record = record or RunRecord.new()
+        record = record or RunRecord.new(kind=kind)
     record.write(directory)
     begins = f"run {record.run_id} begins"
     said = f"{begins} from {found.directory}" if found is not None else begins
     return Start(found=found, run_id=record.run_id, said=said)
 
 
-def _record_of(found: Found) -> RunRecord:
+def _record_of(found: Found, kind: Kind) -> RunRecord:
     """The record of the run that wrote a checkpoint, where RUN has none."""
     run_id = run_id_of(found.directory)
-    return RunRecord.new(run_id=run_id, adopted=run_id is None)
+    return RunRecord.new(run_id=run_id, adopted=run_id is None, kind=kind)
 
 
 def _goes_on(record: RunRecord, found: Found) -> str:

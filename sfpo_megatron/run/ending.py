@@ -26,10 +26,7 @@ def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -
             )
     if opened.is_main and directory.metrics.exists():
         plot(directory.metrics, directory.plot)
-        resumed = (
-            opened.start.found.step
-            if opened.start.found and opened.start.found.has_run_state
-            else None
-        )
+        continued = opened.start.continued
+        resumed = continued.step if continued is not None else None
         opened.progress(summary_table(directory.metrics, resumed_after=resumed))
         opened.progress(f"policy: {directory.hf}   curve: {directory.plot}")

@@ -107,6 +107,22 @@ class MainEnds:
             self.stop.check()
 
 
+class NoEngines:
+    """A warm start has no engines."""
+
+    def refit(self, *, weight_version: int) -> None:
+        """There is nobody to send weights to."""
+
+    def hold(self) -> None:
+        """Nothing is begun ahead."""
+
+    def to_trainer(self) -> None:
+        """The devices are the trainer's."""
+
+    def end(self) -> None:
+        """There is nothing to end."""
+
+
 class Engines:
     """Batches out of the engines, weights into them."""
 
@@ -166,6 +182,20 @@ class Engines:
         if metrics is not None:  # on rank 0
             self._ends.tracker.log(metrics)
             self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))
+
+    def is_at_target(self) -> bool:
+        """Whether an evaluation of the run has reached eval.stop_at, which is said then."""
+        target, best = self._config.eval.stop_at, self._ends.best
+        if target is None:
+            return False
+        own = best.value is not None and best.value >= target
+        reached = bool(self._control.broadcast_json(own))
+        if reached and best.value is not None:  # on rank 0
+            self._ends.tracker.progress(
+                f"held-out accuracy {best.value:.3f} after step {best.step} has reached "
+                f"eval.stop_at={target:g}: the run ends here"
+            )
+        return reached
 
     # --- weights and devices ------------------------------------------------------------------
 

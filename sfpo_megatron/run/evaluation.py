@@ -25,13 +25,19 @@ class Best:
         """The train step after which it was taken."""
         return self._found[0] if self._found is not None else None
 
-    def observe(self, step: int, accuracy: float) -> None:
+    @property
+    def value(self) -> float | None:
+        """What was found there, the higher the better: the accuracy, of several sources their
+        average."""
+        return self._found[1] if self._found is not None else None
+
+    def observe(self, step: int, value: float) -> None:
         """Keep the evaluation after train step `step` if it is better than all before."""
-        if self._found is None or accuracy > self._found[1]:
-            self._found = step, accuracy
+        if self._found is None or value > self._found[1]:
+            self._found = step, value
 
     def state_dict(self) -> tuple[int, float] | None:
-        """(train step, accuracy), None before the first evaluation."""
+        """(train step, value), None before the first evaluation."""
         return self._found
 
     def load_state_dict(self, state: Sequence[float] | None) -> None:
@@ -71,7 +77,7 @@ class EngineEvaluation:
 def is_due(config: RunConfig, step: int) -> bool:
     """Whether the weights after train step `step` are evaluated."""
     every = config.eval.every
-    return step == config.train.num_steps or (every > 0 and step % every == 0)
+    return step == config.train.steps or (every > 0 and step % every == 0)
 
 
 def evaluate(

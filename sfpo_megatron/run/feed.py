@@ -99,7 +99,7 @@ class EngineFeed:
             if step not in self._cursors:
                 self._submit(step)
             batch, self.metrics = self._receive(step, refit)
-        if self._config.rollout.async_steps and step < self._config.train.num_steps:
+        if self._config.rollout.async_steps and step < self._config.train.steps:
             self._submit(step + 1)
         return batch
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
+from sfpo_megatron.checkpoints.store import CheckpointStore, Found, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import EVAL, PromptStream, eval_prompts, renamed, source_names
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -40,6 +40,7 @@ from sfpo_megatron.run.engines import (
 )
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
+from sfpo_megatron.run.length import said_length, train_length
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
@@ -118,16 +119,32 @@ def open_run(
     is_main = control.rank == 0
     store = store_of(config)
     start = find(config, store, control, fresh=fresh)
+    # Prompts first: a wrong row ends the run before anything is written or any engine starts.
+    data = _read_data(config) if is_main and not config.debug.train_only else None
+    num_prompts = len(data.prompts.prompts) if data is not None else 0
+    given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
+        ends = other_ends()
+        if is_main:
+            directory = prepare_output(given, up_to_step=start.continued_step)
+            tracker = closing.enter_context(Tracker(config))
+            tracker.progress(f"run {directory.path}: {config.train.steps} train steps")
+            if (num_epochs := given.train.num_epochs) is not None:
+                steps = config.train.steps
+                tracker.progress(said_length(num_epochs, num_prompts, steps, "prompts"))
+            tracker.progress(start.said)
+            if start.continued is not None:
+                hold_to_model(config, start.continued, read_run_state(start.continued.directory))
+            if data is not None and start.continued is not None:
+                data = _held_to(data, config, start.continued, tracker, accept_data_change)
+            ends = _main_ends(config, start, devices, closing, tracker, data)
         opened = OpenedRun(
             config=config,
             directory=RunDirectory.of(config.output_dir),
             is_main=is_main,
             start=start,
             store=store,
-            ends=_main_ends(config, start, devices, closing, accept_data_change)
-            if is_main
-            else _other_ends(),
+            ends=ends,
             closing=closing,
         )
         if is_colocated(config):
@@ -138,7 +155,33 @@ def open_run(
         yield opened
 
 
-def _other_ends() -> MainEnds:
+@dataclass(kw_only=True, frozen=True, slots=True)
+class _Data:
+    """What a run with engines reads; rank 0 alone."""
+
+    prompts: PromptStream
+    held_out: tuple[Prompt, ...]
+
+
+def _read_data(config: RunConfig) -> _Data:
+    tokenizer = load_tokenizer(config.model.path)
+    prompts = PromptStream(config, tokenizer)
+    return _Data(prompts=prompts, held_out=tuple(eval_prompts(config, tokenizer)))
+
+
+def _held_to(data: _Data, config: RunConfig, found: Found, tracker: Tracker, accept: bool) -> _Data:
+    """The data as the checkpoint that the run continues from knows it."""
+    state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
+    said = hold_to_data(data.prompts, found, state, directory, accept=accept)
+    if said:
+        tracker.progress(said)
+    names = source_names(config.data.eval, EVAL)
+    held_out = renamed(data.held_out, names, data.prompts.eval_names)
+    return _Data(prompts=data.prompts, held_out=held_out)
+
+
+def other_ends() -> MainEnds:
+    """The ends of a rank that does not talk to engines."""
     return MainEnds(
         stop=NoStop(),
         tracker=NoTracker(),
@@ -154,42 +197,28 @@ def _main_ends(
     start: Start,
     devices: list[RankDevice],
     closing: ExitStack,
-    accept_data_change: bool,
+    tracker: Tracker,
+    data: _Data | None,
 ) -> MainEnds:
-    """Write config.yaml, open the sinks, read the prompts and start the engines."""
-    continued = start.found if start.found is not None and start.found.has_run_state else None
-    step = continued.step if continued is not None else 0
-    directory = prepare_output(config, up_to_step=step)
-    tracker = closing.enter_context(Tracker(config))
-    tracker.progress(f"run {directory.path}: {config.train.num_steps} train steps")
-    tracker.progress(start.said)
+    """Start the engines; without `data` there are none."""
     fleet: Fleet
     feed: Feed
     evaluation: Evaluation
-    state = {} if continued is None else read_run_state(continued.directory)
-    if continued is not None:
-        hold_to_model(config, continued, state)
-    if config.debug.train_only:
+    if data is None:
+        assert config.debug.train_only, "a run without prompts trains on saved rollouts"
         fleet, feed, evaluation = NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation()
     else:
-        # Prompts first: a wrong row ends the run before any engine starts.
-        tokenizer = load_tokenizer(config.model.path)
-        prompts = PromptStream(config, tokenizer)
-        held_out = tuple(eval_prompts(config, tokenizer))
-        tracker.progress(f"{prompts.summary}, {len(held_out)} held out")
-        if continued is not None:
-            said = hold_to_data(prompts, continued, state, directory, accept=accept_data_change)
-            if said:
-                tracker.progress(said)
-            held_out = renamed(held_out, source_names(config.data.eval, EVAL), prompts.eval_names)
-        fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
+        tracker.progress(f"{data.prompts.summary}, {len(data.held_out)} held out")
+        fleet, feed, evaluation = _start_engines(
+            config, data.prompts, data.held_out, devices, closing
+        )
     saved = config.debug.save_rollouts
     return MainEnds(
-        stop=_stop_watch(config),
+        stop=stop_watch(config),
         tracker=tracker,
         fleet=fleet,
         feed=feed,
-        saver=RolloutSaver(saved, up_to_step=step) if saved else NoSaver(),
+        saver=RolloutSaver(saved, up_to_step=start.continued_step) if saved else NoSaver(),
         evaluation=evaluation,
     )
 
@@ -209,7 +238,8 @@ def _start_engines(
     return client, EngineFeed(config, client, prompts), evaluation
 
 
-def _stop_watch(config: RunConfig) -> Stopping:
+def stop_watch(config: RunConfig) -> Stopping:
+    """Who looks for requests to stop, on rank 0."""
     if not config.saves_state:
         return NoStop()
     return StopWatch(

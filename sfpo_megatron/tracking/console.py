@@ -31,6 +31,8 @@ class ConsoleSink:
             accuracy = metrics["eval/accuracy"]
             text = "n/a" if accuracy is None else f"{accuracy:.3f}"
             self.text(f"step {step}: held-out accuracy {text}")
+        if "eval/loss" in metrics:
+            self.text(f"step {step}: held-out loss {_format(metrics['eval/loss'], '.4f')}")
         if "reward_mean" in metrics or "loss" in metrics:
             self._step(int(step or 0), metrics)
 

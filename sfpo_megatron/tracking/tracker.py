@@ -23,7 +23,7 @@ class Tracker:
         run = RunInfo(
             config=config,
             directory=RunDirectory.of(config.output_dir),
-            num_steps=num_steps if num_steps is not None else config.train.num_steps,
+            num_steps=num_steps if num_steps is not None else config.train.steps,
         )
         self._sinks: dict[str, Sink] = {}
         makers = {name: _load(name) for name in config.tracking.sinks}

@@ -72,6 +72,38 @@ def save(
     save_file(tensors, file)
 
 
+def save_next_token(
+    model: torch.nn.Module, batch: dict[str, Tensor], directory: Path, name: str, mask: Tensor
+) -> None:
+    """Write transformers' own loss and its gradient: one padded batch, labels of -100 outside of
+    `mask` [sum R]."""
+    model = copy.deepcopy(model).double()
+    prompts, responses = batch["prompt_lengths"].tolist(), batch["response_lengths"].tolist()
+    rows = batch["token_ids"].split([p + r for p, r in zip(prompts, responses, strict=True)])
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    attended, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    masks = mask.split(responses)
+    for i, (row, prompt, learned) in enumerate(zip(rows, prompts, masks, strict=True)):
+        attended[i, : len(row)] = 1
+        labels[i, prompt : len(row)] = torch.where(learned, row[prompt:], -100)
+    loss = model(input_ids=ids, attention_mask=attended, labels=labels).loss
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    tensors = {f"gradient.{n}": grad for n, grad in names_in_file(grads).items()}
+    tensors |= {"response_mask": mask, "loss": loss.detach()}
+    save_file(tensors, directory / f"{name}.next-token.safetensors")
+
+
+def load_next_token(directory: Path, name: str) -> ExactGradients:
+    tensors = load_file(directory / f"{name}.next-token.safetensors")
+    loss, mask = tensors.pop("loss"), tensors.pop("response_mask")
+    gradient = {key.removeprefix("gradient."): tensor for key, tensor in tensors.items()}
+    nothing = torch.zeros(mask.numel())
+    return ExactGradients(
+        gradient=gradient, old_logprobs=nothing, response_mask=mask, loss=loss.item()
+    )
+
+
 def load(directory: Path, name: str) -> ExactGradients:
     tensors = load_file(directory / f"{name}.gradients.safetensors")
     loss, old, mask = (tensors.pop(key) for key in ("loss", "old_logprobs", "response_mask"))

@@ -218,6 +218,9 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
     for name in ALL_MODELS:
         model = make_model(name, directory)
         save_logits(model, directory / f"{name}.logits.safetensors")
+        if name == TRAINED[0]:
+            mask = make_mask(batches[0])
+            exact_gradients.save_next_token(model, batches[0], directory, name, mask)
         if name in (*TRAINED, TRAINED_MOE):
             for masked in (False, True) if name == TRAINED[0] else (False,):
                 exact_gradients.save(

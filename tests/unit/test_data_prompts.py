@@ -12,7 +12,7 @@ import pytest
 from made.prompts import make_config, sums
 
 from sfpo_megatron.config.tree import DataSource
-from sfpo_megatron.data import DataError, PromptStream, eval_prompts, sft_examples
+from sfpo_megatron.data import DataError, PromptStream, SFTExamples, eval_prompts
 
 
 def test_same_seed_same_prompts_other_seed_other_prompts(tokenizer):
@@ -162,14 +162,15 @@ def test_white_space_makes_no_other_question(tokenizer, tmp_path):
 
 def test_sft_examples_end_with_eos_and_hold_eval_out(tokenizer):
     config = make_config([sums(50)], [sums(20)])
-    examples = sft_examples(config, tokenizer)
-    again = sft_examples(config, tokenizer)
+    examples = SFTExamples(config, tokenizer)
+    again = SFTExamples(config, tokenizer)
     by_prompt = {p.token_ids: p for p in PromptStream(config, tokenizer).prompts}
     seen = set()
     for _ in range(120):  # past the first epoch
-        prompt_ids, answer_ids = next(examples)
-        assert (prompt_ids, answer_ids) == next(again)
-        assert answer_ids[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(answer_ids[:-1]) == by_prompt[prompt_ids].answer
-        seen.add(prompt_ids)
+        (example,) = examples.next_batch(1)
+        assert [example] == again.next_batch(1)
+        assert example.response_ids[-1] == tokenizer.eos_token_id and all(example.learned)
+        answer = by_prompt[example.prompt_ids].answer
+        assert tokenizer.decode(example.response_ids[:-1]) == answer
+        seen.add(example.prompt_ids)
     assert seen == set(by_prompt)

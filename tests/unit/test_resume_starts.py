@@ -1,4 +1,4 @@
-"""What starts say and do beside a plain resume: `check`, `slurm`, `sft`, no checkpoints, rollouts
+"""What starts say and do beside a plain resume: `check`, `slurm`, no checkpoints, rollouts
 alone, and a checkpoint of the format before.
 
 Model, optimizer and engines are stand-ins where a start needs none. With real ones:
@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 from made.configs import run_config
-from torch import distributed as dist
 
-from sfpo_megatron import cli, sft, trainer
+from sfpo_megatron import cli, trainer
 from sfpo_megatron.checkpoints.identity import RunRecord
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, store_of
 from sfpo_megatron.config.changes import changes
@@ -107,70 +106,8 @@ def test_a_job_accepts_changed_data_where_it_is_told_to(
     assert wanted in capsys.readouterr().out
 
 
-# ---- sft ----------------------------------------------------------------------------------------
-
-
 class Stop(Exception):
     """Far enough: what follows needs a model."""
-
-
-def run_sft(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, rank: int, fresh: bool) -> None:
-    """A rank of `sft`, up to where it builds the policy."""
-    monkeypatch.setattr(dist, "get_rank", lambda: rank)
-
-    def build_policy(*_: object, **__: object) -> None:
-        raise Stop
-
-    monkeypatch.setattr(sft, "build_policy", build_policy)
-    capabilities: Any = None
-    sft.run(config, capabilities, fresh=fresh)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_fresh_sets_a_run_aside_before_a_warm_start(
-    rank: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rank 0 alone does, and before it takes any memory."""
-    directory = RunDirectory.of(config.output_dir)
-    RunRecord.new(run_id=RUN).write(directory)
-    save(config, 3)
-    directory.metrics.write_text('{"step": 3}\n')
-    with pytest.raises(Stop):
-        run_sft(config, monkeypatch, rank=rank, fresh=True)
-    assert directory.record.exists() == directory.metrics.exists() == (rank == 1)
-    assert set(store_of(config).steps()) == ({3} if rank == 1 else set())
-    if rank == 0:
-        assert (directory.path / "run.json.previous-1").is_file()
-        assert (directory.path / "checkpoints.previous-1/step_0000003").is_dir()
-        assert (directory.path / "metrics.previous-1.jsonl").read_text() == '{"step": 3}\n'
-
-
-def test_a_warm_start_does_not_write_among_the_lines_of_a_run(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(Stop):  # nothing there
-        run_sft(config, monkeypatch, rank=0, fresh=False)
-    RunRecord.new(run_id=RUN).write(RunDirectory.of(config.output_dir))
-    with pytest.raises(Stop):  # ended before its first checkpoint
-        run_sft(config, monkeypatch, rank=0, fresh=False)
-    save(config, 3)
-    with pytest.raises(CheckpointError, match=r"the last of step 3\).*--fresh"):
-        run_sft(config, monkeypatch, rank=0, fresh=False)
-
-
-def test_a_run_after_a_warm_start_in_one_directory(config: RunConfig) -> None:
-    """It is a new run; the warm start's metrics are kept under another name, its hf/ stays."""
-    directory = prepare_output(config)  # as `sft` does
-    directory.metrics.write_text('{"step": 100, "loss": 1.0}\n')
-    directory.hf.mkdir()
-    start = decide(config, store_of(config), fresh=False)
-    assert start.found is None and start.said == f"run {start.run_id} begins"
-    prepare_output(config)
-    assert not directory.metrics.exists() and directory.hf.is_dir()
-    kept = directory.path / "metrics.previous-1.jsonl"
-    assert kept.read_text() == '{"step": 100, "loss": 1.0}\n'
-    save(config, 2, json.dumps({"format": 2, "run_id": start.run_id}))
-    assert decide(config, store_of(config), fresh=False).said.endswith("continues after step 2")
 
 
 # ---- runs that save nothing ---------------------------------------------------------------------
@@ -179,7 +116,7 @@ def test_a_run_after_a_warm_start_in_one_directory(config: RunConfig) -> None:
 def test_without_checkpoints_each_start_begins_again(config: RunConfig) -> None:
     """Under one id; metrics of each start are kept, and no stop request is taken."""
     config = replace(config, checkpoint=CheckpointConfig(every=0))
-    assert not config.saves_state and isinstance(opening._stop_watch(config), NoStop)
+    assert not config.saves_state and isinstance(opening.stop_watch(config), NoStop)
     ids = set()
     for number in (1, 2, 3):
         start = decide(config, store_of(config), fresh=False)

@@ -52,14 +52,14 @@ def test_vocabulary(directory):
 
 def test_prompts_of_the_demo_fit(directory):
     from sfpo_megatron.config.load import load_config
-    from sfpo_megatron.data import PromptStream, eval_prompts, sft_examples
+    from sfpo_megatron.data import PromptStream, SFTExamples, eval_prompts
 
     config = load_config(DEMO)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert len(eval_prompts(config, tokenizer)) >= 512
     assert len(PromptStream(config, tokenizer).prompts) > 5000
-    _, answer = next(sft_examples(config, tokenizer))
-    assert len(answer) <= config.rollout.max_response_tokens
+    (example,) = SFTExamples(config, tokenizer).next_batch(1)
+    assert len(example.response_ids) <= config.rollout.max_response_tokens
 
 
 def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):

@@ -59,6 +59,7 @@ def data(config: RunConfig) -> Iterator[Problem]:
                     f"reasoning_gym with {key}.source {source.source}",
                     "a reward that only needs the answer",
                     f"set {reward_key} to math, exact_match or last_number",
+                    "error_when_rewarding",
                 )
     if not config.data.eval:
         yield Problem(

@@ -15,7 +15,12 @@ class Problem:
     expected: str
     fix: str
     level: Literal[
-        "error", "error_when_training", "error_when_filling", "error_when_writing", "warning"
+        "error",
+        "error_when_training",
+        "error_when_filling",
+        "error_when_writing",
+        "error_when_rewarding",
+        "warning",
     ] = "error"
 
     @property

@@ -10,6 +10,9 @@ from sfpo_megatron.config.rules.parquet_footer import num_rows
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
+MANY = 10**12
+"""More rows than a file has: `at_most` then counts them all."""
+
 
 def rows(config: RunConfig) -> Iterator[Problem]:
     """Every source has rows, and those of data.train make one batch of different prompts."""

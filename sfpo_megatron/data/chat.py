@@ -1,0 +1,182 @@
+"""The tokens of a conversation, and which of them the assistant wrote.
+
+By the template's own marks where it has `{% generation %}`; else turn by turn, from what the
+template makes of the messages before a turn and with it. Either way what is learned is what the
+assistant wrote and the token that ends its turn, and nothing else: that is checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sfpo_megatron.data.errors import DataError, shorten
+from sfpo_megatron.data.taught import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Marked:
+    """A tokenized conversation."""
+
+    token_ids: tuple[int, ...]  # [T]
+    learned: tuple[bool, ...]  # [T], the assistant's tokens
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class _Turn:
+    """One assistant's turn in the tokens: [start, text_end) is its text, up to `end` with the token
+    that ends it."""
+
+    start: int
+    text_end: int
+    end: int
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+class Chat:
+    """Tokenizes conversations by a tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> None:
+        """`stop_ids`: the tokens that end a generation. DataError without a chat template."""
+        self._tokenizer = tokenizer
+        self._stops = frozenset(stop_ids)
+        added = tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        self._special = special | set(tokenizer.all_special_ids) | self._stops
+        if not getattr(tokenizer, "chat_template", None):
+            raise DataError(
+                "data.train",
+                found="rows of messages with a tokenizer that has no chat template",
+                expected="a template that says how a conversation is written",
+                fix="add chat_template.jinja to the model directory, or give prompt and completion",
+            )
+        self._is_marked = bool(_MARKED.search(str(tokenizer.get_chat_template())))
+
+    def marked(self, messages: Sequence[Message], where: str) -> Marked | DataError:
+        """The conversation, cut after the assistant's last turn, which ends with a token that also
+        ends a generation. DataError, to be reported, for one that the template cannot write."""
+        try:
+            found = self._by_marks(messages) if self._is_marked else self._by_prefixes(messages)
+        except Exception as error:  # whatever a template raises, and how
+            why = shorten(" ".join(str(error).split()), 120)
+            found = f"messages that the chat template refuses ({type(error).__name__}: {why})"
+        if isinstance(found, str):
+            return self._refused(where, found)
+        token_ids, turns = found
+        texts = _texts(messages)
+        if turns[0].start == 0:
+            return self._refused(where, "a chat template that writes nothing before the assistant")
+        for text, turn in zip(texts, turns, strict=True):
+            written = self._decoded(token_ids[turn.start : turn.text_end])
+            if not self._is_same(written, text):
+                return self._refused(
+                    where,
+                    f"{shorten(written)} as the assistant's tokens, whose turn is {shorten(text)}",
+                )
+        learned = [False] * len(token_ids)
+        for turn in turns:
+            learned[turn.start : turn.end] = [True] * (turn.end - turn.start)
+        end = turns[-1].end
+        token_ids, learned = token_ids[:end], learned[:end]
+        eos = self._tokenizer.eos_token_id
+        if token_ids[-1] not in self._stops and eos is not None:
+            token_ids, learned = [*token_ids, eos], [*learned, True]
+        return Marked(token_ids=tuple(token_ids), learned=tuple(learned))
+
+    def _by_marks(self, messages: Sequence[Message]) -> tuple[list[int], list[_Turn]] | str:
+        given = self._tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        token_ids, mask = list(given["input_ids"]), [bool(m) for m in given["assistant_masks"]]
+        starts = [i for i, m in enumerate(mask) if m and not (i and mask[i - 1])]
+        stops = [i + 1 for i, m in enumerate(mask) if m and not (i + 1 < len(mask) and mask[i + 1])]
+        texts = _texts(messages)
+        if len(starts) != len(texts):
+            return f"{len(starts)} marked turns of an assistant that has {len(texts)}"
+        runs = zip(starts, stops, texts, strict=True)
+        return token_ids, [self._turn(token_ids, *run) for run in runs]
+
+    def _turn(self, token_ids: list[int], start: int, stop: int, text: str) -> _Turn:
+        """The turn in a run of marked tokens, which may hold its end, with a line break behind
+        that, or the text alone. A special token in the text is none of its end."""
+        if self._is_same(self._decoded(token_ids[start:stop]), text):
+            follows = stop < len(token_ids) and token_ids[stop] in self._special
+            return _Turn(start=start, text_end=stop, end=stop + follows)
+        for end in range(stop - 1, start, -1):
+            before = token_ids[start:end]
+            if token_ids[end] in self._special and self._is_same(self._decoded(before), text):
+                return _Turn(start=start, text_end=end, end=end + 1)
+        return _Turn(start=start, text_end=stop, end=stop)  # another text: the caller says so
+
+    def _by_prefixes(self, messages: Sequence[Message]) -> tuple[list[int], list[_Turn]] | str:
+        whole = self._rendered(messages)
+        token_ids: list[int] = []
+        turns: list[_Turn] = []
+        done = 0  # characters of `whole` that have been tokenized
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._rendered(messages[:number], prompt=True)
+            after = self._rendered(messages[: number + 1])
+            if not (whole.startswith(after) and after.startswith(before)):
+                return (
+                    f"a chat template that writes turn {number + 1} of {len(messages)} in another "
+                    "way once the conversation goes on"
+                )
+            content = message["content"]
+            begin = after.find(content, len(before))
+            if begin < 0:  # many templates strip it
+                content = content.strip()
+                begin = after.find(content, len(before))
+            if begin < 0:
+                return f"a chat template that does not write {shorten(content)} as it is"
+            # In pieces, as the engine sees them: a prompt, then what is generated.
+            token_ids += self._tokens(whole[done:begin])
+            start = len(token_ids)
+            token_ids += self._tokens(content)
+            text_end = len(token_ids)
+            token_ids += self._tokens(after[begin + len(content) :])
+            ended = text_end < len(token_ids) and token_ids[text_end] in self._special
+            turns.append(_Turn(start=start, text_end=text_end, end=text_end + ended))
+            done = len(after)
+        return token_ids, turns
+
+    def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt
+            )
+        )
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _is_same(self, written: str, text: str) -> bool:
+        """Whether that is the text, or what the tokenizer leaves of it: some fold characters."""
+        return written.strip() in (text.strip(), self._decoded(self._tokens(text.strip())).strip())
+
+    def _refused(self, where: str, found: str) -> DataError:
+        return DataError(
+            where,
+            found=found,
+            expected="a template that writes the assistant's turns as they are, earlier ones too",
+            fix="mark them in the template with {% generation %}, give the row as prompt and "
+            "completion, or set data.on_bad_row=skip",
+        )

@@ -1,0 +1,87 @@
+"""What a row teaches: a worked `completion`, the assistant's turns in `messages`, or its `answer`.
+
+{"prompt": "6 * 7 =", "completion": "6 * 7 is 42."}
+{"messages": [{"role": "user", "content": "6 * 7 ="}, {"role": "assistant", "content": "42"}]}
+
+Rows without a reference are for `sft` alone.
+"""
+
+from __future__ import annotations
+
+from sfpo_megatron.data.errors import DataError, shorten
+from sfpo_megatron.data.rows import Row
+
+MESSAGES, COMPLETION = "messages", "completion"
+ROLES = ("system", "user", "assistant", "tool")
+Message = dict[str, str]
+
+
+def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row | DataError:
+    """The row of a record that has `messages` in place of what `missing` says."""
+    messages = _messages(given, missing.where)
+    if isinstance(messages, DataError):
+        return messages
+    return Row(
+        id=row_id,
+        where=missing.where,
+        question=next(m["content"] for m in messages if m["role"] == "user"),
+        answer=messages[-1]["content"],
+        metadata={MESSAGES: messages},
+        unrewarded=missing,
+    )
+
+
+def completion_of(row: Row) -> str | DataError:
+    """What comes after the prompt: the completion, or the answer where there is none."""
+    given = row.metadata.get(COMPLETION)
+    if given is None or given == "":
+        return row.answer
+    return completion_text(given, row.where)
+
+
+def messages_of(row: Row) -> list[Message]:
+    """The conversation of a row that has no prompt of its own; empty for others."""
+    return row.metadata.get(MESSAGES, []) if row.unrewarded is not None else []
+
+
+def completion_text(given: object, where: str) -> str | DataError:
+    """Text, or the one assistant's message that it stands in."""
+    one = given[0] if isinstance(given, list) and len(given) == 1 else None
+    if isinstance(one, dict) and one.get("role") == "assistant":
+        given = one.get("content")
+    if isinstance(given, str) and given.strip():
+        return given
+    return DataError(
+        where,
+        found=f"completion = {shorten(given)}",
+        expected="a string that is not empty",
+        fix="write the worked solution there, or leave the row out",
+    )
+
+
+def _messages(given: object, where: str) -> list[Message] | DataError:
+    """Up to the assistant's last turn: nothing is learned from what follows."""
+
+    def wrong(found: str, fix: str) -> DataError:
+        expected = 'a list such as [{"role": "user", "content": "..."}, {"role": "assistant", ...}]'
+        return DataError(where, found=found, expected=expected, fix=fix)
+
+    if not isinstance(given, list) or not given:
+        return wrong(f"messages = {shorten(given)}", "write the conversation as a list")
+    messages: list[Message] = []
+    for number, message in enumerate(given):
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if role not in ROLES or not isinstance(content, str):
+            found = f"messages[{number}] = {shorten(message)}"
+            return wrong(found, f"give it a role ({', '.join(ROLES)}) and a content that is text")
+        if role in ("user", "assistant") and not content.strip():
+            return wrong(f"messages[{number}] = {shorten(message)}", "fill in its content")
+        messages.append({"role": role, "content": content})
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        return wrong(f"messages by {', '.join(roles)} alone", "add the assistant's turn")
+    last = len(roles) - roles[::-1].index("assistant")
+    if "user" not in roles[:last]:
+        return wrong("messages in which the assistant answers no user", "add the user's turn")
+    return messages[:last]

@@ -1,0 +1,186 @@
+"""Opens a warm start: its directory and its examples, on rank 0 and before Megatron starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfpo_megatron.checkpoints.store import store_of
+from sfpo_megatron.config.tree import DebugConfig, RunConfig
+from sfpo_megatron.data.sft import SFTExample, SFTExamples
+from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rollout.sampling import stop_token_ids
+from sfpo_megatron.run.continuing import Start, find, hold_to_data, prepare_output
+from sfpo_megatron.run.engines import MainEnds
+from sfpo_megatron.run.length import said_length, sft_length
+from sfpo_megatron.run.opening import OpenedRun, other_ends, stop_watch
+from sfpo_megatron.run.saved_rollouts import share
+from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.tracking.tracker import Tracker
+from sfpo_megatron.types import RolloutBatch
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class WarmStart:
+    """An opened warm start."""
+
+    opened: OpenedRun
+    control: ControlGroup
+    held_out: tuple[RolloutBatch, ...]
+    """What the held-out loss is taken on, on every rank."""
+
+    def next_batch(self, step: int) -> RolloutBatch:
+        """The examples of a step, on every rank. Collective."""
+        ends, is_main = self.opened.ends, self.opened.is_main
+        return share(self.control, ends.feed.collect(step, _no_refit) if is_main else None)
+
+
+def _no_refit() -> None:
+    """There is no engine that could ask for weights."""
+
+
+class ExampleFeed:
+    """Rank 0's examples, in the place where a run has rollouts."""
+
+    def __init__(self, examples: SFTExamples, examples_per_step: int) -> None:
+        self._examples = examples
+        self._per_step = examples_per_step
+        self.metrics: dict[str, float] = {}
+
+    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
+        """The next examples; there is no engine to refit."""
+        return as_batch(self._examples.next_batch(self._per_step))
+
+    def wait_generated(self) -> None:
+        """Nothing is generated."""
+
+    def hold(self, refit: Callable[[], None]) -> None:
+        """Nothing is begun ahead."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor of the examples."""
+        return {"prompts": self._examples.stream.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved cursor."""
+        self._examples.stream.load_state_dict(state["prompts"])
+
+
+@contextmanager
+def open_warm_start(
+    config: RunConfig, *, fresh: bool = False, accept_data_change: bool = False
+) -> Iterator[WarmStart]:
+    """Find what the run continues from, read the examples and open the sinks (rank 0); close
+    everything at the end. `fresh`, `accept_data_change`: as `opening.open_run`. Collective."""
+    config = replace(config, debug=DebugConfig())  # which is about rollouts
+    control = ControlGroup(config.train.control_timeout_s)
+    is_main, store = control.rank == 0, store_of(config)
+    start = find(config, store, control, fresh=fresh, kind="sft")
+    examples = read_examples(config) if is_main else None
+    given = config
+    config = sft_length(config, control, len(examples) if examples is not None else 0)
+    with ExitStack() as closing:
+        ends = other_ends()
+        if examples is not None:
+            tracker = _open_sinks(given, config, start, examples, closing)
+            _hold_to_data(config, start, examples, tracker, accept_data_change)
+            ends = replace(
+                other_ends(),
+                stop=stop_watch(config),
+                tracker=tracker,
+                feed=ExampleFeed(examples, config.sft.examples_per_step),
+            )
+        yield WarmStart(
+            opened=_opened(config, start, is_main, ends, closing),
+            control=control,
+            held_out=tuple(_shared(control, config.sft.examples_per_step, examples)),
+        )
+
+
+def _opened(
+    config: RunConfig, start: Start, is_main: bool, ends: MainEnds, closing: ExitStack
+) -> OpenedRun:
+    return OpenedRun(
+        config=config,
+        directory=RunDirectory.of(config.output_dir),
+        is_main=is_main,
+        start=start,
+        store=store_of(config),
+        ends=ends,
+        closing=closing,
+    )
+
+
+def read_examples(config: RunConfig) -> SFTExamples:
+    """The examples of a config, by its model's tokenizer; DataError for what cannot be learned."""
+    path = config.model.path
+    tokenizer = load_tokenizer(path)
+    stop_ids = () if tokenizer.eos_token_id is None else stop_token_ids(Path(path), tokenizer)
+    max_context = model_shape(read_hf_config(path)).max_context
+    return SFTExamples(config, tokenizer, stop_ids=stop_ids, max_context=max_context)
+
+
+def _open_sinks(
+    given: RunConfig, config: RunConfig, start: Start, examples: SFTExamples, closing: ExitStack
+) -> Tracker:
+    directory = prepare_output(given, up_to_step=start.continued_step)
+    tracker = closing.enter_context(Tracker(config, num_steps=config.sft.steps))
+    tracker.progress(f"warm start {directory.path}: {config.sft.steps} steps")
+    if (num_epochs := given.sft.num_epochs) is not None:
+        tracker.progress(said_length(num_epochs, len(examples), config.sft.steps, "examples"))
+    tracker.progress(start.said)
+    tracker.progress(examples.summary)
+    return tracker
+
+
+def _hold_to_data(
+    config: RunConfig, start: Start, examples: SFTExamples, tracker: Tracker, accept: bool
+) -> None:
+    if (found := start.continued) is None:
+        return
+    state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
+    said = hold_to_data(examples.stream, found, state, directory, accept=accept)
+    if said:
+        tracker.progress(said)
+
+
+def _shared(
+    control: ControlGroup, per_batch: int, examples: SFTExamples | None
+) -> Iterator[RolloutBatch]:
+    """The held-out examples in batches, on every rank. Collective."""
+    held_out = examples.held_out if examples is not None else ()
+    for begin in range(0, control.broadcast_json(len(held_out)), per_batch):
+        part = list(held_out[begin : begin + per_batch])
+        yield share(control, as_batch(part) if examples is not None else None)
+
+
+def as_batch(examples: list[SFTExample]) -> RolloutBatch:
+    """Examples in the layout of rollouts: what is learned stands where a response would."""
+    prompts = [len(example.prompt_ids) for example in examples]
+    responses = [len(example.response_ids) for example in examples]
+    tokens = [t for e in examples for t in (*e.prompt_ids, *e.response_ids)]
+
+    def none_of(dtype: torch.dtype, count: int = len(examples)) -> Tensor:
+        return torch.zeros(count, dtype=dtype)
+
+    return RolloutBatch(
+        group_size=1,
+        prompt_lengths=torch.tensor(prompts),
+        response_lengths=torch.tensor(responses),
+        token_ids=torch.tensor(tokens),
+        generator_logprobs=none_of(torch.float32, sum(responses)),
+        response_mask=torch.tensor([m for e in examples for m in e.learned], dtype=torch.bool),
+        rewards=none_of(torch.float32),
+        correct=none_of(torch.bool),
+        finished=torch.ones(len(examples), dtype=torch.bool),
+        weight_version=0,
+    )

@@ -1,0 +1,187 @@
+"""What `sft` does with what is in its output_dir, and `train` with a warm start there.
+
+Model and examples are stand-ins. With real ones: tests/dist/test_warm_start.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sfpo_megatron import cli, sft
+from sfpo_megatron.checkpoints.identity import Kind, RunRecord
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, store_of
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.run import warm_start
+from sfpo_megatron.run.continuing import decide, prepare_output
+
+RUN = "abcdef012345"
+
+
+def save(config: RunConfig, step: int, state: str | None = None) -> None:
+    """A checkpoint of run RUN, or with another run_state.json."""
+    store = store_of(config)
+    aside = store.begin(step)
+    (aside / "metadata.json").write_text("{}")
+    (aside / RUN_STATE).write_text(state or json.dumps({"format": 2, "run_id": RUN, "step": step}))
+    store.commit(aside, step, {})
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> RunConfig:
+    """run.yaml in the working directory, for `check` and `slurm`; read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    model_dir()
+    Path("run.yaml").write_text(
+        "output_dir: run\nmodel: {path: model}\nparallel: {data: null}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 40}]}\n"
+    )
+    return load_config("run.yaml", [])
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The line of `check` about the start."""
+    assert cli.main(["check", "run.yaml"]) == 0
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train ")]
+    return line.removeprefix("train ")
+
+
+class Stop(Exception):
+    """Far enough: what follows needs a model."""
+
+
+def run_sft(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, rank: int, fresh: bool) -> None:
+    """A rank of `sft`, up to where it builds the policy."""
+    told = [None, RUN, "what rank 0 has decided"]
+    control = SimpleNamespace(
+        rank=rank, broadcast_json=lambda value=None: value if rank == 0 else told
+    )
+
+    def sft_length(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(warm_start, "ControlGroup", lambda _: control)
+    monkeypatch.setattr(warm_start, "read_examples", lambda config: [])
+    monkeypatch.setattr(warm_start, "sft_length", sft_length)
+    capabilities: Any = None
+    sft.run(config, capabilities, fresh=fresh)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_fresh_sets_a_run_aside_before_a_warm_start(
+    rank: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 alone does, and before it takes any memory."""
+    directory = RunDirectory.of(config.output_dir)
+    RunRecord.new(run_id=RUN).write(directory)
+    save(config, 3)
+    directory.metrics.write_text('{"step": 3}\n')
+    with pytest.raises(Stop):
+        run_sft(config, monkeypatch, rank=rank, fresh=True)
+    record = RunRecord.read(directory)
+    assert record is not None and (record.run_id == RUN) == directory.metrics.exists() == (
+        rank == 1
+    )
+    assert record.kind == ("sft" if rank == 0 else "train")
+    assert set(store_of(config).steps()) == ({3} if rank == 1 else set())
+    if rank == 0:
+        assert (directory.path / "run.json.previous-1").is_file()
+        assert (directory.path / "checkpoints.previous-1/step_0000003").is_dir()
+        assert (directory.path / "metrics.previous-1.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_a_warm_start_does_not_write_among_the_lines_of_a_run(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):  # nothing there
+        run_sft(config, monkeypatch, rank=0, fresh=False)
+    RunRecord.new(run_id=RUN).write(RunDirectory.of(config.output_dir))
+    with pytest.raises(Stop):  # ended before its first checkpoint
+        run_sft(config, monkeypatch, rank=0, fresh=False)
+    RunRecord.new(run_id=RUN).write(RunDirectory.of(config.output_dir))
+    save(config, 3)
+    with pytest.raises(CheckpointError, match=r"the last of step 3\).*--fresh"):
+        run_sft(config, monkeypatch, rank=0, fresh=False)
+
+
+def state_of(run_id: str, kind: str) -> str:
+    return json.dumps({"format": 2, "run_id": run_id, "kind": kind})
+
+
+def test_a_warm_start_continues_as_a_run_does(config: RunConfig) -> None:
+    store = store_of(config)
+    first = decide(config, store, fresh=False, kind="sft")
+    assert first.found is None and first.said == f"run {first.run_id} begins"
+    again = decide(config, store, fresh=False, kind="sft")
+    assert again == first  # ended before its first checkpoint
+    save(config, 2, state_of(first.run_id, "sft"))
+    for _ in range(2):
+        found = decide(config, store, fresh=False, kind="sft")
+        assert found.run_id == first.run_id and found.continued_step == 2
+        RunDirectory.of(config.output_dir).record.unlink()  # then the checkpoint says it
+    record = RunRecord.read(RunDirectory.of(config.output_dir))
+    assert record is None
+    assert decide(config, store, fresh=True, kind="sft").run_id != first.run_id
+
+
+@pytest.mark.parametrize("has", ["checkpoints", "a record", "both"])
+def test_a_run_after_a_warm_start_in_one_directory(
+    has: str, config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a new run; what the warm start has is kept under other names, its hf/ stays."""
+    begun = decide(config, store_of(config), fresh=False, kind="sft")
+    directory = prepare_output(config)
+    directory.metrics.write_text('{"step": 100, "loss": 1.0}\n')
+    directory.hf.mkdir()
+    if has != "a record":
+        save(config, 2, state_of(begun.run_id, "sft"))
+    if has == "checkpoints":
+        directory.record.unlink()
+    outlook = f"sets aside the warm start in {directory.path} and begins a new run"
+    assert said(capsys) == outlook.replace("in run ", f"in {Path.cwd()}/run ")
+    start = decide(config, store_of(config), fresh=False)
+    assert start.found is None and start.said.startswith(f"run {start.run_id} begins; the warm")
+    prepare_output(config)
+    assert not directory.metrics.exists() and directory.hf.is_dir()
+    kept = directory.path / "metrics.previous-1.jsonl"
+    assert kept.read_text() == '{"step": 100, "loss": 1.0}\n'
+    if has != "a record":
+        assert (directory.path / "checkpoints.previous-1/step_0000002").is_dir()
+    assert decide(config, store_of(config), fresh=False).run_id == start.run_id
+    save(config, 2, state_of(start.run_id, "train"))
+    assert decide(config, store_of(config), fresh=False).said.endswith("continues after step 2")
+    with pytest.raises(CheckpointError, match=r"the last of step 2\).*--fresh"):
+        decide(config, store_of(config), fresh=False, kind="sft")
+
+
+@pytest.mark.parametrize("kinds", [("sft", "train"), ("train", "sft")])
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_weights_of_the_other_command(
+    kinds: tuple[Kind, Kind], inside: bool, config: RunConfig, tmp_path: Path
+) -> None:
+    """checkpoint.resume at a checkpoint of the other command gives its weights alone: it has no
+    gate, or no examples. Even where it lies in the same output_dir and is set aside for it."""
+    made_by, starts = kinds
+    other = config if inside else replace(config, output_dir=str(tmp_path / "other"))
+    begun = decide(other, store_of(other), fresh=False, kind=made_by)
+    save(other, 7, state_of(begun.run_id, made_by))
+    where = str(store_of(other).folder / "step_0000007")
+    config = replace(config, checkpoint=replace(config.checkpoint, resume=where))
+    start = decide(config, store_of(config), fresh=inside and starts == "sft", kind=starts)
+    assert start.found is not None and start.continued is None and start.continued_step == 0
+    assert start.found.directory.is_dir() and start.run_id != begun.run_id
+    assert ("previous-1" in str(start.found.directory)) == inside
+    record = RunRecord.read(RunDirectory.of(config.output_dir))
+    assert record is not None and record.kind == starts
