@@ -26,6 +26,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.request import add_options
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.home import NoHome
+from sfpo_megatron.host.torchrun import num_ranks, speaks
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
@@ -34,7 +35,6 @@ _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*\s*=")
 _OF_A_START = ("--fresh", "--accept-data-change")
 """What the launcher hands on to every rank."""
-_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 Command = Literal["train", "sft"]
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(arguments)
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks find the same
+        if speaks():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except (DirectoryRefused, NoHome) as error:
@@ -247,7 +247,7 @@ def _check(arguments: argparse.Namespace) -> int:
     ranks = arguments.world_size
     config = load(arguments, world_size=ranks, for_training=ranks is not None)
     print(dump_config(config), end="")
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         print(f"train {_outlook(config, fresh=arguments.fresh)}", file=sys.stderr)
     return 0
 
@@ -283,12 +283,11 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _train(command: Command, arguments: argparse.Namespace) -> int:
     """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
-    under_torchrun = all(name in os.environ for name in _TORCHRUN_VARIABLES)
-    world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
+    world_size = num_ranks()
     config = load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
     directory = RunDirectory.of(config.output_dir)
     saves = command == "train" and config.saves_state
-    if not under_torchrun:
+    if world_size is None:
         from sfpo_megatron.launcher.launch import launch
 
         options = [option for option in _OF_A_START if _is_given(arguments, option)]

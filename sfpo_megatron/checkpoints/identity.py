@@ -110,10 +110,13 @@ def run_id_of(checkpoint: Path) -> str | None:
 
 
 def retire_run(directory: RunDirectory, store: CheckpointStore) -> Path | None:
-    """Set aside the run in RUN: record, metrics and checkpoints, under *.previous-N. Nothing is
-    deleted. Returns the new path of its checkpoints."""
+    """Set aside the run in RUN: record, metrics, policy and checkpoints, under *.previous-N.
+    Nothing is deleted. Returns the new path of its checkpoints."""
     if directory.record.exists():
         set_aside(directory.record, "previous")
+    # The end of the new run would replace it, and a run without checkpoints has nothing else.
+    if directory.hf.is_dir() and any(directory.hf.iterdir()):
+        set_aside(directory.hf, "previous")
     retire_metrics(directory)
     return store.retire()
 

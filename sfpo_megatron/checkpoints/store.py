@@ -55,11 +55,18 @@ class CheckpointStore:
     def steps(self) -> dict[int, Path]:
         """Train step -> directory of every checkpoint, oldest first; of either format."""
         found = {}
-        for path in self.folder.glob("*_*"):
-            match = _NAME.fullmatch(path.name)
-            if match and path.is_dir():
-                found[int(match.group(2))] = path
+        for path in self._named():
+            if _is_ours(path):
+                found[int(path.name.partition("_")[2])] = path
         return dict(sorted(found.items()))
+
+    def others(self) -> list[Path]:
+        """Checkpoints that no run has written: neither continued from nor removed."""
+        return [path for path in self._named() if not _is_ours(path)]
+
+    def _named(self) -> list[Path]:
+        there = sorted(self.folder.glob("*_*"))
+        return [path for path in there if _NAME.fullmatch(path.name) and path.is_dir()]
 
     def begin(self, step: int) -> Path:
         """Make an empty directory to write a checkpoint into; what an ended run left is removed."""
@@ -76,7 +83,7 @@ class CheckpointStore:
         manifest.sync_directory(aside)
         directory = self.folder / self._name(step)
         if directory.exists():  # of an earlier course of this run, or the same state once more
-            set_aside(directory, "replaced")
+            set_aside(directory, "replaced" if _is_ours(directory) else "previous")
         aside.rename(directory)
         manifest.sync_directory(self.folder)
         self._point(step)
@@ -141,6 +148,15 @@ class CheckpointStore:
             self.refuse_broken()
         return None
 
+    def refuse_others(self) -> None:
+        """CheckpointError if there are checkpoints by others where a run would begin anew."""
+        if others := self.others():
+            raise CheckpointError(
+                f"{others[-1]}: found a checkpoint that no run has written (without "
+                f"{manifest.NAME}), expected none in {self.folder}; move it away and give it by "
+                "checkpoint.resume, or begin without it by --fresh"
+            )
+
     def refuse_broken(self) -> None:
         """CheckpointError if there are checkpoints and all are broken."""
         broken = list(self.folder.glob("*.broken-*"))
@@ -161,6 +177,11 @@ class CheckpointStore:
         new path."""
         there = self.steps() or any(self.folder.glob("*.broken-*"))
         return set_aside(self.folder, "previous") if there else None
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether a run has written it: a manifest comes before the name, and either may be broken."""
+    return (directory / manifest.NAME).exists() or (directory / RUN_STATE).exists()
 
 
 def store_of(config: RunConfig) -> CheckpointStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.home import provide_home
+from sfpo_megatron.host.torchrun import speaks
 
 
 def load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
@@ -23,7 +23,7 @@ def load(arguments: argparse.Namespace, **check: Any) -> RunConfig:
 def check_and_warn(config: RunConfig, file: str, *, said: bool = False, **check: Any) -> None:
     """Check, and print the warnings once; `said`: the launcher has."""
     for warning in check_config(config, file=file, **check):
-        if os.environ.get("RANK", "0") == "0" and not said:
+        if speaks() and not said:
             print(warning, file=sys.stderr)
 
 
@@ -37,5 +37,5 @@ def load_for_run(arguments: argparse.Namespace, **check: Any) -> RunConfig:
 def see_to_home() -> None:
     """Provide a home folder where the machine has none, and say so."""
     said = provide_home()  # after `~` has been read
-    if said is not None and os.environ.get("RANK", "0") == "0":
+    if said is not None and speaks():
         print(f"warning: {said}", file=sys.stderr)

@@ -21,6 +21,8 @@ from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.one_model import one_model
+from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,
     engine_arguments_on,
@@ -29,6 +31,7 @@ from sfpo_megatron.config.rules.passed_through import (
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
+from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
 from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -269,11 +272,14 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     engines,
     transports,
     passed_through,
+    one_model,
+    optimizer_modes,
     engine_arguments,
     own_code,
     server,
     data,
     rows,
     outputs,
+    saved_rollouts,
     checkpoints,
 )

@@ -21,7 +21,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.config.typed import NUMBER_TEXT, build
 from sfpo_megatron.config.yaml_text import read_yaml
 
-__all__ = ["ConfigError", "dump_config", "load_config"]
+__all__ = ["ConfigError", "dump_config", "is_dumped", "load_config"]
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
@@ -70,6 +70,10 @@ def _unreadable(path: Path, found: str, fix: str) -> ConfigError:
     return ConfigError(str(path), "(file)", found=found, expected="a YAML file", fix=fix)
 
 
+_ALWAYS = ("seed", "output_dir", "model", "megatron", "objective", "tracking", "debug")
+"""Sections of every config with its defaults filled in."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Puts texts that `load_config` would take for numbers in quotes."""
 
@@ -82,7 +86,24 @@ _Dumper.add_implicit_resolver(
 def dump_config(config: RunConfig) -> str:
     """YAML that `load_config` turns back into an equal config."""
     # ASCII with escapes: written as they are, characters such as U+0085 do not survive PyYAML.
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=96)
+    return _dumped(_plain(config))
+
+
+def is_dumped(file: Path) -> bool:
+    """Whether `dump_config` of this or another version may have written `file`: nobody's comments,
+    layout or choice of keys are lost with it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    if not text:
+        return True  # nothing to lose
+    return isinstance(tree, dict) and {*_ALWAYS} <= {*tree} and _dumped(tree) == text
+
+
+def _dumped(tree: Any) -> str:
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=96)
 
 
 def _plain(value: Any, key: str = "") -> Any:

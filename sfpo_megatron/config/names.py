@@ -95,7 +95,8 @@ data.eval: val_files val_file val_data eval_files eval_file eval_dataset eval_pr
     test_files validation_files
 data.chat_template: apply_chat_template use_chat_template
 reward.function: reward_fn reward_funcs reward_func reward_model custom_reward_function rm_type
-    reward_manager remote_rm_url verifier
+    reward_manager reward_weights verifier
+reward.http.url: remote_rm_url rm_url
 eval.every: eval_interval eval_steps test_freq eval_freq val_period eval_every eval_period
     val_interval
 eval.n: n_samples_per_eval_prompt eval_n val_n eval_num_samples

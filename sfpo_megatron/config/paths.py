@@ -31,6 +31,7 @@ PATH_KEYS = frozenset(
 NOT_DIRECTORIES = ("auto", "never")
 """Values of checkpoint.resume that name no directory."""
 
+_NAME_BYTES, _PATH_BYTES = 255, 3500  # Linux's limits; a run's own names follow
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\})?", re.A)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.A)
 _HUB_ID = re.compile(r"(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.A)
@@ -73,6 +74,13 @@ def expand(text: str, environ: Mapping[str, str] = os.environ) -> str:
             found=repr(path),
             expected="a path without control characters, line breaks and lone surrogates",
             fix="rename it",
+        )
+    longest = max(map(len, path.encode().split(b"/")))
+    if longest > _NAME_BYTES or len(path.encode()) > _PATH_BYTES:
+        raise PathError(
+            found=f"{path[:40]!r}... of {len(path.encode())} bytes, with a name of {longest}",
+            expected=f"at most {_PATH_BYTES} bytes, and {_NAME_BYTES} in a name",
+            fix="choose a shorter one",
         )
     return f"./{path}" if path.startswith("~") else path
 

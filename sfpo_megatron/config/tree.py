@@ -352,6 +352,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed")
+        if self.seed >= 2**32:
+            raise FieldError("seed", self.seed, "a number below 2**32", "take a smaller seed")
 
     @property
     def rewards(self) -> tuple[RewardChoice | None, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.columns import SYSTEM
-from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.types import Prompt
 
@@ -16,10 +16,20 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory; code that comes with a model is never run."""
+    """The tokenizer of a model directory; code that comes with a model is never run. DataError
+    where it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and tokenizers raise: KeyError, Exception...
+        raise DataError(
+            "model.path",
+            found=f"a tokenizer in {path} that transformers cannot load "
+            f"({type(error).__name__}: {shorten(str(error))})",
+            expected="the model's tokenizer.json",
+            fix="download the model's tokenizer again",
+        ) from error
 
 
 def tokenized_prompts(

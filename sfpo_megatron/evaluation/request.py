@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sfpo_megatron.config.check import has_cuda
 from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.config.origin import COMMAND_LINE
@@ -76,7 +78,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-tokens", type=int, metavar="N", help="of a response (eval.max_response_tokens)"
     )
-    command.add_argument("--reward", metavar="NAME", help="the verifier (reward.function)")
+    command.add_argument(
+        "--reward", metavar="NAME", help="a verifier, or a list for a sum (reward.function)"
+    )
     command.add_argument("--prompt-suffix", metavar="TEXT", help="data.prompt_suffix")
     command.add_argument("--out", metavar="DIR", help="output_dir (default: runs/eval)")
     command.add_argument("--json", action="store_true", help="print nothing but JSON on stdout")
@@ -120,7 +124,7 @@ def _options(
         "eval.temperature": arguments.temperature,
         "eval.top_p": arguments.top_p,
         "eval.max_response_tokens": arguments.max_tokens,
-        "reward.function": arguments.reward,
+        "reward.function": _reward(arguments.reward),
         "data.prompt_suffix": arguments.prompt_suffix,
     }
     options = {} if has_file else _defaults(models[0], arguments.max_tokens)
@@ -131,6 +135,19 @@ def _options(
         if not has_file:
             options["data.train"] = options["data.eval"]  # a config has some; nothing reads it
     return options | {key: value for key, value in found.items() if value is not None}
+
+
+def _reward(text: str | None) -> Any:
+    """A name as it is; a list is a weighted sum."""
+    if text is None or not text.lstrip().startswith("["):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise EvaluationError(
+            f"--reward: found {text!r}, expected a name, or a list such as "
+            "[{name: math}, {name: format, weight: 0.1}]"
+        ) from error
 
 
 def _data(names: str, folder: Path, reward: str | None) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def cut_metrics(path: str | Path, step: int) -> None:
             line = json.loads(text)
         except ValueError:
             continue  # a killed run may leave half a line
-        if text.endswith("\n") and isinstance(line, dict) and line.get("step", 0) <= step:
+        at = line.get("step") if isinstance(line, dict) else None
+        # A line without a train step is nobody's here, and `read_metrics` would end on it.
+        if text.endswith("\n") and type(at) is int and at <= step:
             kept.append(text)
     aside = file.with_name(file.name + ".tmp")
     aside.write_text("".join(kept), encoding="utf-8")

@@ -18,7 +18,7 @@ from sfpo_megatron.rewards.expressions import Unreadable, expression
 from sfpo_megatron.rewards.notation import plain
 from sfpo_megatron.rewards.numbers import Written
 from sfpo_megatron.rewards.screen import refused
-from sfpo_megatron.rewards.units import unit_of
+from sfpo_megatron.rewards.units import unit_of, without_braces
 
 if TYPE_CHECKING:
     from sympy import Expr
@@ -290,11 +290,12 @@ def _quantity(text: str) -> Answer | None:
         rest = re.sub(r"\s+(?:dollars|USD|euros?|pounds?)$", "", currency[4])
         unit = unit_of(currency[2], spaced=True)
         return _with_unit(currency[1] + currency[3] + rest, unit) if unit else None
-    found = _QUANTITY.fullmatch(text) if len(text) <= MAX_QUANTITY_CHARS else None
+    short = len(text) <= MAX_QUANTITY_CHARS
+    found = _QUANTITY.fullmatch(without_braces(text)) if short else None
     if found is None:
         return None
-    unit = unit_of(found["unit"].strip(), spaced=bool(found["space"]))
-    return _with_unit(found["value"], unit) if unit else None
+    name = unit_of(found["unit"].strip(), spaced=bool(found["space"]))
+    return _with_unit(found["value"], name) if name else None
 
 
 def _with_unit(text: str, unit: str) -> Value | None:

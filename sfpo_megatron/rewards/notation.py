@@ -104,6 +104,11 @@ _RULES = tuple(
         (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+        # Times of day: `7:30 p.m.`, `7:30 PM`, `7:30pm`. Without dots and colon they are letters.
+        (r"(?<=\d)\s*[aA]\.\s?[mM](?:\.|(?![A-Za-z]))", " am"),
+        (r"(?<=\d)\s*[pP]\.\s?[mM](?:\.|(?![A-Za-z]))", " pm"),
+        (r"(?:(?<=:[0-5]\d)\s*|(?<=\d)\s+)(?:AM|am)(?![A-Za-z])", " am"),
+        (r"(?:(?<=:[0-5]\d)\s*|(?<=\d)\s+)(?:PM|pm)(?![A-Za-z])", " pm"),
         (r"\s+", " "),
         (r" ?([\^_]) ?", r"\1"),
     )

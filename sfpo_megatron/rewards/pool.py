@@ -44,8 +44,10 @@ class ScoringPool:
             if self._http is not None:
                 self._http.close()
             raise
-        # Beside the processes: a server may take its time.
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="scoring-http")
+        # Beside the processes, and for calls in several threads: a server may take its time.
+        self._beside = ThreadPoolExecutor(
+            config.http.concurrency, thread_name_prefix="scoring-beside"
+        )
 
     @property
     def worker_pids(self) -> list[int]:

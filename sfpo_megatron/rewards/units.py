@@ -47,6 +47,20 @@ _WORD = re.compile(
     r"(\\?[A-Za-z]+\.?(?:-[a-z]+)?)(?:\^\{?\s*(-?[0-9])\s*\}?)?|(/|\\cdot ?|\*|\s|-)"
 )
 
+_UNIT_IN_BRACES = re.compile(
+    r"(?P<value>.*?[0-9)}\]!.])(?P<space>\s*)(?:\{(?P<whole>\s*[A-Za-z][^{}]*)\}|"
+    r"\\frac\s*\{(?P<top>\s*[A-Za-z][^{}]*)\}\s*\{(?P<bottom>\s*[A-Za-z][^{}]*)\})"
+)
+
+
+def without_braces(quantity: str) -> str:
+    r"""`12 \frac{m}{s}` as `12 m/s`, `12 {cm}` as `12 cm`; other text as it is."""
+    found = _UNIT_IN_BRACES.fullmatch(quantity)
+    if found is None:
+        return quantity
+    unit = found["whole"] or f"{found['top'].rstrip()}/{found['bottom'].strip()}"
+    return f"{found['value']}{found['space']}{unit.rstrip()}"
+
 
 def unit_of(phrase: str, *, spaced: bool) -> str | None:
     """One name for a unit or a noun behind a number; None if the phrase is neither. `spaced`: a

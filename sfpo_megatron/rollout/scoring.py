@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rewards.http import HTTP
 from sfpo_megatron.rewards.pool import Score, ScoringPool
 from sfpo_megatron.rollout.episodes import Episode
 from sfpo_megatron.rollout.sampling import stop_token_ids
@@ -37,8 +38,7 @@ class Scorer:
     def __init__(self, config: RunConfig, model_path: str) -> None:
         self._config = config
         self._model_path = model_path
-        # One thread: the pool is not asked twice at a time, and batches keep their order.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._threads = ThreadPoolExecutor(_num_threads(config), thread_name_prefix="scorer")
         self._open = ExitStack()
 
     async def start(self) -> None:
@@ -112,4 +112,11 @@ class Scorer:
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Future[T]:
         call = partial(function, *args, **kwargs)
-        return asyncio.get_running_loop().run_in_executor(self._thread, call)
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _num_threads(config: RunConfig) -> int:
+    """One: the processes are asked one call at a time, in order. A server of the user's own scores
+    several, so that its answers are not waited for one after the other."""
+    functions = config.reward.functions(config.rewards)
+    return config.reward.http.concurrency if any(one.name == HTTP for one in functions) else 1

@@ -25,6 +25,7 @@ from sfpo_megatron.host.phases import doing
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.run import same_model
 from sfpo_megatron.run.engines import Engines
 from sfpo_megatron.run.opening import OpenedRun
 from sfpo_megatron.run.saving import (
@@ -66,6 +67,7 @@ class Checkpoints:
             best_step=lambda: opened.ends.best.step,
             progress=opened.progress,
         )
+        self._model = same_model.print_of(config.model.path) if policy.control.rank == 0 else None
         self._stall_s = 0.0
         self._longest_pass_s = 0.0
         here = (socket.gethostname(), os.getpid())
@@ -208,6 +210,7 @@ class Checkpoints:
             "step": step,
             "weight_version": step,
             **{name: part.state_dict() for name, part in self._kept.items()},
+            same_model.KEY: self._model,
             "sampling": {"seed": self._config.seed},
             "parallel": dataclasses.asdict(self._config.parallel),
             "config": dataclasses.asdict(self._config),

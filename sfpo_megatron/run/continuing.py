@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.checkpoints.identity import RunRecord, retire_metrics, retire_run, run_id_of
-from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found
+from sfpo_megatron.checkpoints.store import (
+    CheckpointError,
+    CheckpointStore,
+    Found,
+    set_aside,
+    store_of,
+)
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
-from sfpo_megatron.config.load import dump_config
+from sfpo_megatron.config.load import dump_config, is_dumped
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.prompts import PromptStream, print_of, source_names_of
@@ -66,6 +72,8 @@ def decide(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> Start:
         return Start(found=found, run_id=record.run_id, said=_goes_on(record, found))
     if not fresh and (record is not None or resume == "auto"):
         store.refuse_broken()  # an earlier start has renamed them: that is no new run
+    if not fresh and record is None and resume == "auto":
+        store.refuse_others()  # whoever put it there wants to continue from it
     return _first_start(directory, store, record, resume, fresh)
 
 
@@ -191,13 +199,23 @@ def warn(text: str) -> None:
 
 def prepare_output(config: RunConfig, *, up_to_step: int = 0) -> RunDirectory:
     """Make output_dir, write config.yaml. An earlier run's metrics are kept under another name; of
-    a run that continues after step `up_to_step`, the lines up to it stay where they are."""
+    a run that continues after step `up_to_step`, the lines up to it stay where they are.
+    CheckpointError for rollouts alone beside a run that would continue on top of their metrics."""
     directory = RunDirectory.of(config.output_dir)
+    if config.debug.rollout_only and (steps := store_of(config).steps()):
+        raise CheckpointError(
+            f"output_dir: found the checkpoints of a run in {directory.path} (the last of step "
+            f"{max(steps)}) with debug.rollout_only, expected a directory without; choose another "
+            "output_dir, or set the run aside with --fresh"
+        )
     directory.path.mkdir(parents=True, exist_ok=True)
     if up_to_step:
         cut_metrics(directory.metrics, up_to_step)
     else:
         retire_metrics(directory)
+    if directory.config.exists() and not is_dumped(directory.config):
+        kept = set_aside(directory.config, "previous")
+        warn(f"{directory.config} was not as a run writes it (edited?): kept as {kept.name}")
     aside = directory.config.with_name("config.yaml.tmp")
     aside.write_text(dump_config(config), encoding="utf-8")
     aside.rename(directory.config)

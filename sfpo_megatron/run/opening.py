@@ -40,6 +40,7 @@ from sfpo_megatron.run.engines import (
 )
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
+from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
@@ -165,6 +166,9 @@ def _main_ends(
     fleet: Fleet
     feed: Feed
     evaluation: Evaluation
+    state = {} if continued is None else read_run_state(continued.directory)
+    if continued is not None:
+        hold_to_model(config, continued, state)
     if config.debug.train_only:
         fleet, feed, evaluation = NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation()
     else:
@@ -174,7 +178,6 @@ def _main_ends(
         held_out = tuple(eval_prompts(config, tokenizer))
         tracker.progress(f"{prompts.summary}, {len(held_out)} held out")
         if continued is not None:
-            state = read_run_state(continued.directory)
             said = hold_to_data(prompts, continued, state, directory, accept=accept_data_change)
             if said:
                 tracker.progress(said)

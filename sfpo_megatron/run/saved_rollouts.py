@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sfpo_megatron.checkpoints.store import set_aside
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -98,9 +99,12 @@ class RolloutSaver:
     """`debug.save_rollouts`: every batch so far in one safetensors file, rewritten whole."""
 
     def __init__(self, path: str, *, up_to_step: int = 0) -> None:
-        """`up_to_step`: keep what a run that is resumed has saved of its steps up to this one."""
+        """`up_to_step`: keep what a run that is resumed has saved of its steps up to this one. What
+        stands there of another is kept as NAME.previous-N."""
         self._path = Path(path)
         self._tensors: dict[str, Tensor] = {}
+        if not up_to_step and self._path.exists():
+            set_aside(self._path, "previous")
         if up_to_step and self._path.is_file():
             saved = load_file(self._path)
             self._tensors = {n: t for n, t in saved.items() if int(n.split(".")[0]) <= up_to_step}

@@ -20,6 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 _SOURCED = ("before_env.sh", "job.sh", "ray_cluster.sh")
 _HOLE = re.compile(r"@([A-Z]+(?:_[A-Z]+)*)@")
 _PLAIN_PATH = re.compile(r"[\w./+=:,~-]+")
+_AS_IT_IS = "surrogateescape"
 SIGNAL_MARGIN_S = 60  # Slurm sends --signal up to this much late
 
 
@@ -84,7 +85,8 @@ def render(config: RunConfig, job: Job, layout: JobLayout | None) -> dict[str, s
     return {
         script: _HOLE.sub(lambda hole: values[hole[1]], template).replace("\n\n\n", "\n\n"),
         **{name: (TEMPLATES / name).read_text(encoding="utf-8") for name in _SOURCED},
-        "env.sh": job.env_file.read_text(encoding="utf-8"),
+        # Byte by byte, for a shell asks for no encoding: a comment may be in another.
+        "env.sh": job.env_file.read_text(encoding="utf-8", errors=_AS_IT_IS),
         "config.yaml": dump_config(config),
     }
 
@@ -94,7 +96,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         aside = folder / f"{name}.tmp"
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors=_AS_IT_IS)
         if name.endswith((".sh", ".sbatch")):
             aside.chmod(0o755)
         aside.rename(folder / name)

@@ -105,13 +105,8 @@ def assert_ends(
 ) -> str:
     """Send the signal; the output of a run that ended in time, with an error and nothing left."""
     traces = Traces(process, tmpdir)
-
-    def seen() -> bool:
-        traces.look()
-        return bool(traces.segments and traces.folders)
-
-    # A refit's buffer is shared memory for the time of a refit.
-    digits.wait_for(seen, timeout_s=30, what="a folder and shared memory of the run")
+    traces.look()  # no segment has a name here: engines of one rank need none, refits unlink theirs
+    assert traces.folders
     begun = time.monotonic()
     os.kill(hit.pid, signum)
     output, _ = process.communicate(timeout=LIMIT_S)
@@ -228,7 +223,7 @@ def test_a_run_that_ends_well_leaves_nothing(config: Path, tmpdir: Path, command
         time.sleep(0.3)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert traces.segments and traces.folders
+    assert traces.folders
     traces.assert_gone()
 
 

@@ -119,6 +119,32 @@ def test_torchrun_ranks_report_a_wrong_config_once(here: Path) -> None:
     assert done["1"].stderr == ""
 
 
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""},
+        {"RANK": "1", "WORLD_SIZE": "two", "LOCAL_RANK": "1"},
+    ],
+)
+def test_what_a_container_has_set_is_no_torchrun(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: dict[str, str],
+) -> None:
+    """The error is said, and `train` starts the ranks itself."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["check", "run.yaml", "sede=1"]) == 2
+    assert "error: command line: sede: found an unknown key" in capsys.readouterr().err
+    assert cli.main(["check", "run.yaml"]) == 0
+    assert "train begins a new run" in capsys.readouterr().err
+    monkeypatch.setattr("sfpo_megatron.launcher.launch.launch", lambda *_, **__: 5)
+    assert cli.main(["train", "run.yaml"]) == 5
+
+
 @pytest.mark.parametrize("command", ["train", "sft"])
 def test_launcher_gets_the_ranks_that_parallel_asks_for(
     here: Path, monkeypatch: pytest.MonkeyPatch, command: str

@@ -116,6 +116,12 @@ FILE_CASES = {  # text after BASE -> (key, found, expected, fix)
     "train:": ("train", "null", "a section", "give it keys"),
     "tracking: {sinks: console}": ("tracking.sinks", "'console'", "a list", "[...]"),
     "tracking: {sinks: [wandb]}": ("tracking.sinks.0", "'wandb'", "console, jsonl", "choose one"),
+    "seed: 4294967296": ("seed", "4294967296", "a number below 2**32", "take a smaller seed"),
+    "debug: {save_rollouts: " + 256 * "a" + "}": (
+        "debug.save_rollouts", "of 256 bytes, with a name of 256",
+        "at most 3500 bytes, and 255 in a name", "choose a shorter one"),
+    "debug: {train_only: " + 128 * "é" + "/x}": (
+        "debug.train_only", "with a name of 256", "255 in a name", "choose a shorter one"),
     "seed: 1\nseed: 2": ("seed", "the key twice", "once", "remove one"),
     "train: {num_steps: 0}": ("train.num_steps", "0", "a number >= 1", "set num_steps to 1"),
     "sfpo: {alpha: 1.5}": ("sfpo.alpha", "1.5", "a number in [0, 1]", "move alpha"),

@@ -54,7 +54,7 @@ SUGGESTED = {  # an override -> the key that is meant
     "alpha=0.5": "sfpo.alpha",
     "sfpo.sfpo_inner_steps=3": "sfpo.num_fast_passes",
     "clip_ratio_high=0.28": "objective.clip_high",
-    "train.top_p=0.9": "rollout.top_p",
+    "train.top_p=0.9": "rollout.top_p or eval.top_p",
     "async_steps=1": "rollout.async_steps",
     "enforce_eager=true": "rollout.engine_args.enforce_eager",
 }

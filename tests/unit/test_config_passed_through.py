@@ -5,6 +5,7 @@ Not exercised here: that they accept every value whose type is right.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,8 @@ import pytest
 from made.configs import run_check
 
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.rules.one_model import AS_IN_THE_MODEL
+from sfpo_megatron.config.rules.optimizer_modes import OPTIMIZERS
 from sfpo_megatron.config.rules.passed_through import CLASSES
 from sfpo_megatron.config.upstream import accepts, fields_of
 
@@ -72,6 +75,81 @@ def test_refused(here: Path, override: str) -> None:
     error = caught.value
     assert error.key.rpartition(".")[2] == name and error.key.startswith(override.split("=")[0][:8])
     assert found in error.found and expected in error.expected and fix in error.fix
+
+
+OTHER_MODELS = (  # name, another value, the one of all models
+    *(("hidden_dropout", 0.1, 0.0), ("attention_dropout", 0.1, 0.0)),
+    *(("normalization", "LayerNorm", "RMSNorm"), ("layernorm_zero_centered_gamma", True, False)),
+    *(("add_bias_linear", True, False), ("gated_linear_unit", False, True)),
+    *(("softmax_scale", 0.5, None), ("softmax_type", "off-by-one", "vanilla")),
+    *(("qk_clip", True, False), ("qk_l2_norm", True, False), ("no_rope_freq", 4, None)),
+    *(("moe_router_force_load_balancing", True, False), ("moe_input_jitter_eps", 0.01, None)),
+    *(("mtp_num_layers", 1, None), ("glu_linear_offset", 1.0, 0.0)),
+)
+
+
+@pytest.mark.parametrize(("name", "other", "ours"), OTHER_MODELS)
+def test_another_function_of_the_same_weights(
+    here: Path, name: str, other: object, ours: object
+) -> None:
+    """The trainer alone would have it: silently before the first comparison of log-probs."""
+    with pytest.raises(ConfigError) as caught:
+        run_check(f"{CORE}={json.dumps({name: other})}")
+    assert caught.value.key == f"{CORE}.{name}" and f"{ours!r}, as in" in caught.value.expected
+    assert run_check(f"{CORE}={json.dumps({name: ours})}") == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("layernorm_epsilon=1.0", "window_size=[4, 0]", "qk_layernorm=true", "kv_channels=32"),
+        *("num_query_groups=1", "ffn_hidden_size=64", "rotary_interleaved=true"),
+        *("rotary_percent=0.5", "add_qkv_bias=true", "beta_fast=1.0"),
+    ],
+)
+def test_what_config_json_says(here: Path, setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"found .*no such key.*the model's config\.json"):
+        run_check(f"{CORE}.{setting}")
+
+
+@pytest.mark.parametrize("format", ["dummy", "auto", "mistral"])
+def test_engines_load_what_the_trainer_reads(here: Path, format: str) -> None:
+    """`dummy` is random weights, which `eval` would judge."""
+    with pytest.raises(ConfigError, match="the files that the trainer reads"):
+        run_check(f"{ENGINE}.load_format={format}")
+
+
+def test_the_names_are_megatrons() -> None:
+    assert set(AS_IN_THE_MODEL) <= set(fields_of(*CLASSES[CORE]) or {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("ddp.use_megatron_fsdp", True), ("ddp.fp8_param_gather", True)),
+        *(("optimizer.optimizer", "muon"), ("optimizer.optimizer", "lion")),
+        ("optimizer.overlap_param_gather_with_optimizer_step", True),
+        ("optimizer.reuse_grad_buf_for_mxfp8_param_ag", True),
+    ],
+)
+def test_modes_of_the_optimizer_that_sfpo_refuses(here: Path, key: str, value: object) -> None:
+    """Before an engine starts: the optimizer that is built would say so a model's loading later."""
+    with pytest.raises(ConfigError, match=r"expected .* with SFPO; remove it: ") as caught:
+        run_check(f"megatron.{key}={json.dumps(value)}")
+    assert caught.value.key == f"megatron.{key}"
+
+
+def test_main_params_in_other_dtypes(here: Path) -> None:
+    aware = "megatron.optimizer={{use_precision_aware_optimizer: true, main_params_dtype: {}}}"
+    with pytest.raises(ConfigError, match=r"main_params_dtype: found 'float16', expected float32"):
+        run_check(aware.format("float16"), "model.dtype=bfloat16")
+    assert run_check(aware.format("float32"), "model.dtype=bfloat16") == []
+
+
+def test_the_optimizers_are_those_of_the_shards() -> None:
+    from sfpo_megatron.mcore.shards.steppers import KINDS
+
+    assert {*OPTIMIZERS} == {kind.name for kind in KINDS}
 
 
 ACCEPTED = (

@@ -236,6 +236,22 @@ def test_a_truncated_file_is_named(megatron: Path, tmp_path: Path) -> None:
     assert (tmp_path / "back/model.safetensors").read_bytes() == before
 
 
+def test_a_flipped_bit_is_named(megatron: Path, tmp_path: Path) -> None:
+    """torch.load takes it for another weight. Wherever it lies in a tensor's numbers."""
+    file = megatron / "release/__0_0.distcp"
+    whole = file.read_bytes()
+    rows = TorchDistReader(megatron / "release").read("embedding.word_embeddings.weight")[:4]
+    weight = rows.view(torch.uint8).numpy().tobytes()
+    at = whole.index(weight)
+    for place in (at, at + len(weight) // 2, at + len(weight) - 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"__0_0\.distcp: embedding.*checksum"):
+            megatron_to_hf(megatron, tmp_path / "back")
+        assert not (tmp_path / "back").exists()
+    file.write_bytes(whole)
+    megatron_to_hf(megatron, tmp_path / "back")
+
+
 def test_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found no torch_dist checkpoint"):
         locate(tmp_path)

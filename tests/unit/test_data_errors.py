@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from made.prompts import make_config, sums
 
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream, eval_prompts
+from sfpo_megatron.data.tokenize import load_tokenizer
 
 GOOD = '{"prompt": "2 + 2 =", "answer": "4"}'
 BAD_LINES = {
@@ -106,3 +108,12 @@ def test_too_long_generated_prompt_names_the_entry(tokenizer):
         PromptStream(config, tokenizer)
     with pytest.raises(DataError, match=r"found no prompt \(5 bad rows skipped"):
         PromptStream(make_config([sums(5)], max_prompt_tokens=8, on_bad_row="skip"), tokenizer)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_does_not_load(tmp_path: Path, text: str) -> None:
+    """Each kind raises an error of its own, of which none names the file."""
+    (tmp_path / "tokenizer.json").write_text(text)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(DataError, match=r"model\.path: found a tokenizer in .*cannot load"):
+        load_tokenizer(str(tmp_path))

@@ -118,6 +118,11 @@ def test_benchmarks_of_different_rewards_go_together(model: Path) -> None:
     one = request(*both, "--reward", "exact_match").config
     assert one.reward.function == "exact_match"
     assert [source.reward for source in one.data.eval] == [None, None]
+    summed = request(*both, "--reward", "[{name: math}, {name: format, weight: 0.1}]").config
+    assert [(s.name, s.weight) for s in summed.reward.summands(None)] == [
+        ("math", 1.0),
+        ("format", 0.1),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,7 @@ def test_benchmarks_of_different_rewards_go_together(model: Path) -> None:
         ("--model m --data gsm8k --n 0", "eval.n"),
         ("--model m --data gsm8k --top-p 1.5", "eval.top_p"),
         ("--model m --data gsm8k --reward maths", "reward.function"),
+        ("--model m --data gsm8k --reward [math", "--reward: found"),
         ("--model m --data gsm8k rollout.num_engine=2", "num_engines"),
     ],
 )

@@ -143,7 +143,12 @@ def test_plot_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
         plot(path, tmp_path / "empty.png")
 
 
-@pytest.mark.parametrize("tail", ["", '{"step": 3, "lo', '{"step": 3}', "[1]\n", "garbage\n"])
+NO_STEP = '{"step": "x"}\n{"step": null}\n{"note": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "tail", ["", '{"step": 3, "lo', '{"step": 3}', "[1]\n", "garbage\n", NO_STEP]
+)
 def test_cut_metrics_keeps_lines_up_to_the_step(tmp_path: Path, tail: str) -> None:
     """Byte for byte; half a line at the end goes."""
     kept = '{"step": 0, "eval/accuracy": 0.1}\n{"step": 1, "loss": 1e-07}\n{"step": 2}\n'

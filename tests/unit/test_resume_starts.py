@@ -233,6 +233,22 @@ def test_rollouts_alone_touch_no_run(config: RunConfig) -> None:
     assert again.found is None and again.run_id != begun.run_id
 
 
+def test_rollouts_alone_do_not_write_among_the_lines_of_a_run(config: RunConfig) -> None:
+    """The run would continue on top of them, and cut them to its own step."""
+    begun = decide(config, store_of(config), fresh=False)
+    directory = prepare_output(config)
+    directory.metrics.write_text('{"step": 3}\n')
+    save(config, 3, json.dumps({"format": 2, "run_id": begun.run_id}))
+    alone = replace(config, debug=DebugConfig(rollout_only=True))
+    decide(alone, store_of(alone), fresh=False)
+    with pytest.raises(CheckpointError, match=r"step 3\) with debug.rollout_only.*--fresh"):
+        prepare_output(alone)
+    assert directory.metrics.read_text() == '{"step": 3}\n'
+    decide(alone, store_of(alone), fresh=True)
+    prepare_output(alone)
+    assert (directory.path / "metrics.previous-1.jsonl").read_text() == '{"step": 3}\n'
+
+
 # ---- the format before --------------------------------------------------------------------------
 
 VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")

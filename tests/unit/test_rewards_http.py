@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -338,3 +339,19 @@ def test_a_server_alone_needs_no_process() -> None:
 def test_an_address_that_is_none(url: str, found: str) -> None:
     with pytest.raises(FieldError, match=rf"^url: .*{found}"):
         HttpRewardConfig(url=url)
+
+
+def test_calls_in_several_threads_are_under_way_together() -> None:
+    """The controller scores a few rollouts a call."""
+    meeting = threading.Barrier(2)
+
+    def meet(handler: BaseHTTPRequestHandler, asked: Any) -> None:
+        meeting.wait(20)
+        right(handler, asked)
+
+    with serving(otherwise=meet) as server:
+        http = HttpRewardConfig(url=server.url, concurrency=2)
+        with ScoringPool(RewardConfig(function="http", http=http)) as pool:
+            with ThreadPoolExecutor(2) as threads:
+                calls = [threads.submit(pool.score, [(problem(), text)]) for text in ("42", "7")]
+            assert [rewards(call.result()) for call in calls] == [[1.0], [0.0]]

@@ -175,6 +175,20 @@ def test_fresh_sets_aside_and_deletes_nothing(run: Run) -> None:
     assert run.start().run_id == second.run_id
 
 
+def test_fresh_keeps_the_policy_that_the_new_run_would_replace(run: Run) -> None:
+    """A run without checkpoints has nothing else."""
+    run.start()
+    run.directory.hf.mkdir()
+    (run.directory.hf / "model.safetensors").write_text("trained")
+    for number in (1, 2):
+        run.start(fresh=True)
+        assert not run.directory.hf.exists() or not any(run.directory.hf.iterdir())
+        kept = run.directory.path / "hf.previous-1/model.safetensors"
+        assert kept.read_text() == "trained"
+        run.directory.hf.mkdir(exist_ok=True)  # empty: nothing to keep
+        assert not (run.directory.path / f"hf.previous-{number + 1}").exists()
+
+
 def test_fresh_from_an_older_checkpoint_of_its_own(run: Run) -> None:
     first = run.start()
     older = run.save(2, first.run_id)
@@ -210,6 +224,22 @@ def test_rollouts_alone_leave_the_run_as_it_is(run: Run) -> None:
     run.save(3, first.run_id)
     start = decide(run.config("never", rollout_only=True), run.store, fresh=False)
     assert start.found is None and run.start().found is not None
+
+
+def test_a_checkpoint_by_others_is_neither_renamed_nor_removed(run: Run) -> None:
+    """Such as Megatron-LM's, put where a run's are: not broken, and not the run's to retain."""
+    theirs = run.store.folder / "iter_0000001"
+    theirs.mkdir(parents=True)
+    (theirs / "metadata.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"iter_0000001: .*no run has written.*resume"):
+            run.start()
+    begun = run.start(fresh=True)
+    for step in (2, 3, 4, 5):
+        run.save(step, begun.run_id)
+    run.store.prune()
+    assert run.start().said.endswith("continues after step 5")
+    assert (theirs / "metadata.json").is_file() and min(run.store.steps()) > 2
 
 
 def test_a_record_reads_back(run: Run) -> None:

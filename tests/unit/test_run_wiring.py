@@ -198,6 +198,20 @@ def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Pat
         saved.collect(3, lambda: None)
 
 
+def test_the_saver_of_a_new_run_keeps_what_stands_there(tmp_path: Path) -> None:
+    """Another run's rollouts, as NAME.previous-N; a name that is free is left free."""
+    lengths = torch.ones(2, dtype=torch.int64)
+    batch, file = make_batch(lengths, lengths.clone()), tmp_path / "rollouts.safetensors"
+    for number in (1, 2):
+        RolloutSaver(str(file)).add(number, batch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rollouts.safetensors",
+        "rollouts.safetensors.previous-1",
+    ]
+    SavedFeed(str(tmp_path / "rollouts.safetensors.previous-1")).collect(1, lambda: None)
+    SavedFeed(str(file)).collect(2, lambda: None)
+
+
 def test_a_resumed_run_knows_its_best_evaluation() -> None:
     """Through JSON, as in run_state.json: only a better one moves it."""
     best = Best()

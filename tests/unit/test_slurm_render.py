@@ -10,16 +10,17 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made.configs import write_run
+from made.configs import run_config, write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.slurm.layout import JobLayout, LayoutError, job_layout
-from sfpo_megatron.slurm.render import TEMPLATES
+from sfpo_megatron.slurm.render import TEMPLATES, Job, render, write
 from sfpo_megatron.slurm.walltime import format_time, parse_time
 
 ROOT = Path(__file__).parents[2]
@@ -275,6 +276,19 @@ def test_submitted_from_inside_an_allocation(
     assert "SLURM_MEM_PER_CPU" not in seen and "SBATCH_TIMELIMIT" not in seen
     assert "\nread_env_begin" in (tmp_path / "run/slurm/train.sbatch").read_text()
     assert (tmp_path / "run/slurm/before_env.sh").exists()
+
+
+def test_an_env_file_in_another_encoding(tmp_path: Path) -> None:
+    """A comment in Latin-1 is nothing to a shell: the job gets the file as it is."""
+    content = "# cl\u00e9 de Rapha\u00ebl\nexport A=1\n".encode("latin-1")
+    (tmp_path / "env.sh").write_bytes(content)
+    job = Job(
+        script="eval", nodes=1, time="1:00:00", gpus_per_node=8, work_dir=tmp_path, python="python",
+        save_budget_s=60, max_failures=3, env_file=tmp_path / "env.sh",
+    )  # fmt: skip
+    config = replace(run_config(), output_dir=str(tmp_path / "run"))
+    write(tmp_path / "slurm", render(config, job, None))
+    assert (tmp_path / "slurm/env.sh").read_bytes() == content
 
 
 def test_without_slurm_it_says_so(

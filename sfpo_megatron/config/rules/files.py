@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from sfpo_megatron.config.load import is_dumped
 from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
@@ -74,6 +75,7 @@ def outputs(config: RunConfig) -> Iterator[Problem]:
     run = RunDirectory.of(config.output_dir)
     yield from _in_the_way(run.path)
     yield from _in_its_place(run)
+    yield from _config_of_others(run)
     for folder in (run.path, run.logs, run.checkpoints):
         if folder == run.path or folder.is_dir():
             yield from _not_writable(folder)
@@ -154,6 +156,19 @@ def _in_its_place(run: RunDirectory) -> Iterator[Problem]:
                 "choose another output_dir, or change its permissions",
                 "error_when_training",
             )
+
+
+def _config_of_others(run: RunDirectory) -> Iterator[Problem]:
+    """A config.yaml of the user's where the run writes its own; a run that has been here knows."""
+    begun = any(path.exists() for path in (run.record, run.metrics, run.checkpoints, run.logs))
+    if run.config.is_file() and not begun and not is_dumped(run.config):
+        yield Problem(
+            "output_dir",
+            f"{str(run.config)!r}, which no run has written",
+            "no file of that name: the run writes its own config.yaml there",
+            "rename it, or choose another output_dir",
+            "error_when_writing",
+        )
 
 
 def _not_writable(output: Path) -> Iterator[Problem]:

@@ -45,6 +45,7 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "pipeline_parallel_size": "rollout.tensor_parallel: an engine has as many devices",
         "nnodes": "nothing: an engine stays on one node",
         "trust_remote_code": "nothing: a model's own code is never run",
+        "load_format": "nothing: an engine loads the files that the trainer reads",
         "weight_transfer_config": "refit.transport",
         "enable_sleep_mode": "rollout.placement: colocated engines sleep, dedicated ones do not",
         "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
@@ -79,6 +80,10 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
                 *("moe_router_topk_scaling_factor", "multi_latent_attention", "q_lora_rank"),
                 *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
                 *("rotary_base", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
+                *("rotary_percent", "rotary_interleaved", "original_max_position_embeddings"),
+                *("beta_fast", "beta_slow", "ffn_hidden_size", "num_query_groups", "kv_channels"),
+                *("qk_layernorm", "add_qkv_bias", "layernorm_epsilon", "window_size"),
+                *("window_attn_skip_freq", "activation_func"),
             ),
             "the model's config.json",
         ),
