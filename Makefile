@@ -95,7 +95,7 @@ test-slurm: venv ## jobs on a real Slurm that the tests start (make slurm-deps);
 	$(PYTEST) tests/slurm -m "not full"
 
 test-te: venv ## Megatron's TE layer spec over tests/te_standin
-	$(PYTEST) tests -k te_spec
+	$(PYTEST) tests/dist -k te_spec
 
 # The CPU set above ends at megatron-core 0.16.1, the last release for Python 3.11.
 test-mcore-latest: $(LATEST)/.installed ## unit and dist on the newest megatron-core: Python 3.12, not in CI

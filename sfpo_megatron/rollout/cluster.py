@@ -52,6 +52,7 @@ def start_cluster() -> bool:
         if address := os.environ.get("RAY_ADDRESS"):
             _join(address)
             return False
+        folder = _session_folder()
         ray.init(
             address="local",
             num_cpus=1,  # also how many idle workers Ray starts ahead; our actors ask for none
@@ -61,8 +62,11 @@ def start_cluster() -> bool:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             _system_config=_PATIENCE,
-            _temp_dir=_session_folder(),
+            _temp_dir=folder,
         )
+        # Ray has opened it to every user (_private/utils.py, try_to_create_directory): whoever may
+        # write there may put a socket in the place of one of ours.
+        os.chmod(folder, 0o700)
         return True
     finally:
         signal.signal(signal.SIGTERM, handler)
