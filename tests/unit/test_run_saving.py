@@ -67,7 +67,7 @@ def test_saved_every_so_often_and_after_the_last_step(
     assert run.checkpoints.resume() == 0
     for step in range(1, 6):
         run.events.clear()
-        assert run.checkpoints.after_step(step) is False
+        assert run.checkpoints.after_step(step, is_last=step == 5) is False
         wanted = ["hold", "to trainer", f"save {step}"] if step in (2, 4, 5) else []
         assert run.events[:3] == wanted, step
     assert list(run.store.steps()) == [2, 4, 5]
@@ -80,7 +80,7 @@ def test_saved_at_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run.stop.reason = "SIGTERM"
     assert run.checkpoints.after_step(3) is True
     assert list(run.store.steps()) == [3] and "stopped by SIGTERM" in run.events[-1]
-    assert run.checkpoints.after_step(5) is False  # the run has ended by itself
+    assert run.checkpoints.after_step(5, is_last=True) is False  # the run has ended by itself
 
 
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(

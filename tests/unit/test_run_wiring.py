@@ -229,40 +229,26 @@ def test_a_resumed_run_knows_its_best_evaluation() -> None:
     assert resumed.step is None
 
 
-def test_a_warm_start_reads_its_own_section(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's own distribution, whatever rollouts are sampled at; one tick an optimizer step,
-    a tenth of them of warm-up, down to a tenth of the peak."""
-    config = run_config(
-        sft={"num_steps": 30, "lr": 1e-3}, rollout={"temperature": 0.5}, train={"num_steps": 7}
-    )
+def test_a_warm_start_is_at_the_models_own_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever rollouts are sampled at; one tick of the schedule an optimizer step."""
     ticks: list[int] = []
-    seen: dict[str, Any] = {}
-    policy = SimpleNamespace(
-        control=None, scheduler=SimpleNamespace(step=lambda increment: ticks.append(increment))
-    )
-
-    def build_policy(config: Any, capabilities: Any, schedule: Any, *, model_path: str) -> Any:
-        seen["schedule"] = schedule
-        return policy
+    objectives: list[Any] = []
 
     def run_pass(policy: Any, minibatches: Any, objective: Any) -> PassResult:
-        seen["objective"] = objective
+        objectives.append(objective)
         return a_pass(1.0)
 
-    lengths = torch.ones(2, dtype=torch.int64)
-    monkeypatch.setattr(sft.dist, "get_rank", lambda: 1)  # neither examples nor a tracker
-    monkeypatch.setattr(sft, "build_policy", build_policy)
     monkeypatch.setattr(sft, "run_pass", run_pass)
-    monkeypatch.setattr(sft, "share", lambda control, batch: make_batch(lengths, lengths.clone()))
-    for name in ("batch_layout", "build_minibatches", "on_device", "export_hf"):
-        monkeypatch.setattr(sft, name, lambda *_, **__: None)
-    monkeypatch.setattr(sft, "MegatronWeightSource", lambda policy: None)
-    capabilities: Any = None
-    sft.run(config, capabilities)
-    schedule = seen["schedule"]
-    assert (schedule.peak, schedule.floor, schedule.style) == (1e-3, 1e-4, "cosine")
-    assert (schedule.warmup_ticks, schedule.total_ticks, ticks) == (3, 30, [1] * 30)
-    assert seen["objective"].temperature == 1.0
+    monkeypatch.setattr(sft, "batch_layout", lambda *_: None)
+    policy: Any = SimpleNamespace(
+        scheduler=SimpleNamespace(step=lambda increment: ticks.append(increment)),
+        optimizer=SimpleNamespace(param_groups=[{"lr": 1e-3}]),
+    )
+    teacher = sft.Teacher(run_config(rollout={"temperature": 0.5}), policy)
+    for step in (1, 2):
+        teacher.learn([])
+        assert ticks == [1] * step
+    assert {objective.temperature for objective in objectives} == {1.0}
 
 
 def a_pass(entropy: float) -> PassResult:
