@@ -104,8 +104,10 @@ def request_of(arguments: argparse.Namespace) -> Request:
     options = _options(arguments, models, has_file=path is not None)
     # Without the trainer's layout: none is started, and there is nobody to share devices with.
     alone = {"parallel": {}, "rollout.placement": "dedicated"}
-    given = [f"{key}={json.dumps(value)}" for key, value in (options | alone).items()]
-    config = load_config(path, [*given, *arguments.overrides])
+    before, after = (
+        [f"{key}={json.dumps(value)}" for key, value in part.items()] for part in (options, alone)
+    )
+    config = load_config(path, [*before, *arguments.overrides, *after])
     return Request(
         models=models or (find_model(config.model.path, arguments.checkpoint),),
         config=config,

@@ -153,6 +153,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(
     """Whatever the order in which a file system lists them: retention and fallback go by it."""
     for step in (100, 20, 3):
         (tmp_path / f"step_{step:07d}").mkdir()
+        (tmp_path / f"step_{step:07d}" / "manifest.json").touch()  # a run's own
     listed = Path.glob
     for backwards in (False, True):
         monkeypatch.setattr(

@@ -247,7 +247,11 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
         check_collapse=check_collapse,
     )
     nothing = ("evaluate", "collect", "to_trainer", "wait_generated", "refit")
-    engines: Any = SimpleNamespace(metrics={}, **{name: lambda *_, **__: None for name in nothing})
+    engines: Any = SimpleNamespace(
+        metrics={},
+        is_at_target=lambda: False,
+        **{name: lambda *_, **__: None for name in nothing},
+    )
     checkpoints: Any = SimpleNamespace(
         resume=lambda: 0,
         guarded=lambda one_pass, **_: one_pass,
