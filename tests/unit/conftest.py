@@ -12,6 +12,8 @@ from made.configs import EVALUATED, write_run
 if TYPE_CHECKING:
     from made.fleets import Actor
 
+    from sfpo_megatron.config.tree import RunConfig
+
 
 @pytest.fixture
 def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -55,3 +57,21 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_config(tmp_path / "model")
     write_shards(tmp_path / "model", random_tensors())
     return tmp_path / "model"
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> RunConfig:
+    """run.yaml in the working directory, for `check` and `slurm`; read."""
+    from sfpo_megatron.config.load import load_config
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    model_dir()
+    Path("run.yaml").write_text(
+        "output_dir: run\nmodel: {path: model}\nparallel: {data: null}\n"
+        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 40}]}\n"
+    )
+    return load_config("run.yaml", [])

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from made.configs import run_config
+from made.run_states import RUN, save
 
 from sfpo_megatron import cli, trainer
 from sfpo_megatron.checkpoints.identity import RunRecord
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, store_of
+from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.checkpoint import CheckpointConfig
-from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import DataConfig, DataSource, DebugConfig, RunConfig
 from sfpo_megatron.data import PromptStream
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -36,33 +36,6 @@ from sfpo_megatron.run.feed import EngineFeed
 from sfpo_megatron.run.learner import Learner
 from sfpo_megatron.run.saving import read_run_state
 from tests.e2e import tiny
-
-RUN = "abcdef012345"
-
-
-def save(config: RunConfig, step: int, state: str | None = None) -> None:
-    """A checkpoint of run RUN, or with another run_state.json."""
-    store = store_of(config)
-    aside = store.begin(step)
-    (aside / "metadata.json").write_text("{}")
-    (aside / RUN_STATE).write_text(state or json.dumps({"format": 2, "run_id": RUN, "step": step}))
-    store.commit(aside, step, {})
-
-
-@pytest.fixture
-def config(
-    tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> RunConfig:
-    """run.yaml in the working directory, for `check` and `slurm`; read."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    model_dir()
-    Path("run.yaml").write_text(
-        "output_dir: run\nmodel: {path: model}\nparallel: {data: null}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 40}]}\n"
-    )
-    return load_config("run.yaml", [])
 
 
 def said(command: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:

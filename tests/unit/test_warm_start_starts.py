@@ -6,49 +6,21 @@ Model and examples are stand-ins. With real ones: tests/dist/test_warm_start.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made.run_states import RUN, save
 
 from sfpo_megatron import cli, sft
 from sfpo_megatron.checkpoints.identity import Kind, RunRecord
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, store_of
-from sfpo_megatron.config.load import load_config
+from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run import warm_start
 from sfpo_megatron.run.continuing import decide, prepare_output
-
-RUN = "abcdef012345"
-
-
-def save(config: RunConfig, step: int, state: str | None = None) -> None:
-    """A checkpoint of run RUN, or with another run_state.json."""
-    store = store_of(config)
-    aside = store.begin(step)
-    (aside / "metadata.json").write_text("{}")
-    (aside / RUN_STATE).write_text(state or json.dumps({"format": 2, "run_id": RUN, "step": step}))
-    store.commit(aside, step, {})
-
-
-@pytest.fixture
-def config(
-    tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> RunConfig:
-    """run.yaml in the working directory, for `check` and `slurm`; read."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    model_dir()
-    Path("run.yaml").write_text(
-        "output_dir: run\nmodel: {path: model}\nparallel: {data: null}\n"
-        "data: {train: [{source: reasoning_gym, task: chain_sum, size: 40}]}\n"
-    )
-    return load_config("run.yaml", [])
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
