@@ -129,6 +129,8 @@ class _Watch:
 
 
 class _HTTP(http.client.HTTPConnection):
+    """A connection whose socket the watch knows."""
+
     def __init__(self, host: str, *, watch: _Watch, **options: Any) -> None:
         super().__init__(host, **options)
         self._watch = watch
@@ -138,14 +140,8 @@ class _HTTP(http.client.HTTPConnection):
         self._watch.connected(self.sock)
 
 
-class _HTTPS(http.client.HTTPSConnection):
-    def __init__(self, host: str, *, watch: _Watch, **options: Any) -> None:
-        super().__init__(host, **options)
-        self._watch = watch
-
-    def connect(self) -> None:
-        super().connect()
-        self._watch.connected(self.sock)
+class _HTTPS(_HTTP, http.client.HTTPSConnection):
+    """The same over TLS: `super()` above is HTTPSConnection here."""
 
 
 class _Plain(urllib.request.HTTPHandler):
