@@ -17,9 +17,10 @@ from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.evaluation import report
 from sfpo_megatron.evaluation.answers import answer_of
 from sfpo_megatron.evaluation.models import Model, as_files
-from sfpo_megatron.evaluation.records import Record, Records, set_aside
+from sfpo_megatron.evaluation.records import Record, Records
 from sfpo_megatron.evaluation.request import Request
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.run.evaluation import Outcome, eval_metrics
 from sfpo_megatron.types import Prompt, Rollout
 
 _ROLLOUTS_PER_PART = 512
@@ -32,13 +33,11 @@ def run(request: Request) -> None:
     found: dict[str, Mapping[str, Sequence[Record]]] = {}
     for model in request.models:
         folder = directory.eval / model.slug
-        if request.fresh and (aside := set_aside(folder)):
-            print(f"{folder}: set aside as {aside.name}", file=sys.stderr)
-        found[model.name] = _records_of(model, request.config, folder)
+        found[model.name] = _records_of(model, request.config, folder, fresh=request.fresh)
     results = report.results(found)
     report.write(directory.eval, results)
     for name, records in found.items():
-        line = json.dumps({"model": name, **_line(records, results["models"][name])})
+        line = json.dumps({"model": name, **_metrics(records)})
         with directory.evals.open("a", encoding="utf-8") as stream:
             stream.write(f"{line}\n")
         print(line, flush=True)
@@ -46,11 +45,17 @@ def run(request: Request) -> None:
         print(f"\n{report.table(results)}\nwritten: {directory.eval}", file=sys.stderr, flush=True)
 
 
-def _records_of(model: Model, config: RunConfig, folder: Path) -> dict[str, list[Record]]:
-    """All rollouts of a model, of which those that are kept in `folder` are not made again."""
+def _records_of(
+    model: Model, config: RunConfig, folder: Path, *, fresh: bool
+) -> dict[str, list[Record]]:
+    """All rollouts of a model, of which those that are kept in `folder` are not made again; `fresh`
+    sets them aside."""
     config = replace(config, model=replace(config.model, path=str(model.hf)))
     prompts = eval_prompts(config, load_tokenizer(config.model.path))
-    with Records(folder, _settings(model, config, prompts), n=config.eval.n) as records:
+    settings = _settings(model, config, prompts)
+    with Records(folder, settings, n=config.eval.n, fresh=fresh) as records:
+        if records.previous is not None:
+            print(f"{folder}: set aside as {records.previous.name}", file=sys.stderr)
         missing = [prompt for prompt in prompts if prompt.id not in records.problems]
         if len(missing) < len(prompts):
             done = len(prompts) - len(missing)
@@ -137,24 +142,7 @@ def _rewards(config: RunConfig) -> Any:
     return [plain(choice) for choice in own] if any(own) else plain(None)
 
 
-def _line(
-    records: Mapping[str, Sequence[Record]], sources: Mapping[str, Any]
-) -> dict[str, float | int]:
+def _metrics(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
     """The figures under the names that evaluations of a run have in metrics.jsonl."""
     rollouts = [record for samples in records.values() for record in samples]
-    whole = sources.get(report.ALL) or next(iter(sources.values()))
-    line = {
-        "eval/accuracy": whole["accuracy"],
-        "eval/reward_mean": sum(record["reward"] for record in rollouts) / len(rollouts),
-        "eval/response_tokens_mean": whole["mean_tokens"],
-        "eval/truncated": whole["truncated"],
-        "eval/num_rollouts": len(rollouts),
-    }
-    if report.ALL in sources:
-        line["eval/average"] = sources[report.AVERAGE]["accuracy"]
-        for name in sources.keys() - {report.ALL, report.AVERAGE}:
-            line[f"eval/accuracy/{name}"] = sources[name]["accuracy"]
-    for name in sorted({name for record in rollouts for name in record["parts"]}):
-        values = [record["parts"][name] for record in rollouts if name in record["parts"]]
-        line[f"eval/reward/{name}"] = sum(values) / len(values)
-    return line
+    return eval_metrics([Outcome(**{k: one[k] for k in Outcome._fields}) for one in rollouts])

@@ -4,19 +4,23 @@
     DIR/records.jsonl    problem after problem, each with all of its samples
 
 A problem is there with all its samples or not at all, so that an evaluation that was killed goes on
-with the first one that is missing. Standard library only.
+with the first one that is missing. No torch.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
+
+from sfpo_megatron.checkpoints import store
+from sfpo_megatron.checkpoints.manifest import write_durably
+from sfpo_megatron.outputs.owned import NotOurs, one_writer
 
 Record: TypeAlias = dict[str, Any]
 """problem, source, sample, question, reference, text, reward, correct, answer, parts, num_tokens,
@@ -30,29 +34,38 @@ class EvaluationError(ValueError):
 class Records:
     """The records of one model; one process at a time."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any], *, n: int) -> None:
-        """Open or begin. EvaluationError if another process writes there, or if what is there was
-        made with other settings."""
+    def __init__(
+        self, directory: Path, settings: Mapping[str, Any], *, n: int, fresh: bool = False
+    ) -> None:
+        """Open or begin; `fresh` sets aside what is there. EvaluationError if another process
+        writes there, or if what is there was made with other settings."""
         self._directory = directory
         self._settings = json.loads(json.dumps(settings))
-        self._n = n
+        self._n, self._fresh = n, fresh
+        self._held = ExitStack()
+        self.previous: Path | None = None
+        """The folder of the earlier records, set aside by `fresh`."""
         self.problems: dict[str, list[Record]] = {}
         """Problem id -> its samples, in order."""
 
     def __enter__(self) -> Records:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._directory / ".writing").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise EvaluationError(
-                f"{self._directory}: found another evaluation at work there, expected none; wait "
-                "for it, or choose another --out"
-            ) from error
-        self._check_settings()
-        self._read()
-        self._file = (self._directory / "records.jsonl").open("a", encoding="utf-8")
+        self._directory.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opening:
+            try:
+                opening.enter_context(one_writer(self._directory, self._directory.resolve()))
+            except NotOurs as error:
+                raise EvaluationError(
+                    f"{self._directory}: found another evaluation at work there, expected none; "
+                    "wait for it, or choose another --out"
+                ) from error
+            if self._fresh:  # not before: another evaluation may be at work there
+                self.previous = set_aside(self._directory)
+            self._directory.mkdir(exist_ok=True)
+            self._check_settings()
+            self._read()
+            file = (self._directory / "records.jsonl").open("a", encoding="utf-8")
+            self._file = opening.enter_context(file)
+            self._held = opening.pop_all()
         return self
 
     def __exit__(
@@ -61,8 +74,7 @@ class Records:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._lock.close()
+        self._held.close()
 
     def add(self, records: Sequence[Record]) -> None:
         """Keep all samples of some problems; they are on the disk when this returns."""
@@ -96,7 +108,7 @@ class Records:
                     "the same; choose another --out, or set them aside with --fresh"
                 )
         else:
-            _replace(path, json.dumps(self._settings, indent=1) + "\n")
+            write_durably(path, json.dumps(self._settings, indent=1) + "\n")
 
     def _read(self) -> None:
         """Take in whole problems, and leave only them in the file: a killed evaluation may have
@@ -122,24 +134,9 @@ class Records:
         self.problems = whole
         kept = "".join(json.dumps(r) + "\n" for samples in whole.values() for r in samples)
         if kept != text:
-            _replace(path, kept)
+            write_durably(path, kept)
 
 
 def set_aside(directory: Path) -> Path | None:
     """Rename what is there to NAME.previous-N; None if there is nothing."""
-    if not directory.exists():
-        return None
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.previous-{number}")).exists():
-        number += 1
-    directory.rename(aside)
-    return aside
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    return store.set_aside(directory, "previous") if directory.exists() else None

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.evaluation.figures import Sample, difference, figures
 from sfpo_megatron.evaluation.records import Record
 
@@ -88,10 +89,8 @@ def _all(sources: Mapping[str, Problems]) -> dict[str, Sequence[Sample]]:
 def write(directory: Path, found: Mapping[str, Any]) -> None:
     """results.json and results.md, each whole or not at all."""
     text = json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
-    for name, content in (("results.json", text), ("results.md", markdown(found))):
-        aside = directory / f".{name}"
-        aside.write_text(content, encoding="utf-8")
-        aside.replace(directory / name)
+    write_durably(directory / "results.json", text)
+    write_durably(directory / "results.md", markdown(found))
 
 
 def _plain(value: Any) -> Any:

@@ -206,7 +206,7 @@ def writing(
     """
     real = check_owned(out, tool=tool, inputs=inputs, overwrite=overwrite, adopts=adopts)
     real.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(out, real):
+    with one_writer(out, real):
         _tidy(real)
         # Again, now that no other writer can change it.
         check_owned(out, tool=tool, inputs=inputs, overwrite=overwrite, adopts=adopts)
@@ -357,8 +357,9 @@ def _tidy(out: Path) -> None:
 
 
 @contextmanager
-def _alone(out: Path, real: Path) -> Iterator[None]:
-    """One writer of `real` at a time; the lock file goes with the last."""
+def one_writer(out: Path, real: Path) -> Iterator[None]:
+    """One writer of `real` at a time, else NotOurs; the lock file beside it goes with the last.
+    `out`: the path as it was given, for the message."""
     path = real.with_name(f".{real.name}.sfpo-lock")
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import source_of
@@ -12,6 +12,17 @@ from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
     from sfpo_megatron.rollout.client import RolloutClient
+
+
+class Outcome(NamedTuple):
+    """One scored rollout of an evaluation, as far as its means go."""
+
+    source: str
+    correct: bool
+    reward: float
+    num_tokens: int
+    truncated: bool
+    parts: Mapping[str, float]
 
 
 class Best:
@@ -99,20 +110,35 @@ def evaluate(
     request = eval_request(config, f"eval/{step}", prompts, step=step)
     client.submit(request)
     rollouts = client.collect(request.id, refit)
-    num = len(rollouts)
+    outcomes = [
+        Outcome(
+            source=source_of(rollout.prompt_id),
+            correct=rollout.correct,
+            reward=rollout.reward,
+            num_tokens=len(rollout.token_ids),
+            truncated=not rollout.finished,
+            parts=rollout.parts,
+        )
+        for rollout in rollouts
+    ]
+    return {"step": step, **eval_metrics(outcomes)}
+
+
+def eval_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The means over all rollouts of an evaluation, and of each source where there are several."""
+    num = len(outcomes)
     sources: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        sources.setdefault(source_of(rollout.prompt_id), []).append(float(rollout.correct))
+    for one in outcomes:
+        sources.setdefault(one.source, []).append(float(one.correct))
     of_each = {f"eval/accuracy/{name}": sum(v) / len(v) for name, v in sources.items()}
     if len(of_each) > 1:  # what the best checkpoint is chosen by: each source counts alike
         of_each["eval/average"] = sum(of_each.values()) / len(of_each)
     return {
-        "step": step,
-        "eval/accuracy": sum(r.correct for r in rollouts) / num,
-        "eval/reward_mean": sum(r.reward for r in rollouts) / num,
-        "eval/response_tokens_mean": sum(len(r.token_ids) for r in rollouts) / num,
-        "eval/truncated": sum(not r.finished for r in rollouts) / num,
+        "eval/accuracy": sum(one.correct for one in outcomes) / num,
+        "eval/reward_mean": sum(one.reward for one in outcomes) / num,
+        "eval/response_tokens_mean": sum(one.num_tokens for one in outcomes) / num,
+        "eval/truncated": sum(one.truncated for one in outcomes) / num,
         "eval/num_rollouts": num,
         **(of_each if len(of_each) > 1 else {}),
-        **part_means(rollouts, "eval/reward/"),
+        **part_means(outcomes, "eval/reward/"),
     }

@@ -82,6 +82,21 @@ def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_fresh_does_not_take_the_folder_of_one_at_work(tmp_path: Path) -> None:
+    with opened(tmp_path) as records:
+        records.add(problem("a"))
+        with (
+            pytest.raises(EvaluationError, match="another evaluation"),
+            Records(tmp_path / "m", {"n": 9}, n=3, fresh=True),
+        ):
+            pass
+        records.add(problem("b"))
+    with opened(tmp_path) as again:
+        assert list(again.problems) == ["a", "b"]
+    with Records(tmp_path / "m", {"n": 9}, n=3, fresh=True) as new:
+        assert new.problems == {} and new.previous == tmp_path / "m.previous-1"
+
+
 def test_settings_that_are_no_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/settings.json").write_text("{")
