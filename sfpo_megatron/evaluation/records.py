@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
@@ -21,6 +22,10 @@ from typing import Any, TypeAlias
 from sfpo_megatron.checkpoints import store
 from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.outputs.owned import NotOurs, one_writer
+
+PATIENCE_S = 20.0
+"""How long a directory that another process holds is tried again."""
+_POLL_S = 0.1
 
 Record: TypeAlias = dict[str, Any]
 """problem, source, sample, question, reference, text, reward, correct, answer, parts, num_tokens,
@@ -51,13 +56,7 @@ class Records:
     def __enter__(self) -> Records:
         self._directory.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opening:
-            try:
-                opening.enter_context(one_writer(self._directory, self._directory.resolve()))
-            except NotOurs as error:
-                raise EvaluationError(
-                    f"{self._directory}: found another evaluation at work there, expected none; "
-                    "wait for it, or choose another --out"
-                ) from error
+            opening.enter_context(self._alone())
             if self._fresh:  # not before: another evaluation may be at work there
                 self.previous = set_aside(self._directory)
             self._directory.mkdir(exist_ok=True)
@@ -67,6 +66,21 @@ class Records:
             self._file = opening.enter_context(file)
             self._held = opening.pop_all()
         return self
+
+    def _alone(self) -> ExitStack:
+        """Hold the directory; what is left of an evaluation that was killed is waited for."""
+        held, deadline = ExitStack(), time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                held.enter_context(one_writer(self._directory, self._directory.resolve()))
+                return held
+            except NotOurs as error:
+                if time.monotonic() >= deadline:
+                    raise EvaluationError(
+                        f"{self._directory}: found another evaluation at work there, expected "
+                        "none; wait for it, or choose another --out"
+                    ) from error
+            time.sleep(_POLL_S)
 
     def __exit__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import pytest
 from sfpo_megatron.evaluation.records import EvaluationError, Record, Records, set_aside
 
 SETTINGS = {"model": "m", "n": 3, "temperature": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfpo_megatron.evaluation.records.PATIENCE_S", 0.0)
 
 
 def record(problem: str, sample: int) -> Record:
@@ -80,6 +86,15 @@ def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
         pass
     with opened(tmp_path):
         pass
+
+
+def test_one_that_ends_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfpo_megatron.evaluation.records.PATIENCE_S", 60.0)
+    first = opened(tmp_path).__enter__()
+    first.add(problem("a"))
+    threading.Timer(0.5, first.__exit__, (None, None, None)).start()
+    with opened(tmp_path) as second:
+        assert list(second.problems) == ["a"]
 
 
 def test_fresh_does_not_take_the_folder_of_one_at_work(tmp_path: Path) -> None:
