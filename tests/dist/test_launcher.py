@@ -6,6 +6,7 @@ place a detached `sleep` takes (tests/e2e has the real ones).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -182,11 +183,13 @@ def test_signals_while_the_ranks_start(
     process = start("sleep", tmp_path)
     wait_until(RunDirectory(tmp_path).logs.exists, 30)  # Python itself is up
     time.sleep(after_s)
-    family = psutil.Process(process.pid).children(recursive=True)
+    launcher = psutil.Process(process.pid)
+    family = launcher.children(recursive=True)
     began = time.monotonic()
     for _ in range(presses):
         process.send_signal(signum)
-        family += psutil.Process(process.pid).children(recursive=True)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended at the last press
+            family += launcher.children(recursive=True)
         time.sleep(0.1)
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - began < 30
