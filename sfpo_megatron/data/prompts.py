@@ -9,7 +9,6 @@ cursor holds until it ends.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +16,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.cursor import Cursor
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.order import epoch_length, epoch_order, shares_of
 from sfpo_megatron.data.reading import EVAL, TrainRows, rows_of, source_names
-from sfpo_megatron.data.reasoning_gym import derived_seed
-from sfpo_megatron.data.remembered import DataChange, Remembered, compare
+from sfpo_megatron.data.remembered import Remembered, compare
 from sfpo_megatron.data.rendering import Renderer
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.selective import History, NoHistory
@@ -40,11 +38,7 @@ Tokenize = Callable[
 
 
 class PromptStream:
-    """Training prompts without end: every epoch a new shuffle of all sources together.
-
-    A batch never straddles two epochs (it could hold a prompt twice): the few prompts that are
-    left when fewer than a batch remain are passed over, others in each epoch.
-    """
+    """Training prompts without end: every epoch a new shuffle of all sources together."""
 
     def __init__(
         self,
@@ -73,8 +67,9 @@ class PromptStream:
         self._names = source_names(config.data.train)
         self.eval_names = source_names(config.data.eval, prefix=EVAL)
         """Those of data.eval's sources, kept like those of data.train's (`difference`)."""
-        self._counts = _counts((row.id for row in self.prompts.rows), self._names)
-        self._weights = [source.weight for source in config.data.train]
+        counts = _counts((row.id for row in self.prompts.rows), self._names)
+        weights = [source.weight for source in config.data.train]
+        self._cursor = Cursor(config.seed, counts, weights)
         dated = f"the chat template prints the date: {self.now}, in every resume too"
         self.summary = "; ".join(
             (
@@ -86,10 +81,6 @@ class PromptStream:
             )
         )
         self._accepted = ""
-        self._epoch, self._position = 0, 0
-        self._own_order: list[int] = []  # of this epoch, where it is not the shuffle
-        self._order = self._shuffled(0)
-        self._num_skipped = 0
 
     @property
     def now(self) -> str | None:
@@ -98,7 +89,7 @@ class PromptStream:
 
     def hold_batch(self, num_prompts: int) -> None:
         """Raise DataError if an epoch has no batch of `num_prompts` different prompts."""
-        length = epoch_length(self._counts, self._weights)
+        length = self._cursor.length
         if num_prompts > length:
             of = f" ({length} an epoch, by data.train's weights)"
             raise DataError(
@@ -111,50 +102,21 @@ class PromptStream:
     def next_batch(self, num_prompts: int, history: History | None = None) -> list[Prompt]:
         """The next `num_prompts` prompts, all different, of those that `history` keeps."""
         self.hold_batch(num_prompts)
-        chosen = self._chosen(num_prompts, history or NoHistory())
-        return [self.prompts[index] for index in chosen]
+        known = history or NoHistory()
 
-    def _chosen(self, num_prompts: int, history: History) -> list[int]:
-        """Indices of the next batch. Fewer prompts than a batch at the end of an epoch are left out
-        with it, as they are without a history."""
-        begun_at = self._position
-        while True:
-            if self._position + num_prompts > len(self._order):
-                self._epoch, self._position, begun_at = self._epoch + 1, 0, 0
-                self._own_order = []
-                self._order = self._shuffled(self._epoch)
-            chosen: list[int] = []
-            skipped: list[int] = []
-            for index in self._order[self._position :]:
-                draw = random.Random(derived_seed("skip", self._seed, self._epoch, index)).random()
-                kept = history.keeps(self.prompts.rows[index].id, draw)
-                (chosen if kept else skipped).append(index)
-                self._position += 1
-                if len(chosen) == num_prompts:
-                    break
-            if begun_at == 0:  # if it was all of the epoch, some come that should be passed over
-                missing = num_prompts - len(chosen)
-                chosen, skipped = chosen + skipped[:missing], skipped[missing:]
-            self._num_skipped += len(skipped)
-            if len(chosen) == num_prompts:
-                return chosen
+        def keeps(index: int, draw: float) -> bool:
+            return known.keeps(self.prompts.rows[index].id, draw)
+
+        return [self.prompts[index] for index in self._cursor.next_batch(num_prompts, keeps)]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor: plain numbers, and the prompts that it counts in as `Remembered`."""
-        changing: dict[str, Any] = {"order": self._own_order} if self._own_order else {}
-        if self.now:
-            changing["now"] = self.now
-        if len(set(self._weights)) > 1:
-            changing["weights"] = self._weights
         return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "seed": self._seed,
-            "skipped": self._num_skipped,
+            **self._cursor.state_dict(),
             "names": list(self._names),
             "eval_names": list(self.eval_names),
             "rows": self._remembered.state,
-            **changing,
+            **({"now": self.now} if self.now else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,18 +130,12 @@ class PromptStream:
                 expected="the data of the run that was saved",
                 fix="undo the change, or go on with it by --accept-data-change",
             )
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
-        self._order, self._own_order = self._shuffled(self._epoch), []
-        if then is not None and difference:
-            drawn = self._order_then(state, then)
-            self._own_order = self._carried_over(drawn, compare(then, self._remembered))
-        elif "order" in state:
-            self._own_order = list(state["order"])
-        elif shares_of(saved := self._weights_then(state)) != shares_of(self._weights):
-            self._own_order = epoch_order(self._seed, self._epoch, self._counts, saved)
-        self._order = self._own_order or self._order
-        self._position = min(self._position, len(self._order))
-        self._num_skipped = int(state.get("skipped", 0))  # versions before had none
+        if then is None or not difference:
+            self._cursor.load_state_dict(state)
+            return
+        counts = _counts(then.ids, [str(place) for place in range(then.num_sources)])
+        change = compare(then, self._remembered)
+        self._cursor.carry_over(state, counts, change.place, change.added)
 
     def difference(self, state: Mapping[str, Any]) -> str:
         """How these prompts differ from those that a saved cursor counts in; empty if not at all.
@@ -196,7 +152,7 @@ class PromptStream:
     @property
     def place(self) -> tuple[int, int]:
         """The epoch, from 0, and how many prompts of it have been drawn."""
-        return self._epoch, self._position
+        return self._cursor.place
 
     @property
     def has_changed(self) -> bool:
@@ -239,30 +195,6 @@ class PromptStream:
             self._names = list(names)
         if len(eval_names) == len(self.eval_names):
             self.eval_names = list(eval_names)
-
-    def _order_then(self, state: Mapping[str, Any], then: Remembered) -> list[int]:
-        """Rows then, in the order in which their epoch was to draw them."""
-        saved: list[int] = list(state.get("order", ()))
-        counts = _counts(then.ids, [str(place) for place in range(then.num_sources)])
-        weights = self._weights_then(state, len(counts))
-        return saved or epoch_order(self._seed, self._epoch, counts, weights)
-
-    def _weights_then(self, state: Mapping[str, Any], num_sources: int = 0) -> list[float]:
-        """Weights of the sources of a saved cursor."""
-        return list(state.get("weights", ())) or [1.0] * (num_sources or len(self._weights))
-
-    def _carried_over(self, order: Sequence[int], change: DataChange) -> list[int]:
-        """The epoch's order over the rows of now; moves the position along with those drawn."""
-        place = change.place
-        drawn = [place[row] for row in order[: self._position] if row in place]
-        rest = [place[row] for row in order[self._position :] if row in place]
-        added = list(change.added)
-        random.Random(derived_seed("added", self._seed, self._epoch)).shuffle(added)
-        self._position = len(drawn)
-        return [*drawn, *rest, *added]
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        return epoch_order(self._seed, epoch, self._counts, self._weights)
 
 
 def eval_prompts(

@@ -12,38 +12,29 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfpo_megatron.checkpoints.store import CheckpointStore, Found, store_of
+from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import PromptStream, date_of, eval_prompts, renamed
-from sfpo_megatron.data.reading import EVAL, source_names
-from sfpo_megatron.data.rows import BadRows
-from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
-from sfpo_megatron.run.continuing import Start, find, hold_to_data, prepare_output
-from sfpo_megatron.run.engines import (
-    Engines,
-    Fleet,
-    MainEnds,
-    NoFleet,
-    NoRefit,
-    WeightSender,
-    is_colocated,
-)
+from sfpo_megatron.run.continuing import Start, find, prepare_output
+from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender
+from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
 from sfpo_megatron.run.length import said_length, train_length
+from sfpo_megatron.run.same_data import RunData, held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
@@ -123,7 +114,7 @@ def open_run(
     store = store_of(config)
     start = find(config, store, control, fresh=fresh)
     # Prompts first: a wrong row ends the run before anything is written or any engine starts.
-    data = _read_data(config, start.continued) if is_main and not config.debug.train_only else None
+    data = read_data(config, start.continued) if is_main and not config.debug.train_only else None
     num_prompts = len(data.prompts.prompts) if data is not None else 0
     given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
@@ -139,7 +130,7 @@ def open_run(
             if start.continued is not None:
                 hold_to_model(config, start.continued, read_run_state(start.continued.directory))
             if data is not None and start.continued is not None:
-                data = _held_to(data, config, start.continued, tracker, accept_data_change)
+                data = held_to(data, config, start.continued, tracker, accept_data_change)
             ends = _main_ends(config, start, devices, closing, tracker, data)
         opened = OpenedRun(
             config=config,
@@ -156,41 +147,6 @@ def open_run(
                 opened.ends.fleet.sleep()
             control.barrier()
         yield opened
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class _Data:
-    """What a run with engines reads; rank 0 alone."""
-
-    prompts: PromptStream
-    held_out: tuple[Prompt, ...]
-    left_out: str = ""
-    """What is to be said of bad rows of data.eval."""
-
-
-def _read_data(config: RunConfig, continued: Found | None) -> _Data:
-    tokenizer = load_tokenizer(config.model.path)
-    state = {} if continued is None else read_run_state(continued.directory)
-    now = date_of(state.get("data", {}).get("prompts") or {})
-    bad = BadRows(config.data.on_bad_row)  # of both, in one report
-    prompts = PromptStream(config, tokenizer, now=now, bad=bad)
-    in_training = bad.num_skipped
-    held_out = tuple(eval_prompts(config, tokenizer, now=prompts.now or now, bad=bad))
-    bad.settle()
-    in_eval = bad.num_skipped - in_training
-    left_out = f" ({in_eval} bad rows left out)" if in_eval else ""
-    return _Data(prompts=prompts, held_out=held_out, left_out=left_out)
-
-
-def _held_to(data: _Data, config: RunConfig, found: Found, tracker: Tracker, accept: bool) -> _Data:
-    """The data as the checkpoint that the run continues from knows it."""
-    state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
-    said = hold_to_data(data.prompts, found, state, directory, accept=accept)
-    if said:
-        tracker.progress(said)
-    names = source_names(config.data.eval, EVAL)
-    held_out = renamed(data.held_out, names, data.prompts.eval_names)
-    return replace(data, held_out=held_out)
 
 
 def other_ends() -> MainEnds:
@@ -211,7 +167,7 @@ def _main_ends(
     devices: list[RankDevice],
     closing: ExitStack,
     tracker: Tracker,
-    data: _Data | None,
+    data: RunData | None,
 ) -> MainEnds:
     """Start the engines; without `data` there are none."""
     fleet: Fleet
