@@ -83,7 +83,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         return checkpoints.after_step(done, is_last=True)
     for step in count(done + 1):
         timers = Timers()
-        with timers("step"):
+        with timers("step", step=step):
             batch = engines.collect(step)
             engines.to_trainer()  # colocated engines have had the devices
             prepared = learner.prepare(step, batch, timers)

@@ -19,7 +19,16 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union
 
-from sfpo_megatron.config import checkpoint, data, objective, reward, rollout, training, tree
+from sfpo_megatron.config import (
+    checkpoint,
+    data,
+    objective,
+    reward,
+    rollout,
+    tracing,
+    training,
+    tree,
+)
 from sfpo_megatron.config.paths import PATH_KEYS
 from sfpo_megatron.plugins import EXPECTED
 
@@ -135,7 +144,7 @@ def page() -> str:
 def _field_docstrings() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field (which Python itself does not keep)."""
     found: dict[str, dict[str, str]] = {}
-    modules = (tree, data, training, objective, rollout, reward, checkpoint)
+    modules = (tree, data, training, objective, rollout, reward, checkpoint, tracing)
     for node in (node for module in modules for node in _statements(module)):
         if not isinstance(node, ast.ClassDef):
             continue

@@ -18,6 +18,7 @@ from sfpo_megatron.config.fields import FieldError, at_least, known, positive, w
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.reward import RewardChoice, RewardConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
+from sfpo_megatron.config.tracing import TraceConfig
 from sfpo_megatron.config.training import OptimizerSection as OptimizerSection
 from sfpo_megatron.config.training import SFTConfig, TrainConfig
 from sfpo_megatron.plugins import SINK
@@ -206,6 +207,7 @@ class RunConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a run stands in its prompts: an epoch, a place in it, and the epoch's order."""
+"""The place of a run in its prompts: an epoch, how far it has come in it, and its order."""
 
 from __future__ import annotations
 

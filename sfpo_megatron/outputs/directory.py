@@ -11,6 +11,7 @@
     RUN/logs/                rank_N.err, rank_N.json, rank_N.exit, controller.log, engine-N.log,
                              scoring-N.log
     RUN/slurm/               job scripts
+    RUN/trace/               pictures of train steps (outputs/trace.py)
     RUN/stop-requested       asks the run to stop (host/stopping.py)
     RUN/.lock                who trains here, or did last (host/lock.py); .lock-heartbeat
 
@@ -77,6 +78,16 @@ class RunDirectory:
     @property
     def slurm(self) -> Path:
         return self.path / "slurm"
+
+    @property
+    def trace(self) -> Path:
+        """Folder of pictures of train steps."""
+        return self.path / "trace"
+
+    @property
+    def spans(self) -> Path:
+        """Folder of what they are made of, there while they are (outputs/trace.py)."""
+        return self.trace / "spans"
 
     @property
     def stop_file(self) -> Path:

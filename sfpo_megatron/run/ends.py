@@ -7,8 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.peers import PeerLostError, lost_peer
-from sfpo_megatron.host.stopping import Stopping
+from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.trace import NoTrace, Trace
 from sfpo_megatron.resharding.seams import EngineClient
 from sfpo_megatron.run.evaluation import Best, Evaluation
 from sfpo_megatron.run.feed import Feed
@@ -82,6 +85,7 @@ class MainEnds:
     saver: Saver
     evaluation: Evaluation
     best: Best = field(default_factory=Best)
+    trace: Trace | NoTrace = field(default_factory=NoTrace)
 
     def polling(self) -> AbstractContextManager[None]:
         """Look for requests to stop while rank 0 waits for engines inside: only where no collective
@@ -93,3 +97,14 @@ class MainEnds:
             if (pid := lost_peer()) is not None:
                 raise PeerLostError(f"another rank (pid {pid}) is gone; its own message says why")
             self.stop.check()
+
+
+def stop_watch(config: RunConfig) -> Stopping:
+    """Who looks for requests to stop, on rank 0."""
+    if not config.saves_state:
+        return NoStop()
+    return StopWatch(
+        RunDirectory.of(config.output_dir),
+        must_save_within_s=config.checkpoint.must_save_within_s,
+        stop_before_walltime_s=config.checkpoint.stop_before_walltime_s,
+    )

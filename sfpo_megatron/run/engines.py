@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.stopping import OutOfTime, StopRun
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
@@ -70,7 +71,7 @@ class Engines:
         is no time for its rollouts, or the engines are lost for good."""
         self._to_engines()
         try:
-            with self._ends.polling():
+            with span("collect"), self._ends.polling():
                 batch = self._together.run(partial(self._ends.feed.collect, step), self._resend)
         except OutOfTime as error:
             raise StopRun(str(error), step=step, begun=False) from error
@@ -92,7 +93,8 @@ class Engines:
         if self._config.debug.train_only or not self._config.data.eval:
             return
         self._to_engines()
-        metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
+        with span("evaluate"):
+            metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
         if metrics is not None:  # on rank 0
             self._ends.tracker.log(metrics)
             self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))

@@ -32,6 +32,7 @@ from sfpo_megatron.run.metrics import (
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.snapshots.spanned import SpannedSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -174,10 +175,10 @@ def objective_of(config: RunConfig) -> PolicyObjective:
 def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
     """The snapshot that `sfpo.snapshot` and `sfpo.moments` ask for."""
     on_host = config.sfpo.snapshot == "host"
-    snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
-    if config.sfpo.moments == "keep":
-        return snapshot
-    return MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
+    snapshot: Snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
+    if config.sfpo.moments != "keep":
+        snapshot = MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
+    return SpannedSnapshot(snapshot)
 
 
 def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, step: int) -> int:

@@ -22,14 +22,15 @@ from torch import Tensor
 from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
-from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
+from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
 from sfpo_megatron.run.continuing import Start, find, prepare_output
-from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender
+from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender, stop_watch
 from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
@@ -38,6 +39,7 @@ from sfpo_megatron.run.same_data import RunData, held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.tracking.profiler import profile_spans
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import Prompt
 
@@ -92,8 +94,9 @@ class OpenedRun:
         self.progress(f"engines ready (waited {waited:.1f} s {when}), refit by {client.transport}")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics."""
+        """One line of metrics, at the end of a train step."""
         self.ends.tracker.log(metrics)
+        self.ends.trace.logged(metrics["step"])
 
     def progress(self, text: str) -> None:
         """A line for the person who watches."""
@@ -116,8 +119,10 @@ def open_run(
     # Prompts first: a wrong row ends the run before anything is written or any engine starts.
     data = read_data(config, start.continued) if is_main and not config.debug.train_only else None
     num_prompts = len(data.prompts.prompts) if data is not None else 0
+    trace = _begin_trace(config, start, control)
     given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
+        closing.callback(trace.close)
         ends = other_ends()
         if is_main:
             directory = prepare_output(given, up_to_step=start.continued_step)
@@ -131,7 +136,7 @@ def open_run(
                 hold_to_model(config, start.continued, read_run_state(start.continued.directory))
             if data is not None and start.continued is not None:
                 data = held_to(data, config, start.continued, tracker, accept_data_change)
-            ends = _main_ends(config, start, devices, closing, tracker, data)
+            ends = _main_ends(config, start, devices, closing, tracker, data, trace)
         opened = OpenedRun(
             config=config,
             directory=RunDirectory.of(config.output_dir),
@@ -168,6 +173,7 @@ def _main_ends(
     closing: ExitStack,
     tracker: Tracker,
     data: RunData | None,
+    trace: Trace | NoTrace,
 ) -> MainEnds:
     """Start the engines; without `data` there are none."""
     fleet: Fleet
@@ -189,7 +195,22 @@ def _main_ends(
         feed=feed,
         saver=RolloutSaver(saved, up_to_step=start.continued_step) if saved else NoSaver(),
         evaluation=evaluation,
+        trace=trace,
     )
+
+
+def _begin_trace(config: RunConfig, start: Start, control: ControlGroup) -> Trace | NoTrace:
+    """Have what this rank does seen from now on; what draws it, on rank 0. Collective."""
+    directory = RunDirectory.of(config.output_dir)
+    trace: Trace | NoTrace = NoTrace()
+    if config.trace.steps:
+        if control.rank == 0:
+            steps = (step for step in config.trace.steps if step > start.continued_step)
+            trace = begin_trace(directory, steps)
+        control.barrier()  # then the others see whether they are to record
+        record_spans(directory, f"rank {control.rank}")
+    profile_spans(config.trace, directory, control.rank)
+    return trace
 
 
 def _start_engines(
@@ -205,17 +226,6 @@ def _start_engines(
     closing.callback(client.close)
     evaluation = EngineEvaluation(config, client, held_out)
     return client, EngineFeed(config, client, prompts), evaluation
-
-
-def stop_watch(config: RunConfig) -> Stopping:
-    """Who looks for requests to stop, on rank 0."""
-    if not config.saves_state:
-        return NoStop()
-    return StopWatch(
-        RunDirectory.of(config.output_dir),
-        must_save_within_s=config.checkpoint.must_save_within_s,
-        stop_before_walltime_s=config.checkpoint.stop_before_walltime_s,
-    )
 
 
 def _trainer_devices() -> list[RankDevice]:

@@ -20,9 +20,9 @@ from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.run.continuing import Start, find, prepare_output
-from sfpo_megatron.run.ends import MainEnds
+from sfpo_megatron.run.ends import MainEnds, stop_watch
 from sfpo_megatron.run.length import said_length, sft_length
-from sfpo_megatron.run.opening import OpenedRun, other_ends, stop_watch
+from sfpo_megatron.run.opening import OpenedRun, other_ends
 from sfpo_megatron.run.same_data import hold_to_data
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state

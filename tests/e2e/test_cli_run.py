@@ -35,6 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         model,
         sfpo={"stop_step": 3},
         debug={"save_rollouts": str(folder / "rollouts.safetensors")},
+        trace={"steps": [2, 3]},
     )
     return folder / "run", digits.train(config)
 
@@ -78,6 +79,37 @@ def test_outputs_and_table(finished: tuple[Path, str]) -> None:
         assert (run / name).stat().st_size > 0, name
     assert "held-out accuracy" in output
     assert "Warning" not in output, "warnings of dependencies reach the user's console"
+
+
+def test_a_step_is_drawn_over_all_processes(finished: tuple[Path, str]) -> None:
+    """Every process, on one clock: what one waits for lies where another does it."""
+    folder = finished[0] / "trace"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("step_0000002.json", "step_0000003.json")
+    ]
+    events = json.loads((folder / "step_0000002.json").read_text())["traceEvents"]
+    named = [event for event in events if event["name"] == "process_name"]
+    names = {event["pid"]: event["args"]["name"].split(" (")[0] for event in named}
+    assert list(names.values()) == ["rank 0", "rank 1", "controller", "engine 0"]
+    spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for event in (e for e in events if e["ph"] == "X"):
+        times = event["ts"], event["ts"] + event["dur"]
+        spans.setdefault((names[event["pid"]], event["name"]), []).append(times)
+    for rank in ("rank 0", "rank 1"):
+        wanted = {"step": 1, "passes": 4, "forward_backward": 8, "reposition": 1}
+        for name, number in wanted.items():
+            assert len(spans[rank, name]) == number, (rank, name)
+    (step,), (collect,) = spans["rank 0", "step"], spans["rank 0", "collect"]
+    (refit,), (rollouts,) = spans["rank 0", "refit"], spans["controller", "rollouts"]
+    assert step[0] == 0 and inside(collect, step) and inside(refit, step)
+    assert inside(rollouts, collect)
+    for name, whole in {"generate": rollouts, "load_bucket": refit}.items():
+        assert spans["engine 0", name] and all(inside(s, whole) for s in spans["engine 0", name])
+    assert all(inside(score, rollouts) for score in spans["controller", "score"])
+
+
+def inside(inner: tuple[float, float], outer: tuple[float, float]) -> bool:
+    return outer[0] <= inner[0] <= inner[1] <= outer[1]
 
 
 def test_exported_policy_loads_and_differs_from_the_start(finished: tuple[Path, str]) -> None:

@@ -28,7 +28,7 @@ from sfpo_megatron.data import PromptStream
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.run import opening, same_data
+from sfpo_megatron.run import ends, opening, same_data
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.continuing import decide, prepare_output
 from sfpo_megatron.run.evaluation import Best
@@ -90,7 +90,7 @@ class Stop(Exception):
 def test_without_checkpoints_each_start_begins_again(config: RunConfig) -> None:
     """Under one id; metrics of each start are kept, and no stop request is taken."""
     config = replace(config, checkpoint=CheckpointConfig(every=0))
-    assert not config.saves_state and isinstance(opening.stop_watch(config), NoStop)
+    assert not config.saves_state and isinstance(ends.stop_watch(config), NoStop)
     ids = set()
     for number in (1, 2, 3):
         start = decide(config, store_of(config), fresh=False)
