@@ -1,4 +1,4 @@
-"""Where a run was started: RUN/environment.jsonl, a line for each start of it.
+"""The places where a run was started: RUN/environment.jsonl, a line for each start of it.
 
 Versions, commit and hardware belong to a figure as its config does, and a run that continues may
 continue on another machine. The line of a start is that of rank 0's host. Standard library only.

@@ -67,11 +67,12 @@ def test_it_is_drawn_without_a_complaint(
     drawn = chromium.value("document.querySelectorAll('svg').length")
     assert drawn >= {"one": 12, "arms": 16, "none": 0}[name]
     assert chromium.value("document.querySelectorAll('svg > title').length") == drawn
-    assert chromium.value(
-        "[...document.querySelectorAll('table')].every(t => t.caption && t.querySelector('th[scope=col]'))"
+    headed = (
+        "t => t.caption && t.querySelector('th[scope=col]') && t.querySelector('th[scope=row]')"
     )
-    points = "[...document.querySelectorAll('svg path.line')].every(p => !/NaN/.test(p.getAttribute('d')))"
-    assert chromium.value(points)
+    assert chromium.value(f"[...document.querySelectorAll('table')].every({headed})")
+    broken = "p => /NaN|undefined/.test(p.getAttribute('d') ?? p.getAttribute('points'))"
+    assert not chromium.value(f"[...document.querySelectorAll('path, polygon')].some({broken})")
 
 
 def test_everything_is_reached_by_keys(chromium: Browser, pages: dict[str, Path]) -> None:

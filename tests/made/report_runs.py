@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 ROLLOUTS = 256
-"""Of a train step."""
+"""Rollouts of a train step."""
 
 
 def write_report_run(

@@ -32,7 +32,7 @@ def run_of(path: Path, lines: list[dict[str, Any]], **config: Any) -> Run:
 
 
 def test_axes_are_sums_up_to_the_row(tmp_path: Path) -> None:
-    """Of passes and seconds, as each step had them; of an evaluation, at the step before it."""
+    """Passes and seconds as each step had them; an evaluation has those of the step before it."""
     times = {"time/step_s": 2.0}
     lines = [
         {"step": 0, "eval/accuracy": 0.1},
@@ -215,7 +215,7 @@ def test_a_ratio_is_of_medians_with_its_interval() -> None:
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Of 20 comparisons of ten seeds, the true ratio of 2 is missed in few."""
+    """The true ratio of 2 is missed in few of 20 comparisons of ten seeds."""
     rng = random.Random(1)
     inside = 0
     for _ in range(20):

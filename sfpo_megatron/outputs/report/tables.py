@@ -168,6 +168,8 @@ def _figures(name: str, found: dict[str, Any]) -> Iterator[Markup]:
     for model, sources in models.items() if isinstance(models, dict) else ():
         rows = []
         for source, one in sources.items() if isinstance(sources, dict) else ():
+            if not isinstance(one, dict):
+                continue
             passes = one.get("pass_at") or {}
             rows.append(
                 [

@@ -182,8 +182,9 @@ function quantiles(host, run, prefix, spec) {
   const meanName = { response_tokens: "response_tokens_mean", reward: "reward_mean" }[prefix];
   const x = along(run.train, STEPS);
   const series = [line(run, meanName, "mean", "--arm-0")];
-  if (low && high) series.push({ kind: "band", group: "p10 to p90", color: "--arm-0", x, low, high });
-  if (middle) series.push(line(run, `${prefix}_p50`, "median", "--arm-2", { dash: true }));
+  const range = low && high ? { low, high } : undefined;
+  if (range) series.push({ kind: "band", group: "10th to 90th percentile", color: "--arm-0", x, ...range });
+  if (middle) series.push(line(run, `${prefix}_p50`, "median", "--arm-2", { dash: true, range }));
   for (const end of present(run.train, [`${prefix}_max`])) series.push(line(run, end, "highest", "--arm-1"));
   chart(host, { ...spec, x: STEPS, series });
 }
