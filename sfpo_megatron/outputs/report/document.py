@@ -6,11 +6,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sfpo_megatron.outputs.report.arms import Arm, Band, drift_profile, over_seeds
-from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, curves_of, mean, thinned
+from sfpo_megatron.outputs.report.curves import (
+    AXES,
+    SMOOTHING,
+    Column,
+    Curves,
+    curves_of,
+    mean,
+    running_mean,
+    thinned,
+)
 from sfpo_megatron.outputs.report.reading import Run, setting
 from sfpo_megatron.outputs.report.samples import shown_samples
 from sfpo_megatron.outputs.report.target import Ratio, Reached, chosen_target, ratio, reached
@@ -18,7 +27,7 @@ from sfpo_megatron.outputs.report.target import Ratio, Reached, chosen_target, r
 _MOST_ROWS = 5_000
 """Rows of all runs together; of longer runs each row is a mean of several steps."""
 _DIGITS, _AXIS_DIGITS = 4, 7
-_TRAIN_BANDS = ("reward_smooth", "entropy", "ppo_kl", "response_tokens_mean")
+_SMOOTH_BANDS = ("reward_mean", "entropy", "ppo_kl", "response_tokens_mean")
 _EVAL_BANDS = ("accuracy", "reward_mean")
 
 
@@ -90,9 +99,11 @@ def _target(curves: Sequence[Curves], arms: Sequence[Arm], given: float | None) 
 def to_json(document: Document) -> str:
     """JSON that may stand in a script element of an HTML page, whatever texts are in it."""
     num_runs = len(document.runs)
-    rows = max(100, _MOST_ROWS // num_runs)
+    longest = max(one.num_steps for one in document.curves)
+    each = max(1, math.ceil(longest * num_runs / _MOST_ROWS))
     arm_of = {index: place for place, arm in enumerate(document.arms) for index in arm.runs}
-    small = [thinned(one, rows) for one in document.curves]
+    small = [thinned(one, each) for one in document.curves]
+    smooth = [thinned(_smooth(one), each) for one in document.curves]
     content = {
         "runs": [
             {
@@ -102,8 +113,10 @@ def to_json(document: Document) -> str:
             }
             for index, (run, one) in enumerate(zip(document.runs, small, strict=True))
         ],
-        "arms": [_arm(arm, small) for arm in document.arms],
+        "arms": [_arm(arm, document.curves, smooth) for arm in document.arms],
         "target": document.target.accuracy if document.target else None,
+        "baseline": document.target.baseline if document.target else None,
+        "ratios": _ratios(document.target) if document.target else [],
     }
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     # Neither an end of the script nor a comment of HTML may begin within it.
@@ -124,9 +137,9 @@ def _run(run: Run, curves: Curves) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Arm, curves: Sequence[Curves]) -> dict[str, Any]:
+def _arm(arm: Arm, curves: Sequence[Curves], smooth: Sequence[Curves]) -> dict[str, Any]:
     seeds = [curves[index] for index in arm.runs]
-    train_axes, train = over_seeds([one.train for one in seeds], _TRAIN_BANDS)
+    train_axes, train = over_seeds([smooth[index].train for index in arm.runs], _SMOOTH_BANDS)
     eval_axes, evals = over_seeds([one.evals for one in seeds], _EVAL_BANDS)
     phases = {name: None for one in seeds for name in one.phases}
     seconds = {
@@ -140,6 +153,29 @@ def _arm(arm: Arm, curves: Sequence[Curves]) -> dict[str, Any]:
         "drift": _short(drift_profile(seeds)),
         "phases": {name: _shorter(mean(values)) for name, values in seconds.items()},
     }
+
+
+def _smooth(curves: Curves) -> Curves:
+    """The columns of bands as running means, the others as they are."""
+    train = {
+        name: running_mean(column, SMOOTHING) if name in _SMOOTH_BANDS else column
+        for name, column in curves.train.items()
+    }
+    return replace(curves, train=train)
+
+
+def _ratios(target: Target) -> list[dict[str, list[float | int | None]]]:
+    """[value, low, high] by axis, an entry an arm; None: it cannot be said, or has no bound."""
+    return [
+        {
+            axis: [
+                None if value is None or math.isinf(value) else _shorter(value)
+                for value in (found.value, found.low, found.high)
+            ]
+            for axis, found in arm.items()
+        }
+        for arm in target.ratios
+    ]
 
 
 def _bands(bands: Mapping[str, Band]) -> dict[str, dict[str, list[float | int | None]]]:

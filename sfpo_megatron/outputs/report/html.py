@@ -48,7 +48,7 @@ def table(
         body.append(element("tr", *cells))
     whole = element(
         "table",
-        element("caption", text(caption)),
+        element("caption", element("span", text(caption))),
         element("thead", element("tr", *heads)),
         element("tbody", *body),
     )

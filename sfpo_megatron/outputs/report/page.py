@@ -20,8 +20,11 @@ from sfpo_megatron.outputs.report.tables import (
     arms_table,
     config_tables,
     count,
-    environment_table,
+    duration,
+    end_of,
+    environment_tables,
     evaluations,
+    gate_said,
     percent,
     runs_table,
     target_tables,
@@ -43,7 +46,8 @@ def page(document: Document) -> str:
     assets = files("sfpo_megatron.outputs.report").joinpath("assets")
     style = assets.joinpath("report.css").read_text(encoding="utf-8")
     script = "".join(
-        assets.joinpath(name).read_text(encoding="utf-8") for name in ("charts.js", "page.js")
+        assets.joinpath(name).read_text(encoding="utf-8")
+        for name in ("charts.js", "bars.js", "page.js")
     )
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -77,7 +81,7 @@ def _hash(code: str) -> str:
 
 def _title(document: Document) -> str:
     if len(document.runs) == 1:
-        return f"SFPO run {document.runs[0].name}"
+        return f"Run {document.runs[0].name}"
     if len(document.arms) == 1:
         return f"{document.arms[0].name}: {len(document.runs)} runs"
     return " against ".join(arm.name for arm in document.arms[:3]) + (
@@ -119,10 +123,10 @@ def _sections(document: Document) -> Iterator[Part]:
     yield "summary", "Summary", "", _summary(document)
     yield "curves", "Learning", "", joined(_axis_choice(), _charts("learning"))
     if several:
-        lead = "What the passes of a step do, and where its seconds go."
+        lead = "Means over the seeds of each arm."
         yield "arms", "Arms", lead, _charts("comparison")
     if document.target is not None:
-        tables = target_tables(document, document.target)
+        tables = joined(_charts("ratios"), target_tables(document, document.target))
         yield "target", "Cost of a target", _target_lead(document.target), tables
     elif several:
         yield "target", "Cost of a target", _NO_TARGET, joined()
@@ -137,7 +141,7 @@ def _sections(document: Document) -> Iterator[Part]:
     yield "samples", "Sample rollouts", lead, element("div", id="sample-list")
     yield "evaluations", "Evaluations", "", evaluations(document)
     yield "config", "Config", "", config_tables(document)
-    yield "environment", "Environment", "", environment_table(document)
+    yield "environment", "Environment", "", environment_tables(document)
 
 
 def _section(name: str, heading: str, lead: str, content: Markup) -> Markup:
@@ -182,7 +186,7 @@ def _run_choice(document: Document) -> Markup:
 def _summary(document: Document) -> Markup:
     if len(document.runs) > 1:
         return joined(arms_table(document), runs_table(document))
-    return joined(_tiles(document), runs_table(document))
+    return _tiles(document)
 
 
 def _tiles(document: Document) -> Markup:
@@ -192,11 +196,11 @@ def _tiles(document: Document) -> Markup:
     if accuracy:
         facts["held-out accuracy"] = f"{percent(accuracy[0])} → {percent(accuracy[-1])}"
         facts["best"] = percent(max(accuracy))
-    for axis, column in ((axis, curves.train.get(axis)) for axis in AXES):
-        if column:
-            facts[_AXIS_NAMES[axis]] = count(column[-1])
-    if curves.num_passes > 1:
-        facts["gate"] = f"closed, step {curves.close_step}" if curves.close_step else "open"
+    if curves.train:
+        facts["rollouts"] = count(end_of(curves.train.get("rollouts")))
+        facts["backward passes"] = count(end_of(curves.train.get("passes")))
+        facts["train steps take"] = duration(end_of(curves.train.get("seconds")))
+        facts["gate closed"] = gate_said(curves)
     tiles = [
         element("li", element("span", text(name)), element("strong", text(value)))
         for name, value in facts.items()
@@ -206,7 +210,7 @@ def _tiles(document: Document) -> Markup:
 
 def _target_lead(target: Target) -> str:
     how = (
-        "chosen by this report: the highest whole percent that half of the seeds of every arm reach"
+        "chosen by this report: nine tenths of the gain that half of the seeds of every arm make"
         if target.is_chosen
         else "as given by --target"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from sfpo_megatron.outputs.report.curves import finite
 
 _MOST_PROMPTS = 60
 _MOST_RESPONSES = 8
@@ -29,7 +31,7 @@ def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
         [one for one in responses if isinstance(one, dict)] if isinstance(responses, list) else []
     )
     return {
-        "step": line.get("step"),
+        "step": finite(line.get("step")),
         "prompt": _cut(line.get("prompt")),
         "answer": _cut(line.get("answer", line.get("reference", ""))),
         "responses": [_response(one) for one in found[:_MOST_RESPONSES]],
@@ -38,21 +40,35 @@ def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _response(found: Mapping[str, Any]) -> dict[str, Any]:
-    reward = found.get("reward")
-    others = {k: v for k, v in found.items() if k not in ("text", "reward") and v not in (None, {})}
     return {
         "text": _cut(found.get("text")),
-        "reward": reward if isinstance(reward, int | float) else None,
-        "detail": ", ".join(f"{name} {_said(value)}" for name, value in others.items()),
+        "reward": finite(found.get("reward")),
+        "detail": ", ".join(_details(found)),
     }
+
+
+def _details(found: Mapping[str, Any]) -> Iterator[str]:
+    """What else is known of a response, in words."""
+    for name, value in found.items():
+        match name, value:
+            case ("text" | "reward", _) | (_, None) | ("finished", True):
+                continue
+            case "finished", False:
+                yield "cut off"
+            case "correct", bool():
+                yield "correct" if value else "wrong"
+            case "num_tokens", int():
+                yield f"{value:,} tokens"
+            case "parts", dict():
+                yield from (f"{part} {_said(one)}" for part, one in value.items())
+            case _:
+                yield f"{name} {_said(value)}"
 
 
 def _said(value: Any) -> str:
     match value:
         case bool():
             return "yes" if value else "no"
-        case dict():
-            return "; ".join(f"{name} {_said(one)}" for name, one in value.items())
         case float():
             return f"{value:g}"
         case _:

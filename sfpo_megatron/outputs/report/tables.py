@@ -36,15 +36,16 @@ def runs_table(document: Document) -> Markup:
                 arm_of[index],
                 steps,
                 *(percent(f(accuracy)) if accuracy else _NOTHING for f in (_first, _last, max)),
-                *(count(_end(curves.train.get(axis))) for axis in ("rollouts", "passes")),
-                _gate(curves),
+                *(count(end_of(curves.train.get(axis))) for axis in ("rollouts", "passes")),
+                gate_said(curves),
                 number(mean(_seconds(document, index))),
             ]
         )
     return table("Runs; accuracy is held out", header, rows, words=2)
 
 
-def _gate(curves: Curves) -> str:
+def gate_said(curves: Curves) -> str:
+    """When the gate closed."""
     if curves.num_passes <= 1:
         return "no fast passes"
     return f"step {curves.close_step}" if curves.close_step else "not yet"
@@ -95,10 +96,10 @@ def target_tables(document: Document, target: Target) -> Markup:
         rows.append(row)
     header = ["arm", "seeds there"]
     for name in _COSTS.values():
-        header += [f"{name} (median)", *(["times fewer (95 %)"] if len(document.arms) > 1 else [])]
-    caption = f"To reach {percent(target.accuracy)}"
+        header += [name, *(["times fewer"] if len(document.arms) > 1 else [])]
+    caption = f"To reach {percent(target.accuracy)}: medians over seeds"
     if len(document.arms) > 1:
-        caption += f"; times fewer: {baseline.name} ÷ the arm"
+        caption += f"; times fewer: {baseline.name} ÷ the arm, with its 95 % interval"
     return joined(table(caption, header, rows, words=1), _seeds(document, target))
 
 
@@ -138,7 +139,7 @@ def said(found: Ratio) -> str:
         return "arm not there"
     value = f"{found.value:.2f}"
     if found.low is None or found.high is None:
-        return f"{value} (no interval: one seed)"
+        return f"{value} (one seed)"
     high = "no bound" if math.isinf(found.high) else f"{found.high:.2f}"
     return f"{value} ({found.low:.2f} to {high})"
 
@@ -157,7 +158,8 @@ def evaluations(document: Document) -> Markup:
                 for row, step in enumerate(curves.evals["step"])
             ]
             header = ["step", *(name.replace("_", " ") for name in names)]
-            parts.append(folded(run.name, table(f"Evaluations of {run.name}", header, rows)))
+            found = table(f"Evaluations of {run.name}", header, rows)
+            parts.append(found if len(document.runs) == 1 else folded(run.name, found))
         parts += _figures(run.name, run.evaluated)
     return joined(*parts) if parts else element("p", text("No evaluation yet."))
 
@@ -216,18 +218,30 @@ def _within(document: Document, arm: Arm) -> Markup:
     return element("p", text(f"Runs of {arm.name} differ in {', '.join(keys)}."))
 
 
-def environment_table(document: Document) -> Markup:
-    """A column a start of a run: where it was, and of which versions."""
+def environment_tables(document: Document) -> Markup:
+    """Each start of each run, and of which versions it was."""
     starts = [(run.name, start) for run in document.runs for start in run.starts]
     if not starts:
         return element("p", text("No environment.jsonl: these runs are of a version before it."))
-    names = {name: None for _, start in starts for name in start if name != "run_id"}
-    rows = [
-        [name.replace("_", " "), *(str(start.get(name, _NOTHING)) for _, start in starts)]
-        for name in names
-    ]
-    header = ["", *(name for name, _ in starts)]
-    return table("Where each run was started", header, rows, words=len(header))
+    own = ("started", "after_step", "host")
+    rows = [[name, *(str(start.get(key, _NOTHING)) for key in own)] for name, start in starts]
+    header = ["run", *(key.replace("_", " ") for key in own)]
+    when = table("When and where each run was started", header, rows, words=len(header))
+    return joined(when, _versions(starts, without=("run_id", *own)))
+
+
+def _versions(starts: Sequence[tuple[str, dict[str, Any]]], *, without: Sequence[str]) -> Markup:
+    """Hardware, commit and versions: a column for all starts in which they are the same."""
+    kinds: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run, start in starts:
+        kind = tuple((name, str(value)) for name, value in start.items() if name not in without)
+        kinds.setdefault(kind, []).append(run)
+    columns = [dict(kind) for kind in kinds]
+    names = {name: None for column in columns for name in column}
+    rows = [[name, *(column.get(name, _NOTHING) for column in columns)] for name in names]
+    of = [", ".join(dict.fromkeys(runs)) for runs in kinds.values()]
+    header = ["", *(["all runs"] if len(of) == 1 and ", " in of[0] else of)]
+    return table("Hardware, commit and versions", header, rows, words=len(header))
 
 
 # ---- figures as text ------------------------------------------------------------------------
@@ -241,6 +255,16 @@ def percent(share: float | None) -> str:
 def count(value: float | None) -> str:
     """A whole number."""
     return _NOTHING if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return _NOTHING
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def number(value: float | None) -> str:
@@ -268,5 +292,6 @@ def _last(values: Sequence[float]) -> float:
     return values[-1]
 
 
-def _end(column: Column | None) -> float | None:
+def end_of(column: Column | None) -> float | None:
+    """The last value of a column that may not be there."""
     return column[-1] if column else None

@@ -17,6 +17,7 @@ from sfpo_megatron.outputs.report.curves import AXES, Column, Curves
 
 _RESAMPLES = 10_000
 _CONFIDENCE = 0.95
+_WAY = 0.9
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -45,8 +46,9 @@ class Ratio:
 
 
 def chosen_target(arms: Sequence[Sequence[Curves]]) -> float | None:
-    """The highest whole percent that half of the seeds of every arm have reached; None if it is not
-    above where all of them began, or an arm has no evaluation."""
+    """Nine tenths of the way from where the runs began to what half of the seeds of every arm have
+    reached, in whole percent: the last tenth is noise. None if that is not above all beginnings, or
+    an arm has no evaluation."""
     bests, starts = [], []
     for seeds in arms:
         best = [_best(one) for one in seeds]
@@ -58,8 +60,9 @@ def chosen_target(arms: Sequence[Sequence[Curves]]) -> float | None:
         starts += [one.evals["accuracy"][0] or 0.0 for one in seeds]
     if not bests:
         return None
-    target = math.floor(100 * min(bests) + 1e-9) / 100
-    return target if target > max(starts) else None
+    start = max(starts)
+    target = math.floor(100 * (start + _WAY * (min(bests) - start)) + 1e-9) / 100
+    return target if target > start else None
 
 
 def reached(curves: Curves, target: float) -> Reached:

@@ -92,7 +92,7 @@ class Chart {
     const list = element("ul", { class: "legend", "aria-label": "Show or hide" });
     if (seen.size < 2) return list;
     for (const [group, one] of seen) {
-      const mark = element("span", { class: `swatch ${one.kind === "area" ? "filled" : one.dash ? "dashed" : ""}`, color: one.color });
+      const mark = element("span", { class: `swatch ${{ area: "filled", band: "soft" }[one.kind] ?? (one.dash ? "dashed" : "")}`, color: one.color });
       const button = element("button", { type: "button", "aria-pressed": "true" }, mark, group);
       button.addEventListener("click", () => {
         const shown = this.hidden.delete(group) || !this.hidden.add(group);
@@ -167,6 +167,7 @@ class Chart {
       const lower = rows.map((i) => `${px(one.x[i]).toFixed(1)},${py(one.low[i]).toFixed(1)}`).reverse();
       return [shape("polygon", { class: kind, color: one.color, points: [...upper, ...lower].join(" ") })];
     }
+    const radius = one.x.length > (this.scale.area.right - this.scale.area.left) / 10 ? 2 : 3;
     const points = one.x.map((x, i) => (x === null || one.y[i] === null ? null : [px(x), py(one.y[i])]));
     const made = [];
     if (kind !== "dots") {
@@ -178,7 +179,7 @@ class Chart {
     }
     if (kind === "dots" || one.dots || points.filter(Boolean).length === 1) {
       for (const point of points.filter(Boolean)) {
-        made.push(shape("circle", { class: kind === "dots" ? "dot faint" : "dot", color: one.color, cx: point[0].toFixed(1), cy: point[1].toFixed(1), r: kind === "dots" ? 1.8 : 3 }));
+        made.push(shape("circle", { class: kind === "dots" ? "dot faint" : "dot", color: one.color, cx: point[0].toFixed(1), cy: point[1].toFixed(1), r: kind === "dots" ? 1.8 : radius }));
       }
     }
     return made;
@@ -188,7 +189,7 @@ class Chart {
     const { area, px, py, x0, x1 } = this.scale;
     for (const { y, label } of this.spec.levels ?? []) {
       svg.append(shape("line", { class: "level", x1: area.left, x2: area.right, y1: py(y), y2: py(y) }));
-      svg.append(shape("text", { class: "said", x: area.right, y: py(y) - 5, "text-anchor": "end" }, label));
+      svg.append(shape("text", { class: "said", x: area.left + 4, y: py(y) - 5 }, label));
     }
     for (const { x, label } of (this.spec.rules ?? []).filter((rule) => rule.x >= x0 && rule.x <= x1)) {
       const late = px(x) > (area.left + area.right) / 2;
@@ -275,6 +276,6 @@ function tableOf(spec, names, xs, rows) {
   const body = rows.map((row, i) => element("tr", {},
     element("th", { scope: "row", class: "number" }, (spec.x.reads ?? spec.x.format)(xs[i])),
     ...row.map((value) => element("td", { class: "number" }, format(value)))));
-  const table = element("table", {}, element("caption", {}, `${spec.title}: ${spec.y.label}`), element("thead", {}, head), element("tbody", {}, ...body));
+  const table = element("table", {}, element("caption", {}, element("span", {}, `${spec.title}: ${spec.y.label}`)), element("thead", {}, head), element("tbody", {}, ...body));
   return element("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": `Data of ${spec.title}` }, table);
 }

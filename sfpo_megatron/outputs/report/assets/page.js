@@ -31,16 +31,16 @@ function along(columns, axis) {
 
 // ---- series -----------------------------------------------------------------------------------
 
-/** An arm's mean with its band, and its seeds as thin lines. */
-function armSeries(table, name, axis) {
+/** An arm's mean with its band, and its seeds as thin lines: their column `seed`. */
+function armSeries(table, name, axis, seed = name) {
   return data.arms.flatMap((arm, place) => {
     const band = arm[table][name];
     if (!band) return [];
     const [x, color, group] = [along(arm[table], axis), armColor(place), arm.name];
     const mean = { group, color, x, y: band.mean, dots: table === "evals", dash: place >= ARM_COLORS };
     if (arm.runs.length === 1) return [mean];
-    const seeds = arm.runs.map((index) => data.runs[index][table]).filter((columns) => columns[name])
-      .map((columns) => ({ kind: "thin", group, color, x: along(columns, axis), y: columns[name] }));
+    const seeds = arm.runs.map((index) => data.runs[index][table]).filter((columns) => columns[seed])
+      .map((columns) => ({ kind: "thin", group, color, x: along(columns, axis), y: columns[seed] }));
     return [{ ...mean, range: band }, { kind: "band", group, color, x, low: band.low, high: band.high }, ...seeds];
   });
 }
@@ -66,24 +66,34 @@ function atStep(run, step, axis) {
 
 // ---- all arms ---------------------------------------------------------------------------------
 
+function seedsNote() {
+  return data.arms.some((arm) => arm.runs.length > 1) ? " Line: mean over seeds; band: lowest to highest seed; thin lines: seeds." : "";
+}
+
 function learning(axis) {
   const host = document.getElementById("learning");
   host.replaceChildren();
   const alone = data.runs.length === 1 ? data.runs[0] : null;
   const rules = alone?.close_step ? [{ x: atStep(alone, alone.close_step, axis), label: `gate closes, step ${alone.close_step}` }] : [];
   const levels = data.target === null ? [] : [{ y: data.target, label: `target ${percent(data.target)}` }];
-  const band = data.arms.some((arm) => arm.runs.length > 1) ? " Line: mean over seeds; band: lowest to highest seed; thin lines: seeds." : "";
+  const band = seedsNote();
   chart(host, { title: "Held-out accuracy", x: axis, y: { label: "share of correct responses", format: percent }, rules, levels,
     series: armSeries("evals", "accuracy", axis), note: `At every evaluation.${band}` });
   const raw = alone?.train.reward_mean ? [{ kind: "dots", group: data.arms[0].name, color: armColor(0), x: along(alone.train, axis), y: alone.train.reward_mean }] : [];
   chart(host, { title: "Train reward", x: axis, y: { label: "mean reward of a rollout batch", format: plain }, rules,
-    series: [...armSeries("train", "reward_smooth", axis), ...raw],
+    series: [...armSeries("train", "reward_mean", axis, "reward_smooth"), ...raw],
     note: `Running mean of 7 train steps.${raw.length ? " Dots: each step." : band}` });
-  if (alone) return;
-  chart(host, { title: "Entropy", x: axis, y: { label: "nats a token, in the slow correction", format: plain }, series: armSeries("train", "entropy", axis), note: band.trim() });
-  chart(host, { title: "Drift in a step", x: axis, y: { label: "KL to the policy before the step, nats a token", format: plain },
-    series: armSeries("train", "ppo_kl", axis), note: `In the slow correction, or the only pass.${band}` });
-  chart(host, { title: "Response length", x: axis, y: { label: "mean tokens of a response", format: plain }, series: armSeries("train", "response_tokens_mean", axis), note: band.trim() });
+  if (!host.children.length) host.append(element("p", { class: "empty" }, "Nothing to draw yet."));
+}
+
+/** What the updates do, against rollouts. */
+function compared(host) {
+  const x = AXES.rollouts;
+  const smooth = `Running mean of 7 train steps.${data.arms.some((arm) => arm.runs.length > 1) ? " Line: mean over seeds; band: lowest to highest seed." : ""}`;
+  chart(host, { title: "Entropy", x, y: { label: "nats a token, in the slow correction", format: plain }, series: armSeries("train", "entropy", x, null), note: smooth });
+  chart(host, { title: "Drift in a step", x, y: { label: "KL to the policy before the step, nats a token", format: plain },
+    series: armSeries("train", "ppo_kl", x, null), note: `In the slow correction, or the only pass. ${smooth}` });
+  chart(host, { title: "Response length", x, y: { label: "mean tokens of a response", format: plain }, series: armSeries("train", "response_tokens_mean", x, null), note: smooth });
 }
 
 /** lines: {name, color, drift}, the drift of each pass. */
@@ -94,26 +104,6 @@ function profiles(host, lines) {
   const fast = lines.length === 1 && most > 1 ? [{ x: most - 0.5, label: "reposition" }] : [];
   chart(host, { title: "Drift by pass", x: passes, y: { label: "KL to the policy before the step, nats a token", format: plain, low: 0 }, rules: fast, series,
     note: "Mean over the steps with fast passes. The reposition pulls the weights back: the slow correction begins nearer to where the step began than the last fast pass ended." });
-}
-
-function phaseBars(host) {
-  const arms = data.arms.filter((arm) => Object.keys(arm.phases).length);
-  if (!arms.length) return;
-  const total = (arm) => Object.values(arm.phases).reduce((sum, value) => sum + (value ?? 0), 0);
-  const most = Math.max(...arms.map(total));
-  const names = [...new Set(arms.flatMap((arm) => Object.keys(arm.phases)))];
-  const legend = element("ul", { class: "legend" }, ...names.map((name) => element("li", {}, element("span", {}, element("i", { class: "swatch filled", color: `--phase-${name}` }), name))));
-  const bars = arms.map((arm) => {
-    const parts = Object.entries(arm.phases).filter(([, value]) => value).map(([name, value]) => {
-      const part = element("span", { class: "part", color: `--phase-${name}`, title: `${name}: ${plain(value)} s` });
-      part.style.width = `${(100 * value) / most}%`;
-      return part;
-    });
-    const said = Object.entries(arm.phases).map(([name, value]) => `${name} ${plain(value ?? 0)} s`).join(", ");
-    return element("div", { class: "bar" }, element("p", {}, arm.name, element("b", {}, ` ${plain(total(arm))} s`)),
-      element("div", { class: "parts", role: "img", "aria-label": said }, ...parts));
-  });
-  host.append(element("figure", { class: "chart" }, element("h3", {}, "Seconds a train step, by phase"), element("p", { class: "unit" }, "mean over steps and seeds"), legend, ...bars));
 }
 
 // ---- one run ----------------------------------------------------------------------------------
@@ -177,7 +167,7 @@ function phases(host, run, mean) {
     note: `Rank 0's wall clock, without evaluation.${mean}` });
 }
 
-function quantiles(host, run, prefix, spec) {
+function quantiles(host, run, prefix, most, spec) {
   const [low, middle, high] = ["p10", "p50", "p90"].map((end) => run.train[`${prefix}_${end}`]);
   const meanName = { response_tokens: "response_tokens_mean", reward: "reward_mean" }[prefix];
   const x = along(run.train, STEPS);
@@ -185,13 +175,13 @@ function quantiles(host, run, prefix, spec) {
   const range = low && high ? { low, high } : undefined;
   if (range) series.push({ kind: "band", group: "10th to 90th percentile", color: "--arm-0", x, ...range });
   if (middle) series.push(line(run, `${prefix}_p50`, "median", "--arm-2", { dash: true, range }));
-  for (const end of present(run.train, [`${prefix}_max`])) series.push(line(run, end, "highest", "--arm-1"));
+  for (const end of present(run.train, [`${prefix}_max`])) series.push(line(run, end, most, "--arm-1"));
   chart(host, { ...spec, x: STEPS, series });
 }
 
 function rollouts(host, run, mean) {
-  quantiles(host, run, "response_tokens", { title: "Response lengths", y: { label: "tokens", format: plain }, note: `Of the rollouts of each step.${mean}` });
-  quantiles(host, run, "reward", { title: "Rewards", y: { label: "reward of a rollout", format: plain }, note: `Of the rollouts of each step.${mean}` });
+  quantiles(host, run, "response_tokens", "longest", { title: "Response lengths", y: { label: "tokens", format: plain }, note: `Of the rollouts of each step.${mean}` });
+  quantiles(host, run, "reward", "highest", { title: "Rewards", y: { label: "reward of a rollout", format: plain }, note: `Of the rollouts of each step.${mean}` });
   chart(host, { title: "Groups and ends", x: STEPS, y: { label: "share", format: percent, low: 0 },
     series: [line(run, "zero_variance_groups", "groups with equal rewards (no gradient)", "--arm-1"), line(run, "solved_by_all", "groups all right", "--arm-2"),
       line(run, "solved_by_none", "groups all wrong", "--arm-4"), line(run, "truncated", "rollouts cut off", "--arm-3")], note: mean.trim() });
@@ -202,6 +192,8 @@ function rollouts(host, run, mean) {
 
 function updates(host, run, mean) {
   chart(host, { title: "Clipped tokens", x: STEPS, y: { label: "share of response tokens, in the slow correction", format: percent, low: 0 }, series: [line(run, "clip_frac", "clipped", "--arm-1")], note: mean.trim() });
+  chart(host, { title: "Generator against trainer", x: STEPS, y: { label: "nats a token, before the update", format: plain, low: 0 },
+    series: [line(run, "logprob_diff_mean", "mean difference of log-probs", "--arm-5")], note: `Mean of |generator - trainer| over the response tokens.${mean}` });
   chart(host, { title: "Gradient norm", x: STEPS, y: { label: "before clipping, in the slow correction", format: plain, low: 0 }, series: [line(run, "grad_norm", "norm", "--arm-3")], note: mean.trim() });
 }
 
@@ -252,8 +244,11 @@ runChoice?.addEventListener("change", choose);
 learning(AXES.rollouts);
 const comparison = document.getElementById("comparison");
 if (comparison) {
+  compared(comparison);
   const lines = data.arms.map((arm, place) => ({ name: arm.name, color: armColor(place), drift: arm.drift }));
   profiles(comparison, lines.filter((one) => one.drift.length > 1));
   phaseBars(comparison);
 }
 choose();
+const ratioHost = document.getElementById("ratios");
+if (ratioHost) ratios(ratioHost);
