@@ -66,19 +66,35 @@ def _share(given: str) -> float:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write the report; the exit code: 0, or 2 for what cannot be reported or written."""
-    from sfpo_megatron.outputs.report.document import document_of
-    from sfpo_megatron.outputs.report.page import page
     from sfpo_megatron.outputs.report.reading import ReportError
 
     try:
-        runs, arms = _runs_and_arms(arguments.runs, arguments.arm)
-        out = _out(arguments.out, runs)
-        _write(out, page(document_of(runs, arms, arguments.target)))
+        out = write_report(
+            arguments.runs, arms=arguments.arm, target=arguments.target, out=arguments.out
+        )
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     print(out)
     return 0
+
+
+def write_report(
+    runs: Sequence[str],
+    *,
+    arms: Sequence[str] = (),
+    target: float | None = None,
+    out: str | None = None,
+) -> Path:
+    """Write the report of `runs`, each argument as the option of its name; the file. ReportError for
+    what cannot be reported or written."""
+    from sfpo_megatron.outputs.report.document import document_of
+    from sfpo_megatron.outputs.report.page import page
+
+    found, grouped = _runs_and_arms(runs, arms)
+    file = _out(out, found)
+    _write(file, page(document_of(found, grouped, target)))
+    return file
 
 
 def _runs_and_arms(paths: Sequence[str], given: Sequence[str]) -> tuple[list[Run], list[Arm]]:

@@ -179,7 +179,7 @@ class Chart {
     }
     if (kind === "dots" || one.dots || points.filter(Boolean).length === 1) {
       for (const point of points.filter(Boolean)) {
-        made.push(shape("circle", { class: kind === "dots" ? "dot faint" : "dot", color: one.color, cx: point[0].toFixed(1), cy: point[1].toFixed(1), r: kind === "dots" ? 1.8 : radius }));
+        made.push(shape("circle", { class: kind === "dots" ? "dot faint" : "dot", color: one.color, cx: point[0].toFixed(1), cy: point[1].toFixed(1), r: kind === "dots" ? radius - 0.5 : radius }));
       }
     }
     return made;

@@ -130,7 +130,7 @@ function gate(host, run, mean) {
   const bound = hasGate ? [line(run, "bound", `closes here (z = ${threshold})`, "--warn", { dash: true })] : [];
   chart(host, { title: "Entropy and the gate", x: STEPS, y: { label: "nats a token, in the slow correction", format: plain }, rules: hasGate ? rules : [],
     series: [line(run, "entropy", "entropy", "--arm-0"), ...bound],
-    note: (hasGate ? `The gate closes when the entropy reaches mean + ${threshold} standard deviations of the last ${window} steps.` : "There are no fast passes, so no gate.") + mean });
+    note: (hasGate ? `The gate closes when the entropy reaches mean + ${threshold} standard deviations of the last ${window} steps${run.train.bound ? "" : ", which are not there yet"}.` : "There are no fast passes, so no gate.") + mean });
   if (!hasGate) return;
   chart(host, { title: "z-score of the entropy", x: STEPS, y: { label: `over a window of ${window} steps`, format: plain }, rules,
     levels: [{ y: threshold, label: `threshold ${threshold}` }], series: [line(run, "z", "z", "--arm-2")],
@@ -144,7 +144,7 @@ function drift(host, run, mean) {
   const named = (k) => (last === 1 ? "the pass" : k === last ? "slow correction" : `fast pass ${k}`);
   const color = (k) => (k === last ? "--warn" : `--fast-${Math.min(3, Math.floor(((k - 1) * 4) / Math.max(1, last - 1)))}`);
   chart(host, { title: "Drift, step by step", x: STEPS, y: { label: "KL to the policy before the step, nats a token", format: plain },
-    series: numbers.map((k) => line(run, `pass_${k}/ppo_kl`, named(k), color(k))), note: `Each pass's mean over its tokens.${mean}` });
+    series: numbers.map((k) => line(run, `pass_${k}/ppo_kl`, named(k), color(k))), note: `Mean over the tokens of each pass, each minibatch before its optimizer step; an estimate that may be a little below 0.${mean}` });
 }
 
 function profileOf(run, numbers) {
