@@ -72,7 +72,7 @@ def report(arguments: argparse.Namespace) -> int:
         out = write_report(
             arguments.runs, arms=arguments.arm, target=arguments.target, out=arguments.out
         )
-    except ReportError as error:
+    except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     print(out)
@@ -86,8 +86,8 @@ def write_report(
     target: float | None = None,
     out: str | None = None,
 ) -> Path:
-    """Write the report of `runs`, each argument as the option of its name; the file. ReportError for
-    what cannot be reported or written."""
+    """Write the report of `runs`, each argument as the option of its name, and return its file.
+    ReportError for what cannot be reported or written."""
     from sfpo_megatron.outputs.report.document import document_of
     from sfpo_megatron.outputs.report.page import page
 

@@ -117,6 +117,31 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, capsys: pytest.CaptureFix
         (run / name).write_text(whole)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "run.json", "environment.jsonl"])
+def test_a_file_that_is_none_of_a_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = write_report_run(tmp_path / "run", num_steps=3)
+    (run / name).write_bytes(b"{\xff\xfe: [\n")
+    assert report(run) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run / name}") and "found" in said and "expected" in said
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    """They are no points, and end nothing."""
+    run = write_report_run(tmp_path / "run", num_steps=3)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    odd = [float("nan"), 1e300, 10**400, True, "x", [1], None]
+    for value in odd:
+        for line in lines[1:]:
+            line |= dict.fromkeys(("entropy", "reward_mean", "time/step_s", "grad_norm"), value)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert report(run) == 0
+        (shown,) = data_in(run / "report.html")["runs"]
+        assert "entropy" not in shown["train"] and len(shown["train"]["step"]) == 3
+
+
 def test_a_run_without_a_step_says_so(tmp_path: Path) -> None:
     run = write_report_run(tmp_path / "run", num_steps=40, steps_done=0)
     (run / "metrics.jsonl").unlink()

@@ -186,5 +186,5 @@ def drift_profile(curves: Sequence[Curves]) -> Column:
 def _where_fast(curves: Curves, name: str) -> Column:
     """The rows of steps that had all passes."""
     last = curves.train.get(f"pass_{curves.num_passes}/ppo_kl", [])
-    column = curves.train.get(name, [])
+    column = curves.train.get(name, [None] * len(last))
     return [value for value, ran in zip(column, last, strict=True) if ran is not None]

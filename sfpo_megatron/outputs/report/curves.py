@@ -53,6 +53,7 @@ _PHASES = (
     "wait",
     "refit",
 )
+_HIGHEST = 1e100
 OTHER = "other"
 """The rest of `time/step_s`."""
 
@@ -93,7 +94,7 @@ def curves_of(run: Run) -> Curves:
     train["ppo_kl"] = _column(lines, "ppo_kl")
     scores = gate_scores(
         train["entropy"],
-        window=_number(setting(run.config, "sfpo.entropy_window"), 30),
+        window=max(2, int(_number(setting(run.config, "sfpo.entropy_window"), 30))),
         threshold=_number(setting(run.config, "sfpo.entropy_zscore_threshold"), 1.0),
     )
     train["z"], train["bound"] = scores.z, scores.bound
@@ -183,10 +184,10 @@ def _column(lines: Sequence[Mapping[str, Any]], name: str) -> Column:
 
 
 def finite(found: Any) -> float | None:
-    """A finite number, or None."""
+    """A number that can be squared and summed, or None."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
-    return float(found) if math.isfinite(found) else None
+    return float(found) if abs(found) < _HIGHEST else None
 
 
 def _sums(column: Column) -> Column:

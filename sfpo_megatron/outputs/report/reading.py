@@ -101,7 +101,12 @@ def _metrics(file: Path) -> RunMetrics:
         return RunMetrics(train=(), evals=())
     try:
         return read_metrics(file, is_written=True)
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise ReportError(
+            f"{file}: found what is no UTF-8 ({error.reason}), expected the lines of a run; move "
+            "it away to report without it"
+        ) from error
+    except ValueError as error:  # it names file and line
         raise ReportError(str(error)) from error
 
 
