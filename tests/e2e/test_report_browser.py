@@ -102,6 +102,23 @@ def test_everything_is_reached_by_keys(chromium: Browser, pages: dict[str, Path]
     )
 
 
+def test_a_pointer_reads_a_chart_that_has_just_been_made(
+    chromium: Browser, pages: dict[str, Path]
+) -> None:
+    """In the same turn as the choice of the axis that makes it anew."""
+    chromium.open(pages["arms"], width=1280)
+    chromium.complaints.clear()
+    said = chromium.value(
+        "{document.querySelectorAll('input[name=axis]')[2].click();"
+        "const plot = document.querySelector('#learning .plot');"
+        "const box = plot.getBoundingClientRect();"
+        "plot.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + box.width / 2}));"
+        "document.querySelector('#learning .tip').textContent}"
+    )
+    assert "backward passes" in said and "SFPO K=3 α=0.8" in said
+    assert chromium.complaints == []
+
+
 def test_a_run_is_chosen(chromium: Browser, pages: dict[str, Path]) -> None:
     """The sections of one run follow; a chart's data comes as a table when it is asked for."""
     chromium.open(pages["arms"], width=1280)

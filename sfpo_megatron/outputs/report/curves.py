@@ -128,7 +128,7 @@ def _evals(run: Run, train: Mapping[str, Column]) -> dict[str, Column]:
 
 def _at(train: Mapping[str, Column], axis: str, step: int) -> float:
     """What had been spent after a train step; 0 before the first."""
-    row = bisect_right(train["step"], step, key=lambda at: at or 0.0)
+    row = bisect_right(train["step"], float(step), key=lambda at: at or 0.0)
     return (train[axis][row - 1] or 0.0) if row else 0.0
 
 
@@ -211,6 +211,6 @@ def _has_values(column: Column) -> bool:
     return any(value is not None for value in column)
 
 
-def _number(found: Any, default: Any) -> Any:
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    return found if is_number else default
+def _number(found: Any, default: float) -> float:
+    value = finite(found)
+    return default if value is None else value

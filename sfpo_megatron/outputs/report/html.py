@@ -10,9 +10,9 @@ Markup = NewType("Markup", str)
 """Text that is HTML: made by this module, or written in the source of the report."""
 
 
-def text(value: object) -> Markup:
+def text(value: str) -> Markup:
     """The characters of `value`, none of which is read as HTML."""
-    return Markup(html.escape(str(value), quote=True))
+    return Markup(html.escape(value, quote=True))
 
 
 def joined(*parts: Markup) -> Markup:

@@ -216,6 +216,6 @@ def _target_lead(target: Target) -> str:
     )
     return (
         f"Held-out accuracy of {percent(target.accuracy)}, {how}. A seed is there at its first "
-        "evaluation at or above it; one that never is counts as infinite cost, it is not left out. "
+        "evaluation at or above it; one that never is has an infinite cost and is not left out. "
         "Medians over seeds; 95 % intervals by bootstrap over seeds (10,000 resamples)."
     )

@@ -79,7 +79,8 @@ class Chart {
     figure.append(this.table());
     host.append(figure);
     this.listen();
-    new ResizeObserver(() => this.draw()).observe(this.plot);
+    this.draw();
+    new ResizeObserver(() => this.width !== this.plot.clientWidth && this.draw()).observe(this.plot);
   }
 
   visible() {
@@ -126,7 +127,8 @@ class Chart {
   }
 
   draw() {
-    const width = Math.max(240, this.plot.clientWidth);
+    this.width = this.plot.clientWidth;
+    const width = Math.max(240, this.width);
     const height = this.spec.height ?? (width < 480 ? 240 : 290);
     const scale = this.scales(width, height);
     this.scale = scale;
