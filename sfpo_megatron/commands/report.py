@@ -41,8 +41,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--target",
         type=_share,
         metavar="ACCURACY",
-        help="held-out accuracy, such as 0.8, whose cost is compared; default: one that half of "
-        "the seeds of every arm have reached",
+        help="held-out accuracy, such as 0.8, whose cost is compared; default: nine tenths of the "
+        "gain that half of the seeds of every arm make",
     )
     command.add_argument(
         "--out",
