@@ -7,7 +7,7 @@
     RUN/eval.jsonl           a line a model and run of `sfpo-megatron eval`
     RUN/eval/                its records and tables (docs/evaluation.md)
     RUN/plot.png             the picture of the run
-    RUN/report.html          what `sfpo-megatron report` makes of it (report/)
+    RUN/report.html          the page of the run (report/)
     RUN/hf/                  the policy, as Hugging Face files
     RUN/checkpoints/         see checkpoints/store.py
     RUN/logs/                rank_N.err, rank_N.json, rank_N.exit, controller.log, engine-N.log,
