@@ -138,6 +138,23 @@ def test_another_setting_is_another_arm_and_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_config_of_an_earlier_version_is_compared_by_its_defaults(tmp_path: Path) -> None:
+    """What it could not say yet is what it is where nobody says it; a long value is named alone."""
+    base = {"model": {"path": "m"}, "train": {"num_steps": 9}}
+    source = {"source": "reasoning_gym", "task": "chain_sum", "size": 9}
+    old = {**base, "data": {"train": [source]}}
+    new = {**base, "data": {"train": [{**source, "weight": 1.0}]}, "seed": 1}
+    other = {**base, "data": {"train": [{**source, "size": 10}]}}
+    runs = [
+        run_of(tmp_path / str(n), [], output_dir=str(n), **one)
+        for n, one in enumerate((old, new, other))
+    ]
+    assert [(arm.name, arm.runs) for arm in grouped(runs)] == [
+        ("SFPO K=3 α=0.8, another train (1)", (0, 1)),
+        ("SFPO K=3 α=0.8, another train (2)", (2,)),
+    ]
+
+
 def test_what_only_fast_passes_use_does_not_set_plain_runs_apart(tmp_path: Path) -> None:
     plain = {"num_fast_passes": 0}
     sfpo = {"num_fast_passes": 0, "alpha": 0.5, "entropy_window": 9}

@@ -242,6 +242,19 @@ def test_what_differs_in_the_configs(tmp_path: Path) -> None:
     }
 
 
+def test_runs_of_one_seed_are_said(tmp_path: Path) -> None:
+    """They are alike, and no interval over them means what it says."""
+    runs = [
+        write_report_run(tmp_path / str(n), seed=seed, num_steps=20)
+        for n, seed in enumerate((7, 7, 8))
+    ]
+    page = tmp_path / "report.html"
+    assert report(*runs, "--out", page) == 0
+    assert "Several runs of SFPO K=3 α=0.8 have the same seed (7)" in page.read_text()
+    assert report(*runs[1:], "--out", page) == 0
+    assert "the same seed" not in page.read_text()
+
+
 def test_ten_long_runs_are_below_two_megabytes(tmp_path: Path) -> None:
     """400 steps each, with all the metrics that the page draws, and sample rollouts."""
     page = tmp_path / "report.html"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, mean
 from sfpo_megatron.outputs.report.reading import ReportError, Run
@@ -21,7 +19,7 @@ _FREE = (
 """Keys and sections in which the runs of an arm may differ. Seeds of a warm start have a
 `model.path` each."""
 _NAMED = {"sfpo.num_fast_passes", "sfpo.alpha", "objective.advantage", "objective.loss"}
-_MOST_KEYS = 2
+_MOST_KEYS, _MOST_CHARS = 2, 16
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -45,18 +43,6 @@ class Band:
     high: Column
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Every setting of a plain config as dotted key -> JSON; a list is one value."""
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{key}.")
-        else:
-            found[key] = json.dumps(value, default=str, ensure_ascii=False)
-    return found
-
-
 def differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys whose value is not the same in all flat configs, in the order of the first."""
     keys = {key: None for config in configs for key in config}
@@ -68,7 +54,7 @@ def grouped(runs: Sequence[Run], first: int = 0) -> list[Arm]:
     `runs[0]` among those of the report."""
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs, start=first):
-        key = tuple(sorted(_course(flat(run.config)).items()))
+        key = tuple(sorted(_course(run.settings).items()))
         groups.setdefault(key, []).append(index)
     names = _names([dict(key) for key in groups])
     return [
@@ -79,7 +65,7 @@ def grouped(runs: Sequence[Run], first: int = 0) -> list[Arm]:
 
 def named(name: str, indices: Sequence[int], runs: Sequence[Run]) -> Arm:
     """An arm as the user has put it together."""
-    plain = all(_is_plain(flat(runs[index].config)) for index in indices)
+    plain = all(_is_plain(runs[index].settings) for index in indices)
     return Arm(name=name, runs=tuple(indices), is_plain=plain)
 
 
@@ -116,7 +102,7 @@ def _names(groups: Sequence[Mapping[str, str]]) -> list[str]:
     for group, base in zip(groups, bases, strict=True):
         twins = [other for other, its in zip(groups, bases, strict=True) if its == base]
         keys = [key for key in differing(twins) if key not in _NAMED]
-        told = [f"{key.rpartition('.')[2]} {group.get(key, 'unset')}" for key in keys[:_MOST_KEYS]]
+        told = [_told(key, group.get(key, "unset")) for key in keys[:_MOST_KEYS]]
         if len(keys) > _MOST_KEYS:
             told.append(f"{len(keys) - _MOST_KEYS} more")
         names.append(", ".join([base, *told]))
@@ -124,6 +110,11 @@ def _names(groups: Sequence[Mapping[str, str]]) -> list[str]:
         f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
         for index, name in enumerate(names)
     ]
+
+
+def _told(key: str, value: str) -> str:
+    name = key.rpartition(".")[2]
+    return f"{name} {value}" if len(value) <= _MOST_CHARS else f"another {name}"
 
 
 def _base(config: Mapping[str, str]) -> str:

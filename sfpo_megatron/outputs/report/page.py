@@ -30,6 +30,7 @@ from sfpo_megatron.outputs.report.tables import (
     target_tables,
 )
 
+_MOST_CHARS = 80
 GENERATOR = "sfpo-megatron report"
 """The name in the page by which a later report knows that it may replace the file."""
 
@@ -84,9 +85,8 @@ def _title(document: Document) -> str:
         return f"Run {document.runs[0].name}"
     if len(document.arms) == 1:
         return f"{document.arms[0].name}: {len(document.runs)} runs"
-    return " against ".join(arm.name for arm in document.arms[:3]) + (
-        f" and {len(document.arms) - 3} more" if len(document.arms) > 3 else ""
-    )
+    title = " against ".join(arm.name for arm in document.arms)
+    return title if len(title) <= _MOST_CHARS else f"{len(document.arms)} arms"
 
 
 def _subtitle(document: Document) -> str:

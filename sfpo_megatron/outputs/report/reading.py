@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
 
@@ -28,6 +29,9 @@ class Run:
     path: Path
     metrics: RunMetrics
     config: dict[str, Any]
+    settings: dict[str, str]
+    """Every setting as dotted key -> JSON, with this version's defaults: an earlier one's runs
+    compare with its own."""
     record: dict[str, Any]
     """The content of run.json: id, start, kind."""
     starts: tuple[dict[str, Any], ...]
@@ -65,7 +69,7 @@ def read_run(path: Path, name: str) -> Run:
             f"{path}: found {found}, expected the output_dir of a run; give the directory that "
             "`sfpo-megatron train` wrote"
         )
-    record = _object(directory.record)
+    record, config = _object(directory.record), _config(directory.config)
     if record.get("kind") == "sft":
         raise ReportError(
             f"{path}: found a warm start (sft), expected a run of `sfpo-megatron train`; its loss "
@@ -75,7 +79,8 @@ def read_run(path: Path, name: str) -> Run:
         name=name,
         path=directory.path,
         metrics=_metrics(directory.metrics),
-        config=_config(directory.config),
+        config=config,
+        settings=_settings(directory.config, config),
         record=record,
         starts=tuple(
             line
@@ -123,6 +128,25 @@ def _config(file: Path) -> dict[str, Any]:
             "restore it, or move it away to report without it"
         ) from error
     return found if isinstance(found, dict) else {}
+
+
+def _settings(file: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        return _flat(yaml.safe_load(dump_config(load_config(file))))
+    except ConfigError:  # no config, or one that this version would not take
+        return _flat(config)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Each setting of a plain config; a list is one value."""
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{key}.")
+        else:
+            found[key] = json.dumps(value, default=str, ensure_ascii=False)
+    return found
 
 
 def _object(file: Path) -> dict[str, Any]:

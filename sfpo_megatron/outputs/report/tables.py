@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sfpo_megatron.outputs.report.arms import Arm, differing, flat
+from sfpo_megatron.outputs.report.arms import Arm, differing
 from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, mean
 from sfpo_megatron.outputs.report.document import Document, Target
 from sfpo_megatron.outputs.report.html import Markup, element, folded, joined, table, text
@@ -189,7 +189,7 @@ def _figures(name: str, found: dict[str, Any]) -> Iterator[Markup]:
 
 def config_tables(document: Document) -> Markup:
     """What differs between the runs, then each config whole."""
-    configs = [flat(run.config) for run in document.runs]
+    configs = [run.settings for run in document.runs]
     keys = [key for key in differing(configs) if key != "output_dir"]
     parts = []
     if len(configs) > 1:
@@ -200,7 +200,7 @@ def config_tables(document: Document) -> Markup:
             if rows
             else element("p", text("All settings are the same but output_dir."))
         )
-        parts += [_within(document, arm) for arm in document.arms]
+        parts += [part for arm in document.arms for part in _within(document, arm)]
     for run in document.runs:
         dumped = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
         shown = dumped if run.config else "no config.yaml in this RUN"
@@ -209,13 +209,18 @@ def config_tables(document: Document) -> Markup:
     return joined(*parts)
 
 
-def _within(document: Document, arm: Arm) -> Markup:
-    """What differs between the seeds of an arm beside what an arm may differ in."""
-    keys = differing([flat(document.runs[index].config) for index in arm.runs])
-    keys = [key for key in keys if key != "output_dir"]
-    if keys in ([], ["seed"]):
-        return joined()
-    return element("p", text(f"Runs of {arm.name} differ in {', '.join(keys)}."))
+def _within(document: Document, arm: Arm) -> Iterator[Markup]:
+    """What is to be said of the runs of an arm: that they differ in more than the seed, or not in
+    it."""
+    settings = [document.runs[index].settings for index in arm.runs]
+    keys = [key for key in differing(settings) if key != "output_dir"]
+    if keys and keys != ["seed"]:
+        yield element("p", text(f"Runs of {arm.name} differ in {', '.join(keys)}."))
+    seeds = [one["seed"] for one in settings if "seed" in one]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        said = f"Several runs of {arm.name} have the same seed ({', '.join(twice)})"
+        yield element("p", text(f"{said}: they are not independent, and intervals too narrow."))
 
 
 def environment_tables(document: Document) -> Markup:
