@@ -90,7 +90,7 @@ def _train_step(rng: random.Random, step: int, accuracy: float, k: int) -> dict[
     passes = {
         f"pass_{i}/ppo_kl": drift * (i - 0.5) * rng.uniform(0.9, 1.1) for i in range(1, k + 1)
     }
-    slow = drift * (0.8 * k + 0.3) * rng.uniform(0.9, 1.1)
+    slow = drift * (0.8 * k + 0.1) * rng.uniform(0.9, 1.1)
     passes[f"pass_{k + 1}/ppo_kl"] = slow
     reward = min(1.0, max(0.0, accuracy + rng.gauss(0, 0.03)))
     seconds = {

@@ -254,3 +254,9 @@ def test_seeds_that_never_get_there_open_the_interval() -> None:
     assert ratio([inf, inf], [inf, inf]).value is None
     assert ratio([inf, inf], [50.0, 60.0]).value == inf
     assert ratio([100.0], [50.0, 60.0]).low is None
+
+
+def test_resamples_that_say_nothing_open_both_sides() -> None:
+    """A baseline that never got there, against an arm of which a third of the resamples has not."""
+    found = ratio([math.inf, math.inf], [50.0, 50.0, math.inf])
+    assert (found.value, found.low, found.high) == (math.inf, 0.0, math.inf)

@@ -33,7 +33,7 @@ function plain(value) {
 }
 
 function percent(value) {
-  return `${Number((100 * value).toFixed(1))}%`;
+  return `${Number((100 * value).toFixed(2))}%`;
 }
 
 /** Round numbers from the one at or below `low` to the one at or above `high`. */
