@@ -264,7 +264,7 @@ def test_ten_long_runs_are_below_two_megabytes(tmp_path: Path) -> None:
 
 
 def test_longer_runs_are_drawn_as_means(tmp_path: Path) -> None:
-    """Of as many steps in every run, so that the arms have common rows."""
+    """Each of as many steps in every run, so that the arms have common rows."""
     runs = [
         write_report_run(tmp_path / str(seed), seed=seed, num_steps=3000 - 500 * seed)
         for seed in range(2)
