@@ -138,6 +138,19 @@ def test_another_setting_is_another_arm_and_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_two_models_are_two_arms(tmp_path: Path) -> None:
+    """Each with its seeds; seeds of a warm start, a model each, are one (above)."""
+    runs = {
+        f"{size}/{seed}": {"seed": seed, "model": {"path": f"models/Qwen2.5-{size}"}}
+        for size in ("7B", "1.5B")
+        for seed in range(2)
+    }
+    assert arms_in(tmp_path, **runs) == [
+        ("SFPO K=3 α=0.8, path Qwen2.5-7B", ["7B/0", "7B/1"]),
+        ("SFPO K=3 α=0.8, path Qwen2.5-1.5B", ["1.5B/0", "1.5B/1"]),
+    ]
+
+
 def test_a_config_of_an_earlier_version_is_compared_by_its_defaults(tmp_path: Path) -> None:
     """What it could not say yet is what it is where nobody says it; a long value is named alone."""
     base = {"model": {"path": "m"}, "train": {"num_steps": 9}}

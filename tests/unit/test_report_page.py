@@ -245,7 +245,7 @@ def test_what_differs_in_the_configs(tmp_path: Path) -> None:
 def test_runs_of_one_seed_are_said(tmp_path: Path) -> None:
     """They are alike, and no interval over them means what it says."""
     runs = [
-        write_report_run(tmp_path / str(n), seed=seed, num_steps=20)
+        write_report_run(tmp_path / str(n), seed=seed, num_steps=20, model={"path": "m"})
         for n, seed in enumerate((7, 7, 8))
     ]
     page = tmp_path / "report.html"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, mean
 from sfpo_megatron.outputs.report.reading import ReportError, Run
 
+_MODEL = "model.path"
 _FREE = (
     "seed",
     "output_dir",
-    "model.path",
+    _MODEL,
     "train.num_steps",
     "train.num_epochs",
     *(f"{section}." for section in ("checkpoint", "tracking", "debug", "eval", "sft")),
 )
-"""Keys and sections in which the runs of an arm may differ. Seeds of a warm start have a
-`model.path` each."""
+"""Keys and sections in which the runs of an arm may differ; the model, see `_by_model`."""
 _NAMED = {"sfpo.num_fast_passes", "sfpo.alpha", "objective.advantage", "objective.loss"}
-_MOST_KEYS, _MOST_CHARS = 2, 16
+_MOST_KEYS, _MOST_CHARS = 2, 24
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -53,14 +53,39 @@ def grouped(runs: Sequence[Run], first: int = 0) -> list[Arm]:
     """Runs by what bears on their course, in the order of their first runs; `first`: the place of
     `runs[0]` among those of the report."""
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for index, run in enumerate(runs, start=first):
-        key = tuple(sorted(_course(run.settings).items()))
-        groups.setdefault(key, []).append(index)
-    names = _names([dict(key) for key in groups])
-    return [
-        Arm(name=name, runs=tuple(indices), is_plain=_is_plain(dict(key)))
-        for name, (key, indices) in zip(names, groups.items(), strict=True)
+    for index, run in enumerate(runs):
+        groups.setdefault(tuple(sorted(_course(run.settings).items())), []).append(index)
+    arms = [
+        (dict(key) | model, together)
+        for key, indices in groups.items()
+        for model, together in _by_model(runs, indices)
     ]
+    arms.sort(key=lambda arm: arm[1][0])
+    names = _names([course for course, _ in arms])
+    return [
+        Arm(
+            name=name,
+            runs=tuple(first + index for index in indices),
+            is_plain=_is_plain(course),
+        )
+        for name, (course, indices) in zip(names, arms, strict=True)
+    ]
+
+
+def _by_model(
+    runs: Sequence[Run], indices: Sequence[int]
+) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """The runs of each model. Where each run has a model and a seed of its own, these are seeds of
+    a warm start: they stay together."""
+    models: dict[str, list[int]] = {}
+    for index in indices:
+        models.setdefault(runs[index].settings.get(_MODEL, ""), []).append(index)
+    seeds = {runs[index].settings.get("seed") for index in indices}
+    if len(models) == len(seeds) == len(indices) > 1:
+        yield {}, list(indices)
+        return
+    for model, together in models.items():
+        yield {_MODEL: model}, together
 
 
 def named(name: str, indices: Sequence[int], runs: Sequence[Run]) -> Arm:
@@ -102,6 +127,8 @@ def _names(groups: Sequence[Mapping[str, str]]) -> list[str]:
     for group, base in zip(groups, bases, strict=True):
         twins = [other for other, its in zip(groups, bases, strict=True) if its == base]
         keys = [key for key in differing(twins) if key not in _NAMED]
+        if keys != [_MODEL]:  # each seed of a warm start has its own
+            keys = [key for key in keys if key != _MODEL]
         told = [_told(key, group.get(key, "unset")) for key in keys[:_MOST_KEYS]]
         if len(keys) > _MOST_KEYS:
             told.append(f"{len(keys) - _MOST_KEYS} more")
@@ -114,6 +141,7 @@ def _names(groups: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _told(key: str, value: str) -> str:
     name = key.rpartition(".")[2]
+    value = value.strip('"').rpartition("/")[2]  # of a path, its end
     return f"{name} {value}" if len(value) <= _MOST_CHARS else f"another {name}"
 
 
