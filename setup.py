@@ -26,7 +26,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["sfpo_megatron", "sfpo_megatron.*"]),
     # slurm/templates is a link to launch/slurm; the wheel carries the files.
-    package_data={"sfpo_megatron": ["py.typed"], "sfpo_megatron.slurm": ["templates/*"]},
+    package_data={
+        "sfpo_megatron": ["py.typed"],
+        "sfpo_megatron.outputs.report": ["assets/*"],
+        "sfpo_megatron.slurm": ["templates/*"],
+    },
     install_requires=["PyYAML>=6"],
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`

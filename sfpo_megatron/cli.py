@@ -16,6 +16,8 @@ from typing import Any, Literal
 from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
+from sfpo_megatron.commands.report import add_options as add_report_options
+from sfpo_megatron.commands.report import report as report_runs
 from sfpo_megatron.commands.score import add_options as add_score_options
 from sfpo_megatron.commands.score import score
 from sfpo_megatron.commands.starting import load, load_for_run
@@ -140,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
     add_score_options(scoring)
     scoring.set_defaults(run=score)
+    text = "make an HTML page of runs, side by side; starts nothing"
+    reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    add_report_options(reporting)
+    reporting.set_defaults(run=report_runs)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)

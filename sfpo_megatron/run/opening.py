@@ -26,6 +26,7 @@ from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.environment import note_start
 from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
@@ -126,6 +127,7 @@ def open_run(
         ends = other_ends()
         if is_main:
             directory = prepare_output(given, up_to_step=start.continued_step)
+            note_start(directory, run_id=start.run_id, after_step=start.continued_step)
             tracker = closing.enter_context(Tracker(config))
             tracker.progress(f"run {directory.path}: {config.train.steps} train steps")
             if (num_epochs := given.train.num_epochs) is not None:

@@ -18,6 +18,7 @@ from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.environment import note_start
 from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.run.continuing import Start, find, prepare_output
 from sfpo_megatron.run.ends import MainEnds, stop_watch
@@ -134,6 +135,7 @@ def _open_sinks(
     given: RunConfig, config: RunConfig, start: Start, examples: SFTExamples, closing: ExitStack
 ) -> Tracker:
     directory = prepare_output(given, up_to_step=start.continued_step)
+    note_start(directory, run_id=start.run_id, after_step=start.continued_step)
     tracker = closing.enter_context(Tracker(config, num_steps=config.sft.steps))
     tracker.progress(f"warm start {directory.path}: {config.sft.steps} steps")
     if (num_epochs := given.sft.num_epochs) is not None:

@@ -77,7 +77,11 @@ def test_outputs_and_table(finished: tuple[Path, str]) -> None:
     run, output = finished
     for name in ("config.yaml", "metrics.jsonl", "plot.png", "hf/model.safetensors"):
         assert (run / name).stat().st_size > 0, name
-    assert "held-out accuracy" in output
+    assert "held-out accuracy" in output and f"report: {run / 'report.html'}" in output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    (start,) = (run / "environment.jsonl").read_text().splitlines()
+    versions = json.loads(start)
+    assert all(versions[name] in page for name in ("torch", "megatron-core", "commit", "hardware"))
     assert "Warning" not in output, "warnings of dependencies reach the user's console"
 
 
