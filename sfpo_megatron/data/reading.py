@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sfpo_megatron.config.source_files import name_of
 from sfpo_megatron.config.tree import DataSource, RunConfig
+from sfpo_megatron.data.counted import SourceRows
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.repeats import Repeats
@@ -26,9 +28,9 @@ class TrainRows:
         """`rewarded`: a row without a reference is a bad one; else rows that repeat stay, as one
         question may have several worked solutions."""
         self.rows: list[Row] = []
-        self.num_held_out = 0
-        """Rows that ask a question of data.eval."""
-        self._repeats = Repeats()
+        self.held_out: Counter[str] = Counter()
+        """Source -> its rows that ask a question of data.eval."""
+        self._bad, self._repeats = bad, Repeats()
         self._layouts: dict[str, str] = {}
         self._left_out: dict[str, int] = {}
         self._num_unanswered = 0
@@ -37,7 +39,7 @@ class TrainRows:
         for row, number in rows_of(config, "train", bad, rewarded=rewarded):
             source = config.data.train[number]
             if held_out and _question(row) in held_out:
-                self.num_held_out += 1
+                self.held_out[row.source] += 1
             elif (
                 not rewarded
                 or source.source == GENERATED
@@ -45,18 +47,28 @@ class TrainRows:
             ):
                 self.rows.append(row)
                 self._note(row)
-        if self.num_held_out and not self.rows:
+        if self.held_out and not self.rows:
             bad.settle()
             raise DataError(
                 "data.train",
-                found=f"{self.num_held_out} prompts, every one a question of data.eval too",
+                found=f"{self.held_out.total()} prompts, every one a question of data.eval too",
                 expected="questions that are not held out",
                 fix="train on other problems, or widen the task so that more of them exist",
             )
 
+    def counted(self, name: str, kept: int) -> SourceRows:
+        """What became of the rows of a source, of which so many are prompts."""
+        return SourceRows(
+            name=name,
+            kept=kept,
+            repeated=self._repeats.repeated[name],
+            held_out=self.held_out[name],
+            bad=self._bad.of(name),
+        )
+
     def _note(self, row: Row) -> None:
         if row.layout:
-            self._layouts.setdefault(row.id.partition("/")[0], row.layout)
+            self._layouts.setdefault(row.source, row.layout)
         for name in row.left_out:
             self._left_out[name] = self._left_out.get(name, 0) + 1
         self._num_unanswered += not row.answer
@@ -86,7 +98,7 @@ def rows_of(
         found = source_rows(source, seed=seed, key=key, name=name)
         if rewarded:
             found = (getattr(row, "unrewarded", None) or row for row in found)
-        for row in bad.good(found):
+        for row in bad.good(found, name):
             yield row, number
 
 

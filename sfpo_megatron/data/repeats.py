@@ -7,6 +7,7 @@ A batch that holds a question three times gives it three times the weight. A gen
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 from sfpo_megatron.data.errors import shorten
 from sfpo_megatron.data.rows import Row
@@ -20,7 +21,8 @@ class Repeats:
         """Question and system message -> the first row that has them."""
         self._answered: set[bytes] = set()
         """Question, system message and answer of rows that answer such a question otherwise."""
-        self.num_repeated = 0
+        self.repeated: Counter[str] = Counter()
+        """Source -> its rows that repeat an earlier one."""
         self.num_differing = 0
         self._first = ""
 
@@ -32,11 +34,11 @@ class Repeats:
         if first is row:
             return True
         if row.answer == first.answer:
-            self.num_repeated += 1
+            self.repeated[row.source] += 1
             return False
         answered = _digest(str(listing), row.system, identity, row.answer)
         if answered in self._answered:
-            self.num_repeated += 1
+            self.repeated[row.source] += 1
             return False
         self._answered.add(answered)
         self.num_differing += 1
@@ -50,9 +52,9 @@ class Repeats:
     def said(self) -> list[str]:
         """What was found, if anything was."""
         found = []
-        if self.num_repeated:
-            rows = "row" if self.num_repeated == 1 else "rows"
-            found.append(f"{self.num_repeated} {rows} repeated an earlier one and were left out")
+        if num_repeated := self.repeated.total():
+            rows = "row" if num_repeated == 1 else "rows"
+            found.append(f"{num_repeated} {rows} repeated an earlier one and were left out")
         if self.num_differing:
             what = "row answers" if self.num_differing == 1 else "rows answer"
             found.append(

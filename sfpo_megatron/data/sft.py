@@ -150,7 +150,7 @@ class SFTExamples:
             if messages := messages_of(row):
                 marked = chats[0].marked(messages, row.where)
                 if isinstance(marked, DataError):
-                    bad.report(marked)
+                    bad.report(marked, row.source)
                     continue
                 first = marked.learned.index(True)
                 prompt = Prompt(
@@ -174,7 +174,8 @@ class SFTExamples:
                         found=f"an example of {length} tokens",
                         expected=f"at most {self._limit} ({self._limit_key})",
                         fix=f"raise {self._limit_key.split(' ')[0]}, or set data.on_bad_row=skip",
-                    )
+                    ),
+                    row.source,
                 )
                 continue
             yield replace(prompt, metadata={_LEARNED: (response, learned)})
@@ -198,7 +199,7 @@ def _of_one_turn(row: Row, bad: BadRows) -> Row | None:
         return None
     text = completion_of(row)
     if isinstance(text, DataError):
-        bad.report(text)
+        bad.report(text, row.source)
         return None
     if not text:
         bad.report(
@@ -208,7 +209,8 @@ def _of_one_turn(row: Row, bad: BadRows) -> Row | None:
                 expected="an answer to imitate",
                 fix="leave its task out of the warm start; train can use it",
                 kind="without a reference",
-            )
+            ),
+            row.source,
         )
         return None
     return replace(row, answer=text)

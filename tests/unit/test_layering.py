@@ -40,6 +40,7 @@ TORCH_FREE = (
     "config/",
     "planner/",
     "cli.py",
+    "commands/check.py",
     "commands/responses.py",
     "commands/score.py",
     "commands/starting.py",
