@@ -88,14 +88,19 @@ class PromptStream:
         """The time that the chat template has printed; None if it prints none."""
         return self._renderer.now
 
+    @property
+    def epoch_size(self) -> int:
+        """Prompts that an epoch draws: with unequal weights not all."""
+        return self._cursor.length
+
     def hold_batch(self, num_prompts: int) -> None:
         """Raise DataError if an epoch has no batch of `num_prompts` different prompts."""
-        length = self._cursor.length
-        if num_prompts > length:
-            of = f" ({length} an epoch, by data.train's weights)"
+        size = self.epoch_size
+        if num_prompts > size:
+            of = f" ({size} an epoch, by data.train's weights)"
             raise DataError(
                 "data.train",
-                found=f"{len(self.prompts)} prompts" + (of if length < len(self.prompts) else ""),
+                found=f"{len(self.prompts)} prompts" + (of if size < len(self.prompts) else ""),
                 expected=f"at least one batch of {num_prompts} different ones",
                 fix="add prompts, or lower train.prompts_per_step",
             )

@@ -15,6 +15,7 @@ from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.repeats import Repeats
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.sources import source_rows
+from sfpo_megatron.data.taught import lesson_of
 
 EVAL = "eval."
 """Begins the names of data.eval's sources."""
@@ -25,12 +26,13 @@ class TrainRows:
     """The rows to train on, and what is to be said of all that were read."""
 
     def __init__(self, config: RunConfig, bad: BadRows, *, rewarded: bool = True) -> None:
-        """`rewarded`: a row without a reference is a bad one; else rows that repeat stay, as one
-        question may have several worked solutions."""
+        """`rewarded`: a row without a reference is a bad one, and a question has one answer; else
+        it may have several worked solutions."""
         self.rows: list[Row] = []
         self.held_out: Counter[str] = Counter()
         """Source -> its rows that ask a question of data.eval."""
-        self._bad, self._repeats = bad, Repeats()
+        self._bad, self._rewarded = bad, rewarded
+        self._repeats = Repeats(_reference if rewarded else lesson_of)
         self._layouts: dict[str, str] = {}
         self._left_out: dict[str, int] = {}
         self._num_unanswered = 0
@@ -40,11 +42,7 @@ class TrainRows:
             source = config.data.train[number]
             if held_out and _question(row) in held_out:
                 self.held_out[row.source] += 1
-            elif (
-                not rewarded
-                or source.source == GENERATED
-                or self._repeats.keeps(row, listings[number])
-            ):
+            elif source.source == GENERATED or self._repeats.keeps(row, listings[number]):
                 self.rows.append(row)
                 self._note(row)
         if self.held_out and not self.rows:
@@ -82,7 +80,8 @@ class TrainRows:
             found.append(f"columns that JSON cannot hold are no metadata: {names}")
         if self._num_unanswered:
             found.append(f"{self._num_unanswered} problems have no reference answer")
-        return found + self._repeats.said
+        found += self._repeats.said
+        return found + self._repeats.said_differing if self._rewarded else found
 
 
 def rows_of(
@@ -145,6 +144,10 @@ def _listings(sources: Sequence[DataSource]) -> list[int]:
     """How often each source was listed before."""
     same = [(s.source, s.path, s.config, s.split, s.args, s.columns) for s in sources]
     return [same[:number].count(source) for number, source in enumerate(same)]
+
+
+def _reference(row: Row) -> str:
+    return row.answer
 
 
 def _question(row: Row) -> bytes:

@@ -1,13 +1,15 @@
 """Rows that repeat: kept once and counted; equal questions with different answers are told.
 
 A batch that holds a question three times gives it three times the weight. A generator's problems
-(reasoning_gym) stay as they are drawn, and a source that is listed twice counts twice.
+(reasoning_gym) stay as they are drawn, and a source that is listed twice counts twice. For a warm
+start a row repeats what teaches the same; other worked solutions of a question are no difference.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 
 from sfpo_megatron.data.errors import shorten
 from sfpo_megatron.data.rows import Row
@@ -16,7 +18,9 @@ from sfpo_megatron.data.rows import Row
 class Repeats:
     """Every (question, system message, answer) so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: Callable[[Row], str]) -> None:
+        """`answer`: what two rows that ask the same may differ in."""
+        self._answer = answer
         self._asked: dict[bytes, Row] = {}
         """Question and system message -> the first row that has them."""
         self._answered: set[bytes] = set()
@@ -33,10 +37,11 @@ class Repeats:
         first = self._asked.setdefault(asked, row)
         if first is row:
             return True
-        if row.answer == first.answer:
+        answer = self._answer(row)
+        if answer == self._answer(first):
             self.repeated[row.source] += 1
             return False
-        answered = _digest(str(listing), row.system, identity, row.answer)
+        answered = _digest(str(listing), row.system, identity, answer)
         if answered in self._answered:
             self.repeated[row.source] += 1
             return False
@@ -50,18 +55,22 @@ class Repeats:
 
     @property
     def said(self) -> list[str]:
-        """What was found, if anything was."""
-        found = []
-        if num_repeated := self.repeated.total():
-            rows = "row" if num_repeated == 1 else "rows"
-            found.append(f"{num_repeated} {rows} repeated an earlier one and were left out")
-        if self.num_differing:
-            what = "row answers" if self.num_differing == 1 else "rows answer"
-            found.append(
-                f"{self.num_differing} {what} an earlier question differently (the first: "
-                f"{self._first})"
-            )
-        return found
+        """How many were left out, if any were."""
+        if not (num_repeated := self.repeated.total()):
+            return []
+        rows = "row" if num_repeated == 1 else "rows"
+        return [f"{num_repeated} {rows} repeated an earlier one and were left out"]
+
+    @property
+    def said_differing(self) -> list[str]:
+        """How many answer a question otherwise, if any do."""
+        if not self.num_differing:
+            return []
+        what = "row answers" if self.num_differing == 1 else "rows answer"
+        return [
+            f"{self.num_differing} {what} an earlier question differently (the first: "
+            f"{self._first})"
+        ]
 
 
 def _digest(*parts: str) -> bytes:

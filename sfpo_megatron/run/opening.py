@@ -115,7 +115,7 @@ def open_run(
     start = find(config, store, control, fresh=fresh)
     # Prompts first: a wrong row ends the run before anything is written or any engine starts.
     data = read_data(config, start.continued) if is_main and not config.debug.train_only else None
-    num_prompts = len(data.prompts.prompts) if data is not None else 0
+    num_prompts = data.prompts.epoch_size if data is not None else 0
     given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
         ends = other_ends()

@@ -21,11 +21,17 @@ from sfpo_megatron.tracking.tracker import Tracker
 
 def read_data(config: RunConfig, continued: Found | None) -> RunData:
     """What a run with engines reads, on rank 0 alone; DataError if it cannot be used."""
-    state = {} if continued is None else read_run_state(continued.directory)
-    now = date_of(state.get("data", {}).get("prompts") or {})
-    data = RunData.read(config, load_tokenizer(config.model.path), now=now)
+    tokenizer = load_tokenizer(config.model.path)
+    data = RunData.read(config, tokenizer, now=date_then(continued))
     data.settle(config)
     return data
+
+
+def date_then(found: Found | None) -> str | None:
+    """The time that the prompts of the checkpoint print, from which the run continues; None if they
+    print none, or it begins."""
+    state = {} if found is None else read_run_state(found.directory)
+    return date_of(state.get("data", {}).get("prompts") or {})
 
 
 def held_to(

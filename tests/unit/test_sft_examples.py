@@ -372,3 +372,96 @@ def test_the_cursor_goes_on_where_it_was(template: Any, tmp_path: Path) -> None:
         others = [*rows[:2], changed, *rows[3:]] if "prompt" in changed else [*rows[:7], changed]
         other = SFTExamples(config_of(tmp_path, others), tokenizer)
         assert other.stream.difference(state)
+
+
+# ---- what sft has in common with train -----------------------------------------------------------
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+
+
+@pytest.mark.parametrize("row", [chat("1 + 1 =", "2"), {"prompt": "1 + 1 =", "answer": "2"}])
+@pytest.mark.parametrize("written", [DATED, DATED.replace(CHATML, TEMPLATES["marks, trimmed"])])
+def test_the_date_stays_that_of_the_first_start(
+    row: dict[str, Any], written: str, template: Any, tmp_path: Path
+) -> None:
+    """In a conversation too, however its turns are found; the next day's resume learns the same."""
+    tokenizer = template(written)
+    config = config_of(tmp_path, [row], data={"chat_template": True})
+    then = SFTExamples(config, tokenizer, now="2026-01-31T23:59:00")
+    state = json.loads(json.dumps(then.stream.state_dict()))
+    assert "2026-01-31T23:59:00" in then.summary
+    (first,) = then.next_batch(1)
+    assert tokenizer.decode(first.prompt_ids).startswith("31 Jan 2026")
+    again = SFTExamples(config, tokenizer, now=state["now"])
+    assert again.stream.difference(state) == "" and again.next_batch(1) == [first]
+    assert SFTExamples(config, tokenizer).stream.difference(state) != ""
+
+
+def test_variables_of_the_template_are_for_conversations_too(template: Any, tmp_path: Path) -> None:
+    tokenizer = template("{{ 'quick ' if enable_thinking is false }}" + CHATML)
+    args = {"chat_template": True, "chat_template_args": {"enable_thinking": False}}
+    (example,) = SFTExamples(
+        config_of(tmp_path, [chat("1 + 1 =", "2")], data=args), tokenizer
+    ).next_batch(1)
+    assert tokenizer.decode(example.prompt_ids).startswith("quick <|im_start|>user")
+
+
+def test_a_row_that_repeats_is_learned_from_once(template: Any, tmp_path: Path) -> None:
+    """Another worked solution of a question is no repeat, and nothing to be told of; of rows with
+    a completion the answer counts for nothing."""
+    rows = [
+        {"prompt": "1 + 1 =", "completion": "It is 2.", "answer": "2"},
+        {"prompt": " 1 +  1 =", "completion": "It is 2."},
+        {"prompt": "1 + 1 =", "completion": "One and one: 2.", "answer": "2"},
+        {"prompt": "1 + 1 =", "answer": "2"},
+        chat("1 + 1 =", "2", system="Add."),
+        chat("1 + 1 =", "2", system="Add."),
+        chat("1 + 1 =", "2"),
+    ]
+    examples = SFTExamples(config_of(tmp_path, rows), template(CHATML))
+    assert [row.id for row in examples.stream.prompts.rows] == [
+        f"rows/{n}" for n in (1, 3, 4, 5, 7)
+    ]
+    assert "2 rows repeated an earlier one" in examples.summary
+    assert "differently" not in examples.summary
+
+
+def test_a_bad_completion_is_no_repeat(template: Any, tmp_path: Path) -> None:
+    """Each is reported."""
+    rows = [{"prompt": "1 + 1 =", "answer": "2", "completion": 7}] * 2 + rows_of(1)
+    examples = SFTExamples(config_of(tmp_path, rows, data=SKIP), template(CHATML))
+    assert len(examples) == 1 and "2 bad rows skipped" in examples.summary
+
+
+def test_bad_rows_of_both_are_one_report(template: Any, tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps(chat("1 + 5 =", "6")) + "\n{\n")
+    data = {"eval": (DataSource(source="jsonl", path=str(exam)),)}
+    rows = [*rows_of(2), {"prompt": "1 + 9 =", "answer": "2", "completion": 7}]
+    config = config_of(tmp_path, rows, data=data, sft={"eval_every": 5})
+    with pytest.raises(DataError) as caught:
+        SFTExamples(config, template(CHATML))
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in lines[:2]] == [
+        "rows.jsonl:3",
+        "exam.jsonl:2",
+    ]
+    assert lines[2].startswith("2 bad rows ")
+
+
+@pytest.mark.parametrize("per_step", [4, 15, 40])
+def test_epochs_by_weights(per_step: int, tokenizer: Any, tmp_path: Path) -> None:
+    """Of the lighter source an epoch has half, and the last step ends with the last epoch."""
+    sources = []
+    for name, first, weight in (("heavy", 0, 1.0), ("light", 50, 0.5)):
+        file = tmp_path / f"{name}.jsonl"
+        rows = [{"prompt": f"1 + {first + n} =", "answer": str(first + n)} for n in range(10)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append(DataSource(source="jsonl", path=str(file), weight=weight))
+    sft = {"num_epochs": 2, "examples_per_step": per_step}
+    examples = SFTExamples(run_config(data={"train": tuple(sources)}, sft=sft), tokenizer)
+    assert (len(examples), examples.epoch_size) == (20, 15)
+    batches = [examples.next_batch(per_step) for _ in range(-(-30 // per_step))]
+    drawn = [e.prompt_ids for batch in batches for e in batch]
+    assert len(drawn) == 30 and len(set(drawn)) == 20
+    assert len(set(drawn[:15])) == len(set(drawn[15:])) == 15
