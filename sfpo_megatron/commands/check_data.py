@@ -89,7 +89,8 @@ def report_of(config: RunConfig) -> Report:
     held_out = [_source(one, data.held_out, references) for one in data.held_out_sources]
     error = None
     try:
-        data.settle(config)
+        data.bad.settle()
+        data.prompts.hold_batch(config.drawn_per_step)
     except DataError as refusal:
         error = str(refusal)
     return Report(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RunData:
-    """The prompts of data.train and data.eval, not yet `settle`d."""
+    """The prompts of data.train and data.eval; `bad` is not settled yet."""
 
     prompts: PromptStream
     held_out: PromptTable
@@ -41,12 +41,6 @@ class RunData:
             SourceRows(name=name, kept=kept[name], bad=bad.of(name)) for name in prompts.eval_names
         )
         return RunData(prompts=prompts, held_out=held_out, held_out_sources=sources, bad=bad)
-
-    def settle(self, config: RunConfig) -> None:
-        """Raise DataError for what ends the run: bad rows under `data.on_bad_row: error`, or fewer
-        prompts than a train step draws."""
-        self.bad.settle()
-        self.prompts.hold_batch(config.drawn_per_step)
 
     @property
     def summary(self) -> str:

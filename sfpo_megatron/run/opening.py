@@ -178,6 +178,7 @@ def _main_ends(
         fleet, feed, evaluation = NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation()
     else:
         prompts, held_out = data.prompts, tuple(data.held_out)
+        prompts.hold_batch(config.drawn_per_step)
         tracker.progress(data.summary)
         fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
     saved = config.debug.save_rollouts

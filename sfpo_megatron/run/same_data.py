@@ -23,7 +23,7 @@ def read_data(config: RunConfig, continued: Found | None) -> RunData:
     """What a run with engines reads, on rank 0 alone; DataError if it cannot be used."""
     tokenizer = load_tokenizer(config.model.path)
     data = RunData.read(config, tokenizer, now=date_then(continued))
-    data.settle(config)
+    data.bad.settle()
     return data
 
 
