@@ -130,7 +130,7 @@ def _first(prompts: PromptTable, place: int, references: References) -> First:
 
 
 def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Of sorted lengths: the least that so many of a hundred do not exceed."""
+    """The least of sorted lengths that so many of a hundred do not exceed, by name."""
     if not lengths:
         return {}
     found = {f"p{p}": lengths[-(-p * len(lengths) // 100) - 1] for p in _PERCENTILES}
