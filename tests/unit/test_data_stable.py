@@ -63,6 +63,12 @@ def test_a_task_that_follows_the_hash_seed(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+def test_a_task_that_follows_an_unseeded_generator() -> None:
+    """Also where the hash seed of the run is 0 already."""
+    first, second = digests(["list_functions"], "1"), digests(["list_functions"], "0")
+    assert first == second
+
+
 @pytest.mark.full
 def test_every_task() -> None:
     from reasoning_gym.factory import DATASETS
