@@ -26,7 +26,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
 
+from sfpo_megatron.data.arrow import records_of  # noqa: E402
 from sfpo_megatron.data.rows import same_question  # noqa: E402
+from sfpo_megatron.data.values import json_only, written_float  # noqa: E402
 from tools.prepared_sets import SETS, NoAnswer, ProblemSet, Record, plain  # noqa: E402
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
@@ -202,7 +204,7 @@ def read_set(problem_set: ProblemSet, files: Sequence[Path]) -> Prepared:
                 bad[str(error)] += 1
                 examples.append(f"{path}:{number}: found {error}")
                 continue
-            kept = {name: row[name] for name in problem_set.keeps if name in row}
+            kept, _ = json_only({name: row[name] for name in problem_set.keeps if name in row})
             problems.append(Problem(question, answer, kept))
     entry: dict[str, Any] = {
         "hub": problem_set.hub or None,
@@ -275,16 +277,21 @@ def records(path: Path) -> Iterator[Record]:
             import pyarrow.parquet
 
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+                yield from records_of(batch)
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-                yield from (_mapping(json.loads(line)) for line in lines if line.strip())
+                yield from (_mapping(_json(line)) for line in lines if line.strip())
         else:
-            value = json.loads(path.read_bytes())
+            value = _json(path.read_bytes())
             rows = value.get("data") if isinstance(value, dict) else value
             yield from map(_mapping, rows if isinstance(rows, list) else [rows])
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         raise SystemExit(f"error: {path}: found {error}; is it downloaded whole?") from error
+
+
+def _json(text: bytes) -> Any:
+    """JSON with the numbers that are written."""
+    return json.loads(text, parse_float=written_float)
 
 
 def _mapping(value: Any) -> Record:

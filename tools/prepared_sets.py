@@ -10,7 +10,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+
+from sfpo_megatron.data.values import number_text, written_float
 
 Record = Mapping[str, Any]
 
@@ -20,10 +23,14 @@ class NoAnswer(ValueError):
 
 
 def plain(value: Any) -> str:
-    """A value as the text that a verifier reads: 142, not 142.0."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+    """A value as the text that a verifier reads: 142, not 142.0; 0.0000001, not 1e-07. NoAnswer for
+    a number that is none: NaN, an infinity."""
+    if isinstance(value, bool | str) or not isinstance(value, int | float | Decimal):
+        return str(value)
+    text = number_text(value)
+    if text is None:
+        raise NoAnswer(f"the number {value}")
+    return text
 
 
 def boxed(text: Any) -> str:
@@ -52,7 +59,7 @@ def listed(value: Any) -> str:
     """The answers of a list (or of its JSON) in one text, with commas between them."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = json.loads(value, parse_float=written_float)
         except ValueError as error:
             raise NoAnswer(f"a list that is not JSON ({error})") from error
     answers = [plain(item).strip() for item in value] if isinstance(value, list) else [plain(value)]

@@ -55,7 +55,7 @@ A run is one YAML file, plus `KEY=VALUE` overrides on the command line:
   paths: {paths}. An unset or empty variable is an error; `$$` is a dollar (in arguments
   to a torchrun of your own `$$$$`, of which it takes half).
 - `sfpo-megatron check FILE` validates and prints the config with every default filled in. Its
-  output is itself a config.
+  output is itself a config. With `--data` it reads the sources, and prints what a run would find.
 - "required" means that there is no default. A section whose keys all have defaults may be left out.
 """
 

@@ -8,6 +8,7 @@ sections or the model's files is refused by `check.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -219,6 +220,11 @@ class RunConfig:
     def rewards(self) -> tuple[RewardChoice | None, ...]:
         """The reward of each source; None: reward.function."""
         return tuple(source.reward for source in (*self.data.train, *self.data.eval))
+
+    @property
+    def drawn_per_step(self) -> int:
+        """Prompts that a train step draws, in its first round."""
+        return math.ceil(self.train.prompts_per_step * self.rollout.oversample)
 
     @property
     def saves_state(self) -> bool:

@@ -38,11 +38,8 @@ def rows_of(
     a message; `prefix`: in an id."""
     number = 0
     for batch in batches:
-        fields = [(field.name, field.type) for field in batch.schema if _has_short(field.type)]
-        for record in batch.to_pylist():
+        for record in records_of(batch):
             number += 1
-            for name, kind in fields:
-                record[name] = _shortest(record[name], kind)
             yield row_of(
                 record,
                 where=f"{at}:{number}",
@@ -50,6 +47,15 @@ def rows_of(
                 columns=source.columns,
                 left_out=left_out,
             )
+
+
+def records_of(batch: Any) -> Iterator[dict[str, Any]]:
+    """The records of a batch (or a table), floats of less than 64 bits as they are written."""
+    fields = [(field.name, field.type) for field in batch.schema if _has_short(field.type)]
+    for record in batch.to_pylist():
+        for name, kind in fields:
+            record[name] = _shortest(record[name], kind)
+        yield record
 
 
 def _inner(kind: pyarrow.DataType) -> list[pyarrow.DataType]:

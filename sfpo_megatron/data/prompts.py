@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.reading import EVAL, TrainRows, rows_of, source_names
 from sfpo_megatron.data.remembered import Remembered, compare
 from sfpo_megatron.data.rendering import Renderer
-from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.rows import BadRows, Row, source_name
 from sfpo_megatron.data.selective import History, NoHistory
 from sfpo_megatron.data.table import MadePrompts, PromptTable
 from sfpo_megatron.data.tokenize import Tokens, tokenized_prompts
@@ -68,13 +67,15 @@ class PromptStream:
         self.eval_names = source_names(config.data.eval, prefix=EVAL)
         """Those of data.eval's sources, kept like those of data.train's (`difference`)."""
         counts = _counts((row.id for row in self.prompts.rows), self._names)
+        self.sources = tuple(map(read.counted, self._names, counts))
+        """What became of the rows of each source."""
         weights = [source.weight for source in config.data.train]
         self._cursor = Cursor(config.seed, counts, weights)
         dated = f"the chat template prints the date: {self.now}, in every resume too"
         self.summary = "; ".join(
             (
                 f"{len(self.prompts)} training prompts, "
-                f"{read.num_held_out} left out as questions of data.eval, {found}",
+                f"{read.held_out.total()} left out as questions of data.eval, {found}",
                 *read.said,
                 *tokens.said,
                 *([dated] if self.now else []),
@@ -87,14 +88,19 @@ class PromptStream:
         """The time that the chat template has printed; None if it prints none."""
         return self._renderer.now
 
+    @property
+    def epoch_size(self) -> int:
+        """Prompts that an epoch draws: with unequal weights not all."""
+        return self._cursor.length
+
     def hold_batch(self, num_prompts: int) -> None:
         """Raise DataError if an epoch has no batch of `num_prompts` different prompts."""
-        length = self._cursor.length
-        if num_prompts > length:
-            of = f" ({length} an epoch, by data.train's weights)"
+        size = self.epoch_size
+        if num_prompts > size:
+            of = f" ({size} an epoch, by data.train's weights)"
             raise DataError(
                 "data.train",
-                found=f"{len(self.prompts)} prompts" + (of if length < len(self.prompts) else ""),
+                found=f"{len(self.prompts)} prompts" + (of if size < len(self.prompts) else ""),
                 expected=f"at least one batch of {num_prompts} different ones",
                 fix="add prompts, or lower train.prompts_per_step",
             )
@@ -191,7 +197,7 @@ class PromptStream:
     def _keep_names(self, state: Mapping[str, Any]) -> None:
         names, eval_names = state.get("names", ()), state.get("eval_names", ())
         if len(names) == len(self._names) and list(names) != self._names:
-            self.prompts = self.prompts.renamed(_renaming(self._names, names))
+            self.prompts = self.prompts.renamed(renaming(self._names, names))
             self._names = list(names)
         if len(eval_names) == len(self.eval_names):
             self.eval_names = list(eval_names)
@@ -203,19 +209,20 @@ def eval_prompts(
     *,
     now: str | None = None,
     bad: BadRows | None = None,
-) -> list[Prompt]:
+) -> PromptTable:
     """The held-out prompts, the same for every run seed so that runs can be compared; rows that
     repeat are asked again, as their file says. `now` and `bad` as for `PromptStream`."""
     found = BadRows(config.data.on_bad_row) if bad is None else bad
     rows = [row for row, _ in rows_of(config, "eval", found)]
     renderer, tokens = Renderer(config, tokenizer, now), Tokens(config, tokenizer)
     prompts = tokenized_prompts(rows, config, tokens, renderer, found)
-    if bad is None or not prompts:
+    if bad is None:
         found.settle()
     if config.data.eval and not prompts:
+        found.settle()
         said = f"no prompt ({found})"
         raise DataError("data.eval", found=said, expected="at least one", fix="add prompts")
-    return list(prompts)
+    return prompts
 
 
 def date_of(state: Mapping[str, Any]) -> str | None:
@@ -225,18 +232,11 @@ def date_of(state: Mapping[str, Any]) -> str | None:
 
 def source_of(prompt_id: str) -> str:
     """Name of the source of a held-out prompt: ids are `eval.SOURCE/ROW`."""
-    return prompt_id.partition("/")[0].removeprefix(EVAL)
+    return source_name(prompt_id).removeprefix(EVAL)
 
 
-def renamed(
-    prompts: Sequence[Prompt], now: Sequence[str], then: Sequence[str]
-) -> tuple[Prompt, ...]:
-    """The same prompts, with the names that their sources had then."""
-    new = _renaming(now, then)
-    return tuple(replace(prompt, id=new(prompt.id)) for prompt in prompts)
-
-
-def _renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
+def renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
+    """What gives an id the name that its source had then."""
     new = {name: then[place] for place, name in enumerate(now)}
 
     def name(prompt_id: str) -> str:
@@ -248,7 +248,7 @@ def _renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
 
 def _counts(ids: Iterable[str], names: Sequence[str]) -> list[int]:
     """Prompts of each source."""
-    found = Counter(prompt_id.partition("/")[0] for prompt_id in ids)
+    found = Counter(map(source_name, ids))
     return [found[name] for name in names]
 
 

@@ -8,6 +8,8 @@ Rows without a reference are for `sft` alone.
 
 from __future__ import annotations
 
+import json
+
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
 
@@ -42,6 +44,12 @@ def completion_of(row: Row) -> str | DataError:
 def messages_of(row: Row) -> list[Message]:
     """The conversation of a row that has no prompt of its own; empty for others."""
     return row.metadata.get(MESSAGES, []) if row.unrewarded is not None else []
+
+
+def lesson_of(row: Row) -> str:
+    """What the row teaches: equal for rows that teach the same. A bad one is like no other: its
+    message names its place."""
+    return json.dumps(messages_of(row)) if messages_of(row) else str(completion_of(row))
 
 
 def completion_text(given: object, where: str) -> str | DataError:

@@ -6,7 +6,6 @@ policy is built. Other ranks than 0 get null objects, so that the loop reads the
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
+from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
@@ -36,7 +36,7 @@ from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
 from sfpo_megatron.run.length import said_length, train_length
-from sfpo_megatron.run.same_data import RunData, held_to, read_data
+from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
@@ -119,7 +119,7 @@ def open_run(
     start = find(config, store, control, fresh=fresh)
     # Prompts first: a wrong row ends the run before anything is written or any engine starts.
     data = read_data(config, start.continued) if is_main and not config.debug.train_only else None
-    num_prompts = len(data.prompts.prompts) if data is not None else 0
+    num_prompts = data.prompts.epoch_size if data is not None else 0
     trace = _begin_trace(config, start, control)
     given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
@@ -185,9 +185,9 @@ def _main_ends(
         assert config.debug.train_only, "a run without prompts trains on saved rollouts"
         fleet, feed, evaluation = NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation()
     else:
-        prompts, held_out = data.prompts, data.held_out
-        prompts.hold_batch(math.ceil(config.train.prompts_per_step * config.rollout.oversample))
-        tracker.progress(f"{prompts.summary}; {len(held_out)} held out{data.left_out}")
+        prompts, held_out = data.prompts, tuple(data.held_out)
+        prompts.hold_batch(config.drawn_per_step)
+        tracker.progress(data.summary)
         fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
     saved = config.debug.save_rollouts
     return MainEnds(

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sfpo_megatron.checkpoints.identity import RunRecord
 from sfpo_megatron.checkpoints.store import Found
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.prompts import PromptStream, date_of, eval_prompts, print_of, renamed
+from sfpo_megatron.data.prompts import PromptStream, date_of, print_of, renaming
 from sfpo_megatron.data.reading import EVAL, source_names, source_names_of
-from sfpo_megatron.data.rows import BadRows
+from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.tracking.tracker import Tracker
-from sfpo_megatron.types import Prompt
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class RunData:
-    """What a run with engines reads; rank 0 alone."""
-
-    prompts: PromptStream
-    held_out: tuple[Prompt, ...]
-    left_out: str = ""
-    """What is to be said of bad rows of data.eval."""
 
 
 def read_data(config: RunConfig, continued: Found | None) -> RunData:
-    """Prompts of data.train and data.eval; their bad rows in one report."""
+    """What a run with engines reads, on rank 0 alone; DataError if it cannot be used."""
     tokenizer = load_tokenizer(config.model.path)
-    state = {} if continued is None else read_run_state(continued.directory)
-    now = date_of(state.get("data", {}).get("prompts") or {})
-    bad = BadRows(config.data.on_bad_row)
-    prompts = PromptStream(config, tokenizer, now=now, bad=bad)
-    in_training = bad.num_skipped
-    held_out = tuple(eval_prompts(config, tokenizer, now=prompts.now or now, bad=bad))
-    bad.settle()
-    in_eval = bad.num_skipped - in_training
-    left_out = f" ({in_eval} bad rows left out)" if in_eval else ""
-    return RunData(prompts=prompts, held_out=held_out, left_out=left_out)
+    data = RunData.read(config, tokenizer, now=date_then(continued))
+    data.bad.settle()
+    return data
+
+
+def date_then(found: Found | None) -> str | None:
+    """The time that the prompts of the checkpoint print, from which the run continues; None if they
+    print none, or it begins."""
+    state = {} if found is None else read_run_state(found.directory)
+    return date_of(state.get("data", {}).get("prompts") or {})
 
 
 def held_to(
@@ -54,7 +43,7 @@ def held_to(
     if said:
         tracker.progress(said)
     names = source_names(config.data.eval, EVAL)
-    held_out = renamed(data.held_out, names, data.prompts.eval_names)
+    held_out = data.held_out.renamed(renaming(names, data.prompts.eval_names))
     return replace(data, held_out=held_out)
 
 

@@ -15,6 +15,8 @@ import digits
 import pytest
 import torch
 
+from sfpo_megatron import cli
+
 KEYS = {
     *("step", "num_rollouts", "reward_mean", "accuracy", "entropy", "loss", "grad_norm"),
     *("clip_frac", "ratio_mean_first_pass", "ppo_kl_first_pass", "logprob_diff_mean"),
@@ -114,6 +116,15 @@ def test_a_step_is_drawn_over_all_processes(finished: tuple[Path, str]) -> None:
 
 def inside(inner: tuple[float, float], outer: tuple[float, float]) -> bool:
     return outer[0] <= inner[0] <= inner[1] <= outer[1]
+
+
+def test_the_run_says_of_its_data_what_check_says(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = finished
+    assert cli.main(["check", str(run / "config.yaml"), "--data", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["train"][0]["kept"] > 0 and found["summary"] in output
 
 
 def test_exported_policy_loads_and_differs_from_the_start(finished: tuple[Path, str]) -> None:

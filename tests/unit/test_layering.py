@@ -41,6 +41,7 @@ TORCH_FREE = (
     "planner/",
     "cli.py",
     "commands/report.py",
+    "commands/check.py",
     "commands/responses.py",
     "commands/score.py",
     "commands/starting.py",

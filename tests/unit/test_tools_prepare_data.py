@@ -73,8 +73,8 @@ LAYOUTS: dict[str, tuple[str, list[dict[str, Any]], list[tuple[str, str]]]] = {
     "amc": (
         "data/train-00000-of-00001.parquet",
         [{"id": 0, "problem": "Q", "answer": 142.0, "url": "u"}, {"id": 1, "problem": "R",
-          "answer": 2.5, "url": "u"}],
-        [("Q", "142"), ("R", "2.5")],
+          "answer": 2.5, "url": "u"}, {"id": 2, "problem": "S", "answer": 1e-7, "url": "u"}],
+        [("Q", "142"), ("R", "2.5"), ("S", "0.0000001")],
     ),
     "minerva": ("minervamath.jsonl", [{"question": "Q", "answer": "1.6e-19"}], [("Q", "1.6e-19")]),
     "olympiadbench": (
@@ -172,6 +172,26 @@ def test_rows_without_an_answer_are_left_out_and_counted(
     assert (entry["read"], entry["rows"], entry["questions_with_several_answers"]) == (5, 2, 1)
     assert sum(entry["bad"].values()) == 3 and len(entry["bad"]) == 3
     assert f"left out: {path}:2: found a solution whose last" in capsys.readouterr().err
+
+
+def test_numbers_are_those_that_are_written(tmp_path: Path) -> None:
+    """In JSON more digits than a float has, in parquet fewer; what is no number is no answer."""
+    numbers = ("1e-7", "0.1234567890123456789", "[1e-7, 2.50]", "NaN", "1e999")
+    rows = [f'{{"problem": "{n}", "answer": {text}}}\n' for n, text in enumerate(numbers)]
+    path = tmp_path / "downloads/math500/test.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(rows))
+    entry = prepare(tmp_path, "math500")["math500"]
+    found = [row["answer"] for row in rows_of(tmp_path / "out/math500.parquet")]
+    assert found[:2] == ["0.0000001", "0.1234567890123456789"] and sum(entry["bad"].values()) == 2
+    import pyarrow.parquet
+
+    path = tmp_path / "downloads/amc/train.parquet"
+    path.parent.mkdir()
+    column = pyarrow.array([0.1], pyarrow.float32())
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["Q"], "answer": column}), path)
+    prepare(tmp_path, "amc")
+    assert rows_of(tmp_path / "out/amc.parquet")[0]["answer"] == "0.1"
 
 
 def test_what_is_missing_is_named_with_where_to_get_it(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ MANY = 10**12
 
 def rows(config: RunConfig) -> Iterator[Problem]:
     """Every source has rows, and those of data.train make one batch of different prompts."""
-    train = config.train
-    needed = math.ceil(train.prompts_per_step * config.rollout.oversample)
+    train, needed = config.train, config.drawn_per_step
     total: int | None = 0
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
