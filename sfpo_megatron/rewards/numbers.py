@@ -43,7 +43,8 @@ _REPEATING = re.compile(
 )
 _DOTS = re.compile(r"([-+]?)([0-9]*)\.([0-9]*?)([0-9]+?)\4{2,}\s*\\ldots")
 _BASED = re.compile(
-    r"([-+]?)([0-9A-Fa-f]+)_\s*\{?\s*(?:\\?[a-z]*\s*\{)?\s*([0-9]{1,2}|[a-z]+)\s*\}*"
+    r"([-+]?)(?:\(([0-9A-Fa-f]+)\)|([0-9A-Fa-f]+))_"
+    r"\s*\{?\s*(?:\\?[a-z]*\s*\{)?\s*\(?([0-9]{1,2}|[a-z]+)\)?\s*\}*"
 )
 _BASE_NAMES = {
     name: base
@@ -69,7 +70,7 @@ def read(text: str) -> Number | None:
     if found := _DOTS.fullmatch(text):
         return _repeating(*found.groups())
     if found := _BASED.fullmatch(text):
-        return _based(*found.groups())
+        return _based(found[1], found[2] or found[3], found[4])
     return None
 
 
