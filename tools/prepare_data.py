@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
 
+from sfpo_megatron.config.source_files import text_of  # noqa: E402
 from sfpo_megatron.data.rows import same_question  # noqa: E402
 from tools.prepared_sets import SETS, NoAnswer, ProblemSet, Record, plain  # noqa: E402
 
@@ -278,7 +279,7 @@ def records(path: Path) -> Iterator[Record]:
                 yield from batch.to_pylist()
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-                yield from (_mapping(json.loads(line)) for line in lines if line.strip())
+                yield from (_mapping(json.loads(text_of(line))) for line in lines if line.strip())
         else:
             value = json.loads(path.read_bytes())
             rows = value.get("data") if isinstance(value, dict) else value

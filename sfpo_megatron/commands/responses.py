@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sfpo_megatron.config.source_files import text_of
 from sfpo_megatron.config.yaml_text import shorten
 from sfpo_megatron.rewards.returned import shown
 from sfpo_megatron.rewards.wire import WireProblem
@@ -76,7 +77,7 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
         return BadLine(where=where, number=number, what=what)
 
     try:
-        row = json.loads(text)
+        row = json.loads(text_of(text))
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8: both are ValueErrors
         return bad(f"{shorten(repr(text[:200].decode(errors='replace').strip()))} ({error})")
     if not isinstance(row, dict):

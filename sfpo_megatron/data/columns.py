@@ -59,6 +59,8 @@ LAYOUTS = (
     Layout(trainer="NeMo-RL", prompt="input", answer="output"),
     Layout(trainer="NeMo-RL", prompt="problem", answer="expected_answer"),
 )
+_INSTRUCTION = "instruction"
+"""Alpaca's column: its `input` is only what the instruction is about."""
 NAMES = frozenset(name.partition(".")[0] for at in LAYOUTS for name in (at.prompt, at.answer))
 """Columns that may be a problem's prompt or answer."""
 
@@ -85,7 +87,8 @@ def row_of(
     prompt, given = _at(value, layout.prompt), _at(value, layout.answer)
     for name, key, item in (("prompt", layout.prompt, prompt), ("answer", layout.answer, given)):
         if isinstance(item, _Missing):
-            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))})"
+            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))}"
+            keys += f"; JSON cannot hold {', '.join(left_out)})" if left_out else ")"
             fix = f"add {key!r}, or name yours in the source's columns"
             kind = f"without {name}"
             missing = DataError(where, found=keys, expected=SHAPE, fix=fix, kind=kind)
@@ -106,6 +109,10 @@ def row_of(
     if system:
         metadata[SYSTEM] = system
     mapped = _at(value, columns["system"]) if "system" in columns else None
+    if not isinstance(mapped, str | _Missing) and not absent(mapped):
+        found, fix = f"{columns['system']} = {shorten(mapped)}", "correct the row, or columns"
+        return DataError(where, found=found, expected="a system message of text", fix=fix,
+                         kind="with an unusable system message")  # fmt: skip
     if not system and isinstance(mapped, str) and mapped.strip():
         system = mapped
     for text in (question, answer, system, *(content for _, content in history)):
@@ -160,7 +167,7 @@ def _layout(value: dict[str, Any]) -> Layout:
     first that comes close."""
     close = OURS
     for layout in LAYOUTS:
-        if layout.prompt not in value:
+        if layout.prompt not in value or (layout.prompt == "input" and _INSTRUCTION in value):
             continue
         answer = _at(value, layout.answer)
         if not isinstance(answer, _Missing):

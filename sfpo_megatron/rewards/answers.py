@@ -81,6 +81,7 @@ _BUILDER = re.compile(
     re.DOTALL,
 )
 """`x | x > 2` in the braces of a set: its condition."""
+_QUOTED = re.compile(r"\"[^\"]+\"|'[^']+'")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _NAME = re.compile(
     r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
@@ -162,6 +163,8 @@ def _read(text: str, depth: int = 0) -> Answer:
         return Group(items=tuple(_read(part, depth + 1) for part in parts), opening="u")
     if group := _bracketed(text, depth):
         return group
+    if _QUOTED.fullmatch(text):  # `["42"]`: a list as JSON or Python has it
+        return _read(text[1:-1], depth + 1)
     ratio = text.split(":")
     if len(ratio) > 1 and all(numbers.read(part.strip()) for part in ratio):
         return Group(items=tuple(_read(p, depth + 1) for p in ratio), opening=":", closing=":")
