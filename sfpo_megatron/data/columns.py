@@ -20,7 +20,14 @@ from sfpo_megatron.data.taught import (
     completion_text,
     conversation_row,
 )
-from sfpo_megatron.data.values import absent, as_list, is_text, json_only, number_text
+from sfpo_megatron.data.values import (
+    absent,
+    as_list,
+    is_text,
+    json_only,
+    message_text,
+    number_text,
+)
 
 SHAPE = 'an object such as {"prompt": "6 * 7 =", "answer": "42"}'
 _TEXT = {
@@ -204,7 +211,7 @@ def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str
     prompt = as_list(prompt)
     if not isinstance(prompt, list):
         return "", (), ""
-    turns = [(_role(message), _content(message)) for message in prompt]
+    turns = [(_role(message), message_text(message)) for message in prompt]
     system = ""
     if turns and turns[0][0] == "system":
         if turns[0][1] is None:
@@ -221,16 +228,3 @@ def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str
 
 def _role(message: object) -> str:
     return str(message.get("role")) if isinstance(message, dict) else ""
-
-
-def _content(message: object) -> str | None:
-    """The text of a message, also one that is a list of parts of text."""
-    content = as_list(message.get("content")) if isinstance(message, dict) else None
-    if isinstance(content, list) and content:
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-            for part in content
-        ]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(map(str, parts))
-    return content if isinstance(content, str) else None
