@@ -186,7 +186,7 @@ def _flat(items: list[Answer]) -> tuple[Answer, ...]:
 
 
 def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
-    if any(not side.strip() for side in sides):
+    if len(sides) > MAX_ITEMS or any(not side.strip() for side in sides):
         return _text(" ".join(sides))
     if (
         r"\implies" not in signs
