@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
 
+from sfpo_megatron.config.source_files import text_of  # noqa: E402
 from sfpo_megatron.data.arrow import records_of  # noqa: E402
 from sfpo_megatron.data.rows import same_question  # noqa: E402
 from sfpo_megatron.data.values import json_only, written_float  # noqa: E402
@@ -53,7 +54,10 @@ class Prepared(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"error: --out {args.out}: found {error}; name another folder") from error
     manifest = Manifest(args.out / MANIFEST)
     if args.task:
         (name,) = args.names or ["task"]
@@ -96,7 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="OURS=YOURS",
-        help="with --file: prompt=COLUMN answer=COLUMN, others are kept by name",
+        help="with --file: prompt=COLUMN answer=COLUMN (default: prompt=prompt answer=answer)",
     )
     parser.add_argument("--size", type=int, help="with --task: number of problems")
     parser.add_argument("--seed", type=int, default=0, help="with --task (default: 0)")
@@ -109,8 +113,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if (args.task or args.file) and len(args.names) > 1:
         parser.error(f"found the names {' '.join(args.names)}, expected one with --file or --task")
-    if args.task and not args.size:
-        parser.error("--task needs --size")
+    for name in args.names:
+        if Path(name).name != name or name.startswith("."):
+            parser.error(f"found the name {name!r}, expected one of a file, without folders")
+    if args.task and (args.size is None or args.size < 1):
+        parser.error(f"found --size {args.size}, expected 1 or more with --task")
     return args
 
 
@@ -159,8 +166,10 @@ def _files(folder: Path, problem_set: ProblemSet) -> list[Path]:
 
 def _own_set(columns: Sequence[str]) -> ProblemSet:
     named = dict(column.partition("=")[::2] for column in columns)
-    if unknown := set(named) - {"prompt", "answer"}:
-        raise SystemExit(f"error: --columns: found {', '.join(sorted(unknown))}, expected prompt=")
+    if set(named) - {"prompt", "answer"} or not all(named.values()):
+        raise SystemExit(
+            f"error: --columns: found {' '.join(columns)}, expected prompt=COLUMN answer=COLUMN"
+        )
     answer = named.get("answer", "answer")
     return ProblemSet(
         hub="",
@@ -174,11 +183,14 @@ def _own_set(columns: Sequence[str]) -> ProblemSet:
 def generated(task: str, args: dict[str, Any], size: int, seed: int) -> Prepared:
     """`size` problems of a reasoning-gym task, with what its scorer needs."""
     from sfpo_megatron.config.tree import DataSource
-    from sfpo_megatron.data import reasoning_gym
+    from sfpo_megatron.data import DataError, reasoning_gym
     from sfpo_megatron.data.rows import Row
 
     source = DataSource(source="reasoning_gym", task=task, args=args, size=size)
-    rows = [row for row in reasoning_gym.rows(source, seed) if isinstance(row, Row)]
+    try:
+        rows = [row for row in reasoning_gym.rows(source, seed) if isinstance(row, Row)]
+    except DataError as error:
+        raise SystemExit(f"error: --task {task}: {error}") from error
     problems = [Problem(row.question, row.answer, dict(row.metadata)) for row in rows]
     entry = {
         "task": task, "args": args, "seed": seed, "benchmark": False, "read": size, "bad": {}
@@ -276,21 +288,20 @@ def records(path: Path) -> Iterator[Record]:
         if path.name.endswith(".parquet"):
             import pyarrow.parquet
 
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-                yield from records_of(batch)
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+            yield from records_of(batches)
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-                yield from (_mapping(_json(line)) for line in lines if line.strip())
+                yield from (_mapping(_json(text_of(line))) for line in lines if line.strip())
         else:
-            value = _json(path.read_bytes())
+            value = _json(text_of(path.read_bytes()))
             rows = value.get("data") if isinstance(value, dict) else value
             yield from map(_mapping, rows if isinstance(rows, list) else [rows])
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         raise SystemExit(f"error: {path}: found {error}; is it downloaded whole?") from error
 
 
-def _json(text: bytes) -> Any:
-    """JSON with the numbers that are written."""
+def _json(text: str) -> Any:
     return json.loads(text, parse_float=written_float)
 
 

@@ -39,6 +39,10 @@ ONE_TURN: dict[str, tuple[dict[str, Any], str]] = {
     "the completion": ({"completion": "1 + 2 is 3.", "answer": "3"}, "1 + 2 is 3."),
     "without an answer": ({"completion": "It is 3."}, "It is 3."),
     "a message": ({"completion": [{"role": "assistant", "content": "It is 3."}]}, "It is 3."),
+    "a message in parts": (
+        {"completion": [{"role": "assistant", "content": [{"type": "text", "text": "It is 3."}]}]},
+        "It is 3.",
+    ),
     "the answer": ({"answer": "3"}, "3"),
     "a null completion": ({"completion": None, "answer": 3}, "3"),
     "an empty completion": ({"completion": "", "answer": "3"}, "3"),
@@ -168,6 +172,18 @@ def test_the_assistants_turns_are_learned(
     whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
     written = tokenizer.decode([*example.prompt_ids, *example.response_ids])
     assert written == whole.removesuffix("\n")
+
+
+def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) -> None:
+    """As a message of `prompt` may be; an image among them is no text."""
+    parts = [{"type": "text", "text": "It is "}, {"type": "text", "text": "0."}]
+    rows = [chat("What is 1 - 1?", "x") for _ in range(2)]
+    rows[0]["messages"][1]["content"] = parts
+    rows[1]["messages"][1]["content"] = [*parts, {"type": "image"}]
+    config = config_of(tmp_path, rows, data=SKIP)
+    examples = SFTExamples(config, template(CHATML), stop_ids=())
+    assert len(examples) == 1
+    assert learned(template(CHATML), only(examples))[0].startswith("It is 0.<|im_end|>")
 
 
 def test_what_follows_the_last_answer_is_left_out(template: Any, tmp_path: Path) -> None:
