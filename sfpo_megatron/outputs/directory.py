@@ -3,6 +3,9 @@
     RUN/config.yaml          the config, every default filled in
     RUN/run.json             which run this is (checkpoints/identity.py); run.json.previous-N
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
+    RUN/samples.jsonl        sample rollouts; samples.previous-N.jsonl
+    RUN/tensorboard/, RUN/wandb/, RUN/mlflow/
+                             what these sinks write (docs/outputs.md)
     RUN/eval.jsonl           a line a model and run of `sfpo-megatron eval`
     RUN/eval/                its records and tables (docs/evaluation.md)
     RUN/plot.png             the picture of the run
@@ -48,6 +51,21 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Sample rollouts (tracking.samples)."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files: a folder a run in it, named by the run's id."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        """Folder of mlflow's database and artifacts, where no tracking server is set."""
+        return self.path / "mlflow"
 
     @property
     def evals(self) -> Path:
