@@ -95,6 +95,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
             engines.take_weights(step, timers)
         metrics = learner.metrics(prepared, results, timers)
         opened.log(metrics | engines.metrics | checkpoints.times)
+        opened.show(engines.details(step, batch))
         learner.check(prepared, results, metrics, warn=opened.progress, save=checkpoints.save_now)
         is_last = engines.evaluate_if_due(step)
         is_stopped = checkpoints.after_step(step, is_last=is_last)
@@ -112,5 +113,6 @@ def generate(
     for step in range(1, opened.config.train.steps + 1):
         batch = engines.collect(step)
         opened.log({"step": step, **batch_metrics(batch, learner.totals), **engines.metrics})
+        opened.show(engines.details(step, batch))
     engines.evaluate(step=opened.config.train.steps)
     return False
