@@ -249,6 +249,8 @@ def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
         "num_groups_duplicate": counts.num_duplicate,
         "num_groups_surplus": counts.num_surplus,
         "num_groups_taken_back": counts.num_taken_back,
+        "kv_cache_usage_max": scored.load.kv_cache_usage,
+        "num_preemptions": scored.load.num_preemptions,
         "num_reissued": scored.num_reissued,
         "num_engine_restarts": scored.num_restarts,
         **part_means(scored.rollouts, "reward/"),
