@@ -115,7 +115,7 @@ def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
 
 
 def test_classes_are_their_names(tmp_path: Path) -> None:
-    """As in MMLU, whose answer is one of four classes; -1 is none of them."""
+    """MMLU's answer is one of four classes; -1 is none of them."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         prompt=datasets.Value("string"), answer=datasets.ClassLabel(names=["A", "B"])
