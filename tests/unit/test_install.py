@@ -65,12 +65,14 @@ def test_a_python_that_will_not_do_is_named_before_there_is_a_venv(tmp_path: Pat
     assert not (tmp_path / "venv").exists()
 
 
-def installed(*options: str, patch: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """`install cpu` in a child process after `patch`, lines of Python."""
-    code = f"import importlib.util, platform, sys, sysconfig\n{patch}\n"
-    code += "from sfpo_megatron.__main__ import main\nsys.exit(main())"
+def installed(
+    *options: str, patch: str = "", door: str = "commands.install", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`install cpu` in a child process after `patch`, lines of Python; by the door of make."""
+    code = f"import importlib.util, platform, shutil, subprocess, sys, sysconfig\n{patch}\n"
+    code += f"from sfpo_megatron.{door} import main\nsys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", code, "install", "cpu", *options],
+        [sys.executable, "-c", code, *options],
         env={"PATH": "/nowhere", "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
         text=True,
@@ -87,8 +89,6 @@ WITHOUT += "lambda name, *a: None if name in {} else find(name, *a)"
     [
         ("platform.system = lambda: 'Darwin'", "found macOS, expected Linux, "),
         ("platform.system = lambda: 'Windows'", "found Windows, expected Linux or WSL2, "),
-        # Where no command can even be imported.
-        ("sys.platform = 'win32'; platform.system = lambda: 'Windows'", "found Windows, expected "),
         (
             "platform.machine = lambda: 'riscv64'",
             "found a processor of type riscv64, expected x86_64 or aarch64: ",
@@ -110,7 +110,7 @@ WITHOUT += "lambda name, *a: None if name in {} else find(name, *a)"
     ],
 )
 def test_what_cannot_work_is_one_line(patch: str, expected: str) -> None:
-    done = installed(patch=patch)
+    done = installed("cpu", patch=patch)
     assert (done.returncode, done.stdout) == (1, "")
     assert expected in done.stderr
     assert re.fullmatch(r"error: .+\n", done.stderr)
@@ -118,11 +118,22 @@ def test_what_cannot_work_is_one_line(patch: str, expected: str) -> None:
     assert ("python:3.12" in done.stderr) == outside
 
 
+def test_on_windows_every_command_is_refused() -> None:
+    """None of them could be imported there."""
+    windows = "sys.platform = 'win32'; platform.system = lambda: 'Windows'"
+    done = installed("check", "run.yaml", patch=windows, door="__main__")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: found Windows, expected Linux or WSL2, .+\n", done.stderr)
+
+
 def test_a_dry_run_prints_commands_of_pip_and_of_uv(tmp_path: Path) -> None:
     uv = program(tmp_path / "bin/uv", WORKS)
     path = str(uv.parent)
-    by_uv, by_pip = installed("--dry-run", PATH=path), installed("--dry-run", "--pip", PATH=path)
-    without = installed("--dry-run", patch=WITHOUT.format(("pip",)))
+    by_uv, by_pip = (
+        installed("cpu", "--dry-run", PATH=path),
+        installed("cpu", "--dry-run", "--pip", PATH=path),
+    )
+    without = installed("cpu", "--dry-run", patch=WITHOUT.format(("pip",)))
     first = {
         "uv": (by_uv, [str(uv), "pip", "install", "--python", sys.executable]),
         "pip": (by_pip, [sys.executable, "-m", "pip", "install"]),
@@ -142,7 +153,7 @@ def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> 
     """uv records what it is asked for; torch is imported by this Python."""
     calls = tmp_path / "calls"
     uv = program(tmp_path / "bin/uv", f'#!/bin/sh\necho "$*" >> {calls}\n')
-    done = installed(PATH=str(uv.parent))
+    done = installed("cpu", PATH=str(uv.parent))
     assert done.returncode == 0, done.stderr
     assert [line.split("/")[-1] for line in calls.read_text().splitlines()] == [OWN, "torch.txt"]
     assert (
@@ -151,7 +162,7 @@ def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> 
     assert re.search(r"^torch \d", done.stdout, re.M)
     calls.unlink()
     program(uv, f'#!/bin/sh\necho "$*" >> {calls}\nexit 7\n')
-    done = installed(PATH=str(uv.parent))
+    done = installed("cpu", PATH=str(uv.parent))
     assert done.returncode == 1
     assert (
         "error: step 1 (everything but torch, as " in done.stderr and "exit code 7" in done.stderr
