@@ -103,7 +103,13 @@ test-te: venv ## Megatron's TE layer spec over tests/te_standin
 
 # The newest megatron-core is not for Python 3.11, which .venv may have (.ci/run).
 test-mcore-latest: ## the main line, whatever Python .venv has: unit, dist and e2e on Python 3.12
-	$(MAKE) PYTHON=$(PYTHON312) VENV=.venv-latest test-unit test-dist test-e2e
+	rm -rf .cache/mcore-latest
+	@rc=0; for suite in unit dist e2e; do \
+	    PYTEST_ADDOPTS="--junitxml=$(CURDIR)/.cache/mcore-latest/$$suite.xml" \
+	        $(MAKE) PYTHON=$(PYTHON312) VENV=.venv-latest test-$$suite || rc=1; \
+	done; \
+	.venv-latest/bin/python -m benchmarks.common.suites mcore_latest mcore-latest .cache/mcore-latest; \
+	exit $$rc
 
 # File by file: some have the same name in two folders, and what has passed stays passed.
 test-full: export FIGURES := benchmarks/results
