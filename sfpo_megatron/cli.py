@@ -16,6 +16,8 @@ from typing import Any, Literal
 from sfpo_megatron import __version__
 from sfpo_megatron.commands.check import add_options as add_check_options
 from sfpo_megatron.commands.check import check
+from sfpo_megatron.commands.install import add_options as add_install_options
+from sfpo_megatron.commands.install import install
 from sfpo_megatron.commands.report import add_options as add_report_options
 from sfpo_megatron.commands.report import report as report_runs
 from sfpo_megatron.commands.score import add_options as add_score_options
@@ -147,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     add_report_options(reporting)
     reporting.set_defaults(run=report_runs)
+    text = "install what a run on CPU needs into the environment of this Python"
+    installing = commands.add_parser("install", help=text, description=text, allow_abbrev=False)
+    add_install_options(installing)
+    installing.set_defaults(run=install)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)

@@ -22,7 +22,18 @@ PAGES = [
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(ROOT.glob("examples/*/*.yaml")),
 ]
-COMMANDS = ("train", "sft", "eval", "check", "plan", "slurm", "score", "report", "doctor")
+COMMANDS = (
+    "train",
+    "sft",
+    "eval",
+    "check",
+    "plan",
+    "slurm",
+    "score",
+    "report",
+    "doctor",
+    "install",
+)
 BASE = """\
 output_dir: r
 model: {path: m}
