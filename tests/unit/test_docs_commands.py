@@ -37,7 +37,9 @@ COMMANDS = (
 BASE = """\
 output_dir: r
 model: {path: m}
-data: {train: [{source: reasoning_gym, task: chain_sum, size: 100}]}
+data:
+  train: [{source: reasoning_gym, task: chain_sum, size: 100}]
+  eval: [{source: reasoning_gym, task: chain_sum, size: 100}]
 """
 COMMAND = re.compile(
     r"\s*(?:sfpo-megatron|(?:torchrun|srun|python3?|\$).*-m sfpo_megatron|\$\(SFPO\)) +"
