@@ -25,8 +25,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sfpo_megatron", "sfpo_megatron.*"]),
-    # slurm/templates is a link to launch/slurm; the wheel carries the files.
-    package_data={"sfpo_megatron": ["py.typed"], "sfpo_megatron.slurm": ["templates/*"]},
+    # slurm/templates is a link to launch/slurm, demo/config.yaml one into examples/demo; the wheel
+    # carries the files.
+    package_data={
+        "sfpo_megatron": ["py.typed"],
+        "sfpo_megatron.demo": ["config.yaml"],
+        "sfpo_megatron.slurm": ["templates/*"],
+    },
     install_requires=["PyYAML>=6"],
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`

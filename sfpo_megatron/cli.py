@@ -16,6 +16,7 @@ from typing import Any, Literal
 from sfpo_megatron import __version__
 from sfpo_megatron.checkpoints.identity import outlook
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
+from sfpo_megatron.commands import demo
 from sfpo_megatron.commands.score import add_options as add_score_options
 from sfpo_megatron.commands.score import score
 from sfpo_megatron.commands.starting import load, load_for_run
@@ -140,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
     add_score_options(scoring)
     scoring.set_defaults(run=score)
+    text = (
+        "make a small policy, warm-start it and train it with SFPO: five minutes on two CPU cores"
+    )
+    demonstration = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
+    demo.add_options(demonstration)
+    demonstration.set_defaults(run=demo.run)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)

@@ -47,7 +47,7 @@ TEMPLATES = {
 
 @pytest.fixture(scope="module")
 def chat_tokenizer() -> Any:
-    from tools.make_tiny_model import train_tokenizer
+    from sfpo_megatron.demo.tiny_model import train_tokenizer
 
     tokenizer = train_tokenizer(["What is 1 + 2 - 3? It is 0. ÄÖ"] * 4, 383)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", ENDS]})
