@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Places:
-    """Where things are, below RUN."""
+    """The paths of what is made, below RUN."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -101,9 +101,10 @@ def _demo(places: _Places, config: RunConfig) -> int:
 
 def _show(policy: Path, config: RunConfig) -> None:
     """Print rollouts, before and after training to the same problems."""
-    from sfpo_megatron.demo.rollouts import rollouts_of
+    from sfpo_megatron.demo.rollouts import as_text, sample
 
-    print(f"\n{_NUM_SHOWN} rollouts of {policy}:\n\n{rollouts_of(policy, config, num=_NUM_SHOWN)}")
+    sampled = sample(policy, config, num=_NUM_SHOWN)
+    print(f"\n{_NUM_SHOWN} rollouts of {policy}:\n\n{as_text(sampled)}", flush=True)
 
 
 def _command(name: str, overrides: list[str]) -> int:

@@ -17,13 +17,13 @@ from typing import Any
 from sfpo_megatron.data.prepared import Prepared, generated, prepare
 
 TASK = "leg_counting"
-ARGS = {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 9}
+ARGS = {"min_animals": 2, "max_animals": 2, "min_instances": 1, "max_instances": 9}
 TRAIN, EVAL = "legs-train", "legs-eval"
 SIZES = {TRAIN: 10_000, EVAL: 512}
 
 
 def worked_solution(entry: Mapping[str, Any]) -> str:
-    """A line for each animal, a line for each sum of two, and the answer."""
+    """A line for each animal, from the second on one for the sum so far, and the answer."""
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
     lines: list[str] = []

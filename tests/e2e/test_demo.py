@@ -12,9 +12,10 @@ from typing import Any
 
 import digits
 import pytest
-import torch
 
 from benchmarks.common import provenance
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.demo.rollouts import sample
 
 ROOT = Path(__file__).parents[2]
 MIN_GAIN = 0.15
@@ -71,32 +72,11 @@ def check_every_step(train: list[dict[str, Any]]) -> None:
 
 def accuracy_of_export(run: Path, expected: float) -> float:
     """Sampled accuracy of RUN/hf in transformers, within sampling error of the table's."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from sfpo_megatron.config.load import load_config
-    from sfpo_megatron.data.prompts import eval_prompts
-    from sfpo_megatron.rewards.reasoning_gym import score
-
-    config = load_config(str(run / "config.yaml"), [])
-    tokenizer = AutoTokenizer.from_pretrained(run / "hf")
-    model = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=torch.float32).eval()
-    prompts = eval_prompts(config, tokenizer)
-    torch.manual_seed(0)
-    correct = 0
-    for prompt in prompts:
-        ids = torch.tensor([prompt.token_ids])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            top_k=0,
-            max_new_tokens=config.rollout.max_response_tokens,
-        )
-        text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        correct += score(text, prompt) >= 1
-    found = correct / len(prompts)
+    sampled = sample(run / "hf", load_config(str(run / "config.yaml"), []))
+    num = len(sampled)
+    found = sum(one.reward >= 1 for one in sampled) / num
     # Two samples of n answers each: three standard deviations of their difference.
-    bound = 3 * math.sqrt(2 * expected * (1 - expected) / len(prompts)) + 1 / len(prompts)
+    bound = 3 * math.sqrt(2 * expected * (1 - expected) / num) + 1 / num
     assert abs(found - expected) <= bound, (found, expected, bound)
     return found
 

@@ -20,7 +20,7 @@ from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data import PromptStream, SFTExamples, eval_prompts
 from sfpo_megatron.demo import CONFIG
-from sfpo_megatron.demo.rollouts import rollouts_of
+from sfpo_megatron.demo.rollouts import as_text, sample
 from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
 from sfpo_megatron.rewards.last_number import score
 from sfpo_megatron.rewards.wire import WireProblem
@@ -87,16 +87,16 @@ def test_prompts_and_solutions_fit_and_a_warm_start_learns_the_steps(
     assert len(held_out) == 512 and len(PromptStream(config, tokenizer).prompts) > 9000
     examples = SFTExamples(config, tokenizer).next_batch(256)
     lengths = [len(example.response_ids) for example in examples]
-    assert 40 < sum(lengths) / len(lengths) < 60
+    assert 30 < sum(lengths) / len(lengths) < 40
     assert max(lengths) <= config.rollout.max_response_tokens
-    assert tokenizer.decode(examples[0].response_ids).count("\n") >= 3
+    assert tokenizer.decode(examples[0].response_ids).count("\n") == 3
     assert len(tokenizer(" jellyfish")["input_ids"]) == 1  # a word of the task is one token
 
 
 def test_rollouts_are_shown_with_reference_and_reward(config: RunConfig, policy: Path) -> None:
     """The same problems and samples at each look; what is random is wrong."""
-    shown = rollouts_of(policy, config, num=2)
-    assert shown == rollouts_of(policy, config, num=2)
+    shown = as_text(sample(policy, config, num=2))
+    assert shown == as_text(sample(policy, config, num=2))
     assert shown.count("prompt     Now, how many legs are there in total if you have ") == 2
     assert shown.count("\nreward     0\n") == 2
     references = re.findall(r"reference  (\d+)", shown)
