@@ -37,6 +37,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory of everything that is made (default: runs/demo)",
     )
+    command.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="set a key of the demo's config, such as sfpo.num_fast_passes=0, which is GRPO",
+    )
+    command.set_defaults(config=str(CONFIG), needs_config=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,10 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 1
     places = _Places(arguments.run_dir)
-    config = load_config(str(CONFIG), [*places.overrides(), f"seed={arguments.seed}"])
+    common = [*arguments.overrides, f"seed={arguments.seed}", *places.overrides()]
+    config = load_config(arguments.config, common)
     from sfpo_megatron.launcher.supervise import supervise
 
-    return supervise(partial(_demo, places, config))
+    return supervise(partial(_demo, places, config, common))
 
 
 class _Places:
@@ -74,14 +82,13 @@ class _Places:
         ]
 
 
-def _demo(places: _Places, config: RunConfig) -> int:
+def _demo(places: _Places, config: RunConfig, common: list[str]) -> int:
     """All of it; the exit code of the first command that fails."""
     signal.signal(signal.SIGINT, _interrupt)
     from sfpo_megatron.data.prepared import NotPrepared
     from sfpo_megatron.demo.legs import write_data
     from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
 
-    common = [*places.overrides(), f"seed={config.seed}"]
     try:
         write_data(places.data)
         make_tiny_model(config, places.model, DEMO, seed=config.seed)

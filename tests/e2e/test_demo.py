@@ -29,6 +29,23 @@ def make(*arguments: str, timeout_s: float) -> float:
     return time.monotonic() - begun
 
 
+def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
+    """Every stage, cut short: what is printed, in which order, and what is made."""
+    run = tmp_path / "demo"
+    short = ["sft.num_steps=2", "train.num_steps=1", "data.eval.0.size=8"]
+    command = [sys.executable, "-m", "sfpo_megatron", "demo", "--run", str(run), *short]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stages = ("legs-eval: 512 rows", f"{run}/model: qwen2", "$ sfpo-megatron sft ", "step   2/2")
+    stages += (f"2 rollouts of {run}/warm_start/hf:", "reward     0", "$ sfpo-megatron train ")
+    stages += ("step 1: held-out accuracy 0.000", f"2 rollouts of {run}/hf:", "reward     0")
+    at = 0
+    for stage in stages:
+        assert stage in done.stdout[at:], (stage, done.stdout)
+        at = done.stdout.index(stage, at) + len(stage)
+    assert {"data", "model", "warm_start", "hf", "plot.png"} <= {f.name for f in run.iterdir()}
+
+
 @pytest.mark.full
 def test_demo_with_three_seeds(tmp_path: Path) -> None:
     figures = {}

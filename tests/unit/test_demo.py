@@ -109,8 +109,15 @@ def test_what_is_wrong_is_said_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    assert cli.main(["demo", "--run", str(run), "--seed", "-1"]) == 2
-    assert "seed: found -1" in capsys.readouterr().err
+    for arguments, message in (
+        (["--seed", "-1"], "seed: found -1"),
+        (["train.lr=1"], "train.lr: found"),
+    ):
+        assert cli.main(["demo", "--run", str(run), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # the config is the demo's own
+        cli.main(["demo", "other.yaml"])
+    assert "found 'other.yaml', expected" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr("sfpo_megatron.commands.demo.find_spec", lambda name: None)
         assert cli.main(["demo", "--run", str(run)]) == 1
