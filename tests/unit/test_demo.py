@@ -26,6 +26,7 @@ from sfpo_megatron.rewards.last_number import score
 from sfpo_megatron.rewards.wire import WireProblem
 from tools.prepare_data import main as prepare_data
 
+ROOT = Path(__file__).parents[2]
 pyarrow = pytest.importorskip("pyarrow")
 
 
@@ -148,3 +149,10 @@ def test_ctrl_c_while_the_model_is_made(tmp_path: Path) -> None:
     rest, err = process.communicate(timeout=60)  # all that hold its pipes have ended
     assert process.returncode == 130, err
     assert "sfpo-megatron train" not in rest
+
+
+def test_make_demo_is_the_command() -> None:
+    """The last thing that make would do, whatever the install before it needs."""
+    make = ["make", "-n", "demo", "SEED=3", "RUN=elsewhere"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1].endswith("/sfpo-megatron demo --run elsewhere --seed 3")
