@@ -30,6 +30,7 @@ setup(
     package_data={
         "sfpo_megatron": ["py.typed"],
         "sfpo_megatron.demo": ["config.yaml"],
+        "sfpo_megatron.outputs.report": ["assets/*"],
         "sfpo_megatron.slurm": ["templates/*"],
     },
     install_requires=["PyYAML>=6"],

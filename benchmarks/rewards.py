@@ -34,6 +34,7 @@ from sfpo_megatron.rewards.wire import WireProblem
 NUM_WORKERS = 2
 GROUP_SIZE = 8
 TARGET = 2000.0
+MOST_MS = 1.0
 SHARES = (0.002, 0.01)
 TIMEOUT_S = 0.5
 REFUSED = (
@@ -42,6 +43,7 @@ REFUSED = (
     "2^{999999999}",
     r"\binom{99999999}{44444444}",
     "(" * 10_000 + "1" + ")" * 10_000,
+    "(" * 201 + "1" + ")" * 201,
     "1+" * 10_000 + "1",
     "7" * 5000,
     "__import__('os')",
@@ -121,22 +123,30 @@ def measure(num: int) -> list[dict[str, Any]]:
     with ScoringPool(config) as pool:
         pool.score(ordinary(64, seed=1))
         rate = num / seconds(pool, items)
-        rows.append(row("ordinary", rate, "target", TARGET))
+        rows.append(row("ordinary", rate, "target, at least", TARGET, met=rate >= TARGET))
         mixed = hostile(ordinary(num, seed=2), REFUSED, 1)
-        rows.append(row("as many refused unread", num / seconds(pool, mixed), "half", rate / 2))
+        beside = num / seconds(pool, mixed)
+        half = rate / 2
+        rows.append(row("as many refused unread", beside, "half of it", half, met=beside >= half))
         for share in SHARES:
             part = ordinary(int(4 / share), seed=3)
             mixed = hostile(part, (ENDLESS,), int(1 / share))
             took = seconds(pool, mixed)
             bound = NUM_WORKERS / (share * TIMEOUT_S)
             name = f"{share:.1%} that the time limit ends"
-            rows.append(row(name, len(part) / took, "workers / (share x timeout)", bound))
-    rows.append(row("ms of the slowest refusal", slowest_refusal_ms(), "target", 1.0))
+            rows.append(row(name, len(part) / took, "workers / (share x timeout)", bound, met=None))
+    slowest = slowest_refusal_ms()
+    most = MOST_MS
+    rows.append(
+        row("ms of the slowest refusal", slowest, "target, at most", most, met=slowest <= most)
+    )
     return rows
 
 
-def row(what: str, value: float, beside: str, bound: float) -> dict[str, Any]:
-    return {"what": what, "value": round(value, 3), "beside": beside, "bound": round(bound, 3)}
+def row(what: str, value: float, beside: str, bound: float, *, met: bool | None) -> dict[str, Any]:
+    """A figure beside another; `met`: whether that is a target that it meets, None for none."""
+    figures = {"value": round(value, 3), "beside": beside, "bound": round(bound, 3)}
+    return {"what": what, **figures, "met": met}
 
 
 def main() -> None:
@@ -147,9 +157,11 @@ def main() -> None:
     device = torch.device("cpu")
     print(provenance.hardware(device))
     rows = measure(args.num)
-    print("| verdicts a second | | | |\n|---|---|---|---|")
+    print("| verdicts a second | | | | |\n|---|---|---|---|---|")
+    said = {True: "met", False: "missed", None: ""}
     for one in rows:
-        print(f"| {one['what']} | {one['value']:,.4g} | {one['beside']} | {one['bound']:,.4g} |")
+        cells = (one["what"], f"{one['value']:,.4g}", one["beside"], f"{one['bound']:,.4g}")
+        print(f"| {' | '.join((*cells, said[one['met']]))} |")
     provenance.write(
         args.out or provenance.ROOT / "benchmarks" / "results" / "rewards.json",
         {"workers": NUM_WORKERS, "timeout_s": TIMEOUT_S, "rows": rows},

@@ -14,14 +14,16 @@ from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
-from sfpo_megatron.checkpoints.identity import outlook
-from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.commands import demo
+from sfpo_megatron.commands.check import add_options as add_check_options
+from sfpo_megatron.commands.check import check
+from sfpo_megatron.commands.report import add_options as add_report_options
+from sfpo_megatron.commands.report import report as report_runs
 from sfpo_megatron.commands.score import add_options as add_score_options
 from sfpo_megatron.commands.score import score
-from sfpo_megatron.commands.starting import load, load_for_run
+from sfpo_megatron.commands.starting import load_for_run
 from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import ConfigError, dump_config, load_config
+from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.request import add_options
@@ -126,21 +128,26 @@ def _parser() -> argparse.ArgumentParser:
     add_options(evaluation)
     evaluation.set_defaults(run=_eval)
     text = "validate a config, print it with every default filled in; starts nothing"
-    check = _config_command(commands, "check", text)
-    check.add_argument(
+    checking = _config_command(commands, "check", text)
+    checking.add_argument(
         "--world-size",
         type=_count,
         metavar="RANKS",
         help="as that many ranks under torchrun would find it when the run starts",
     )
-    _add_fresh(check)
-    check.set_defaults(run=_check)
+    _add_fresh(checking)
+    add_check_options(checking)
+    checking.set_defaults(run=check)
     _add_slurm(commands)
     _add_plan(commands)
     text = "score responses that are in a file; starts nothing else"
     scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
     add_score_options(scoring)
     scoring.set_defaults(run=score)
+    text = "make an HTML page of runs, side by side; starts nothing"
+    reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    add_report_options(reporting)
+    reporting.set_defaults(run=report_runs)
     text = (
         "make a small policy, warm-start it and train it with SFPO: five minutes on two CPU cores"
     )
@@ -247,27 +254,6 @@ def _add_plan(commands: Any) -> None:
     command.add_argument("--gpu", default="h100-80gb", choices=tuple(GPUS), help="of every node")
     command.add_argument("--nodes", type=_count, help="of 8 GPUs, engines included")
     command.set_defaults(run=_plan)
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    ranks = arguments.world_size
-    config = load(arguments, world_size=ranks, for_training=ranks is not None)
-    print(dump_config(config), end="")
-    if speaks():
-        print(f"train {_outlook(config, fresh=arguments.fresh)}", file=sys.stderr)
-    return 0
-
-
-def _outlook(config: RunConfig, *, fresh: bool) -> str:
-    try:
-        return outlook(
-            RunDirectory.of(config.output_dir),
-            store_of(config),
-            resume=config.checkpoint.resume,
-            fresh=fresh,
-        )
-    except CheckpointError as error:
-        return f"is refused: {error}"
 
 
 def _eval(arguments: argparse.Namespace) -> int:

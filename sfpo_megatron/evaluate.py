@@ -51,7 +51,7 @@ def _records_of(
     """All rollouts of a model, of which those that are kept in `folder` are not made again; `fresh`
     sets them aside."""
     config = replace(config, model=replace(config.model, path=str(model.hf)))
-    prompts = eval_prompts(config, load_tokenizer(config.model.path))
+    prompts = list(eval_prompts(config, load_tokenizer(config.model.path)))
     settings = _settings(model, config, prompts)
     with Records(folder, settings, n=config.eval.n, fresh=fresh) as records:
         if records.previous is not None:

@@ -11,7 +11,7 @@ SPMD: every rank runs every line, in this order; rank 0 alone talks to the engin
 
 from __future__ import annotations
 
-from functools import partial
+from itertools import count
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.phases import doing
@@ -24,7 +24,6 @@ from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.ending import finish
 from sfpo_megatron.run.engines import Engines
-from sfpo_megatron.run.evaluation import is_due
 from sfpo_megatron.run.learner import Learner, objective_of
 from sfpo_megatron.run.metrics import batch_metrics
 from sfpo_megatron.run.opening import OpenedRun, open_run
@@ -77,40 +76,31 @@ def run(
 
 def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Checkpoints) -> bool:
     """The loop; True if the run was asked to stop and has been saved. Collective."""
-    config, first = opened.config, checkpoints.resume() + 1
-    if first == 1:
+    done, alpha = checkpoints.resume(), opened.config.sfpo.alpha
+    if done == 0:
         engines.evaluate(step=0)
-    if engines.is_at_target():
-        return checkpoints.after_step(first - 1, is_last=True)
-    for step in range(first, config.train.steps + 1):
+    if engines.is_over(done):
+        return checkpoints.after_step(done, is_last=True)
+    for step in count(done + 1):
         timers = Timers()
-        with timers("step"):
+        with timers("step", step=step):
             batch = engines.collect(step)
             engines.to_trainer()  # colocated engines have had the devices
             prepared = learner.prepare(step, batch, timers)
-            k, alpha = prepared.num_fast, config.sfpo.alpha
+            k = prepared.num_fast
             one_pass = checkpoints.guarded(prepared.one_pass, step=step, num_passes=k + 1)
             with timers("sfpo"):
                 results = sfpo_step(one_pass, learner.snapshot, num_fast_passes=k, alpha=alpha)
             learner.observe(results)
-            with timers("wait"):
-                engines.wait_generated()
-            with timers("refit"):
-                engines.refit(weight_version=step)
+            engines.take_weights(step, timers)
         metrics = learner.metrics(prepared, results, timers)
         opened.log(metrics | engines.metrics | checkpoints.times)
-        save = partial(checkpoints.save_now, step)
-        learner.check_agreement(prepared, metrics, warn=opened.progress, save=save)
-        learner.check_collapse(prepared, results, save=save)
-        ends = step == config.train.steps
-        if is_due(config, step):
-            engines.evaluate(step=step)
-            ends = engines.is_at_target() or ends
-        if checkpoints.after_step(step, is_last=ends):
-            return True
-        if ends:
+        learner.check(prepared, results, metrics, warn=opened.progress, save=checkpoints.save_now)
+        is_last = engines.evaluate_if_due(step)
+        is_stopped = checkpoints.after_step(step, is_last=is_last)
+        if is_last or is_stopped:
             break
-    return False
+    return is_stopped
 
 
 def generate(

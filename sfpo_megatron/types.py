@@ -1,19 +1,20 @@
 """The nouns that travel through the loop, with their shapes.
 
 T = tokens of one packed microbatch on a rank, S = its sequences, N = rollouts of one batch,
-P / R = prompt / response tokens of one rollout.
+P / R = prompt / response tokens of one rollout. torch is imported by what holds tensors, when it is
+made: `check --data` reads prompts on machines without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.reward import RewardChoice
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -75,6 +76,8 @@ class RolloutBatch:
     weight_version: int
 
     def __post_init__(self) -> None:
+        import torch
+
         num, num_response = self.prompt_lengths.numel(), int(self.response_lengths.sum())
         sizes = {
             "response_lengths": num,
@@ -104,13 +107,17 @@ class RolloutBatch:
     @property
     def trained_lengths(self) -> Tensor:
         """[N] int64: response tokens of each rollout that are trained on."""
-        before = torch.nn.functional.pad(self.response_mask.cumsum(0), (1, 0))  # [sum R + 1]
+        from torch.nn.functional import pad
+
+        before = pad(self.response_mask.cumsum(0), (1, 0))  # [sum R + 1]
         ends = self.response_lengths.cumsum(0)
         return before[ends] - before[ends - self.response_lengths]
 
     @staticmethod
     def from_rollouts(rollouts: list[Rollout], group_size: int) -> RolloutBatch:
         """Flatten `rollouts`, given group after group."""
+        import torch
+
         versions = {rollout.weight_version for rollout in rollouts}
         if len(versions) != 1:
             raise ValueError(f"a batch of mixed weight versions: {sorted(versions)}")

@@ -77,7 +77,7 @@ def _texts(name: str, file: Path | None, count: int) -> list[str]:
     source = DataSource(source="jsonl", path=str(file), size=count)
     rows = source_rows(source, seed=0, key="--calibration", name=file.stem)
     bad = BadRows("error")
-    questions = [row.question for row in bad.good(rows)]
+    questions = [row.question for row in bad.good(rows, file.stem)]
     bad.settle()
     return questions
 

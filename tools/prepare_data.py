@@ -39,6 +39,7 @@ from sfpo_megatron.data.prepared import (  # noqa: E402
     sha256,
 )
 from sfpo_megatron.data.taught import COMPLETION  # noqa: E402
+from sfpo_megatron.data.values import json_only  # noqa: E402
 from tools.prepared_sets import SETS, NoAnswer, ProblemSet, plain  # noqa: E402
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
@@ -85,7 +86,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="OURS=YOURS",
-        help="with --file: prompt=COLUMN answer=COLUMN completion=COLUMN (worked solutions)",
+        help="with --file: prompt=COLUMN answer=COLUMN (default: prompt=prompt answer=answer), "
+        "completion=COLUMN (worked solutions)",
     )
     parser.add_argument(
         "--completion",
@@ -103,8 +105,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if (args.task or args.file) and len(args.names) > 1:
         parser.error(f"found the names {' '.join(args.names)}, expected one with --file or --task")
-    if args.task and not args.size:
-        parser.error("--task needs --size")
+    for name in args.names:
+        if Path(name).name != name or name.startswith("."):
+            parser.error(f"found the name {name!r}, expected one of a file, without folders")
+    if args.task and (args.size is None or args.size < 1):
+        parser.error(f"found --size {args.size}, expected 1 or more with --task")
     return args
 
 
@@ -165,10 +170,10 @@ def _worked(name: str | None) -> Worked | None:
 
 def _own_set(columns: Sequence[str]) -> ProblemSet:
     named = dict(column.partition("=")[::2] for column in columns)
-    if unknown := set(named) - {"prompt", "answer", COMPLETION}:
+    if set(named) - {"prompt", "answer", COMPLETION} or not all(named.values()):
         raise SystemExit(
-            f"error: --columns: found {', '.join(sorted(unknown))}, "
-            "expected prompt=, answer= or completion="
+            f"error: --columns: found {' '.join(columns)}, "
+            "expected prompt=COLUMN answer=COLUMN completion=COLUMN"
         )
     answer = named.get("answer", "answer")
     return ProblemSet(
@@ -199,7 +204,7 @@ def read_set(problem_set: ProblemSet, files: Sequence[Path]) -> Prepared:
                 bad[str(error)] += 1
                 examples.append(f"{path}:{number}: found {error}")
                 continue
-            kept = {name: row[name] for name in problem_set.keeps if name in row}
+            kept, _ = json_only({name: row[name] for name in problem_set.keeps if name in row})
             if row.get(problem_set.completion):
                 kept[COMPLETION] = row[problem_set.completion]
             problems.append(Problem(question, answer, kept))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sfpo_megatron.data.values import is_text, message_text, number_text, written_float
+
 Record = Mapping[str, Any]
 
 
@@ -20,10 +22,14 @@ class NoAnswer(ValueError):
 
 
 def plain(value: Any) -> str:
-    """A value as the text that a verifier reads: 142, not 142.0."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+    """A value as the text that a verifier reads: 142, not 142.0; 0.0000001, not 1e-07. NoAnswer for
+    what is neither text nor a finite number."""
+    text = value if isinstance(value, str) else number_text(value)
+    if text is None:
+        raise NoAnswer(
+            f"an answer that is neither text nor a finite number ({type(value).__name__})"
+        )
+    return text
 
 
 def boxed(text: Any) -> str:
@@ -52,10 +58,10 @@ def listed(value: Any) -> str:
     """The answers of a list (or of its JSON) in one text, with commas between them."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = json.loads(value, parse_float=written_float)
         except ValueError as error:
             raise NoAnswer(f"a list that is not JSON ({error})") from error
-    answers = [plain(item).strip() for item in value] if isinstance(value, list) else [plain(value)]
+    answers = [plain(item).strip() for item in (value if isinstance(value, list) else [value])]
     answers = [answer for answer in answers if answer]
     if not answers:
         raise NoAnswer("an empty list of answers")
@@ -73,11 +79,12 @@ def unframed(value: Any) -> str:
     """The question of a prompt: the text of its user message, without the instructions that DAPO's
     release puts around each problem (a run brings its own: `data.prompt_suffix`)."""
     if isinstance(value, list):
-        texts = [m["content"] for m in value if isinstance(m, dict) and m.get("role") == "user"]
-        if len(texts) != 1:
-            raise NoAnswer(f"{len(texts)} user messages in a prompt, expected one")
-        value = texts[0]
-    text = str(value).strip()
+        if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "user":
+            raise NoAnswer("a prompt of other messages than one of the user")
+        value = message_text(value[0])
+    if not isinstance(value, str):
+        raise NoAnswer(f"a prompt that is no text ({type(value).__name__})")
+    text = value.strip()
     frame = _DAPO_FRAME.match(text)
     return frame["question"].strip() if frame else text
 
@@ -109,7 +116,7 @@ class ProblemSet:
         """The question of a row; NoAnswer if it has none."""
         for name in self.questions:
             if row.get(name):
-                return unframed(row[name])
+                return _unicode(unframed(row[name]))
         raise NoAnswer(f"none of the columns {', '.join(self.questions)}")
 
     def answer(self, row: Record) -> str:
@@ -119,8 +126,14 @@ class ProblemSet:
             for part in name.split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
             if value is not None and value != "" and (text := read(value).strip()):
-                return text
+                return _unicode(text)
         raise NoAnswer(f"none of the columns {', '.join(name for name, _ in self.answers)}")
+
+
+def _unicode(text: str) -> str:
+    if not is_text(text):
+        raise NoAnswer("half of a surrogate pair")
+    return text
 
 
 SETS: dict[str, ProblemSet] = {

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from sfpo_megatron.config.source_files import NoLines, lines_in, text_of
 from sfpo_megatron.config.yaml_text import shorten
 from sfpo_megatron.rewards.returned import shown
 from sfpo_megatron.rewards.wire import WireProblem
@@ -47,8 +50,9 @@ class BadLine:
 
 def lines_of(path: str, *, needs_answer: bool) -> Iterator[Line | BadLine]:
     """The lines of a file, or of stdin for `-`, as they are read; blank ones are none. NoFile at
-    once."""
+    once, or where it cannot be read to its end."""
     if path == STDIN:
+        assert isinstance(sys.stdin.buffer, BufferedReader)
         return _lines(sys.stdin.buffer, "stdin", needs_answer)
     try:
         if Path(path).is_dir():
@@ -63,11 +67,17 @@ def lines_of(path: str, *, needs_answer: bool) -> Iterator[Line | BadLine]:
     return _lines(file, path, needs_answer)
 
 
-def _lines(file: BinaryIO, name: str, needs_answer: bool) -> Iterator[Line | BadLine]:
-    with file:
-        for number, text in enumerate(file, start=1):
-            if text.strip():
-                yield _line(text, f"{name}:{number}", number, needs_answer)
+def _lines(file: BufferedReader, name: str, needs_answer: bool) -> Iterator[Line | BadLine]:
+    try:
+        with file:
+            for number, text in enumerate(lines_in(file), start=1):
+                if text.strip():
+                    yield _line(text, f"{name}:{number}", number, needs_answer)
+    except (NoLines, OSError, EOFError, zlib.error) as error:
+        raise NoFile(
+            f"{name}: found {error}, expected lines of JSON in UTF-8, plain or packed with gzip; "
+            "convert or unpack it"
+        ) from error
 
 
 def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | BadLine:
@@ -76,7 +86,7 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
         return BadLine(where=where, number=number, what=what)
 
     try:
-        row = json.loads(text)
+        row = json.loads(text_of(text))
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8: both are ValueErrors
         return bad(f"{shorten(repr(text[:200].decode(errors='replace').strip()))} ({error})")
     if not isinstance(row, dict):
@@ -84,7 +94,7 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
     for name in ("response", "answer") if needs_answer else ("response",):
         if name not in row:
             return bad(f"no field {name!r} (fields: {', '.join(row) or 'none'})", f"add {name!r}")
-    response, question = row["response"], row.get("question", "")
+    response, question = row["response"], row.get("question") or ""
     answer = _as_text(row.get("answer", ""))
     if not isinstance(response, str):
         return bad(f"response = {shown(response)}", "make it text")

@@ -86,6 +86,8 @@ def score(arguments: argparse.Namespace) -> int:
             print(tally.summary(), file=sys.stderr if arguments.json else sys.stdout, flush=True)
         except VerifierError as error:  # of no line: the server is away
             return _failed(error, 1)
+        except NoFile as error:
+            return _failed(error, 2)
         except BrokenPipeError:  # whoever read the verdicts has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0

@@ -66,6 +66,11 @@ class DataSource:
             if name not in _MAPPED:
                 fix = "write `prompt: YOUR_NAME`, not `YOUR_NAME: prompt`"
                 raise FieldError("columns", name, f"one of {', '.join(_MAPPED)}", fix)
+        named = {"prompt": "prompt", "answer": "answer"} | self.columns if self.columns else {}
+        texts = [named[name] for name in ("prompt", "answer", "system") if name in named]
+        if len(set(texts)) < len(texts):
+            expected = "a column each for prompt, answer and system"
+            raise FieldError("columns", self.columns, expected, "correct the names")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -109,6 +109,8 @@ checkpoint.keep_last: save_total_limit max_ckpt_to_keep max_actor_ckpt_to_keep m
     keep_top_k keep_last_n
 checkpoint.resume: resume_from_checkpoint resume_mode resume_from resume_path load
     load_checkpoint
+trace.steps: profile_steps profiler_steps profile_step_start
+trace.torch_profiler: profile use_pytorch_profiler
 tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard project_name
     experiment_name trackers swanlab mlflow log_to
 """

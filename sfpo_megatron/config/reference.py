@@ -19,7 +19,16 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Union
 
-from sfpo_megatron.config import checkpoint, data, objective, reward, rollout, training, tree
+from sfpo_megatron.config import (
+    checkpoint,
+    data,
+    objective,
+    reward,
+    rollout,
+    tracing,
+    training,
+    tree,
+)
 from sfpo_megatron.config.paths import PATH_KEYS
 from sfpo_megatron.plugins import EXPECTED
 
@@ -46,7 +55,7 @@ A run is one YAML file, plus `KEY=VALUE` overrides on the command line:
   paths: {paths}. An unset or empty variable is an error; `$$` is a dollar (in arguments
   to a torchrun of your own `$$$$`, of which it takes half).
 - `sfpo-megatron check FILE` validates and prints the config with every default filled in. Its
-  output is itself a config.
+  output is itself a config. With `--data` it reads the sources, and prints what a run would find.
 - "required" means that there is no default. A section whose keys all have defaults may be left out.
 """
 
@@ -135,7 +144,7 @@ def page() -> str:
 def _field_docstrings() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field (which Python itself does not keep)."""
     found: dict[str, dict[str, str]] = {}
-    modules = (tree, data, training, objective, rollout, reward, checkpoint)
+    modules = (tree, data, training, objective, rollout, reward, checkpoint, tracing)
     for node in (node for module in modules for node in _statements(module)):
         if not isinstance(node, ast.ClassDef):
             continue

@@ -8,6 +8,7 @@ sections or the model's files is refused by `check.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from sfpo_megatron.config.fields import FieldError, at_least, known, positive, w
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.reward import RewardChoice, RewardConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
+from sfpo_megatron.config.tracing import TraceConfig
 from sfpo_megatron.config.training import OptimizerSection as OptimizerSection
 from sfpo_megatron.config.training import SFTConfig, TrainConfig
 from sfpo_megatron.plugins import SINK
@@ -206,6 +208,7 @@ class RunConfig:
     sft: SFTConfig = field(default_factory=SFTConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
     def __post_init__(self) -> None:
@@ -217,6 +220,11 @@ class RunConfig:
     def rewards(self) -> tuple[RewardChoice | None, ...]:
         """The reward of each source; None: reward.function."""
         return tuple(source.reward for source in (*self.data.train, *self.data.eval))
+
+    @property
+    def drawn_per_step(self) -> int:
+        """Prompts that a train step draws, in its first round."""
+        return math.ceil(self.train.prompts_per_step * self.rollout.oversample)
 
     @property
     def saves_state(self) -> bool:

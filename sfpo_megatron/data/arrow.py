@@ -36,20 +36,24 @@ def rows_of(
 ) -> Iterator[Row | DataError]:
     """The problems of batches (or tables), numbered from 1. `at`: what stands before the number in
     a message; `prefix`: in an id."""
-    number = 0
+    for number, record in enumerate(records_of(batches), start=1):
+        yield row_of(
+            record,
+            where=f"{at}:{number}",
+            row_id=f"{prefix}{number}",
+            columns=source.columns,
+            left_out=left_out,
+        )
+
+
+def records_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The records of batches (or tables), numbers as they were written."""
     for batch in batches:
         fields = [(field.name, field.type) for field in batch.schema if _has_short(field.type)]
         for record in batch.to_pylist():
-            number += 1
             for name, kind in fields:
                 record[name] = _shortest(record[name], kind)
-            yield row_of(
-                record,
-                where=f"{at}:{number}",
-                row_id=f"{prefix}{number}",
-                columns=source.columns,
-                left_out=left_out,
-            )
+            yield record
 
 
 def _inner(kind: pyarrow.DataType) -> list[pyarrow.DataType]:

@@ -8,9 +8,9 @@ assistant wrote and the token that ends its turn, and nothing else: that is chec
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.taught import Message
@@ -46,9 +46,15 @@ def _texts(messages: Sequence[Message]) -> list[str]:
 class Chat:
     """Tokenizes conversations by a tokenizer's chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> None:
-        """`stop_ids`: the tokens that end a generation. DataError without a chat template."""
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Collection[int],
+        variables: Mapping[str, Any],
+    ) -> None:
+        """`stop_ids`: the tokens that end a generation; `variables`: what the template gets besides
+        the messages. DataError without a chat template."""
+        self._tokenizer, self._variables = tokenizer, variables
         self._stops = frozenset(stop_ids)
         added = tokenizer.added_tokens_decoder.items()
         special = {number for number, token in added if token.special}
@@ -95,7 +101,11 @@ class Chat:
 
     def _by_marks(self, messages: Sequence[Message]) -> tuple[list[int], list[_Turn]] | str:
         given = self._tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            list(messages),
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **self._variables,
         )
         token_ids, mask = list(given["input_ids"]), [bool(m) for m in given["assistant_masks"]]
         starts = [i for i, m in enumerate(mask) if m and not (i and mask[i - 1])]
@@ -154,7 +164,7 @@ class Chat:
     def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
+                list(messages), tokenize=False, add_generation_prompt=prompt, **self._variables
             )
         )
 

@@ -20,7 +20,14 @@ from sfpo_megatron.data.taught import (
     completion_text,
     conversation_row,
 )
-from sfpo_megatron.data.values import absent, as_list, is_text, json_only, number_text
+from sfpo_megatron.data.values import (
+    absent,
+    as_list,
+    is_text,
+    json_only,
+    message_text,
+    number_text,
+)
 
 SHAPE = 'an object such as {"prompt": "6 * 7 =", "answer": "42"}'
 _TEXT = {
@@ -59,6 +66,8 @@ LAYOUTS = (
     Layout(trainer="NeMo-RL", prompt="input", answer="output"),
     Layout(trainer="NeMo-RL", prompt="problem", answer="expected_answer"),
 )
+_INSTRUCTION = "instruction"
+"""Alpaca's column: its `input` is only what the instruction is about."""
 NAMES = frozenset(name.partition(".")[0] for at in LAYOUTS for name in (at.prompt, at.answer))
 """Columns that may be a problem's prompt or answer."""
 
@@ -85,7 +94,8 @@ def row_of(
     prompt, given = _at(value, layout.prompt), _at(value, layout.answer)
     for name, key, item in (("prompt", layout.prompt, prompt), ("answer", layout.answer, given)):
         if isinstance(item, _Missing):
-            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))})"
+            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))}"
+            keys += f"; JSON cannot hold {', '.join(left_out)})" if left_out else ")"
             fix = f"add {key!r}, or name yours in the source's columns"
             kind = f"without {name}"
             missing = DataError(where, found=keys, expected=SHAPE, fix=fix, kind=kind)
@@ -106,6 +116,10 @@ def row_of(
     if system:
         metadata[SYSTEM] = system
     mapped = _at(value, columns["system"]) if "system" in columns else None
+    if not isinstance(mapped, str | _Missing) and not absent(mapped):
+        found, fix = f"{columns['system']} = {shorten(mapped)}", "correct the row, or columns"
+        return DataError(where, found=found, expected="a system message of text", fix=fix,
+                         kind="with an unusable system message")  # fmt: skip
     if not system and isinstance(mapped, str) and mapped.strip():
         system = mapped
     for text in (question, answer, system, *(content for _, content in history)):
@@ -160,7 +174,7 @@ def _layout(value: dict[str, Any]) -> Layout:
     first that comes close."""
     close = OURS
     for layout in LAYOUTS:
-        if layout.prompt not in value:
+        if layout.prompt not in value or (layout.prompt == "input" and _INSTRUCTION in value):
             continue
         answer = _at(value, layout.answer)
         if not isinstance(answer, _Missing):
@@ -197,7 +211,7 @@ def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str
     prompt = as_list(prompt)
     if not isinstance(prompt, list):
         return "", (), ""
-    turns = [(_role(message), _content(message)) for message in prompt]
+    turns = [(_role(message), message_text(message)) for message in prompt]
     system = ""
     if turns and turns[0][0] == "system":
         if turns[0][1] is None:
@@ -214,16 +228,3 @@ def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str
 
 def _role(message: object) -> str:
     return str(message.get("role")) if isinstance(message, dict) else ""
-
-
-def _content(message: object) -> str | None:
-    """The text of a message, also one that is a list of parts of text."""
-    content = as_list(message.get("content")) if isinstance(message, dict) else None
-    if isinstance(content, list) and content:
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-            for part in content
-        ]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(map(str, parts))
-    return content if isinstance(content, str) else None

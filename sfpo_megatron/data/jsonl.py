@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
+from sfpo_megatron.config.source_files import NoLines, lines_in, text_of
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
@@ -16,17 +15,25 @@ from sfpo_megatron.data.several import numbered_files
 from sfpo_megatron.data.values import written_float
 
 _DECODER = json.JSONDecoder(parse_float=written_float)
-_GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
 
 
 def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
     """The problems of `source.path`, numbered by their lines. Blank lines are no rows."""
     for file, prefix in numbered_files(source):
         try:
-            for number, line in enumerate(_lines(file), start=1):
-                if line.strip():
-                    row_id = f"{prefix}{number}"
-                    yield _row(line, f"{file}:{number}", row_id, source.columns)
+            with file.open("rb") as opened:
+                for number, line in enumerate(lines_in(opened), start=1):
+                    if line.removeprefix(_BOM).strip():
+                        row_id = f"{prefix}{number}"
+                        yield _row(line, f"{file}:{number}", row_id, source.columns)
+        except NoLines as error:
+            raise SourceError(
+                "path",
+                found=f"{str(file)!r}, {error}",
+                expected="lines of JSON in UTF-8, plain or packed with gzip",
+                fix="convert or unpack it, or name the source that reads it",
+            ) from error
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(
                 "path",
@@ -36,16 +43,9 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
             ) from error
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as plain:
-        packed = plain.read(len(_GZIP)) == _GZIP
-    with gzip.open(file) if packed else file.open("rb") as lines:
-        yield from lines
-
-
 def _row(line: bytes, where: str, row_id: str, columns: Mapping[str, str]) -> Row | DataError:
     try:
-        value = _DECODER.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
+        value = _DECODER.decode(text_of(line))
     except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8, both ValueErrors
         found = f"{shorten(line.decode(errors='replace').strip(), 60)} ({error})"
         fix = "correct or remove the line"

@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sfpo_megatron.config.source_files import text_of
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import reasoning_gym
+from sfpo_megatron.data.arrow import records_of
+from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import Row, same_question
 from sfpo_megatron.data.taught import COMPLETION
+from sfpo_megatron.data.values import written_float
 
 Record = Mapping[str, Any]
 MANIFEST = "manifest.json"
@@ -51,7 +55,10 @@ def prepare(
     """Read each set and write OUT/NAME.parquet and the manifest, with a line for each; NotPrepared
     before anything is written. Questions of benchmarks are taken out of the other sets.
     `overwrite`: also files that are not this module's."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotPrepared(f"--out {out}: found {error}; name another folder") from error
     manifest = Manifest(out / MANIFEST)
     for name in wanted:
         manifest.check_writable(name, overwrite=overwrite)
@@ -78,12 +85,16 @@ def generated(
     """`size` problems of a reasoning-gym task, with what its scorer needs. `worked` gives the
     column `completion`, which a warm start imitates."""
     source = DataSource(source="reasoning_gym", task=task, args=dict(args), size=size)
-    problems = []
     # Problem i is made from seed + i: seeds that are no hashes would give the same ones, shifted.
-    for row in reasoning_gym.rows(source, reasoning_gym.derived_seed("prepared", seed)):
-        if isinstance(row, Row):
-            taught = {COMPLETION: worked(row.metadata["entry"])} if worked else {}
-            problems.append(Problem(row.question, row.answer, {**taught, **row.metadata}))
+    rows = reasoning_gym.rows(source, reasoning_gym.derived_seed("prepared", seed))
+    problems = []
+    try:
+        for row in rows:
+            if isinstance(row, Row):
+                taught = {COMPLETION: worked(row.metadata["entry"])} if worked else {}
+                problems.append(Problem(row.question, row.answer, {**taught, **row.metadata}))
+    except DataError as error:
+        raise NotPrepared(f"--task {task}: {error}") from error
     entry = {"task": task, "args": dict(args), "seed": seed, "size": size}
     return once(problems, entry | {"benchmark": False, "read": size, "bad": {}})
 
@@ -136,17 +147,21 @@ def records(path: Path) -> Iterator[Record]:
         if path.name.endswith(".parquet"):
             import pyarrow.parquet
 
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+            yield from records_of(batches)
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-                yield from (_mapping(json.loads(line)) for line in lines if line.strip())
+                yield from (_mapping(_json(text_of(line))) for line in lines if line.strip())
         else:
-            value = json.loads(path.read_bytes())
+            value = _json(text_of(path.read_bytes()))
             rows = value.get("data") if isinstance(value, dict) else value
             yield from map(_mapping, rows if isinstance(rows, list) else [rows])
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         raise NotPrepared(f"{path}: found {error}; is it downloaded whole?") from error
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, parse_float=written_float)
 
 
 def _mapping(value: Any) -> Record:

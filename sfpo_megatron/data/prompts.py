@@ -9,21 +9,18 @@ cursor holds until it ends.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.data.cursor import Cursor
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.order import epoch_length, epoch_order, shares_of
 from sfpo_megatron.data.reading import EVAL, TrainRows, rows_of, source_names
-from sfpo_megatron.data.reasoning_gym import derived_seed
-from sfpo_megatron.data.remembered import DataChange, Remembered, compare
+from sfpo_megatron.data.remembered import Remembered, compare
 from sfpo_megatron.data.rendering import Renderer
-from sfpo_megatron.data.rows import BadRows, Row
+from sfpo_megatron.data.rows import BadRows, Row, source_name
 from sfpo_megatron.data.selective import History, NoHistory
 from sfpo_megatron.data.table import MadePrompts, PromptTable
 from sfpo_megatron.data.tokenize import Tokens, tokenized_prompts
@@ -40,11 +37,7 @@ Tokenize = Callable[
 
 
 class PromptStream:
-    """Training prompts without end: every epoch a new shuffle of all sources together.
-
-    A batch never straddles two epochs (it could hold a prompt twice): the few prompts that are
-    left when fewer than a batch remain are passed over, others in each epoch.
-    """
+    """Training prompts without end: every epoch a new shuffle of all sources together."""
 
     def __init__(
         self,
@@ -73,37 +66,41 @@ class PromptStream:
         self._names = source_names(config.data.train)
         self.eval_names = source_names(config.data.eval, prefix=EVAL)
         """Those of data.eval's sources, kept like those of data.train's (`difference`)."""
-        self._counts = _counts((row.id for row in self.prompts.rows), self._names)
-        self._weights = [source.weight for source in config.data.train]
+        counts = _counts((row.id for row in self.prompts.rows), self._names)
+        self.sources = tuple(map(read.counted, self._names, counts))
+        """What became of the rows of each source."""
+        weights = [source.weight for source in config.data.train]
+        self._cursor = Cursor(config.seed, counts, weights)
         dated = f"the chat template prints the date: {self.now}, in every resume too"
         self.summary = "; ".join(
             (
                 f"{len(self.prompts)} training prompts, "
-                f"{read.num_held_out} left out as questions of data.eval, {found}",
+                f"{read.held_out.total()} left out as questions of data.eval, {found}",
                 *read.said,
                 *tokens.said,
                 *([dated] if self.now else []),
             )
         )
         self._accepted = ""
-        self._epoch, self._position = 0, 0
-        self._own_order: list[int] = []  # of this epoch, where it is not the shuffle
-        self._order = self._shuffled(0)
-        self._num_skipped = 0
 
     @property
     def now(self) -> str | None:
         """The time that the chat template has printed; None if it prints none."""
         return self._renderer.now
 
+    @property
+    def epoch_size(self) -> int:
+        """Prompts that an epoch draws: with unequal weights not all."""
+        return self._cursor.length
+
     def hold_batch(self, num_prompts: int) -> None:
         """Raise DataError if an epoch has no batch of `num_prompts` different prompts."""
-        length = epoch_length(self._counts, self._weights)
-        if num_prompts > length:
-            of = f" ({length} an epoch, by data.train's weights)"
+        size = self.epoch_size
+        if num_prompts > size:
+            of = f" ({size} an epoch, by data.train's weights)"
             raise DataError(
                 "data.train",
-                found=f"{len(self.prompts)} prompts" + (of if length < len(self.prompts) else ""),
+                found=f"{len(self.prompts)} prompts" + (of if size < len(self.prompts) else ""),
                 expected=f"at least one batch of {num_prompts} different ones",
                 fix="add prompts, or lower train.prompts_per_step",
             )
@@ -111,50 +108,21 @@ class PromptStream:
     def next_batch(self, num_prompts: int, history: History | None = None) -> list[Prompt]:
         """The next `num_prompts` prompts, all different, of those that `history` keeps."""
         self.hold_batch(num_prompts)
-        chosen = self._chosen(num_prompts, history or NoHistory())
-        return [self.prompts[index] for index in chosen]
+        known = history or NoHistory()
 
-    def _chosen(self, num_prompts: int, history: History) -> list[int]:
-        """Indices of the next batch. Fewer prompts than a batch at the end of an epoch are left out
-        with it, as they are without a history."""
-        begun_at = self._position
-        while True:
-            if self._position + num_prompts > len(self._order):
-                self._epoch, self._position, begun_at = self._epoch + 1, 0, 0
-                self._own_order = []
-                self._order = self._shuffled(self._epoch)
-            chosen: list[int] = []
-            skipped: list[int] = []
-            for index in self._order[self._position :]:
-                draw = random.Random(derived_seed("skip", self._seed, self._epoch, index)).random()
-                kept = history.keeps(self.prompts.rows[index].id, draw)
-                (chosen if kept else skipped).append(index)
-                self._position += 1
-                if len(chosen) == num_prompts:
-                    break
-            if begun_at == 0:  # if it was all of the epoch, some come that should be passed over
-                missing = num_prompts - len(chosen)
-                chosen, skipped = chosen + skipped[:missing], skipped[missing:]
-            self._num_skipped += len(skipped)
-            if len(chosen) == num_prompts:
-                return chosen
+        def keeps(index: int, draw: float) -> bool:
+            return known.keeps(self.prompts.rows[index].id, draw)
+
+        return [self.prompts[index] for index in self._cursor.next_batch(num_prompts, keeps)]
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor: plain numbers, and the prompts that it counts in as `Remembered`."""
-        changing: dict[str, Any] = {"order": self._own_order} if self._own_order else {}
-        if self.now:
-            changing["now"] = self.now
-        if len(set(self._weights)) > 1:
-            changing["weights"] = self._weights
         return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "seed": self._seed,
-            "skipped": self._num_skipped,
+            **self._cursor.state_dict(),
             "names": list(self._names),
             "eval_names": list(self.eval_names),
             "rows": self._remembered.state,
-            **changing,
+            **({"now": self.now} if self.now else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,18 +136,12 @@ class PromptStream:
                 expected="the data of the run that was saved",
                 fix="undo the change, or go on with it by --accept-data-change",
             )
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
-        self._order, self._own_order = self._shuffled(self._epoch), []
-        if then is not None and difference:
-            drawn = self._order_then(state, then)
-            self._own_order = self._carried_over(drawn, compare(then, self._remembered))
-        elif "order" in state:
-            self._own_order = list(state["order"])
-        elif shares_of(saved := self._weights_then(state)) != shares_of(self._weights):
-            self._own_order = epoch_order(self._seed, self._epoch, self._counts, saved)
-        self._order = self._own_order or self._order
-        self._position = min(self._position, len(self._order))
-        self._num_skipped = int(state.get("skipped", 0))  # versions before had none
+        if then is None or not difference:
+            self._cursor.load_state_dict(state)
+            return
+        counts = _counts(then.ids, [str(place) for place in range(then.num_sources)])
+        change = compare(then, self._remembered)
+        self._cursor.carry_over(state, counts, change.place, change.added)
 
     def difference(self, state: Mapping[str, Any]) -> str:
         """How these prompts differ from those that a saved cursor counts in; empty if not at all.
@@ -196,7 +158,7 @@ class PromptStream:
     @property
     def place(self) -> tuple[int, int]:
         """The epoch, from 0, and how many prompts of it have been drawn."""
-        return self._epoch, self._position
+        return self._cursor.place
 
     @property
     def has_changed(self) -> bool:
@@ -235,34 +197,10 @@ class PromptStream:
     def _keep_names(self, state: Mapping[str, Any]) -> None:
         names, eval_names = state.get("names", ()), state.get("eval_names", ())
         if len(names) == len(self._names) and list(names) != self._names:
-            self.prompts = self.prompts.renamed(_renaming(self._names, names))
+            self.prompts = self.prompts.renamed(renaming(self._names, names))
             self._names = list(names)
         if len(eval_names) == len(self.eval_names):
             self.eval_names = list(eval_names)
-
-    def _order_then(self, state: Mapping[str, Any], then: Remembered) -> list[int]:
-        """Rows then, in the order in which their epoch was to draw them."""
-        saved: list[int] = list(state.get("order", ()))
-        counts = _counts(then.ids, [str(place) for place in range(then.num_sources)])
-        weights = self._weights_then(state, len(counts))
-        return saved or epoch_order(self._seed, self._epoch, counts, weights)
-
-    def _weights_then(self, state: Mapping[str, Any], num_sources: int = 0) -> list[float]:
-        """Weights of the sources of a saved cursor."""
-        return list(state.get("weights", ())) or [1.0] * (num_sources or len(self._weights))
-
-    def _carried_over(self, order: Sequence[int], change: DataChange) -> list[int]:
-        """The epoch's order over the rows of now; moves the position along with those drawn."""
-        place = change.place
-        drawn = [place[row] for row in order[: self._position] if row in place]
-        rest = [place[row] for row in order[self._position :] if row in place]
-        added = list(change.added)
-        random.Random(derived_seed("added", self._seed, self._epoch)).shuffle(added)
-        self._position = len(drawn)
-        return [*drawn, *rest, *added]
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        return epoch_order(self._seed, epoch, self._counts, self._weights)
 
 
 def eval_prompts(
@@ -271,19 +209,20 @@ def eval_prompts(
     *,
     now: str | None = None,
     bad: BadRows | None = None,
-) -> list[Prompt]:
+) -> PromptTable:
     """The held-out prompts, the same for every run seed so that runs can be compared; rows that
     repeat are asked again, as their file says. `now` and `bad` as for `PromptStream`."""
     found = BadRows(config.data.on_bad_row) if bad is None else bad
     rows = [row for row, _ in rows_of(config, "eval", found)]
     renderer, tokens = Renderer(config, tokenizer, now), Tokens(config, tokenizer)
     prompts = tokenized_prompts(rows, config, tokens, renderer, found)
-    if bad is None or not prompts:
+    if bad is None:
         found.settle()
     if config.data.eval and not prompts:
+        found.settle()
         said = f"no prompt ({found})"
         raise DataError("data.eval", found=said, expected="at least one", fix="add prompts")
-    return list(prompts)
+    return prompts
 
 
 def date_of(state: Mapping[str, Any]) -> str | None:
@@ -293,18 +232,11 @@ def date_of(state: Mapping[str, Any]) -> str | None:
 
 def source_of(prompt_id: str) -> str:
     """Name of the source of a held-out prompt: ids are `eval.SOURCE/ROW`."""
-    return prompt_id.partition("/")[0].removeprefix(EVAL)
+    return source_name(prompt_id).removeprefix(EVAL)
 
 
-def renamed(
-    prompts: Sequence[Prompt], now: Sequence[str], then: Sequence[str]
-) -> tuple[Prompt, ...]:
-    """The same prompts, with the names that their sources had then."""
-    new = _renaming(now, then)
-    return tuple(replace(prompt, id=new(prompt.id)) for prompt in prompts)
-
-
-def _renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
+def renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
+    """What gives an id the name that its source had then."""
     new = {name: then[place] for place, name in enumerate(now)}
 
     def name(prompt_id: str) -> str:
@@ -316,7 +248,7 @@ def _renaming(now: Sequence[str], then: Sequence[str]) -> Callable[[str], str]:
 
 def _counts(ids: Iterable[str], names: Sequence[str]) -> list[int]:
     """Prompts of each source."""
-    found = Counter(prompt_id.partition("/")[0] for prompt_id in ids)
+    found = Counter(map(source_name, ids))
     return [found[name] for name in names]
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from sfpo_megatron.config.source_files import name_of
 from sfpo_megatron.config.tree import DataSource, RunConfig
+from sfpo_megatron.data.counted import SourceRows
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.reasoning_gym import derived_seed
 from sfpo_megatron.data.repeats import Repeats
 from sfpo_megatron.data.rows import BadRows, Row
 from sfpo_megatron.data.sources import source_rows
+from sfpo_megatron.data.taught import lesson_of
 
 EVAL = "eval."
 """Begins the names of data.eval's sources."""
@@ -23,12 +26,13 @@ class TrainRows:
     """The rows to train on, and what is to be said of all that were read."""
 
     def __init__(self, config: RunConfig, bad: BadRows, *, rewarded: bool = True) -> None:
-        """`rewarded`: a row without a reference is a bad one; else rows that repeat stay, as one
-        question may have several worked solutions."""
+        """`rewarded`: a row without a reference is a bad one, and a question has one answer; else
+        it may have several worked solutions."""
         self.rows: list[Row] = []
-        self.num_held_out = 0
-        """Rows that ask a question of data.eval."""
-        self._repeats = Repeats()
+        self.held_out: Counter[str] = Counter()
+        """Source -> its rows that ask a question of data.eval."""
+        self._bad, self._rewarded = bad, rewarded
+        self._repeats = Repeats(_reference if rewarded else lesson_of)
         self._layouts: dict[str, str] = {}
         self._left_out: dict[str, int] = {}
         self._num_unanswered = 0
@@ -37,26 +41,32 @@ class TrainRows:
         for row, number in rows_of(config, "train", bad, rewarded=rewarded):
             source = config.data.train[number]
             if held_out and _question(row) in held_out:
-                self.num_held_out += 1
-            elif (
-                not rewarded
-                or source.source == GENERATED
-                or self._repeats.keeps(row, listings[number])
-            ):
+                self.held_out[row.source] += 1
+            elif source.source == GENERATED or self._repeats.keeps(row, listings[number]):
                 self.rows.append(row)
                 self._note(row)
-        if self.num_held_out and not self.rows:
+        if self.held_out and not self.rows:
             bad.settle()
             raise DataError(
                 "data.train",
-                found=f"{self.num_held_out} prompts, every one a question of data.eval too",
+                found=f"{self.held_out.total()} prompts, every one a question of data.eval too",
                 expected="questions that are not held out",
                 fix="train on other problems, or widen the task so that more of them exist",
             )
 
+    def counted(self, name: str, kept: int) -> SourceRows:
+        """What became of the rows of a source, of which so many are prompts."""
+        return SourceRows(
+            name=name,
+            kept=kept,
+            repeated=self._repeats.repeated[name],
+            held_out=self.held_out[name],
+            bad=self._bad.of(name),
+        )
+
     def _note(self, row: Row) -> None:
         if row.layout:
-            self._layouts.setdefault(row.id.partition("/")[0], row.layout)
+            self._layouts.setdefault(row.source, row.layout)
         for name in row.left_out:
             self._left_out[name] = self._left_out.get(name, 0) + 1
         self._num_unanswered += not row.answer
@@ -70,7 +80,8 @@ class TrainRows:
             found.append(f"columns that JSON cannot hold are no metadata: {names}")
         if self._num_unanswered:
             found.append(f"{self._num_unanswered} problems have no reference answer")
-        return found + self._repeats.said
+        found += self._repeats.said
+        return found + self._repeats.said_differing if self._rewarded else found
 
 
 def rows_of(
@@ -86,7 +97,7 @@ def rows_of(
         found = source_rows(source, seed=seed, key=key, name=name)
         if rewarded:
             found = (getattr(row, "unrewarded", None) or row for row in found)
-        for row in bad.good(found):
+        for row in bad.good(found, name):
             yield row, number
 
 
@@ -133,6 +144,10 @@ def _listings(sources: Sequence[DataSource]) -> list[int]:
     """How often each source was listed before."""
     same = [(s.source, s.path, s.config, s.split, s.args, s.columns) for s in sources]
     return [same[:number].count(source) for number, source in enumerate(same)]
+
+
+def _reference(row: Row) -> str:
+    return row.answer
 
 
 def _question(row: Row) -> bytes:

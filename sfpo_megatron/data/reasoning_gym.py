@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import warnings
@@ -27,7 +28,8 @@ UNSTABLE = (
     *("polynomial_multiplication", "ransom_note", "word_ladder"),
 )
 """Tasks of reasoning-gym 0.1.25 whose questions or answers follow Python's hash seed, which is
-another in each process: a resumed run would have other data."""
+another in each process, or (list_functions) the unseeded generator of the module `random`: a
+resumed run would have other data."""
 _HASH_SEED = "PYTHONHASHSEED"
 
 
@@ -41,7 +43,7 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
     """`source.size` problems of `source.task`, numbered from 0."""
     assert source.task is not None and source.size is not None  # DataSource refuses it
     dataset = build_dataset(source.task, source.args, seed=seed, size=source.size)
-    if source.task in UNSTABLE and os.environ.get(_HASH_SEED) != "0":
+    if source.task in UNSTABLE:
         entries = _made_elsewhere(source.task, source.args, seed=seed, size=source.size)
     else:
         entries = (dataset[index] for index in range(source.size))
@@ -61,7 +63,7 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
 def _made_elsewhere(
     task: str, args: Mapping[str, Any], *, seed: int, size: int
 ) -> Iterator[dict[str, Any]]:
-    """The entries, made by a process whose hash seed is 0."""
+    """The entries, made by a process whose hash seed is 0 and whose `random` is seeded."""
     request = json.dumps({"task": task, "args": dict(args), "seed": seed, "size": size})
     program = "from sfpo_megatron.data import reasoning_gym; reasoning_gym.print_entries()"
     package = str(Path(__file__).parents[2])
@@ -83,8 +85,10 @@ def print_entries() -> None:
     size, lines = request["size"], []
     dataset = build_dataset(request["task"], request["args"], seed=request["seed"], size=size)
     for index in range(size):
-        _check_entry(dataset[index], f"reasoning_gym {request['task']} entry {index}")
-        lines.append(json.dumps(dataset[index]))
+        random.seed(derived_seed("module", request["seed"], index))
+        entry = dataset[index]
+        _check_entry(entry, f"reasoning_gym {request['task']} entry {index}")
+        lines.append(json.dumps(entry))
     print("\n".join(lines))
 
 

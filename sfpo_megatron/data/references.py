@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 from sfpo_megatron.config.reward import RewardConfig
 from sfpo_megatron.data.errors import DataError, shorten
@@ -35,6 +36,17 @@ class References:
                 if error is not None:
                     return error
         return None
+
+    def read(self, row: Row) -> dict[str, list[str]]:
+        """Each built-in reward of the row -> how it reads the reference; as it is where it compares
+        text. Without the rewards that judge by no reference, and without your own."""
+        names = (function.name for function in self._config.summands(row.reward))
+        return {
+            name: explained["reference_read"] or [explained["reference"]]
+            for name in names
+            if name in REWARD.built_in and (name not in NEED_NONE or row.answer)
+            for explained in [_module(name).explain("", row)]
+        }
 
     def _fault(self, row: Row, function: str) -> DataError | None:
         if not row.answer:
@@ -64,13 +76,18 @@ class References:
 
 def _reason(function: str) -> Callable[[Row], str | None]:
     """Why a built-in reward cannot use a row, None if it can."""
-    module = importlib.import_module(REWARD.built_in[function].partition(":")[0])
+    module = _module(function)
     scorable: Callable[[Row], str | None] | None = getattr(module, "scorable", None)
     if scorable is not None:
         return scorable
     readable: Callable[[str], str | None] = getattr(module, "readable", lambda _: None)
     cached = functools.lru_cache(_CACHED)(readable)
     return lambda row: cached(row.answer)
+
+
+def _module(function: str) -> ModuleType:
+    """The module of a built-in reward."""
+    return importlib.import_module(REWARD.built_in[function].partition(":")[0])
 
 
 def shorten_line(text: str, limit: int = 120) -> str:

@@ -41,9 +41,10 @@ class Renderer:
                 fix="set data.chat_template=false, or add chat_template.jinja to the model "
                 "directory",
             )
-        self._variables: dict[str, Any] = dict(self._data.chat_template_args)
+        self.variables: dict[str, Any] = dict(self._data.chat_template_args)
+        """What the template gets besides the messages."""
         if _CLOCK in str(template):
-            self._variables[_CLOCK] = self._strftime
+            self.variables[_CLOCK] = self._strftime
 
     @property
     def now(self) -> str | None:
@@ -73,7 +74,7 @@ class Renderer:
                 [{"role": role, "content": content} for role, content in turns],
                 add_generation_prompt=True,
                 tokenize=False,
-                **self._variables,
+                **self.variables,
             )
         except Exception as error:  # whatever a template raises, by raise_exception or by a bug
             raise DataError(

@@ -6,7 +6,7 @@ A source reports a bad row, as a `DataError` among its rows, instead of raising:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -60,6 +60,11 @@ class Row:
         )
 
     @property
+    def source(self) -> str:
+        """Name of its source."""
+        return source_name(self.id)
+
+    @property
     def identity(self) -> str:
         """The same for two rows that ask the same, whatever the white space."""
         if not self.history:
@@ -68,45 +73,54 @@ class Row:
         return "\n".join((*turns, same_question(self.question)))
 
 
+def source_name(row_id: str) -> str:
+    """Name of the source of a row, or of its prompt: ids are `<source>/<index>`."""
+    return row_id.partition("/")[0]
+
+
 def same_question(question: str) -> str:
     """What makes two questions the same one: their text, whatever the white space."""
     return " ".join(question.split())
 
 
 class BadRows:
-    """Counts bad rows by kind and keeps the first ones, for one report of all of them."""
+    """Counts bad rows by source and kind, and keeps the first, for one report of all of them."""
 
     def __init__(self, policy: Literal["error", "skip"]) -> None:
         self._policy = policy
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._shown: list[DataError] = []
 
     @property
     def num_skipped(self) -> int:
         """How many rows were bad."""
-        return self._counts.total()
+        return sum(self.counts.values())
 
     @property
     def counts(self) -> dict[str, int]:
         """What is wrong with them -> how many."""
-        return dict(self._counts)
+        return dict(sum(self._counts.values(), Counter[str]()))
+
+    def of(self, source: str) -> dict[str, int]:
+        """What is wrong with the rows of a source -> how many."""
+        return dict(self._counts[source]) if source in self._counts else {}
 
     @property
     def first(self) -> DataError | None:
         """The first of them."""
         return self._shown[0] if self._shown else None
 
-    def report(self, error: DataError) -> None:
-        """Count a bad row."""
-        self._counts[error.kind] += 1
+    def report(self, error: DataError, source: str) -> None:
+        """Count a bad row of a source."""
+        self._counts[source][error.kind] += 1
         if len(self._shown) < MOST_SHOWN:
             self._shown.append(error)
 
-    def good(self, rows: Iterable[Row | DataError]) -> Iterator[Row]:
-        """The rows that are fine."""
+    def good(self, rows: Iterable[Row | DataError], source: str) -> Iterator[Row]:
+        """The rows of a source that are fine."""
         for row in rows:
             if isinstance(row, DataError):
-                self.report(row)
+                self.report(row, source)
             else:
                 yield row
 

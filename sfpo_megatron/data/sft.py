@@ -52,9 +52,11 @@ class SFTExamples:
         *,
         stop_ids: Collection[int] = (),
         max_context: int | None = None,
+        now: str | None = None,
     ) -> None:
         """`stop_ids`: tokens that end a generation, the tokenizer's own aside. `max_context`:
-        tokens that the model has positions for. DataError for what cannot be learned from."""
+        tokens that the model has positions for. `now`: as for `PromptStream`. DataError for what
+        cannot be learned from."""
         if tokenizer.eos_token_id is None:
             raise DataError(
                 "model.path",
@@ -67,8 +69,11 @@ class SFTExamples:
         self._limit, self._limit_key = _limit(config, max_context)
         kept_back: list[Row] = []
         tokenize = partial(self._tokenized, kept_back)
-        self._stream = PromptStream(config, tokenizer, tokenize=tokenize, rewarded=False)
-        self.held_out = tuple(map(_example, self._held_out(kept_back)))
+        bad = BadRows(config.data.on_bad_row)  # of both, in one report
+        self._stream = PromptStream(
+            config, tokenizer, now=now, bad=bad, tokenize=tokenize, rewarded=False
+        )
+        self.held_out = tuple(map(_example, self._held_out(kept_back, bad)))
         """What the held-out loss is taken on; empty where there is none."""
         self.summary = (
             f"{self._stream.summary.replace('training prompts', 'examples')}, "
@@ -79,6 +84,11 @@ class SFTExamples:
         return len(self._stream.prompts)
 
     @property
+    def epoch_size(self) -> int:
+        """Examples that an epoch draws."""
+        return self._stream.epoch_size
+
+    @property
     def stream(self) -> PromptStream:
         """The prompts behind their cursor."""
         return self._stream
@@ -86,17 +96,17 @@ class SFTExamples:
     def next_batch(self, num_examples: int) -> list[SFTExample]:
         """The next examples, at the end of the last epoch fewer. One after the other: a batch may
         straddle two epochs, and no example is passed over."""
-        sft, state = self._config.sft, self._stream.place
+        sft, (epoch, drawn) = self._config.sft, self._stream.place
         if sft.num_epochs is not None:
-            left = sft.num_epochs * len(self) - (state[0] * len(self) + state[1])
+            left = (sft.num_epochs - epoch) * self.epoch_size - drawn
             num_examples = max(1, min(num_examples, left))
         return [_example(self._stream.next_batch(1)[0]) for _ in range(num_examples)]
 
-    def _held_out(self, kept_back: list[Row]) -> Iterator[Prompt]:
+    def _held_out(self, kept_back: list[Row], bad: BadRows) -> Iterator[Prompt]:
         config = self._config
         if not config.sft.eval_every:
+            bad.settle()
             return
-        bad = BadRows(config.data.on_bad_row)
         rows = kept_back if config.sft.holdout else eval_rows(config, bad)
         tokens = Tokens(config, self._tokenizer)
         renderer = Renderer(config, self._tokenizer, self._stream.now)
@@ -145,12 +155,13 @@ class SFTExamples:
         made = tokenized_prompts(of_one_turn, config, tokens, renderer, bad, rewarded=False)
         prompts = {prompt.id: prompt for prompt in made}
         answer_of = _answers(prompts, tokenizer)
-        chats = [Chat(tokenizer, self._stop_ids)] if any(map(messages_of, rows)) else []
+        has_chats = any(map(messages_of, rows))
+        chats = [Chat(tokenizer, self._stop_ids, renderer.variables)] if has_chats else []
         for row in rows:
             if messages := messages_of(row):
                 marked = chats[0].marked(messages, row.where)
                 if isinstance(marked, DataError):
-                    bad.report(marked)
+                    bad.report(marked, row.source)
                     continue
                 first = marked.learned.index(True)
                 prompt = Prompt(
@@ -174,7 +185,8 @@ class SFTExamples:
                         found=f"an example of {length} tokens",
                         expected=f"at most {self._limit} ({self._limit_key})",
                         fix=f"raise {self._limit_key.split(' ')[0]}, or set data.on_bad_row=skip",
-                    )
+                    ),
+                    row.source,
                 )
                 continue
             yield replace(prompt, metadata={_LEARNED: (response, learned)})
@@ -198,7 +210,7 @@ def _of_one_turn(row: Row, bad: BadRows) -> Row | None:
         return None
     text = completion_of(row)
     if isinstance(text, DataError):
-        bad.report(text)
+        bad.report(text, row.source)
         return None
     if not text:
         bad.report(
@@ -208,7 +220,8 @@ def _of_one_turn(row: Row, bad: BadRows) -> Row | None:
                 expected="an answer to imitate",
                 fix="leave its task out of the warm start; train can use it",
                 kind="without a reference",
-            )
+            ),
+            row.source,
         )
         return None
     return replace(row, answer=text)

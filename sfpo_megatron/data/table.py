@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import overload
 
-from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.rows import Row, source_name
 from sfpo_megatron.types import Prompt
 
 
@@ -23,10 +23,13 @@ class PromptTable(Sequence[Prompt]):
         token_ids: array[int],
         ends: array[int],
         text: Callable[[Row], str],
+        too_long: Sequence[tuple[str, int]],
     ) -> None:
-        """`ends`: 0, then where in `token_ids` each row's end; `text`: what the tokenizer got."""
+        """`ends`: 0, then where in `token_ids` each row's end; `text`: what the tokenizer got;
+        `too_long`: id and tokens of the rows that did not fit."""
         self.rows = rows
         self._token_ids, self._ends, self._text = token_ids, ends, text
+        self._too_long = too_long
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +63,14 @@ class PromptTable(Sequence[Prompt]):
     def renamed(self, name: Callable[[str], str]) -> PromptTable:
         """The same prompts with other ids."""
         rows = [replace(row, id=name(row.id)) for row in self.rows]
-        return PromptTable(rows, self._token_ids, self._ends, self._text)
+        too_long = [(name(row_id), length) for row_id, length in self._too_long]
+        return PromptTable(rows, self._token_ids, self._ends, self._text, too_long)
+
+    def lengths(self, source: str) -> list[int]:
+        """Tokens of the prompts of a source, of those too that did not fit."""
+        spans = ((row.source, place) for place, row in enumerate(self.rows))
+        found = [self._ends[i + 1] - self._ends[i] for name, i in spans if name == source]
+        return found + [n for row_id, n in self._too_long if source_name(row_id) == source]
 
     def _span(self, index: int) -> tuple[int, int]:
         place = range(len(self))[index]  # also -1, and IndexError past the end

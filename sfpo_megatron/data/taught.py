@@ -8,8 +8,11 @@ Rows without a reference are for `sft` alone.
 
 from __future__ import annotations
 
+import json
+
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.values import message_text
 
 MESSAGES, COMPLETION = "messages", "completion"
 ROLES = ("system", "user", "assistant", "tool")
@@ -44,13 +47,19 @@ def messages_of(row: Row) -> list[Message]:
     return row.metadata.get(MESSAGES, []) if row.unrewarded is not None else []
 
 
+def lesson_of(row: Row) -> str:
+    """What the row teaches: equal for rows that teach the same. A bad one is like no other: its
+    message names its place."""
+    return json.dumps(messages_of(row)) if messages_of(row) else str(completion_of(row))
+
+
 def completion_text(given: object, where: str) -> str | DataError:
     """Text, or the one assistant's message that it stands in."""
     one = given[0] if isinstance(given, list) and len(given) == 1 else None
-    if isinstance(one, dict) and one.get("role") == "assistant":
-        given = one.get("content")
-    if isinstance(given, str) and given.strip():
-        return given
+    is_message = isinstance(one, dict) and one.get("role") == "assistant"
+    text = message_text(one) if is_message else given
+    if isinstance(text, str) and text.strip():
+        return text
     return DataError(
         where,
         found=f"completion = {shorten(given)}",
@@ -71,8 +80,8 @@ def _messages(given: object, where: str) -> list[Message] | DataError:
     messages: list[Message] = []
     for number, message in enumerate(given):
         role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if role not in ROLES or not isinstance(content, str):
+        content = message_text(message)
+        if role not in ROLES or content is None:
             found = f"messages[{number}] = {shorten(message)}"
             return wrong(found, f"give it a role ({', '.join(ROLES)}) and a content that is text")
         if role in ("user", "assistant") and not content.strip():

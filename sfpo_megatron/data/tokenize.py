@@ -123,6 +123,7 @@ def tokenized_prompts(
     references = References(config.reward) if rewarded else None
     limit = config.rollout.max_prompt_tokens
     kept: list[Row] = []
+    too_long: list[tuple[str, int]] = []
     all_ids, ends = array("i"), array("q", [0])
     for start in range(0, len(rows), _CHUNK_ROWS):
         good: list[Row] = []
@@ -134,18 +135,21 @@ def tokenized_prompts(
             except DataError as error:
                 fault = error
             if fault is not None:
-                bad.report(fault)
+                bad.report(fault, row.source)
                 continue
             good.append(row)
             texts.append(text)
         for row, token_ids in zip(good, tokens.of(texts) if texts else (), strict=True):
-            if 0 < len(token_ids) <= limit:
+            length = len(token_ids)
+            if 0 < length <= limit:
                 kept.append(row)
                 all_ids.extend(token_ids)
                 ends.append(len(all_ids))
-            else:
-                bad.report(_wrong_length(row, len(token_ids), limit))
-    return PromptTable(kept, all_ids, ends, renderer.text)
+                continue
+            bad.report(_wrong_length(row, length, limit), row.source)
+            if length:
+                too_long.append((row.id, length))
+    return PromptTable(kept, all_ids, ends, renderer.text, too_long)
 
 
 def _wrong_length(row: Row, length: int, limit: int) -> DataError:

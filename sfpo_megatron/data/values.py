@@ -80,6 +80,20 @@ def as_list(value: object) -> object:
     return value.tolist() if isinstance(value, _Array) and len(value.shape) == 1 else value
 
 
+def message_text(message: object) -> str | None:
+    """The text of a conversation's message, also one that is a list of parts of text; None for
+    another content."""
+    content = as_list(message.get("content")) if isinstance(message, dict) else None
+    if isinstance(content, list) and content:
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            for part in content
+        ]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(map(str, parts))
+    return content if isinstance(content, str) else None
+
+
 def json_only(metadata: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The columns that JSON can hold, as they are, and the names of the others. Numbers of numpy
     and decimals become plain ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sfpo_megatron.config.reward import RewardChoice, RewardConfig
 from sfpo_megatron.rewards.boxes import last_boxed
 from sfpo_megatron.rewards.last_number import last_number
+from sfpo_megatron.rewards.multiple_choice import chosen
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import visible
 
@@ -16,8 +17,10 @@ def answer_of(reward: RewardConfig, choice: RewardChoice | None, response: str) 
     function = reward.summands(choice)[0].name
     text = visible(response, reward.thinking)
     found: str | None = text
-    if function in ("math", "math_boxed", "multiple_choice"):
+    if function in ("math", "math_boxed"):
         found = last_boxed(text)
+    elif function == "multiple_choice":
+        found = chosen(text)
     elif function == "last_number":
         number = last_number(text)
         found = None if number is None else f"{number.normalize():f}"

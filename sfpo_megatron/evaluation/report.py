@@ -16,6 +16,7 @@ from typing import Any
 from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.evaluation.figures import Sample, difference, figures
 from sfpo_megatron.evaluation.records import Record
+from sfpo_megatron.outputs.table import aligned
 
 ALL = "all"
 """Name of the problems of all sources together, where there are several."""
@@ -113,16 +114,7 @@ def table(found: Mapping[str, Any]) -> str:
     """The same tables with aligned columns."""
     parts = []
     for title, header, rows in _tables(found):
-        lines = [header, *rows]
-        widths = [max(len(row[column]) for row in lines) for column in range(len(header))]
-        text = "\n".join(
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in lines
-        )
-        parts.append(f"{title}\n{text}\n")
+        parts.append(f"{title}\n{aligned([header, *rows])}")
     return "\n".join(parts)
 
 

@@ -16,9 +16,12 @@ from sfpo_megatron.config.check import has_cuda
 from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.config.origin import COMMAND_LINE
 from sfpo_megatron.config.paths import escape
+from sfpo_megatron.config.source_files import ENDINGS
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.models import Model, find_model
 from sfpo_megatron.evaluation.records import EvaluationError
+from sfpo_megatron.families.json_file import read_object
+from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.families.shape import UnsupportedModel, model_shape, read_hf_config
 
 BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -161,13 +164,15 @@ def _data(names: str, folder: Path, reward: str | None) -> dict[str, Any]:
         if name in BENCHMARKS:
             sources.append(_benchmark(name, folder))
             rewards[name] = sources[-1]
-        elif name.endswith((".jsonl", ".parquet")):
-            sources.append({"source": name.rpartition(".")[2], "path": escape(name)})
+        elif kind := next((kind for kind, ends in ENDINGS.items() if name.endswith(ends)), None):
+            sources.append({"source": kind, "path": escape(name)})
         else:
             raise EvaluationError(
-                f"--data: found {name!r}, expected one of {', '.join(BENCHMARKS)}, or a .jsonl or "
-                ".parquet file"
+                f"--data: found {name!r}, expected one of {', '.join(BENCHMARKS)}, or a file whose "
+                f"name ends with {', '.join(end for ends in ENDINGS.values() for end in ends)}"
             )
+    if not sources:
+        raise EvaluationError(f"--data: found {names!r}, expected benchmarks or files")
     found: dict[str, Any] = {"data.eval": sources}
     if rewards:
         first, *_ = (BENCHMARKS[name][0] for name in rewards)
@@ -223,5 +228,8 @@ def _has_chat_template(folder: Path) -> bool:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return False
-    found = json.loads(settings.read_text(encoding="utf-8"))
-    return isinstance(found, dict) and bool(found.get("chat_template"))
+    try:
+        found = read_object(settings, fix="restore the model's tokenizer_config.json")
+    except ModelFilesError as error:
+        raise EvaluationError(f"--model {folder}: {error}") from error
+    return bool(found.get("chat_template"))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfpo_megatron.host.spans import Detail, span
+
 
 class Phase(str):
     """A note on the exception that has left a phase: `during NAME`, as a traceback ends with it."""
@@ -46,12 +48,14 @@ def recorded_phase(file: Path) -> str | None:
 
 
 @contextmanager
-def doing(name: str) -> Iterator[None]:
-    """Name what happens inside; an exception that leaves it carries the innermost name."""
+def doing(name: str, **details: Detail) -> Iterator[None]:
+    """Name what happens inside, which is a span too; an exception that leaves it carries the
+    innermost name."""
     _open_phases.append(name)
     _write()
     try:
-        yield
+        with span(name, **details):
+            yield
     except Exception as error:
         if phase_of(error) is None:
             error.add_note(Phase(f"during {name}"))

@@ -56,9 +56,12 @@ def note_segment(path: Path, directory: str | None = None) -> None:
 
 def remove_tree(directory: str) -> None:
     """Remove a directory, and the shared memory that is noted in it or in one below."""
-    for notes in Path(directory).rglob(_SEGMENTS):
+    # Not rglob, which raises where a folder goes while it looks: others may remove this one too.
+    for folder, _, names in os.walk(directory):
+        if _SEGMENTS not in names:
+            continue
         try:
-            noted = notes.read_text(encoding="utf-8").splitlines()
+            noted = Path(folder, _SEGMENTS).read_text(encoding="utf-8").splitlines()
         except OSError:
             continue
         for path in map(Path, noted):

@@ -14,6 +14,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
 from sfpo_megatron.mcore.model import unwrapped
 from sfpo_megatron.mcore.setup import Policy
@@ -99,8 +100,9 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
         policy.optimizer.zero_grad()
-        totals.append(_forward_backward(policy, minibatch, objective))
-        with policy.shards.gathers_deferred():
+        with span("forward_backward"):
+            totals.append(_forward_backward(policy, minibatch, objective))
+        with span("optimizer_step"), policy.shards.gathers_deferred():
             successful, grad_norm, _ = policy.optimizer.step()
         norms.append(float("nan") if grad_norm is None else float(grad_norm))
         skipped.append(not successful)

@@ -1,1 +1,1 @@
-"""What a run writes: the paths in its directory, and its metrics as a table and a plot."""
+"""What a run writes: the paths in its directory, and its metrics as a table, a plot and a page."""

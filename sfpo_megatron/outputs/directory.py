@@ -2,15 +2,18 @@
 
     RUN/config.yaml          the config, every default filled in
     RUN/run.json             which run this is (checkpoints/identity.py); run.json.previous-N
+    RUN/environment.jsonl    a line a start: host, hardware, versions (environment.py)
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
     RUN/eval.jsonl           a line a model and run of `sfpo-megatron eval`
     RUN/eval/                its records and tables (docs/evaluation.md)
     RUN/plot.png             the picture of the run
+    RUN/report.html          the page of the run (report/)
     RUN/hf/                  the policy, as Hugging Face files
     RUN/checkpoints/         see checkpoints/store.py
     RUN/logs/                rank_N.err, rank_N.json, rank_N.exit, controller.log, engine-N.log,
                              scoring-N.log
     RUN/slurm/               job scripts
+    RUN/trace/               pictures of train steps (outputs/trace.py)
     RUN/stop-requested       asks the run to stop (host/stopping.py)
     RUN/.lock                who trains here, or did last (host/lock.py); .lock-heartbeat
 
@@ -46,6 +49,11 @@ class RunDirectory:
         return self.path / "run.json"
 
     @property
+    def environment(self) -> Path:
+        """File with a line for each start: where, and of which versions."""
+        return self.path / "environment.jsonl"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -63,6 +71,15 @@ class RunDirectory:
         return self.path / "plot.png"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def samples(self) -> Path:
+        """File with sample rollouts, a line a prompt."""
+        return self.path / "samples.jsonl"
+
+    @property
     def hf(self) -> Path:
         return self.path / "hf"
 
@@ -77,6 +94,16 @@ class RunDirectory:
     @property
     def slurm(self) -> Path:
         return self.path / "slurm"
+
+    @property
+    def trace(self) -> Path:
+        """Folder of pictures of train steps."""
+        return self.path / "trace"
+
+    @property
+    def spans(self) -> Path:
+        """Folder of what they are made of, there while they are (outputs/trace.py)."""
+        return self.trace / "spans"
 
     @property
     def stop_file(self) -> Path:

@@ -37,13 +37,14 @@ class RunMetrics:
         return int(before[-1]) if before else 0
 
 
-def read_metrics(path: str | Path) -> RunMetrics:
-    """Read a metrics.jsonl; ValueError names the line that is not JSON or has no step."""
+def read_metrics(path: str | Path, *, is_written: bool = False) -> RunMetrics:
+    """Read a metrics.jsonl; ValueError names the line that is not JSON or has no step.
+    `is_written`: a run may be writing it; half a line at its end is left out."""
     train: dict[int, dict[str, Any]] = {}
     evals: dict[int, dict[str, Any]] = {}
     with Path(path).open(encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
-            if not text.strip():
+            if not text.strip() or (is_written and not text.endswith("\n")):
                 continue
             try:
                 line = json.loads(text)

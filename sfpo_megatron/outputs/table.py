@@ -32,7 +32,7 @@ def _progress(run: RunMetrics) -> str:
         if points:
             best = "" if name == "entropy" else _at(max(points, key=lambda point: point[1]))
             rows.append((label, _at(points[0]), _at(points[-1]), best))
-    return _aligned([("", "start", "end", "best"), *rows]) if rows else ""
+    return aligned([("", "start", "end", "best"), *rows]) if rows else ""
 
 
 def _counts(run: RunMetrics, resumed_after: int | None) -> str:
@@ -49,7 +49,7 @@ def _counts(run: RunMetrics, resumed_after: int | None) -> str:
     ]
     if resumed_after is not None:
         rows.append(("resumed after step", str(resumed_after)))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _seconds(run: RunMetrics) -> str:
@@ -61,7 +61,7 @@ def _seconds(run: RunMetrics) -> str:
             continue
         share = f"{mean / step:.0%}" if step and phase != "step" else ""
         rows.append((phase, f"{mean:.3f}", share))
-    return _aligned([("mean seconds", "", "of a step"), *rows]) if rows else ""
+    return aligned([("mean seconds", "", "of a step"), *rows]) if rows else ""
 
 
 def _mean(run: RunMetrics, name: str) -> float | None:
@@ -77,7 +77,7 @@ def _count(value: int | None) -> str:
     return "n/a" if value is None else f"{value:,}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Align the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

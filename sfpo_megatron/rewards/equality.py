@@ -18,10 +18,10 @@ from sfpo_megatron.rewards.answers import (
     Matrix,
     Named,
     Text,
-    Value,
     readings,
 )
 from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
+from sfpo_megatron.rewards.quantities import Value
 
 if TYPE_CHECKING:
     from sympy import Expr
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 def equal(reference: Answer, found: Answer) -> bool:
     """Whether `found` is what `reference` asks for."""
     if isinstance(reference, Named) and isinstance(found, Named):
-        return reference.name == found.name and equal(reference.value, found.value)
+        if reference.name == found.name:
+            return equal(reference.value, found.value)
+        return _relations(_as_chain(reference), _as_chain(found))  # `a < b`, `b > a`
     if isinstance(reference, Choice) or isinstance(found, Choice):
         return _choices(reference, found)
     if isinstance(reference, Chain) and isinstance(found, Named):
@@ -76,10 +78,18 @@ def _chains(reference: Answer, found: Answer) -> bool:
             return any(equal(reference, side) for side in found.sides) and all(
                 _near(one, other) for one, other in zip(found.sides, found.sides[1:], strict=False)
             )
-        return all(equal(reference, side) for side in found.sides)
+        sides = found.sides
+        if _is_unknown(sides[0]) and not _is_unknown(reference):
+            sides = sides[1:]  # `m + n = 204` says what 204 is
+        return all(equal(reference, side) for side in sides)
     assert isinstance(reference, Chain)
     is_equality = all(sign == "=" for sign in reference.signs)
     return is_equality and all(equal(side, found) for side in reference.sides)
+
+
+def _is_unknown(side: Answer) -> bool:
+    """Whether it is an expression with variables."""
+    return isinstance(side, Value) and bool(_sympy(side).free_symbols)
 
 
 def _as_chain(named: Named) -> Chain:
@@ -128,6 +138,8 @@ def _difference(chain: Chain) -> Expr | None:
 
 
 def _groups(reference: Answer, found: Answer) -> bool:
+    if isinstance(found, Group) and not isinstance(reference, Group) and not found.opening:
+        return all(equal(reference, item) for item in found.items)  # `3/4 or 0.75` is one answer
     if not isinstance(reference, Group) or not isinstance(found, Group):
         group, other = (reference, found) if isinstance(reference, Group) else (found, reference)
         assert isinstance(group, Group)

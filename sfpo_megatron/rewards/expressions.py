@@ -65,12 +65,19 @@ class _Parser(Atoms):
                 self.at += 1
                 value = self.divided(value, self.power())
             elif self.starts_factor() and not (of_function and self.is_function()):
-                if self.kind == "number" or (value.is_number and self.text == r"\frac"):
+                if self.tokens[self.at - 1][1] == "!":  # 3!7! is a product
+                    value = value * self.power()
+                elif self.kind == "number" or (value.is_number and self._is_fraction()):
                     value = self._mixed(value)
                 else:
                     value = value * self.power()
             else:
                 return value
+
+    def _is_fraction(self) -> bool:
+        """Whether a fraction is next, also in braces, which no one sees."""
+        behind = [text for _, text in self.tokens[self.at : self.at + 2]]
+        return behind[:1] == [r"\frac"] or behind == ["{", r"\frac"]
 
     def _mixed(self, whole: Expr) -> Expr:
         """A number directly behind a factor: `2\\frac{1}{2}`; nothing else is written so."""

@@ -83,7 +83,7 @@ class HttpScorer:
         try:
             entries = each_of(self._persevere(lambda: self._answer(body)), len(items))
         except NotAScore as error:
-            raise self._useless(str(error)) from error
+            raise self._useless(str(error).removeprefix("found ")) from error
         return [
             self._outcome(entry, prompt) for entry, (prompt, _) in zip(entries, items, strict=True)
         ]

@@ -83,9 +83,11 @@ def warm_up() -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _reference(answer: str) -> tuple[Answer, ...]:
-    """The readings of a reference; of one with boxes, all of them together."""
+    """The readings of a reference; of one with boxes, all of them together; of a worked solution as
+    GSM8K has them what follows the last `####`."""
     found = boxes(answer)
-    parsed = readings(", ".join(dict.fromkeys(found)) if found else answer)
+    final = answer.rpartition("####")[2]
+    parsed = readings(", ".join(dict.fromkeys(found)) if found else final)
     if not parsed:
         raise ValueError(
             f"answer: found {answer[:200]!r}, expected a number or an expression in LaTeX; "

@@ -34,7 +34,7 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     """1 for the right option, else 0."""
     options = _options(prompt.metadata.get("choices"))
     letter, text = _reference(prompt.answer, options)
-    answer = _chosen(visible(response, thinking))
+    answer = chosen(visible(response, thinking))
     if answer is None or refused(answer) is not None:
         return 0.0
     answer = plain(answer)
@@ -56,7 +56,7 @@ def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explana
     """How it was read."""
     letter, text = _reference(prompt.answer, _options(prompt.metadata.get("choices")))
     return {
-        "found": _chosen(visible(response, thinking)),
+        "found": chosen(visible(response, thinking)),
         "read": [],
         "reference": prompt.answer,
         "reference_read": [f"choice {letter}" + (f" ({text})" if text else "")],
@@ -107,7 +107,8 @@ def _options(choices: object) -> dict[str, str]:
     return {}
 
 
-def _chosen(text: str) -> str | None:
+def chosen(text: str) -> str | None:
+    """What a response, without its thinking, chooses, as it is written; None if nothing."""
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
@@ -119,7 +120,7 @@ def _chosen(text: str) -> str | None:
     end = 0
     for found in _ANSWER_IS.finditer(line):
         end = found.end()
-    return line[end:].rstrip("*").strip() or None
+    return line[end:].strip("* ") or None
 
 
 def _key(text: str) -> str:

@@ -48,6 +48,8 @@ _UNICODE = {
     "€": r"\euro ",
     "£": r"\pound ",
     "¥": r"\yen ",
+    "¢": r"\cent ",
+    "ℝ": r"\reals ",
     "₹": r"\rupee ",
     "…": r"\ldots ",
     "θ": r"\theta ",
@@ -64,18 +66,22 @@ _SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUPERS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUBS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 
-_FONT = re.compile(
-    r"\\(?:text(?:rm|bf|it|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal|bb|cal)|mbox|hbox|"
-    r"operatorname\*?|bold(?:symbol)?|emph|underline|boxed|fbox|bm|mathop|ensuremath)(?![A-Za-z])\s*"
-    r"\{([^{}]*)\}"
+_BRACE = re.compile(
+    r"(?P<font>\\(?:text(?:rm|bf|it|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal|bb|cal)|mbox|"
+    r"hbox|operatorname\*?|bold(?:symbol)?|emph|underline|boxed|fbox|bm|mathop|ensuremath)"
+    r"(?![A-Za-z])\s*\{)|\\.|[{}]",
+    re.DOTALL,
 )
+_REALS = re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R)(?![A-Za-z])")
+_COLOR = re.compile(r"\\(?:text)?color\s*(?:\[[^][]*\]\s*)?\{[^{}]*\}")
 _RULES = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\\(?:left|right|[bB]ig[gG]?[lrm]?)(?![A-Za-z])\s*\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![A-Za-z])", " "),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small|normalsize|large|Large|"
+         r"LARGE|huge|Huge)(?![A-Za-z])", " "),
         (r"(?<=\d)\s*(?:\{,\}|,?\s*\\!|\\[,;: ]|~)\s*(?=\d{3}(?!\d))", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:[dtcs]|nice)frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le "),
         (r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge "),
@@ -96,12 +102,16 @@ _RULES = tuple(
         (r"\\%|\\?\b(?:percent(?:age)?|pct)\b", "%"),
         (r"\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z])|(?<=\d)\s*\\circ(?![A-Za-z])", r"^\\circ "),
         (r"(?<!\\)\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
-        (r"(?<=\d)\*\*(?=[\d({-])", "^"),
-        (r"\\begin\{(?:[a-z]*matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\begin{matrix}"),
-        (r"\\end\{(?:[a-z]*matrix|array)\}", r"\\end{matrix}"),
+        (r"(?<=[\w)}\]])\*\*(?=[\w({-])", "^"),
+        # Not vmatrix: that is a determinant.
+        (r"\\begin\{(?:(?:[bpB]|small)?matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\begin{matrix}"),
+        (r"\\end\{(?:(?:[bpB]|small)?matrix|array)\}", r"\\end{matrix}"),
+        (r"\\\\\s*\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]", r"\\\\"),
+        (r"\\\{\s*\\\}", r"\\emptyset "),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
-        (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         # Times of day: `7:30 p.m.`, `7:30 PM`, `7:30pm`. Without dots and colon they are letters.
@@ -127,11 +137,7 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = _ascii(text)
     text = _undelimited(text.strip())
-    for _ in range(4):  # fonts within fonts
-        changed = _FONT.sub(r" \1 ", text)
-        if changed == text:
-            break
-        text = changed
+    text = _unfonted(_COLOR.sub(" ", _REALS.sub(r"\\reals ", text)))
     if "matrix" not in text and "array" not in text:
         text = _DOUBLED.sub("", text)  # text that was escaped twice
     text = text.replace("\\$", " \\dollar ").replace("$", "")
@@ -142,6 +148,23 @@ def plain(text: str) -> str:
     if lead and lead.end() < len(text):
         text = text[lead.end() :]
     return _undelimited(_unpunctuated(text))
+
+
+def _unfonted(text: str) -> str:
+    """With a space in place of each font's command and of its braces, however they are nested."""
+    parts: list[str] = []
+    of_fonts: list[bool] = []
+    start = 0
+    for found in _BRACE.finditer(text):
+        brace, is_font = found.group(), found["font"] is not None
+        if is_font or brace == "{":
+            of_fonts.append(is_font)
+        elif brace == "}":
+            is_font = bool(of_fonts) and of_fonts.pop()
+        if is_font:
+            parts += [text[start : found.start()], " "]
+            start = found.end()
+    return text if of_fonts else "".join((*parts, text[start:]))
 
 
 def _ascii(text: str) -> str:

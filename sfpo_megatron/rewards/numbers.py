@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from sfpo_megatron.rewards.screen import MAX_DIGITS
+
 
 class Written(NamedTuple):
     """The digits of a decimal."""
@@ -29,6 +31,7 @@ class Number:
     written: Written | None = None
 
 
+_MAX_CHARS = 4 * MAX_DIGITS  # of `1,000,000`, whose digits stand apart; Python reads 4300 digits
 _POWER = r"\s*(?:[eE]|(?:\\times|\\cdot|\*|x)\s*10\s*\^)\s*\{?\s*([-+]?[0-9]{1,4})\s*\}?"
 _DECIMAL = re.compile(rf"([-+]?)\s*([0-9]*)(\.?)([0-9]*)(?:{_POWER})?")
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]+)?")
@@ -43,7 +46,8 @@ _REPEATING = re.compile(
 )
 _DOTS = re.compile(r"([-+]?)([0-9]*)\.([0-9]*?)([0-9]+?)\4{2,}\s*\\ldots")
 _BASED = re.compile(
-    r"([-+]?)([0-9A-Fa-f]+)_\s*\{?\s*(?:\\?[a-z]*\s*\{)?\s*([0-9]{1,2}|[a-z]+)\s*\}*"
+    r"([-+]?)(?:\(([0-9A-Fa-f]+)\)|([0-9A-Fa-f]+))_"
+    r"\s*\{?\s*(?:\\?[a-z]*\s*\{)?\s*\(?([0-9]{1,2}|[a-z]+)\)?\s*\}*"
 )
 _BASE_NAMES = {
     name: base
@@ -55,7 +59,9 @@ _BASE_NAMES = {
 
 
 def read(text: str) -> Number | None:
-    """The number that the whole of `text` is; None if it is none."""
+    """The number that the whole of `text` is; None if it is none, or huge."""
+    if len(text) > _MAX_CHARS:
+        return None
     found = _DECIMAL.fullmatch(text)
     if found and (found[2] or found[4]):
         return _decimal(*found.groups())
@@ -69,7 +75,7 @@ def read(text: str) -> Number | None:
     if found := _DOTS.fullmatch(text):
         return _repeating(*found.groups())
     if found := _BASED.fullmatch(text):
-        return _based(*found.groups())
+        return _based(found[1], found[2] or found[3], found[4])
     return None
 
 

@@ -36,15 +36,21 @@ _SYMBOL_UNITS = {
     r"\euro": "euro",
     r"\pound": "pound",
     r"\yen": "yen",
+    r"\cent": "cent",
     r"\Omega": "ohm",
 }
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
+           "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7}  # fmt: skip
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
 _NO_NOUN = re.compile(
     r"(?:is|are|not|no|but|if|then|so|the|answer|or|and|to|which|because|since|wait|mod|pmod|"
-    r"sin|cos|tan|log|ln|exp|sqrt|min|max|pi|times|over|plus|minus|base|for|when|where|with)$"
+    r"sin|cos|tan|log|ln|exp|sqrt|min|max|pi|times|over|plus|minus|base|for|when|where|with|"
+    r"wrong|false|incorrect|negative|factorial|double|twice|half|halves|thirds?|"
+    r"(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|million)ths?)$"
 )
 _WORD = re.compile(
-    r"(\\?[A-Za-z]+\.?(?:-[a-z]+)?)(?:\^\{?\s*(-?[0-9])\s*\}?)?|(/|\\cdot ?|\*|\s|-)"
+    r"(?!\\cdot(?![A-Za-z]))(\\?[A-Za-z]+\.?(?:-[a-z]+)?)(?:\^\{?\s*(-?[0-9])\s*\}?)?|"
+    r"(/|\\cdot ?|\*|\s|-)"
 )
 
 _UNIT_IN_BRACES = re.compile(
@@ -60,6 +66,17 @@ def without_braces(quantity: str) -> str:
         return quantity
     unit = found["whole"] or f"{found['top'].rstrip()}/{found['bottom'].strip()}"
     return f"{found['value']}{found['space']}{unit.rstrip()}"
+
+
+def scale_of(phrase: str) -> tuple[int, str]:
+    """What `million`, `dozen`... at the beginning of a phrase multiply a number by, 1 without; the
+    rest of it."""
+    factor = 1
+    while (word := re.match(r"([A-Za-z]+?)s?(?![A-Za-z])\s*", phrase)) and (
+        by := _SCALES.get(word[1].lower())
+    ):
+        factor, phrase = factor * by, phrase[word.end() :]
+    return factor, phrase
 
 
 def unit_of(phrase: str, *, spaced: bool) -> str | None:
@@ -82,7 +99,7 @@ def unit_of(phrase: str, *, spaced: bool) -> str | None:
                 factors[-1] += f"^{_POWERS[word]}"
             power = 0 if word.endswith("d") else _POWERS[word]
         else:
-            name = _CANONICAL.get(word) or _CANONICAL.get(word.lower()) or ""
+            name = _CANONICAL.get(word) or _CANONICAL.get(word.lower() if word[1:] else "") or ""
             name = _SYMBOL_UNITS.get(word, "" if word in _SHORT and not spaced else name)
             if not name:
                 known, name = False, word.lower()

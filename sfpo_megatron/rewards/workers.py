@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sfpo_megatron.config.reward import RewardConfig, WeightedReward
 from sfpo_megatron.host.scratch import remove_abandoned
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards import Problem, VerifierError
 from sfpo_megatron.rewards.output import OutputLog
@@ -90,7 +91,8 @@ class WorkerPool:
                     return
                 function, chunk = requests[number].function, requests[number].items[start:stop]
                 score_chunk = self._score_at_once if function.batched else self._score_chunk
-                outcomes[number][start:stop] = score_chunk(slot, function, chunk)
+                with span("score", track=f"scorer {slot}", responses=len(chunk)):
+                    outcomes[number][start:stop] = score_chunk(slot, function, chunk)
 
         with self._lock:
             if self._closed:

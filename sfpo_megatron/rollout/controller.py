@@ -19,7 +19,9 @@ from typing import Any
 from sfpo_megatron.config.paths import absolute_model, with_absolute_paths
 from sfpo_megatron.config.rules.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.trace import record_spans
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.client import RolloutClient
@@ -114,6 +116,7 @@ class RolloutController:
     ) -> None:
         directory = RunDirectory.of(config.output_dir)
         enter_actor(directory.controller_log)
+        record_spans(directory, "controller")
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
         self._lifeline = Lifeline()
         self._config = config
@@ -217,6 +220,10 @@ class RolloutController:
         return self._requests[request_id]
 
     async def _run(self, request: RolloutRequest) -> ScoredRequest:
+        with span("rollouts", track="requests", id=request.id):
+            return await self._scored(request)
+
+    async def _scored(self, request: RolloutRequest) -> ScoredRequest:
         began = time.monotonic()
         num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
         while True:
@@ -284,13 +291,16 @@ class RolloutController:
                 "first (a rollout has one weight version)"
             )
         self._updating = True
-        await self._fleet.start_update(version, only_stale=only_stale)
+        with span("start_update", track="refit", weight_version=version):
+            await self._fleet.start_update(version, only_stale=only_stale)
 
     async def update_weights(self, update_info: WireInfo, number: int) -> None:
         """Hand bucket `number` of the update to every engine that takes part."""
-        await self._fleet.load_bucket(update_info, number)
+        with span("bucket", track="refit", number=number):
+            await self._fleet.load_bucket(update_info, number)
 
     async def finish_weight_update(self) -> None:
         """End the update everywhere; rollouts generated from now on carry the new version."""
-        await self._fleet.finish_update()
+        with span("finish_update", track="refit"):
+            await self._fleet.finish_update()
         self._updating = False

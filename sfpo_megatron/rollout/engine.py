@@ -17,7 +17,10 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from sfpo_megatron.config.rules.machine import check_shared_memory
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.shortage import MemoryShortage, killed_hint
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.unverified import log_unverified
+from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.trace import record_spans
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
@@ -43,6 +46,7 @@ class Engine:
 
     def __init__(self, config: RunConfig, *, model_path: str, log_file: Path) -> None:
         enter_actor(log_file)
+        record_spans(RunDirectory.of(config.output_dir), log_file.stem.replace("-", " "))
         self._log = EngineLog(log_file)
         self._lifeline = Lifeline()
         self._config = config
@@ -96,9 +100,11 @@ class Engine:
 
         pairs = list(zip(prompts, seeds, strict=True))
         try:
-            if self._config.rollout.reproducible:
-                return await self._complete_as_one_batch(pairs, settings)
-            return await asyncio.gather(*(self._complete(p, seed, settings) for p, seed in pairs))
+            with span("generate", track="generate", rollouts=len(pairs)):
+                if self._config.rollout.reproducible:
+                    return await self._complete_as_one_batch(pairs, settings)
+                completions = (self._complete(prompt, seed, settings) for prompt, seed in pairs)
+                return await asyncio.gather(*completions)
         except EngineDeadError:
             # vLLM's exceptions would have to be unpickled where vllm is not imported.
             raise self._died() from None
@@ -150,10 +156,14 @@ class Engine:
         order than they were made in."""
         async with self._turn:
             await self._turn.wait_for(lambda: self._next_bucket == number)
-            loading = asyncio.ensure_future(self._rpc("update_weights", update_info=update_info))
+            loading = asyncio.ensure_future(self._load(update_info, number))
             self._next_bucket += 1
             self._turn.notify_all()
         await loading
+
+    async def _load(self, update_info: WireInfo, number: int) -> None:
+        with span("load_bucket", number=number):
+            await self._rpc("update_weights", update_info=update_info)
 
     async def finish_weight_update(self) -> None:
         """End the update, forget what the old weights computed, and schedule again; raises, with

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,7 +128,8 @@ def shared_memory(pid: int) -> set[str]:
 
 def guard() -> None:
     """Wait for the end of standard input, then end and remove what was named on it."""
-    lines = [line.decode().rstrip("\n").split(" ", 1) for line in sys.stdin.buffer]
+    *whole, _ = sys.stdin.buffer.read().decode().split("\n")  # whoever is killed may leave half one
+    lines = [line.split(" ", 1) for line in whole]
     if ["done"] in lines:
         return
     named = [value.split() for kind, value in lines if kind == "process"]
@@ -155,6 +157,7 @@ def main() -> None:
         signal.signal(signum, signal.SIG_IGN)
     if os.fork():
         os._exit(0)
-    print(os.getpid(), flush=True)
+    with suppress(BrokenPipeError):  # it is needed all the more if whoever asked is gone by now
+        os.write(1, f"{os.getpid()}\n".encode())
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     guard()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,6 @@ from sfpo_megatron.checkpoints.store import (
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config, is_dumped
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.data.prompts import PromptStream, print_of
-from sfpo_megatron.data.reading import source_names_of
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics
@@ -188,44 +184,6 @@ def _restarted() -> str:
         if (value := os.environ.get(name, "0")) not in ("", "0"):
             return f"{name}={value}"
     return ""
-
-
-def hold_to_data(
-    prompts: PromptStream,
-    found: Found,
-    state: Mapping[str, Any],
-    directory: RunDirectory,
-    *,
-    accept: bool,
-) -> str:
-    """Compare the prompts with those of the checkpoint that the run continues from, before any
-    engine starts; what is to be said of an accepted change, empty without one. `state`: its
-    run_state.json. DataError if they differ and that is not accepted."""
-    cursor = state["data"].get("prompts")
-    if cursor is None:  # made by debug.train_only: no prompt has been drawn
-        return ""
-    # Those of the format before have no names; ids, and the fingerprint, were made of these.
-    cursor |= source_names_of(state["config"]) | cursor
-    what = prompts.difference(cursor)
-    if not what:
-        return ""
-    record, then, now = RunRecord.read(directory), print_of(cursor), prompts.fingerprint
-    assert record is not None, "a run that continues has a record"
-    known = record.accepted(then=then, now=now)
-    if not (accept or known):
-        raise DataError(
-            f"data.train, against {found.directory.name}",
-            found=what,
-            expected="the rows that the run has trained on (data.eval, tokenizer and "
-            "rollout.max_prompt_tokens count, names of files do not)",
-            fix="undo the change, or go on with it by --accept-data-change",
-        )
-    if not known:
-        record.with_data_change(after_step=found.step, then=then, now=now, what=what).write(
-            directory
-        )
-    prompts.accept(cursor)
-    return f"the data has changed since step {found.step}, accepted: {what}"
 
 
 def _to_json(start: Start) -> list[Any]:

@@ -6,105 +6,25 @@ ends, and help where all ranks are needed. Every method is collective.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.peers import PeerLostError, lost_peer
-from sfpo_megatron.host.stopping import OutOfTime, Stopping, StopRun
+from sfpo_megatron.host.spans import span
+from sfpo_megatron.host.stopping import OutOfTime, StopRun
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
-from sfpo_megatron.resharding.seams import EngineClient
 from sfpo_megatron.rollout.errors import FleetLost
-from sfpo_megatron.run.evaluation import Best, Evaluation
-from sfpo_megatron.run.feed import Feed
-from sfpo_megatron.run.saved_rollouts import Saver, share
+from sfpo_megatron.run.ends import MainEnds, WeightSender
+from sfpo_megatron.run.evaluation import is_due
+from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.together import Together
 from sfpo_megatron.run.turns import DeviceTurns, NoTurns, Turns
-from sfpo_megatron.tracking.tracker import NoTracker, Tracker
+from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
     from sfpo_megatron.rollout.engine import Memory
-
-
-class Fleet(Protocol):
-    """All engines at once, as rank 0 starts, pauses and ends them (`rollout.client`)."""
-
-    @property
-    def sync_client(self) -> EngineClient | None: ...
-    def wait_ready(self, timeout_s: float) -> None: ...
-    def polling(self, poll: Callable[[], None]) -> AbstractContextManager[None]: ...
-    def sleep(self) -> None: ...
-    def wake(self, memory: Memory) -> None: ...
-    def close(self) -> None: ...
-
-
-class NoFleet:
-    """There are no engines here: another rank than 0, or a run on saved rollouts."""
-
-    sync_client = None
-
-    def wait_ready(self, timeout_s: float) -> None:
-        """Nothing starts."""
-
-    def polling(self, poll: Callable[[], None]) -> AbstractContextManager[None]:
-        """Nothing is waited for."""
-        return nullcontext()
-
-    def sleep(self) -> None:
-        """There is nothing to put to sleep."""
-
-    def wake(self, memory: Memory) -> None:
-        """There is nothing to wake."""
-
-    def close(self) -> None:
-        """There is nothing to end."""
-
-
-class WeightSender(Protocol):
-    """The trainer's end of refits (`resharding.refit.Refit`)."""
-
-    def send(self, weight_version: int, *, only_stale: bool = False) -> int: ...
-    def close(self) -> None: ...
-
-
-class NoRefit:
-    """A run on saved rollouts has nobody to send weights to."""
-
-    def send(self, weight_version: int, *, only_stale: bool = False) -> int:
-        """Send nothing."""
-        return 0
-
-    def close(self) -> None:
-        """There is nothing to give back."""
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class MainEnds:
-    """What rank 0 alone holds of a run; null objects on the other ranks."""
-
-    stop: Stopping
-    tracker: Tracker | NoTracker
-    fleet: Fleet
-    feed: Feed
-    saver: Saver
-    evaluation: Evaluation
-    best: Best = field(default_factory=Best)
-
-    def polling(self) -> AbstractContextManager[None]:
-        """Look for requests to stop while rank 0 waits for engines inside: only where no collective
-        is under way."""
-        return self.fleet.polling(self._poll)
-
-    def _poll(self) -> None:
-        if self.stop.reason is not None:
-            if (pid := lost_peer()) is not None:
-                raise PeerLostError(f"another rank (pid {pid}) is gone; its own message says why")
-            self.stop.check()
 
 
 class NoEngines:
@@ -151,7 +71,7 @@ class Engines:
         is no time for its rollouts, or the engines are lost for good."""
         self._to_engines()
         try:
-            with self._ends.polling():
+            with span("collect"), self._ends.polling():
                 batch = self._together.run(partial(self._ends.feed.collect, step), self._resend)
         except OutOfTime as error:
             raise StopRun(str(error), step=step, begun=False) from error
@@ -163,11 +83,6 @@ class Engines:
         self._ends.saver.add(step, shared)
         return shared
 
-    def wait_generated(self) -> None:
-        """With async_steps, return when the next step's rollouts need no engine any more."""
-        if self._config.rollout.async_steps:
-            self._together.run(lambda ask: self._ends.feed.wait_generated(), self._resend)
-
     def hold(self) -> None:
         """Take in the rollouts that were begun ahead, for a checkpoint."""
         if self._config.rollout.async_steps:
@@ -178,13 +93,24 @@ class Engines:
         if self._config.debug.train_only or not self._config.data.eval:
             return
         self._to_engines()
-        metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
+        with span("evaluate"):
+            metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
         if metrics is not None:  # on rank 0
             self._ends.tracker.log(metrics)
             self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))
 
-    def is_at_target(self) -> bool:
-        """Whether an evaluation of the run has reached eval.stop_at, which is said then."""
+    def evaluate_if_due(self, step: int) -> bool:
+        """Evaluate after train step `step` if it is time; whether the run is over."""
+        if not is_due(self._config, step):
+            return False
+        self.evaluate(step=step)
+        return self.is_over(step)
+
+    def is_over(self, step: int) -> bool:
+        """Whether train step `step` was the last, or an evaluation has reached eval.stop_at."""
+        return self._is_at_target() or step >= self._config.train.steps
+
+    def _is_at_target(self) -> bool:
         target, best = self._config.eval.stop_at, self._ends.best
         if target is None:
             return False
@@ -198,6 +124,15 @@ class Engines:
         return reached
 
     # --- weights and devices ------------------------------------------------------------------
+
+    def take_weights(self, step: int, timers: Timers) -> None:
+        """Send the weights after train step `step`, once the rollouts of the next, which
+        async_steps has begun, need no engine any more."""
+        with timers("wait"):
+            if self._config.rollout.async_steps:
+                self._together.run(lambda ask: self._ends.feed.wait_generated(), self._resend)
+        with timers("refit"):
+            self.refit(weight_version=step)
 
     def refit(self, *, weight_version: int) -> None:
         """Send the weights to all engines; the devices are theirs then."""

@@ -32,6 +32,7 @@ from sfpo_megatron.run.metrics import (
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.snapshots.spanned import SpannedSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -104,7 +105,7 @@ class Learner:
 
     def observe(self, results: Sequence[PassResult]) -> None:
         """Show the gate the entropy of the slow correction, the last result, unless there is none
-        that is finite (`check_collapse` counts such steps). Not collective."""
+        that is finite (`check` counts such steps). Not collective."""
         entropy = results[-1].mean(lambda m: m.entropy)
         if math.isfinite(entropy):
             self.gate.observe(entropy)
@@ -129,38 +130,37 @@ class Learner:
             "lr": self._policy.optimizer.param_groups[0]["lr"],
         }
 
-    def check_agreement(
+    def check(
         self,
         prepared: Prepared,
+        results: Sequence[PassResult],
         metrics: Mapping[str, float],
         *,
         warn: Callable[[str], None],
-        save: Callable[[], None],
+        save: Callable[[int], None],
     ) -> None:
-        """Compare generator and trainer, by the step's `metrics` (`agreement.Agreement`)."""
-        found = self._agreement.judge(
-            self._policy, prepared.step, prepared.batch, prepared.minibatches, metrics
-        )
+        """Look whether the run still makes sense: generator against trainer by the step's `metrics`
+        (`agreement.Agreement`), then the limits of the section train (`collapse.Collapse`). Raises
+        GeneratorDisagrees or RunCollapsed on every rank, after a `save` of the step."""
+        step, batch = prepared.step, prepared.batch
+        found = self._agreement.judge(self._policy, step, batch, prepared.minibatches, metrics)
         for warning in found.warnings:
             warn(f"warning: {warning}")
         if found.stop is not None:
-            save()
+            save(step)
             raise GeneratorDisagrees(found.stop)
-
-    def check_collapse(
-        self, prepared: Prepared, results: Sequence[PassResult], *, save: Callable[[], None]
-    ) -> None:
-        """Save and raise RunCollapsed, on every rank, once a limit of the section train is
-        reached."""
-        scale = 1.0
-        if self._config.model.dtype == "float16":
-            own = float(self._policy.optimizer.get_loss_scale())
-            scale = float(self._policy.control.broadcast_json(own))
-        said = self._collapse.observe(prepared.step, prepared.batch, results, loss_scale=scale)
+        said = self._collapse.observe(step, batch, results, loss_scale=self._loss_scale())
         if said is not None:
-            save()
+            save(step)
             saved = "saved" if self._config.saves_state else "not saved (checkpoint.every is 0)"
             raise RunCollapsed(f"{said}; the state after this step is {saved}")
+
+    def _loss_scale(self) -> float:
+        """What float16 losses are multiplied by, rank 0's for all; else 1."""
+        if self._config.model.dtype != "float16":
+            return 1.0
+        own = float(self._policy.optimizer.get_loss_scale())
+        return float(self._policy.control.broadcast_json(own))
 
 
 def objective_of(config: RunConfig) -> PolicyObjective:
@@ -175,10 +175,10 @@ def objective_of(config: RunConfig) -> PolicyObjective:
 def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
     """The snapshot that `sfpo.snapshot` and `sfpo.moments` ask for."""
     on_host = config.sfpo.snapshot == "host"
-    snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
-    if config.sfpo.moments == "keep":
-        return snapshot
-    return MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
+    snapshot: Snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
+    if config.sfpo.moments != "keep":
+        snapshot = MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
+    return SpannedSnapshot(snapshot)
 
 
 def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, step: int) -> int:

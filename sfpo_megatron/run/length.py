@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TypeVar
 
@@ -15,11 +14,6 @@ from sfpo_megatron.mcore.control import ControlGroup
 Section = TypeVar("Section", TrainConfig, SFTConfig)
 
 
-def drawn_per_step(config: RunConfig) -> int:
-    """Prompts that a train step draws, in its first round."""
-    return math.ceil(config.train.prompts_per_step * config.rollout.oversample)
-
-
 def train_length(config: RunConfig, control: ControlGroup, num_prompts: int) -> RunConfig:
     """`config` with train.num_steps as a number; `num_prompts` counts on rank 0. Collective where
     there are epochs."""
@@ -27,7 +21,7 @@ def train_length(config: RunConfig, control: ControlGroup, num_prompts: int) -> 
     if num_epochs is None:
         return config
     num_prompts = control.broadcast_json(num_prompts)
-    per_step = drawn_per_step(config)
+    per_step = config.drawn_per_step
     num_steps = batches_in(num_epochs, num_prompts, per_step)
     if not num_steps:
         raise DataError(

@@ -6,47 +6,41 @@ policy is built. Other ranks than 0 get null objects, so that the loop reads the
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfpo_megatron.checkpoints.store import CheckpointStore, Found, store_of
+from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import PromptStream, date_of, eval_prompts, renamed
-from sfpo_megatron.data.reading import EVAL, source_names
-from sfpo_megatron.data.rows import BadRows
-from sfpo_megatron.data.tokenize import load_tokenizer
-from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
+from sfpo_megatron.data.prompts import PromptStream
+from sfpo_megatron.data.run_data import RunData
+from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.environment import note_start
+from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
-from sfpo_megatron.run.continuing import Start, find, hold_to_data, prepare_output
-from sfpo_megatron.run.engines import (
-    Engines,
-    Fleet,
-    MainEnds,
-    NoFleet,
-    NoRefit,
-    WeightSender,
-    is_colocated,
-)
+from sfpo_megatron.run.continuing import Start, find, prepare_output
+from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender, stop_watch
+from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
 from sfpo_megatron.run.length import said_length, train_length
+from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.tracking.profiler import profile_spans
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import Prompt
 
@@ -101,8 +95,9 @@ class OpenedRun:
         self.progress(f"engines ready (waited {waited:.1f} s {when}), refit by {client.transport}")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics."""
+        """One line of metrics, at the end of a train step."""
         self.ends.tracker.log(metrics)
+        self.ends.trace.logged(metrics["step"])
 
     def progress(self, text: str) -> None:
         """A line for the person who watches."""
@@ -123,13 +118,16 @@ def open_run(
     store = store_of(config)
     start = find(config, store, control, fresh=fresh)
     # Prompts first: a wrong row ends the run before anything is written or any engine starts.
-    data = _read_data(config, start.continued) if is_main and not config.debug.train_only else None
-    num_prompts = len(data.prompts.prompts) if data is not None else 0
+    data = read_data(config, start.continued) if is_main and not config.debug.train_only else None
+    num_prompts = data.prompts.epoch_size if data is not None else 0
+    trace = _begin_trace(config, start, control)
     given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
+        closing.callback(trace.close)
         ends = other_ends()
         if is_main:
             directory = prepare_output(given, up_to_step=start.continued_step)
+            note_start(directory, run_id=start.run_id, after_step=start.continued_step)
             tracker = closing.enter_context(Tracker(config))
             tracker.progress(f"run {directory.path}: {config.train.steps} train steps")
             if (num_epochs := given.train.num_epochs) is not None:
@@ -139,8 +137,8 @@ def open_run(
             if start.continued is not None:
                 hold_to_model(config, start.continued, read_run_state(start.continued.directory))
             if data is not None and start.continued is not None:
-                data = _held_to(data, config, start.continued, tracker, accept_data_change)
-            ends = _main_ends(config, start, devices, closing, tracker, data)
+                data = held_to(data, config, start.continued, tracker, accept_data_change)
+            ends = _main_ends(config, start, devices, closing, tracker, data, trace)
         opened = OpenedRun(
             config=config,
             directory=RunDirectory.of(config.output_dir),
@@ -156,41 +154,6 @@ def open_run(
                 opened.ends.fleet.sleep()
             control.barrier()
         yield opened
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class _Data:
-    """What a run with engines reads; rank 0 alone."""
-
-    prompts: PromptStream
-    held_out: tuple[Prompt, ...]
-    left_out: str = ""
-    """What is to be said of bad rows of data.eval."""
-
-
-def _read_data(config: RunConfig, continued: Found | None) -> _Data:
-    tokenizer = load_tokenizer(config.model.path)
-    state = {} if continued is None else read_run_state(continued.directory)
-    now = date_of(state.get("data", {}).get("prompts") or {})
-    bad = BadRows(config.data.on_bad_row)  # of both, in one report
-    prompts = PromptStream(config, tokenizer, now=now, bad=bad)
-    in_training = bad.num_skipped
-    held_out = tuple(eval_prompts(config, tokenizer, now=prompts.now or now, bad=bad))
-    bad.settle()
-    in_eval = bad.num_skipped - in_training
-    left_out = f" ({in_eval} bad rows left out)" if in_eval else ""
-    return _Data(prompts=prompts, held_out=held_out, left_out=left_out)
-
-
-def _held_to(data: _Data, config: RunConfig, found: Found, tracker: Tracker, accept: bool) -> _Data:
-    """The data as the checkpoint that the run continues from knows it."""
-    state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
-    said = hold_to_data(data.prompts, found, state, directory, accept=accept)
-    if said:
-        tracker.progress(said)
-    names = source_names(config.data.eval, EVAL)
-    held_out = renamed(data.held_out, names, data.prompts.eval_names)
-    return replace(data, held_out=held_out)
 
 
 def other_ends() -> MainEnds:
@@ -211,7 +174,8 @@ def _main_ends(
     devices: list[RankDevice],
     closing: ExitStack,
     tracker: Tracker,
-    data: _Data | None,
+    data: RunData | None,
+    trace: Trace | NoTrace,
 ) -> MainEnds:
     """Start the engines; without `data` there are none."""
     fleet: Fleet
@@ -221,9 +185,9 @@ def _main_ends(
         assert config.debug.train_only, "a run without prompts trains on saved rollouts"
         fleet, feed, evaluation = NoFleet(), SavedFeed(config.debug.train_only), NoEvaluation()
     else:
-        prompts, held_out = data.prompts, data.held_out
-        prompts.hold_batch(math.ceil(config.train.prompts_per_step * config.rollout.oversample))
-        tracker.progress(f"{prompts.summary}; {len(held_out)} held out{data.left_out}")
+        prompts, held_out = data.prompts, tuple(data.held_out)
+        prompts.hold_batch(config.drawn_per_step)
+        tracker.progress(data.summary)
         fleet, feed, evaluation = _start_engines(config, prompts, held_out, devices, closing)
     saved = config.debug.save_rollouts
     return MainEnds(
@@ -233,7 +197,22 @@ def _main_ends(
         feed=feed,
         saver=RolloutSaver(saved, up_to_step=start.continued_step) if saved else NoSaver(),
         evaluation=evaluation,
+        trace=trace,
     )
+
+
+def _begin_trace(config: RunConfig, start: Start, control: ControlGroup) -> Trace | NoTrace:
+    """Have what this rank does seen from now on; what draws it, on rank 0. Collective."""
+    directory = RunDirectory.of(config.output_dir)
+    trace: Trace | NoTrace = NoTrace()
+    if config.trace.steps:
+        if control.rank == 0:
+            steps = (step for step in config.trace.steps if step > start.continued_step)
+            trace = begin_trace(directory, steps)
+        control.barrier()  # then the others see whether they are to record
+        record_spans(directory, f"rank {control.rank}")
+    profile_spans(config.trace, directory, control.rank)
+    return trace
 
 
 def _start_engines(
@@ -249,17 +228,6 @@ def _start_engines(
     closing.callback(client.close)
     evaluation = EngineEvaluation(config, client, held_out)
     return client, EngineFeed(config, client, prompts), evaluation
-
-
-def stop_watch(config: RunConfig) -> Stopping:
-    """Who looks for requests to stop, on rank 0."""
-    if not config.saves_state:
-        return NoStop()
-    return StopWatch(
-        RunDirectory.of(config.output_dir),
-        must_save_within_s=config.checkpoint.must_save_within_s,
-        stop_before_walltime_s=config.checkpoint.stop_before_walltime_s,
-    )
 
 
 def _trainer_devices() -> list[RankDevice]:

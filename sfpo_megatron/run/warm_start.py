@@ -18,11 +18,13 @@ from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.environment import note_start
 from sfpo_megatron.rollout.sampling import stop_token_ids
-from sfpo_megatron.run.continuing import Start, find, hold_to_data, prepare_output
-from sfpo_megatron.run.engines import MainEnds
+from sfpo_megatron.run.continuing import Start, find, prepare_output
+from sfpo_megatron.run.ends import MainEnds, stop_watch
 from sfpo_megatron.run.length import said_length, sft_length
-from sfpo_megatron.run.opening import OpenedRun, other_ends, stop_watch
+from sfpo_megatron.run.opening import OpenedRun, other_ends
+from sfpo_megatron.run.same_data import date_then, hold_to_data
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.tracking.tracker import Tracker
@@ -85,9 +87,9 @@ def open_warm_start(
     control = ControlGroup(config.train.control_timeout_s)
     is_main, store = control.rank == 0, store_of(config)
     start = find(config, store, control, fresh=fresh, kind="sft")
-    examples = read_examples(config) if is_main else None
+    examples = read_examples(config, now=date_then(start.continued)) if is_main else None
     given = config
-    config = sft_length(config, control, len(examples) if examples is not None else 0)
+    config = sft_length(config, control, examples.epoch_size if examples is not None else 0)
     with ExitStack() as closing:
         ends = other_ends()
         if examples is not None:
@@ -120,23 +122,26 @@ def _opened(
     )
 
 
-def read_examples(config: RunConfig) -> SFTExamples:
-    """The examples of a config, by its model's tokenizer; DataError for what cannot be learned."""
+def read_examples(config: RunConfig, *, now: str | None = None) -> SFTExamples:
+    """The examples of a config, by its model's tokenizer; DataError for what cannot be learned.
+    `now`: as for `PromptStream`."""
     path = config.model.path
     tokenizer = load_tokenizer(path)
     stop_ids = () if tokenizer.eos_token_id is None else stop_token_ids(Path(path), tokenizer)
     max_context = model_shape(read_hf_config(path)).max_context
-    return SFTExamples(config, tokenizer, stop_ids=stop_ids, max_context=max_context)
+    return SFTExamples(config, tokenizer, stop_ids=stop_ids, max_context=max_context, now=now)
 
 
 def _open_sinks(
     given: RunConfig, config: RunConfig, start: Start, examples: SFTExamples, closing: ExitStack
 ) -> Tracker:
     directory = prepare_output(given, up_to_step=start.continued_step)
+    note_start(directory, run_id=start.run_id, after_step=start.continued_step)
     tracker = closing.enter_context(Tracker(config, num_steps=config.sft.steps))
     tracker.progress(f"warm start {directory.path}: {config.sft.steps} steps")
     if (num_epochs := given.sft.num_epochs) is not None:
-        tracker.progress(said_length(num_epochs, len(examples), config.sft.steps, "examples"))
+        size = examples.epoch_size
+        tracker.progress(said_length(num_epochs, size, config.sft.steps, "examples"))
     tracker.progress(start.said)
     tracker.progress(examples.summary)
     return tracker

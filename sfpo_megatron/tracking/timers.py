@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sfpo_megatron.host.phases import doing
+from sfpo_megatron.host.spans import Detail
 
 
 class Timers:
@@ -16,10 +17,10 @@ class Timers:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, **details: Detail) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            with doing(name):
+            with doing(name, **details):
                 yield
         finally:
             key = f"time/{name}_s"

@@ -5,17 +5,21 @@ MODE begins with `plain_` under a torchrun that is not our launcher's.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.host import peers
-from sfpo_megatron.launcher import rank as worker
-from sfpo_megatron.outputs.directory import RunDirectory
+# As sfpo_megatron/__main__.py does before what takes long.
+signal.signal(signal.SIGINT, lambda signum, frame: sys.exit(128 + signum))
+
+import os  # noqa: E402
+import subprocess  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from sfpo_megatron.config.load import ConfigError  # noqa: E402
+from sfpo_megatron.host import peers  # noqa: E402
+from sfpo_megatron.launcher import rank as worker  # noqa: E402
+from sfpo_megatron.outputs.directory import RunDirectory  # noqa: E402
 
 
 def run(mode: str, folder: Path) -> bool:

@@ -15,6 +15,8 @@ import digits
 import pytest
 import torch
 
+from sfpo_megatron import cli
+
 KEYS = {
     *("step", "num_rollouts", "reward_mean", "accuracy", "entropy", "loss", "grad_norm"),
     *("clip_frac", "ratio_mean_first_pass", "ppo_kl_first_pass", "logprob_diff_mean"),
@@ -35,6 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         model,
         sfpo={"stop_step": 3},
         debug={"save_rollouts": str(folder / "rollouts.safetensors")},
+        trace={"steps": [2, 3]},
     )
     return folder / "run", digits.train(config)
 
@@ -76,8 +79,52 @@ def test_outputs_and_table(finished: tuple[Path, str]) -> None:
     run, output = finished
     for name in ("config.yaml", "metrics.jsonl", "plot.png", "hf/model.safetensors"):
         assert (run / name).stat().st_size > 0, name
-    assert "held-out accuracy" in output
+    assert "held-out accuracy" in output and f"report: {run / 'report.html'}" in output
+    page = (run / "report.html").read_text(encoding="utf-8")
+    (start,) = (run / "environment.jsonl").read_text().splitlines()
+    versions = json.loads(start)
+    assert all(versions[name] in page for name in ("torch", "megatron-core", "commit", "hardware"))
     assert "Warning" not in output, "warnings of dependencies reach the user's console"
+
+
+def test_a_step_is_drawn_over_all_processes(finished: tuple[Path, str]) -> None:
+    """Every process, on one clock: what one waits for lies where another does it."""
+    folder = finished[0] / "trace"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("step_0000002.json", "step_0000003.json")
+    ]
+    events = json.loads((folder / "step_0000002.json").read_text())["traceEvents"]
+    named = [event for event in events if event["name"] == "process_name"]
+    names = {event["pid"]: event["args"]["name"].split(" (")[0] for event in named}
+    assert list(names.values()) == ["rank 0", "rank 1", "controller", "engine 0"]
+    spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for event in (e for e in events if e["ph"] == "X"):
+        times = event["ts"], event["ts"] + event["dur"]
+        spans.setdefault((names[event["pid"]], event["name"]), []).append(times)
+    for rank in ("rank 0", "rank 1"):
+        wanted = {"step": 1, "passes": 4, "forward_backward": 8, "reposition": 1}
+        for name, number in wanted.items():
+            assert len(spans[rank, name]) == number, (rank, name)
+    (step,), (collect,) = spans["rank 0", "step"], spans["rank 0", "collect"]
+    (refit,), (rollouts,) = spans["rank 0", "refit"], spans["controller", "rollouts"]
+    assert step[0] == 0 and inside(collect, step) and inside(refit, step)
+    assert inside(rollouts, collect)
+    for name, whole in {"generate": rollouts, "load_bucket": refit}.items():
+        assert spans["engine 0", name] and all(inside(s, whole) for s in spans["engine 0", name])
+    assert all(inside(score, rollouts) for score in spans["controller", "score"])
+
+
+def inside(inner: tuple[float, float], outer: tuple[float, float]) -> bool:
+    return outer[0] <= inner[0] <= inner[1] <= outer[1]
+
+
+def test_the_run_says_of_its_data_what_check_says(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = finished
+    assert cli.main(["check", str(run / "config.yaml"), "--data", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["train"][0]["kept"] > 0 and found["summary"] in output
 
 
 def test_exported_policy_loads_and_differs_from_the_start(finished: tuple[Path, str]) -> None:

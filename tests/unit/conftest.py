@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,3 +96,26 @@ def config(
         "data: {train: [{source: reasoning_gym, task: chain_sum, size: 40}]}\n"
     )
     return load_config("run.yaml", [])
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> Any:
+    """A real one of transformers, with the tokens of chats."""
+    from sfpo_megatron.demo.tiny_model import train_tokenizer
+
+    tokenizer = train_tokenizer(["What is 1 + 2 - 3? It is 0. ÄÖ"] * 4, 383)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["<answer>", "</answer>"], special_tokens=True)
+    return tokenizer
+
+
+@pytest.fixture
+def template(chat_tokenizer: Any) -> Iterator[Any]:
+    """A function that sets the chat template."""
+
+    def use(text: str | None) -> Any:
+        chat_tokenizer.chat_template = text
+        return chat_tokenizer
+
+    yield use
+    chat_tokenizer.chat_template = None

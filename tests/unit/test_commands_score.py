@@ -5,6 +5,7 @@ Not exercised: stdin that comes slowly.
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import inspect
 import io
@@ -263,10 +264,27 @@ def test_stdin(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = '{"response": "3", "answer": "3"}\nx\n'
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    stdin = io.BufferedReader(io.BytesIO(text.encode()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
     code = cli.main(["score", "-", "--reward", "exact_match", "--workers", "1", "--json"])
     out, err = capsys.readouterr()
     assert code == 2 and rewards(out.splitlines()) == [1.0] and "stdin:2: " in err
+
+
+def test_a_packed_file_and_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, text = tmp_path / "r", b'{"response": "3", "answer": "3", "question": null}\n'
+    packed = gzip.compress(text * 3000)
+    for content, code, found in (
+        (packed, 0, "bad lines 0"),
+        (packed[:-10], 2, f"error: {file}: found Compressed file ended"),
+        (b"PAR1" + text, 2, f"error: {file}: found a parquet file"),
+        (text.decode().encode("utf-16"), 2, f"error: {file}: found text in UTF-16"),
+    ):
+        file.write_bytes(content)
+        command = ["score", str(file), "--reward", "exact_match", "--workers", "1", "--json"]
+        assert cli.main(command) == code
+        out, err = capsys.readouterr()
+        assert found in err and (code or rewards(out.splitlines()) == [1.0] * 3000)
 
 
 _MEASURED = r"""

@@ -23,8 +23,8 @@ from sfpo_megatron.data import DataError, PromptStream
 from sfpo_megatron.data.prompts import fingerprint_of_before
 from sfpo_megatron.data.remembered import Remembered, compare
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.run.continuing import hold_to_data
 from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.same_data import hold_to_data
 
 Rows = list[dict[str, Any]]
 

@@ -35,7 +35,7 @@ def test_its_rows_are_rows_and_its_bad_rows_are_named() -> None:
         "data.train[0] (own_sources:sums row 3): found no key 'answer' (keys: ['prompt'])"
     )
     counted = BadRows("skip")
-    assert len(list(counted.good([first, second, bad]))) == 2 and counted.num_skipped == 1
+    assert len(list(counted.good([first, second, bad], "own"))) == 2 and counted.num_skipped == 1
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_every_metric_of_a_train_step_is_described() -> None:
     feed = logged_keys("run/feed.py") - {"prompts", "history", "held", "rollouts"}  # what is saved
     feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
     feed |= ZeroVarianceHistory(0.25).metrics.keys()
-    for file in ("run/checkpoints.py", "run/turns.py"):
+    for file in ("run/checkpoints.py", "run/turns.py", "run/engines.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
     files = ("trainer.py", "run/learner.py", "run/metrics.py")

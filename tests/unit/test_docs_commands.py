@@ -22,7 +22,7 @@ PAGES = [
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(ROOT.glob("examples/*/*.yaml")),
 ]
-COMMANDS = ("train", "sft", "eval", "check", "plan", "slurm", "score", "doctor", "demo")
+COMMANDS = ("train", "sft", "eval", "check", "plan", "slurm", "score", "report", "doctor", "demo")
 BASE = """\
 output_dir: r
 model: {path: m}

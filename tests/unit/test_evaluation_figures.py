@@ -9,6 +9,8 @@ import statistics
 
 import pytest
 
+from sfpo_megatron.config.reward import RewardConfig
+from sfpo_megatron.evaluation.answers import answer_of
 from sfpo_megatron.evaluation.figures import (
     Sample,
     difference,
@@ -60,6 +62,26 @@ def test_large_n_stays_exact() -> None:
 )
 def test_majority(verdicts: tuple[int, ...], answers: str, expected: float) -> None:
     assert majority(samples(*map(bool, verdicts), answers=answers)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "response", "answer"),
+    [
+        ("math", r"\boxed{1} so \boxed{ 2 }", "2"),
+        ("math", "2", None),
+        ("multiple_choice", "The answer is (E).", "(E)."),
+        ("multiple_choice", r"\boxed{E}", "E"),
+        ("multiple_choice", "<think>D</think>", None),
+        ("last_number", "1 and 2.0", "2"),
+        ("tagged_answer", "<answer> 2 </answer>", "2"),
+        ("tagged_answer", "2", None),
+    ],
+)
+def test_what_votes_is_what_its_reward_looks_at(
+    function: str, response: str, answer: str | None
+) -> None:
+    """Else a right answer would have no vote."""
+    assert answer_of(RewardConfig(function=function), None, response) == answer
 
 
 def test_the_standard_error_is_over_problems() -> None:

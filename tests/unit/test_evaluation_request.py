@@ -133,6 +133,7 @@ def test_benchmarks_of_different_rewards_go_together(model: Path) -> None:
         ("--model nowhere --data gsm8k", "found nothing there"),
         ("--model data --data gsm8k", "neither config.json nor a checkpoint"),
         ("--model m --data math5000", "found 'math5000'"),
+        ("--model m --data ,", "--data: found ','"),
         ("--model m --data gsm8k --data-dir none", "prepare_data.py"),
         ("--model m --data gsm8k --max-tokens 512", r"positions \(512\)"),
         ("--model m --data gsm8k --max-tokens 0", "eval.max_response_tokens"),
@@ -146,6 +147,22 @@ def test_benchmarks_of_different_rewards_go_together(model: Path) -> None:
 def test_what_cannot_be_is_refused(model: Path, arguments: str, message: str) -> None:
     with pytest.raises((ConfigError, EvaluationError), match=message):
         request(*arguments.split())
+
+
+def test_packed_files_are_files(model: Path) -> None:
+    found = request("--model", "m", "--data", "a.jsonl.gz,b.ndjson,c.parquet").config.data.eval
+    assert [(source.source, source.path) for source in found] == [
+        ("jsonl", "a.jsonl.gz"),
+        ("jsonl", "b.ndjson"),
+        ("parquet", "c.parquet"),
+    ]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\ufeff{}"])
+def test_a_tokenizer_config_that_is_none_is_named(model: Path, content: str) -> None:
+    (model / "tokenizer_config.json").write_text(content)
+    with pytest.raises(EvaluationError, match=r"m/tokenizer_config\.json"):
+        request("--model", "m", "--data", "gsm8k")
 
 
 def test_the_command_says_it_in_one_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,8 @@ TORCH_FREE = (
     "config/",
     "planner/",
     "cli.py",
+    "commands/report.py",
+    "commands/check.py",
     "commands/demo.py",
     "commands/responses.py",
     "commands/score.py",
@@ -50,7 +52,10 @@ TORCH_FREE = (
     "plugins.py",
     "outputs/directory.py",
     "outputs/owned.py",
+    "outputs/environment.py",
     "outputs/exported.py",
+    "outputs/metrics.py",
+    "outputs/report/",
     "host/",
     "families/known/",
     *(f"families/{name}.py" for name in ("experts", "family", "hf_config", "mla", "moe")),
@@ -179,6 +184,7 @@ HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotli
         ["check", "CONFIG"],
         ["plan", "--help"],
         ["score", "FILE"],
+        ["report", "RUN"],
     ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
@@ -186,7 +192,13 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     config = write_run(tmp_path, output_dir=f"{tmp_path}/run", model={"path": "owner/name"})
     responses = tmp_path / "responses.jsonl"
     responses.write_text('{"response": "42", "answer": "42"}')
-    files = {"CONFIG": [str(config)], "FILE": [str(responses), "--reward", "exact_match"]}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "num_rollouts": 8, "loss": 0.5}\n')
+    files = {
+        "CONFIG": [str(config)],
+        "FILE": [str(responses), "--reward", "exact_match"],
+        "RUN": [str(tmp_path / "run")],
+    }
     arguments = [word for a in arguments for word in files.get(a, [a])]
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "sfpo_megatron", *arguments],

@@ -14,13 +14,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from sfpo_megatron.host.processes import ProcessIdentity
+from sfpo_megatron.host.scratch import remove_tree
+
 ACTOR = """
 import os, subprocess, sys, tempfile, time
 from pathlib import Path
+from typing import Any
 from sfpo_megatron.rollout.lifeline import Lifeline
 
 lifeline = Lifeline(watch=True)
@@ -90,3 +95,43 @@ def test_a_killed_actor_leaves_nothing(short: Path, how: str) -> None:
     assert not any(segment.exists() for segment in segments)
     assert not any(short.iterdir())
     actor.stdout.close()
+
+
+def test_a_guard_whose_actor_is_gone_before_it_has_begun(short: Path) -> None:
+    """It ends what it was told of all the same, in silence, a line that was cut off left out."""
+    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    found = ProcessIdentity.of(victim.pid)
+    assert found is not None
+    read, write = os.pipe()
+    os.close(read)  # nobody will hear its pid
+    started = subprocess.Popen(
+        [sys.executable, "-c", "from sfpo_megatron.rollout.lifeline import main; main()"],
+        stdin=subprocess.PIPE,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    os.close(write)
+    (short / "socket").touch()
+    told = f"process {found.pid} {found.start_ticks}\nfolder {short}\nproce"
+    _, said = started.communicate(told.encode(), timeout=60)  # stderr ends with the guard itself
+    assert said == b""
+    victim.wait(timeout=20)
+    assert victim.returncode == -signal.SIGKILL and not short.exists()
+    short.mkdir()
+
+
+def test_a_folder_that_another_removes_meanwhile(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (short / "outer" / "inner").mkdir(parents=True)
+    scandir = os.scandir
+
+    def after_another(path: Any = ".") -> Any:
+        if str(path).endswith("inner"):
+            os.rmdir(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", after_another)
+    remove_tree(str(short / "outer"))
+    assert not (short / "outer").exists()

@@ -28,12 +28,13 @@ from sfpo_megatron.data import PromptStream
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.run import opening
+from sfpo_megatron.run import ends, opening, same_data
 from sfpo_megatron.run.checkpoints import Checkpoints
-from sfpo_megatron.run.continuing import decide, hold_to_data, prepare_output
+from sfpo_megatron.run.continuing import decide, prepare_output
 from sfpo_megatron.run.evaluation import Best
 from sfpo_megatron.run.feed import EngineFeed
 from sfpo_megatron.run.learner import Learner
+from sfpo_megatron.run.same_data import hold_to_data
 from sfpo_megatron.run.saving import read_run_state
 from tests.e2e import tiny
 
@@ -89,7 +90,7 @@ class Stop(Exception):
 def test_without_checkpoints_each_start_begins_again(config: RunConfig) -> None:
     """Under one id; metrics of each start are kept, and no stop request is taken."""
     config = replace(config, checkpoint=CheckpointConfig(every=0))
-    assert not config.saves_state and isinstance(opening.stop_watch(config), NoStop)
+    assert not config.saves_state and isinstance(ends.stop_watch(config), NoStop)
     ids = set()
     for number in (1, 2, 3):
         start = decide(config, store_of(config), fresh=False)
@@ -244,7 +245,7 @@ def test_the_option_reaches_the_data_before_an_engine_starts(
         asked.append(accept)
         raise Stop
 
-    monkeypatch.setattr(opening, "hold_to_data", hold)
+    monkeypatch.setattr(same_data, "hold_to_data", hold)
     monkeypatch.setattr(trainer, "objective_of", lambda config: None)
     capabilities: Any = None
     with pytest.raises(Stop):

@@ -221,7 +221,7 @@ def test_closing_ends_the_pause() -> None:
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (body(b"[1.0]"), "found 1 entries in [1.0] (list), expected a list of 2"),
+        (body(b"[1.0]"), ": found 1 entries in [1.0] (list), expected a list of 2"),
         (body(b"[1, 0, 1]"), "found 3 entries"),
         (body(b"[]"), "found 0 entries"),
         (body(b'{"rewards": [1, 0]}'), "expected a list of 2"),

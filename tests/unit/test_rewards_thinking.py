@@ -167,6 +167,8 @@ CHOICES = ["12", "24", "36 cm", r"\frac{1}{2}", "none of these"]
         ("(E)", "e)", 1),
         ("E", "The answer is E.", 1),
         ("E", "Answer: **E**", 1),
+        ("E", "**E**", 1),
+        ("E", "**D**", 0),
         ("E", r"so \boxed{\text{(E)}}", 1),
         ("E", "<answer>E</answer>", 1),
         ("E", "hm, A is wrong.\nAnswer: (E) none of these", 1),

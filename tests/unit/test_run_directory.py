@@ -21,6 +21,7 @@ FILES = [
 NAMES = {
     *("metrics.jsonl", "eval.jsonl", "plot.png", "hf", "checkpoints", "logs", "slurm"),
     *("stop-requested", "controller.log", ".lock", ".lock-heartbeat"),
+    *("environment.jsonl", "report.html"),
 }
 
 

@@ -13,7 +13,8 @@ from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.training import SFTConfig, TrainConfig
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.run.engines import Engines, MainEnds
+from sfpo_megatron.run.ends import MainEnds
+from sfpo_megatron.run.engines import Engines
 from sfpo_megatron.run.evaluation import Best
 from sfpo_megatron.run.length import sft_length, train_length
 from sfpo_megatron.run.opening import other_ends
@@ -50,7 +51,7 @@ def test_exactly_one(section: type[TrainConfig | SFTConfig]) -> None:
 def test_epochs_of_train_are_whole_batches(
     prompts: int, oversample: float, epochs: int, steps: int
 ) -> None:
-    """A batch never straddles two epochs (data/prompts.py); every rank takes rank 0's count."""
+    """A batch never straddles two epochs (data/cursor.py); every rank takes rank 0's count."""
     rollout = {"oversample": oversample, "drop_groups": ["zero_variance"]}
     config = run_config(
         train={"num_epochs": epochs, "prompts_per_step": 32},
@@ -112,17 +113,19 @@ def _main(tracker: Any, best: Best) -> MainEnds:
 def test_the_target_is_reached_once_an_evaluation_has() -> None:
     config, best, said = run_config(eval={"stop_at": 0.5}), Best(), []
     engines = an_engines(config, best, said, None)
-    assert not engines.is_at_target()  # nothing has been evaluated
+    assert not engines.is_over(0)  # nothing has been evaluated
     best.observe(10, 0.49)
-    assert not engines.is_at_target() and said == []
+    assert not engines.is_over(10) and said == []
     best.observe(20, 0.5)
     best.observe(30, 0.3)  # reached all the same: a run that continues does not go on
-    assert engines.is_at_target()
+    assert engines.is_over(30)
     (line,) = said
     assert "0.500 after step 20 has reached eval.stop_at=0.5" in line
-    assert not an_engines(run_config(), best, said, None).is_at_target()
+    assert not an_engines(run_config(), best, said, None).is_over(30)
     for told in (True, False):
-        assert an_engines(config, Best(), said, told).is_at_target() is told
+        assert an_engines(config, Best(), said, told).is_over(30) is told
+    last = config.train.steps
+    assert an_engines(config, Best(), said, False).is_over(last) and last > 30
 
 
 class FakeRun:
@@ -134,14 +137,19 @@ class FakeRun:
         for step, accuracy in accuracies.items():
             if step <= resumed and resumed:
                 self.best.observe(step, accuracy)
+
+        def evaluate(*, step: int) -> None:
+            self.best.observe(step, accuracies.get(step, 0.0))
+
         target = an_engines(config, self.best, self.text, None)
-        nothing = dict.fromkeys(("to_trainer", "wait_generated"), lambda: None)
+        target.evaluate = evaluate  # type: ignore[method-assign]
         self.engines: Any = SimpleNamespace(
-            **nothing,
+            to_trainer=lambda: None,
             collect=lambda step: self.trained.append(step),
-            refit=lambda weight_version: None,
-            evaluate=lambda step: self.best.observe(step, accuracies.get(step, 0.0)),
-            is_at_target=target.is_at_target,
+            take_weights=lambda step, timers: None,
+            evaluate=target.evaluate,
+            evaluate_if_due=target.evaluate_if_due,
+            is_over=target.is_over,
             metrics={},
         )
         self.checkpoints: Any = SimpleNamespace(
@@ -157,8 +165,7 @@ class FakeRun:
             snapshot=None,
             observe=lambda results: None,
             metrics=lambda *_: {},
-            check_agreement=lambda *_, **__: None,
-            check_collapse=lambda *_, **__: None,
+            check=lambda *_, **__: None,
         )
         self.opened: Any = SimpleNamespace(
             config=config, log=lambda metrics: None, progress=self.text.append

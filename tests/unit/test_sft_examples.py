@@ -6,78 +6,13 @@ models ship. Not exercised: pretrained tokenizers, the loss (tests/dist/test_war
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made.configs import run_config
+from made.conversations import CHATML, ENDS, TEMPLATES, chat, config_of
 
-from sfpo_megatron.config.tree import DataSource, RunConfig
 from sfpo_megatron.data import DataError, PromptStream, SFTExample, SFTExamples
-
-ENDS = "<|im_end|>"
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MARKED = CHATML.replace(
-    "{{ m.content }}<|im_end|>\n",
-    "{% if m.role == 'assistant' %}{% generation %}MARK{% endgeneration %}REST"
-    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}",
-)
-TEMPLATES = {
-    "prefixes": CHATML,
-    "prefixes, stripped": CHATML.replace("{{ m.content }}", "{{ m.content | trim }}"),
-    # Qwen3 writes an empty thought before an answer that has none.
-    "prefixes, a thought": CHATML.replace(
-        "{{ m.content }}", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
-    ),
-    "marks with the end": MARKED.replace("MARK", "{{ m.content }}<|im_end|>").replace("REST", "\n"),
-    "marks with the line": MARKED.replace("MARK", "{{ m.content }}<|im_end|>\n").replace(
-        "REST", ""
-    ),
-    "marks of the text": MARKED.replace("MARK", "{{ m.content }}").replace("REST", "<|im_end|>\n"),
-    "marks, trimmed": MARKED.replace("MARK", "{%- generation -%}").replace(
-        "{% generation %}{%- generation -%}", "{%- generation -%}{{ m.content }}<|im_end|>"
-    ).replace("REST", "\n"),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizer() -> Any:
-    from sfpo_megatron.demo.tiny_model import train_tokenizer
-
-    tokenizer = train_tokenizer(["What is 1 + 2 - 3? It is 0. ÄÖ"] * 4, 383)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", ENDS]})
-    tokenizer.add_tokens(["<answer>", "</answer>"], special_tokens=True)
-    return tokenizer
-
-
-@pytest.fixture
-def template(chat_tokenizer: Any) -> Iterator[Any]:
-    """A function that sets the chat template."""
-
-    def use(text: str | None) -> Any:
-        chat_tokenizer.chat_template = text
-        return chat_tokenizer
-
-    yield use
-    chat_tokenizer.chat_template = None
-
-
-def config_of(folder: Path, rows: list[Any], **sections: Any) -> RunConfig:
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": (DataSource(source="jsonl", path=str(file)),), **sections.pop("data", {})}
-    return run_config(data=data, **sections)
-
-
-def chat(*contents: str, system: str = "") -> dict[str, Any]:
-    roles = ("user", "assistant")
-    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
-    return {"messages": [{"role": "system", "content": system}] * bool(system) + turns}
 
 
 def learned(tokenizer: Any, example: SFTExample) -> list[str]:
@@ -104,6 +39,10 @@ ONE_TURN: dict[str, tuple[dict[str, Any], str]] = {
     "the completion": ({"completion": "1 + 2 is 3.", "answer": "3"}, "1 + 2 is 3."),
     "without an answer": ({"completion": "It is 3."}, "It is 3."),
     "a message": ({"completion": [{"role": "assistant", "content": "It is 3."}]}, "It is 3."),
+    "a message in parts": (
+        {"completion": [{"role": "assistant", "content": [{"type": "text", "text": "It is 3."}]}]},
+        "It is 3.",
+    ),
     "the answer": ({"answer": "3"}, "3"),
     "a null completion": ({"completion": None, "answer": 3}, "3"),
     "an empty completion": ({"completion": "", "answer": "3"}, "3"),
@@ -235,6 +174,18 @@ def test_the_assistants_turns_are_learned(
     assert written == whole.removesuffix("\n")
 
 
+def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) -> None:
+    """As a message of `prompt` may be; an image among them is no text."""
+    parts = [{"type": "text", "text": "It is "}, {"type": "text", "text": "0."}]
+    rows = [chat("What is 1 - 1?", "x") for _ in range(2)]
+    rows[0]["messages"][1]["content"] = parts
+    rows[1]["messages"][1]["content"] = [*parts, {"type": "image"}]
+    config = config_of(tmp_path, rows, data=SKIP)
+    examples = SFTExamples(config, template(CHATML), stop_ids=())
+    assert len(examples) == 1
+    assert learned(template(CHATML), only(examples))[0].startswith("It is 0.<|im_end|>")
+
+
 def test_what_follows_the_last_answer_is_left_out(template: Any, tmp_path: Path) -> None:
     tokenizer = template(CHATML)
     rows = [chat("1 + 2?", "3", "Thanks"), chat("1 + 2?", "3")]
@@ -298,77 +249,3 @@ def test_a_template_that_cannot_be_learned_from(case: str, template: Any, tmp_pa
 def test_messages_without_a_template(template: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no chat template.*chat_template\.jinja"):
         SFTExamples(config_of(tmp_path, [chat("1?", "3")]), template(None))
-
-
-# ---- held out, epochs, the cursor ---------------------------------------------------------------
-
-
-def rows_of(count: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"1 + {i} =", "answer": str(1 + i)} for i in range(count)]
-
-
-def test_a_share_is_held_out_by_its_question(tokenizer: Any, tmp_path: Path) -> None:
-    def split(rows: list[dict[str, Any]], seed: int) -> tuple[set[str], set[str]]:
-        sft = {"holdout": 0.25, "eval_every": 1}
-        examples = SFTExamples(config_of(tmp_path, rows, sft=sft, seed=seed), tokenizer)
-        learned = examples.next_batch(len(examples))
-        return tuple(  # type: ignore[return-value]
-            {tokenizer.decode(e.prompt_ids) for e in part} for part in (learned, examples.held_out)
-        )
-
-    learned, held_out = split(rows_of(400), 0)
-    assert not learned & held_out and len(learned | held_out) == 400
-    assert 60 < len(held_out) < 140  # 100 within five standard deviations
-    assert split(list(reversed(rows_of(400))), 7) == (learned, held_out)
-    again = [{**row, "prompt": f" {row['prompt']}  "} for row in rows_of(400)]
-    assert {text.strip() for text in split(again, 0)[1]} == held_out
-
-
-def test_held_out_rows_of_data_eval(template: Any, tmp_path: Path) -> None:
-    """Rows without a reference too; nobody learns from their questions."""
-    tokenizer = template(CHATML)
-    exam = tmp_path / "exam.jsonl"
-    exam.write_text("".join(json.dumps(chat(f"1 + {i} =", "2")) + "\n" for i in range(3)))
-    data = {"eval": (DataSource(source="jsonl", path=str(exam)),)}
-    config = config_of(tmp_path, rows_of(9), data=data, sft={"eval_every": 5})
-    examples = SFTExamples(config, tokenizer)
-    assert (len(examples), len(examples.held_out)) == (6, 3)
-    off = SFTExamples(config_of(tmp_path, rows_of(9), data=data), tokenizer)
-    assert (len(off), len(off.held_out)) == (6, 0)
-    with pytest.raises(DataError, match=r"data\.eval: found no row for the held-out loss"):
-        SFTExamples(config_of(tmp_path, rows_of(9), sft={"eval_every": 5}), tokenizer)
-
-
-@pytest.mark.parametrize("per_step", [4, 10, 25])
-def test_each_epoch_has_every_example_once(per_step: int, tokenizer: Any, tmp_path: Path) -> None:
-    sft = {"num_epochs": 3, "examples_per_step": per_step}
-    config = config_of(tmp_path, rows_of(10), sft=sft)
-    examples = SFTExamples(config, tokenizer)
-    batches = [examples.next_batch(per_step) for _ in range(-(-30 // per_step))]
-    drawn = [e.prompt_ids for batch in batches for e in batch]
-    assert len(drawn) == 30 and [len(b) for b in batches[:-1]] == [per_step] * (len(batches) - 1)
-    for epoch in range(3):
-        assert len(set(drawn[epoch * 10 : epoch * 10 + 10])) == 10
-
-
-def test_the_cursor_goes_on_where_it_was(template: Any, tmp_path: Path) -> None:
-    """Through a file that was renamed; a row whose completion has changed is another row."""
-    tokenizer = template(CHATML)
-    rows = [{**row, "completion": f"It is {row['answer']}."} for row in rows_of(7)]
-    rows.append(chat("What?", "It is 0."))
-    first = SFTExamples(config_of(tmp_path, rows), tokenizer)
-    drawn = [first.next_batch(3) for _ in range(6)]
-    again = SFTExamples(config_of(tmp_path, rows), tokenizer)
-    for batch in drawn[:3]:
-        assert again.next_batch(3) == batch
-    state = json.loads(json.dumps(again.stream.state_dict()))
-    elsewhere = tmp_path / "elsewhere.jsonl"
-    elsewhere.write_text((tmp_path / "rows.jsonl").read_text())
-    renamed = run_config(data={"train": (DataSource(source="jsonl", path=str(elsewhere)),)})
-    resumed = SFTExamples(renamed, tokenizer)
-    resumed.stream.load_state_dict(state)
-    assert [resumed.next_batch(3) for _ in range(3)] == drawn[3:]
-    for changed in ({**rows[2], "completion": "It is 9."}, chat("What?", "It is 1.")):
-        others = [*rows[:2], changed, *rows[3:]] if "prompt" in changed else [*rows[:7], changed]
-        other = SFTExamples(config_of(tmp_path, others), tokenizer)
-        assert other.stream.difference(state)

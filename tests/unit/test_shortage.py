@@ -175,3 +175,10 @@ def test_what_an_engine_died_of_is_in_its_log(tmp_path: Path, error: str, expect
         stream.write(after)
     assert expected in (log.root_cause() or "")
     assert EngineLog(tmp_path / "none").root_cause() is None
+
+
+def test_a_message_is_one_line() -> None:
+    assert message_line(KeyError("a\n  b"), 3) == "error: rank 3: KeyError: 'a\\n b'"
+    long = message_line(ValueError("x" * 5000), 0)
+    assert len(long) < 700
+    assert long.endswith("...")

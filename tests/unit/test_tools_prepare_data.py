@@ -73,8 +73,8 @@ LAYOUTS: dict[str, tuple[str, list[dict[str, Any]], list[tuple[str, str]]]] = {
     "amc": (
         "data/train-00000-of-00001.parquet",
         [{"id": 0, "problem": "Q", "answer": 142.0, "url": "u"}, {"id": 1, "problem": "R",
-          "answer": 2.5, "url": "u"}],
-        [("Q", "142"), ("R", "2.5")],
+          "answer": 2.5, "url": "u"}, {"id": 2, "problem": "S", "answer": 1e-7, "url": "u"}],
+        [("Q", "142"), ("R", "2.5"), ("S", "0.0000001")],
     ),
     "minerva": ("minervamath.jsonl", [{"question": "Q", "answer": "1.6e-19"}], [("Q", "1.6e-19")]),
     "olympiadbench": (
@@ -174,6 +174,26 @@ def test_rows_without_an_answer_are_left_out_and_counted(
     assert f"left out: {path}:2: found a solution whose last" in capsys.readouterr().err
 
 
+def test_numbers_are_those_that_are_written(tmp_path: Path) -> None:
+    """In JSON more digits than a float has, in parquet fewer; what is no number is no answer."""
+    numbers = ("1e-7", "0.1234567890123456789", "NaN", "1e999")
+    rows = [f'{{"problem": "{n}", "answer": {text}}}\n' for n, text in enumerate(numbers)]
+    path = tmp_path / "downloads/math500/test.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(rows))
+    entry = prepare(tmp_path, "math500")["math500"]
+    found = [row["answer"] for row in rows_of(tmp_path / "out/math500.parquet")]
+    assert found == ["0.0000001", "0.1234567890123456789"] and sum(entry["bad"].values()) == 2
+    import pyarrow.parquet
+
+    path = tmp_path / "downloads/amc/train.parquet"
+    path.parent.mkdir()
+    column = pyarrow.array([0.1], pyarrow.float32())
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["Q"], "answer": column}), path)
+    prepare(tmp_path, "amc")
+    assert rows_of(tmp_path / "out/amc.parquet")[0]["answer"] == "0.1"
+
+
 def test_what_is_missing_is_named_with_where_to_get_it(tmp_path: Path) -> None:
     jsonl(tmp_path / "downloads/math500/test.jsonl", [MATH500])
     with pytest.raises(SystemExit) as caught:
@@ -198,8 +218,51 @@ def test_files_of_ones_own_and_their_columns(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "out/mine.parquet") == [expected]
     assert main([*command, "completion=steps"]) == 0
     assert rows_of(tmp_path / "out/mine.parquet") == [expected | {"completion": "6*7=42"}]
-    with pytest.raises(SystemExit, match="found x, expected prompt=, answer= or completion="):
-        main([*command, "x=y"])
+    with pytest.raises(SystemExit, match="completion=steps x=y, expected prompt=COLUMN"):
+        main([*command, "completion=steps", "x=y"])
+
+
+def test_answers_are_what_was_written_or_left_out(tmp_path: Path) -> None:
+    """As rows of a run have them: no repr of a list, no 1e-07, no half of a character."""
+    system = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    good = [("a", 1e-7), ("b", 0), ("c", " 4 "), ([{"role": "user", "content": "d"}], "5")]
+    bad = [("e", ["1", "2"]), ("f", True), ("g", float("nan")), (5, "1"), (system, "1"),
+           ("\ud83d", "1"), ("h", "\ud83d"), ("i", None), ("", "1")]  # fmt: skip
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in good + bad]
+    path = jsonl(tmp_path / "mine.jsonl", rows)
+    assert main(["mine", "--file", str(path), "--out", str(tmp_path / "out")]) == 0
+    expected = {"a": "0.0000001", "b": "0", "c": "4", "d": "5"}
+    found = rows_of(tmp_path / "out/mine.parquet")
+    assert {row["prompt"]: row["answer"] for row in found} == expected
+
+
+def test_a_float32_column_has_the_digits_that_it_was_written_with(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": ["a"], "answer": pyarrow.array([0.1], pyarrow.float32())})
+    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
+    main(["mine", "--file", str(tmp_path / "mine.parquet"), "--out", str(tmp_path / "out")])
+    assert rows_of(tmp_path / "out/mine.parquet") == [{"prompt": "a", "answer": "0.1"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["../x", "--file", "FILE"], "found the name '../x'"),
+        (["a/b", "--file", "FILE"], "found the name 'a/b'"),
+        (["x", "--task", "chain_sum", "--size", "-3"], "found --size -3"),
+        (["x", "--task", "no_such_task", "--size", "3"], "--task no_such_task: task: found"),
+        (["x", "--file", "FILE", "--columns", "prompt"], "--columns: found prompt, expected"),
+        (["x", "--file", "FILE", "--out", "FILE"], "--out "),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    tmp_path: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = jsonl(tmp_path / "mine.jsonl", [{"prompt": "a", "answer": "1"}])
+    given = [str(file) if word == "FILE" else word for word in arguments]
+    out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as caught:
+        main([*given, *out])
+    assert says in f"{caught.value} {capsys.readouterr().err}"
 
 
 def test_a_file_that_is_not_the_tools_stays(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ HUGE = {
     "carets": "^" * 9000,
     "dollars": r"\$" * 4000,
     "units": "1 " + "cm " * 2500,
+    "thousands": "1" + ",000" * 2400,
+    "list of thousands": ",".join(["111"] * 2400),
+    "names": "x=" * 2000 + "1",
+    "names of names": "a=b=c=" * 700 + "1",
+    "fonts that are not closed": r"	ext{" * 1500,
+    "colours": r"\color{red}" * 800 + "41",
+    "sets by a condition": r"\{x|" * 50 + "x>1" + r"\}" * 50,
+    "quotes": '"' * 9000,
+    "millions": "5 " + "million " * 1000,
 }
 CODE = {
     "import": "__import__('os').system('true')",

@@ -31,7 +31,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 class Stop(Exception):
-    """Far enough: what follows needs a model."""
+    """Far enough: what follows needs a model. On rank 0 with the date that the examples print."""
 
 
 def run_sft(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, rank: int, fresh: bool) -> None:
@@ -45,7 +45,11 @@ def run_sft(config: RunConfig, monkeypatch: pytest.MonkeyPatch, *, rank: int, fr
         raise Stop
 
     monkeypatch.setattr(warm_start, "ControlGroup", lambda _: control)
-    monkeypatch.setattr(warm_start, "read_examples", lambda config: [])
+
+    def read_examples(config: RunConfig, *, now: str | None) -> None:
+        raise Stop(now)
+
+    monkeypatch.setattr(warm_start, "read_examples", read_examples)
     monkeypatch.setattr(warm_start, "sft_length", sft_length)
     capabilities: Any = None
     sft.run(config, capabilities, fresh=fresh)
@@ -106,6 +110,18 @@ def test_a_warm_start_continues_as_a_run_does(config: RunConfig) -> None:
     record = RunRecord.read(RunDirectory.of(config.output_dir))
     assert record is None
     assert decide(config, store, fresh=True, kind="sft").run_id != first.run_id
+
+
+def test_a_warm_start_continues_with_its_date(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = decide(config, store_of(config), fresh=False, kind="sft")
+    state = json.loads(state_of(begun.run_id, "sft"))
+    save(config, 2, json.dumps({**state, "data": {"prompts": {"now": "2026-01-31T23:59:00"}}}))
+    for fresh, date in ((False, "2026-01-31T23:59:00"), (True, None)):
+        with pytest.raises(Stop) as stopped:
+            run_sft(config, monkeypatch, rank=0, fresh=fresh)
+        assert stopped.value.args == (date,)
 
 
 @pytest.mark.parametrize("has", ["checkpoints", "a record", "both"])

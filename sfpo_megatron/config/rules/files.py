@@ -45,10 +45,14 @@ def data(config: RunConfig) -> Iterator[Problem]:
                     "pip install 'sfpo-megatron[datasets]' (or datasets alone)",
                     "error_when_training",
                 )
-            if source.source in ENDINGS and not files_of(source.source, source.path or ""):
+            files = files_of(source.source, source.path or "") if source.source in ENDINGS else []
+            astray = next((file for file in files if not file.is_file()), None)
+            if source.source in ENDINGS and (astray is not None or not files):
                 yield Problem(
                     f"{key}.path",
-                    f"no file {source.path!r} in {Path.cwd()}",
+                    f"no file {source.path!r} in {Path.cwd()}"
+                    if astray is None
+                    else f"{str(astray)!r}, a link that leads nowhere",
                     f"a {source.source} file, a directory of them, or a glob",
                     "correct the path (it is relative to the current directory)",
                     "error_when_training",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from sfpo_megatron.config.rules.parquet_footer import num_rows
 from sfpo_megatron.config.rules.problem import Problem
-from sfpo_megatron.config.source_files import ENDINGS, files_of
+from sfpo_megatron.config.source_files import ENDINGS, NoLines, files_of, lines_in
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
 MANY = 10**12
@@ -19,8 +19,7 @@ MANY = 10**12
 
 def rows(config: RunConfig) -> Iterator[Problem]:
     """Every source has rows, and those of data.train make one batch of different prompts."""
-    train = config.train
-    needed = math.ceil(train.prompts_per_step * config.rollout.oversample)
+    train, needed = config.train, config.drawn_per_step
     total: int | None = 0
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
@@ -59,7 +58,7 @@ def at_most(source: DataSource, enough: int) -> int | None:
     for path in files:
         try:
             found = num_rows(path) if source.source == "parquet" else _lines(path, enough)
-        except (OSError, EOFError, zlib.error):
+        except (OSError, EOFError, zlib.error, NoLines):
             return None
         if found is None:
             return None
@@ -72,12 +71,6 @@ def at_most(source: DataSource, enough: int) -> int | None:
 
 
 def _lines(path: Path, enough: int) -> int:
-    count = 0
-    with path.open("rb") as plain:
-        packed = plain.read(2) == b"\x1f\x8b"  # gzip
-    with gzip.open(path) if packed else path.open("rb") as lines:
-        for line in lines:
-            count += bool(line.strip())
-            if count == enough:
-                break
-    return count
+    with path.open("rb") as file:
+        filled = (line for line in lines_in(file) if line.strip())
+        return sum(1 for _ in islice(filled, enough))

@@ -1,0 +1,128 @@
+"""Files as users have them: other encodings and packings, hidden files, links, columns that are not
+what they seem. Not exercised: the tokenizer (test_data_templates.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.config.fields import FieldError
+from sfpo_megatron.config.tree import DataSource
+from sfpo_megatron.data.columns import row_of
+from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.sources import source_rows
+
+LINE = '{"prompt": "6 * 7 =", "answer": "42"}\n'
+
+
+def read(path: Path, **more: Any) -> list[Row | DataError]:
+    source = DataSource(source="jsonl", path=str(path), **more)
+    return list(source_rows(source, seed=0, key="data.train.0", name="rows"))
+
+
+def row(value: dict[str, Any], **more: Any) -> Row | DataError:
+    return row_of(value, where="f:1", row_id="1", **more)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ((LINE * 3).encode("utf-16"), "text in UTF-16"),
+        (b"\x28\xb5\x2f\xfdxxx", "packed with zstd"),
+        (b"BZh91AY", "packed with bzip2"),
+        (b"\xfd7zXZ\0", "packed with xz"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"PAR1", "a parquet file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a git-lfs pointer"),
+    ],
+)
+def test_what_has_no_lines_is_said_of_the_file(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=what) as raised:
+        read(tmp_path / "rows.jsonl")
+    assert str(raised.value).startswith("data.train.0.path: found ")
+
+
+def test_utf_16_without_its_mark_is_bad_in_every_line(tmp_path: Path) -> None:
+    """The second line begins with the half of a character, and is JSON in the other byte order."""
+    text = LINE.replace("6 * 7", "你好")
+    (tmp_path / "rows.jsonl").write_bytes((text * 3).encode("utf-16-le"))
+    found = read(tmp_path / "rows.jsonl")
+    assert found and all(isinstance(one, DataError) for one in found)
+    assert "UTF-8" in str(found[1])
+
+
+def test_a_byte_order_mark_of_utf_8_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf\n" + b"\xef\xbb\xbf" + LINE.encode())
+    (one,) = read(tmp_path / "rows.jsonl")
+    assert isinstance(one, Row) and one.id == "rows/2"
+
+
+def test_hidden_files_of_a_directory_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINE)
+    (tmp_path / "._a.jsonl").write_bytes(b"\0\5\x16\7")  # what a Mac leaves beside a file
+    assert len(read(tmp_path)) == 1
+    assert len(read(tmp_path / "._a.jsonl")) == 1, "named in full it is read"
+
+
+@pytest.mark.parametrize("path", ["", "*.jsonl", "b.jsonl"])
+def test_a_link_that_leads_nowhere_is_no_missing_shard(tmp_path: Path, path: str) -> None:
+    (tmp_path / "a.jsonl").write_text(LINE)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"b\.jsonl"):
+        read(tmp_path / path)
+
+
+def test_columns_that_collide() -> None:
+    for columns in ({"prompt": "q", "answer": "q"}, {"answer": "prompt"}, {"system": "prompt"}):
+        with pytest.raises(FieldError, match="a column each"):
+            DataSource(source="jsonl", path="f", columns=columns)
+    DataSource(source="jsonl", path="f", columns={"prompt": "q", "metadata": "q"})
+
+
+def test_an_instruction_is_not_dropped_for_its_input() -> None:
+    """Alpaca's columns are NeMo-RL's `input` and `output` and one more."""
+    nemo = row({"input": "6 * 7 =", "output": "42"})
+    assert isinstance(nemo, Row) and nemo.layout == "NeMo-RL"
+    alpaca = row({"instruction": "Multiply.", "input": "6 * 7 =", "output": "42"})
+    assert isinstance(alpaca, DataError) and "'instruction'" in str(alpaca)
+    named = {"prompt": "instruction", "answer": "output"}
+    mapped = row({"instruction": "6 * 7 =", "input": "", "output": "42"}, columns=named)
+    assert isinstance(mapped, Row) and mapped.question == "6 * 7 ="
+
+
+def test_a_mapped_system_message_is_text() -> None:
+    columns = {"system": "sys"}
+    value = {"prompt": "q", "answer": "1"}
+    for absent in ({}, {"sys": None}, {"sys": ""}):
+        found = row(value | absent, columns=columns)
+        assert isinstance(found, Row) and found.system == ""
+    found = row(value | {"sys": ["be brief"]}, columns=columns)
+    assert isinstance(found, DataError) and "sys = ['be brief']" in str(found)
+
+
+def test_a_column_that_was_left_out_is_not_just_missing(tmp_path: Path) -> None:
+    """A date beside the ground truth: the object is no JSON as a whole."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    day = pyarrow.array([{"ground_truth": "42", "at": 0}]).cast(
+        pyarrow.struct([("ground_truth", pyarrow.string()), ("at", pyarrow.timestamp("ns"))])
+    )
+    table = pyarrow.table({"prompt": ["6 * 7 ="], "reward_model": day})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    source = DataSource(source="parquet", path=str(tmp_path / "rows.parquet"))
+    (found,) = source_rows(source, seed=0, key="k", name="rows")
+    assert isinstance(found, DataError) and "JSON cannot hold reward_model" in str(found)
+
+
+def test_a_response_in_another_encoding_is_a_bad_line() -> None:
+    from sfpo_megatron.config.source_files import text_of
+
+    line = b"\0" + json.dumps({"response": "x"}).encode("utf-16-le") + b"\n"
+    with pytest.raises(ValueError, match="expected UTF-8"):
+        text_of(line)
+    assert json.loads(text_of("\ufeff{}".encode())) == {}
