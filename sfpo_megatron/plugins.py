@@ -122,6 +122,9 @@ SINK = Kind(
     built_in={
         "console": "sfpo_megatron.tracking.console:ConsoleSink",
         "jsonl": "sfpo_megatron.tracking.jsonl:JsonlSink",
+        "tensorboard": "sfpo_megatron.tracking.tensorboard:TensorBoardSink",
+        "wandb": "sfpo_megatron.tracking.wandb:WandbSink",
+        "mlflow": "sfpo_megatron.tracking.mlflow:MlflowSink",
     },
 )
 ENVIRONMENT = Kind(

@@ -29,6 +29,7 @@ from sfpo_megatron.run.metrics import batch_metrics
 from sfpo_megatron.run.opening import OpenedRun, open_run
 from sfpo_megatron.run.saving import Stateful
 from sfpo_megatron.sfpo import sfpo_step
+from sfpo_megatron.tracking.memory import peak_memory
 from sfpo_megatron.tracking.timers import Timers
 
 
@@ -82,7 +83,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
     if engines.is_over(done):
         return checkpoints.after_step(done, is_last=True)
     for step in count(done + 1):
-        timers = Timers()
+        timers = Timers(peak_memory())
         with timers("step", step=step):
             batch = engines.collect(step)
             engines.to_trainer()  # colocated engines have had the devices
@@ -93,8 +94,9 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
                 results = sfpo_step(one_pass, learner.snapshot, num_fast_passes=k, alpha=alpha)
             learner.observe(results)
             engines.take_weights(step, timers)
-        metrics = learner.metrics(prepared, results, timers)
-        opened.log(metrics | engines.metrics | checkpoints.times)
+        metrics = learner.metrics(prepared, results, timers, engines.metrics)
+        opened.log(metrics | checkpoints.times)
+        opened.show(engines.details(step, batch))
         learner.check(prepared, results, metrics, warn=opened.progress, save=checkpoints.save_now)
         is_last = engines.evaluate_if_due(step)
         is_stopped = checkpoints.after_step(step, is_last=is_last)
@@ -112,5 +114,6 @@ def generate(
     for step in range(1, opened.config.train.steps + 1):
         batch = engines.collect(step)
         opened.log({"step": step, **batch_metrics(batch, learner.totals), **engines.metrics})
+        opened.show(engines.details(step, batch))
     engines.evaluate(step=opened.config.train.steps)
     return False

@@ -2,9 +2,10 @@
 
     python tools/doc_tables.py        # writes them where they stand
 
-docs/processes.md has the layers, from the tables that tests/unit/test_layering.py checks imports
-against; what a room is comes from its docstring. examples/demo/README.md has the demo's accuracies,
-from benchmarks/results/demo.json. A unit test fails when one of them is stale.
+docs/outputs.md has the metrics, from where they are declared. docs/processes.md has the layers,
+from the tables that tests/unit/test_layering.py checks imports against; what a room is comes from
+its docstring. examples/demo/README.md has the demo's accuracies, from
+benchmarks/results/demo.json. A unit test fails when one of them is stale.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
+
+from sfpo_megatron.outputs import cost_metrics, metric_list  # noqa: E402
+from sfpo_megatron.outputs.declared import table as metric_table  # noqa: E402
+
 PACKAGE = ROOT / "sfpo_megatron"
 LAYERING = ROOT / "tests/unit/test_layering.py"
 DEMO = ROOT / "benchmarks/results/demo.json"
@@ -28,13 +35,18 @@ class Stale(ValueError):
 def pages() -> dict[Path, str]:
     """Each page that has a table, as it should be."""
     tables = {
+        ("docs/outputs.md", "train-step"): metric_table(metric_list.TRAIN_STEP),
+        ("docs/outputs.md", "costs"): metric_table(cost_metrics.COSTS),
+        ("docs/outputs.md", "evaluation"): metric_table(metric_list.EVALUATION),
+        ("docs/outputs.md", "warm-start"): metric_table(metric_list.WARM_START),
         ("docs/processes.md", "layers"): layers(),
         ("examples/demo/README.md", "demo"): demo(json.loads(DEMO.read_text(encoding="utf-8"))),
     }
-    return {
-        ROOT / page: with_table((ROOT / page).read_text(encoding="utf-8"), name, table, page=page)
-        for (page, name), table in tables.items()
-    }
+    found: dict[Path, str] = {}
+    for (page, name), made in tables.items():
+        text = found.get(ROOT / page) or (ROOT / page).read_text(encoding="utf-8")
+        found[ROOT / page] = with_table(text, name, made, page=page)
+    return found
 
 
 def with_table(text: str, name: str, table: str, *, page: str) -> str:

@@ -160,13 +160,13 @@ def retire_run(directory: RunDirectory, store: CheckpointStore) -> Path | None:
 
 
 def retire_metrics(directory: RunDirectory) -> None:
-    """Keep metrics.jsonl of an earlier run as metrics.previous-N.jsonl."""
-    metrics = directory.metrics
-    if metrics.exists() and metrics.stat().st_size:
-        number = 1
-        while (aside := metrics.with_name(f"{metrics.stem}.previous-{number}.jsonl")).exists():
-            number += 1
-        metrics.rename(aside)
+    """Keep metrics.jsonl of an earlier run as metrics.previous-N.jsonl, and samples.jsonl so."""
+    for file in (directory.metrics, directory.samples):
+        if file.exists() and file.stat().st_size:
+            number = 1
+            while (aside := file.with_name(f"{file.stem}.previous-{number}.jsonl")).exists():
+                number += 1
+            file.rename(aside)
 
 
 def outlook(directory: RunDirectory, store: CheckpointStore, *, resume: str, fresh: bool) -> str:

@@ -35,6 +35,7 @@ from sfpo_megatron.config.rules.rows import rows
 from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
 from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
+from sfpo_megatron.config.rules.tracking import sink_libraries
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
@@ -281,6 +282,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     optimizer_modes,
     engine_arguments,
     own_code,
+    sink_libraries,
     server,
     data,
     rows,

@@ -157,11 +157,31 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
+class SamplesConfig:
+    """Sample rollouts to look at, on the console, in output_dir/samples.jsonl and other sinks."""
+
+    every: int = 0
+    """Train steps between samples, the first step included; 0 for never."""
+    num_prompts: int = 2
+    """Prompts of each time, with all their responses."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "every")
+        at_least(self, 1, "num_prompts")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
 class TrackingConfig:
     """The sinks of the metrics."""
 
     sinks: tuple[Annotated[str, SINK], ...] = ("console", "jsonl")
-    """console: a progress line; jsonl: output_dir/metrics.jsonl."""
+    """console: a progress line; jsonl: output_dir/metrics.jsonl; tensorboard, wandb, mlflow: those
+    services (docs/outputs.md)."""
+    project: str = "sfpo-megatron"
+    """Project of wandb, experiment of mlflow."""
+    run_name: str | None = None
+    """Name of the run there; null for the last part of output_dir."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
     def __post_init__(self) -> None:
         known(self, SINK, "sinks")

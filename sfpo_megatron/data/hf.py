@@ -6,7 +6,7 @@ those of parquet are, so that an image or a date among the columns is never deco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,23 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
     names, left_out = columns_of(data.features.arrow_schema, source)
     tables = data.select_columns(names).with_format("arrow").iter(batch_size=_BATCH_ROWS)
     at = f"{source.path}[{data.split}]" if data.split is not None else str(source.path)
-    yield from rows_of(tables, source, left_out, at)
+    yield from rows_of(_with_names(tables, data.features, names), source, left_out, at)
+
+
+def _with_names(tables: Iterable[Any], features: Any, columns: list[str]) -> Iterator[Any]:
+    """The tables with the names of classes in place of their numbers; null for no class."""
+    import datasets
+    import pyarrow
+
+    classes = {name: features[name] for name in columns}
+    classes = {n: kind for n, kind in classes.items() if isinstance(kind, datasets.ClassLabel)}
+    for table in tables:
+        for name, kind in classes.items():
+            numbers = table.column(name).to_pylist()
+            texts = [None if n is None or n < 0 else kind.int2str(n) for n in numbers]
+            at = table.schema.get_field_index(name)
+            table = table.set_column(at, name, pyarrow.array(texts, pyarrow.string()))
+        yield table
 
 
 def _load(source: DataSource) -> Any:
@@ -40,8 +56,16 @@ def _load(source: DataSource) -> Any:
             fix="pip install 'sfpo-megatron[datasets]' (or datasets alone)",
         ) from error
     path = source.path or ""
+    is_saved = any((Path(path) / name).is_file() for name in _SAVED)
+    if is_saved and "[" in (source.split or ""):
+        raise SourceError(
+            "split",
+            found=repr(source.split),
+            expected="the name of a split: a directory that save_to_disk wrote is read whole",
+            fix="set size, or save the slice",
+        )
     try:
-        if any((Path(path) / name).is_file() for name in _SAVED):
+        if is_saved:
             return datasets.load_from_disk(path)
         return datasets.load_dataset(path, source.config, split=source.split)
     except Exception as error:  # whatever the library and the hub raise

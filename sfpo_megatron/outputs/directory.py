@@ -4,6 +4,9 @@
     RUN/run.json             which run this is (checkpoints/identity.py); run.json.previous-N
     RUN/environment.jsonl    a line a start: host, hardware, versions (environment.py)
     RUN/metrics.jsonl        a line a train step and an evaluation; metrics.previous-N.jsonl
+    RUN/samples.jsonl        sample rollouts; samples.previous-N.jsonl
+    RUN/tensorboard/, RUN/wandb/, RUN/mlflow/
+                             what these sinks write (docs/outputs.md)
     RUN/eval.jsonl           a line a model and run of `sfpo-megatron eval`
     RUN/eval/                its records and tables (docs/evaluation.md)
     RUN/plot.png             the picture of the run
@@ -58,6 +61,21 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Sample rollouts (tracking.samples)."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files: a folder a run in it, named by the run's id."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        """Folder of mlflow's database and artifacts, where no tracking server is set."""
+        return self.path / "mlflow"
+
+    @property
     def evals(self) -> Path:
         return self.path / "eval.jsonl"
 
@@ -73,11 +91,6 @@ class RunDirectory:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
-
-    @property
-    def samples(self) -> Path:
-        """File with sample rollouts, a line a prompt."""
-        return self.path / "samples.jsonl"
 
     @property
     def hf(self) -> Path:

@@ -6,6 +6,7 @@ that published step breakdowns come out (planner/published.py): a guess for any 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -66,6 +67,16 @@ GPUS = {
     )
 }
 GPUS_PER_NODE = 8
+
+
+def gpu_named(device_name: str) -> Gpu | None:
+    """The GPU that CUDA gives this name, such as "NVIDIA H100 80GB HBM3"; None for one that is not
+    in the table. The cards with another cooling than SXM have other peaks."""
+    words = re.findall(r"[a-z0-9]+", device_name.lower())
+    if "nvl" in words or ("pcie" in words and "a100" not in words):
+        return None
+    return next((gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words), None)
+
 
 DENSE_MFU = 0.38
 """Share of the peak that a dense model's forward and backward reach, waiting for peers apart."""

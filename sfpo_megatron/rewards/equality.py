@@ -7,6 +7,7 @@ without order, tuples and intervals with it. A chain of sides (`71 = 72`) is rig
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards import numbers, values
@@ -75,14 +76,14 @@ def _chains(reference: Answer, found: Answer) -> bool:
         if any(sign not in ("=", r"\implies", r"\approx") for sign in found.signs):
             return False
         if r"\approx" in found.signs:
-            return any(equal(reference, side) for side in found.sides) and all(
-                _near(one, other) for one, other in zip(found.sides, found.sides[1:], strict=False)
-            )
+            return any(equal(reference, side) for side in found.sides) and _all_near(found)
         sides = found.sides
         if _is_unknown(sides[0]) and not _is_unknown(reference):
             sides = sides[1:]  # `m + n = 204` says what 204 is
         return all(equal(reference, side) for side in sides)
     assert isinstance(reference, Chain)
+    if set(reference.signs) == {r"\approx"} and _all_near(reference):
+        return any(equal(side, found) for side in reference.sides)  # either form is the answer
     is_equality = all(sign == "=" for sign in reference.signs)
     return is_equality and all(equal(side, found) for side in reference.sides)
 
@@ -243,6 +244,10 @@ def _fraction(expr: Expr) -> Fraction | None:
 
     exact = sympy.Rational(str(value))
     return Fraction(int(exact.p), int(exact.q))
+
+
+def _all_near(chain: Chain) -> bool:
+    return all(_near(one, other) for one, other in pairwise(chain.sides))
 
 
 def _near(one: Answer, other: Answer) -> bool:

@@ -239,14 +239,14 @@ class RolloutController:
             if len(versions) <= 1:
                 break
             # Every engine was lost and the survivors got newer weights: a batch has one version.
+        done = time.monotonic()
         rollouts, counts = selection.result()
         return ScoredRequest(
             rollouts=rollouts,
             counts=counts,
+            load=await self._fleet.take_load(),
             outcomes=selection.outcomes,
-            times=RolloutTimes(
-                generate_s=last_tokens - began, reward_s=time.monotonic() - last_tokens
-            ),
+            times=RolloutTimes(generate_s=last_tokens - began, reward_s=done - last_tokens),
             num_reissued=self._fleet.num_reissued,
             num_restarts=self._fleet.num_restarts,
         )

@@ -22,8 +22,10 @@ from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
 from sfpo_megatron.rollout.actor_variables import enter_actor
+from sfpo_megatron.rollout.engine_load import LoadListener
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
+from sfpo_megatron.rollout.reports import EngineLoad
 from sfpo_megatron.rollout.root_cause import EngineLog
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 from sfpo_megatron.rollout.vllm_arguments import completion_of, engine_args, sampling_params
@@ -52,6 +54,7 @@ class Engine:
         self._config = config
         self._model_path = model_path
         self._llm: Any = None
+        self._listener = LoadListener()
         self._sleeps = False
         self._num_requests = 0
         self._one_call = asyncio.Lock()
@@ -71,7 +74,8 @@ class Engine:
             log_unverified("sleep mode")
         try:
             check_shared_memory(self._config)
-            self._llm = AsyncLLM.from_engine_args(arguments)
+            listen = [lambda vllm_config, index: self._listener]
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=listen)
         except RuntimeError as error:  # "See root cause above", which is in this engine's log
             sys.stderr.flush()
             raise EngineCallFailed(self._log.root_cause() or str(error)) from error
@@ -88,6 +92,10 @@ class Engine:
     async def alive(self) -> bool:
         """Whether EngineCore and its workers run; answers while generating."""
         return self._llm is not None and not self._llm.errored
+
+    async def take_load(self) -> EngineLoad:
+        """How full the engine was since the last call."""
+        return self._listener.take()
 
     async def generate(
         self,

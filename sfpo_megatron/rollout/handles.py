@@ -10,7 +10,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from sfpo_megatron.rollout.engine import Memory, WireInfo
 from sfpo_megatron.rollout.lifeline import ActorProcesses
-from sfpo_megatron.rollout.reports import FleetHealth, ScoredRequest
+from sfpo_megatron.rollout.reports import EngineLoad, FleetHealth, ScoredRequest
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings, RolloutRequest
 
 P = ParamSpec("P")
@@ -30,6 +30,7 @@ class EngineActor(Protocol):
     start: Remote[[], None]
     processes: Remote[[], ActorProcesses]
     alive: Remote[[], bool]
+    take_load: Remote[[], EngineLoad]
     generate: Remote[
         [list[tuple[int, ...]], list[int], GenerationSettings],
         list[Completion],

@@ -41,6 +41,24 @@ class SamplingCounts:
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
+class EngineLoad:
+    """How full engines were, of one or of all."""
+
+    kv_cache_usage: float
+    """Largest share of the blocks for keys and values that was in use."""
+    num_preemptions: int
+    """Times that a rollout had to give up its blocks, to be computed again."""
+
+    @staticmethod
+    def of_all(loads: Sequence[EngineLoad]) -> EngineLoad:
+        """The fullest engine, and the preemptions of all."""
+        return EngineLoad(
+            kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),
+            num_preemptions=sum(load.num_preemptions for load in loads),
+        )
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
 class ScoredRequest:
     """The answer to one request."""
 
@@ -49,6 +67,8 @@ class ScoredRequest:
     counts: SamplingCounts
     outcomes: Mapping[str, Outcome]
     """Prompt id -> outcome of each group that was generated."""
+    load: EngineLoad
+    """Load of the engines since the request before."""
     num_reissued: int
     """Rollouts that were asked for again so far in the run: their engine was lost."""
     num_restarts: int

@@ -31,6 +31,7 @@ from sfpo_megatron.rollout.errors import (
 )
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses
+from sfpo_megatron.rollout.reports import EngineLoad
 
 T = TypeVar("T")
 SpawnEngine = Callable[[int], EngineActor]
@@ -102,6 +103,19 @@ class EngineSlots:
             return None
         except ACTOR_GONE:
             return False
+
+    async def take_load(self) -> EngineLoad:
+        """How full the engines were since the last call; one that does not answer in time is left
+        out."""
+
+        async def one(engine: EngineHandle) -> list[EngineLoad]:
+            try:
+                return [await asyncio.wait_for(engine.actor.take_load.remote(), _ALIVE_S)]
+            except (TimeoutError, RayTaskError, *ACTOR_GONE):
+                return []
+
+        found = await asyncio.gather(*(one(engine) for engine in self.engines))
+        return EngineLoad.of_all([load for loads in found for load in loads])
 
     async def processes(self) -> list[ActorProcesses]:
         """Processes of the engines that answer; their guards are with them."""

@@ -220,6 +220,7 @@ def prepare_output(config: RunConfig, *, up_to_step: int = 0) -> RunDirectory:
     directory.path.mkdir(parents=True, exist_ok=True)
     if up_to_step:
         cut_metrics(directory.metrics, up_to_step)
+        cut_metrics(directory.samples, up_to_step)
     else:
         retire_metrics(directory)
     if directory.config.exists() and not is_dumped(directory.config):

@@ -20,6 +20,7 @@ from sfpo_megatron.run.evaluation import is_due
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.together import Together
 from sfpo_megatron.run.turns import DeviceTurns, NoTurns, Turns
+from sfpo_megatron.tracking.details import Details
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import RolloutBatch
 
@@ -164,6 +165,15 @@ class Engines:
 
     def _wake(self, memory: Memory) -> None:
         self._together.run(lambda ask: self._ends.fleet.wake(memory))
+
+    def details(self, step: int, batch: RolloutBatch) -> Details:
+        """What the sinks get of the step's rollouts besides metrics; samples on rank 0 only. Not
+        collective."""
+        distributions = {
+            "reward": batch.rewards.tolist(),
+            "response_tokens": batch.trained_lengths.tolist(),
+        }
+        return Details(step=step, distributions=distributions, samples=self._ends.feed.samples)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -17,7 +19,9 @@ from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.selective import History, NoHistory, ZeroVarianceHistory
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rollout.reports import environment_metrics
+from sfpo_megatron.run.samples import SamplePicker
 from sfpo_megatron.run.saved_rollouts import from_tensors, tensors_of, to_tensors
+from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -31,6 +35,10 @@ class Feed(Protocol):
     @property
     def metrics(self) -> Mapping[str, float]:
         """Times of the last `collect`, the age of its weights, what was dropped."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Sample rollouts of the last `collect`, where tracking.samples asks for them."""
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch of train step `step`; `refit` sends restarted engines the current weights."""
@@ -52,6 +60,7 @@ class NoFeed:
     """Another rank than 0: its batches come from there."""
 
     metrics: Mapping[str, float] = {}
+    samples: tuple[Sample, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """Never called: `together` runs rank 0's work on rank 0."""
@@ -71,6 +80,15 @@ class NoFeed:
         """Rank 0 alone has prompts."""
 
 
+@dataclass(kw_only=True, frozen=True, slots=True)
+class _Received:
+    """One step's batch, and what is told of it."""
+
+    batch: RolloutBatch
+    metrics: Mapping[str, float]
+    samples: tuple[Sample, ...]
+
+
 class EngineFeed:
     """Rank 0's end: prompts out, scored rollouts back."""
 
@@ -83,10 +101,12 @@ class EngineFeed:
             self._history = ZeroVarianceHistory(config.data.zero_variance_target)
         self._cursors: dict[int, list[dict[str, Any]]] = {}
         """Steps under way -> the prompts' cursor before each of the rounds, and after the last."""
-        self._held: dict[int, tuple[RolloutBatch, dict[str, float]]] = {}
-        """Step -> its batch and metrics, taken in before the step began (`hold`)."""
-        self.metrics: dict[str, float] = {}
+        self._picker = SamplePicker(config.tracking.samples)
+        self._held: dict[int, _Received] = {}
+        """Step -> what was taken in before the step began (`hold`)."""
+        self.metrics: Mapping[str, float] = {}
         """What `Feed.metrics` says; empty before the first `collect`."""
+        self.samples: tuple[Sample, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """One train step's scored rollouts. With async_steps the next step's are begun too.
@@ -94,18 +114,17 @@ class EngineFeed:
         `refit` sends the current weights again, to engines that were restarted.
         """
         if step in self._held:
-            batch, self.metrics = self._held.pop(step)
+            received = self._held.pop(step)
         else:
             if step not in self._cursors:
                 self._submit(step)
-            batch, self.metrics = self._receive(step, refit)
+            received = self._receive(step, refit)
+        self.metrics, self.samples = received.metrics, received.samples
         if self._config.rollout.async_steps and step < self._config.train.steps:
             self._submit(step + 1)
-        return batch
+        return received.batch
 
-    def _receive(
-        self, step: int, refit: Callable[[], None]
-    ) -> tuple[RolloutBatch, dict[str, float]]:
+    def _receive(self, step: int, refit: Callable[[], None]) -> _Received:
         """A step under way, to its end. If this raises, it is under way still."""
         scored = self._client.collect_scored(_request_id(step), refit)
         cursors = self._cursors.pop(step)
@@ -116,10 +135,15 @@ class EngineFeed:
             metrics["num_rollouts_spared"] = skipped * self._config.train.group_size
         if scored.counts.num_rounds < len(cursors) - 1:  # the rest goes back where it came from
             self._prompts.load_state_dict(cursors[scored.counts.num_rounds])
-        batch = RolloutBatch.from_rollouts(scored.rollouts, self._config.train.group_size)
+        group_size = self._config.train.group_size
+        batch = RolloutBatch.from_rollouts(scored.rollouts, group_size)
         staleness = step - 1 - batch.weight_version
         self._check(step, batch, staleness)
-        return batch, _metrics(scored, staleness) | metrics
+        return _Received(
+            batch=batch,
+            metrics=_metrics(scored, staleness) | metrics,
+            samples=self._picker.pick(step, scored.rollouts, group_size),
+        )
 
     def wait_generated(self) -> None:
         """Return when no engine generates for a later step: a rollout has one weight version."""
@@ -138,14 +162,17 @@ class EngineFeed:
         cursor = self._prompts.state_dict() if first is None else self._cursors[first][0]
         rollouts: dict[str, Tensor] = {
             f"{step}.{name}": tensor
-            for step, (batch, _) in self._held.items()
-            for name, tensor in to_tensors(batch).items()
+            for step, held in self._held.items()
+            for name, tensor in to_tensors(held.batch).items()
         }
-        metrics = {step: metrics for step, (_, metrics) in self._held.items()}
         return {
             "prompts": cursor,
             "history": self._history.state_dict(),
-            "held": metrics,
+            "held": {step: dict(held.metrics) for step, held in self._held.items()},
+            "samples": {
+                step: [sample.to_json() for sample in held.samples]
+                for step, held in self._held.items()
+            },
             "rollouts": rollouts,
         }
 
@@ -155,8 +182,13 @@ class EngineFeed:
             self._prompts.load_state_dict(state["prompts"])
         if not self._prompts.has_changed:  # else its ids may be other rows'
             self._history.load_state_dict(state.get("history", {}))  # versions before had none
+        samples = state.get("samples", {})  # versions before had none
         for step, metrics in state.get("held", {}).items():
-            self._held[int(step)] = from_tensors(tensors_of(step, state["rollouts"])), metrics
+            self._held[int(step)] = _Received(
+                batch=from_tensors(tensors_of(step, state["rollouts"])),
+                metrics=metrics,
+                samples=tuple(Sample.from_json(one) for one in samples.get(step, ())),
+            )
 
     def _submit(self, step: int) -> None:
         from sfpo_megatron.rollout.sampling import RolloutRequest
@@ -170,6 +202,7 @@ class EngineFeed:
             rounds.append(tuple(self._prompts.next_batch(num_prompts, self._history)))
             cursors.append(self._prompts.state_dict())
         self._cursors[step] = cursors
+        self._picker.asked(step, chain(*rounds))
         self._client.submit(
             RolloutRequest(
                 id=_request_id(step),
@@ -216,6 +249,8 @@ def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
         "num_groups_duplicate": counts.num_duplicate,
         "num_groups_surplus": counts.num_surplus,
         "num_groups_taken_back": counts.num_taken_back,
+        "kv_cache_usage_max": scored.load.kv_cache_usage,
+        "num_preemptions": scored.load.num_preemptions,
         "num_reissued": scored.num_reissued,
         "num_engine_restarts": scored.num_restarts,
         **part_means(scored.rollouts, "reward/"),

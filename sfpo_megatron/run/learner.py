@@ -27,8 +27,10 @@ from sfpo_megatron.run.metrics import (
     batch_metrics,
     logprob_difference,
     pass_metrics,
+    rank_metrics,
     split_metrics,
 )
+from sfpo_megatron.run.speed import speed_metrics
 from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
@@ -111,11 +113,22 @@ class Learner:
             self.gate.observe(entropy)
 
     def metrics(
-        self, prepared: Prepared, results: Sequence[PassResult], timers: Timers
+        self,
+        prepared: Prepared,
+        results: Sequence[PassResult],
+        timers: Timers,
+        engines: Mapping[str, float],
     ) -> dict[str, float]:
-        """The step's metrics, but for those of engines and checkpoints."""
+        """The step's metrics, but for those of checkpoints; `engines`: what is known of the
+        rollouts' side."""
         totals, minibatches = self.totals, prepared.minibatches
-        metrics = {**batch_metrics(prepared.batch, totals), **pass_metrics(results, totals)}
+        times = _phase_times(timers)
+        metrics = {
+            **batch_metrics(prepared.batch, totals),
+            **pass_metrics(results, totals),
+            **times,
+            **engines,
+        }
         mismatch = logprob_difference(self._policy, minibatches)
         if self._objective.first_pass_is_old:  # to old_logprobs it would be 0 by construction
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
@@ -124,7 +137,8 @@ class Learner:
             **metrics,
             **split_metrics(minibatches),
             **mismatch,
-            **_phase_times(timers),
+            **speed_metrics(self._config, self._policy, prepared.batch, metrics),
+            **rank_metrics(self._policy.control, times, timers.take_peaks()),
             "sfpo_active": prepared.num_fast > 0,
             "weight_version": prepared.step,
             "lr": self._policy.optimizer.param_groups[0]["lr"],

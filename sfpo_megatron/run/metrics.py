@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
+from torch import Tensor
 
+from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.passes import PassResult
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.advantage import zero_variance
@@ -16,6 +18,8 @@ from sfpo_megatron.types import Minibatch, RolloutBatch
 _ONCE_A_STEP = ("mismatch_weight_mean", "mismatch_rejected", "ref_kl")
 """Logged under their own names, of the slow correction; all others pass by pass. The generator's
 gap is the same in every pass."""
+_COMPARED = ("logprob", "reference", "passes", "reposition")
+"""Phases in which every rank computes."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,14 +64,53 @@ def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
     """What the rollouts say, before any update."""
     totals.num_rollouts += batch.num_rollouts
     same_rewards = zero_variance(batch.rewards, batch.group_size)
+    solved = batch.correct.view(-1, batch.group_size)  # [prompts, G]
+    lengths = batch.trained_lengths.float()
     return {
         "num_rollouts": totals.num_rollouts,
         "reward_mean": batch.rewards.mean().item(),
+        **_percentiles("reward", batch.rewards),
         "accuracy": batch.correct.float().mean().item(),
         "zero_variance_groups": same_rewards.float().mean().item(),
+        "solved_by_all": solved.all(dim=1).float().mean().item(),
+        "solved_by_none": (~solved).all(dim=1).float().mean().item(),
         "truncated": (~batch.finished).float().mean().item(),
-        "response_tokens_mean": batch.trained_lengths.float().mean().item(),
+        "response_tokens_mean": lengths.mean().item(),
+        **_percentiles("response_tokens", lengths),
     }
+
+
+def _percentiles(name: str, values: Tensor) -> dict[str, float]:
+    """`NAME_p10`, `NAME_p50`, `NAME_p90` and `NAME_max` of the [N] values: each is one of them."""
+    ordered = values.sort().values.tolist()
+    shares = (("p10", 10), ("p50", 50), ("p90", 90), ("max", 100))
+    return {
+        f"{name}_{which}": ordered[-(-len(ordered) * share // 100) - 1] for which, share in shares
+    }
+
+
+def rank_metrics(
+    control: ControlGroup, times: Mapping[str, float], peaks: Mapping[str, int]
+) -> dict[str, float]:
+    """`ranks/...`: of each phase of `_COMPARED`, the longest and the shortest time over all ranks,
+    and who took the longest; `memory/...`: the largest of the `peaks`. Every rank has the same
+    phases. Collective."""
+    mine: list[dict[str, float]] = [dict(times), {**peaks}]
+    everyone = control.all_gather_json(mine)
+    found: dict[str, float] = {}
+    for phase in _COMPARED if len(everyone) > 1 else ():
+        key = f"time/{phase}_s"
+        if key not in times:
+            continue
+        seconds = [of_rank[key] for of_rank, _ in everyone]
+        found |= {
+            f"ranks/{phase}_max_s": max(seconds),
+            f"ranks/{phase}_min_s": min(seconds),
+            f"ranks/{phase}_slowest": seconds.index(max(seconds)),
+        }
+    for phase in peaks:
+        found[f"memory/{phase}_peak_bytes"] = max(of_rank.get(phase, 0) for _, of_rank in everyone)
+    return found
 
 
 def split_metrics(minibatches: Sequence[Minibatch]) -> dict[str, float]:

@@ -40,6 +40,7 @@ from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.tracking.details import Details
 from sfpo_megatron.tracking.profiler import profile_spans
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import Prompt
@@ -99,6 +100,10 @@ class OpenedRun:
         self.ends.tracker.log(metrics)
         self.ends.trace.logged(metrics["step"])
 
+    def show(self, details: Details) -> None:
+        """What a line of metrics cannot hold, after it."""
+        self.ends.tracker.details(details)
+
     def progress(self, text: str) -> None:
         """A line for the person who watches."""
         self.ends.tracker.progress(text)
@@ -128,7 +133,9 @@ def open_run(
         if is_main:
             directory = prepare_output(given, up_to_step=start.continued_step)
             note_start(directory, run_id=start.run_id, after_step=start.continued_step)
-            tracker = closing.enter_context(Tracker(config))
+            tracker = closing.enter_context(
+                Tracker(config, run_id=start.run_id, continued_step=start.continued_step)
+            )
             tracker.progress(f"run {directory.path}: {config.train.steps} train steps")
             if (num_epochs := given.train.num_epochs) is not None:
                 steps = config.train.steps

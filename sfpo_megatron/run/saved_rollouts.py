@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import set_aside
+from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class SavedFeed:
         self._path = path
         self._tensors = load_file(path)
         self.metrics = {"time/generate_s": 0.0, "time/reward_s": 0.0}
+        self.samples: tuple[Sample, ...] = ()  # the file has no texts
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch that was saved as train step `step`; there is no engine to refit."""

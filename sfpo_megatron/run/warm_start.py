@@ -27,6 +27,7 @@ from sfpo_megatron.run.opening import OpenedRun, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.tracking.tracker import Tracker
 from sfpo_megatron.types import RolloutBatch
 
@@ -57,6 +58,7 @@ class ExampleFeed:
         self._examples = examples
         self._per_step = examples_per_step
         self.metrics: dict[str, float] = {}
+        self.samples: tuple[Sample, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The next examples; there is no engine to refit."""
@@ -137,7 +139,14 @@ def _open_sinks(
 ) -> Tracker:
     directory = prepare_output(given, up_to_step=start.continued_step)
     note_start(directory, run_id=start.run_id, after_step=start.continued_step)
-    tracker = closing.enter_context(Tracker(config, num_steps=config.sft.steps))
+    tracker = closing.enter_context(
+        Tracker(
+            config,
+            num_steps=config.sft.steps,
+            run_id=start.run_id,
+            continued_step=start.continued_step,
+        )
+    )
     tracker.progress(f"warm start {directory.path}: {config.sft.steps} steps")
     if (num_epochs := given.sft.num_epochs) is not None:
         size = examples.epoch_size

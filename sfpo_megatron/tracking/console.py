@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
+from sfpo_megatron.tracking.block import sample_block
+from sfpo_megatron.tracking.details import Details
 from sfpo_megatron.tracking.sinks import Metrics, Number, RunInfo
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -15,6 +18,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("num_passes", "passes", "d"),
     ("time/step_s", "s/step", "5.1f"),
 )
+_SAMPLE_CHARS = 600
 _LOSS = ("loss", "loss", "6.3f")
 
 
@@ -37,7 +41,13 @@ class ConsoleSink:
             self._step(int(step or 0), metrics)
 
     def text(self, line: str) -> None:
-        print(line, flush=True)
+        # A model may write what the terminal's encoding has no letter for.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+    def details(self, details: Details) -> None:
+        if details.samples:
+            self.text(sample_block(details.step, details.samples, max_chars=_SAMPLE_CHARS))
 
     def close(self) -> None:
         """Nothing is left to write."""

@@ -11,19 +11,30 @@ from typing import Any
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.plugins import SINK, PluginError
-from sfpo_megatron.tracking.sinks import Number, RunInfo, Sink
+from sfpo_megatron.tracking.details import Details
+from sfpo_megatron.tracking.sinks import Number, RunInfo, Sink, TakesDetails
 
 
 class Tracker:
     """The sinks that `tracking.sinks` names. For one rank only: rank 0."""
 
-    def __init__(self, config: RunConfig, *, num_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        num_steps: int | None = None,
+        run_id: str = "",
+        continued_step: int = 0,
+    ) -> None:
         """PluginError for what cannot be loaded or is no sink; one that cannot be made is left out.
-        `num_steps`: of the run, where it is not `train.num_steps`."""
+        `num_steps`: of the run, where it is not `train.num_steps`; `run_id`, `continued_step`: as
+        in `RunInfo`."""
         run = RunInfo(
             config=config,
             directory=RunDirectory.of(config.output_dir),
             num_steps=num_steps if num_steps is not None else config.train.steps,
+            run_id=run_id,
+            continued_step=continued_step,
         )
         self._sinks: dict[str, Sink] = {}
         makers = {name: _load(name) for name in config.tracking.sinks}
@@ -38,6 +49,11 @@ class Tracker:
         if "step" not in clean:
             raise ValueError(f"metrics without a step: {sorted(clean)}; add `step`")
         self._each(lambda sink: sink.log(dict(clean)))  # its own: it may change what it is given
+
+    def details(self, details: Details) -> None:
+        """Distributions and sample rollouts of a step that was logged, for the sinks that take
+        them."""
+        self._each(lambda sink: sink.details(details) if isinstance(sink, TakesDetails) else None)
 
     def progress(self, text: str) -> None:
         """A line for the person who watches; not a metric."""
@@ -79,6 +95,9 @@ class NoTracker:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Rank 0 has the same metrics."""
+
+    def details(self, details: Details) -> None:
+        """Rank 0 has the same batch."""
 
     def progress(self, text: str) -> None:
         """Rank 0 says it."""

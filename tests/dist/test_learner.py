@@ -43,7 +43,7 @@ def test_one_tick_a_step_and_the_slow_corrections_entropy(bench: Workbench) -> N
                 prepared.one_pass, learner.snapshot, num_fast_passes=k, alpha=references.ALPHA
             )
         learner.observe(results)
-        metrics = learner.metrics(prepared, results, timers)
+        metrics = learner.metrics(prepared, results, timers, {})
         assert metrics["lr"] == pytest.approx(references.LR * step / 4, rel=1e-12)
         assert metrics["pass_1/entropy"] != metrics[f"pass_{k + 1}/entropy"] == metrics["entropy"]
         entropies.append(metrics["entropy"])

@@ -25,7 +25,10 @@ from sfpo_megatron.config.tree import (
     SFTConfig,
     TrackingConfig,
 )
+from sfpo_megatron.outputs.cost_metrics import without_costs
+from sfpo_megatron.outputs.declared import undeclared
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.metric_list import WARM_START
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -110,11 +113,12 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_bits(bench: Workbench) -> No
         dist.barrier()
         digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else ""
         lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
-        timeless = [{k: v for k, v in x.items() if not k.startswith("time/")} for x in lines]
+        timeless = [without_costs(line) for line in lines]
         return stopped, digest, timeless
 
     stopped, digest, lines = run("straight")
     assert not stopped and digest
+    assert not [undeclared(line, WARM_START) for line in lines if undeclared(line, WARM_START)]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
     assert [x["step"] for x in lines if "eval/loss" in x] == [0, 2, 4, 6]

@@ -16,6 +16,8 @@ import psutil
 import tiny
 import yaml
 
+from sfpo_megatron.outputs.cost_metrics import without_costs
+
 VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")  # 15 tokens: not divisible by TP 2
 ALONE = ("parallel.tensor=1",)
 """One rank without the launcher, as torchrun would start it."""
@@ -198,4 +200,4 @@ def lines(run: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without what is a time."""
     text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
     whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in whole]
+    return [without_costs(line) for line in whole]

@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from sfpo_megatron import cli
+from sfpo_megatron.outputs.cost_metrics import COSTS
+from sfpo_megatron.outputs.declared import undeclared
+from sfpo_megatron.outputs.metric_list import EVALUATION, TRAIN_STEP
 
 KEYS = {
     *("step", "num_rollouts", "reward_mean", "accuracy", "entropy", "loss", "grad_norm"),
@@ -29,13 +32,15 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(run directory, output) of 3 steps at TP=2 with stop_step 3, rollouts saved."""
+    """(run directory, output) of 3 steps at TP=2 with stop_step 3, rollouts saved, samples shown
+    at the first step and every second."""
     folder = tmp_path_factory.mktemp("cli")
     model = digits.make_model(folder / "model")
     config = digits.write_config(
         folder,
         model,
         sfpo={"stop_step": 3},
+        tracking={"samples": {"every": 2}},
         debug={"save_rollouts": str(folder / "rollouts.safetensors")},
         trace={"steps": [2, 3]},
     )
@@ -60,6 +65,40 @@ def test_metrics_of_every_step(finished: tuple[Path, str]) -> None:
     assert [line["num_passes"] for line in train] == [4, 4, 1]
     assert [line["sfpo_active"] for line in train] == [True, True, False]
     assert [line["num_optimizer_steps"] for line in train] == [8, 16, 18]
+
+
+def test_a_line_has_declared_metrics_only(finished: tuple[Path, str]) -> None:
+    """And what is only measured adds up."""
+    train, evals = digits.read_metrics(finished[0])
+    for line in train:
+        assert not undeclared(line, (*TRAIN_STEP, *COSTS))
+        assert line["time/passes_s"] < line["time/step_s"] and line["speed/tokens_per_s"] > 0
+        assert line["speed/training_tokens_per_s"] > line["speed/tokens_per_s"]
+        # Two ranks and one engine.
+        per_device = line["speed/tokens_per_s_per_device"]
+        assert math.isclose(3 * per_device, line["speed/tokens_per_s"])
+        assert line["ranks/passes_min_s"] <= line["time/passes_s"] <= line["ranks/passes_max_s"]
+        assert line["ranks/passes_slowest"] in (0, 1)
+        assert 0 < line["memory/passes_peak_bytes"] <= line["memory/step_peak_bytes"]
+        assert 0 < line["kv_cache_usage_max"] <= 1 and line["num_preemptions"] == 0
+        spread = [line[f"response_tokens_{p}"] for p in ("p10", "p50", "p90", "max")]
+        assert spread == sorted(spread) and spread[0] >= 1
+        assert line["solved_by_all"] + line["solved_by_none"] <= line["zero_variance_groups"] + 1e-9
+    for line in evals:
+        assert not undeclared(line, EVALUATION)
+
+
+def test_samples_on_the_console_and_in_their_file(finished: tuple[Path, str]) -> None:
+    run, output = finished
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2]
+    for line in lines:
+        assert line["prompt"].endswith("=") and line["answer"] and len(line["responses"]) == 8
+        for response in line["responses"]:
+            assert response["correct"] == (response["reward"] >= 1)
+            assert response["num_tokens"] >= 1
+        assert f"prompt {line['prompt_id']}  reference: {line['answer']}" in output
+    assert output.count("sample rollouts") == 2
 
 
 def check_passes(line: dict[str, Any]) -> None:

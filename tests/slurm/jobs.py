@@ -13,6 +13,7 @@ from typing import Any
 import digits
 from lab import SlurmLab, wait_for
 
+from sfpo_megatron.outputs.cost_metrics import without_costs
 from sfpo_megatron.slurm.render import TEMPLATES
 
 NUM_STEPS = 6
@@ -88,7 +89,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The same without what a clock wrote."""
-    return [{k: v for k, v in x.items() if not k.startswith("time/")} for x in lines(run)]
+    return [without_costs(line) for line in lines(run)]
 
 
 def wait_for_step(lab: SlurmLab, job: str, run: Path, step: int) -> None:

@@ -12,7 +12,7 @@ from made.rollouts import group
 
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.rollout.reports import ScoredRequest
+from sfpo_megatron.rollout.reports import EngineLoad, ScoredRequest
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Prompt, Rollout
 
@@ -30,6 +30,10 @@ REQUEST = RolloutRequest(
 )
 
 
+async def no_load() -> EngineLoad:
+    return EngineLoad.of_all([])
+
+
 class Alone(RolloutController):
     """Each round is answered by the next of `rounds`, as (version of a, version of b)."""
 
@@ -41,6 +45,7 @@ class Alone(RolloutController):
             wants_weights=False,
             change=lambda: asyncio.sleep(60),
             can_generate=True,
+            take_load=no_load,
             num_reissued=0,
             num_restarts=0,
         )

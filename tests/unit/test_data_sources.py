@@ -109,6 +109,23 @@ def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
     assert ids(DataSource(source="hf", path=str(tmp_path / "two"), split="test")) == ["n/1"]
     with pytest.raises(DataError, match=r"data.train\[0\].split: found None, expected one of tr"):
         ids(DataSource(source="hf", path=str(tmp_path / "two")))
+    for name in ("one", "two"):  # a slice would be passed over: all rows, those held out too
+        with pytest.raises(DataError, match=r"split: found 'train\[:1\]'.*read whole; set size"):
+            ids(DataSource(source="hf", path=str(tmp_path / name), split="train[:1]"))
+
+
+def test_classes_are_their_names(tmp_path: Path) -> None:
+    """MMLU's answer is one of four classes; -1 is none of them."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        prompt=datasets.Value("string"), answer=datasets.ClassLabel(names=["A", "B"])
+    )
+    rows = {"prompt": ["p", "q", "r"], "answer": [1, 0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "d")
+    source = DataSource(source="hf", path=str(tmp_path / "d"))
+    found = list(source_rows(source, seed=0, key="k", name="n"))
+    assert [row.answer for row in found if not isinstance(row, DataError)] == ["B", "A"]
+    assert isinstance(found[2], DataError) and found[2].kind == "without answer"
 
 
 def test_repeats_are_kept_once_and_counted(tmp_path: Path, tokenizer: Any) -> None:

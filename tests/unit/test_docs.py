@@ -10,16 +10,22 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from made.batches import make_batch
 from made.configs import write_run
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.load import dump_config, load_config
 from sfpo_megatron.data.selective import ZeroVarianceHistory
+from sfpo_megatron.outputs.cost_metrics import COSTS
+from sfpo_megatron.outputs.declared import Metric
+from sfpo_megatron.outputs.metric_list import EVALUATION, TRAIN_STEP
+from sfpo_megatron.run.metrics import Totals, batch_metrics
 from tools import doc_tables, verified
 
 ROOT = Path(__file__).parents[2]
@@ -219,19 +225,19 @@ def keys_of_passes() -> set[str]:
     return {key.replace("pass_1/", "pass_k/") for key in keys}
 
 
-def table_keys(heading: str) -> set[str]:
-    """First cells of the table under a heading of outputs.md."""
-    text = (DOCS / "outputs.md").read_text(encoding="utf-8")
-    section = re.split(r"^#+ ", text.split(f"### {heading}\n")[1], flags=re.M)[0]
-    return set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.M))
+def names(*tables: Iterable[Metric]) -> set[str]:
+    return {metric.name for metrics in tables for metric in metrics}
 
 
 KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
 
 
 def test_every_metric_of_a_train_step_is_described() -> None:
-    feed = logged_keys("run/feed.py") - {"prompts", "history", "held", "rollouts"}  # what is saved
+    saved = {"prompts", "history", "held", "samples", "rollouts"}
+    feed = logged_keys("run/feed.py") - saved
     feed |= {"environment/NAME"}  # rollout.reports.environment_metrics
+    feed |= {"reward/NAME"}  # rewards.parts.part_means
+    feed |= {f"speed/{key}" for key in logged_keys("run/speed.py")}
     feed |= ZeroVarianceHistory(0.25).metrics.keys()
     for file in ("run/checkpoints.py", "run/turns.py", "run/engines.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
@@ -239,13 +245,17 @@ def test_every_metric_of_a_train_step_is_described() -> None:
     files = ("trainer.py", "run/learner.py", "run/metrics.py")
     logged = set().union(*map(logged_keys, files), keys_of_passes()) - {"time/sfpo_s", *KEPT}
     assert {"loss", "pass_k/ratio_max", "ref_kl"} <= logged
-    assert table_keys("A train step") == logged | feed
+    lengths = torch.ones(2, dtype=torch.int64)
+    logged |= set(batch_metrics(make_batch(lengths, lengths.clone()), Totals()))
+    several = {f"ranks/PHASE_{what}" for what in ("max_s", "min_s", "slowest")}
+    made = several | {"memory/PHASE_peak_bytes"}  # run.metrics.rank_metrics
+    assert names(TRAIN_STEP, COSTS) == logged | feed | made
 
 
 def test_every_metric_of_an_evaluation_is_described() -> None:
     logged = logged_keys("run/evaluation.py") | logged_keys("evaluate.py")
     expected = {key for key in logged if key.startswith("eval/")} | {"step", "model"}
-    assert table_keys("An evaluation") == expected
+    assert names(EVALUATION) == expected | {"eval/reward/NAME", "eval/accuracy/SOURCE"}
 
 
 # ---- generated tables -----------------------------------------------------------------------

@@ -6,11 +6,13 @@ Not exercised: processes, Ray, vLLM (tests/e2e/test_kills.py ends real ones).
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from made.fleets import Actor, calls_of, job, make_fleet, until, update
 
 from sfpo_megatron.rollout.errors import FleetLost
+from sfpo_megatron.rollout.reports import EngineLoad
 from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
 
 
@@ -270,6 +272,26 @@ def test_one_loss_more_than_max_restarts_is_named(actors: list[Actor]) -> None:
             await job(fleet, 5)
             await until(lambda: fleet.engines[0].lost)
             fleet.check()
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_the_load_is_of_the_engines_that_answer(actors: list[Actor]) -> None:
+    """One that is dead or hung is left out: its watch replaces it, and no batch waits for it."""
+
+    class Loaded(Actor):
+        async def answer(self, name: str, *args: Any) -> Any:
+            if name == "take_load" and name not in self.hangs:
+                return EngineLoad(kv_cache_usage=self.index / 10, num_preemptions=self.index)
+            return await super().answer(name, *args)
+
+    async def run() -> None:
+        fleet = make_fleet(actors, Loaded, num_engines=5)
+        await fleet.start()
+        actors[3].dead.set()
+        actors[4].hangs.add("take_load")
+        assert await fleet.take_load() == EngineLoad(kv_cache_usage=0.2, num_preemptions=3)
         await fleet.shutdown()
 
     asyncio.run(run())

@@ -250,7 +250,7 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
         metrics=lambda *_: {},
         check=check,
     )
-    nothing = ("evaluate", "collect", "to_trainer", "take_weights")
+    nothing = ("evaluate", "collect", "to_trainer", "take_weights", "details")
     engines: Any = SimpleNamespace(
         metrics={},
         is_over=lambda step: False,
@@ -264,11 +264,14 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
         save_now=lambda step: did.append(f"saved {step}"),
         after_step=note("after"),
     )
-    opened: Any = SimpleNamespace(config=config, log=note("logged"), progress=note("said"))
+    opened: Any = SimpleNamespace(
+        config=config, log=note("logged"), show=note("shown"), progress=note("said")
+    )
     with pytest.raises(RunCollapsed):
         trainer.train(opened, learner, engines, checkpoints)
     first, second = (1, ["results"]), (2, ["results"])
-    assert did == ["logged", first, "after", "logged", second, "saved 2"]
+    shown = ["logged", "shown"]
+    assert did == [*shown, first, "after", *shown, second, "saved 2"]
 
 
 @pytest.mark.parametrize(("error", "mark"), [(RunCollapsed, "1\nfinal\n"), (ValueError, "1\n")])

@@ -150,6 +150,7 @@ class FakeRun:
             evaluate=target.evaluate,
             evaluate_if_due=target.evaluate_if_due,
             is_over=target.is_over,
+            details=lambda step, batch: None,
             metrics={},
         )
         self.checkpoints: Any = SimpleNamespace(
@@ -168,7 +169,10 @@ class FakeRun:
             check=lambda *_, **__: None,
         )
         self.opened: Any = SimpleNamespace(
-            config=config, log=lambda metrics: None, progress=self.text.append
+            config=config,
+            log=lambda metrics: None,
+            show=lambda details: None,
+            progress=self.text.append,
         )
 
     def _after_step(self, step: int, *, is_last: bool = False) -> bool:

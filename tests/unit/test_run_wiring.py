@@ -22,7 +22,7 @@ from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import EvalConfig
 from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
 from sfpo_megatron.mcore.reference_policy import rollout_kl
-from sfpo_megatron.rollout.reports import RolloutTimes, SamplingCounts, ScoredRequest
+from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
 from sfpo_megatron.run import learner
 from sfpo_megatron.run.evaluation import Best, evaluate, is_due
 from sfpo_megatron.run.feed import EngineFeed
@@ -104,6 +104,7 @@ class Client:
             times=RolloutTimes(generate_s=1.0, reward_s=1.0),
             counts=SamplingCounts(num_rounds=1, num_groups=1),
             outcomes={},
+            load=EngineLoad(kv_cache_usage=0.5, num_preemptions=0),
             num_reissued=0,
             num_restarts=0,
         )

@@ -175,7 +175,7 @@ def test_the_assistants_turns_are_learned(
 
 
 def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) -> None:
-    """As a message of `prompt` may be; an image among them is no text."""
+    """A message of `prompt` may be such a list too; an image in it is no text."""
     parts = [{"type": "text", "text": "It is "}, {"type": "text", "text": "0."}]
     rows = [chat("What is 1 - 1?", "x") for _ in range(2)]
     rows[0]["messages"][1]["content"] = parts

@@ -223,7 +223,7 @@ def test_files_of_ones_own_and_their_columns(tmp_path: Path) -> None:
 
 
 def test_answers_are_what_was_written_or_left_out(tmp_path: Path) -> None:
-    """As rows of a run have them: no repr of a list, no 1e-07, no half of a character."""
+    """No repr of a list, no 1e-07, no half of a character: a run reads the same."""
     system = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     good = [("a", 1e-7), ("b", 0), ("c", " 4 "), ([{"role": "user", "content": "d"}], "5")]
     bad = [("e", ["1", "2"]), ("f", True), ("g", float("nan")), (5, "1"), (system, "1"),
