@@ -148,9 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     add_report_options(reporting)
     reporting.set_defaults(run=report_runs)
-    text = (
-        "make a small policy, warm-start it and train it with SFPO: five minutes on two CPU cores"
-    )
+    text = "make a small policy, warm-start it and train it with SFPO, on two CPU cores"
     demonstration = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
     demo.add_options(demonstration)
     demonstration.set_defaults(run=demo.run)

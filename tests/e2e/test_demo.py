@@ -19,7 +19,7 @@ from sfpo_megatron.demo.rollouts import sample
 
 ROOT = Path(__file__).parents[2]
 MIN_GAIN = 0.3
-MAX_DEMO_S = 900  # on a busy machine; five minutes on an idle one
+MAX_DEMO_S = 900
 
 
 def demo(*arguments: str, timeout_s: float) -> str:
