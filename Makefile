@@ -5,13 +5,16 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-PYTHON ?= python3.11
+# An interpreter counts once it has run: shims are there, and fail. Without any, python3 is asked, and
+# says what is wrong with it.
+PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do \
+    if $$python -c "" 2>/dev/null; then echo $$python; break; fi; done),python3)
 PYTHON312 ?= python3.12
+UV ?= $(shell command -v uv)
 VENV := .venv
 PY := $(VENV)/bin/python
 SFPO := $(VENV)/bin/sfpo-megatron
 STAMP := $(VENV)/.installed
-LATEST := .venv-latest
 
 SEED ?= 0
 RUN ?= runs/demo
@@ -26,7 +29,7 @@ export VLLM_NO_USAGE_STATS := 1
 
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help venv demo demo-smollm2 lint format test test-unit test-dist test-e2e test-slurm \
+.PHONY: help venv lock demo demo-smollm2 lint format test test-unit test-dist test-e2e test-slurm \
         test-te test-mcore-latest test-full bench gpu slurm-deps clean
 
 help: ## show this
@@ -34,23 +37,24 @@ help: ## show this
 
 # ---- install ------------------------------------------------------------------------------------
 
-venv: $(STAMP) ## install everything into .venv (once)
+venv: $(STAMP) ## install everything into .venv (once): [PYTHON=python3.12] [UV=, for pip]
 
-$(STAMP): requirements/cpu-1.txt requirements/cpu-2.txt requirements/cpu-3.txt \
-          requirements/cpu-4.txt setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	    echo "error: $(PYTHON) is not Python 3.11: install it, or run make PYTHON=/path/to/python3.11" >&2; \
-	    exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile -r requirements/cpu-1.txt
-	@$(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' || { \
-	    echo "error: pip chose a CUDA build of torch: put a CPU wheel of the torch in requirements/cpu-1.txt" \
-	         "into $(VENV) with $(PY) -m pip install WHEEL, then run make venv again" >&2; exit 1; }
-	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile -r requirements/cpu-2.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile --no-deps -r requirements/cpu-3.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile -r requirements/cpu-4.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-warn-conflicts --no-compile --no-deps --no-build-isolation -e .
+# Asked before there is a venv: whether this system and this Python will do.
+INSTALL = -m sfpo_megatron.commands.install cpu $(if $(UV),,--pip)
+$(STAMP): $(wildcard requirements/*.lock) requirements/torch.txt setup.py
+	@test -x $(PY) || $(PYTHON) $(INSTALL) --dry-run > /dev/null
+	test -x $(PY) || $(PYTHON) -m venv --without-pip $(VENV)
+	$(PY) $(INSTALL)
+	$(PY) -m pip install -q --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e .
 	touch $@
+
+# Versions with the hashes of all their files, for each Python: of everything but torch.
+lock: ## renew requirements/*.lock (needs uv)
+	for python in 3.11 3.12 3.13; do \
+	    uv pip compile -q --config-file requirements/uv.toml --upgrade --generate-hashes \
+	        --no-emit-package torch --python-version $$python --python-platform linux \
+	        --custom-compile-command "make lock" -o requirements/cpu-$$python.lock requirements/cpu.in; \
+	done
 
 # ---- run ----------------------------------------------------------------------------------------
 
@@ -95,19 +99,15 @@ test-slurm: venv ## jobs on a real Slurm that the tests start (make slurm-deps);
 test-te: venv ## Megatron's TE layer spec over tests/te_standin
 	$(PYTEST) tests/dist -k te_spec
 
-# The CPU set above ends at megatron-core 0.16.1, the last release for Python 3.11.
-test-mcore-latest: $(LATEST)/.installed ## unit and dist on the newest megatron-core: Python 3.12, not in CI
-	$(LATEST)/bin/python -m pytest -q tests/unit -m "not full"
-	$(LATEST)/bin/python -m pytest -q tests/dist -m "not full"
-
-$(LATEST)/.installed: requirements/latest.txt setup.py
-	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null || { \
-	    echo "error: $(PYTHON312) is not Python 3.12: install it, or run make test-mcore-latest PYTHON312=/path/to/python3.12" >&2; \
-	    exit 1; }
-	test -x $(LATEST)/bin/python || $(PYTHON312) -m venv $(LATEST)
-	$(LATEST)/bin/python -m pip install -q --disable-pip-version-check --no-compile -r requirements/latest.txt
-	$(LATEST)/bin/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e .
-	touch $@
+# The newest megatron-core is not for Python 3.11, which .venv may have (.ci/run).
+test-mcore-latest: ## the main line, whatever Python .venv has: unit, dist and e2e on Python 3.12
+	rm -rf .cache/mcore-latest
+	@rc=0; for suite in unit dist e2e; do \
+	    PYTEST_ADDOPTS="--junitxml=$(CURDIR)/.cache/mcore-latest/$$suite.xml" \
+	        $(MAKE) PYTHON=$(PYTHON312) VENV=.venv-latest test-$$suite || rc=1; \
+	done; \
+	.venv-latest/bin/python -m benchmarks.common.suites mcore_latest mcore-latest .cache/mcore-latest; \
+	exit $$rc
 
 # File by file: some have the same name in two folders, and what has passed stays passed.
 test-full: export FIGURES := benchmarks/results
@@ -117,7 +117,7 @@ test-full: venv ## every matrix and count; hours; begun again it skips files tha
 	    if test -e $$passed; then continue; fi; \
 	    echo "== $$file"; mkdir -p $$(dirname $$passed); \
 	    if $(PYTEST) $$file; then touch $$passed; else rc=1; fi; \
-	done; exit $$rc
+	done; $(MAKE) test-mcore-latest || rc=1; exit $$rc
 
 bench: venv ## benchmarks/*.py, results in benchmarks/results/
 	for file in benchmarks/*.py; do $(PY) $$file; done

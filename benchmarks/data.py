@@ -53,7 +53,7 @@ def questions(count: int) -> Iterator[str]:
     """Different questions of about NUM_TOKENS tokens."""
     draw, known = random.Random(1), words()
     for number in range(count):
-        yield f"{number} " + " ".join(draw.choices(known, k=NUM_TOKENS - 10))
+        yield f"{number} " + " ".join(draw.choices(known, k=NUM_TOKENS - 5))
 
 
 def write(path: Path, count: int, distinct: int) -> None:

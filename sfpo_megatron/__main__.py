@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
 
 
 def main() -> int:
     """Run the command line, so that Ctrl-C while it is imported ends it as well as later on."""
     signal.signal(signal.SIGINT, _interrupt)
+    if sys.platform == "win32":  # where the command line cannot even be imported: no fcntl, no pwd
+        from sfpo_megatron.commands.install import CannotInstall, expect_linux
+
+        try:
+            expect_linux()
+        except CannotInstall as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     try:
         from sfpo_megatron.cli import main as run
 

@@ -17,6 +17,8 @@ from sfpo_megatron import __version__
 from sfpo_megatron.commands import demo
 from sfpo_megatron.commands.check import add_options as add_check_options
 from sfpo_megatron.commands.check import check
+from sfpo_megatron.commands.install import add_options as add_install_options
+from sfpo_megatron.commands.install import install
 from sfpo_megatron.commands.report import add_options as add_report_options
 from sfpo_megatron.commands.report import report as report_runs
 from sfpo_megatron.commands.score import add_options as add_score_options
@@ -148,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     add_report_options(reporting)
     reporting.set_defaults(run=report_runs)
+    text = "install what a run on CPU needs into the environment of this Python"
+    installing = commands.add_parser("install", help=text, description=text, allow_abbrev=False)
+    add_install_options(installing)
+    installing.set_defaults(run=install)
     text = "make a small policy, warm-start it and train it with SFPO, on two CPU cores"
     demonstration = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
     demo.add_options(demonstration)

@@ -48,6 +48,8 @@ def _devices() -> dict[str, str]:
         return {"torch": f"cannot be imported: {error}"}
     facts = {"torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"}
     if not torch.cuda.is_available():
+        if torch.version.cuda:
+            facts["torch build"] += ", on a machine without: the CPU build does as well"
         return facts | {"GPUs": "none: gloo, one OpenMP thread a process"}
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

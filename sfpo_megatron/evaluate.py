@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,11 +62,15 @@ def _records_of(
             done = len(prompts) - len(missing)
             print(f"{model.name}: {done} of {len(prompts)} problems are there", file=sys.stderr)
         if missing:
+            said = f"{len(missing)} problems, {config.eval.n} responses each; the engines start"
+            print(f"{model.name}: {said}", file=sys.stderr, flush=True)
             with as_files(model, folder / "converted") as files:
                 for part in _rollouts(config, str(files), missing):
                     records.add([_record(config, *one) for one in part])
                     done = len(records.problems)
-                    print(f"{model.name}: {done}/{len(prompts)} problems", file=sys.stderr)
+                    print(
+                        f"{model.name}: {done}/{len(prompts)} problems", file=sys.stderr, flush=True
+                    )
         return {prompt.id: records.problems[prompt.id] for prompt in prompts}
 
 
@@ -80,7 +85,10 @@ def _rollouts(
     parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     client = start_rollouts(config, model_path=model_path)
     try:
+        begun = time.monotonic()
         client.wait_ready(config.rollout.timeout_s)
+        waited = time.monotonic() - begun
+        print(f"engines ready (waited {waited:.1f} s)", file=sys.stderr, flush=True)
         requests = [
             eval_request(config, f"eval/{number}", part, step=0)
             for number, part in enumerate(parts)

@@ -15,13 +15,14 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.rewards.wire import packed, unpacked
 
 UNSTABLE = (
     *("isomorphic_strings", "knight_swap", "list_functions"),
@@ -43,15 +44,14 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
     """`source.size` problems of `source.task`, numbered from 0."""
     assert source.task is not None and source.size is not None  # DataSource refuses it
     dataset = build_dataset(source.task, source.args, seed=seed, size=source.size)
+    entries: Iterable[dict[str, Any]]
     if source.task in UNSTABLE:
         entries = _made_elsewhere(source.task, source.args, seed=seed, size=source.size)
     else:
         entries = (dataset[index] for index in range(source.size))
     for index, entry in enumerate(entries):
         where = f"reasoning_gym {source.task} entry {index}"
-        if index == 0:
-            _check_entry(entry, where)
-        yield Row(
+        yield _refused(entry, where) or Row(
             id=str(index),
             where=where,
             question=str(entry["question"]),
@@ -70,13 +70,12 @@ def _made_elsewhere(
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     made = subprocess.run(
         [sys.executable, "-c", program],
-        input=request,
+        input=request.encode(),
         stdout=subprocess.PIPE,
-        text=True,
         env={**os.environ, _HASH_SEED: "0", "PYTHONPATH": path},
         check=True,
     )
-    return map(json.loads, made.stdout.splitlines())
+    return map(unpacked, made.stdout.splitlines())
 
 
 def print_entries() -> None:
@@ -86,9 +85,7 @@ def print_entries() -> None:
     dataset = build_dataset(request["task"], request["args"], seed=request["seed"], size=size)
     for index in range(size):
         random.seed(derived_seed("module", request["seed"], index))
-        entry = dataset[index]
-        _check_entry(entry, f"reasoning_gym {request['task']} entry {index}")
-        lines.append(json.dumps(entry))
+        lines.append(json.dumps(packed(dataset[index])))
     print("\n".join(lines))
 
 
@@ -139,14 +136,16 @@ def _load_factory() -> Any:
     return reasoning_gym.factory
 
 
-def _check_entry(entry: Mapping[str, Any], where: str) -> None:
-    """The verifier runs in another process and gets the entry as JSON."""
+def _refused(entry: Mapping[str, Any], where: str) -> DataError | None:
+    """Why an entry cannot be scored, if it cannot: the verifier runs in another process."""
     try:
-        json.dumps(entry)
-    except (TypeError, ValueError) as error:
-        raise DataError(
+        json.dumps(packed(entry))
+    except (TypeError, ValueError, RecursionError) as error:
+        return DataError(
             where,
             found=f"an entry that is not JSON ({error})",
             expected="numbers, strings, lists and objects only",
             fix="choose another task: this one's verifier needs Python objects",
-        ) from error
+            kind="that JSON cannot hold",
+        )
+    return None

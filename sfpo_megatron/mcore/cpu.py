@@ -172,6 +172,9 @@ def _replacements() -> list[_Name]:
         (cuda, "_lazy_call", lambda call, **kwargs: call()),
         (cuda, "_lazy_init", nothing()),
         (cuda, "default_generators", _DefaultGenerators()),
+        # A CUDA build of torch without a GPU: by the count above Adam would find CUDA, and ask it
+        # whether a graph is being captured.
+        (torch.accelerator, "current_accelerator", nothing()),
         # Megatron's jit_fuser: on CPU it would compile C++ at a fused function's first call.
         (torch, "compile", _not_compiled),
         *((torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES),

@@ -8,6 +8,7 @@ Call order:
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -129,11 +130,23 @@ def init_distributed(config: RunConfig) -> Capabilities:
     return capabilities
 
 
+_ADVISERS = (
+    "megatron.core.models.gpt.gpt_model",  # 0.19: a class to come in its place
+    "megatron.core.distributed.distributed_data_parallel",  # 0.19: it makes a layout by itself
+    "torch.utils.cpp_extension",  # a CUDA toolkit without a GPU
+)
+"""Loggers whose warnings are advice that no user of ours can follow."""
+
+
 def _quieten_dependencies() -> None:
     """Silence what Megatron warns of on import: the fallbacks that it takes (`Capabilities` says
     them in one line), and the collectives that it calls by names deprecated in this torch."""
     warnings.filterwarnings("ignore", module=r"megatron\.core")
+    # From Python 3.12 on, while a module is compiled; there its file stands for its name.
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=r".*/megatron/core/")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    for name in _ADVISERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def current_layout() -> Layout:

@@ -18,6 +18,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from sfpo_megatron.config.reward import HttpRewardConfig
@@ -173,9 +174,12 @@ def _body(items: Sequence[Item]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Metadata as JSON has it: lists for tuples, text for keys, null for what is not finite."""
+    """Metadata as JSON has it: lists for tuples, text for keys and for fractions, null for what is
+    not finite."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Fraction):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

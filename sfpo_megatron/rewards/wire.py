@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypedDict
 
 
@@ -24,12 +25,14 @@ class WireProblem:
     metadata: Mapping[str, Any]
 
 
-_TUPLE, _ITEMS = "\0tuple", "\0items"
+_TUPLE, _ITEMS, _FRACTION = "\0tuple", "\0items", "\0fraction"
 
 
 def packed(value: Any) -> Any:
-    """Metadata for JSON, with what JSON would change marked: tuples, and keys that are no text.
-    A verifier may compare with them (reasoning_gym's arc_agi, rearc)."""
+    """Metadata for JSON, with what JSON would change or refuse marked: tuples, fractions, and keys
+    that are no text. A verifier may compare with them (reasoning_gym's arc_agi, rearc)."""
+    if isinstance(value, Fraction):
+        return {_FRACTION: [value.numerator, value.denominator]}
     if isinstance(value, tuple):
         return {_TUPLE: [packed(item) for item in value]}
     if isinstance(value, list):
@@ -52,6 +55,8 @@ def _marked(found: dict[str, Any]) -> Any:
             return tuple(found[_TUPLE])
         if _ITEMS in found:
             return dict(found[_ITEMS])
+        if _FRACTION in found:
+            return Fraction(*found[_FRACTION])
     return found
 
 

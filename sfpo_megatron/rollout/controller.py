@@ -291,16 +291,13 @@ class RolloutController:
                 "first (a rollout has one weight version)"
             )
         self._updating = True
-        with span("start_update", track="refit", weight_version=version):
-            await self._fleet.start_update(version, only_stale=only_stale)
+        await self._fleet.start_update(version, only_stale=only_stale)
 
     async def update_weights(self, update_info: WireInfo, number: int) -> None:
         """Hand bucket `number` of the update to every engine that takes part."""
-        with span("bucket", track="refit", number=number):
-            await self._fleet.load_bucket(update_info, number)
+        await self._fleet.load_bucket(update_info, number)
 
     async def finish_weight_update(self) -> None:
         """End the update everywhere; rollouts generated from now on carry the new version."""
-        with span("finish_update", track="refit"):
-            await self._fleet.finish_update()
+        await self._fleet.finish_update()
         self._updating = False

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.rollout.engine import WireInfo
 from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle
 from sfpo_megatron.rollout.errors import EngineInterrupted, EngineLost, FleetLost, RolloutError
@@ -129,11 +130,13 @@ class UpdatableFleet(Fleet):
         self._target, self._loss_counted = version, False
         self._deadline = time.monotonic() + self._config.refit.timeout_s
         self._updating = [e for e in self.participants(only_stale=only_stale) if e.introduced]
-        await self._update(lambda actor: actor.start_weight_update.remote())
+        with span("start_update", track="refit", weight_version=version):
+            await self._update(lambda actor: actor.start_weight_update.remote())
 
     async def load_bucket(self, update_info: WireInfo, number: int) -> None:
         """Have every engine that takes part load bucket `number` of the update."""
-        await self._update(lambda actor: actor.update_weights.remote(update_info, number))
+        with span("bucket", track="refit", number=number):
+            await self._update(lambda actor: actor.update_weights.remote(update_info, number))
 
     async def _update(self, call: Callable[[EngineActor], Awaitable[None]]) -> None:
         """Make a step of the update on every engine that still takes part. An engine that fails it
@@ -169,7 +172,8 @@ class UpdatableFleet(Fleet):
 
     async def finish_update(self) -> None:
         """End the update; from now on only engines with its version get work."""
-        await self._update(lambda actor: actor.finish_weight_update.remote())
+        with span("finish_update", track="refit"):
+            await self._update(lambda actor: actor.finish_weight_update.remote())
         for engine in self._updating:
             engine.version, engine.interrupted = self._target, False
             self._num_failed_meetings = 0

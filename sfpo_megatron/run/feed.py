@@ -17,8 +17,7 @@ from torch import Tensor
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.selective import History, NoHistory, ZeroVarianceHistory
-from sfpo_megatron.rewards.parts import part_means
-from sfpo_megatron.rollout.reports import environment_metrics
+from sfpo_megatron.run.metrics import rollout_metrics
 from sfpo_megatron.run.samples import SamplePicker
 from sfpo_megatron.run.saved_rollouts import from_tensors, tensors_of, to_tensors
 from sfpo_megatron.tracking.details import Sample
@@ -26,7 +25,6 @@ from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
     from sfpo_megatron.rollout.client import RolloutClient
-    from sfpo_megatron.rollout.reports import ScoredRequest
 
 
 class Feed(Protocol):
@@ -141,7 +139,7 @@ class EngineFeed:
         self._check(step, batch, staleness)
         return _Received(
             batch=batch,
-            metrics=_metrics(scored, staleness) | metrics,
+            metrics=rollout_metrics(scored, staleness) | metrics,
             samples=self._picker.pick(step, scored.rollouts, group_size),
         )
 
@@ -234,25 +232,3 @@ class EngineFeed:
 
 def _request_id(step: int) -> str:
     return f"train/{step}"
-
-
-def _metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
-    counts = scored.counts
-    return {
-        "time/generate_s": scored.times.generate_s,
-        "time/reward_s": scored.times.reward_s,
-        "staleness": staleness,
-        "num_sampling_rounds": counts.num_rounds,
-        "num_groups_generated": counts.num_groups,
-        "num_groups_zero_variance": counts.num_zero_variance,
-        "num_groups_truncated": counts.num_truncated,
-        "num_groups_duplicate": counts.num_duplicate,
-        "num_groups_surplus": counts.num_surplus,
-        "num_groups_taken_back": counts.num_taken_back,
-        "kv_cache_usage_max": scored.load.kv_cache_usage,
-        "num_preemptions": scored.load.num_preemptions,
-        "num_reissued": scored.num_reissued,
-        "num_engine_restarts": scored.num_restarts,
-        **part_means(scored.rollouts, "reward/"),
-        **environment_metrics(scored.rollouts),
-    }

@@ -13,6 +13,8 @@ from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.passes import PassResult
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.advantage import zero_variance
+from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rollout.reports import ScoredRequest, environment_metrics
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
 _ONCE_A_STEP = ("mismatch_weight_mean", "mismatch_rejected", "ref_kl")
@@ -159,3 +161,26 @@ def one_pass_metrics(k: int, result: PassResult) -> dict[str, float]:
         "loss": result.mean(lambda m: m.loss),
     }
     return {f"pass_{k}/{name}": value for name, value in found.items() if name not in _ONCE_A_STEP}
+
+
+def rollout_metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
+    """What the engines and the scorers say of a step's rollouts, `staleness` updates old."""
+    counts = scored.counts
+    return {
+        "time/generate_s": scored.times.generate_s,
+        "time/reward_s": scored.times.reward_s,
+        "staleness": staleness,
+        "num_sampling_rounds": counts.num_rounds,
+        "num_groups_generated": counts.num_groups,
+        "num_groups_zero_variance": counts.num_zero_variance,
+        "num_groups_truncated": counts.num_truncated,
+        "num_groups_duplicate": counts.num_duplicate,
+        "num_groups_surplus": counts.num_surplus,
+        "num_groups_taken_back": counts.num_taken_back,
+        "kv_cache_usage_max": scored.load.kv_cache_usage,
+        "num_preemptions": scored.load.num_preemptions,
+        "num_reissued": scored.num_reissued,
+        "num_engine_restarts": scored.num_restarts,
+        **part_means(scored.rollouts, "reward/"),
+        **environment_metrics(scored.rollouts),
+    }

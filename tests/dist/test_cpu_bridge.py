@@ -17,7 +17,7 @@ HEADER = "import sys, pkgutil, importlib, torch, torch.optim, sfpo_megatron\n"
 SNAPSHOT = """
 def names():
     owners = [torch, torch.cuda, torch.cuda.random, torch.Tensor, torch.nn.Module]
-    owners.append(torch.distributed)
+    owners += [torch.distributed, torch.accelerator]
     return {(str(o), n): getattr(o, n, None) for o in owners for n in dir(o) if n[:2] != "__"}
 def changed():
     now = names()
@@ -29,7 +29,9 @@ INSTALL = """
 from sfpo_megatron.mcore import cpu
 cpu.install()
 first = changed()
-assert {"current_device", "Stream", "empty", "cuda", "to", "type"} <= set(first), first
+expected = {"current_device", "current_accelerator", "Stream", "empty", "cuda", "to", "type"}
+assert expected <= set(first), first
+assert torch.accelerator.current_accelerator() is None, "with a CUDA build too"
 assert torch.empty(2, device="cuda").device.type == "cpu"
 tensor = torch.empty(2, device=torch.device("cuda", 0)).to("cuda").cuda()
 assert tensor.type() == "torch.cuda.FloatTensor"

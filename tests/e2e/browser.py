@@ -45,6 +45,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
+        self._call("Emulation.setScrollbarsHidden", hidden=True)  # a picture has none either
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._call("Page.navigate", url=page.as_uri())

@@ -127,15 +127,43 @@ def test_demo_smollm2(tmp_path: Path) -> None:
     )
 
 
+def smollm2(folder: Path) -> Path:
+    """The model, downloaded and converted."""
+    get = [sys.executable, str(ROOT / "tools" / "get_smollm2.py"), "--out", str(folder)]
+    subprocess.run(get, check=True, timeout=900)
+    return folder
+
+
+@pytest.mark.full
+def test_smollm2_on_gsm_symbolic(tmp_path: Path) -> None:
+    """The command of docs/evaluation.md, whose table is this one's: a tiny model with its chat
+    template, which solves almost nothing."""
+    options = ["--data", "gsm_symbolic", "--n", "4", "--max-tokens", "256", "data.eval.0.size=24"]
+    command = [sys.executable, "-m", "sfpo_megatron", "eval", "--model", "smollm2", *options]
+    smollm2(tmp_path / "smollm2")
+    begun = time.monotonic()
+    subprocess.run([*command, "--out", "out"], cwd=tmp_path, check=True, timeout=1800)
+    seconds = time.monotonic() - begun
+    evaluated = tmp_path / "out/eval"
+    (found,) = json.loads((evaluated / "results.json").read_text())["models"].values()
+    figures = found["gsm_symbolic"]
+    assert (figures["num_problems"], figures["n"]) == (24, 4)
+    pass_at = [figures["pass_at"][str(k)] for k in (1, 2, 3, 4)]
+    assert pass_at == sorted(pass_at) and figures["accuracy"] == pytest.approx(pass_at[0])
+    (file,) = evaluated.glob("*/records.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(records) == 96 and all(1 <= one["num_tokens"] <= 256 for one in records)
+    # It answers as an assistant does, and ends its turn: the template's tokens are its own.
+    assert figures["truncated"] < 1 and not any("<|im_" in one["text"] for one in records)
+    words = " ".join(["sfpo-megatron", *command[3:]])
+    content = {"command": words, "seconds": round(seconds, 1), "gsm_symbolic": figures}
+    provenance.write_cpu("smollm2_gsm_symbolic", content)
+
+
 @pytest.mark.full
 def test_smollm2_logits_equal_transformers(tmp_path: Path) -> None:
     """The real weights at PP=2, packed, against transformers in fp32: 1e-4 of the largest logit."""
-    model = tmp_path / "model"
-    subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "get_smollm2.py"), "--out", str(model)],
-        check=True,
-        timeout=900,
-    )
+    model = smollm2(tmp_path / "model")
     out = tmp_path / "logits.json"
     subprocess.run(
         [

@@ -210,7 +210,7 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     assert "sfpo-megatron = sfpo_megatron.__main__:main" in points
     assert "[vllm.general_plugins]" in points
     assert "Requires-Dist: PyYAML>=6\n" in metadata
-    assert all(f"Provides-Extra: {extra}\n" in metadata for extra in ("cpu", "gpu", "log", "dev"))
+    assert all(f"Provides-Extra: {extra}\n" in metadata for extra in ("gpu", "log", "dev"))
     packaged = {p.relative_to(site).as_posix() for p in site.rglob("sfpo_megatron/**/*.py")}
     assert {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("sfpo_megatron/**/*.py")} == packaged
     for file, of in {
@@ -223,7 +223,15 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     # -S: no site-packages; -P and the folder: nothing from the checkout either.
     slurm = ["slurm", "run.yaml", "--nodes=4", "--time=4:00:00", "--dry-run"]
     outputs = []
-    for arguments in (["--help"], ["doctor"], ["check", "run.yaml"], slurm, ["demo", "--help"]):
+    install = ["install", "cpu", "--dry-run"]
+    for arguments in (
+        ["--help"],
+        ["doctor"],
+        ["check", "run.yaml"],
+        slurm,
+        install,
+        ["demo", "--help"],
+    ):
         done = subprocess.run(
             [sys.executable, "-S", "-P", "-m", "sfpo_megatron", *arguments],
             capture_output=True,
@@ -235,4 +243,6 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
         outputs.append(done.stdout)
     assert "task: chain_sum" in outputs[2]
     assert outputs[3].startswith("#!/usr/bin/env bash\n") and "--nodes=4\n" in outputs[3]
+    locked = next(line for line in outputs[4].splitlines() if "--require-hashes" in line)
+    assert Path(locked.split()[-1]).is_relative_to(site) and Path(locked.split()[-1]).is_file()
     assert not Path("run").exists(), "a dry run writes nothing"

@@ -241,10 +241,10 @@ def test_every_metric_of_a_train_step_is_described() -> None:
     feed |= ZeroVarianceHistory(0.25).metrics.keys()
     for file in ("run/checkpoints.py", "run/turns.py", "run/engines.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
-    assert {"time/generate_s", "staleness", "time/checkpoint_s"} <= feed
+    assert "time/checkpoint_s" in feed
     files = ("trainer.py", "run/learner.py", "run/metrics.py")
     logged = set().union(*map(logged_keys, files), keys_of_passes()) - {"time/sfpo_s", *KEPT}
-    assert {"loss", "pass_k/ratio_max", "ref_kl"} <= logged
+    assert {"loss", "pass_k/ratio_max", "ref_kl", "time/generate_s", "staleness"} <= logged
     lengths = torch.ones(2, dtype=torch.int64)
     logged |= set(batch_metrics(make_batch(lengths, lengths.clone()), Totals()))
     several = {f"ranks/PHASE_{what}" for what in ("max_s", "min_s", "slowest")}

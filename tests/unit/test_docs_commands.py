@@ -22,7 +22,19 @@ PAGES = [
     *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(ROOT.glob("examples/*/*.yaml")),
 ]
-COMMANDS = ("train", "sft", "eval", "check", "plan", "slurm", "score", "report", "doctor", "demo")
+COMMANDS = (
+    "train",
+    "sft",
+    "eval",
+    "check",
+    "plan",
+    "slurm",
+    "score",
+    "report",
+    "doctor",
+    "install",
+    "demo",
+)
 BASE = """\
 output_dir: r
 model: {path: m}

@@ -42,6 +42,7 @@ TORCH_FREE = (
     "cli.py",
     "commands/report.py",
     "commands/check.py",
+    "commands/install.py",
     "commands/demo.py",
     "commands/responses.py",
     "commands/score.py",
@@ -185,6 +186,7 @@ HEAVY = {"torch", "megatron", "vllm", "ray", "transformers", "numpy", "matplotli
         ["plan", "--help"],
         ["score", "FILE"],
         ["report", "RUN"],
+        ["install", "cpu", "--dry-run"],
     ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:

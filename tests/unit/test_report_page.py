@@ -107,6 +107,24 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     assert "12 of 40 train steps" in text
 
 
+def test_what_is_known_of_a_response_is_said_in_words(tmp_path: Path) -> None:
+    """And a long one is cut in its middle: the answer is at its end."""
+    run = write_report_run(tmp_path / "run", num_steps=3)
+    known = {"correct": False, "finished": False, "num_tokens": 9000, "parts": {"format": 0.5}}
+    response = {"text": f"first {'x' * 9000} last", "reward": 0.25, **known}
+    sample = {"step": 3, "prompt_id": "a/1", "prompt": "1+1=", "answer": "2"}
+    lines = [{**sample, "responses": [response] * 10}, {"step": 3}]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert report(run) == 0
+    found, bare = data_in(run / "report.html")["runs"][0]["samples"]
+    assert (found["answer"], len(found["responses"]), found["num_more"]) == ("2", 8, 2)
+    shown = found["responses"][0]
+    assert shown["detail"] == "wrong, cut off, 9,000 tokens, format 0.5"
+    assert shown["text"].startswith("first x") and shown["text"].endswith("x last")
+    assert "5,011 characters" in shown["text"] and len(shown["text"]) < 4100
+    assert bare["responses"] == [] and bare["prompt"] == ""
+
+
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_report_run(tmp_path / "run", num_steps=3, samples=1)
     for name, number in (("samples.jsonl", 3), ("metrics.jsonl", 5)):

@@ -42,7 +42,7 @@ _PASS = re.compile(r"pass_(\d+)/ppo_kl")
 _QUANTILE = re.compile(r"(?:response_tokens|reward)_(?:min|p\d+|max)")
 _OVERLAPPED = ("generate", "reward")
 """Phases that run beside the step where generation is one step ahead (rollout.async_steps)."""
-_PHASES = (
+PHASES = (
     "generate",
     "reward",
     "onload",
@@ -52,10 +52,10 @@ _PHASES = (
     "reposition",
     "wait",
     "refit",
+    "other",
 )
+"""Phases of a train step, in their order; "other" is the rest of `time/step_s`."""
 _HIGHEST = 1e100
-OTHER = "other"
-"""The rest of `time/step_s`."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -133,20 +133,20 @@ def _at(train: Mapping[str, Column], axis: str, step: int) -> float:
 
 
 def _add_phases(train: dict[str, Column], run: Run) -> tuple[str, ...]:
-    """Add the columns of the phases, `OTHER` included; the phases that there are."""
+    """Add the columns of the phases; the names of those that there are."""
     lines = run.metrics.train
     whole = _column(lines, "time/step_s")
     if not _has_values(whole):
         return ()
     is_async = bool(setting(run.config, "rollout.async_steps"))
-    wanted = [name for name in _PHASES if not (is_async and name in _OVERLAPPED)]
+    wanted = [name for name in PHASES[:-1] if not (is_async and name in _OVERLAPPED)]
     columns = {name: _column(lines, f"time/{name}_s") for name in wanted}
     columns = {name: column for name, column in columns.items() if any(column)}
     rest: Column = []
     for row, seconds in enumerate(whole):
         spent = math.fsum(column[row] or 0.0 for column in columns.values())
         rest.append(None if seconds is None else max(0.0, seconds - spent))
-    columns[OTHER] = rest
+    columns[PHASES[-1]] = rest
     train |= {f"time/{name}": column for name, column in columns.items()}
     return tuple(columns)
 

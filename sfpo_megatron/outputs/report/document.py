@@ -12,6 +12,7 @@ from typing import Any
 from sfpo_megatron.outputs.report.arms import Arm, Band, drift_profile, over_seeds
 from sfpo_megatron.outputs.report.curves import (
     AXES,
+    PHASES,
     SMOOTHING,
     Column,
     Curves,
@@ -114,6 +115,7 @@ def to_json(document: Document) -> str:
             for index, (run, one) in enumerate(zip(document.runs, small, strict=True))
         ],
         "arms": [_arm(arm, document.curves, smooth) for arm in document.arms],
+        "phases": PHASES,
         "target": document.target.accuracy if document.target else None,
         "baseline": document.target.baseline if document.target else None,
         "ratios": _ratios(document.target) if document.target else [],

@@ -200,7 +200,7 @@ def _tiles(document: Document) -> Markup:
         facts["rollouts"] = count(end_of(curves.train.get("rollouts")))
         facts["backward passes"] = count(end_of(curves.train.get("passes")))
         facts["train steps take"] = duration(end_of(curves.train.get("seconds")))
-        facts["gate closed"] = gate_said(curves)
+        facts["gate closed"] = gate_said(document.runs[0], curves)
     tiles = [
         element("li", element("span", text(name)), element("strong", text(value)))
         for name, value in facts.items()

@@ -13,6 +13,7 @@ from sfpo_megatron.outputs.report.arms import Arm, differing
 from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, mean
 from sfpo_megatron.outputs.report.document import Document, Target
 from sfpo_megatron.outputs.report.html import Markup, element, folded, joined, table, text
+from sfpo_megatron.outputs.report.reading import Run
 from sfpo_megatron.outputs.report.target import Ratio, Reached
 
 _NOTHING = "–"
@@ -37,18 +38,20 @@ def runs_table(document: Document) -> Markup:
                 steps,
                 *(percent(f(accuracy)) if accuracy else _NOTHING for f in (_first, _last, max)),
                 *(count(end_of(curves.train.get(axis))) for axis in ("rollouts", "passes")),
-                gate_said(curves),
+                gate_said(run, curves),
                 number(mean(_seconds(document, index))),
             ]
         )
     return table("Runs; accuracy is held out", header, rows, words=2)
 
 
-def gate_said(curves: Curves) -> str:
+def gate_said(run: Run, curves: Curves) -> str:
     """When the gate closed."""
     if curves.num_passes <= 1:
         return "no fast passes"
-    return f"step {curves.close_step}" if curves.close_step else "not yet"
+    if curves.close_step:
+        return f"step {curves.close_step}"
+    return "never" if run.last_step == run.num_steps else "not yet"
 
 
 def _seconds(document: Document, index: int) -> Column:

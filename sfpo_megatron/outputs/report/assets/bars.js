@@ -6,7 +6,7 @@ function phaseBars(host) {
   if (!arms.length) return;
   const total = (arm) => Object.values(arm.phases).reduce((sum, value) => sum + (value ?? 0), 0);
   const most = Math.max(...arms.map(total));
-  const names = [...new Set(arms.flatMap((arm) => Object.keys(arm.phases)))];
+  const names = data.phases.filter((name) => arms.some((arm) => name in arm.phases));
   const legend = element("ul", { class: "legend" }, ...names.map((name) => element("li", {}, element("span", {}, element("i", { class: "swatch filled", color: `--phase-${name}` }), name))));
   const bars = arms.map((arm) => {
     const parts = Object.entries(arm.phases).filter(([, value]) => value).map(([name, value]) => {

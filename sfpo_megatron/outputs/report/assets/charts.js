@@ -169,7 +169,7 @@ class Chart {
       const lower = rows.map((i) => `${px(one.x[i]).toFixed(1)},${py(one.low[i]).toFixed(1)}`).reverse();
       return [shape("polygon", { class: kind, color: one.color, points: [...upper, ...lower].join(" ") })];
     }
-    const radius = one.x.length > (this.scale.area.right - this.scale.area.left) / 10 ? 2 : 3;
+    const radius = one.x.length === 1 ? 5 : one.x.length > (this.scale.area.right - this.scale.area.left) / 10 ? 2 : 3;
     const points = one.x.map((x, i) => (x === null || one.y[i] === null ? null : [px(x), py(one.y[i])]));
     const made = [];
     if (kind !== "dots") {

@@ -96,14 +96,18 @@ function compared(host) {
   chart(host, { title: "Response length", x, y: { label: "mean tokens of a response", format: plain }, series: armSeries("train", "response_tokens_mean", x, null), note: smooth });
 }
 
-/** lines: {name, color, drift}, the drift of each pass. */
-function profiles(host, lines) {
+/** lines: {name, color, drift}, the drift of each pass: fast ones joined, the slow correction apart. */
+function profiles(host, lines, title = "Drift by pass") {
   const most = Math.max(...lines.map((one) => one.drift.length));
-  const passes = { label: "pass (the last of each line is the slow correction)", unit: "", format: (v) => String(v), reads: (v) => `pass ${v}`, whole: true };
-  const series = lines.map((one) => ({ group: one.name, color: one.color, dots: true, x: one.drift.map((_, i) => i + 1), y: one.drift }));
-  const fast = lines.length === 1 && most > 1 ? [{ x: most - 0.5, label: "reposition" }] : [];
-  chart(host, { title: "Drift by pass", x: passes, y: { label: "KL to the policy before the step, nats a token", format: plain, low: 0 }, rules: fast, series,
-    note: "Mean over the steps with fast passes. The reposition pulls the weights back: the slow correction begins nearer to where the step began than the last fast pass ended." });
+  const passes = { label: "pass", unit: "", format: (v) => String(v), reads: (v) => `pass ${v}`, whole: true };
+  const alone = lines.length === 1;
+  const series = lines.flatMap(({ name, color, drift }) => [
+    { group: alone ? "fast passes" : name, color: alone ? "--arm-0" : color, dots: true, x: drift.slice(0, -1).map((_, i) => i + 1), y: drift.slice(0, -1) },
+    { group: alone ? "slow correction" : name, color: alone ? "--warn" : color, x: [drift.length], y: drift.slice(-1) },
+  ]);
+  chart(host, { title, x: passes, y: { label: "KL to the policy before the step, nats a token", format: plain, low: 0 },
+    rules: alone && most > 1 ? [{ x: most - 0.5, label: "reposition" }] : [], series,
+    note: `Mean over the steps with fast passes, each pass over its own minibatches. The reposition pulls the weights back, so that the slow correction${alone ? "" : ", the dot apart,"} begins nearer to where the step began than the last fast pass ended.` });
 }
 
 // ---- one run ----------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ function gate(host, run, mean) {
 
 function drift(host, run, mean) {
   const numbers = [...Array(run.num_passes).keys()].map((i) => i + 1).filter((k) => run.train[`pass_${k}/ppo_kl`]);
-  if (numbers.length > 1) profiles(host, [{ name: run.name, color: "--arm-0", drift: profileOf(run, numbers) }]);
+  if (numbers.length > 1) profiles(host, [{ name: run.name, drift: profileOf(run, numbers) }]);
   const last = numbers.length;
   const named = (k) => (last === 1 ? "the pass" : k === last ? "slow correction" : `fast pass ${k}`);
   const color = (k) => (k === last ? "--warn" : `--fast-${Math.min(3, Math.floor(((k - 1) * 4) / Math.max(1, last - 1)))}`);
@@ -246,7 +250,8 @@ const comparison = document.getElementById("comparison");
 if (comparison) {
   compared(comparison);
   const lines = data.arms.map((arm, place) => ({ name: arm.name, color: armColor(place), drift: arm.drift }));
-  profiles(comparison, lines.filter((one) => one.drift.length > 1));
+  const fast = lines.filter((one) => one.drift.length > 1);
+  if (fast.length) profiles(comparison, fast, fast.length > 1 ? undefined : `Drift by pass, ${fast[0].name}`);
   phaseBars(comparison);
 }
 choose();

@@ -1,0 +1,199 @@
+"""The install: which Python `make venv` takes, what is refused before anything is downloaded, which
+commands are run, what is locked.
+
+Not exercised: a download (tests/e2e/test_install.py, which is marked full).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made.makefile import MAKE, value
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ROOT / "requirements"
+LOCKS = sorted(REQUIREMENTS.glob("cpu-*.lock"))
+OWN = "cpu-{}.{}.lock".format(*sys.version_info)
+SHIM = "#!/bin/sh\necho 'not one of my versions' >&2\nexit 127\n"
+WORKS = "#!/bin/sh\nexit 0\n"
+
+
+def program(file: Path, text: str) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("programs", "chosen"),
+    [
+        ({"python3.11": WORKS, "python3.12": WORKS, "python3.13": WORKS}, "python3.13"),
+        ({"python3.11": WORKS, "python3.12": WORKS, "python3.13": SHIM}, "python3.12"),
+        ({"python3.11": WORKS, "python3.12": SHIM, "python3.14": WORKS}, "python3.11"),
+        ({"python3.12": SHIM, "python3.10": WORKS}, "python3"),
+    ],
+)
+def test_make_takes_the_newest_python_that_runs(
+    programs: dict[str, str], chosen: str, tmp_path: Path
+) -> None:
+    for name, text in programs.items():
+        program(tmp_path / "bin" / name, text)
+    assert value("PYTHON", {"PATH": f"{tmp_path}/bin"}) == chosen
+    assert value("PYTHON", {"PATH": f"{tmp_path}/bin", "PYTHON": "mine"}) == "mine"
+
+
+def test_a_python_that_will_not_do_is_named_before_there_is_a_venv(tmp_path: Path) -> None:
+    """python3 is asked where no other has run; here it answers as this file does on macOS."""
+    program(tmp_path / "bin/python3", '#!/bin/sh\necho "error: found macOS ($*)" >&2\nexit 1\n')
+    done = subprocess.run(
+        [MAKE, "-C", str(ROOT), "venv", f"VENV={tmp_path}/venv"],
+        env={"PATH": f"{tmp_path}/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    asked = "-m sfpo_megatron.commands.install cpu --pip --dry-run"
+    assert done.stderr.startswith(f"error: found macOS ({asked})\n")
+    assert not (tmp_path / "venv").exists()
+
+
+def installed(
+    *options: str, patch: str = "", door: str = "commands.install", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`install cpu` in a child process after `patch`, lines of Python; by the door of make."""
+    code = f"import importlib.util, platform, shutil, subprocess, sys, sysconfig\n{patch}\n"
+    code += f"from sfpo_megatron.{door} import main\nsys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *options],
+        env={"PATH": "/nowhere", "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+WITHOUT = "find = importlib.util.find_spec\nimportlib.util.find_spec = "
+WITHOUT += "lambda name, *a: None if name in {} else find(name, *a)"
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        ("platform.system = lambda: 'Darwin'", "found macOS, expected Linux, "),
+        ("platform.system = lambda: 'Windows'", "found Windows, expected Linux or WSL2, "),
+        (
+            "platform.machine = lambda: 'riscv64'",
+            "found a processor of type riscv64, expected x86_64 or aarch64: ",
+        ),
+        (
+            "platform.libc_ver = lambda: ('', '')",
+            "found no glibc, expected glibc 2.31 or newer, ",
+        ),
+        (
+            "platform.libc_ver = lambda: ('glibc', '2.28')",
+            "found glibc 2.28, expected glibc 2.31 or newer, ",
+        ),
+        ("sys.version_info = (3, 14, 1)", f", expected {', '.join(f.stem[4:] for f in LOCKS)}: "),
+        (WITHOUT.format(("pip", "ensurepip")), "has neither pip nor ensurepip, and uv is not on"),
+        (
+            f"{WITHOUT.format(('pycosat',))}\nsysconfig.get_path = lambda name: '/none'",
+            "a C compiler (",
+        ),
+    ],
+)
+def test_what_cannot_work_is_one_line(patch: str, expected: str) -> None:
+    done = installed("cpu", patch=patch)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert expected in done.stderr
+    assert re.fullmatch(r"error: .+\n", done.stderr)
+    outside = any(name in patch for name in ("Darwin", "Windows", "libc"))
+    assert ("python:3.12" in done.stderr) == outside
+
+
+def test_on_windows_every_command_is_refused() -> None:
+    """None of them could be imported there."""
+    windows = "sys.platform = 'win32'; platform.system = lambda: 'Windows'"
+    done = installed("check", "run.yaml", patch=windows, door="__main__")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: found Windows, expected Linux or WSL2, .+\n", done.stderr)
+
+
+def test_a_dry_run_prints_commands_of_pip_and_of_uv(tmp_path: Path) -> None:
+    uv = program(tmp_path / "bin/uv", WORKS)
+    path = str(uv.parent)
+    by_uv, by_pip = (
+        installed("cpu", "--dry-run", PATH=path),
+        installed("cpu", "--dry-run", "--pip", PATH=path),
+    )
+    without = installed("cpu", "--dry-run", patch=WITHOUT.format(("pip",)))
+    first = {
+        "uv": (by_uv, [str(uv), "pip", "install", "--python", sys.executable]),
+        "pip": (by_pip, [sys.executable, "-m", "pip", "install"]),
+        "no pip": (without, [sys.executable, "-m", "ensurepip"]),
+    }
+    for name, (done, begins) in first.items():
+        assert done.returncode == 0, done.stderr
+        commands = [shlex.split(line) for line in done.stdout.splitlines() if line[0] != "#"]
+        assert commands[0][: len(begins)] == begins, name
+        locked, torch, _ = commands[-3:]
+        assert Path(locked[-1]).samefile(REQUIREMENTS / OWN)
+        assert {"--require-hashes", "--no-deps"} <= set(locked)
+        assert Path(torch[-1]).samefile(REQUIREMENTS / "torch.txt")
+
+
+def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> None:
+    """uv records what it is asked for; torch is imported by this Python."""
+    calls = tmp_path / "calls"
+    uv = program(tmp_path / "bin/uv", f'#!/bin/sh\necho "$*" >> {calls}\n')
+    done = installed("cpu", PATH=str(uv.parent))
+    assert done.returncode == 0, done.stderr
+    assert [line.split("/")[-1] for line in calls.read_text().splitlines()] == [OWN, "torch.txt"]
+    assert (
+        done.stdout.startswith("Python 3.") and f" in {sys.prefix}, megatron-core 0." in done.stdout
+    )
+    assert re.search(r"^torch \d", done.stdout, re.M)
+    calls.unlink()
+    program(uv, f'#!/bin/sh\necho "$*" >> {calls}\nexit 7\n')
+    done = installed("cpu", PATH=str(uv.parent))
+    assert done.returncode == 1
+    assert (
+        "error: step 1 (everything but torch, as " in done.stderr and "exit code 7" in done.stderr
+    )
+    assert len(calls.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_a_lock_has_what_is_asked_for_with_hashes(lock: Path) -> None:
+    python = lock.stem.removeprefix("cpu-")
+    entries = re.split(r"^(?=\w)", lock.read_text(), flags=re.M)[1:]
+    locked = {}
+    for entry in entries:
+        name, found = re.match(r"([\w-]+)==(\S+) \\\n", entry).groups()
+        assert "--hash=sha256:" in entry, name
+        locked[name] = found
+    assert "torch" not in locked and not any(name.startswith("nvidia") for name in locked)
+    lines = (REQUIREMENTS / "cpu.in").read_text().splitlines()
+    for line in lines:
+        if not line or line[0] in "#-":
+            continue
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"python_version": python}):
+            version = locked[re.sub(r"[-_.]+", "-", wanted.name).lower()]
+            assert wanted.specifier.contains(version), f"{line}: found {version}; run make lock"
+
+
+def test_every_python_of_the_makefile_has_a_lock() -> None:
+    pythons = [lock.stem.removeprefix("cpu-") for lock in LOCKS]
+    makefile = (ROOT / "Makefile").read_text()
+    (choice,) = re.findall(r"shell for python in (.+); do", makefile)
+    assert sorted(choice.split()) == [f"python{python}" for python in pythons]
+    (renewed,) = re.findall(r"^\tfor python in (3\..+); do", makefile, re.M)
+    assert renewed.split() == pythons
