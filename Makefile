@@ -59,9 +59,7 @@ lock: ## renew requirements/*.lock (needs uv)
 # ---- run ----------------------------------------------------------------------------------------
 
 demo: venv ## warm-start a small policy, train it with SFPO: [SEED=0] [RUN=runs/demo]
-	$(PY) tools/make_tiny_model.py --out $(RUN)/model --config examples/demo/config.yaml --seed $(SEED)
-	$(SFPO) sft examples/demo/config.yaml --fresh output_dir=$(RUN)/warm_start model.path=$(RUN)/model seed=$(SEED)
-	$(SFPO) train examples/demo/config.yaml --fresh output_dir=$(RUN) model.path=$(RUN)/warm_start/hf seed=$(SEED)
+	$(SFPO) demo --run $(RUN) --seed $(SEED)
 
 demo-smollm2: venv ## two SFPO steps on a real pretrained model: [SEED=0] [RUN=runs/smollm2]
 	$(MAKE) _demo-smollm2 RUN=$(if $(filter runs/demo,$(RUN)),runs/smollm2,$(RUN))

@@ -26,9 +26,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sfpo_megatron", "sfpo_megatron.*"]),
-    # slurm/templates and commands/requirements are links; the wheel carries the files.
+    # demo/config.yaml, slurm/templates, commands/requirements are links; the wheel has the files.
     package_data={
         "sfpo_megatron": ["py.typed"],
+        "sfpo_megatron.demo": ["config.yaml"],
         "sfpo_megatron.outputs.report": ["assets/*"],
         "sfpo_megatron.slurm": ["templates/*"],
         "sfpo_megatron.commands": ["requirements/*.lock", "requirements/torch.txt"],

@@ -44,7 +44,7 @@ def words() -> list[str]:
 
 def tokenizer() -> Any:
     """A byte-level BPE of transformers' that has learned `words`."""
-    from tools.make_tiny_model import train_tokenizer
+    from sfpo_megatron.demo.tiny_model import train_tokenizer
 
     return train_tokenizer([" ".join(words())] * 8, 16_000)
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
+from sfpo_megatron.commands import demo
 from sfpo_megatron.commands.check import add_options as add_check_options
 from sfpo_megatron.commands.check import check
 from sfpo_megatron.commands.install import add_options as add_install_options
@@ -153,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     installing = commands.add_parser("install", help=text, description=text, allow_abbrev=False)
     add_install_options(installing)
     installing.set_defaults(run=install)
+    text = "make a small policy, warm-start it and train it with SFPO, on two CPU cores"
+    demonstration = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
+    demo.add_options(demonstration)
+    demonstration.set_defaults(run=demo.run)
     text = "show versions, devices, and which fallbacks are in use"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.set_defaults(run=_doctor)

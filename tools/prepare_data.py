@@ -4,82 +4,68 @@
     python tools/prepare_data.py --downloads downloads --out data math500 aime24 dapo-math-17k
     python tools/prepare_data.py mine --file mine.jsonl --columns prompt=task --out data
     python tools/prepare_data.py sums --task chain_sum --size 1000 --out data
+    python tools/prepare_data.py legs --task leg_counting --size 1000 --out data \
+        --completion sfpo_megatron.demo.legs:worked_solution
 
 Without names: every known set that is there. Each gives OUT/NAME.parquet with the columns `prompt`
-and `answer`; rows that repeat are kept once, questions of a benchmark are taken out of the train
-sets, and OUT/manifest.json says what was read, kept and left out, with sha256 of all files.
+and `answer` (and `completion`, worked solutions for `sfpo-megatron sft`); repeated rows are kept
+once, questions of a benchmark are taken out of the train sets, and OUT/manifest.json says what was
+read, kept and left out, with sha256 of all files.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import hashlib
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
 
-from sfpo_megatron.config.source_files import text_of  # noqa: E402
-from sfpo_megatron.data.arrow import records_of  # noqa: E402
-from sfpo_megatron.data.rows import same_question  # noqa: E402
-from sfpo_megatron.data.values import json_only, written_float  # noqa: E402
-from tools.prepared_sets import SETS, NoAnswer, ProblemSet, Record, plain  # noqa: E402
+from sfpo_megatron import plugins  # noqa: E402
+from sfpo_megatron.data.prepared import (  # noqa: E402
+    NotPrepared,
+    Prepared,
+    Problem,
+    Worked,
+    generated,
+    once,
+    prepare,
+    records,
+    sha256,
+)
+from sfpo_megatron.data.taught import COMPLETION  # noqa: E402
+from sfpo_megatron.data.values import json_only  # noqa: E402
+from tools.prepared_sets import SETS, NoAnswer, ProblemSet, plain  # noqa: E402
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json")
-MANIFEST = "manifest.json"
 SHOWN = 3
-
-
-class Problem(NamedTuple):
-    """One row of the output."""
-
-    question: str
-    answer: str
-    kept: dict[str, Any]
-
-
-class Prepared(NamedTuple):
-    """A set as it is written, and what its manifest entry says."""
-
-    problems: list[Problem]
-    entry: dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"error: --out {args.out}: found {error}; name another folder") from error
-    manifest = Manifest(args.out / MANIFEST)
     if args.task:
         (name,) = args.names or ["task"]
-        wanted = {name: lambda: generated(args.task, args.args, args.size, args.seed)}
+        worked = _worked(args.completion)
+        wanted = {
+            name: lambda: generated(
+                args.task, args.args, size=args.size, seed=args.seed, worked=worked
+            )
+        }
     elif args.file:
         (name,) = args.names or ["own"]
         own = _own_set(args.columns)
         wanted = {name: lambda: read_set(own, args.file)}
     else:
         wanted = _known(args.names, args.downloads)
-    for name in wanted:
-        manifest.check_writable(name, overwrite=args.overwrite)
-    prepared = {name: read() for name, read in wanted.items()}
-    held_out = _benchmark_questions(prepared, manifest)
-    for name, (problems, entry) in prepared.items():
-        if not entry["benchmark"]:
-            problems, entry["in_benchmarks"] = _without(problems, held_out)
-        if not problems:
-            raise SystemExit(f"error: {name}: no row is left ({_summary(entry)}); nothing written")
-        write(args.out / f"{name}.parquet", problems)
-        manifest.add(name, entry | {"rows": len(problems)})
-        print(f"{name}: {len(problems)} rows in {args.out / name}.parquet ({_summary(entry)})")
+    try:
+        prepare(wanted, args.out, overwrite=args.overwrite)
+    except NotPrepared as error:
+        raise SystemExit(f"error: {error}") from error
     return 0
 
 
@@ -100,7 +86,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="OURS=YOURS",
-        help="with --file: prompt=COLUMN answer=COLUMN (default: prompt=prompt answer=answer)",
+        help="with --file: prompt=COLUMN answer=COLUMN (default: prompt=prompt answer=answer), "
+        "completion=COLUMN (worked solutions)",
+    )
+    parser.add_argument(
+        "--completion",
+        metavar="MODULE:FUNCTION",
+        help="with --task: makes the column `completion` of an entry, a worked solution",
     )
     parser.add_argument("--size", type=int, help="with --task: number of problems")
     parser.add_argument("--seed", type=int, default=0, help="with --task (default: 0)")
@@ -164,11 +156,24 @@ def _files(folder: Path, problem_set: ProblemSet) -> list[Path]:
     return [path for path in of_config if path.name.startswith(problem_set.split)] or of_config
 
 
+def _worked(name: str | None) -> Worked | None:
+    """The function that --completion names."""
+    if name is None:
+        return None
+    form = "def completion(entry: Mapping[str, Any]) -> str"
+    try:
+        worked: Worked = plugins.load(name, key="--completion", form=form)
+    except plugins.PluginError as error:
+        raise SystemExit(f"error: {error}") from error
+    return worked
+
+
 def _own_set(columns: Sequence[str]) -> ProblemSet:
     named = dict(column.partition("=")[::2] for column in columns)
-    if set(named) - {"prompt", "answer"} or not all(named.values()):
+    if set(named) - {"prompt", "answer", COMPLETION} or not all(named.values()):
         raise SystemExit(
-            f"error: --columns: found {' '.join(columns)}, expected prompt=COLUMN answer=COLUMN"
+            f"error: --columns: found {' '.join(columns)}, "
+            "expected prompt=COLUMN answer=COLUMN completion=COLUMN"
         )
     answer = named.get("answer", "answer")
     return ProblemSet(
@@ -176,26 +181,9 @@ def _own_set(columns: Sequence[str]) -> ProblemSet:
         split="",
         is_benchmark=False,
         questions=(named.get("prompt", "prompt"),),
+        completion=named.get(COMPLETION, ""),
         answers=((answer, plain), ("reward_model.ground_truth", plain)),
     )
-
-
-def generated(task: str, args: dict[str, Any], size: int, seed: int) -> Prepared:
-    """`size` problems of a reasoning-gym task, with what its scorer needs."""
-    from sfpo_megatron.config.tree import DataSource
-    from sfpo_megatron.data import DataError, reasoning_gym
-    from sfpo_megatron.data.rows import Row
-
-    source = DataSource(source="reasoning_gym", task=task, args=args, size=size)
-    try:
-        rows = [row for row in reasoning_gym.rows(source, seed) if isinstance(row, Row)]
-    except DataError as error:
-        raise SystemExit(f"error: --task {task}: {error}") from error
-    problems = [Problem(row.question, row.answer, dict(row.metadata)) for row in rows]
-    entry = {
-        "task": task, "args": args, "seed": seed, "benchmark": False, "read": size, "bad": {}
-    }  # fmt: skip
-    return _once(problems, entry)
 
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -217,6 +205,8 @@ def read_set(problem_set: ProblemSet, files: Sequence[Path]) -> Prepared:
                 examples.append(f"{path}:{number}: found {error}")
                 continue
             kept, _ = json_only({name: row[name] for name in problem_set.keeps if name in row})
+            if row.get(problem_set.completion):
+                kept[COMPLETION] = row[problem_set.completion]
             problems.append(Problem(question, answer, kept))
     entry: dict[str, Any] = {
         "hub": problem_set.hub or None,
@@ -234,153 +224,7 @@ def read_set(problem_set: ProblemSet, files: Sequence[Path]) -> Prepared:
             + ", ".join(map(str, files)),
             file=sys.stderr,
         )
-    return _once(problems, entry)
-
-
-def _once(problems: Iterable[Problem], entry: dict[str, Any]) -> Prepared:
-    """Each (question, answer) once, in the order of the files; questions that are there with other
-    answers are counted, and kept."""
-    kept: dict[tuple[str, str], Problem] = {}
-    num = 0
-    for problem in problems:
-        num += 1
-        kept.setdefault((same_question(problem.question), problem.answer), problem)
-    questions = Counter(question for question, _ in kept)
-    entry["repeated"] = num - len(kept)
-    entry["questions_with_several_answers"] = sum(n > 1 for n in questions.values())
-    return Prepared(list(kept.values()), entry)
-
-
-def _benchmark_questions(prepared: dict[str, Prepared], manifest: Manifest) -> set[str]:
-    """Questions of the benchmarks that are prepared now, or lie in the folder already."""
-    found = {
-        same_question(problem.question)
-        for problems, entry in prepared.values()
-        if entry["benchmark"]
-        for problem in problems
-    }
-    for path in manifest.benchmarks():
-        found |= {same_question(str(row["prompt"])) for row in records(path)}
-    return found
-
-
-def _without(problems: list[Problem], held_out: set[str]) -> tuple[list[Problem], int]:
-    kept = [p for p in problems if same_question(p.question) not in held_out]
-    return kept, len(problems) - len(kept)
-
-
-def _summary(entry: dict[str, Any]) -> str:
-    parts = [f"{entry['read']} read", f"{entry['repeated']} repeated"]
-    if entry.get("in_benchmarks"):
-        parts.append(f"{entry['in_benchmarks']} are questions of a benchmark")
-    if several := entry["questions_with_several_answers"]:
-        parts.append(f"{several} questions have several answers")
-    parts += [f"{number} left out: {what}" for what, number in entry["bad"].items()]
-    return ", ".join(parts)
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-def records(path: Path) -> Iterator[Record]:
-    """The rows of a parquet, jsonl (also .gz) or JSON file (a list, or {"data": [...]})."""
-    try:
-        if path.name.endswith(".parquet"):
-            import pyarrow.parquet
-
-            batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
-            yield from records_of(batches)
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-                yield from (_mapping(_json(text_of(line))) for line in lines if line.strip())
-        else:
-            value = _json(text_of(path.read_bytes()))
-            rows = value.get("data") if isinstance(value, dict) else value
-            yield from map(_mapping, rows if isinstance(rows, list) else [rows])
-    except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
-        raise SystemExit(f"error: {path}: found {error}; is it downloaded whole?") from error
-
-
-def _json(text: str) -> Any:
-    return json.loads(text, parse_float=written_float)
-
-
-def _mapping(value: Any) -> Record:
-    if not isinstance(value, dict):
-        raise ValueError(f"{type(value).__name__} where a row with columns should be")
-    return value
-
-
-def write(path: Path, problems: Sequence[Problem]) -> None:
-    """The problems as parquet, whole or not at all."""
-    import pyarrow
-    import pyarrow.parquet
-
-    names = list(dict.fromkeys(name for problem in problems for name in problem.kept))
-    table = {
-        "prompt": [problem.question for problem in problems],
-        "answer": [problem.answer for problem in problems],
-        **{name: [_text(problem.kept.get(name)) for problem in problems] for name in names},
-    }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pyarrow.parquet.write_table(pyarrow.table(table), aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _text(value: Any) -> Any:
-    """A further column's value as parquet can hold it beside others': nested ones as JSON."""
-    return json.dumps(value) if isinstance(value, dict | list | tuple) else value
-
-
-class Manifest:
-    """OUT/manifest.json: what this tool wrote there."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.entries: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            try:
-                self.entries = json.loads(path.read_text(encoding="utf-8"))["sets"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise SystemExit(
-                    f"error: {path}: found no manifest of this tool ({error}); choose another --out"
-                ) from error
-
-    def check_writable(self, name: str, *, overwrite: bool) -> None:
-        """SystemExit if NAME.parquet is there and not as this tool left it."""
-        path = self._path.with_name(f"{name}.parquet")
-        known = self.entries.get(name, {}).get("sha256")
-        if path.exists() and not overwrite and sha256(path) != known:
-            raise SystemExit(
-                f"error: {path}: found a file that this tool did not write, or that was changed "
-                "since; move it away, choose another --out, or give --overwrite"
-            )
-
-    def benchmarks(self) -> list[Path]:
-        """The files of benchmarks that are there."""
-        paths = [
-            self._path.with_name(f"{name}.parquet")
-            for name, entry in self.entries.items()
-            if entry["benchmark"]
-        ]
-        return [path for path in paths if path.exists()]
-
-    def add(self, name: str, entry: dict[str, Any]) -> None:
-        """Put a set's entry into the file."""
-        path = self._path.with_name(f"{name}.parquet")
-        self.entries[name] = entry | {"sha256": sha256(path)}
-        aside = self._path.with_name(f".{MANIFEST}.{os.getpid()}")
-        aside.write_text(json.dumps({"sets": self.entries}, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, self._path)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return once(problems, entry)
 
 
 if __name__ == "__main__":

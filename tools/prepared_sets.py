@@ -107,6 +107,8 @@ class ProblemSet:
     """The same for the answer, each with how it is read; `a.b` is a key of a mapping."""
     keeps: tuple[str, ...] = ()
     """Further columns to keep, as metadata."""
+    completion: str = ""
+    """Column of worked solutions, to be `completion`; empty for none."""
     num_rows: int | None = None
     """Rows when published; another number is said."""
 

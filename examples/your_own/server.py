@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def score(response: str, prompt: dict) -> dict[str, float]:
-    text = response.strip()
+    text = response.rpartition("Answer:")[2].strip()
     is_number = text.removeprefix("-").isdecimal()
     is_right = text == prompt["answer"].strip()
     return {"reward": 1.0 if is_right else 0.1 * is_number, "number": is_number}

@@ -52,7 +52,7 @@ def generated(model: Path, recorded: Path, dtype: str = "float32") -> list[Any]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("converted") / "model"
-    tool("make_tiny_model", "--out", out, "--config", ROOT / "examples/demo/config.yaml")
+    tool("make_tiny_model", "--out", out, "--config", ROOT / "tests/made/aiw.yaml")
     return out
 
 

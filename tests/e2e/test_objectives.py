@@ -15,6 +15,10 @@ import digits
 import pytest
 
 from benchmarks.common import provenance
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.demo import CONFIG
+from sfpo_megatron.demo.legs import write_data
+from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "objectives").glob("*.yaml"))
@@ -24,22 +28,25 @@ ENDS = 5  # steps in the mean at either end: one step's mean reward is noisy
 
 
 @pytest.fixture(scope="module")
-def warm_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's policy before RL, as `make demo` makes it."""
-    run = tmp_path_factory.mktemp("warm_start")
-    demo = str(ROOT / "examples" / "demo" / "config.yaml")
-    model = str(run / "model")
-    maker = str(ROOT / "tools" / "make_tiny_model.py")
-    for command in (
-        [maker, "--out", model, "--config", demo, "--seed", "0"],
-        ["-m", "sfpo_megatron", "sft", demo, f"output_dir={run}", f"model.path={model}"],
-    ):
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=600)
-    return run / "hf"
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo up to its warm start: its data, and the policy before RL."""
+    run = tmp_path_factory.mktemp("demo")
+    write_data(run / "data")
+    overrides = data_of(run)
+    config = load_config(CONFIG, overrides)
+    make_tiny_model(config, run / "model", DEMO, seed=0)
+    paths = [f"output_dir={run / 'warm_start'}", f"model.path={run / 'model'}"]
+    command = [sys.executable, "-m", "sfpo_megatron", "sft", str(CONFIG), *paths, *overrides]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    return run
+
+
+def data_of(run: Path) -> list[str]:
+    return [f"data.{split}.0.path={run}/data/legs-{split}.parquet" for split in ("train", "eval")]
 
 
 @pytest.mark.full
-def test_every_objective_learns(tmp_path: Path, warm_start: Path) -> None:
+def test_every_objective_learns(tmp_path: Path, demo: Path) -> None:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for example in EXAMPLES:
         for seed in SEEDS:
@@ -47,7 +54,8 @@ def test_every_objective_learns(tmp_path: Path, warm_start: Path) -> None:
             digits.train(
                 example,
                 f"output_dir={run}",
-                f"model.path={warm_start}",
+                f"model.path={demo / 'warm_start/hf'}",
+                *data_of(demo),
                 f"train.num_steps={NUM_STEPS}",
                 "eval.every=0",
                 f"seed={seed}",

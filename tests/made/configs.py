@@ -11,6 +11,8 @@ from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
+AIW = Path(__file__).with_name("aiw.yaml")
+"""A whole config, warm start included, whose problems need no file."""
 SUMS = {"source": "reasoning_gym", "task": "chain_sum", "size": 100}
 RUN: dict[str, Any] = {
     "output_dir": "run",

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made.configs import AIW
 from made.models import OF_EXPERTS, TINY
 
 from sfpo_megatron.families.hf_files import SafetensorsWriter, TensorMeta
 from sfpo_megatron.families.shape import model_shape
 from sfpo_megatron.families.table import hf_shapes, rules_of
 from tools import make_tiny_model
-
-DEMO = Path(__file__).parents[2] / "examples/demo/config.yaml"
 
 
 def make_hf(folder: Path, *, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Path:
@@ -39,8 +38,7 @@ def make_hf(folder: Path, *, dtype: torch.dtype = torch.bfloat16, **changes: Any
     return folder
 
 
-def make_demo_model(out: Path, *more: str) -> Path:
-    """The model of the demo, with its tokenizer, as tools/make_tiny_model.py makes it."""
-    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2", *more]
-    make_tiny_model.make_tiny_model(make_tiny_model.parse_args(args))
+def make_tiny(out: Path, *more: str) -> Path:
+    """A model with its tokenizer, as tools/make_tiny_model.py makes it for the task of `AIW`."""
+    assert make_tiny_model.main(["--out", str(out), "--config", str(AIW), *more]) == 0
     return out

@@ -34,7 +34,7 @@ def test_converter_job(lab: SlurmLab, tmp_path: Path) -> None:
         "sbatch", "--parsable", f"--output={tmp_path}/%j.out",
         f"--export=ALL,SFPO_PYTHON={sys.executable}", "--mem=4G",
         str(ROOT / "launch/slurm/convert.sbatch"), "tools/make_tiny_model.py",
-        "--out", str(out), "--config", "examples/demo/config.yaml", cwd=ROOT,
+        "--out", str(out), "--config", "tests/made/aiw.yaml", cwd=ROOT,
     ).stdout.strip()  # fmt: skip
     lab.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=60)
     assert lab.state(job) == "COMPLETED", (tmp_path / f"{job}.out").read_text()

@@ -41,10 +41,31 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A real one of transformers, trained on the spot."""
-    from tools.make_tiny_model import train_tokenizer
+    from sfpo_megatron.demo.tiny_model import train_tokenizer
 
     texts = ["State the final answer to the following arithmetic problem: 1 + 2 - 3 ="] * 4
     return train_tokenizer(texts, 383)
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demo's problems."""
+    from sfpo_megatron.demo.legs import write_data
+
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture
+def after_demo(tmp_path: Path, demo_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the examples and the demo's problems, where the examples look for
+    them."""
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(Path(__file__).parents[2] / "examples")
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/data").symlink_to(demo_data)
+    return tmp_path
 
 
 @pytest.fixture
@@ -80,7 +101,7 @@ def config(
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Any:
     """A real one of transformers, with the tokens of chats."""
-    from tools.make_tiny_model import train_tokenizer
+    from sfpo_megatron.demo.tiny_model import train_tokenizer
 
     tokenizer = train_tokenizer(["What is 1 + 2 - 3? It is 0. ÄÖ"] * 4, 383)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})

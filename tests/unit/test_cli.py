@@ -213,12 +213,25 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     assert all(f"Provides-Extra: {extra}\n" in metadata for extra in ("gpu", "log", "dev"))
     packaged = {p.relative_to(site).as_posix() for p in site.rglob("sfpo_megatron/**/*.py")}
     assert {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("sfpo_megatron/**/*.py")} == packaged
+    for file, of in {
+        "demo/config.yaml": "examples/demo",
+        "slurm/templates/env.sh": "launch/slurm",
+    }.items():
+        carried = site / "sfpo_megatron" / file
+        assert carried.read_bytes() == (ROOT / of / carried.name).read_bytes()
     (site / "yaml").symlink_to(Path(yaml.__file__).parent)
     # -S: no site-packages; -P and the folder: nothing from the checkout either.
     slurm = ["slurm", "run.yaml", "--nodes=4", "--time=4:00:00", "--dry-run"]
     outputs = []
     install = ["install", "cpu", "--dry-run"]
-    for arguments in (["--help"], ["doctor"], ["check", "run.yaml"], slurm, install):
+    for arguments in (
+        ["--help"],
+        ["doctor"],
+        ["check", "run.yaml"],
+        slurm,
+        install,
+        ["demo", "--help"],
+    ):
         done = subprocess.run(
             [sys.executable, "-S", "-P", "-m", "sfpo_megatron", *arguments],
             capture_output=True,

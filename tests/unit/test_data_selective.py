@@ -23,10 +23,10 @@ from sfpo_megatron.config.tree import (
 )
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.selective import Outcome, ZeroVarianceHistory
+from sfpo_megatron.demo.tiny_model import train_tokenizer
 from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.run.feed import EngineFeed
-from tools.make_tiny_model import train_tokenizer
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
 

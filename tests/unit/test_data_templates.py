@@ -17,7 +17,7 @@ from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.tree import DataConfig, DataSource, RewardConfig
 from sfpo_megatron.data import DataError, PromptStream, SFTExamples, eval_prompts
 from sfpo_megatron.data.tokenize import Tokens, response_text
-from tools.make_tiny_model import train_tokenizer
+from sfpo_megatron.demo.tiny_model import train_tokenizer
 
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{% endfor %}[bot]"
 NO_SYSTEM = (

@@ -295,4 +295,4 @@ def test_readme_says_the_demos_result() -> None:
     first, *_, last = result["held_out_accuracy"].values()
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"goes from {100 * first:.1f}% to {100 * last:.1f}% in 40 train steps" in text
-    assert math.ceil(result["seconds"] / 60) == 4 and "4 minutes on two cores" in text
+    assert f"{math.ceil(result['seconds'] / 60)} minutes on two cores" in text

@@ -33,6 +33,7 @@ COMMANDS = (
     "report",
     "doctor",
     "install",
+    "demo",
 )
 BASE = """\
 output_dir: r

@@ -39,16 +39,9 @@ def test_there_are_some() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=[f"{f.parent.name}-{f.stem}" for f in FILES])
-def test_check_and_plan(
-    file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_check_and_plan(file: Path, after_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In a folder with the examples, as in a checkout; before the model is there, its path is
     named."""
-    monkeypatch.chdir(tmp_path)
-    Path("examples").symlink_to(ROOT / "examples")
     path = file.relative_to(ROOT).as_posix()
     assert cli.main(["plan", path]) == 2
     assert "model.path: found" in capsys.readouterr().err

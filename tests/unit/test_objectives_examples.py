@@ -24,12 +24,10 @@ IDS = [file.stem for file in FILES]
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_check_passes(
     file: Path,
-    tmp_path: Path,
+    after_demo: Path,
     model_dir: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     model_dir()
     assert cli.main(["check", str(file), "model.path=model"]) == 0
     assert "objective" not in capsys.readouterr().err, "a warning about the objective"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from made.configs import run_config
+from made.configs import AIW, run_config
 from ragged import Ragged, objective_of, ragged, run
 from torch import Tensor
 
@@ -152,8 +152,8 @@ def test_check_says_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model_dir()
-    demo = str(ROOT / "examples/demo/config.yaml")
-    code = cli.main(["check", demo, "model.path=model", override])
+    task = str(AIW)
+    code = cli.main(["check", task, "model.path=model", override])
     assert code == (0 if message is None else 2)
     assert message is None or message in capsys.readouterr().err
 

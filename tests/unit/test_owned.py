@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from made.configs import AIW
 
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, load_config
@@ -232,9 +233,9 @@ def test_killed_anywhere(
 
 
 def config_problem(*overrides: str) -> str:
-    demo = str(ROOT / "examples/demo/config.yaml")
+    task = str(AIW)
     try:
-        check_config(load_config(demo, list(overrides)), file=demo)
+        check_config(load_config(task, list(overrides)), file=task)
     except ConfigError as error:
         return str(error)
     return ""

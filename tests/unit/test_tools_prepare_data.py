@@ -209,10 +209,17 @@ def test_what_is_missing_is_named_with_where_to_get_it(tmp_path: Path) -> None:
 
 
 def test_files_of_ones_own_and_their_columns(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "mine.jsonl", [{"task": "6*7", "solution": 42.0, "x": 1}] * 2)
+    row = {"task": "6*7", "solution": 42.0, "x": 1, "steps": "6*7=42"}
+    path = jsonl(tmp_path / "mine.jsonl", [row] * 2)
     columns = ["--columns", "prompt=task", "answer=solution"]
-    assert main(["mine", "--file", str(path), *columns, "--out", str(tmp_path / "out")]) == 0
-    assert rows_of(tmp_path / "out/mine.parquet") == [{"prompt": "6*7", "answer": "42"}]
+    command = ["mine", "--file", str(path), "--out", str(tmp_path / "out"), *columns]
+    assert main(command) == 0
+    expected = {"prompt": "6*7", "answer": "42"}
+    assert rows_of(tmp_path / "out/mine.parquet") == [expected]
+    assert main([*command, "completion=steps"]) == 0
+    assert rows_of(tmp_path / "out/mine.parquet") == [expected | {"completion": "6*7=42"}]
+    with pytest.raises(SystemExit, match="completion=steps x=y, expected prompt=COLUMN"):
+        main([*command, "completion=steps", "x=y"])
 
 
 def test_answers_are_what_was_written_or_left_out(tmp_path: Path) -> None:
@@ -295,3 +302,27 @@ def test_problems_of_a_generator(tmp_path: Path) -> None:
     assert len(rows) == 5 and all(row["task"] == "chain_sum" for row in rows)
     for row in rows:
         assert json.loads(row["entry"])["answer"] == row["answer"]
+
+
+def test_neighbouring_seeds_of_a_generator_share_no_problems(tmp_path: Path) -> None:
+    """reasoning-gym itself makes problem i from seed + i."""
+    pytest.importorskip("reasoning_gym")
+    task = ["--task", "chain_sum", "--size", "50", "--args", '{"min_digits": 9, "max_digits": 9}']
+    for seed in ("0", "1"):
+        assert main([f"sums{seed}", *task, "--seed", seed, "--out", str(tmp_path)]) == 0
+    first, second = ({r["prompt"] for r in rows_of(tmp_path / f"sums{n}.parquet")} for n in "01")
+    assert len(first | second) == 100
+
+
+def test_worked_solutions_of_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a function of one's own; a name that is none is said with the form that it should have."""
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.chdir(tmp_path)
+    Path("steps.py").write_text("def steps(entry):\n    return entry['answer'] + '!'\n")
+    task = ["sums", "--task", "chain_sum", "--size", "5", "--out", "out", "--completion"]
+    assert main([*task, "steps:steps"]) == 0
+    assert all(
+        row["completion"] == f"{row['answer']}!" for row in rows_of(Path("out/sums.parquet"))
+    )
+    with pytest.raises(SystemExit, match=r"--completion: found .*def completion\(entry"):
+        main([*task, "steps:none"])

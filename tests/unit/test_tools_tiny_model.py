@@ -10,7 +10,8 @@ import shutil
 
 import pytest
 import torch
-from made.hf import DEMO, make_demo_model
+from made.configs import AIW
+from made.hf import make_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sfpo_megatron.outputs.owned import MARKER
@@ -19,7 +20,7 @@ from tools import make_tiny_model
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return make_demo_model(tmp_path_factory.mktemp("tiny"))
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize(
@@ -50,22 +51,10 @@ def test_vocabulary(directory):
     assert len(tokenizer(" sisters")["input_ids"]) == 1  # a word of the task is one token
 
 
-def test_prompts_of_the_demo_fit(directory):
-    from sfpo_megatron.config.load import load_config
-    from sfpo_megatron.data import PromptStream, SFTExamples, eval_prompts
-
-    config = load_config(DEMO)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    assert len(eval_prompts(config, tokenizer)) >= 512
-    assert len(PromptStream(config, tokenizer).prompts) > 5000
-    (example,) = SFTExamples(config, tokenizer).next_batch(1)
-    assert len(example.response_ids) <= config.rollout.max_response_tokens
-
-
 def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
     again, other = (
-        make_demo_model(tmp_path / "again"),
-        make_demo_model(tmp_path / "other", "--seed", "1"),
+        make_tiny(tmp_path / "again"),
+        make_tiny(tmp_path / "other", "--seed", "1"),
     )
     for file in directory.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes(), file.name
@@ -77,7 +66,7 @@ def test_same_seed_same_bytes_other_seed_other_weights(directory, tmp_path):
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "llama", "qwen3_moe", "mixtral", "deepseek_v3"])
 @pytest.mark.parametrize("tied", ["--tied", "--untied"])
 def test_architectures(tmp_path, arch, tied):
-    out = make_demo_model(tmp_path, "--arch", arch, tied)
+    out = make_tiny(tmp_path, "--arch", arch, tied)
     model = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.config.model_type == arch
@@ -96,7 +85,7 @@ def test_what_an_earlier_version_made_is_adopted(directory, tmp_path, capsys):
     out = tmp_path / "model"
     shutil.copytree(directory, out)
     (out / MARKER).unlink()
-    args = ["--out", str(out), "--config", str(DEMO), "--num-layers", "2"]
+    args = ["--out", str(out), "--config", str(AIW)]
     (out / "notes.txt").write_text("mine")
     assert make_tiny_model.main(args) == 2
     err = capsys.readouterr().err
