@@ -137,7 +137,7 @@ checkpoint.keep_last: save_total_limit max_ckpt_to_keep max_actor_ckpt_to_keep m
     keep_top_k keep_last_n max_num
 checkpoint.resume: resume_from_checkpoint resume_mode resume_from resume_path load load_checkpoint
     load_enable
-checkpoint.must_save_within_s: checkpoint_must_save_by
+checkpoint.stop_before_walltime_s: checkpoint_must_save_by
 trace.steps: profile_steps profiler_steps profile_step_start
 trace.torch_profiler: profile use_pytorch_profiler
 tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard project_name
