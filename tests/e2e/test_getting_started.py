@@ -36,13 +36,18 @@ def blocks() -> list[str]:
 
 
 def make_model(directory: Path) -> None:
-    """A tiny model with a chat template, as SmolLM2 has one."""
-    make_tiny_model.main(
-        ["--out", str(directory), "--config", str(ROOT / "examples/demo/config.yaml")]
-    )
+    """A tiny model with a chat template, as SmolLM2 has one, and tokens of the page's questions."""
+    questions = directory.with_name("questions.jsonl")
+    lines = re.findall(r'^{"prompt": .*}$', PAGE.read_text(encoding="utf-8"), flags=re.M)
+    questions.write_text("\n".join(lines), encoding="utf-8")
+    config = directory.with_name("model.yaml")
+    source = {"source": "jsonl", "path": str(questions)}
+    settings = {"output_dir": "r", "model": {"path": "m"}, "data": {"train": [source]}}
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    assert make_tiny_model.main(["--out", str(directory), "--config", str(config)]) == 0
     file = directory / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**settings, "chat_template": CHAT_TEMPLATE}), encoding="utf-8")
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**tokenizer, "chat_template": CHAT_TEMPLATE}), encoding="utf-8")
 
 
 def run(script: str, folder: Path) -> str:
@@ -73,6 +78,7 @@ def test_every_block_runs(tmp_path: Path) -> None:
     found = blocks()
     assert [block for block in found if block in ELSEWHERE] == list(ELSEWHERE)
     (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "hello").mkdir()
     make_model(tmp_path / "hello/model")
     script = "".join(
         f"echo '== block {number}'\n{block}"
