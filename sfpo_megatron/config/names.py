@@ -13,9 +13,9 @@ from sfpo_megatron.config.origin import join
 from sfpo_megatron.config.tree import RunConfig
 
 _PEERS = """
-seed: random_seed global_seed
+seed: random_seed global_seed train.seed grpo.seed
 output_dir: output_path save_path save_dir ckpt_path ckpt_dir default_local_dir checkpoint_dir
-    log_dir logging_dir run_dir save
+    log_dir logging_dir run_dir save ckpt.output_dir
 model.path: model_name_or_path model_name model_path pretrain hf_checkpoint tokenizer_name
     tokenizer_path policy_model_name
 model.dtype: bf16 fp16 precision torch_dtype param_dtype
@@ -29,17 +29,22 @@ parallel.expert: expert_model_parallel_size expert_parallel_size ep_size ep
 parallel.expert_tensor: expert_tensor_parallel_size etp
 parallel.sequence: sequence_parallel
 megatron.transformer.recompute_granularity: gradient_checkpointing recompute
-    enable_gradient_checkpointing activation_checkpointing
+    enable_gradient_checkpointing activation_checkpointing recompute_granularity
+megatron.transformer: override_transformer_config
+megatron.ddp: distributed_data_parallel_config override_ddp_config
+megatron.optimizer: override_optimizer_config
 train.num_steps: max_steps num_train_steps total_training_steps max_num_steps train_iters
-    train_steps num_rollout num_episodes total_steps
-train.num_epochs: epochs num_epochs total_epochs num_train_epochs max_epochs
-train.prompts_per_step: train_batch_size rollout_batch_size global_batch_size batch_size
-    num_prompts_per_step gen_batch_size train_global_batch_size prompts_per_batch
+    train_steps num_rollout total_steps
+train.num_epochs: epochs num_epochs total_epochs num_train_epochs max_epochs num_episodes
+    num_epoch max_num_epochs
+train.prompts_per_step: train_batch_size rollout_batch_size batch_size num_prompts_per_step
+    gen_batch_size prompts_per_batch generation_batch_size
 train.group_size: n num_generations n_samples_per_prompt num_generations_per_prompt rollout_n
     num_return_sequences samples_per_prompt num_samples_per_prompt n_samples rollouts_per_prompt
     num_rollouts_per_prompt group
 train.minibatches_per_step: ppo_mini_batch_size mini_batch_size num_mini_batches num_minibatches
-    num_steps_per_rollout minibatch_size
+    num_steps_per_rollout minibatch_size global_batch_size train_global_batch_size
+    steps_per_generation
 train.microbatch_size: micro_batch_size per_device_train_batch_size ppo_micro_batch_size
     ppo_micro_batch_size_per_gpu micro_train_batch_size train_micro_batch_size
     gradient_accumulation_steps log_prob_micro_batch_size_per_gpu
@@ -58,63 +63,89 @@ train.optimizer.weight_decay: wd l2
 train.optimizer.clip_grad: max_grad_norm grad_clip gradient_clipping max_norm gradient_clip_val
     grad_norm_clip
 train.control_timeout_s: nccl_timeout distributed_timeout_minutes
+train.logprob_chunk_tokens: logprob_chunk_size log_probs_chunk_size
 sfpo.num_fast_passes: ppo_epochs num_iterations sfpo_inner_steps inner_steps K num_ppo_epochs
     lookahead_steps
 sfpo.alpha: sfpo_step_size lookahead_alpha slow_step_size
-objective.advantage: adv_estimator advantage_estimator algorithm algo adv
-objective.loss: policy_loss loss_fn loss_mode
+objective.advantage: adv_estimator advantage_estimator algorithm algo adv adv_estimator.name
+    use_leave_one_out_baseline
+objective.loss: policy_loss loss_fn loss_mode use_cispo
 objective.normalize_std: norm_adv_by_std_in_grpo scale_rewards normalize_rewards
+    disable_grpo_std_normalization no_std_norm
 objective.clip_low: clip_ratio cliprange clip_range epsilon eps_clip clip_ratio_low epsilon_low
     ratio_clip_min
-objective.clip_high: clip_ratio_high epsilon_high eps_clip_high ratio_clip_max
-objective.dual_clip: clip_ratio_c ratio_clip_c delta
-objective.aggregation: loss_agg_mode loss_type token_level_loss
+objective.clip_high: clip_ratio_high epsilon_high eps_clip_high ratio_clip_max eps_clip_low_high
+objective.dual_clip: clip_ratio_c ratio_clip_c delta eps_clip_c
+objective.aggregation: loss_agg_mode loss_type token_level_loss calculate_per_token_loss
 objective.entropy_coef: entropy_coeff entropy_loss_coef ent_coef entropy_bonus
 objective.kl.coef: kl_coef beta init_kl_coef kl_loss_coef kl_coeff kl_penalty_coef kl_beta
-    reference_policy_kl_penalty use_kl_loss kl_ctrl use_kl_in_reward
-objective.kl.estimator: kl_loss_type kl_estimator kl_penalty
+    reference_policy_kl_penalty use_kl_loss kl_ctrl use_kl_in_reward kl.init_coef
+objective.kl.estimator: kl_loss_type kl_estimator kl_penalty kl.estimator reference_policy_kl_type
 objective.importance_sampling.weight: use_tis tis rollout_is vllm_importance_sampling_correction
+    is_correction_type is_correction_enable truncated_importance_sampling_type
+    vllm_importance_sampling_mode
 objective.importance_sampling.max_weight: tis_imp_ratio_cap tis_clip tis_threshold
-    rollout_is_threshold
+    rollout_is_threshold truncated_importance_sampling_ratio vllm_importance_sampling_clip_max
+objective.ratio: policy_loss_type importance_sampling_level sequence_level_importance_ratios
+objective.overlong.mask_truncated: mask_truncated_completions overlong_filtering
+objective.overlong.buffer_tokens: overlong_buffer_len overlong_buffer_length
+objective.kl.where: kl.use_loss
 rollout.num_engines: num_vllm_engines vllm_num_engines rollout_num_gpus num_workers_vllm
+    num_engines
 rollout.tensor_parallel: rollout_num_gpus_per_engine vllm_tensor_parallel_size
     rollout_tensor_parallel_size
-rollout.placement: colocate colocate_all_models hybrid_engine vllm_mode colocated
+rollout.placement: colocate colocate_all_models hybrid_engine vllm_mode colocated colocate_all
+    colocated.enabled
 rollout.max_response_tokens: max_new_tokens max_response_length response_length
     max_completion_length generate_max_len max_gen_len max_tokens rollout_max_response_len
     max_gen_length
 rollout.max_prompt_tokens: max_prompt_length prompt_length prompt_max_len max_input_length
     max_input_seq_length rollout_max_prompt_len
 rollout.gpu_memory_utilization: vllm_gpu_memory_utilization mem_fraction_static gpu_util
+    gpu_memory_utilization
 rollout.drop_groups: dynamic_sampling filter_groups use_dynamic_sampling
-rollout.async_steps: async_mode staleness_threshold max_staleness off_policy_steps
+    dynamic_sampling_filter_path dynamic_filtering_enable filter_groups.enable
+rollout.async_steps: async_mode staleness_threshold max_staleness off_policy_steps async_enable
+    async_grpo.enabled
 rollout.engine_args: vllm_kwargs vllm_config vllm_args engine_kwargs vllm
 rollout.engine_args.enforce_eager: enforce_eager
 rollout.engine_args.max_num_seqs: max_num_seqs
 rollout.engine_args.max_num_batched_tokens: max_num_batched_tokens
-refit.transport: weight_sync_backend vllm_sync_backend update_weights_backend
+rollout.environment: custom_generate_function_path agent_func_path
+rollout.temperature: rollout_temperature
+rollout.oversample: over_sampling_batch_size batch_multiplier
+rollout.max_rounds: dynamic_sampling_max_gen_batches max_num_gen_batches
+refit.transport: weight_sync_backend vllm_sync_backend update_weights_backend sync_backend
+refit.bucket_bytes: update_weight_buffer_size
+refit.verify_every: check_weight_update_equal
 data.train: train_files train_file train_data dataset dataset_name prompt_data datasets
-    train_dataset dataset_path
+    train_dataset dataset_path prompt_dataset
 data.eval: val_files val_file val_data eval_files eval_file eval_dataset eval_prompt_data
-    test_files validation_files
+    test_files validation_files eval.dataset
 data.chat_template: apply_chat_template use_chat_template
+data.chat_template_args: chat_template_kwargs apply_chat_template_kwargs
 reward.function: reward_fn reward_funcs reward_func reward_model custom_reward_function rm_type
-    reward_manager reward_weights verifier
-reward.http.url: remote_rm_url rm_url
+    reward_manager reward_weights verifier custom_rm_path
+reward.http.url: remote_rm_url rm_url remote_url
 eval.every: eval_interval eval_steps test_freq eval_freq val_period eval_every eval_period
-    val_interval
-eval.n: n_samples_per_eval_prompt eval_n val_n eval_num_samples
+    val_interval eval.steps
+eval.n: n_samples_per_eval_prompt eval_n val_n eval_num_samples val_kwargs.n
+    eval.n_samples_per_prompt val_num_generations_per_prompt num_generations_eval
+eval.stop_at: stop_at_validation_threshold
 checkpoint.every: save_interval save_steps save_freq save_every save_period checkpoint_interval
 checkpoint.keep_last: save_total_limit max_ckpt_to_keep max_actor_ckpt_to_keep max_ckpt_num
-    keep_top_k keep_last_n
-checkpoint.resume: resume_from_checkpoint resume_mode resume_from resume_path load
-    load_checkpoint
+    keep_top_k keep_last_n max_num
+checkpoint.resume: resume_from_checkpoint resume_mode resume_from resume_path load load_checkpoint
+    load_enable
+checkpoint.stop_before_walltime_s: checkpoint_must_save_by
 trace.steps: profile_steps profiler_steps profile_step_start
 trace.torch_profiler: profile use_pytorch_profiler
 tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard project_name
     experiment_name trackers swanlab mlflow log_to
+debug.save_rollouts: save_debug_rollout_data
+debug.train_only: load_debug_rollout_data
 """
-"""Our key, and after it what peers call it."""
+"""Our key, and after it what peers call it; `kl.use_loss` only below a section of that name."""
 _IN_ROLLOUT: Mapping[str, str] = {
     "tensor_parallel_size": "rollout.tensor_parallel",
     "tensor_model_parallel_size": "rollout.tensor_parallel",
@@ -152,11 +183,11 @@ def did_you_mean(
         return f"write {written}: {value}, with a space after the colon"
     if (close := _close(name, known, 0.9)) is not None:
         return close
-    leaves = [[*above, *path] for path in _leaves(inside)]
+    leaves = [[*above, name, *path] for path in _leaves(inside)]
     for found in (
-        [target for path in leaves for target in _of_peers(path[-1], path)],
+        [target for path in leaves for target in _of_peers(path[-1], path[:-1])],
         _of_peers(name, above),
-        [] if leaves else _of_ours(name, above),
+        [target for path in leaves or [key.split(".")] for target in _of_ours(path[-1], path[:-1])],
     ):
         if found:
             shown = list(dict.fromkeys(found))[:_MAX_SHOWN]
@@ -187,7 +218,8 @@ def _of_peers(name: str, above: list[str]) -> list[str]:
     plain = _plain(name)
     if plain in _IN_ROLLOUT and any(part.split("_")[0] in _ROLLOUT_SECTIONS for part in above):
         return [_IN_ROLLOUT[plain]]
-    found = PEERS.get(plain) or PEERS.get(plain.lower())
+    below = f"{_plain(above[-1])}.{plain}" if above else plain
+    found = PEERS.get(below) or PEERS.get(plain) or PEERS.get(plain.lower())
     return [found] if found else []
 
 

@@ -74,6 +74,8 @@ OURS = (
 )
 FILE_ENDS = (".py", ".md", ".json", ".jsonl", ".yaml", ".txt", ".png", ".pt", ".xml", ".sbatch")
 # vLLM's; in a run's or a converter's output directory.
+OTHERS_FIRST = {"CHANGELOG.md", "coming-from.md"}
+"""Pages whose tables have in their first column what is not ours, or not any more."""
 FOREIGN = {"multiproc_executor.py", "hf/", "release/"}
 ABOUT_FOREIGN_TREES = {"use-in-your-trainer.md"}
 MODULES = [
@@ -84,7 +86,7 @@ MODULES = [
 
 def code_marks(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
-    if page.name == "CHANGELOG.md":  # the first column of its tables has names that are gone
+    if page.name in OTHERS_FIRST:
         text = re.sub(r"^\|[^|\n]*\|", "", text, flags=re.M)
     return re.findall(r"`([^`\n]+)`", text)
 
