@@ -20,7 +20,7 @@ from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data import PromptStream, SFTExamples, eval_prompts
 from sfpo_megatron.demo import CONFIG
-from sfpo_megatron.demo.legs import SLIPS, worked_solution
+from sfpo_megatron.demo.legs import FORGETS, worked_solution
 from sfpo_megatron.demo.rollouts import as_text, sample
 from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
 from sfpo_megatron.rewards.last_number import score
@@ -60,34 +60,34 @@ def test_worked_solutions_are_right(demo_data: Path) -> None:
         *lines, last = solution.splitlines()
         asked = re.findall(r"(\d+ [a-z ]+?)[,?]", row["prompt"])
         assert [line.split(":")[0] for line in lines if ":" in line] == asked
-        assert not any(slips_of(line) for line in lines)
+        assert all(is_right(line) for line in lines)
         assert last == f"Answer: {row['answer']}"
         problem = WireProblem(id="x", question=row["prompt"], answer=row["answer"], metadata={})
         assert score(solution, problem) == 1.0
 
 
-def slips_of(line: str) -> int:
-    """How far the result of a line is from what it says."""
+def is_right(line: str) -> bool:
+    """Whether what stands right of a line's equals sign is what stands left of it."""
     left, right = line.split(": ")[-1].split("=")
     numbers = [int(number) for number in re.split(r"[*+]", left)]
-    return int(right) - (sum(numbers) if "+" in left else numbers[0] * numbers[1])
+    return int(right) == (sum(numbers) if "+" in left else numbers[0] * numbers[1])
 
 
-def test_what_a_warm_start_imitates_slips(demo_data: Path) -> None:
-    """A third of the lines, by one or two; those below build on what was written."""
+def test_what_a_warm_start_imitates_forgets_to_add(demo_data: Path) -> None:
+    """Every line is right; most solutions have no sum, and answer with the last animal's legs."""
     rows = rows_of(demo_data / "legs-eval.parquet")
     solutions = [row["completion"].splitlines() for row in rows]
-    slips = [slips_of(line) for *lines, _ in solutions for line in lines]
-    assert {abs(slip) for slip in slips} == {0, 1, 2}
-    assert sum(map(bool, slips)) / len(slips) == pytest.approx(SLIPS, abs=0.05)
-    for first, second, total, answer in solutions:
-        written = [line.split("=")[1] for line in (first, second, total)]
-        assert total.startswith(f"{written[0]}+{written[1]}=") and answer == f"Answer: {written[2]}"
+    assert all(is_right(line) for *lines, _ in solutions for line in lines)
+    assert {len(lines) for lines in solutions} == {3, 4}
+    forgotten = [lines for lines in solutions if len(lines) == 3]
+    assert len(forgotten) / len(solutions) == pytest.approx(FORGETS, abs=0.05)
+    for *_, last, answer in solutions:
+        assert answer == f"Answer: {last.split('=')[1]}"
     right = [
         solution[-1] == f"Answer: {row['answer']}"
         for solution, row in zip(solutions, rows, strict=True)
     ]
-    assert 0.25 < sum(right) / len(right) < 0.45
+    assert 0.3 < sum(right) / len(right) < 0.5  # some animals have no legs: then it is no loss
 
 
 def test_problems_are_those_of_prepare_data(demo_data: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_problems_are_those_of_prepare_data(demo_data: Path, tmp_path: Path) -> 
     arguments = ["legs-eval", "--task", "leg_counting", "--args", json.dumps(entry["args"])]
     arguments += [
         "--completion",
-        "sfpo_megatron.demo.legs:sloppy_solution",
+        "sfpo_megatron.demo.legs:forgetful_solution",
         "--size",
         str(entry["size"]),
     ]
@@ -112,12 +112,12 @@ def test_prompts_and_solutions_fit_and_a_warm_start_learns_the_steps(
 
     tokenizer = AutoTokenizer.from_pretrained(policy)
     held_out = eval_prompts(config, tokenizer)
-    assert len(held_out) == 512 and len(PromptStream(config, tokenizer).prompts) > 8000
+    assert len(held_out) == 512 and len(PromptStream(config, tokenizer).prompts) > 3000
     examples = SFTExamples(config, tokenizer).next_batch(256)
     lengths = [len(example.response_ids) for example in examples]
-    assert 30 < sum(lengths) / len(lengths) < 40
+    assert 20 < sum(lengths) / len(lengths) < 35
     assert max(lengths) <= config.rollout.max_response_tokens
-    assert tokenizer.decode(examples[0].response_ids).count("\n") == 3
+    assert {tokenizer.decode(e.response_ids).count("\n") for e in examples} == {2, 3}
     assert len(tokenizer(" jellyfish")["input_ids"]) == 1  # a word of the task is one token
 
 
