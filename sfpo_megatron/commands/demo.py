@@ -18,6 +18,7 @@ from types import FrameType
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.demo import CONFIG
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.owned import NotOurs
 
 _NEEDED = ("torch", "megatron", "vllm", "ray", "transformers", "reasoning_gym", "pyarrow")
@@ -76,7 +77,7 @@ class _Places:
         """What the training has in place of the config's own paths."""
         return [
             f"output_dir={self.run}",
-            f"model.path={self.warm_start / 'hf'}",
+            f"model.path={RunDirectory.of(self.warm_start).hf}",
             f"data.train.0.path={self.data / 'legs-train.parquet'}",
             f"data.eval.0.path={self.data / 'legs-eval.parquet'}",
         ]
@@ -102,7 +103,7 @@ def _demo(places: _Places, config: RunConfig, common: list[str]) -> int:
     ):
         if code := _command(name, overrides):
             return code
-        _show(folder / "hf", config)
+        _show(RunDirectory.of(folder).hf, config)
     return 0
 
 

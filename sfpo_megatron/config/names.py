@@ -184,10 +184,16 @@ def did_you_mean(
     if (close := _close(name, known, 0.9)) is not None:
         return close
     leaves = [[*above, name, *path] for path in _leaves(inside)]
+    paths = leaves or [key.split(".")]
+    ours = [target for path in paths for target in _of_ours(path[-1], path[:-1])]
+    # A section that is misspelt, `trian: {num_steps: 3}`, before all keys that end like it.
+    nearly = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    misspelt = [s for s in nearly if any(target.startswith(f"{s}.") for target in ours)]
     for found in (
         [target for path in leaves for target in _of_peers(path[-1], path[:-1])],
         _of_peers(name, above),
-        [target for path in leaves or [key.split(".")] for target in _of_ours(path[-1], path[:-1])],
+        misspelt,
+        ours,
     ):
         if found:
             shown = list(dict.fromkeys(found))[:_MAX_SHOWN]
