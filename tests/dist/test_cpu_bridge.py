@@ -53,7 +53,11 @@ assert "sfpo_megatron.mcore.passes" in wanted and "sfpo_megatron.mcore.cpu" in w
 from sfpo_megatron.mcore.capabilities import probe
 probe("local")
 for name in wanted:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # a sink whose library is an extra
+        if error.name.split(".")[0] not in ("tensorboard", "wandb", "mlflow"):
+            raise
 assert sys.modules["sfpo_megatron.mcore.cpu"]._installed == []
 assert torch.cuda.current_device.__module__ == "torch.cuda", torch.cuda.current_device
 assert torch.empty(2).type() == "torch.FloatTensor"
