@@ -20,6 +20,7 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     """vLLM's AsyncEngineArgs; `rollout.engine_args` goes before ours."""
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     rollout = config.rollout
     longest = config.engine_tokens
@@ -55,9 +56,19 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
         ours["worker_extension_cls"] = _WORKER_REPORTS
     if positions := named_positions(model_path, longest):
         ours["hf_overrides"] = positions
+    if current_platform.is_cpu() and config.model.dtype == "float32" and has_latents(model_path):
+        # Where the processor has AMX vLLM takes a backend that has no fp32 (amx_mla.py).
+        ours["attention_backend"] = AttentionBackendEnum.CPU_MLA
     if rollout.reproducible:
         ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
     return AsyncEngineArgs(**(ours | rollout.engine_args))
+
+
+def has_latents(model_path: str) -> bool:
+    """Whether the model has multi-head latent attention; False for a hub id."""
+    if not (Path(model_path) / "config.json").is_file():
+        return False
+    return model_shape(read_hf_config(model_path)).mla is not None
 
 
 def named_positions(model_path: str, num_tokens: int) -> dict[str, int]:

@@ -63,6 +63,8 @@ def main(folder: Path, kind: str) -> None:
         model=str(a),
         skip_tokenizer_init=True,
         dtype="float32",
+        # Where the processor has AMX vLLM takes a backend that has no fp32.
+        attention_backend="CPU_MLA" if kind == "deepseek_v3" else None,
         max_model_len=fleet.MAX_PROMPT_TOKENS + fleet.MAX_RESPONSE_TOKENS,
         block_size=32,
         enforce_eager=True,
