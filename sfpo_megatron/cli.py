@@ -143,34 +143,40 @@ def _parser() -> argparse.ArgumentParser:
     _add_slurm(commands)
     _add_plan(commands)
     text = "score responses that are in a file; starts nothing else"
-    scoring = commands.add_parser("score", help=text, description=text, allow_abbrev=False)
+    scoring = _command(commands, "score", text)
     add_score_options(scoring)
     scoring.set_defaults(run=score)
     text = "make an HTML page of runs, side by side; starts nothing"
-    reporting = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    reporting = _command(commands, "report", text)
     add_report_options(reporting)
     reporting.set_defaults(run=report_runs)
     text = "install what a run on CPU needs into the environment of this Python"
-    installing = commands.add_parser("install", help=text, description=text, allow_abbrev=False)
+    installing = _command(commands, "install", text)
     add_install_options(installing)
     installing.set_defaults(run=install)
     text = "make a small policy, warm-start it and train it with SFPO, on two CPU cores"
-    demonstration = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
+    demonstration = _command(commands, "demo", text)
     demo.add_options(demonstration)
     demonstration.set_defaults(run=demo.run)
     text = "show versions, devices, and which fallbacks are in use"
-    doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
+    doctor = _command(commands, "doctor", text)
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command whose options are written out in full."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False
+    )
+    return command
 
 
 def _config_command(
     commands: Any, name: str, text: str, *, optional: bool = False
 ) -> argparse.ArgumentParser:
     """Add a command that reads a config file (`optional`: or none) and `key=value` overrides."""
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, allow_abbrev=False
-    )
+    command = _command(commands, name, text)
     command.add_argument(
         "config",
         metavar="CONFIG",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.shape import model_shape, read_hf_config
+from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 
@@ -56,7 +56,9 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
         ours["worker_extension_cls"] = _WORKER_REPORTS
     if positions := named_positions(model_path, longest):
         ours["hf_overrides"] = positions
-    if current_platform.is_cpu() and config.model.dtype == "float32" and has_latents(model_path):
+    shape = _shape_of(model_path)
+    has_latents = shape is not None and shape.mla is not None
+    if current_platform.is_cpu() and config.model.dtype == "float32" and has_latents:
         # Where the processor has AMX vLLM takes a backend that has no fp32 (amx_mla.py).
         ours["attention_backend"] = AttentionBackendEnum.CPU_MLA
     if rollout.reproducible:
@@ -64,11 +66,11 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     return AsyncEngineArgs(**(ours | rollout.engine_args))
 
 
-def has_latents(model_path: str) -> bool:
-    """Whether the model has multi-head latent attention; False for a hub id."""
+def _shape_of(model_path: str) -> ModelShape | None:
+    """The shape that config.json names; None for a hub id."""
     if not (Path(model_path) / "config.json").is_file():
-        return False
-    return model_shape(read_hf_config(model_path)).mla is not None
+        return None
+    return model_shape(read_hf_config(model_path))
 
 
 def named_positions(model_path: str, num_tokens: int) -> dict[str, int]:
@@ -78,9 +80,9 @@ def named_positions(model_path: str, num_tokens: int) -> dict[str, int]:
     names the original one, its rotary embeddings are made for more than it admits (vllm/config/
     model.py, _get_and_verify_max_len).
     """
-    if not (Path(model_path) / "config.json").is_file():
-        return {}  # a hub id
-    shape = model_shape(read_hf_config(model_path))
+    shape = _shape_of(model_path)
+    if shape is None:
+        return {}
     scaling = shape.rope_scaling
     if scaling is None or scaling.kind == "linear" or num_tokens <= shape.max_position:
         return {}
