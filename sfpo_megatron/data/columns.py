@@ -91,27 +91,19 @@ def row_of(
         return DataError(where, found=shorten(value), expected=SHAPE, fix=fix, kind="no object")
     columns = columns or {}
     layout = _mapped(columns) if columns else _layout(value)
+    missing = _missing(value, layout, where, left_out)
+    if missing is not None:
+        return _unrewarded(value, missing, layout, row_id, columns, left_out)
     prompt, given = _at(value, layout.prompt), _at(value, layout.answer)
-    for name, key, item in (("prompt", layout.prompt, prompt), ("answer", layout.answer, given)):
-        if isinstance(item, _Missing):
-            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))}"
-            keys += f"; JSON cannot hold {', '.join(left_out)})" if left_out else ")"
-            fix = f"add {key!r}, or name yours in the source's columns"
-            kind = f"without {name}"
-            missing = DataError(where, found=keys, expected=SHAPE, fix=fix, kind=kind)
-            return _unrewarded(value, missing, layout, row_id, columns, left_out)
     conversation = _conversation(prompt)
     if conversation is None:
         return DataError(where, found=f"prompt = {shorten(prompt)}", expected=_TURNS,
                          fix="correct or remove the row", kind="no conversation")  # fmt: skip
     system, history, question = conversation
     answer = given if isinstance(given, str) else number_text(given) or ""
-    for name, item, text in (("prompt", prompt, question), ("answer", given, answer)):
-        if not text.strip():
-            found, expected = f"{name} = {shorten(item)}", _TEXT[name]
-            fix = f"correct {name!r}"
-            kind = f"without {name}" if absent(item) else f"with an unusable {name}"
-            return DataError(where, found=found, expected=expected, fix=fix, kind=kind)
+    blank = _blank("prompt", prompt, question, where) or _blank("answer", given, answer, where)
+    if blank is not None:
+        return blank
     metadata = _metadata(value, columns, layout)
     if system:
         metadata[SYSTEM] = system
@@ -139,6 +131,29 @@ def row_of(
         layout=layout.trainer,
         left_out=left_out + not_json if not_json else left_out,
     )
+
+
+def _missing(
+    value: dict[str, Any], layout: Layout, where: str, left_out: tuple[str, ...]
+) -> DataError | None:
+    """The first column that a problem needs and a record has not."""
+    for name, key in (("prompt", layout.prompt), ("answer", layout.answer)):
+        if isinstance(_at(value, key), _Missing):
+            keys = f"no key {key!r} (keys: {shorten(sorted(map(str, value)))}"
+            keys += f"; JSON cannot hold {', '.join(left_out)})" if left_out else ")"
+            fix = f"add {key!r}, or name yours in the source's columns"
+            kind = f"without {name}"
+            return DataError(where, found=keys, expected=SHAPE, fix=fix, kind=kind)
+    return None
+
+
+def _blank(name: str, item: object, text: str, where: str) -> DataError | None:
+    """What is wrong with a prompt or an answer whose text is nothing but spaces."""
+    if text.strip():
+        return None
+    kind = f"without {name}" if absent(item) else f"with an unusable {name}"
+    found, fix = f"{name} = {shorten(item)}", f"correct {name!r}"
+    return DataError(where, found=found, expected=_TEXT[name], fix=fix, kind=kind)
 
 
 def _mapped(columns: Mapping[str, str]) -> Layout:

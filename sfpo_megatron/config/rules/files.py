@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from sfpo_megatron.config.data import DataSource
 from sfpo_megatron.config.load import is_dumped
 from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.rules.model import Problem
@@ -20,60 +21,24 @@ from sfpo_megatron.plugins import SOURCE
 
 def data(config: RunConfig) -> Iterator[Problem]:
     """Prompts."""
-    told = False
+    without_pyarrow = []
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
             key = f"data.{part}.{index}"
-            reward_key = "reward.function" if source.reward is None else f"{key}.reward"
-            rewards = config.reward.summands(source.reward)
-            gym_reward = any(one.name == "reasoning_gym" for one in rewards)
-            if gym_reward and source.source not in SOURCE.built_in:
-                yield Problem(
-                    reward_key,
-                    f"reasoning_gym with {key}.source {source.source}",
-                    "rows that have the columns task, args and entry of a reasoning-gym problem",
-                    f"if they have not, set {reward_key} to one that only needs the answer",
-                    "warning",
-                )
+            yield from _reward_of(config, source, key)
             if source.source == "reasoning_gym" or source.source not in SOURCE.built_in:
                 continue  # generated, or a user's own
-            if source.source == "hf" and not find_spec("datasets"):
-                yield Problem(
-                    f"{key}.source",
-                    "hf, and no library datasets in this Python",
-                    "datasets to read it",
-                    "pip install 'sfpo-megatron[datasets]' (or datasets alone)",
-                    "error_when_training",
-                )
-            files = files_of(source.source, source.path or "") if source.source in ENDINGS else []
-            astray = next((file for file in files if not file.is_file()), None)
-            if source.source in ENDINGS and (astray is not None or not files):
-                yield Problem(
-                    f"{key}.path",
-                    f"no file {source.path!r} in {Path.cwd()}"
-                    if astray is None
-                    else f"{str(astray)!r}, a link that leads nowhere",
-                    f"a {source.source} file, a directory of them, or a glob",
-                    "correct the path (it is relative to the current directory)",
-                    "error_when_training",
-                )
-            if source.source == "parquet" and not find_spec("pyarrow") and not told:
-                told = True  # once is enough
-                yield Problem(
-                    f"{key}.source",
-                    "parquet, and no pyarrow in this Python",
-                    "pyarrow to read it",
-                    "pip install pyarrow, or convert the file to jsonl",
-                    "error_when_training",
-                )
-            if gym_reward:
-                yield Problem(
-                    reward_key,
-                    f"reasoning_gym with {key}.source {source.source}",
-                    "a reward that only needs the answer",
-                    f"set {reward_key} to math, exact_match or last_number",
-                    "error_when_rewarding",
-                )
+            yield from _files_of(source, key)
+            if source.source == "parquet" and not find_spec("pyarrow"):
+                without_pyarrow.append(key)
+    if without_pyarrow:  # once is enough
+        yield Problem(
+            f"{without_pyarrow[0]}.source",
+            "parquet, and no pyarrow in this Python",
+            "pyarrow to read it",
+            "pip install pyarrow, or convert the file to jsonl",
+            "error_when_training",
+        )
     if not config.data.eval:
         yield Problem(
             "data.eval",
@@ -81,6 +46,57 @@ def data(config: RunConfig) -> Iterator[Problem]:
             "held-out prompts",
             "without them there is no eval/accuracy",
             "warning",
+        )
+
+
+def _reward_of(config: RunConfig, source: DataSource, key: str) -> Iterator[Problem]:
+    """Whether the rows of a source have what its reward reads."""
+    reward_key = "reward.function" if source.reward is None else f"{key}.reward"
+    rewards = config.reward.summands(source.reward)
+    if source.source == "reasoning_gym" or all(one.name != "reasoning_gym" for one in rewards):
+        return
+    found = f"reasoning_gym with {key}.source {source.source}"
+    if source.source in SOURCE.built_in:
+        yield Problem(
+            reward_key,
+            found,
+            "a reward that only needs the answer",
+            f"set {reward_key} to math, exact_match or last_number",
+            "error_when_rewarding",
+        )
+    else:
+        yield Problem(
+            reward_key,
+            found,
+            "rows that have the columns task, args and entry of a reasoning-gym problem",
+            f"if they have not, set {reward_key} to one that only needs the answer",
+            "warning",
+        )
+
+
+def _files_of(source: DataSource, key: str) -> Iterator[Problem]:
+    """Whether a source's files, and the library that reads them, are there."""
+    if source.source == "hf" and not find_spec("datasets"):
+        yield Problem(
+            f"{key}.source",
+            "hf, and no library datasets in this Python",
+            "datasets to read it",
+            "pip install 'sfpo-megatron[datasets]' (or datasets alone)",
+            "error_when_training",
+        )
+    if source.source not in ENDINGS:
+        return
+    files = files_of(source.source, source.path or "")
+    astray = next((file for file in files if not file.is_file()), None)
+    if astray is not None or not files:
+        yield Problem(
+            f"{key}.path",
+            f"no file {source.path!r} in {Path.cwd()}"
+            if astray is None
+            else f"{str(astray)!r}, a link that leads nowhere",
+            f"a {source.source} file, a directory of them, or a glob",
+            "correct the path (it is relative to the current directory)",
+            "error_when_training",
         )
 
 

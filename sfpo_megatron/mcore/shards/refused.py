@@ -19,9 +19,33 @@ def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
             "DistributedOptimizer",
             "whole params are dealt to ranks, which its own step gathers",
         )
+    for setting, (found, reason) in _flags(optimizer).items():
+        if found:
+            raise _refusal(setting, "found true", "false", reason)
+    config = optimizer.config
+    if config.use_precision_aware_optimizer and config.main_params_dtype != torch.float32:
+        raise _refusal(
+            "megatron.optimizer.main_params_dtype",
+            f"found {config.main_params_dtype}",
+            "torch.float32",
+            "lower precisions are scaled, and the scale changes with every edit",
+        )
+    stepper = getattr(optimizer, "optimizer", None)
+    known = {kind.name for kind in KINDS}
+    if config.optimizer not in known or (stepper and not all(map(kind_of, steppers(stepper)))):
+        raise _refusal(
+            "megatron.optimizer.optimizer",
+            f"found {config.optimizer} ({type(stepper).__name__})",
+            " or ".join(sorted(known)),
+            "what it keeps beside the main params is not known to SFPO",
+        )
+
+
+def _flags(optimizer: MegatronOptimizer) -> dict[str, tuple[bool, str]]:
+    """Setting -> (whether it is on, why SFPO cannot be with it)."""
     config = optimizer.config
     ddp_config = getattr(optimizer, "ddp_config", None)
-    flags = {
+    return {
         "megatron.ddp.use_megatron_fsdp": (
             getattr(ddp_config, "use_megatron_fsdp", False),
             "its param buffers are managed elsewhere",
@@ -55,25 +79,6 @@ def refuse_unsupported(optimizer: MegatronOptimizer) -> None:
             "of fp16 params its main params are not bound; set model.dtype: bfloat16",
         ),
     }
-    for setting, (found, reason) in flags.items():
-        if found:
-            raise _refusal(setting, "found true", "false", reason)
-    if config.use_precision_aware_optimizer and config.main_params_dtype != torch.float32:
-        raise _refusal(
-            "megatron.optimizer.main_params_dtype",
-            f"found {config.main_params_dtype}",
-            "torch.float32",
-            "lower precisions are scaled, and the scale changes with every edit",
-        )
-    stepper = getattr(optimizer, "optimizer", None)
-    known = {kind.name for kind in KINDS}
-    if config.optimizer not in known or (stepper and not all(map(kind_of, steppers(stepper)))):
-        raise _refusal(
-            "megatron.optimizer.optimizer",
-            f"found {config.optimizer} ({type(stepper).__name__})",
-            " or ".join(sorted(known)),
-            "what it keeps beside the main params is not known to SFPO",
-        )
 
 
 def _refusal(setting: str, found: str, expected: str, reason: str) -> ValueError:
