@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore, set_aside
+from sfpo_megatron.host.replacing import sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
 Kind = Literal["train", "sft"]
@@ -72,8 +72,8 @@ class RunRecord:
     def write(self, directory: RunDirectory) -> None:
         """Replace RUN/run.json in one step."""
         directory.path.mkdir(parents=True, exist_ok=True)
-        manifest.write_durably(directory.record, json.dumps(asdict(self), indent=1) + "\n")
-        manifest.sync_directory(directory.path)
+        write_durably(directory.record, json.dumps(asdict(self), indent=1) + "\n")
+        sync_directory(directory.path)
 
     def with_data_change(self, *, after_step: int, then: str, now: str, what: str) -> RunRecord:
         """The record with one more accepted change of the data."""

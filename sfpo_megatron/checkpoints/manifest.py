@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfpo_megatron.host.replacing import write_durably
+
 NAME = "manifest.json"
 FORMAT = 1
 _CHUNK_BYTES = 1 << 22
@@ -108,22 +110,3 @@ def _files(directory: Path) -> Iterator[str]:
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != NAME:
             yield path.relative_to(directory).as_posix()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace `path` in one step; the content reaches the disk before the name does."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

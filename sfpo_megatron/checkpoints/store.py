@@ -19,6 +19,7 @@ from typing import Literal
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.replacing import sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
 Format = Literal["native", "megatron_lm"]
@@ -80,23 +81,23 @@ class CheckpointStore:
     def commit(self, aside: Path, step: int, known: dict[str, manifest.FileDigest]) -> Path:
         """Make what is in `aside` the checkpoint of `step`, in one rename, and the latest one."""
         manifest.write_manifest(aside, step, known)
-        manifest.sync_directory(aside)
+        sync_directory(aside)
         directory = self.folder / self._name(step)
         if directory.exists():  # of an earlier course of this run, or the same state once more
             set_aside(directory, "replaced" if _is_ours(directory) else "previous")
         aside.rename(directory)
-        manifest.sync_directory(self.folder)
+        sync_directory(self.folder)
         self._point(step)
         return directory
 
     def _point(self, step: int) -> None:
-        manifest.write_durably(self.folder / "latest", self._name(step) + "\n")
+        write_durably(self.folder / "latest", self._name(step) + "\n")
         if self._form == "megatron_lm":
-            manifest.write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
+            write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
 
     def mark_best(self, step: int) -> None:
         """Record that the checkpoint of `step` is the best one so far."""
-        manifest.write_durably(self.folder / "best", self._name(step) + "\n")
+        write_durably(self.folder / "best", self._name(step) + "\n")
 
     @property
     def best(self) -> Path | None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from sfpo_megatron.checkpoints import store
-from sfpo_megatron.checkpoints.manifest import write_durably
+from sfpo_megatron.host.replacing import write_durably
 from sfpo_megatron.outputs.owned import NotOurs, one_writer
 
 PATIENCE_S = 20.0

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.evaluation.figures import Sample, difference, figures
 from sfpo_megatron.evaluation.records import Record
+from sfpo_megatron.host.replacing import write_durably
 from sfpo_megatron.outputs.table import aligned
 
 ALL = "all"

@@ -12,6 +12,7 @@ from typing import Literal
 
 from sfpo_megatron.host.peers import is_peers
 from sfpo_megatron.host.phases import recorded_phase
+from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.host.shortage import killed_hint
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -35,10 +36,8 @@ class Failure:
 
     def write(self, directory: RunDirectory, rank: int) -> None:
         """Leave it for the launcher: whole, or not at all."""
-        file = directory.failure_file(rank)
-        aside = file.with_name(f"{file.name}.tmp")
-        aside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        aside.rename(file)
+        with replacing(directory.failure_file(rank)) as aside:
+            aside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @staticmethod
     def read(directory: RunDirectory, rank: int) -> Failure | None:

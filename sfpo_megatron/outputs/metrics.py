@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.host.replacing import replacing
+
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RunMetrics:
@@ -80,6 +82,5 @@ def cut_metrics(path: str | Path, step: int) -> None:
         # A line without a train step is nobody's here, and `read_metrics` would end on it.
         if text.endswith("\n") and type(at) is int and at <= step:
             kept.append(text)
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.rename(file)
+    with replacing(file) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")

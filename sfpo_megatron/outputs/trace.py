@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.host.spans import Detail, forget_watcher, watch_spans
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -120,9 +121,8 @@ class Trace:
         found = picture(self._run.spans, step)
         if found:
             path = self._run.trace / f"step_{step:07}.json"
-            aside = path.with_name(path.name + ".tmp")
-            aside.write_text(json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}))
-            aside.rename(path)
+            with replacing(path) as aside:
+                aside.write_text(json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}))
 
 
 def begin_trace(run: RunDirectory, steps: Iterable[int]) -> Trace | NoTrace:

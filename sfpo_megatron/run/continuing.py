@@ -28,6 +28,7 @@ from sfpo_megatron.checkpoints.store import (
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config, is_dumped
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics
@@ -226,7 +227,6 @@ def prepare_output(config: RunConfig, *, up_to_step: int = 0) -> RunDirectory:
     if directory.config.exists() and not is_dumped(directory.config):
         kept = set_aside(directory.config, "previous")
         warn(f"{directory.config} was not as a run writes it (edited?): kept as {kept.name}")
-    aside = directory.config.with_name("config.yaml.tmp")
-    aside.write_text(dump_config(config), encoding="utf-8")
-    aside.rename(directory.config)
+    with replacing(directory.config) as aside:
+        aside.write_text(dump_config(config), encoding="utf-8")
     return directory

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import set_aside
+from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.types import RolloutBatch
 
@@ -114,9 +115,8 @@ class RolloutSaver:
     def add(self, step: int, batch: RolloutBatch) -> None:
         self._tensors.update({f"{step}.{n}": t for n, t in to_tensors(batch).items()})
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_name(self._path.name + ".tmp")
-        save_file(self._tensors, aside)
-        aside.rename(self._path)
+        with replacing(self._path) as aside:
+            save_file(self._tensors, aside)
 
 
 def share(control: ControlGroup, batch: RolloutBatch | None) -> RolloutBatch:

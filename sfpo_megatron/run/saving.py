@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors.torch import load_file, save_file
 
-from sfpo_megatron.checkpoints.manifest import write_durably
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.host.peers import PeerLostError
+from sfpo_megatron.host.replacing import write_durably
 from sfpo_megatron.mcore import checkpoint
 
 if TYPE_CHECKING:

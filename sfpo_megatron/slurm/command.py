@@ -36,16 +36,8 @@ def slurm(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     run = RunDirectory.of(config.output_dir)
     config = dataclasses.replace(config, output_dir=str(run.path))
-    for name in ("nodes", "gpus_per_node", "max_failures", "train_nodes", "save_budget"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
-    try:
-        env_file = Path(expand(options.env)) if options.env else TEMPLATES / "env.sh"
-    except PathError as error:
-        raise SlurmError(f"--env: {error}") from error
-    if not env_file.is_file():
-        raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
+    _check_counts(options)
+    env_file = _env_file(options)
     try:
         layout = None
         if options.job == "train":
@@ -91,6 +83,23 @@ def slurm(options: argparse.Namespace) -> int:
         raise SlurmError(str(error)) from error
     print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0
+
+
+def _check_counts(options: argparse.Namespace) -> None:
+    for name in ("nodes", "gpus_per_node", "max_failures", "train_nodes", "save_budget"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
+
+
+def _env_file(options: argparse.Namespace) -> Path:
+    try:
+        env_file = Path(expand(options.env)) if options.env else TEMPLATES / "env.sh"
+    except PathError as error:
+        raise SlurmError(f"--env: {error}") from error
+    if not env_file.is_file():
+        raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
+    return env_file
 
 
 def _check_time(job: Job) -> None:

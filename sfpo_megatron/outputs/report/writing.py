@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfpo_megatron.checkpoints.manifest import write_durably
+from sfpo_megatron.host.replacing import write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.report.arms import Arm, check_names, grouped, named
 from sfpo_megatron.outputs.report.document import document_of
