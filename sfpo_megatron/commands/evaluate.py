@@ -53,5 +53,5 @@ def _evaluate(request: Request) -> int:
         evaluate.run(request)
     except Exception as error:
         print(message_line(error, 0), file=sys.stderr, flush=True)
-        return 1
+        return 2 if isinstance(error, EvaluationError) else 1
     return 0
