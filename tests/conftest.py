@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import pytest
 
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks.common
-sys.path.insert(0, str(Path(__file__).parent))  # made
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
 from made.models import MODEL_JSON

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fleet
 import psutil
 import pytest
+import tiny
 import torch
 from safetensors.torch import save_file
 
 from sfpo_megatron.rollout import controller as controller_module
 from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
 from sfpo_megatron.rollout.client import RolloutClient
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import fleet
-import tiny
 
 
 @pytest.fixture(scope="session")
