@@ -109,15 +109,20 @@ test-mcore-latest: ## the main line, whatever Python .venv has: unit, dist and e
 	.venv-latest/bin/python -m benchmarks.common.suites mcore_latest mcore-latest .cache/mcore-latest; \
 	exit $$rc
 
-# File by file: some have the same name in two folders, and what has passed stays passed.
+# File by file, so that what has passed stays passed as long as the code is the same.
+CODE := sfpo_megatron tests examples launch tools requirements Makefile pyproject.toml setup.py
 test-full: export FIGURES := benchmarks/results
-test-full: venv ## every matrix and count; hours; begun again it skips files that passed at this commit
-	@rc=0; for file in $$(git ls-files 'tests/*/test_*.py'); do \
-	    passed=.cache/test-full/$$(git rev-parse HEAD)/$$file; \
-	    if test -e $$passed; then continue; fi; \
-	    echo "== $$file"; mkdir -p $$(dirname $$passed); \
-	    if $(PYTEST) $$file; then touch $$passed; else rc=1; fi; \
-	done; $(MAKE) test-mcore-latest || rc=1; exit $$rc
+test-full: venv ## every matrix and count; hours; begun again it skips files that passed with this code
+	@rc=0; reports=.cache/test-full/$$(git ls-tree HEAD $(CODE) | git hash-object --stdin); \
+	for file in $$(git ls-files 'tests/*/test_*.py'); do \
+	    report=$$reports/$${file%.py}; \
+	    if test -e $$report.xml; then continue; fi; \
+	    echo "== $$file"; \
+	    if $(PYTEST) $$file --junitxml=$$report.failed.xml; \
+	    then mv $$report.failed.xml $$report.xml; else rc=1; fi; \
+	done; \
+	$(PY) -m benchmarks.common.suites test_full test-full $$reports; \
+	$(MAKE) test-mcore-latest || rc=1; exit $$rc
 
 bench: venv ## benchmarks/*.py, results in benchmarks/results/
 	for file in benchmarks/*.py; do $(PY) $$file; done

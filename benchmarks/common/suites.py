@@ -1,6 +1,6 @@
 """The outcome of whole suites of tests, from pytest's junit files, as a result with its provenance.
 
-python -m benchmarks.common.suites NAME FEATURE FOLDER    # FOLDER/unit.xml, FOLDER/dist.xml, ...
+python -m benchmarks.common.suites NAME FEATURE FOLDER    # FOLDER/unit.xml, FOLDER/e2e/test_x.xml...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.common.provenance import figures_of, write
 def outcomes(folder: Path) -> dict[str, dict[str, int]]:
     """Suite -> how many of its tests passed, failed, were skipped, and the whole seconds of all."""
     found = {}
-    for file in sorted(folder.glob("*.xml")):
+    for file in sorted(folder.rglob("*.xml")):
         suite = ElementTree.parse(file).getroot().find("testsuite")
         if suite is None:
             raise ValueError(f"{file}: found no <testsuite>, expected a junit file of pytest")
@@ -26,7 +26,7 @@ def outcomes(folder: Path) -> dict[str, dict[str, int]]:
             name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")
         }
         failed = count["failures"] + count["errors"]
-        found[file.stem] = {
+        found[file.relative_to(folder).with_suffix("").as_posix()] = {
             "passed": count["tests"] - failed - count["skipped"],
             "failed": failed,
             "skipped": count["skipped"],

@@ -32,9 +32,10 @@ def test_a_failure_is_counted_and_shows_nothing(
     seconds = result["suites"]["unit"].pop("seconds")
     assert seconds >= 0 and result["suites"] == {"unit": {"passed": 1, "failed": 0, "skipped": 0}}
     assert result["features"] == ["mcore-latest"] and "megatron-core" in result["versions"]
-    run_suite(tmp_path, "dist", PASSES + FAILS)
+    (tmp_path / "more").mkdir()
+    run_suite(tmp_path / "more", "dist", PASSES + FAILS)
     main(arguments)
     result = json.loads((tmp_path / "results/whole.json").read_text())
-    del result["suites"]["dist"]["seconds"]
-    assert result["suites"]["dist"] == {"passed": 1, "failed": 1, "skipped": 1}
+    del result["suites"]["more/dist"]["seconds"]
+    assert result["suites"]["more/dist"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert result["features"] == []
