@@ -29,7 +29,7 @@ export VLLM_NO_USAGE_STATS := 1
 
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help venv lock demo demo-smollm2 lint format test test-unit test-dist test-e2e test-slurm \
+.PHONY: help venv lock demo demo-smollm2 study lint format test test-unit test-dist test-e2e test-slurm \
         test-te test-mcore-latest test-full bench gpu slurm-deps clean
 
 help: ## show this
@@ -67,6 +67,9 @@ demo-smollm2: venv ## two SFPO steps on a real pretrained model: [SEED=0] [RUN=r
 _demo-smollm2:
 	$(PY) tools/get_smollm2.py --out $(RUN)/model
 	$(SFPO) train examples/smollm2/config.yaml --fresh output_dir=$(RUN) model.path=$(RUN)/model seed=$(SEED)
+
+study: venv ## SFPO against tuned GRPO, the next missing cells: [MINUTES=60]
+	$(PY) examples/sfpo_vs_grpo/study.py $(if $(MINUTES),--minutes $(MINUTES))
 
 # ---- check --------------------------------------------------------------------------------------
 

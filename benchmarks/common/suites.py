@@ -1,6 +1,6 @@
 """The outcome of whole suites of tests, from pytest's junit files, as a result with its provenance.
 
-python -m benchmarks.common.suites NAME FEATURE FOLDER    # FOLDER/unit.xml, FOLDER/e2e/test_x.xml...
+python -m benchmarks.common.suites NAME FEATURE FOLDER    # FOLDER/unit.xml, FOLDER/e2e/test_x.xml
 """
 
 from __future__ import annotations

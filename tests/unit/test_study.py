@@ -1,0 +1,186 @@
+"""The study of examples/sfpo_vs_grpo: which cell comes next, what a run came to, and the page.
+
+Results are made up here; that a cell really trains is left to the study itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples/sfpo_vs_grpo"
+NAMES = ("cells", "pairs", "results", "study", "sums")
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The study's modules, with results in a folder of the test's own."""
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    found = {name: importlib.import_module(name) for name in NAMES}
+    monkeypatch.setattr(found["cells"], "RESULTS", tmp_path)
+    yield found
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def leave(cell: Any, accuracies: list[float], *, ended: str = "finished") -> None:
+    """The result of a run with 128 rollouts a step and an evaluation every second step."""
+    lines: list[dict[str, Any]] = [
+        {
+            "settings": {"sfpo.num_fast_passes": 0},
+            "ended": ended,
+            "commit": "0123456789",
+            "hardware": "2 cores",
+        },
+        {"rollouts": 0, "accuracy": accuracies[0]},
+    ]
+    for index, accuracy in enumerate(accuracies[1:]):
+        for step in (2 * index + 1, 2 * index + 2):
+            lines.append({"step": step, "rollouts": 128 * step, "tokens": 4.0, "step_s": 1.0})
+        lines.append({"rollouts": 256 * (index + 1), "accuracy": accuracy})
+    cell.file.parent.mkdir(parents=True, exist_ok=True)
+    cell.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def tune(cells: ModuleType, *, best: float) -> list[float]:
+    """Run the tuning of all arms of aiw on made-up scores with their best at `best`; every lr that
+    was tried."""
+    tried = set()
+    while missing := cells.Study().tuning("aiw"):
+        for cell in missing:
+            score = 0.9 - 0.1 * abs(math.log2(cell.lr / best))
+            leave(cell, [0.1, score, score, score])
+            tried.add(cell.lr)
+    return sorted(tried)
+
+
+def test_lrs_go_on_until_the_best_is_not_at_an_end(modules: dict[str, ModuleType]) -> None:
+    cells = modules["cells"]
+    assert tune(cells, best=1.6e-3) == pytest.approx([2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3])
+    assert cells.Study().freeze("aiw")["lrs"] == dict.fromkeys(cells.Study().arms, 1.6e-3)
+
+
+def test_a_best_below_the_first_lrs_is_found(modules: dict[str, ModuleType]) -> None:
+    assert tune(modules["cells"], best=1e-4) == pytest.approx([5e-5, 1e-4, 2e-4, 4e-4, 8e-4])
+
+
+def test_confirming_seeds_wait_for_the_commit(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, study = modules["cells"], modules["study"]
+    tune(cells, best=4e-4)
+    monkeypatch.setattr(study, "is_committed", lambda file: False)
+    assert list(study.missing(cells.Study(), ["aiw"])) == []
+    frozen = json.loads((cells.frozen_file("aiw")).read_text())
+    assert frozen["threshold"] == pytest.approx(0.9 * 0.9)
+    monkeypatch.setattr(study, "is_committed", lambda file: True)
+    found = list(study.missing(cells.Study(), ["aiw"]))
+    confirming = [cell for cell in found if 100 <= cell.seed < 200]
+    assert len(confirming) == 10 * len(cells.Study().arms)
+    assert {cell.seed for cell in confirming[: len(cells.Study().arms)]} == {100}
+    assert len(found) - len(confirming) == 3 * (4 * 4 + 3)  # the ablations
+
+
+def test_a_crossing_is_between_evaluations(modules: dict[str, ModuleType]) -> None:
+    cells = modules["cells"]
+    cell = cells.Cell(task="aiw", arm="grpo", lr=1.0, seed=0)
+    leave(cell, [0.2, 0.4, 0.8, 0.8, 0.8])
+    found = cells.read(cell.file)
+    assert found.reached(0.5) == 256 + 0.25 * 256
+    assert found.reached(0.1) == 0 and found.reached(0.81) is None
+    assert found.final == pytest.approx(0.8) and not found.broke
+    leave(cell, [0.2, 0.4, 0.8, 0.1, 0.1, 0.1])
+    assert cells.read(cell.file).broke
+    leave(cell, [0.2, 0.4, 0.8], ended="error: collapsed")
+    assert cells.read(cell.file).final == 0 and cells.read(cell.file).broke
+
+
+def test_ratio_of_pairs(modules: dict[str, ModuleType]) -> None:
+    """Against values worked out by hand: t of 2 degrees of freedom is 4.3027."""
+    pairs = modules["pairs"]
+    found = pairs.paired_ratio([100.0, 200.0, 400.0], [100.0, 100.0, 100.0], budget=1000)
+    assert found.value == pytest.approx(2.0)
+    half = 4.302653 * math.log(2) / math.sqrt(3)
+    expected = (2 * math.exp(-half), 2 * math.exp(half))
+    assert found.t_interval == pytest.approx(expected, rel=1e-5)
+    assert 1 <= found.bootstrap[0] < 2 < found.bootstrap[1] <= 4
+    bounded = pairs.paired_ratio([None, 200.0], [100.0, 100.0], budget=800)
+    assert bounded.value == pytest.approx(4.0) and bounded.num_bounds == 1
+    assert pairs.t_quantile(9) == pytest.approx(2.262157, abs=1e-6)
+
+
+def test_result_of_metrics(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": 0, "eval/accuracy": 0.25},
+        {
+            "step": 1,
+            "num_rollouts": 128,
+            "reward_mean": 0.123456789,
+            "entropy": 1,
+            "time/step_s": 2,
+        },
+        {"step": 1, "eval/accuracy": 0.5},
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert list(modules["cells"].trimmed(metrics)) == [
+        {"rollouts": 0, "accuracy": 0.25},
+        {"step": 1, "rollouts": 128, "reward": 0.1235, "entropy": 1, "step_s": 2},
+        {"rollouts": 128, "accuracy": 0.5},
+    ]
+
+
+def test_page(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the rollouts to the threshold in all pairs: a ratio of 2 with an interval of 2."""
+    cells, results = modules["cells"], modules["results"]
+    monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(results, "IMAGES", tmp_path)
+    (tmp_path / "results.md").write_text(f"# What was found\n{results.MARK}what was there before")
+    results.write_page(cells.Study())
+    page = (tmp_path / "results.md").read_text()
+    assert "# What was found" in page and "was there" not in page and "nothing is chosen" in page
+    tune(cells, best=4e-4)
+    frozen = cells.Study().freeze("aiw")
+    cells.frozen_file("aiw").write_text(json.dumps(frozen))
+    for cell in cells.Study().confirming("aiw"):
+        leave(
+            cell, [0.0, 0.81, 0.9, 0.9, 0.9] if cell.arm == "sfpo" else [0.0, 0.405, 0.81, 0.9, 0.9]
+        )
+    results.write_page(cells.Study())
+    page = (tmp_path / "results.md").read_text()
+    assert "| sfpo | 0.0004 | 256 | 2.00 | 2.00 to 2.00 | 2.00 to 2.00 |" in page
+    assert "| grpo | 0.0004 | 512 | 1.00 |" in page and (tmp_path / "study-aiw.png").exists()
+
+
+def test_arms_change_what_they_say(modules: dict[str, ModuleType]) -> None:
+    """A quarter of the batch has four times the steps, and evaluates at the same rollouts."""
+    cells, study = modules["cells"], modules["study"]
+    cell = cells.Cell(task="aiw", arm="grpo_quarter", lr=1e-3, seed=7)
+    assert study.overrides_of(cells.Study(), cell) == {
+        "sfpo.num_fast_passes": 0,
+        "train.prompts_per_step": 4,
+        "train.num_steps": 240,
+        "eval.every": 8,
+        "train.optimizer.lr": 1e-3,
+        "seed": 7,
+    }
+
+
+def test_sums_are_worked_out(modules: dict[str, ModuleType]) -> None:
+    sums = modules["sums"]
+    entry = {"question": "q", "metadata": {"expression": "4 - 1 - 7 + 2"}}
+    assert sums.worked_solution(entry) == "4-1=3\n3-7=-4\n-4+2=-2\nAnswer: -2"
+    slipped = [sums.slipping_solution({**entry, "question": str(number)}) for number in range(1000)]
+    right = sum(text == sums.worked_solution(entry) for text in slipped) / len(slipped)
+    assert right == pytest.approx((1 - sums.SLIPS) ** 3, abs=0.05)
