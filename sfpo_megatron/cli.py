@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting = _command(commands, "report", text)
     add_report_options(reporting)
     reporting.set_defaults(run=report_runs)
-    text = "install what a run on CPU needs into the environment of this Python"
+    text = "install what a run needs into the environment of this Python"
     installing = _command(commands, "install", text)
     add_install_options(installing)
     installing.set_defaults(run=install)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# What a run on GPUs needs, into the environment of PYTHON, and this checkout on top of it:
+#
+#   PYTHON=.venv/bin/python requirements/gpu.sh [--dry-run] [--pip]
+#
+# By uv where it is found, else by pip. In order: the locked versions, TransformerEngine's extension
+# (built against the torch that is there by then), whether they load.
+set -euo pipefail
+PYTHON=${PYTHON:-python3}
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHONPATH=$HERE "$PYTHON" -m sfpo_megatron.commands.install gpu "$@"
+for option in "$@"; do [[ $option != --dry-run ]] || exec echo "# then this checkout"; done
+if command -v uv > /dev/null && [[ " $* " != *" --pip "* ]]; then
+  PIP=(uv pip install --python "$PYTHON")
+else
+  PIP=("$PYTHON" -m pip install -q --disable-pip-version-check)
+fi
+"${PIP[@]}" --no-deps --no-build-isolation -e "$HERE"
