@@ -23,7 +23,7 @@ from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.addresses import choose_gloo_interface
 from sfpo_megatron.host.unverified import log_unverified
-from sfpo_megatron.mcore.capabilities import Capabilities, probe
+from sfpo_megatron.mcore.capabilities import Capabilities, expect_no_gpu, probe
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.schedule import LRSchedule, scheduler_of
 from sfpo_megatron.mcore.statistics import Statistics
@@ -93,6 +93,7 @@ def init_distributed(config: RunConfig) -> Capabilities:
         log_unverified("running on CUDA")
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
+        expect_no_gpu()
         from sfpo_megatron.mcore import cpu
 
         cpu.install()

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.host.gpus import devices_of_own_node
 from sfpo_megatron.host.scratch import Scratch, is_scratch
 from sfpo_megatron.host.temporary import short_folder
 from sfpo_megatron.plugins import search_path
@@ -112,8 +113,9 @@ def _cannot_join(address: str, why: str, expected: str) -> str:
     )
 
 
-def nodes() -> list[Node]:
-    """The cluster's living nodes, this process's own first."""
+def nodes(*, is_ours: bool) -> list[Node]:
+    """The cluster's living nodes, this process's own first. `is_ours`: this process has started the
+    cluster, so that it has this process's devices."""
     own = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     alive.sort(key=lambda node: (node["NodeID"] != own, node["NodeManagerAddress"], node["NodeID"]))
@@ -122,10 +124,18 @@ def nodes() -> list[Node]:
             id=node["NodeID"],
             # Not Ray's address: a host may have several, and know itself by 127.0.1.1.
             address=node["NodeManagerHostname"],
-            num_devices=int(node["Resources"].get("GPU", 0)),
+            devices=_devices(int(node["Resources"].get("GPU", 0)), is_ours=is_ours),
         )
         for node in alive
     ]
+
+
+def _devices(num_counted: int, *, is_ours: bool) -> tuple[str, ...]:
+    """Names of a node's devices, which Ray only counts. On a cluster of somebody else nobody goes
+    by the names: Ray chooses for dedicated engines, and colocated ones have their ranks' own."""
+    if is_ours:
+        return devices_of_own_node(num_counted)
+    return tuple(map(str, range(num_counted)))
 
 
 def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
@@ -138,7 +148,7 @@ def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: 
     if placement.devices:
         # Ray would hide all devices from an actor that asks for none.
         variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, placement.devices))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(placement.devices)
     return (
         ray.remote(actor_class)
         .options(

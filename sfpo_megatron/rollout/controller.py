@@ -56,7 +56,7 @@ def start_rollouts(
     # Actors on a cluster that RAY_ADDRESS names run in another directory.
     config, model_path = with_absolute_paths(config), absolute_model(model_path)
     owns_cluster = start_cluster()
-    cluster = nodes()
+    cluster = nodes(is_ours=owns_cluster)
     rollout = config.rollout
     known: list[RankDevice] | None = list(trainer)
     if owns_cluster:  # this host alone, by whatever name Ray knows it
