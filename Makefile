@@ -29,6 +29,9 @@ export VLLM_NO_USAGE_STATS := 1
 
 PYTEST := $(PY) -m pytest -q
 
+# .venv has the CPU set, whose engines know no GPU: the trainer leaves one that is here alone too.
+demo _demo-smollm2 test-unit test-dist test-e2e test-slurm test-te: export CUDA_VISIBLE_DEVICES :=
+
 .PHONY: help venv lock demo demo-smollm2 lint format test test-unit test-dist test-e2e test-slurm \
         test-te test-mcore-latest test-full bench gpu slurm-deps clean
 

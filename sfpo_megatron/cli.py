@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     demonstration = _command(commands, "demo", text)
     demo.add_options(demonstration)
     demonstration.set_defaults(run=demo.run)
-    text = "show versions, devices, and which fallbacks are in use"
+    text = "show versions, driver, devices, and what will be used here and why"
     doctor = _command(commands, "doctor", text)
     doctor.set_defaults(run=_doctor)
     return parser
