@@ -79,6 +79,7 @@ def start_rollouts(
         model_path=model_path,
         placements=placements,
         placement=Placement(node_id=cluster[0].id, devices=()),  # beside rank 0
+        role="controller",
     )
     return RolloutClient(config, spawn, owns_cluster=owns_cluster)
 
@@ -121,13 +122,18 @@ class RolloutController:
         self._lifeline = Lifeline()
         self._config = config
 
+        started: set[int] = set()
+
         def spawn(index: int) -> EngineActor:
+            is_restart = index in started
+            started.add(index)
             return create_actor(
                 self.engine_class,
                 config,
                 model_path=model_path,
                 log_file=directory.engine_log(index),
                 placement=placements[index],
+                is_restart=is_restart,
             )
 
         self._fleet = UpdatableFleet(config, spawn, version=weight_version)
