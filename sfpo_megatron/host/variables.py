@@ -106,7 +106,7 @@ TABLE: tuple[Variable, ...] = (
         for name in _TORCHRUN
     ),
     Variable(_ACTORS, "VLLM_CPU_OMP_THREADS_BIND", "nobind", "engines share cores with ranks"),
-    Variable(_ACTORS, "VLLM_CPU_KVCACHE_SPACE", "1", "GiB: rollout.engine_args says how much"),
+    Variable(_ACTORS, "VLLM_CPU_KVCACHE_SPACE", "1", "GiB for keys and values"),
     # AsyncLLM's EngineCore is a process of its own whatever this says; on CPU it means just that.
     Variable(
         _ACTORS, "VLLM_ENABLE_V1_MULTIPROCESSING", "0",
