@@ -65,6 +65,20 @@ def visible_devices(
     return tuple(found)
 
 
+def own_device(num_visible: int, environ: Mapping[str, str] = os.environ) -> int:
+    """Which of its visible devices a rank takes: torchrun gives every rank of a machine all of
+    them. ValueError where there is none for it."""
+    local_rank = int(environ.get("LOCAL_RANK", "0"))
+    if local_rank < num_visible:
+        return local_rank
+    given = f"{VISIBLE}={environ[VISIBLE]}" if VISIBLE in environ else f"{VISIBLE} is not set"
+    raise ValueError(
+        f"LOCAL_RANK: found {local_rank} where torch has {num_visible} devices ({given}), expected "
+        "one for each rank of the machine; start fewer ranks, or give each of them all devices "
+        "(srun --gpu-bind=none). Of several MIG instances CUDA gives a process the first alone"
+    )
+
+
 def devices_of_own_node(
     num_counted: int, environ: Mapping[str, str] = os.environ, root: Path = _ROOT
 ) -> tuple[str, ...]:

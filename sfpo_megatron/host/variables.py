@@ -43,7 +43,7 @@ class Computed(NamedTuple):
     name: str
     what: str
     file: str
-    """Where it is set."""
+    """The file that sets it."""
 
 
 _TORCHRUN = (

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.addresses import choose_gloo_interface
+from sfpo_megatron.host.gpus import own_device
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.host.variables import settle
 from sfpo_megatron.mcore.capabilities import Capabilities, expect_no_gpu, probe
@@ -94,7 +95,7 @@ def init_distributed(config: RunConfig) -> Capabilities:
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
         log_unverified("running on CUDA")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_device(torch.cuda.device_count()))
     else:
         expect_no_gpu()
         from sfpo_megatron.mcore import cpu

@@ -98,7 +98,7 @@ class Sources:
         return ".".join([*parts, *filter(None, [node.module])])
 
     def parameters(self, found: Found) -> list[str]:
-        """Of a function; of a class its constructor's, or its fields."""
+        """A function's parameters; a class's constructor's, or its fields."""
         node = found.node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             return arguments_of(node.args)
@@ -136,7 +136,7 @@ class Sources:
         return next((args[1:] for each, args in self.methods(found) if each == name), [])
 
     def methods(self, found: Found) -> Iterator[tuple[str, list[str]]]:
-        """Of a class and its bases in the same sources, but for constructors."""
+        """Methods of a class and of its bases in the same sources, but for constructors."""
         if not isinstance(found.node, ast.ClassDef):
             return
         for base in found.node.bases:
@@ -185,7 +185,7 @@ class Taken(NamedTuple):
 
 @cache
 def taken(package: str) -> Taken:
-    """Of TransformerEngine, what the stand-in defines: Megatron takes it, not we."""
+    """What we take of `package`; of TransformerEngine what the stand-in defines, for Megatron."""
     if package == PACKAGES["transformer-engine"]:
         return Taken(frozenset(stand_in()), frozenset(stand_in()))
     names: set[str] = set()
@@ -209,7 +209,7 @@ def classes(tree: ast.AST) -> list[ast.ClassDef]:
 
 
 def base_names(node: ast.ClassDef) -> set[str]:
-    """As they are written, `Generic[T]` as `Generic`."""
+    """A class's bases as they are written, `Generic[T]` as `Generic`."""
     return {ast.unparse(b.value if isinstance(b, ast.Subscript) else b) for b in node.bases}
 
 

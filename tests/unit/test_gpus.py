@@ -15,6 +15,7 @@ from sfpo_megatron.host.gpus import (
     Driver,
     devices_of_own_node,
     driver,
+    own_device,
     unusable,
     visible_devices,
 )
@@ -110,6 +111,28 @@ def test_rays_count_never_names_a_device_outside_the_list(
     found = devices_of_own_node(int(counted), environment(listed), root)
     assert found == ENVIRONMENTS[listed]
     assert len(found) <= counted
+
+
+@pytest.mark.parametrize(
+    ("environ", "num_visible", "expected"),
+    [
+        ({}, 1, 0),
+        ({"LOCAL_RANK": "3"}, 4, 3),
+        ({"LOCAL_RANK": "1", VISIBLE: "7,6"}, 2, 1),
+        ({"LOCAL_RANK": "1", VISIBLE: "7"}, 1, None),  # a GPU bound to each task
+        ({"LOCAL_RANK": "1", VISIBLE: ",".join(MIGS)}, 1, None),
+        ({"LOCAL_RANK": "8"}, 8, None),
+    ],
+)
+def test_a_rank_has_a_device_of_its_own(
+    environ: dict[str, str], num_visible: int, expected: int | None
+) -> None:
+    if expected is not None:
+        assert own_device(num_visible, environ) == expected
+        return
+    found = f"found {environ['LOCAL_RANK']} where torch has {num_visible} devices"
+    with pytest.raises(ValueError, match=found):
+        own_device(num_visible, environ)
 
 
 def test_without_nvml_there_are_no_devices_whatever_the_list_says(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_actor_forgets_what_is_a_ranks_alone() -> None:
 def test_kernels_are_ordered_by_the_layout(
     parallel: dict[str, int], transformer: dict[str, bool], expected: str | None
 ) -> None:
-    """As megatron/training/arguments.py has it for Hopper; megatron-core alone does not look."""
+    """The rule of megatron/training/arguments.py for Hopper; megatron-core alone does not look."""
     config = replace(
         run_config(),
         parallel=ParallelConfig(**parallel),
