@@ -4,15 +4,20 @@
 #   PYTHON=.venv/bin/python requirements/gpu.sh [--dry-run] [--pip]
 #
 # By uv where it is found, else by pip. In order: the locked versions, TransformerEngine's extension
-# (built against the torch that is there by then), whether they load.
+# (built against the torch that is there by then), whether they load, this checkout.
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PYTHONPATH=$HERE "$PYTHON" -m sfpo_megatron.commands.install gpu "$@"
-for option in "$@"; do [[ $option != --dry-run ]] || exec echo "# then this checkout"; done
 if command -v uv > /dev/null && [[ " $* " != *" --pip "* ]]; then
-  PIP=(uv pip install --python "$PYTHON")
+  CHECKOUT=(uv pip install --python "$PYTHON")
 else
-  PIP=("$PYTHON" -m pip install -q --disable-pip-version-check)
+  CHECKOUT=("$PYTHON" -m pip install -q --disable-pip-version-check)
 fi
-"${PIP[@]}" --no-deps --no-build-isolation -e "$HERE"
+CHECKOUT+=(--no-deps --no-build-isolation -e "$HERE")
+
+PYTHONPATH=$HERE "$PYTHON" -m sfpo_megatron.commands.install gpu "$@"
+if [[ " $* " == *" --dry-run "* ]]; then
+  printf '# this checkout\n%s\n' "${CHECKOUT[*]@Q}"
+else
+  "${CHECKOUT[@]}"
+fi
