@@ -41,7 +41,9 @@ def launch(
     start may succeed.
     """
     facts: list[When] = [] if leaves_machine() else ["one machine"]
-    settle("launcher", *facts, *(["huge pages"] if _HUGE_PAGES.exists() else []))
+    if _HUGE_PAGES.exists():
+        facts.append("huge pages")
+    settle("launcher", *facts)
     run_id = torchrun_id(os.getpid())
 
     command = [module, *arguments]

@@ -65,7 +65,7 @@ class Engine:
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
         if self._config.refit.transport == "ipc":
-            os.environ |= variables("engine", "ipc")
+            os.environ.update(variables("engine", "ipc"))
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_args(self._config, self._model_path)

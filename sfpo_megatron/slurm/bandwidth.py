@@ -83,8 +83,12 @@ def _meet_over_gloo() -> None:
 
 def _unusable() -> str | None:
     """What keeps torch from this node's GPUs; None where there are none."""
-    build = {"torch_version": torch.__version__, "torch_cuda": torch.version.cuda}
-    return unusable(driver(), **build, why="it names no device")
+    return unusable(
+        driver(),
+        torch_version=torch.__version__,
+        torch_cuda=torch.version.cuda,
+        why="it names no device",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
