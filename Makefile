@@ -29,6 +29,9 @@ export VLLM_NO_USAGE_STATS := 1
 
 PYTEST := $(PY) -m pytest -q
 
+# .venv has the CPU set, whose engines know no GPU: the trainer leaves one that is here alone too.
+demo _demo-smollm2 test-unit test-dist test-e2e test-slurm test-te: export CUDA_VISIBLE_DEVICES :=
+
 .PHONY: help venv lock demo demo-smollm2 study lint format test test-unit test-dist test-e2e test-slurm \
         test-te test-mcore-latest test-full bench gpu slurm-deps clean
 
@@ -41,7 +44,7 @@ venv: $(STAMP) ## install everything into .venv (once): [PYTHON=python3.12] [UV=
 
 # Asked before there is a venv: whether this system and this Python will do.
 INSTALL = -m sfpo_megatron.commands.install cpu $(if $(UV),,--pip)
-$(STAMP): $(wildcard requirements/*.lock) requirements/torch.txt setup.py
+$(STAMP): $(wildcard requirements/cpu-*.lock) requirements/torch.txt setup.py
 	@test -x $(PY) || $(PYTHON) $(INSTALL) --dry-run > /dev/null
 	test -x $(PY) || $(PYTHON) -m venv --without-pip $(VENV)
 	$(PY) $(INSTALL)
@@ -55,6 +58,12 @@ lock: ## renew requirements/*.lock (needs uv)
 	        --no-emit-package torch --python-version $$python --python-platform linux \
 	        --custom-compile-command "make lock" -o requirements/cpu-$$python.lock requirements/cpu.in; \
 	done
+	uv $(LOCK_GPU) --upgrade -o requirements/gpu-3.12.lock requirements/gpu.in
+
+# Torch and its CUDA as well: vLLM and TransformerEngine are built for just these.
+LOCK_GPU = pip compile -q --config-file requirements/uv-gpu.toml --generate-hashes \
+    --no-emit-package transformer-engine-torch --python-version 3.12 \
+    --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock"
 
 # ---- run ----------------------------------------------------------------------------------------
 

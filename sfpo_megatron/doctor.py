@@ -1,18 +1,27 @@
-"""`sfpo-megatron doctor`: versions, devices, and which fallbacks are in use."""
+"""`sfpo-megatron doctor`: versions, devices, and what a run will use here, with the reason."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
+import sysconfig
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.host.addresses import gloo_fault, own_address
+from sfpo_megatron.host.gpus import VISIBLE, driver
+from sfpo_megatron.host.hardware import huge_pages, infiniband, limits, nvlinks
 from sfpo_megatron.host.home import can_be_written
 from sfpo_megatron.outputs.environment import DISTRIBUTIONS
 
+if TYPE_CHECKING:
+    from sfpo_megatron.mcore.capabilities import Capabilities
+
 _GIB = 1024**3
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 def report() -> str:
@@ -21,7 +30,7 @@ def report() -> str:
         "versions": _versions(),
         "devices": _devices(),
         "machine": _machine(),
-        "falls back": _fallbacks(),
+        "will be used": _used(),
     }
     lines = []
     for title, facts in sections.items():
@@ -42,15 +51,26 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
+    facts = {}
+    found = driver()
+    if found is not None:
+        facts["driver"] = f"{found.version}, {found.num_gpus} GPUs"
+        facts["NVLink"] = nvlinks()
+    facts["InfiniBand"] = infiniband()
+    if VISIBLE in os.environ:
+        facts[VISIBLE] = os.environ[VISIBLE] or "empty: no GPU"
     try:
         import torch
     except ImportError as error:
-        return {"torch": f"cannot be imported: {error}"}
-    facts = {"torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"}
+        return facts | {"torch": f"cannot be imported: {error}"}
+    facts["torch build"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if not torch.cuda.is_available():
-        if torch.version.cuda:
+        if torch.version.cuda and found is None:
             facts["torch build"] += ", on a machine without: the CPU build does as well"
         return facts | {"GPUs": "none: gloo, one OpenMP thread a process"}
+    facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    cudnn = torch.backends.cudnn.version()
+    facts["cuDNN"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}" if cudnn else "none"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         facts[f"GPU {index}"] = f"{device.name}, {device.total_memory / _GIB:.0f} GiB"
@@ -62,6 +82,9 @@ def _machine() -> dict[str, str]:
     facts = {
         "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
         "memory": f"{memory:.1f} GiB",
+        "huge pages": huge_pages(),
+        "limits": limits(),
+        "compiler": _compiler(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset: the launcher sets 1"),
     }
     home = os.environ.get("HOME", "")
@@ -81,21 +104,65 @@ def _machine() -> dict[str, str]:
     return facts
 
 
-def _fallbacks() -> dict[str, str]:
-    """The fallbacks of the trainer on this machine, as `mcore/capabilities.py` decides."""
+def _compiler() -> str:
+    """Whether Triton can compile its launchers, which it does in each run on GPUs."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = [] if compiler else ["gcc"]
+    missing += [] if header.is_file() else [str(header)]
+    if missing:
+        return f"without {' and '.join(missing)}: on GPUs engines and ranks need it, for Triton"
+    return f"{compiler}, with Python's headers"
+
+
+def _used() -> dict[str, str]:
+    """What the trainer and its engines use on this machine, as `mcore/capabilities.py` and vLLM
+    decide."""
     try:
-        from sfpo_megatron.mcore.capabilities import probe
+        from sfpo_megatron.mcore.capabilities import DoesNotLoad, expect_no_gpu, probe
     except ImportError as error:
-        return {"unknown": f"torch cannot be imported: {error}"}
-    found = probe()
-    spec = {"te": "TransformerEngine", "local": "torch (TransformerEngine cannot be used here)"}
+        return {"unknown here": f"torch cannot be imported: {error}"}
+    try:
+        found = probe()
+        if not found.cuda:
+            expect_no_gpu()
+    except DoesNotLoad as error:
+        return {"error": f"a run ends here: {error}"}
+    return _of_trainer(found) | {"model runner": _runner(found.cuda)}
+
+
+def _of_trainer(found: Capabilities) -> dict[str, str]:
+    te = found.layers == "te"
+    absent = "TransformerEngine cannot be used here"
     adam = {
         "te": "TransformerEngine FusedAdam",
-        "apex": "Apex FusedAdam",
-        "torch": "torch AdamW (neither TransformerEngine nor Apex can be used here)",
+        "apex": f"Apex FusedAdam ({absent})",
+        "torch": f"torch AdamW ({absent}, nor can Apex)",
     }
+    fused = "cuDNN's kernels in bf16 and fp16, none fused in float32"
+    if importlib.util.find_spec("flash_attn") is not None:
+        fused = f"flash_attn's or {fused}"
+    fusions = "SwiGLU, bias and dropout, masked softmax (torch.compile)"
     return {
-        "layer spec": spec[found.layers],
+        "layer spec": "TransformerEngine" if te else f"torch ({absent})",
         "optimizer": adam[found.adam],
+        "norm": "TransformerEngine RMSNorm" if te else f"torch RMSNorm ({absent})",
+        "attention": f"TransformerEngine: {fused}"
+        if te
+        else f"torch scaled_dot_product_attention, packs padded ({absent})",
+        "fusions": (f"{fusions}, RoPE (TransformerEngine)" if te else fusions)
+        if found.cuda
+        else "none (no CUDA)",
         "collectives": "NCCL" if found.cuda else "gloo (no CUDA)",
     }
+
+
+def _runner(cuda: bool) -> str:
+    """vLLM's model runner, as VllmConfig.use_v2_model_runner chooses it for what we ask of it."""
+    if importlib.util.find_spec("vllm") is None:
+        return "unknown here: vLLM is not installed"
+    if (given := os.environ.get(_RUNNER)) is not None:
+        return f"{'V1' if given in ('', '0') else 'V2'} ({_RUNNER}={given})"
+    if not cuda or importlib.util.find_spec("triton") is None:
+        return "V1 (V2 needs Triton, which cannot be used here)"
+    return "V2 (vLLM's choice where Triton is)"

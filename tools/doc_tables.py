@@ -4,8 +4,8 @@
 
 docs/outputs.md has the metrics, from where they are declared. docs/processes.md has the layers,
 from the tables that tests/unit/test_layering.py checks imports against; what a room is comes from
-its docstring. examples/demo/README.md has the demo's accuracies, from
-benchmarks/results/demo.json. A unit test fails when one of them is stale.
+its docstring; and the environment variables of host/variables.py. examples/demo/README.md has the
+demo's accuracies, from benchmarks/results/demo.json. A unit test fails when one of them is stale.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
 
+from sfpo_megatron.host.variables import table as variable_table  # noqa: E402
 from sfpo_megatron.outputs import cost_metrics, metric_list  # noqa: E402
 from sfpo_megatron.outputs.declared import table as metric_table  # noqa: E402
 
@@ -40,6 +41,7 @@ def pages() -> dict[Path, str]:
         ("docs/outputs.md", "evaluation"): metric_table(metric_list.EVALUATION),
         ("docs/outputs.md", "warm-start"): metric_table(metric_list.WARM_START),
         ("docs/processes.md", "layers"): layers(),
+        ("docs/processes.md", "variables"): variable_table(),
         ("examples/demo/README.md", "demo"): demo(json.loads(DEMO.read_text(encoding="utf-8"))),
     }
     found: dict[Path, str] = {}

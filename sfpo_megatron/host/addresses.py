@@ -35,16 +35,26 @@ def own_address(environ: Mapping[str, str] = os.environ, *, peer: str | None = N
     return _towards(_ELSEWHERE) or "127.0.0.1"
 
 
-def choose_gloo_interface(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have gloo bind to the interface of `own_address`, in a run of several machines whose
-    environment does not name one. By itself it takes what the host's own name resolves to: where
-    that is 127.0.1.1, ranks on other machines are told to connect to themselves."""
-    if environ.get("GLOO_SOCKET_IFNAME") or (
-        environ.get("WORLD_SIZE", "1") == environ.get("LOCAL_WORLD_SIZE", "1")
-    ):
+def leaves_machine(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a run with this environment has ranks, or may have engines, on other machines."""
+    ray_head = environ.get("RAY_ADDRESS", "").rpartition(":")[0]
+    has_ray = bool(ray_head) and ray_head != "localhost" and not is_loopback(ray_head)
+    return has_ray or environ.get("WORLD_SIZE", "1") != environ.get("LOCAL_WORLD_SIZE", "1")
+
+
+def choose_gloo_interface(
+    environ: MutableMapping[str, str] = os.environ, *, peer: str | None = None
+) -> None:
+    """Have gloo bind to the interface of `own_address`, in a process of a run of several machines
+    whose environment does not name one. By itself it takes what the host's own name resolves to:
+    where that is 127.0.1.1, ranks on other machines are told to connect to themselves. `peer`: who
+    is to be reached by it, be it on this machine."""
+    if environ.get("GLOO_SOCKET_IFNAME") or (peer is None and not leaves_machine(environ)):
         return
-    address = own_address(environ)
-    if not is_loopback(address) and (name := _interface_with(address)) is not None:
+    address = own_address(environ, peer=peer)
+    if is_loopback(address) and peer is None:
+        return
+    if (name := _interface_with(address)) is not None:
         environ["GLOO_SOCKET_IFNAME"] = name
 
 

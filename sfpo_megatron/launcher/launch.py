@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from sfpo_megatron.host import stopping
+from sfpo_megatron.host.addresses import leaves_machine
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.lock import RunLock
+from sfpo_megatron.host.variables import When, settle
 from sfpo_megatron.launcher.failures import first_failure
 from sfpo_megatron.launcher.rank import launched_name, torchrun_id
 from sfpo_megatron.launcher.supervise import supervise
@@ -38,13 +40,10 @@ def launch(
     Where another run has the directory nothing is started or written: 1, not 2, since a later
     start may succeed.
     """
-    # One OpenMP thread a process: two, beside any other busy process, ran 10x slower.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this launcher never leaves the machine
+    facts: list[When] = [] if leaves_machine() else ["one machine"]
     if _HUGE_PAGES.exists():
-        # torch then asks for huge pages from 2 MiB on. malloc gives such blocks back to the kernel
-        # at each free, so that every embedding gradient is faulted in anew, 4 KiB at a time.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        facts.append("huge pages")
+    settle("launcher", *facts)
     run_id = torchrun_id(os.getpid())
 
     command = [module, *arguments]

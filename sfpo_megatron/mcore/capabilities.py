@@ -1,19 +1,23 @@
 """What this machine offers Megatron-Core: TransformerEngine, then Apex, then torch.
 
 Must run before anything imports `megatron`: Megatron guards its optional imports against
-ImportError only, and a TransformerEngine without a driver raises RuntimeError. A package that
-raises is hidden from Megatron (`sys.modules[name] = None` makes its import an ImportError).
+ImportError only, and a TransformerEngine without a driver raises RuntimeError. On CPU a package
+that raises is hidden from Megatron (`sys.modules[name] = None` makes its import an ImportError). On
+CUDA it ends the run: without it the run would be several times slower, by a mistake of the install.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from sfpo_megatron.host.gpus import driver, unusable
 
 log = logging.getLogger(__name__)
 
@@ -40,43 +44,87 @@ class Capabilities:
         )
 
 
-def _probe(module: str) -> object | None:
-    """Import `module`; hide its whole package from Megatron if it is there but does not work.
+class DoesNotLoad(RuntimeError):
+    """A package or a device that is here and that nothing can use."""
+
+
+def _probe(package: str, *modules: str, fix: str | None = None) -> bool:
+    """Import `modules`; hide `package` from Megatron if it is there but one of them does not load.
+    `fix`: raise DoesNotLoad then, with this for a way out.
 
     The package, not the module: Megatron takes `import transformer_engine` for a sign that all of
     it works, and then imports the rest unguarded.
     """
-    package = module.partition(".")[0]
     if sys.modules.get(package, package) is None:
-        return None
+        return False
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        return False
+    module = package
     try:
-        return importlib.import_module(module)
+        for module in modules:
+            importlib.import_module(module)
     except Exception as error:  # a broken install raises whatever its loader raises
-        if isinstance(error, ImportError) and package not in sys.modules:
-            return None  # not installed
+        if fix is not None:
+            raise DoesNotLoad(
+                f"model.transformer_impl: found {package}, of which {module} does not load "
+                f"({type(error).__name__}: {error}), expected that all of it does; {fix}, or set "
+                "model.transformer_impl: local, which goes without"
+            ) from error
         for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
             del sys.modules[name]
         sys.modules[package] = None  # type: ignore[assignment]
-        log.warning("%s is installed but does not load here (%s); not used", module, error)
-        return None
+        log.warning("%s is installed but does not load here (%s); not used", package, error)
+        return False
+    return True
 
 
-def probe(transformer_impl: Literal["auto", "te", "local"] = "auto") -> Capabilities:
-    """Find what works, choose, and log the choice. ValueError if `te` is asked for and missing."""
-    engine = _probe("transformer_engine.pytorch") and sys.modules.get("transformer_engine")
-    apex = _probe("apex.optimizers") is not None and _probe("amp_C") is not None
-    if transformer_impl == "te" and not engine:
+def expect_no_gpu() -> None:
+    """Raise DoesNotLoad where a GPU is here and torch, which has no device, cannot use it."""
+    if driver() is None:
+        return
+    try:
+        torch.cuda.init()
+        why = "it names no device"
+    except (RuntimeError, AssertionError) as error:  # an assertion of a CPU build
+        why = str(error).strip().partition("\n")[0]
+    fault = unusable(
+        driver(), torch_version=torch.__version__, torch_cuda=torch.version.cuda, why=why
+    )
+    if fault is not None:
+        raise DoesNotLoad(fault)
+
+
+_BUILD_ANEW = {
+    "te": "build it for this torch by requirements/gpu.sh (docs/gpu.md)",
+    "apex": "build it for this torch with its extensions (APEX_CPP_EXT=1 APEX_CUDA_EXT=1), or "
+    "remove it",
+}
+
+
+def probe(
+    transformer_impl: Literal["auto", "te", "local"] = "auto", *, cuda: bool | None = None
+) -> Capabilities:
+    """Find what works, choose, and log the choice. ValueError if `te` is asked for and missing;
+    DoesNotLoad if, on CUDA, a package that the run would use is there and broken, unless `local`
+    accepts it. `cuda`: whether there is a device; None asks torch."""
+    cuda = torch.cuda.is_available() if cuda is None else cuda
+    fix = _BUILD_ANEW if cuda and transformer_impl != "local" else {}
+    te = _probe("transformer_engine", "transformer_engine.pytorch", fix=fix.get("te"))
+    # TransformerEngine has all that Megatron would take of Apex. Apex without its extensions loads,
+    # and ends the run where Megatron makes its Adam.
+    apex = _probe("apex", "apex.optimizers", "amp_C", fix=None if te else fix.get("apex"))
+    if transformer_impl == "te" and not te:
         raise ValueError(
             "model.transformer_impl: found te, but transformer_engine cannot be imported here; "
             "install transformer-engine[pytorch] or set model.transformer_impl=auto"
         )
-    use_te = bool(engine) and transformer_impl != "local"
+    use_te = te and transformer_impl != "local"
     found = Capabilities(
-        cuda=torch.cuda.is_available(),
-        transformer_engine=getattr(engine, "__version__", None) if engine else None,
+        cuda=cuda,
+        transformer_engine=sys.modules["transformer_engine"].__version__ if te else None,
         apex=apex,
         layers="te" if use_te else "local",
-        adam="te" if engine else "apex" if apex else "torch",
+        adam="te" if te else "apex" if apex else "torch",
     )
     log.info("%s", found.describe())
     return found

@@ -9,7 +9,6 @@ and never where CUDA is available (a test asserts that this module is then not e
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sfpo_megatron.host.variables import settle
 
 ToArgument: TypeAlias = torch.device | torch.dtype | Tensor | str | int | bool | None
 """What `Tensor.to`, `.type` and `.cuda` take."""
@@ -199,8 +200,7 @@ def install() -> None:
         raise RuntimeError("mcore.cpu.install() on a machine with CUDA: Megatron runs there as is")
     if _installed:
         return
-    # Megatron asks for it with sequence parallelism so that CUDA kernels queue in order.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    settle("rank", "cpu")
     for owner, name, replacement in _replacements():
         _installed.append(_Name(owner, name, getattr(owner, name)))
         setattr(owner, name, replacement)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -22,8 +23,10 @@ import torch.distributed as dist
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.host.addresses import choose_gloo_interface
+from sfpo_megatron.host.gpus import own_device
 from sfpo_megatron.host.unverified import log_unverified
-from sfpo_megatron.mcore.capabilities import Capabilities, probe
+from sfpo_megatron.host.variables import settle
+from sfpo_megatron.mcore.capabilities import Capabilities, expect_no_gpu, probe
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.schedule import LRSchedule, scheduler_of
 from sfpo_megatron.mcore.statistics import Statistics
@@ -88,11 +91,13 @@ def init_distributed(config: RunConfig) -> Capabilities:
     """Start torch.distributed, by torchrun's environment, and Megatron's groups. Collective."""
     _quieten_dependencies()
     choose_gloo_interface()
+    order_kernels(config)
     capabilities = probe(config.model.transformer_impl)
     if capabilities.cuda:
         log_unverified("running on CUDA")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_device(torch.cuda.device_count()))
     else:
+        expect_no_gpu()
         from sfpo_megatron.mcore import cpu
 
         cpu.install()
@@ -136,6 +141,16 @@ _ADVISERS = (
     "torch.utils.cpp_extension",  # a CUDA toolkit without a GPU
 )
 """Loggers whose warnings are advice that no user of ours can follow."""
+
+
+def order_kernels(config: RunConfig, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have kernels start in the order they are queued in where collectives of tensor or context
+    parallelism are to overlap with GEMMs; not with that of experts, which wants many queues. Before
+    anything asks for a device: CUDA reads the variable once."""
+    parallel = config.parallel
+    many_queues = config.megatron.transformer.get("overlap_moe_expert_parallel_comm", False)
+    if (parallel.tensor > 1 or parallel.context > 1) and not many_queues:
+        settle("rank", "ordered kernels", environ=environ)
 
 
 def _quieten_dependencies() -> None:

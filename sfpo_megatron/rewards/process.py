@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sfpo_megatron.config.reward import RewardConfig, WeightedReward
 from sfpo_megatron.host.scratch import Scratch
+from sfpo_megatron.host.variables import variables
 from sfpo_megatron.rewards import VerifierError
 from sfpo_megatron.rewards.output import OutputLog
 from sfpo_megatron.rewards.wire import Batch, Reply
@@ -193,5 +194,4 @@ def _environment(scratch: str) -> dict[str, str]:
     for numeric libraries: a scoring process shares the machine with the trainer (and threads'
     stacks count as address space)."""
     path = os.pathsep.join(filter(None, (_PACKAGE_PARENT, os.environ.get("PYTHONPATH"))))
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONPATH": path, "TMPDIR": scratch}
+    return {**os.environ, **variables("scorer"), "PYTHONPATH": path, "TMPDIR": scratch}

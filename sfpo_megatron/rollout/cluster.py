@@ -13,10 +13,12 @@ import ray
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sfpo_megatron.host.gpus import devices_of_own_node
 from sfpo_megatron.host.scratch import Scratch, is_scratch
 from sfpo_megatron.host.temporary import short_folder
+from sfpo_megatron.host.variables import settle
 from sfpo_megatron.plugins import search_path
-from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES, CPU_ACTOR_VARIABLES
+from sfpo_megatron.rollout.actor_variables import ActorRole, actor_variables
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.joining import what_is_missing, wrong_address
 from sfpo_megatron.rollout.placement import Node, Placement
@@ -43,9 +45,7 @@ def start_cluster() -> bool:
     """Connect this process to Ray; whether the cluster is ours to end."""
     if ray.is_initialized():
         return False
-    # No call home, and no warning about variables that Ray will stop setting.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    settle("rank", "starts Ray")
     # ray.init puts its own SIGTERM handler in place of the trainer's.
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -112,8 +112,9 @@ def _cannot_join(address: str, why: str, expected: str) -> str:
     )
 
 
-def nodes() -> list[Node]:
-    """The cluster's living nodes, this process's own first."""
+def nodes(*, is_ours: bool) -> list[Node]:
+    """The cluster's living nodes, this process's own first. `is_ours`: this process has started the
+    cluster, so that it has this process's devices."""
     own = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     alive.sort(key=lambda node: (node["NodeID"] != own, node["NodeManagerAddress"], node["NodeID"]))
@@ -122,23 +123,38 @@ def nodes() -> list[Node]:
             id=node["NodeID"],
             # Not Ray's address: a host may have several, and know itself by 127.0.1.1.
             address=node["NodeManagerHostname"],
-            num_devices=int(node["Resources"].get("GPU", 0)),
+            devices=_devices(int(node["Resources"].get("GPU", 0)), is_ours=is_ours),
         )
         for node in alive
     ]
 
 
-def create_actor(actor_class: type, *args: Any, placement: Placement, **kwargs: Any) -> Any:
-    """Start an actor in a process of its own where `placement` says, with the environment that vLLM
-    needs there and the modules that are found here."""
+def _devices(num_counted: int, *, is_ours: bool) -> tuple[str, ...]:
+    """Names of a node's devices, which Ray only counts. On a cluster of somebody else nobody goes
+    by the names: Ray chooses for dedicated engines, and colocated ones have their ranks' own."""
+    if is_ours:
+        return devices_of_own_node(num_counted)
+    return tuple(map(str, range(num_counted)))
+
+
+def create_actor(
+    actor_class: type,
+    *args: Any,
+    placement: Placement,
+    role: ActorRole = "engine",
+    is_restart: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Start an actor in a process of its own where `placement` says, with the environment of its
+    role and the modules that are found here."""
+    on_gpu = bool(placement.devices or placement.num_gpus)
+    variables = actor_variables(role, on_gpu=on_gpu, is_restart=is_restart)
     # A user's own code is found there as it is here: actors may have another working directory.
-    python_path = {"PYTHONPATH": search_path()}
-    on_gpu = placement.devices or placement.num_gpus
-    variables = (ACTOR_VARIABLES if on_gpu else CPU_ACTOR_VARIABLES) | python_path
+    variables["PYTHONPATH"] = search_path()
     if placement.devices:
         # Ray would hide all devices from an actor that asks for none.
         variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, placement.devices))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(placement.devices)
     return (
         ray.remote(actor_class)
         .options(

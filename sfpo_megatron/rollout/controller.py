@@ -56,7 +56,7 @@ def start_rollouts(
     # Actors on a cluster that RAY_ADDRESS names run in another directory.
     config, model_path = with_absolute_paths(config), absolute_model(model_path)
     owns_cluster = start_cluster()
-    cluster = nodes()
+    cluster = nodes(is_ours=owns_cluster)
     rollout = config.rollout
     known: list[RankDevice] | None = list(trainer)
     if owns_cluster:  # this host alone, by whatever name Ray knows it
@@ -79,6 +79,7 @@ def start_rollouts(
         model_path=model_path,
         placements=placements,
         placement=Placement(node_id=cluster[0].id, devices=()),  # beside rank 0
+        role="controller",
     )
     return RolloutClient(config, spawn, owns_cluster=owns_cluster)
 
@@ -121,13 +122,18 @@ class RolloutController:
         self._lifeline = Lifeline()
         self._config = config
 
+        started: set[int] = set()
+
         def spawn(index: int) -> EngineActor:
+            is_restart = index in started
+            started.add(index)
             return create_actor(
                 self.engine_class,
                 config,
                 model_path=model_path,
                 log_file=directory.engine_log(index),
                 placement=placements[index],
+                is_restart=is_restart,
             )
 
         self._fleet = UpdatableFleet(config, spawn, version=weight_version)

@@ -19,6 +19,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.shortage import MemoryShortage, killed_hint
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.unverified import log_unverified
+from sfpo_megatron.host.variables import variables
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
 from sfpo_megatron.rollout.actor_variables import enter_actor
@@ -64,8 +65,7 @@ class Engine:
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
         if self._config.refit.transport == "ipc":
-            # A handle has classes in it, which vLLM hands to its own processes by pickle only.
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+            os.environ.update(variables("engine", "ipc"))
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_args(self._config, self._model_path)

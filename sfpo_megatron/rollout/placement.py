@@ -26,7 +26,9 @@ class Node:
     """Ray's node id."""
     address: str
     """Host name, by which the trainer's ranks know it."""
-    num_devices: int
+    devices: tuple[str, ...]
+    """Names of its devices, as CUDA_VISIBLE_DEVICES has them. Where Ray chooses, only how many
+    there are counts."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -34,7 +36,8 @@ class RankDevice:
     """The device that a trainer rank computes on."""
 
     address: str
-    device: int
+    device: str
+    """Its name on the machine: an index, or a UUID."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -42,8 +45,8 @@ class Placement:
     """The place of one engine: bound to `node_id`, it sees `devices` only."""
 
     node_id: str
-    devices: tuple[int, ...]
-    """Indices on the node; empty on a CPU, and where Ray chooses."""
+    devices: tuple[str, ...]
+    """Names on the node; empty on a CPU, and where Ray chooses."""
     num_gpus: int = 0
     """Number of GPUs that its actor asks Ray for. 0 with `devices`: Ray knows nothing of the
     trainer, and would hand out its devices too."""
@@ -62,7 +65,7 @@ def place_engines(
     """Find a placement for each engine. `trainer`: devices by rank; empty on CPU nodes; None where
     Ray has none of the trainer's devices and chooses (dedicated only)."""
     # Ray may have been given none of the devices that colocated engines find by their ranks.
-    if not trainer and not any(node.num_devices for node in nodes):
+    if not trainer and not any(node.devices for node in nodes):
         return tuple(
             Placement(node_id=nodes[index % len(nodes)].id, devices=())
             for index in range(num_engines)
@@ -75,7 +78,7 @@ def place_engines(
         found = [
             Placement(node_id=node.id, devices=(), num_gpus=tensor_parallel)
             for node in nodes
-            for _ in range(node.num_devices // tensor_parallel)
+            for _ in range(len(node.devices) // tensor_parallel)
         ]
     else:
         found = _dedicated(nodes, trainer, tensor_parallel)
@@ -83,7 +86,7 @@ def place_engines(
         raise PlacementError(
             f"rollout.num_engines: found {num_engines} of {tensor_parallel} devices each, expected "
             f"at most {len(found)} beside {len(trainer or ())} trainer ranks on "
-            f"{[node.num_devices for node in nodes]} devices; lower num_engines or "
+            f"{[len(node.devices) for node in nodes]} devices; lower num_engines or "
             "tensor_parallel, or start Ray on more nodes"
         )
     return tuple(found[:num_engines])
@@ -94,7 +97,7 @@ def _dedicated(nodes: Sequence[Node], trainer: Sequence[RankDevice], size: int) 
     taken = {(rank.address, rank.device) for rank in trainer}
     found = []
     for node in nodes:
-        free = [d for d in range(node.num_devices) if (node.address, d) not in taken]
+        free = [d for d in node.devices if (node.address, d) not in taken]
         found += [
             Placement(node_id=node.id, devices=tuple(free[start : start + size]))
             for start in range(0, len(free) - size + 1, size)

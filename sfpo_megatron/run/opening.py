@@ -22,6 +22,7 @@ from sfpo_megatron.checkpoints.store import CheckpointStore, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.run_data import RunData
+from sfpo_megatron.host.gpus import VISIBLE, visible_devices
 from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
@@ -241,10 +242,9 @@ def _trainer_devices() -> list[RankDevice]:
     """The device of every rank, by rank; empty without CUDA. Collective there."""
     if not torch.cuda.is_available():
         return []
-    device = torch.cuda.current_device()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if device < len(visible) and visible[device].isdigit():  # as processes know it that see all
-        device = int(visible[device])
+    # As processes know it that see all of the machine's.
+    names = visible_devices() if VISIBLE in os.environ else range(torch.cuda.device_count())
+    device = str(names[torch.cuda.current_device()])
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, (socket.gethostname(), device))
     return [RankDevice(address=address, device=device) for address, device in found]

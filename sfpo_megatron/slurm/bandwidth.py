@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from sfpo_megatron.host.addresses import choose_gloo_interface, own_address
+from sfpo_megatron.host.gpus import driver, unusable
 
 _BYTES = {"cuda": 512 << 20, "cpu": 4 << 20}
 _REPEATS = 5
@@ -80,6 +81,16 @@ def _meet_over_gloo() -> None:
         ) from None
 
 
+def _unusable() -> str | None:
+    """What keeps torch from this node's GPUs; None where there are none."""
+    return unusable(
+        driver(),
+        torch_version=torch.__version__,
+        torch_cuda=torch.version.cuda,
+        why="it names no device",
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 3 on rank 0 with a line for each slow node. Collective over all ranks."""
     parser = argparse.ArgumentParser(prog="bandwidth", description=__doc__)
@@ -88,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("nodes", nargs="+")
     options = parser.parse_args(arguments)
     cuda = torch.cuda.is_available()
+    if not cuda and (fault := _unusable()) is not None:
+        print(f"preflight: {os.environ.get('SLURMD_NODENAME', '')}: {fault}", file=sys.stderr)
+        return 3
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfpo_megatron.rollout import controller as controller_module
-from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
+from sfpo_megatron.rollout.actor_variables import actor_variables
 from sfpo_megatron.rollout.client import RolloutClient
 
 
@@ -102,7 +102,7 @@ def untied_tp2(fleets: dict[str, RolloutClient]) -> RolloutClient:
 @pytest.fixture(scope="session")
 def llm(models: dict[str, Path]) -> Any:
     """A vLLM engine inside this process, whose guards tests can take out; started on tied_b."""
-    os.environ.update(CPU_ACTOR_VARIABLES)
+    os.environ.update(actor_variables("engine", on_gpu=False, is_restart=True))
     from vllm import LLM
 
     with torch.random.fork_rng():

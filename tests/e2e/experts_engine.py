@@ -48,9 +48,9 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
 
 
 def main(folder: Path, kind: str) -> None:
-    from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import actor_variables
 
-    os.environ.update(ACTOR_VARIABLES)
+    os.environ.update(actor_variables("engine", on_gpu=True, is_restart=True))
     a, b = make_model(folder / "a", kind, 1), make_model(folder / "b", kind, 2)
     import fleet
     from engines import greedy, send

@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def main(model: str, recorded: str, tensor_parallel: int, dtype: str = "float32") -> None:
-    from sfpo_megatron.rollout.actor_variables import CPU_ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import actor_variables
 
-    os.environ.update(CPU_ACTOR_VARIABLES)
+    os.environ.update(actor_variables("engine", on_gpu=False, is_restart=True))
     from vllm import LLM, SamplingParams
 
     llm = LLM(

@@ -1,12 +1,15 @@
 """What a stranger gets: pip without any configuration or wheels of this machine, an empty venv, and
 a run by what was installed. Each downloads gigabytes where pip finds a CUDA build of torch.
 
-PYTHON=/path/to/python3.12 chooses the interpreter, as it does for make. Not exercised: uv, ARM64.
+PYTHON=/path/to/python3.12 chooses the interpreter, as it does for make. Of the set for GPUs only
+that its versions go together, by uv's resolver and the index's metadata. Not exercised: an install
+by uv, one on ARM64, the build of TransformerEngine's extension.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,3 +89,30 @@ def test_a_wheel_in_an_empty_venv(tree: Path, folder: Path, stranger: dict[str, 
     run(programs / "python", "-m", "pip", "install", "-q", wheel, env=stranger, cwd=folder)
     run(programs / "sfpo-megatron", "install", "cpu", "--pip", env=stranger, cwd=folder)
     trains(programs / "python", folder, stranger)
+
+
+@pytest.fixture
+def uv(tmp_path: Path) -> str:
+    """The one on PATH; else pip brings one."""
+    if (found := shutil.which("uv")) is not None:
+        return found
+    command = (sys.executable, "-m", "pip", "install", "-q", "--target", tmp_path / "uv", "uv")
+    done = subprocess.run([str(w) for w in command], capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        pytest.skip(f"uv is not on PATH, and pip cannot get it: {done.stderr.strip()[-200:]}")
+    return str(tmp_path / "uv/bin/uv")
+
+
+def test_the_versions_for_gpus_go_together(uv: str, tmp_path: Path) -> None:
+    """Resolved again, with the locked versions preferred, it is the same lock; a pin that does not
+    fit, or whose release is gone, shows here."""
+    committed = ROOT / "requirements/gpu-3.12.lock"
+    lock = Path(shutil.copy(committed, tmp_path))
+    command = [uv, *shlex.split(value("LOCK_GPU", dict(os.environ)))]
+    command += ["-o", str(lock), "requirements/gpu.in"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    # 1: there is no solution. 2: an index that cannot be reached, among others.
+    if done.returncode == 2 and "requirements/" not in done.stderr:
+        pytest.skip(f"uv cannot resolve here: {done.stderr.strip()[-300:]}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lock.read_text() == committed.read_text(), "run make lock"

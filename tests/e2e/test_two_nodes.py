@@ -6,6 +6,7 @@ Not exercised: two machines; trainer ranks on the second node.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def test_an_engine_on_each_node(cluster: Any, tmp_path: Path) -> None:
             digits.end(process)
     assert process.returncode == 0, output
     assert "refit by gloo" in output, output
+    for index in range(2):  # what vLLM has chosen, at an engine's first start
+        log = (tmp_path / f"run/logs/engine-{index}.log").read_text()
+        assert re.search(r"\bINFO\b.*\[", log), log
     steps, _ = digits.read_metrics(tmp_path / "run")
     assert [line["step"] for line in steps] == [1, 2, 3]
     for line in steps:

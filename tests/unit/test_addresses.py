@@ -12,6 +12,7 @@ from sfpo_megatron.host.addresses import (
     choose_gloo_interface,
     gloo_fault,
     is_loopback,
+    leaves_machine,
     own_address,
 )
 
@@ -63,6 +64,43 @@ def test_the_address_that_others_reach(host: None, environ: dict[str, str], expe
 
 def test_the_peer_comes_first(host: None) -> None:
     assert own_address({"MASTER_ADDR": "ray-head"}, peer="head") == "10.1.0.7"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, False),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, False),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, True),
+        ({"RAY_ADDRESS": "10.1.0.1:6379"}, True),
+        ({"RAY_ADDRESS": "ray-head:6379"}, True),
+        ({"RAY_ADDRESS": "127.0.0.1:6379"}, False),
+        ({"RAY_ADDRESS": "localhost:6379"}, False),
+        ({"RAY_ADDRESS": "auto"}, False),
+    ],
+)
+def test_runs_with_ranks_or_engines_elsewhere(environ: dict[str, str], expected: bool) -> None:
+    assert leaves_machine(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "peer", "expected"),
+    [
+        # An engine worker, which has none of the run's variables, is told the trainer's address.
+        ({}, "10.1.0.1", "ib0"),
+        ({}, "ray-head", None),  # by an address that no interface has for its first
+        ({}, "127.0.0.1", "lo"),
+        ({"GLOO_SOCKET_IFNAME": "eth0"}, "10.1.0.1", "eth0"),
+        # Ranks of one machine, engines on others.
+        ({"RAY_ADDRESS": "head:6379", "MASTER_ADDR": "127.0.0.1"}, None, "ib0"),
+    ],
+)
+def test_refits_between_machines_have_an_interface_on_both_sides(
+    host: None, environ: dict[str, str], peer: str | None, expected: str | None
+) -> None:
+    found = dict(environ)
+    choose_gloo_interface(found, peer=peer)
+    assert found.get("GLOO_SOCKET_IFNAME") == expected
 
 
 TWO_NODES = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}

@@ -174,16 +174,18 @@ def test_version() -> None:
     assert sfpo("--version").stdout == f"sfpo-megatron {__version__}\n"
 
 
-def test_doctor_says_what_falls_back(here: Path) -> None:
+def test_doctor_says_what_will_be_used(here: Path) -> None:
     done = sfpo("doctor")
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert f"torch {version('torch')}" in lines
     assert f"megatron-core {version('megatron-core')}" in lines
-    assert any(line.startswith("layer spec ") for line in lines)
-    assert any(line.startswith("optimizer ") for line in lines)
-    assert any(line.startswith("shared memory ") for line in lines)
-    assert any(line.startswith("address ") for line in lines)
+    for fact in (
+        *("InfiniBand", "torch build", "huge pages", "limits locked memory", "compiler"),
+        *("shared memory", "address", "layer spec", "optimizer", "norm", "attention", "fusions"),
+        *("collectives", "model runner"),
+    ):
+        assert any(line.startswith(f"{fact} ") for line in lines), fact
 
 
 def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:

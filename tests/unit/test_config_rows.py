@@ -194,19 +194,13 @@ def test_engines_on_cores(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("visible", "num"),
     [(None, 3), ("", 0), ("0", 1), ("0,2", 2), ("-1", 0), ("1,-1,2", 1), ("GPU-a1,GPU-b2", 2)],
 )
-def test_visible_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, num: int
-) -> None:
-    (tmp_path / "driver/nvidia/gpus").mkdir(parents=True)
+def test_visible_gpus(tmp_path: Path, visible: str | None, num: int) -> None:
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     for name in "abc":
-        (tmp_path / "driver/nvidia/gpus" / name).mkdir()
-    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "driver/nvidia")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert devices.num_gpus() == 0, "the driver is not loaded"
-    (tmp_path / "driver/nvidia/version").write_text("x")
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices.num_gpus() == num
+        (tmp_path / "proc/driver/nvidia/gpus" / name).mkdir(parents=True)
+    assert devices.num_gpus(tmp_path, environ) == 0, "the driver is not loaded"
+    (tmp_path / "proc/driver/nvidia/version").write_text("x")
+    assert devices.num_gpus(tmp_path, environ) == num
 
 
 def test_float16_main_params(here: Path) -> None:

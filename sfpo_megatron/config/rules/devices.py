@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.gpus import driver, visible_devices
 
-_DRIVER = Path("/proc/driver/nvidia")
 
-
-def num_gpus() -> int:
+def num_gpus(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> int:
     """GPUs that processes started here may use; 0 without the NVIDIA driver. Without torch."""
-    if not (_DRIVER / "version").exists():
+    if driver(root) is None:
         return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        named = [name.strip() for name in visible.split(",")]
-        # CUDA ends the list at the first index that there is not, such as -1.
-        return len(named[: named.index("-1")] if "-1" in named else [n for n in named if n])
-    return sum(1 for _ in (_DRIVER / "gpus").glob("*"))
+    # By the driver, not by device files: those may be made at the first use only.
+    num = sum(1 for _ in (root / "proc/driver/nvidia/gpus").glob("*"))
+    return len(visible_devices(num, environ))
 
 
 def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:

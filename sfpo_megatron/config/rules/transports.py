@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from sfpo_megatron.config.rollout import Transport
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.nccl import LIBRARY, nccl_version
 
 OURS = "set refit.transport: nccl_stages"
 _MAX_SOURCE_SHARDS = 16
+_NCCL_OF_M2N = (2, 30, 5)
 
 
 def chosen(config: RunConfig, *, one_node: bool, on_cpu: bool) -> RunConfig:
@@ -113,11 +115,31 @@ def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Itera
             fix,
             "error_when_training",
         )
-    if not on_cpu and transport == "nccl_m2n" and find_spec("nccl") is None:
+    if not on_cpu and transport == "nccl_m2n":
+        yield from _libraries_of_m2n()
+
+
+def _libraries_of_m2n() -> Iterator[Problem]:
+    """flashinfer brings the packages, but for another NCCL than torch's (m2n_common.py,
+    _IMPORT_HINT): by itself vLLM would say so at the first refit."""
+    if find_spec("nccl") is None:
         yield Problem(
             "refit.transport",
             "nccl_m2n without nccl-extensions",
             "the Python package nccl.m2n, which vLLM does not bring",
             f"install nccl-extensions and nccl4py, or {OURS}",
+            "error_when_training",
+        )
+        return
+    version = nccl_version()
+    if version is None or version < _NCCL_OF_M2N:
+        found = "an NCCL that does not say its version"
+        if version is not None:
+            found = f"NCCL {'.'.join(map(str, version))}"
+        yield Problem(
+            "refit.transport",
+            f"nccl_m2n with {found}",
+            f"{'.'.join(map(str, _NCCL_OF_M2N))} or newer",
+            f"set {LIBRARY} to the libnccl.so.2 that nccl-extensions was built with, or {OURS}",
             "error_when_training",
         )

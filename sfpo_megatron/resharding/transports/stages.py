@@ -13,7 +13,6 @@ both sides of it (the trainer's ranks are in `streams.py`).
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +28,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from sfpo_megatron.host.addresses import choose_gloo_interface
 from sfpo_megatron.resharding.seams import UpdateClient, WireInfo
 from sfpo_megatron.resharding.streams import (
     Communicator,
@@ -89,8 +89,7 @@ class StagesEngine(Receiver):
 
     def _join(self, told: StagesInitInfo) -> None:
         """Meet every leader."""
-        if told.address == "127.0.0.1":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        choose_gloo_interface(peer=told.address)
         limit = timedelta(seconds=told.timeout_s)
         store = self._store = dist.TCPStore(
             told.address, told.port, is_master=False, wait_for_workers=False, timeout=limit
