@@ -31,9 +31,9 @@ def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -
         plot(directory.metrics, directory.plot)
         continued = opened.start.continued
         resumed = continued.step if continued is not None else None
-        opened.progress(summary_table(directory.metrics, resumed_after=resumed))
-        opened.progress(f"policy: {directory.hf}   curve: {directory.plot}")
-        opened.progress(_report(directory))
+        opened.important(summary_table(directory.metrics, resumed_after=resumed))
+        opened.important(f"policy: {directory.hf}   curve: {directory.plot}")
+        opened.important(_report(directory))
 
 
 def _report(directory: RunDirectory) -> str:

@@ -160,7 +160,7 @@ def test_launcher_gets_the_ranks_that_parallel_asks_for(
     assert cli.main([command, "run.yaml", *overrides]) == 5
     ((arguments, rest),) = calls
     assert arguments == [command, "--launched", "run.yaml", *overrides]
-    saves = {"saves_when_stopped": True}
+    saves = {"saves_when_stopped": True, "is_live": True}
     assert rest == {"num_ranks": 8, "directory": RunDirectory(here / "run")} | saves
     assert cli._parser().parse_args(arguments).launched
 

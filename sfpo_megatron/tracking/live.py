@@ -1,0 +1,106 @@
+"""The screen of a terminal: lines scroll, and below them one is redrawn with what runs now."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from sfpo_megatron.host.terminal import WIPE, takes_line_in_place
+from sfpo_megatron.tracking.activity import Now
+from sfpo_megatron.tracking.block import sample_block
+from sfpo_megatron.tracking.details import Sample
+from sfpo_megatron.tracking.pace import clock
+
+_SAMPLE_CHARS = 600
+
+
+class LiveScreen:
+    """Redraws one line: what a process of ours, or of somebody else's, writes meanwhile begins on
+    a line of its own, as the one that is redrawn is as wide as the terminal."""
+
+    shows_time_left = True
+    period_s = 0.2
+
+    def __init__(self) -> None:
+        self._streams = sys.stdout, sys.stderr
+        # highlight, markup: what is shown is data, and may have brackets in it.
+        self._console = Console(
+            file=sys.stdout, force_terminal=True, highlight=False, markup=False, emoji=False
+        )
+        self._progress = Progress(
+            TextColumn("{task.fields[head]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=_shrinking()),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            TextColumn("{task.fields[tail]}", markup=False),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            expand=True,
+            redirect_stderr=takes_line_in_place(sys.stderr),
+        )
+        self._task = self._progress.add_task("starting", total=None, head="", tail="")
+        self._head = ""
+        self._end: float | None = None  # of the run, by the monotonic clock
+        sys.stdout.write(WIPE)  # what the launcher has announced
+        sys.stdout.flush()
+        self._progress.start()
+        os.register_at_fork(after_in_child=self._leave)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal."""
+        return self._console.width
+
+    def metrics(self, record: Mapping[str, Any], lines: Sequence[str]) -> None:
+        for line in lines:
+            self.text(line)
+
+    def text(self, line: str, *, important: bool = False) -> None:
+        encoding = self._console.encoding
+        shown = line.encode(encoding, "backslashreplace").decode(encoding)
+        style = "yellow" if shown.startswith("warning: ") else ""
+        self._console.print(Text(shown, style=style), soft_wrap=True)
+
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
+        self.text(sample_block(step, samples, max_chars=_SAMPLE_CHARS))
+
+    def at(self, step: int, num_steps: int, left_s: float | None) -> None:
+        self._head = f"step {step}/{num_steps}"
+        self._end = None if left_s is None else time.monotonic() + left_s
+
+    def tick(self, now: Now) -> None:
+        """Redraw the line."""
+        since_s = time.monotonic() - now.since
+        tail = f"{now.done}/{now.total} " if now.total else ""
+        tail += clock(since_s) if now.is_start else f"{since_s:.0f} s"
+        if self._end is not None:
+            tail += f"  ETA {clock(max(0.0, self._end - time.monotonic()))}"
+        self._progress.update(
+            self._task,
+            head=self._head,
+            description=f"{now.label}: {now.note}" if now.note else now.label,
+            completed=now.part * now.total + now.done,
+            total=now.num_parts * now.total or None,
+            tail=tail,
+        )
+        self._progress.refresh()
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _leave(self) -> None:
+        """A process that is forked from this one has the streams, not the display."""
+        if self._progress.live.is_started:
+            sys.stdout, sys.stderr = self._streams
+
+
+def _shrinking() -> Column:
+    return Column(no_wrap=True, overflow="ellipsis")
