@@ -33,7 +33,7 @@ ACTOR_VARIABLES = {
     # vLLM gives workers 5 s to end and EngineCore 5 s in all, then kills it before it has unlinked
     # its ring buffers (160 MiB of shared memory).
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
-    "VLLM_LOGGING_LEVEL": "INFO",  # engine_stages.py reads what a start is at
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     # A forked EngineCore would inherit Ray's threads and locks, and our lifeline's pipe.

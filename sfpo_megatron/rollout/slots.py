@@ -18,10 +18,10 @@ import ray
 from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.stages import stage_in
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
 from sfpo_megatron.rollout.engine_handle import EngineHandle, cause_of
-from sfpo_megatron.rollout.engine_stages import stage_in
 from sfpo_megatron.rollout.errors import (
     EngineDied,
     EngineInterrupted,
@@ -82,7 +82,8 @@ class EngineSlots:
     def starting(self) -> tuple[str, ...]:
         """What each engine that is starting is at."""
         engines = [engine for engine in self.engines if not (engine.ready or engine.lost)]
-        return tuple(f"engine {one.index} is {stage_in(one.log.text())}" for one in engines)
+        stages = {one.index: stage_in(one.log.text()) or "starting" for one in engines}
+        return tuple(f"engine {index} is {stage}" for index, stage in stages.items())
 
     async def _boot(self, engine: EngineHandle) -> None:
         await self._call(engine, lambda actor: actor.start.remote(), doing="starting")

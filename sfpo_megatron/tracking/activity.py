@@ -31,6 +31,7 @@ _LABELS = _STARTING | {
     "refit": "refit",
     "save": "saving",
     "export": "exporting",
+    "report": "writing the report",
 }
 """Span -> what it is called to a person; other spans are not shown."""
 
@@ -39,6 +40,7 @@ _LABELS = _STARTING | {
 class Now:
     """What is being done, since when, and how much of it is done."""
 
+    span: str = ""
     label: str = "starting"
     since: float = 0.0
     """By the monotonic clock."""
@@ -50,9 +52,12 @@ class Now:
     """What is waited for."""
     is_start: bool = True
     """Whether the run has yet to come to its first step or evaluation."""
+    step: int = 0
+    """The step that is under way, or was last; 0 before the first."""
     part: int = 0
     num_parts: int = 1
-    """Pass of the step's passes, from 0: each counts `total`."""
+    """Where several of the same follow one another, such as passes: which it is, from 0. Each
+    counts `total`."""
 
 
 class Activity:
@@ -62,6 +67,8 @@ class Activity:
         self.now = Now(since=time.monotonic())
         self._thread = threading.get_ident()
         self._is_start = True
+        self._step = 0
+        self._depth = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -81,21 +88,30 @@ class Activity:
             return
         before = self.now
         self._is_start = self._is_start and name in (*_STARTING, "refit")
-        label, since = _LABELS[name], time.monotonic()
-        self.now = Now(label=label, since=since, is_start=self._is_start)
-        if name == "passes":
-            number, of = int(details.get("number", 1)), int(details.get("of", 1))
-            self.now = replace(
-                self.now,
-                label=f"pass {number}/{of}",
-                since=before.since,
-                part=number - 1,
-                num_parts=of,
-            )
+        if name == "step":
+            self._step = int(details.get("step", 0))
+        self._depth += 1
+        self.now = self._begun(name, _LABELS[name])
+        if "of" in details:
+            number, of = int(details["number"]), int(details["of"])
+            label = f"{self.now.label} {number}/{of}"
+            since = before.since if self._depth > 1 else self.now.since
+            self.now = replace(self.now, label=label, since=since, part=number - 1, num_parts=of)
         try:
             yield
         finally:
-            self.now = replace(before, is_start=self._is_start)
+            self._depth -= 1
+            is_between = self._depth == 0 and not self._is_start
+            self.now = self._begun("", "between steps") if is_between else before
+
+    def _begun(self, name: str, label: str) -> Now:
+        return Now(
+            span=name,
+            label=label,
+            since=time.monotonic(),
+            step=self._step,
+            is_start=self._is_start,
+        )
 
     def advanced(self, unit: str, done: int, total: int) -> None:
         """Take a count of what is being done."""

@@ -31,6 +31,7 @@ class ConsoleSink:
         self._num_steps = run.num_steps
         self._pace = Pace(run.num_steps, run.eval_every)
         self._screen = screen()
+        self._screen.length(run.num_steps, None)
 
     def log(self, metrics: Metrics) -> None:
         step = int(metrics.get("step") or 0)
@@ -39,7 +40,7 @@ class ConsoleSink:
         if seconds := metrics.get("time/evaluate_s"):
             self._pace.evaluated(step, seconds)
         self._screen.metrics(metrics, list(self._lines(step, metrics)))
-        self._screen.at(step, self._num_steps, self._pace.left_s)
+        self._screen.length(self._num_steps, self._pace.left_s)
 
     def text(self, line: str) -> None:
         self._screen.text(line)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -20,6 +20,7 @@ from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.tracking.pace import clock
 
 _SAMPLE_CHARS = 600
+_SHORT_S = 100.0
 
 
 class LiveScreen:
@@ -29,11 +30,12 @@ class LiveScreen:
     shows_time_left = True
     period_s = 0.2
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        """`stream`: stdout or stderr, a terminal."""
         self._streams = sys.stdout, sys.stderr
         # highlight, markup: what is shown is data, and may have brackets in it.
         self._console = Console(
-            file=sys.stdout, force_terminal=True, highlight=False, markup=False, emoji=False
+            file=stream, force_terminal=True, highlight=False, markup=False, emoji=False
         )
         self._progress = Progress(
             TextColumn("{task.fields[head]}", markup=False),
@@ -44,13 +46,14 @@ class LiveScreen:
             auto_refresh=False,
             transient=True,
             expand=True,
+            redirect_stdout=takes_line_in_place(sys.stdout),
             redirect_stderr=takes_line_in_place(sys.stderr),
         )
         self._task = self._progress.add_task("starting", total=None, head="", tail="")
-        self._head = ""
+        self._num_steps = 0
         self._end: float | None = None  # of the run, by the monotonic clock
-        sys.stdout.write(WIPE)  # what the launcher has announced
-        sys.stdout.flush()
+        stream.write(WIPE)  # what the launcher has announced
+        stream.flush()
         self._progress.start()
         os.register_at_fork(after_in_child=self._leave)
 
@@ -72,23 +75,26 @@ class LiveScreen:
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         self.text(sample_block(step, samples, max_chars=_SAMPLE_CHARS))
 
-    def at(self, step: int, num_steps: int, left_s: float | None) -> None:
-        self._head = f"step {step}/{num_steps}"
+    def length(self, num_steps: int, left_s: float | None) -> None:
+        self._num_steps = num_steps
         self._end = None if left_s is None else time.monotonic() + left_s
 
     def tick(self, now: Now) -> None:
         """Redraw the line."""
+        done, total = now.part * now.total + now.done, now.num_parts * now.total
+        tail = f"{now.done}/{now.total}  " if now.total else ""
+        if now.span == "step":  # of a warm start: nothing in it takes long enough to be shown
+            done, total, tail = now.step - 1, self._num_steps, ""
         since_s = time.monotonic() - now.since
-        tail = f"{now.done}/{now.total} " if now.total else ""
-        tail += clock(since_s) if now.is_start else f"{since_s:.0f} s"
+        tail += f"{since_s:.0f} s" if since_s < _SHORT_S else clock(since_s)
         if self._end is not None:
             tail += f"  ETA {clock(max(0.0, self._end - time.monotonic()))}"
         self._progress.update(
             self._task,
-            head=self._head,
+            head=f"step {now.step}/{self._num_steps}" if now.step else "",
             description=f"{now.label}: {now.note}" if now.note else now.label,
-            completed=now.part * now.total + now.done,
-            total=now.num_parts * now.total or None,
+            completed=done,
+            total=total or None,
             tail=tail,
         )
         self._progress.refresh()

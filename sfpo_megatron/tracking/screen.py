@@ -43,8 +43,8 @@ class Screen(Protocol):
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Sample rollouts."""
 
-    def at(self, step: int, num_steps: int, left_s: float | None) -> None:
-        """How far the run is, and how long it still takes."""
+    def length(self, num_steps: int, left_s: float | None) -> None:
+        """How long the run is, and how long it still takes, where that is known."""
 
     def tick(self, now: Now) -> None:
         """Show what is being done now."""
@@ -80,7 +80,7 @@ class PlainScreen:
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         self.text(sample_block(step, samples, max_chars=_SAMPLE_CHARS))
 
-    def at(self, step: int, num_steps: int, left_s: float | None) -> None:
+    def length(self, num_steps: int, left_s: float | None) -> None:
         """The lines say it."""
 
     def tick(self, now: Now) -> None:
@@ -115,12 +115,13 @@ class JsonScreen:
 
     width: int | None = None
     shows_time_left = True
-    period_s = 0.5
+    period_s = 0.1
 
     def __init__(self) -> None:
         self._stdout = keep_stdout()
         self._lock = threading.Lock()
         self._last = ("", 0.0)  # what was waited for, and when that was said
+        self._is_start = True
 
     def metrics(self, record: Mapping[str, Any], lines: Sequence[str]) -> None:
         self._write(record)
@@ -132,16 +133,21 @@ class JsonScreen:
         for sample in samples:
             self._event("sample", step=step, **sample.to_json())
 
-    def at(self, step: int, num_steps: int, left_s: float | None) -> None:
+    def length(self, num_steps: int, left_s: float | None) -> None:
         if left_s is not None:
-            self._event("progress", step=step, num_steps=num_steps, left_s=round(left_s, 1))
+            self._event("pace", num_steps=num_steps, left_s=round(left_s, 1))
 
     def tick(self, now: Now) -> None:
-        """While the run starts, what it waits for: as that changes, and now and then."""
+        """While the run starts, what it waits for: as that changes, and now and then; then that it
+        has started."""
         what, clock_s = described(now), time.monotonic()
+        if self._is_start and not now.is_start:
+            self._event("started")
+        self._is_start = now.is_start
         if now.is_start and (what != self._last[0] or clock_s - self._last[1] > _REMIND_S):
             self._last = (what, clock_s)
-            self._event("starting", text=what, waited_s=round(clock_s - now.since, 1))
+            waited_s = round(clock_s - now.since, 1)
+            self._event("starting", stage=now.span, text=what, waited_s=waited_s)
 
     def close(self) -> None:
         self._stdout.close()
@@ -169,12 +175,12 @@ def screen() -> Screen:
 
 
 @contextmanager
-def open_screen(mode: Mode) -> Iterator[Screen]:
+def open_screen(mode: Mode, stream: TextIO | None = None) -> Iterator[Screen]:
     """Make the screen of this process and keep it up to date; whatever ends the block, stdout is
-    then as it was and no thread is left."""
+    then as it was and no thread is left. `stream`: stderr, in place of stdout."""
     activity = Activity()
     with ExitStack() as closing:
-        made = _made(mode)
+        made = _made(mode, stream)
         closing.callback(made.close)
         _screens.append(made)
         closing.callback(_screens.pop)
@@ -183,16 +189,16 @@ def open_screen(mode: Mode) -> Iterator[Screen]:
         yield made
 
 
-def _made(mode: Mode) -> Screen:
+def _made(mode: Mode, stream: TextIO | None) -> Screen:
     if mode == "json":
         return JsonScreen()
     if mode == "quiet":
-        return QuietScreen()
-    if not takes_line_in_place(sys.stdout):
-        return PlainScreen()
+        return QuietScreen(stream)
+    if not takes_line_in_place(stream or sys.stdout):
+        return PlainScreen(stream)
     from sfpo_megatron.tracking.live import LiveScreen
 
-    return LiveScreen()
+    return LiveScreen(stream or sys.stdout)
 
 
 @contextmanager

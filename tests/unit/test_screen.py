@@ -21,9 +21,10 @@ import pytest
 
 from sfpo_megatron.host.progress import advance, counted, is_observed, note
 from sfpo_megatron.host.spans import span
+from sfpo_megatron.host.stages import begin_stage, stage_in
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.rollout.engine_stages import stage_in
 from sfpo_megatron.rollout.reports import FleetProgress, RolloutCount
+from sfpo_megatron.rollout.root_cause import EngineLog
 from sfpo_megatron.tracking.activity import Activity
 from sfpo_megatron.tracking.pace import Pace, clock
 from sfpo_megatron.tracking.screen import PlainScreen, open_screen, screen
@@ -216,6 +217,8 @@ def test_json_is_all_there_is_on_stdout_and_has_what_metrics_jsonl_has(tmp_path:
     with open_screen("json"), Tracker(config) as tracker:
         with span("build"):
             time.sleep(0.8)
+        with span("step", step=1):
+            time.sleep(0.8)
         tracker.progress("hello")
         tracker.important("warning: look")
         print("a print"); sys.stdout.flush()
@@ -234,7 +237,9 @@ def test_json_is_all_there_is_on_stdout_and_has_what_metrics_jsonl_has(tmp_path:
     assert {"event": "message", "important": False, "text": "hello"} in events
     assert {"event": "message", "important": True, "text": "warning: look"} in events
     starting = [one for one in events if one["event"] == "starting"]
-    assert [one["text"] for one in starting] == ["building the model in Megatron"]
+    assert [one["stage"] for one in starting] == ["build"]
+    assert starting[0]["text"] == "building the model in Megatron"
+    assert [one["event"] for one in events][1] == "started"
     assert {"a print", "of another process", "after the end"} <= set(done.stderr.splitlines())
 
 
@@ -301,7 +306,11 @@ def test_activity_follows_spans_and_counts() -> None:
                     assert seen == [(2, 0, 2), (2, 1, 2)] and activity.now.done == 2
                     assert activity.now.label == "pass 3/4" and activity.now.since == since
             assert activity.now.label == "training" and activity.now.total == 0
+            assert activity.now.step == 1
         assert not activity.now.is_start  # for good
+        with span("evaluate"):
+            pass
+        assert (activity.now.label, activity.now.step) == ("between steps", 1)
     advance("rollouts", 1, 2)
     assert not is_observed() and activity.now.total == 0
 
@@ -362,26 +371,23 @@ def test_evaluations_to_come(num_steps: int, every: int, step: int, wanted: int)
     assert pace.left_s == wanted
 
 
-LOG = """
-(EngineCore pid=7) INFO 11-29 01:02:03 [core.py:134] Initializing a V1 LLM engine (v0.32.0) with
-(EngineCore pid=7) INFO 11-29 01:02:04 [cpu_model_runner.py:68] Starting to load model /m...
-(EngineCore pid=7) INFO 11-29 01:02:05 [default_loader.py:502] Loading weights took 0.10 seconds
-(EngineCore pid=7) INFO 11-29 01:02:05 [gpu_model_runner.py:5150] Model loading took 1 GiB memory
-(EngineCore pid=7) INFO 11-29 01:02:09 [core.py:403] init engine (profile, create kv cache, warmup
-"""
+def test_stages_of_an_engine_are_in_its_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of this start: the log has those of earlier ones as well."""
+    file = tmp_path / "engine-0.log"
+    begin_stage("loading weights")
+    file.write_text(capfd.readouterr().err)
+    log = EngineLog(file)
+    assert stage_in(log.text()) == ""
+    begin_stage("importing vLLM")
+    begin_stage("loading weights")
+    with file.open("a") as stream:
+        stream.write(f"a line of vLLM's\n{capfd.readouterr().err}and another")
+    assert stage_in(log.text()) == "loading weights"
 
 
-def test_stages_of_an_engine_by_its_log() -> None:
-    lines = LOG.strip().splitlines()
-    found = [stage_in("\n".join(lines[:count])) for count in range(6)]
-    assert found == [
-        "importing vLLM",
-        "starting its workers",
-        "loading weights",
-        "loading weights",
-        "measuring memory",
-        "making its first tokens",
-    ]
+def test_many_engines_are_named_in_a_few_words() -> None:
     starting = tuple(f"engine {index} is loading weights" for index in range(3))
     progress = FleetProgress(count=RolloutCount(), starting=starting)
     assert progress.note == "engine 0 is loading weights, and 2 more"
