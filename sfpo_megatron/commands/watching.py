@@ -45,7 +45,7 @@ def check_mode(config: RunConfig, file: str, mode: Mode) -> None:
         raise ConfigError(
             file,
             "tracking.sinks",
-            found=list(config.tracking.sinks),
+            found=", ".join(config.tracking.sinks) or "none",
             expected="console among them, which --json is a form of",
             fix="add console, or leave --json out",
         )

@@ -27,8 +27,10 @@ _REMIND_S = 10.0
 class Screen(Protocol):
     """Where the sink `console` writes. `tick` is called in another thread than the rest."""
 
-    width: int | None
-    """Characters that fit into a line; None for any number."""
+    @property
+    def width(self) -> int | None:
+        """Characters that fit into a line; None for any number."""
+
     shows_time_left: bool
     """Whether lines need not say how long the run still takes."""
     period_s: float
