@@ -141,7 +141,7 @@ class RolloutController:
         self._scorer = Scorer(config, model_path)
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
         self._counts: dict[str, RolloutCount] = {}
-        """Of the requests that are not collected."""
+        """Request -> how far it has come, until it is collected."""
         self._updating = False
 
     # --- life ---------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class FleetProgress:
     """What the controller is at."""
 
     count: RolloutCount
-    """Of the request that was asked about; zeros if there is none such."""
+    """Rollouts of the request that was asked about; zeros if there is none such."""
     starting: tuple[str, ...]
     """What each engine that has yet to start is at."""
 

@@ -56,8 +56,8 @@ class Now:
     """The step that is under way, or was last; 0 before the first."""
     part: int = 0
     num_parts: int = 1
-    """Where several of the same follow one another, such as passes: which it is, from 0. Each
-    counts `total`."""
+    """Number of this one, from 0, where several of the same follow one another, such as passes;
+    each counts `total`."""
 
 
 class Activity:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -15,15 +14,13 @@ from rich.text import Text
 
 from sfpo_megatron.host.terminal import WIPE, takes_line_in_place
 from sfpo_megatron.tracking.activity import Now
-from sfpo_megatron.tracking.block import sample_block
-from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.tracking.pace import clock
+from sfpo_megatron.tracking.screen import PlainScreen
 
-_SAMPLE_CHARS = 600
 _SHORT_S = 100.0
 
 
-class LiveScreen:
+class LiveScreen(PlainScreen):
     """Redraws one line: what a process of ours, or of somebody else's, writes meanwhile begins on
     a line of its own, as the one that is redrawn is as wide as the terminal."""
 
@@ -32,6 +29,7 @@ class LiveScreen:
 
     def __init__(self, stream: TextIO) -> None:
         """`stream`: stdout or stderr, a terminal."""
+        super().__init__(stream)
         self._streams = sys.stdout, sys.stderr
         # highlight, markup: what is shown is data, and may have brackets in it.
         self._console = Console(
@@ -62,18 +60,11 @@ class LiveScreen:
         """Columns of the terminal."""
         return self._console.width
 
-    def metrics(self, record: Mapping[str, Any], lines: Sequence[str]) -> None:
-        for line in lines:
-            self.text(line)
-
     def text(self, line: str, *, important: bool = False) -> None:
         encoding = self._console.encoding
         shown = line.encode(encoding, "backslashreplace").decode(encoding)
         style = "yellow" if shown.startswith("warning: ") else ""
         self._console.print(Text(shown, style=style), soft_wrap=True)
-
-    def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        self.text(sample_block(step, samples, max_chars=_SAMPLE_CHARS))
 
     def length(self, num_steps: int, left_s: float | None) -> None:
         self._num_steps = num_steps

@@ -25,7 +25,7 @@ _REMIND_S = 10.0
 
 
 class Screen(Protocol):
-    """Where the sink `console` writes. `tick` is called in another thread than the rest."""
+    """Takes what the sink `console` writes. `tick` is called in another thread than the rest."""
 
     @property
     def width(self) -> int | None:
@@ -58,7 +58,6 @@ class Screen(Protocol):
 class PlainScreen:
     """Lines without control characters, for a file, a pipe, or a terminal that takes no others."""
 
-    width: int | None = None
     shows_time_left = False
     period_s = 1.0
 
@@ -66,6 +65,11 @@ class PlainScreen:
         """`stream`: None for what stdout is at the time."""
         self._stream = stream
         self._last = time.monotonic()
+
+    @property
+    def width(self) -> int | None:
+        """A line may be of any length."""
+        return None
 
     def metrics(self, record: Mapping[str, Any], lines: Sequence[str]) -> None:
         for line in lines:
@@ -115,7 +119,7 @@ class JsonScreen:
     """An object a line: those of metrics.jsonl, and events, which have `event`. Whatever else is
     printed goes to stderr until this process ends."""
 
-    width: int | None = None
+    width = None
     shows_time_left = True
     period_s = 0.1
 

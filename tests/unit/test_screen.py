@@ -374,7 +374,7 @@ def test_evaluations_to_come(num_steps: int, every: int, step: int, wanted: int)
 def test_stages_of_an_engine_are_in_its_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of this start: the log has those of earlier ones as well."""
+    """Only this start counts: the log has those of earlier ones as well."""
     file = tmp_path / "engine-0.log"
     begin_stage("loading weights")
     file.write_text(capfd.readouterr().err)
