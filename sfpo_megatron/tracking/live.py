@@ -63,8 +63,7 @@ class LiveScreen(PlainScreen):
     def text(self, line: str, *, important: bool = False) -> None:
         encoding = self._console.encoding
         shown = line.encode(encoding, "backslashreplace").decode(encoding)
-        style = "yellow" if shown.startswith("warning: ") else ""
-        self._console.print(Text(shown, style=style), soft_wrap=True)
+        self._console.print(Text(shown), soft_wrap=True)
 
     def length(self, num_steps: int, left_s: float | None) -> None:
         self._num_steps = num_steps
