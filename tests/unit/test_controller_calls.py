@@ -60,11 +60,15 @@ def get(call: Call) -> Any:
 
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray answers by looks, and time passes as Ray is told to wait."""
+    now = [0.0]
+
     def wait(refs: list[Call], timeout: float) -> tuple[list[Call], list[Call]]:
+        now[0] += timeout
         return [ref for ref in refs if ref.is_done()], []
 
     monkeypatch.setattr(calls, "ray", SimpleNamespace(wait=wait, get=get))
-    monkeypatch.setattr(calls, "_WATCHED_S", 0.0)
+    monkeypatch.setattr(calls, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
 
 def progress(done: int, asked: int, *starting: str) -> FleetProgress:
@@ -81,7 +85,7 @@ def test_who_watches_hears_how_far_the_controller_is(timeout_s: float | None) ->
     made = calls.ControllerCalls(lambda *, weight_version: controller, RunDirectory(Path("run")))
     observe_progress(seen)
     try:
-        waited = made.wait(Call("rollouts", 8), "x", timeout_s=timeout_s, request_id="train/3")
+        waited = made.wait(Call("rollouts", 20), "x", timeout_s=timeout_s, request_id="train/3")
     finally:
         forget_observer(seen)
     assert waited == "rollouts"
@@ -93,5 +97,5 @@ def test_who_watches_hears_how_far_the_controller_is(timeout_s: float | None) ->
 def test_nobody_is_asked_where_nobody_watches() -> None:
     controller = Controller([progress(0, 0)])
     made = calls.ControllerCalls(lambda *, weight_version: controller, RunDirectory(Path("run")))
-    assert made.wait(Call("rollouts", 8), "x", timeout_s=None) == "rollouts"
+    assert made.wait(Call("rollouts", 20), "x", timeout_s=None) == "rollouts"
     assert controller.asked == []
