@@ -269,6 +269,22 @@ def test_another_ranks_lines_are_whole_and_wipe_the_bar_first() -> None:
     assert (code, written) == (0, "".join(f"{wipe}{line}\r\n" for line in wanted))
 
 
+def test_the_launcher_gives_a_terminal_back_and_leaves_a_pipe_alone() -> None:
+    """A rank that is killed leaves the line and no cursor."""
+    code = """
+    from sfpo_megatron.host.terminal import announce, give_back
+    announce("starting the trainer's ranks", sys.stdout)
+    give_back(sys.stdout)
+    print("error: rank 0 was killed")
+    """
+    command = python(code, Path("unused"))
+    status, written = in_terminal(command)
+    assert status == 0 and written.count(SHOW) == 1
+    assert on_screen(written) == ["error: rank 0 was killed", ""]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables())
+    assert done.stdout == "error: rank 0 was killed\n"
+
+
 def test_a_start_that_takes_long_says_what_it_waits_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
