@@ -94,7 +94,7 @@ class Activity:
         self.now = self._begun(name, _LABELS[name])
         if "of" in details:
             number, of = int(details["number"]), int(details["of"])
-            label = f"{self.now.label} {number}/{of}"
+            label = f"{self.now.label} {number}/{of}" if of > 1 else self.now.label
             since = before.since if self._depth > 1 else self.now.since
             self.now = replace(self.now, label=label, since=since, part=number - 1, num_parts=of)
         try:
