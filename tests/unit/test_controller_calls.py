@@ -30,7 +30,8 @@ class Controller:
     """Answers a question about its progress from a list; the last one again and again."""
 
     def __init__(self, answers: list[Any]) -> None:
-        self.answers, self.asked = answers, []
+        self.answers = answers
+        self.asked: list[str] = []
         self.start = SimpleNamespace(remote=lambda: Call(None))
         self.progress = SimpleNamespace(remote=self._progress)
 
@@ -71,6 +72,15 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
 
+def calls_to(controller: Controller) -> Any:
+    """`ControllerCalls`, which would want a real one."""
+
+    def spawn(*, weight_version: int) -> Any:
+        return controller
+
+    return calls.ControllerCalls(spawn, RunDirectory(Path("run")))
+
+
 def progress(done: int, asked: int, *starting: str) -> FleetProgress:
     count = RolloutCount(num_done=done, num_asked=asked)
     return FleetProgress(count=count, starting=starting)
@@ -82,7 +92,7 @@ def test_who_watches_hears_how_far_the_controller_is(timeout_s: float | None) ->
     """An error for an answer is no news: the call that is waited for says what it is."""
     answers = [progress(0, 0, "engine 0 is loading weights"), RayError(), progress(16, 64)]
     controller, seen = Controller(answers), Seen()
-    made = calls.ControllerCalls(lambda *, weight_version: controller, RunDirectory(Path("run")))
+    made = calls_to(controller)
     observe_progress(seen)
     try:
         waited = made.wait(Call("rollouts", 20), "x", timeout_s=timeout_s, request_id="train/3")
@@ -96,6 +106,6 @@ def test_who_watches_hears_how_far_the_controller_is(timeout_s: float | None) ->
 @pytest.mark.usefixtures("waiting")
 def test_nobody_is_asked_where_nobody_watches() -> None:
     controller = Controller([progress(0, 0)])
-    made = calls.ControllerCalls(lambda *, weight_version: controller, RunDirectory(Path("run")))
+    made = calls_to(controller)
     assert made.wait(Call("rollouts", 20), "x", timeout_s=None) == "rollouts"
     assert controller.asked == []

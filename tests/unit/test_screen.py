@@ -259,10 +259,10 @@ def test_another_ranks_lines_are_whole_and_wipe_the_bar_first() -> None:
     print("three", file=sys.stderr)
     sys.stdout.write("no end"); sys.stdout.flush()
     """
-    code, written = in_terminal(python(code, Path("unused")))
+    status, written = in_terminal(python(code, Path("unused")))
     wipe = "\r\x1b[K"
     wanted = ("one", "two halves of a line", "three", "no end")
-    assert (code, written) == (0, "".join(f"{wipe}{line}\r\n" for line in wanted))
+    assert (status, written) == (0, "".join(f"{wipe}{line}\r\n" for line in wanted))
 
 
 def test_the_launcher_gives_a_terminal_back_and_leaves_a_pipe_alone() -> None:
