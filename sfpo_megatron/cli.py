@@ -11,7 +11,6 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
@@ -46,7 +45,6 @@ _OF_A_START = ("--fresh", "--accept-data-change")
 """What the launcher hands on to every rank."""
 
 Command = Literal["train", "sft"]
-_MODULES: dict[Command, str] = {"train": "sfpo_megatron.trainer", "sft": "sfpo_megatron.sft"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -343,10 +341,11 @@ def _run(
             from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
             capabilities = init_distributed(config)  # before anything imports megatron
-            run = import_module(_MODULES[command]).run
-        stopped: bool = run(
-            config, capabilities, fresh=fresh, accept_data_change=accept_data_change
-        )
+            if command == "sft":
+                from sfpo_megatron.sft import run
+            else:
+                from sfpo_megatron.trainer import run
+        stopped = run(config, capabilities, fresh=fresh, accept_data_change=accept_data_change)
     # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen
     # to end with SIGABRT after its last step. After an error there is nobody to wait for.
     shut_down()
