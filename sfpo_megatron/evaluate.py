@@ -20,8 +20,10 @@ from sfpo_megatron.evaluation.answers import answer_of
 from sfpo_megatron.evaluation.models import Model, as_files
 from sfpo_megatron.evaluation.records import Record, Records
 from sfpo_megatron.evaluation.request import Request
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run.evaluation import Outcome, eval_metrics
+from sfpo_megatron.tracking.screen import open_screen, screen
 from sfpo_megatron.types import Prompt, Rollout
 
 _ROLLOUTS_PER_PART = 512
@@ -32,9 +34,10 @@ def run(request: Request) -> None:
     """Evaluate every model, write what was found below output_dir, and print it."""
     directory = RunDirectory.of(request.config.output_dir)
     found: dict[str, Mapping[str, Sequence[Record]]] = {}
-    for model in request.models:
-        folder = directory.eval / model.slug
-        found[model.name] = _records_of(model, request.config, folder, fresh=request.fresh)
+    with open_screen("quiet" if request.quiet else "lines", sys.stderr):
+        for model in request.models:
+            folder = directory.eval / model.slug
+            found[model.name] = _records_of(model, request.config, folder, fresh=request.fresh)
     results = report.results(found)
     report.write(directory.eval, results)
     for name, records in found.items():
@@ -56,21 +59,19 @@ def _records_of(
     settings = _settings(model, config, prompts)
     with Records(folder, settings, n=config.eval.n, fresh=fresh) as records:
         if records.previous is not None:
-            print(f"{folder}: set aside as {records.previous.name}", file=sys.stderr)
+            screen().text(f"{folder}: set aside as {records.previous.name}")
         missing = [prompt for prompt in prompts if prompt.id not in records.problems]
         if len(missing) < len(prompts):
             done = len(prompts) - len(missing)
-            print(f"{model.name}: {done} of {len(prompts)} problems are there", file=sys.stderr)
+            screen().text(f"{model.name}: {done} of {len(prompts)} problems are there")
         if missing:
             said = f"{len(missing)} problems, {config.eval.n} responses each; the engines start"
-            print(f"{model.name}: {said}", file=sys.stderr, flush=True)
+            screen().text(f"{model.name}: {said}")
             with as_files(model, folder / "converted") as files:
                 for part in _rollouts(config, str(files), missing):
                     records.add([_record(config, *one) for one in part])
                     done = len(records.problems)
-                    print(
-                        f"{model.name}: {done}/{len(prompts)} problems", file=sys.stderr, flush=True
-                    )
+                    screen().text(f"{model.name}: {done}/{len(prompts)} problems")
         return {prompt.id: records.problems[prompt.id] for prompt in prompts}
 
 
@@ -86,9 +87,10 @@ def _rollouts(
     client = start_rollouts(config, model_path=model_path)
     try:
         begun = time.monotonic()
-        client.wait_ready(config.rollout.timeout_s)
+        with span("engines"):
+            client.wait_ready(config.rollout.timeout_s)
         waited = time.monotonic() - begun
-        print(f"engines ready (waited {waited:.1f} s)", file=sys.stderr, flush=True)
+        screen().text(f"engines ready (waited {waited:.1f} s)")
         requests = [
             eval_request(config, f"eval/{number}", part, step=0)
             for number, part in enumerate(parts)
@@ -97,7 +99,8 @@ def _rollouts(
         for number, part in enumerate(parts):
             if number + 1 < len(parts):
                 client.submit(requests[number + 1])
-            rollouts = client.collect(requests[number].id)
+            with span("evaluate", number=number + 1, of=len(parts)):
+                rollouts = client.collect(requests[number].id)
             by_id = {prompt.id: prompt for prompt in part}
             yield [(by_id[rollout.prompt_id], rollout) for rollout in rollouts]
     finally:

@@ -66,7 +66,7 @@ def run(
                 dtype=config.model.dtype,
                 is_writer=opened.is_main,
             )
-        opened.progress(f"policy: {opened.directory.hf}")
+        opened.important(f"policy: {opened.directory.hf}")
     return False
 
 
@@ -78,7 +78,7 @@ def learn(start: WarmStart, teacher: Teacher, checkpoints: Checkpoints) -> bool:
         measure(start, teacher, step=0)
     for step in range(first, sft.steps + 1):
         timers = Timers()
-        with timers("step"):
+        with timers("step", step=step):
             minibatches = teacher.cut(start.next_batch(step))
             one_step = checkpoints.guarded(
                 partial(teacher.learn, minibatches), step=step, num_passes=1
@@ -97,8 +97,11 @@ def measure(start: WarmStart, teacher: Teacher, *, step: int) -> None:
     is held out. Collective."""
     if not start.held_out:
         return
-    loss, num_tokens = teacher.loss_of(start.held_out)
-    start.opened.log({"step": step, "eval/loss": loss, "eval/num_tokens": num_tokens})
+    timers = Timers()
+    with timers("evaluate"):
+        loss, num_tokens = teacher.loss_of(start.held_out)
+    found = {"eval/loss": loss, "eval/num_tokens": num_tokens}
+    start.opened.log({"step": step, **found, **timers.take()})
     start.opened.ends.best.observe(step, -loss)  # the higher the better
 
 

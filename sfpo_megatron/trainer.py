@@ -97,7 +97,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         metrics = learner.metrics(prepared, results, timers, engines.metrics)
         opened.log(metrics | checkpoints.times)
         opened.show(engines.details(step, batch))
-        learner.check(prepared, results, metrics, warn=opened.progress, save=checkpoints.save_now)
+        learner.check(prepared, results, metrics, warn=opened.important, save=checkpoints.save_now)
         is_last = engines.evaluate_if_due(step)
         is_stopped = checkpoints.after_step(step, is_last=is_last)
         if is_last or is_stopped:

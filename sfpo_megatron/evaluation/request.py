@@ -49,6 +49,8 @@ class Request:
     """Records that are there are set aside."""
     as_json: bool
     """stdout gets JSON alone."""
+    quiet: bool
+    """stderr gets warnings, errors and the table alone."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -88,6 +90,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", metavar="DIR", help="output_dir (default: runs/eval)")
     command.add_argument("--json", action="store_true", help="print nothing but JSON on stdout")
     command.add_argument(
+        "--quiet", action="store_true", help="print warnings, errors and the results alone"
+    )
+    command.add_argument(
         "--fresh", action="store_true", help="evaluate again: set aside what --out has"
     )
 
@@ -116,6 +121,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         config=config,
         fresh=arguments.fresh,
         as_json=arguments.json,
+        quiet=arguments.quiet,
     )
 
 

@@ -16,6 +16,7 @@ from sfpo_megatron.host import stopping
 from sfpo_megatron.host.addresses import leaves_machine
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.lock import RunLock
+from sfpo_megatron.host.terminal import announce, give_back
 from sfpo_megatron.host.variables import When, settle
 from sfpo_megatron.launcher.failures import first_failure
 from sfpo_megatron.launcher.rank import launched_name, torchrun_id
@@ -31,12 +32,14 @@ def launch(
     *,
     num_ranks: int,
     directory: RunDirectory,
+    is_live: bool = False,
     module: str = "sfpo_megatron",
     saves_when_stopped: bool = False,
 ) -> int:
     """Run `python -m MODULE ARGUMENTS` on `num_ranks` ranks; returns the exit code.
 
-    `saves_when_stopped`: SIGTERM and SIGUSR1 ask the run to save and end; a second SIGTERM ends it.
+    `is_live`: rank 0 may redraw a line of the terminal. `saves_when_stopped`: SIGTERM and SIGUSR1
+    ask the run to save and end; a second SIGTERM ends it.
     Where another run has the directory nothing is started or written: 1, not 2, since a later
     start may succeed.
     """
@@ -52,7 +55,7 @@ def launch(
             stopping.forget(directory)
             directory.forget_ranks()
             return supervise(
-                lambda: _run_agent(command, num_ranks, directory, run_id),
+                lambda: _run(command, num_ranks, directory, run_id, is_live=is_live),
                 ask=partial(stopping.request, directory) if saves_when_stopped else None,
             )
     except DirectoryRefused as error:
@@ -60,7 +63,26 @@ def launch(
         return 1
 
 
-def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, run_id: str) -> int:
+def _run(
+    command: list[str], num_ranks: int, directory: RunDirectory, run_id: str, *, is_live: bool
+) -> int:
+    """Run the ranks to their end and say how they failed; the exit code."""
+    if is_live:
+        announce("starting the trainer's ranks", sys.stdout)
+    try:
+        code, line = _run_agent(command, num_ranks, directory, run_id)
+    finally:
+        if is_live:  # a rank that is killed leaves the terminal as it is
+            give_back(sys.stdout)
+    if line is not None:
+        print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def _run_agent(
+    command: list[str], num_ranks: int, directory: RunDirectory, run_id: str
+) -> tuple[int, str | None]:
+    """The exit code, and what is to be said of a failure."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -90,12 +112,11 @@ def _run_agent(command: list[str], num_ranks: int, directory: RunDirectory, run_
     except ChildFailedError as error:
         exit_codes = {rank: (f.exitcode, f.pid) for rank, f in error.failures.items()}
         line, exit_code = first_failure(exit_codes, directory)
-        if exit_code != stopping.STOPPED_EXIT_CODE:  # rank 0 has said it
-            print(line, file=sys.stderr, flush=True)
-        return exit_code
+        is_said = exit_code == stopping.STOPPED_EXIT_CODE  # by rank 0
+        return exit_code, None if is_said else line
     except SignalException as error:
-        return 128 + error.sigval
-    return 0
+        return 128 + error.sigval, None
+    return 0, None
 
 
 def _quieten_torchrun() -> None:

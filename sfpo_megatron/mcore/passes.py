@@ -14,6 +14,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from sfpo_megatron.host.progress import counted
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
 from sfpo_megatron.mcore.model import unwrapped
@@ -95,7 +96,7 @@ def run_pass(policy: Policy, minibatches: Sequence[Minibatch], objective: Object
     in another). `objective` is the same object in every pass.
     """
     totals, norms, skipped, results = [], [], [], []
-    for minibatch in minibatches:
+    for minibatch in counted("minibatches", minibatches):
         policy.shards.ready_for_training()
         for chunk in policy.chunks:
             chunk.zero_grad_buffer()
@@ -132,7 +133,10 @@ def compute_logprobs(
     same packs as the passes, so the first pass's ratios are exactly 1."""
     policy.shards.params_ready()
     head = partial(_logprobs_only, temperature=temperature)
-    return [_schedule(policy, minibatch, head, forward_only=True) for minibatch in minibatches]
+    return [
+        _schedule(policy, minibatch, head, forward_only=True)
+        for minibatch in counted("minibatches", minibatches)
+    ]
 
 
 def on_device(policy: Policy, minibatches: Sequence[Minibatch]) -> list[Minibatch]:

@@ -257,6 +257,7 @@ EVALUATION = (
     Metric("eval/response_tokens_mean", "tokens", "Their mean length."),
     Metric("eval/truncated", "share", "Of those that did not end by themselves."),
     Metric("eval/num_rollouts", "rollouts", "How many; not part of `num_rollouts`."),
+    Metric("time/evaluate_s", "s", "How long the evaluation took."),
 )
 """A line an evaluation of `train`."""
 
@@ -283,5 +284,6 @@ WARM_START = (
         when="held-out examples",
     ),
     Metric("eval/num_tokens", "tokens", "Their number.", when="held-out examples"),
+    Metric("time/evaluate_s", "s", "How long it took to measure.", when="held-out examples"),
 )
 """A line a step of `sft`, and one of its held-out loss."""

@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
+from sfpo_megatron.host import progress
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
 from sfpo_megatron.rollout.errors import ControllerDied, RolloutError
 from sfpo_megatron.rollout.handles import ControllerActor
+from sfpo_megatron.rollout.reports import FleetProgress
 
 T = TypeVar("T")
 _POLL_S = 0.2
 _CALL_S = 30.0  # calls that the controller answers at once
-_PING_S = 10.0  # between questions whether it still answers, during long calls
+_PING_S = 10.0  # between questions how far it is, and so whether it still answers
+_WATCHED_S = 0.5  # the same where somebody is shown the answers
 _PING_ANSWER_S = 60.0
 
 
@@ -57,11 +60,18 @@ class ControllerCalls:
         finally:
             self._on_poll = _nothing
 
-    def wait(self, call: Awaitable[T], doing: str, *, timeout_s: float | None = _CALL_S) -> T:
-        """The answer to `call`. Without a limit, the controller is asked now and then whether it is
-        there."""
+    def wait(
+        self,
+        call: Awaitable[T],
+        doing: str,
+        *,
+        timeout_s: float | None = _CALL_S,
+        request_id: str = "",
+    ) -> T:
+        """The answer to `call`. The controller is asked now and then how far it is, with request
+        `request_id` if the call is about one; without a limit, it has to answer that."""
         began = asked = time.monotonic()
-        ping: Awaitable[bool] | None = None
+        ping: Awaitable[FleetProgress] | None = None
         while not ray.wait([call], timeout=_POLL_S)[0]:
             self._on_poll()
             now = time.monotonic()
@@ -69,11 +79,12 @@ class ControllerCalls:
                 raise RolloutError(
                     f"no answer after {timeout_s:g} s {doing}; logs: {self._directory.logs}"
                 )
-            if timeout_s is None and ping is None and now > asked + _PING_S:
-                ping, asked = self.controller.needs_introduction.remote(False), now
+            if ping is None and now > asked + (_WATCHED_S if progress.is_observed() else _PING_S):
+                ping, asked = self.controller.progress.remote(request_id), now
             elif ping is not None and ray.wait([ping], timeout=0)[0]:
+                _report(ping)
                 ping = None
-            elif ping is not None and now > asked + _PING_ANSWER_S:
+            elif ping is not None and timeout_s is None and now > asked + _PING_ANSWER_S:
                 self.kill()
                 raise ControllerDied(f"the rollout controller stopped answering while {doing}")
         try:
@@ -90,6 +101,16 @@ class ControllerCalls:
                 f"the rollout controller died while {doing} ({why_gone(error)}); its log: "
                 f"{self._directory.controller_log}"
             ) from None
+
+
+def _report(answer: Awaitable[FleetProgress]) -> None:
+    try:
+        found: FleetProgress = ray.get(answer)
+    except RayError:  # the call that is waited for says what happened
+        return
+    progress.note(found.note)
+    if found.count.num_asked:
+        progress.advance("rollouts", found.count.num_done, found.count.num_asked)
 
 
 def _nothing() -> None:

@@ -95,7 +95,7 @@ class RolloutClient:
         """
         doing = f"collecting request {request_id}"
         while True:
-            answer = self._persistently(lambda c: c.collect.remote(request_id), doing)
+            answer = self._persistently(lambda c: c.collect.remote(request_id), doing, request_id)
             if answer is not None:
                 del self._requests[request_id]
                 return answer
@@ -106,7 +106,7 @@ class RolloutClient:
     def wait_generated(self, request_id: str) -> None:
         """Return when no engine works for a request any more: a refit may begin."""
         doing = f"waiting for the generation of request {request_id}"
-        self._persistently(lambda c: c.wait_generated.remote(request_id), doing)
+        self._persistently(lambda c: c.wait_generated.remote(request_id), doing, request_id)
 
     def health(self) -> FleetHealth:
         """Which engines are alive; answers while they generate."""
@@ -139,11 +139,14 @@ class RolloutClient:
         except ControllerDied as error:
             self.restart_controller(str(error))
 
-    def _persistently(self, call: Callable[[ControllerActor], Awaitable[T]], doing: str) -> T:
+    def _persistently(
+        self, call: Callable[[ControllerActor], Awaitable[T]], doing: str, request_id: str
+    ) -> T:
         """The answer to a long call, which a dead controller interrupts but does not end."""
         while True:
             try:
-                return self.calls.wait(call(self.calls.controller), doing, timeout_s=None)
+                running = call(self.calls.controller)
+                return self.calls.wait(running, doing, timeout_s=None, request_id=request_id)
             except ControllerDied as error:
                 self.restart_controller(str(error))
 

@@ -33,7 +33,13 @@ from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
-from sfpo_megatron.rollout.reports import FleetHealth, RolloutTimes, ScoredRequest
+from sfpo_megatron.rollout.reports import (
+    FleetHealth,
+    FleetProgress,
+    RolloutCount,
+    RolloutTimes,
+    ScoredRequest,
+)
 from sfpo_megatron.rollout.rounds import Rounds
 from sfpo_megatron.rollout.sampling import RolloutRequest, check_lengths
 from sfpo_megatron.rollout.scoring import Scorer
@@ -55,7 +61,8 @@ def start_rollouts(
         raise RolloutError(str(error)) from None
     # Actors on a cluster that RAY_ADDRESS names run in another directory.
     config, model_path = with_absolute_paths(config), absolute_model(model_path)
-    owns_cluster = start_cluster()
+    with span("cluster"):
+        owns_cluster = start_cluster()
     cluster = nodes(is_ours=owns_cluster)
     rollout = config.rollout
     known: list[RankDevice] | None = list(trainer)
@@ -139,6 +146,8 @@ class RolloutController:
         self._fleet = UpdatableFleet(config, spawn, version=weight_version)
         self._scorer = Scorer(config, model_path)
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
+        self._counts: dict[str, RolloutCount] = {}
+        """Request -> how far it has come, until it is collected."""
         self._updating = False
 
     # --- life ---------------------------------------------------------------------------------
@@ -168,6 +177,11 @@ class RolloutController:
             weight_version=self._fleet.version,
             num_restarts=self._fleet.num_restarts,
         )
+
+    async def progress(self, request_id: str) -> FleetProgress:
+        """How far a request has come, and what engines that are starting are at."""
+        count = self._counts.get(request_id) or RolloutCount()
+        return FleetProgress(count=count, starting=self._fleet.starting)
 
     async def check(self) -> None:
         """Raise if engines were lost for good."""
@@ -206,6 +220,7 @@ class RolloutController:
                 return None
             await self._any_of(task)
         del self._requests[request_id]
+        self._counts.pop(request_id, None)
         return await task
 
     async def wait_generated(self, request_id: str) -> None:
@@ -234,10 +249,11 @@ class RolloutController:
         num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
         while True:
             selection = GroupSelection(num_groups, request.drop)
+            count = self._counts[request.id] = RolloutCount()
             last_tokens = began
             versions: set[int] = set()
             for prompts in request.rounds:
-                groups, last_tokens = await self._rounds.run(prompts, request)
+                groups, last_tokens = await self._rounds.run(prompts, request, count)
                 versions |= {rollout.weight_version for group in groups for rollout in group}
                 selection.add(groups)
                 if selection.is_full:

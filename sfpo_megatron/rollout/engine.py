@@ -18,6 +18,7 @@ from sfpo_megatron.config.rules.machine import check_shared_memory
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.shortage import MemoryShortage, killed_hint
 from sfpo_megatron.host.spans import span
+from sfpo_megatron.host.stages import begin_stage
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.host.variables import variables
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -66,8 +67,10 @@ class Engine:
         """Load the model; returns when the engine can generate."""
         if self._config.refit.transport == "ipc":
             os.environ.update(variables("engine", "ipc"))
+        begin_stage("importing vLLM")
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        begin_stage("starting its processes")
         arguments = engine_args(self._config, self._model_path)
         self._sleeps = arguments.enable_sleep_mode
         if self._sleeps:
@@ -79,6 +82,7 @@ class Engine:
         except RuntimeError as error:  # "See root cause above", which is in this engine's log
             sys.stderr.flush()
             raise EngineCallFailed(self._log.root_cause() or str(error)) from error
+        begin_stage("making its first tokens")
         # The first request compiles and imports for seconds: now, while Megatron sets up.
         warm_up = GenerationSettings(
             temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sfpo_megatron.rollout.errors import EngineCallFailed
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses
+from sfpo_megatron.rollout.root_cause import EngineLog
 
 NO_WEIGHTS = -1
 """The version of an engine that has slept, or whose update was interrupted."""
@@ -18,6 +19,7 @@ class EngineHandle:
 
     index: int
     actor: EngineActor
+    log: EngineLog
     processes: ActorProcesses | None = None
     version: int = 0
     """Version of the weights it holds; 0: as loaded from model.path."""

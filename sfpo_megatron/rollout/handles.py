@@ -10,7 +10,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from sfpo_megatron.rollout.engine import Memory, WireInfo
 from sfpo_megatron.rollout.lifeline import ActorProcesses
-from sfpo_megatron.rollout.reports import EngineLoad, FleetHealth, ScoredRequest
+from sfpo_megatron.rollout.reports import EngineLoad, FleetHealth, FleetProgress, ScoredRequest
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings, RolloutRequest
 
 P = ParamSpec("P")
@@ -49,6 +49,7 @@ class ControllerActor(Protocol):
 
     start: Remote[[], None]
     health: Remote[[], FleetHealth]
+    progress: Remote[[str], FleetProgress]
     check: Remote[[], None]
     processes: Remote[[], tuple[str, list[ActorProcesses]]]
     shutdown: Remote[[], None]

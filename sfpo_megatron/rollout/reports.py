@@ -75,6 +75,33 @@ class ScoredRequest:
     """Number of engines restarted so far in the run."""
 
 
+@dataclass(kw_only=True, slots=True)
+class RolloutCount:
+    """How far a request has come."""
+
+    num_done: int = 0
+    """Rollouts that are generated and scored."""
+    num_asked: int = 0
+    """Rollouts of the rounds so far."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class FleetProgress:
+    """What the controller is at."""
+
+    count: RolloutCount
+    """Rollouts of the request that was asked about; zeros if there is none such."""
+    starting: tuple[str, ...]
+    """What each engine that has yet to start is at."""
+
+    @property
+    def note(self) -> str:
+        """`starting` in a few words."""
+        if len(self.starting) <= 2:
+            return ", ".join(self.starting)
+        return f"{self.starting[0]}, and {len(self.starting) - 1} more"
+
+
 def environment_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """`environment/NAME`: the mean of what the environment measured, over the rollouts that have
     it."""

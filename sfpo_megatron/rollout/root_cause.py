@@ -28,7 +28,7 @@ class EngineLog:
     def root_cause(self) -> str | None:
         """The first error in one line: memory that ran out by its sizes and keys, else the error
         itself. None if they ended without a word."""
-        text = self._text()
+        text = self.text()
         for match in _RAISED.finditer(text):
             if _FOLLOWS.search(match["text"]):
                 continue
@@ -41,7 +41,8 @@ class EngineLog:
             return f"{kind}: {match['text'].strip()}"[:_LONGEST]
         return None
 
-    def _text(self) -> str:
+    def text(self) -> str:
+        """What they have written."""
         try:
             with self._file.open("rb") as stream:
                 stream.seek(self._start)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner, together
+from sfpo_megatron.rollout.reports import RolloutCount
 from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
 from sfpo_megatron.rollout.scoring import Scorer
 from sfpo_megatron.types import Prompt, Rollout
@@ -22,10 +23,12 @@ class Rounds:
         self._scorer = scorer
 
     async def run(
-        self, prompts: Sequence[Prompt], request: RolloutRequest
+        self, prompts: Sequence[Prompt], request: RolloutRequest, count: RolloutCount
     ) -> tuple[list[list[Rollout]], float]:
-        """A group of scored rollouts for each prompt, and when the last token came."""
+        """A group of scored rollouts for each prompt, and when the last token came; `count` counts
+        them."""
         size = request.num_samples
+        count.num_asked += len(prompts) * size
         settings = GenerationSettings(
             temperature=request.temperature,
             top_p=request.top_p,
@@ -42,7 +45,9 @@ class Rounds:
             ]
             episodes = await self._runner.run([prompt for prompt, _ in members], seeds, settings)
             last_token = time.monotonic()
-            return await self._scorer.score(members, episodes)
+            scored = await self._scorer.score(members, episodes)
+            count.num_done += len(scored)
+            return scored
 
         parts = await together(one(job) for job in jobs_of(prompts, size))
         rollouts = [rollout for part in parts for rollout in part]

@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.stages import stage_in
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
 from sfpo_megatron.rollout.engine_handle import EngineHandle, cause_of
@@ -32,6 +33,7 @@ from sfpo_megatron.rollout.errors import (
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses
 from sfpo_megatron.rollout.reports import EngineLoad
+from sfpo_megatron.rollout.root_cause import EngineLog
 
 T = TypeVar("T")
 SpawnEngine = Callable[[int], EngineActor]
@@ -51,10 +53,7 @@ class EngineSlots:
         self._config = config
         self._spawn = spawn
         self._directory = RunDirectory.of(config.output_dir)
-        self.engines = [
-            EngineHandle(index=index, actor=spawn(index))
-            for index in range(config.rollout.num_engines)
-        ]
+        self.engines = [self._spawned(index) for index in range(config.rollout.num_engines)]
         self.num_restarts = 0
         self._num_counted = 0
         """Restarts that rollout.max_restarts limits: not of engines that another took along."""
@@ -74,6 +73,17 @@ class EngineSlots:
         await asyncio.gather(*(self._boot(engine) for engine in self.engines))
         self._has_started = True
         self._in_background(self._watch())
+
+    def _spawned(self, index: int) -> EngineHandle:
+        log_so_far = EngineLog(self.log_file(index))
+        return EngineHandle(index=index, actor=self._spawn(index), log=log_so_far)
+
+    @property
+    def starting(self) -> tuple[str, ...]:
+        """What each engine that is starting is at."""
+        engines = [engine for engine in self.engines if not (engine.ready or engine.lost)]
+        stages = {one.index: stage_in(one.log.text()) or "starting" for one in engines}
+        return tuple(f"engine {index} is {stage}" for index, stage in stages.items())
 
     async def _boot(self, engine: EngineHandle) -> None:
         await self._call(engine, lambda actor: actor.start.remote(), doing="starting")
@@ -171,7 +181,7 @@ class EngineSlots:
         await self._until_gone(old)
         while self._devices_are_taken:
             await self.change()
-        engine = EngineHandle(index=old.index, actor=self._spawn(old.index))
+        engine = self._spawned(old.index)
         self.engines[old.index] = engine
         try:
             await self._boot(engine)

@@ -22,6 +22,7 @@ from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.peers import watch_peers
 from sfpo_megatron.host.phases import doing
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
@@ -62,13 +63,14 @@ class Checkpoints:
         self._run_id = opened.start.run_id
         self._kind = kind
         self._stop = opened.ends.stop
-        self._progress = opened.progress
+        self._progress, self._important = opened.progress, opened.important
         self._writer = CheckpointWriter(
             config.checkpoint,
             policy,
             opened.store,
             best_step=lambda: opened.ends.best.step,
             progress=opened.progress,
+            warn=opened.important,
         )
         self._model = same_model.print_of(config.model.path) if policy.control.rank == 0 else None
         self._stall_s = 0.0
@@ -82,7 +84,8 @@ class Checkpoints:
     def resume(self) -> int:
         """Load the checkpoint that the run continues from, engines included; the step it was saved
         after, 0 for a new run."""
-        step = self._load()
+        with span("resume"):
+            step = self._load()
         self._writer.saved_step = step
         self._stop.in_train_step = True  # from here on there is something to save
         return step
@@ -142,7 +145,7 @@ class Checkpoints:
         """End the run before a step that is not made, saved if the state before it is whole."""
         if stop.begun:
             self._writer.close()  # what is being written is a state to come back to
-            self._progress(
+            self._important(
                 f"stopped by {stop}: no time to end this step within checkpoint.must_save_within_s;"
                 f" the last checkpoint is of step {self._writer.saved_step}"
             )
@@ -181,7 +184,7 @@ class Checkpoints:
             raise StopRun(late, step=step, begun=True)
 
     def _say_goodbye(self, reason: str, step: int) -> None:
-        self._progress(
+        self._important(
             f"stopped by {reason} after step {step}, saved; the same command continues (exit code "
             f"{STOPPED_EXIT_CODE})"
         )

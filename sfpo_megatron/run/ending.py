@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.phases import doing
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.plot import plot
 from sfpo_megatron.outputs.report.reading import ReportError
@@ -28,12 +29,14 @@ def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -
                 is_writer=opened.is_main,
             )
     if opened.is_main and directory.metrics.exists():
-        plot(directory.metrics, directory.plot)
+        with span("report"):
+            plot(directory.metrics, directory.plot)
+            said = _report(directory)
         continued = opened.start.continued
         resumed = continued.step if continued is not None else None
-        opened.progress(summary_table(directory.metrics, resumed_after=resumed))
-        opened.progress(f"policy: {directory.hf}   curve: {directory.plot}")
-        opened.progress(_report(directory))
+        opened.important(summary_table(directory.metrics, resumed_after=resumed))
+        opened.important(f"policy: {directory.hf}   curve: {directory.plot}")
+        opened.important(said)
 
 
 def _report(directory: RunDirectory) -> str:

@@ -94,10 +94,11 @@ class Engines:
         if self._config.debug.train_only or not self._config.data.eval:
             return
         self._to_engines()
-        with span("evaluate"):
+        timers = Timers()
+        with timers("evaluate"):
             metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
         if metrics is not None:  # on rank 0
-            self._ends.tracker.log(metrics)
+            self._ends.tracker.log(metrics | timers.take())
             self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))
 
     def evaluate_if_due(self, step: int) -> bool:
@@ -118,7 +119,7 @@ class Engines:
         own = best.value is not None and best.value >= target
         reached = bool(self._control.broadcast_json(own))
         if reached and best.value is not None:  # on rank 0
-            self._ends.tracker.progress(
+            self._ends.tracker.important(
                 f"held-out accuracy {best.value:.3f} after step {best.step} has reached "
                 f"eval.stop_at={target:g}: the run ends here"
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.batching import set_advantages
@@ -97,8 +98,10 @@ class Learner:
         policy.control.agree(step=step, num_fast=num_fast, minibatches=len(minibatches))
         policy.scheduler.step(increment=1)  # one tick a rollout batch, whatever K is
 
+        number = count(1)
+
         def one_pass() -> PassResult:
-            with timers("passes"):
+            with timers("passes", number=next(number), of=num_fast + 1):
                 return run_pass(policy, minibatches, self._objective)
 
         return Prepared(

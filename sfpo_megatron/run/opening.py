@@ -23,6 +23,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.host.gpus import VISIBLE, visible_devices
+from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
@@ -82,7 +83,7 @@ class OpenedRun:
             refit = Refit(config, source=source, client=client)
         self.closing.callback(refit.close)
         if is_colocated(config) and torch.cuda.is_available():
-            self.progress("warning: colocated engines are unverified on this hardware")
+            self.important("warning: colocated engines are unverified on this hardware")
         return Engines(config, self.ends, policy.control, refit, Offload(policy, scratch))
 
     def wait_ready(self, when: str) -> None:
@@ -91,7 +92,7 @@ class OpenedRun:
         if client is None:
             return
         begun = time.monotonic()
-        with self.ends.polling():
+        with span("engines"), self.ends.polling():
             self.ends.fleet.wait_ready(self.config.rollout.timeout_s)
         waited = time.monotonic() - begun
         self.progress(f"engines ready (waited {waited:.1f} s {when}), refit by {client.transport}")
@@ -109,6 +110,10 @@ class OpenedRun:
         """A line for the person who watches."""
         self.ends.tracker.progress(text)
 
+    def important(self, text: str) -> None:
+        """A line that must not be missed: a warning, or how the run has ended."""
+        self.ends.tracker.important(text)
+
 
 @contextmanager
 def open_run(
@@ -124,7 +129,9 @@ def open_run(
     store = store_of(config)
     start = find(config, store, control, fresh=fresh)
     # Prompts first: a wrong row ends the run before anything is written or any engine starts.
-    data = read_data(config, start.continued) if is_main and not config.debug.train_only else None
+    with span("data"):
+        needs_data = is_main and not config.debug.train_only
+        data = read_data(config, start.continued) if needs_data else None
     num_prompts = data.prompts.epoch_size if data is not None else 0
     trace = _begin_trace(config, start, control)
     given, config = config, train_length(config, control, num_prompts)

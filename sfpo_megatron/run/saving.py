@@ -86,13 +86,14 @@ class CheckpointWriter:
         *,
         best_step: Callable[[], int | None],
         progress: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         """`best_step()`: the train step of the best evaluation so far."""
         self._config = config
         self._policy = policy
         self._store = store
         self._best_step = best_step
-        self._progress = progress
+        self._progress, self._warn = progress, warn
         self._is_main = policy.control.rank == 0
         self._under_way: list[_Written] = []  # one at the most
         self._cleaning: list[threading.Thread] = []  # likewise
@@ -160,7 +161,7 @@ class CheckpointWriter:
         try:
             self._store.prune()
         except (CheckpointError, OSError) as error:
-            self._progress(f"warning: {error}")
+            self._warn(f"warning: {error}")
 
     def _join_cleaning(self) -> None:
         threads, self._cleaning = self._cleaning, []

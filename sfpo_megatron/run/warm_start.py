@@ -143,6 +143,7 @@ def _open_sinks(
         Tracker(
             config,
             num_steps=config.sft.steps,
+            eval_every=config.sft.eval_every,
             run_id=start.run_id,
             continued_step=start.continued_step,
         )

@@ -1,12 +1,13 @@
-"""The sink `console`: a line of progress a train step or evaluation."""
+"""The sink `console`: a line of progress a train step or evaluation, on the process's screen."""
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator
 
-from sfpo_megatron.tracking.block import sample_block
 from sfpo_megatron.tracking.details import Details
+from sfpo_megatron.tracking.pace import Pace, clock
+from sfpo_megatron.tracking.screen import screen
 from sfpo_megatron.tracking.sinks import Metrics, Number, RunInfo
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -18,57 +19,68 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("num_passes", "passes", "d"),
     ("time/step_s", "s/step", "5.1f"),
 )
-_SAMPLE_CHARS = 600
 _LOSS = ("loss", "loss", "6.3f")
+_SPARED = ("num_passes", "grad_norm", "entropy")
+"""What a narrow terminal does not show, the first of these first."""
 
 
 class ConsoleSink:
-    """One aligned line a train step or evaluation; the same with and without a terminal."""
+    """One aligned line a train step or evaluation."""
 
     def __init__(self, run: RunInfo) -> None:
         self._num_steps = run.num_steps
-        self._first: tuple[int, float] | None = None  # (step, time) that the ETA is taken from
+        self._pace = Pace(run.num_steps, run.eval_every)
+        self._screen = screen()
+        self._screen.length(run.num_steps, None)
 
     def log(self, metrics: Metrics) -> None:
-        step = metrics.get("step")
-        if "eval/accuracy" in metrics:
-            accuracy = metrics["eval/accuracy"]
-            text = "n/a" if accuracy is None else f"{accuracy:.3f}"
-            self.text(f"step {step}: held-out accuracy {text}")
-        if "eval/loss" in metrics:
-            self.text(f"step {step}: held-out loss {_format(metrics['eval/loss'], '.4f')}")
+        step = int(metrics.get("step") or 0)
         if "reward_mean" in metrics or "loss" in metrics:
-            self._step(int(step or 0), metrics)
+            self._pace.stepped(step, time.monotonic())
+        if seconds := metrics.get("time/evaluate_s"):
+            self._pace.evaluated(step, seconds)
+        self._screen.metrics(metrics, list(self._lines(step, metrics)))
+        self._screen.length(self._num_steps, self._pace.left_s)
 
     def text(self, line: str) -> None:
-        # A model may write what the terminal's encoding has no letter for.
-        encoding = sys.stdout.encoding or "utf-8"
-        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        self._screen.text(line)
+
+    def important(self, line: str) -> None:
+        self._screen.text(line, important=True)
 
     def details(self, details: Details) -> None:
         if details.samples:
-            self.text(sample_block(details.step, details.samples, max_chars=_SAMPLE_CHARS))
+            self._screen.samples(details.step, details.samples)
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """The screen is the process's."""
 
-    def _step(self, step: int, metrics: Metrics) -> None:
+    def _lines(self, step: int, metrics: Metrics) -> Iterator[str]:
+        if "eval/accuracy" in metrics:
+            accuracy = metrics["eval/accuracy"]
+            text = "n/a" if accuracy is None else f"{accuracy:.3f}"
+            yield f"step {step}: held-out accuracy {text}"
+        if "eval/loss" in metrics:
+            yield f"step {step}: held-out loss {_format(metrics['eval/loss'], '.4f')}"
+        if "reward_mean" in metrics or "loss" in metrics:
+            yield self._step(step, metrics)
+
+    def _step(self, step: int, metrics: Metrics) -> str:
         columns = _COLUMNS if "reward_mean" in metrics else (_LOSS, *_COLUMNS)  # the warm start
-        shown = [(h, _format(metrics[k], f)) for k, h, f in columns if k in metrics]
+        shown = {k: f"{h} {_format(metrics[k], f)}" for k, h, f in columns if k in metrics}
         width = len(str(self._num_steps))
-        cells = "  ".join(f"{heading} {value}" for heading, value in shown)
-        self.text(f"step {step:>{width}}/{self._num_steps}  {cells}  {self._eta(step)}".rstrip())
-
-    def _eta(self, step: int) -> str:
-        """From the pace since the first line that was shown (the first step also warms up)."""
-        now = time.monotonic()
-        if self._first is None or step <= self._first[0]:
-            self._first = (step, now)
-            return ""
-        pace = (now - self._first[1]) / (step - self._first[0])
-        minutes, seconds = divmod(round(pace * max(0, self._num_steps - step)), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"ETA {hours}:{minutes:02}:{seconds:02}"
+        head = f"step {step:>{width}}/{self._num_steps}"
+        for spared in _SPARED:
+            if self._screen.width is None or len("  ".join((head, *shown.values()))) <= (
+                self._screen.width
+            ):
+                break
+            shown.pop(spared, None)
+        cells = [head, *shown.values()]
+        left_s = self._pace.left_s
+        if left_s is not None and not self._screen.shows_time_left:
+            cells.append(f"ETA {clock(left_s)}")
+        return "  ".join(cells)
 
 
 def _format(value: Number, spec: str) -> str:

@@ -35,6 +35,9 @@ class RunInfo:
     """Train step after which the run goes on, so that what was logged of later ones comes again;
     0 for a new run."""
 
+    eval_every: int = 0
+    """Steps between evaluations, of which one more comes at the end; 0: that one alone."""
+
     @property
     def first_step(self) -> int:
         """Step of the first line that is going to come: a new run evaluates at step 0."""
@@ -65,6 +68,14 @@ class TakesDetails(Protocol):
 
     def details(self, details: Details) -> None:
         """Take the distributions and the sample rollouts of a train step, after its metrics."""
+
+
+@runtime_checkable
+class TakesImportant(Protocol):
+    """A sink that tells what must not be missed from other lines, which `text` gets."""
+
+    def important(self, line: str) -> None:
+        """Take a warning, or a line about how the run has ended."""
 
 
 def is_failing() -> bool:

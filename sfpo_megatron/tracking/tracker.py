@@ -12,7 +12,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.plugins import SINK, PluginError
 from sfpo_megatron.tracking.details import Details
-from sfpo_megatron.tracking.sinks import Number, RunInfo, Sink, TakesDetails
+from sfpo_megatron.tracking.sinks import Number, RunInfo, Sink, TakesDetails, TakesImportant
 
 
 class Tracker:
@@ -23,16 +23,18 @@ class Tracker:
         config: RunConfig,
         *,
         num_steps: int | None = None,
+        eval_every: int | None = None,
         run_id: str = "",
         continued_step: int = 0,
     ) -> None:
         """PluginError for what cannot be loaded or is no sink; one that cannot be made is left out.
-        `num_steps`: of the run, where it is not `train.num_steps`; `run_id`, `continued_step`: as
-        in `RunInfo`."""
+        `num_steps`, `eval_every`: of the run, where they are not those of `train` and `eval`;
+        `run_id`, `continued_step`: as in `RunInfo`."""
         run = RunInfo(
             config=config,
             directory=RunDirectory.of(config.output_dir),
             num_steps=num_steps if num_steps is not None else config.train.steps,
+            eval_every=eval_every if eval_every is not None else config.eval.every,
             run_id=run_id,
             continued_step=continued_step,
         )
@@ -58,6 +60,14 @@ class Tracker:
     def progress(self, text: str) -> None:
         """A line for the person who watches; not a metric."""
         self._each(lambda sink: sink.text(text))
+
+    def important(self, text: str) -> None:
+        """A line that must not be missed: a warning, or how the run has ended."""
+        self._each(
+            lambda sink: (
+                sink.important(text) if isinstance(sink, TakesImportant) else sink.text(text)
+            )
+        )
 
     def close(self) -> None:
         """Close every sink, the last one first."""
@@ -100,6 +110,9 @@ class NoTracker:
         """Rank 0 has the same batch."""
 
     def progress(self, text: str) -> None:
+        """Rank 0 says it."""
+
+    def important(self, text: str) -> None:
         """Rank 0 says it."""
 
     def close(self) -> None:

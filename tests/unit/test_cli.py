@@ -160,9 +160,35 @@ def test_launcher_gets_the_ranks_that_parallel_asks_for(
     assert cli.main([command, "run.yaml", *overrides]) == 5
     ((arguments, rest),) = calls
     assert arguments == [command, "--launched", "run.yaml", *overrides]
-    saves = {"saves_when_stopped": True}
+    saves = {"saves_when_stopped": True, "is_live": True}
     assert rest == {"num_ranks": 8, "directory": RunDirectory(here / "run")} | saves
     assert cli._parser().parse_args(arguments).launched
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_ranks_hear_what_stdout_is_to_get(
+    here: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    calls: list[tuple[list[str], object]] = []
+
+    def launch(arguments: list[str], *, is_live: bool, **rest: object) -> int:
+        calls.append((arguments, is_live))
+        return 5
+
+    monkeypatch.setattr("sfpo_megatron.launcher.launch.launch", launch)
+    assert cli.main(["train", "run.yaml", option, "--fresh"]) == 5
+    assert calls == [(["train", "--launched", "--fresh", option, "run.yaml"], False)]
+
+
+def test_json_without_the_console_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "run.yaml", "--json", "tracking.sinks=[jsonl]"]) == 2
+    said = capsys.readouterr().err
+    assert "tracking.sinks: found jsonl, expected console among them" in said
+    with pytest.raises(SystemExit):
+        cli.main(["train", "run.yaml", "--json", "--quiet"])
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_unknown_command_and_no_command() -> None:

@@ -12,7 +12,7 @@ from made.rollouts import group
 
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.rollout.reports import EngineLoad, ScoredRequest
+from sfpo_megatron.rollout.reports import EngineLoad, RolloutCount, ScoredRequest
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Prompt, Rollout
 
@@ -46,15 +46,21 @@ class Alone(RolloutController):
             change=lambda: asyncio.sleep(60),
             can_generate=True,
             take_load=no_load,
+            starting=(),
             num_reissued=0,
             num_restarts=0,
         )
         self._rounds: Any = self
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
+        self._counts: dict[str, RolloutCount] = {}
         self._updating = False
 
-    async def run(self, prompts: Any, request: RolloutRequest) -> tuple[list[Any], float]:
+    async def run(
+        self, prompts: Any, request: RolloutRequest, count: RolloutCount
+    ) -> tuple[list[Any], float]:
+        count.num_asked += len(prompts) * request.num_samples
         await asyncio.sleep(0)
+        count.num_done += len(prompts) * request.num_samples
         versions = self.versions.pop(0)
         return [
             group(prompt.id, [0.0, 1.0], weight_version=version)
@@ -72,6 +78,26 @@ def rollouts_of(controller: Alone) -> list[Rollout]:
     found = asyncio.run(ask())
     assert found is not None
     return found.rollouts
+
+
+def test_progress_is_of_the_round_that_counts() -> None:
+    """What was made by several versions is made again, and counted again."""
+    controller = Alone((0, 1), (2, 2))
+
+    async def ask() -> list[tuple[int, int]]:
+        found = []
+        await controller.submit(REQUEST)
+        is_done = False
+        while not is_done:
+            is_done = controller._requests[REQUEST.id].done()
+            count = (await controller.progress(REQUEST.id)).count
+            found.append((count.num_done, count.num_asked))
+            await asyncio.sleep(0)
+        await controller.collect(REQUEST.id)
+        assert (await controller.progress(REQUEST.id)).count == RolloutCount()
+        return found
+
+    assert set(asyncio.run(ask())) == {(0, 0), (0, 4), (4, 4)}
 
 
 def test_a_batch_has_one_version() -> None:

@@ -241,6 +241,7 @@ def test_every_metric_of_a_train_step_is_described() -> None:
     feed |= ZeroVarianceHistory(0.25).metrics.keys()
     for file in ("run/checkpoints.py", "run/turns.py", "run/engines.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
+    feed -= {"time/evaluate_s"}  # of the evaluation's own line
     assert "time/checkpoint_s" in feed
     files = ("trainer.py", "run/learner.py", "run/metrics.py")
     logged = set().union(*map(logged_keys, files), keys_of_passes()) - {"time/sfpo_s", *KEPT}
@@ -255,6 +256,7 @@ def test_every_metric_of_a_train_step_is_described() -> None:
 def test_every_metric_of_an_evaluation_is_described() -> None:
     logged = logged_keys("run/evaluation.py") | logged_keys("evaluate.py")
     expected = {key for key in logged if key.startswith("eval/")} | {"step", "model"}
+    expected |= logged_keys("run/engines.py") & {"time/evaluate_s"}
     assert names(EVALUATION) == expected | {"eval/reward/NAME", "eval/accuracy/SOURCE"}
 
 

@@ -29,7 +29,7 @@ from sfpo_megatron.rollout import controller
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner, Generator
 from sfpo_megatron.rollout.episodes import Episode, load_environment
 from sfpo_megatron.rollout.errors import FleetLost, RolloutError
-from sfpo_megatron.rollout.reports import environment_metrics
+from sfpo_megatron.rollout.reports import RolloutCount, environment_metrics
 from sfpo_megatron.rollout.rounds import Rounds, jobs_of
 from sfpo_megatron.rollout.sampling import (
     Completion,
@@ -130,7 +130,9 @@ def test_single_turn_makes_the_same_calls_and_rollouts(
     )
     fleet = Engines()
     rounds = Rounds(3, runner_of("single_turn", fleet), Scores())  # type: ignore[arg-type]
-    groups, _ = asyncio.run(rounds.run(prompts, request))
+    count = RolloutCount()
+    groups, _ = asyncio.run(rounds.run(prompts, request, count))
+    assert count.num_done == count.num_asked == num_prompts * num_samples
 
     wanted: list[Call] = []
     completions: list[Completion] = []

@@ -6,6 +6,7 @@ Not exercised: processes, Ray, vLLM (tests/e2e/test_kills.py ends real ones).
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -292,6 +293,30 @@ def test_the_load_is_of_the_engines_that_answer(actors: list[Actor]) -> None:
         actors[3].dead.set()
         actors[4].hangs.add("take_load")
         assert await fleet.take_load() == EngineLoad(kv_cache_usage=0.2, num_preemptions=3)
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_engines_that_start_say_what_they_are_at(
+    actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each says it in its log."""
+    monkeypatch.chdir(tmp_path)
+
+    async def run() -> None:
+        fleet = make_fleet(actors)
+        folder = fleet.log_file(0).parent
+        folder.mkdir(parents=True)
+        actors[0].may_start.clear()
+        starting = asyncio.ensure_future(fleet.start())
+        await until(lambda: fleet.engines[1].ready)
+        assert fleet.starting == ("engine 0 is starting",)
+        fleet.log_file(0).write_text("sfpo-megatron: now loading weights\n")
+        assert fleet.starting == ("engine 0 is loading weights",)
+        actors[0].may_start.set()
+        await starting
+        assert fleet.starting == ()
         await fleet.shutdown()
 
     asyncio.run(run())

@@ -116,6 +116,7 @@ def a_checkpoints(config: RunConfig) -> tuple[Checkpoints, list[str]]:
         start=SimpleNamespace(found=None, run_id=RUN),
         ends=SimpleNamespace(stop=NoStop(), best=Best()),
         progress=lambda text: asked.append(text),
+        important=lambda text: asked.append(text),
         store=store_of(config),
     )
     return Checkpoints(config, opened, policy, engines, {}), asked

@@ -265,7 +265,11 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
         after_step=note("after"),
     )
     opened: Any = SimpleNamespace(
-        config=config, log=note("logged"), show=note("shown"), progress=note("said")
+        config=config,
+        log=note("logged"),
+        show=note("shown"),
+        progress=note("said"),
+        important=note("said"),
     )
     with pytest.raises(RunCollapsed):
         trainer.train(opened, learner, engines, checkpoints)

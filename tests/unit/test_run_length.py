@@ -89,7 +89,7 @@ def test_a_schedule_that_does_not_fit_the_epochs() -> None:
 
 def an_engines(config: RunConfig, best: Best, said: list[str], reached: bool | None) -> Engines:
     """On rank 0, or where `reached` is what rank 0 says."""
-    anything: Any = SimpleNamespace(progress=said.append)
+    anything: Any = SimpleNamespace(important=said.append)
     ends: Any = other_ends() if reached is not None else _main(anything, best)
     control: Any = Rank(reached)
     if reached is None:
@@ -173,6 +173,7 @@ class FakeRun:
             log=lambda metrics: None,
             show=lambda details: None,
             progress=self.text.append,
+            important=self.text.append,
         )
 
     def _after_step(self, step: int, *, is_last: bool = False) -> bool:

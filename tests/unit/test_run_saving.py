@@ -44,6 +44,7 @@ class Saved:
             start=SimpleNamespace(found=None, run_id="abcdef012345"),
             ends=SimpleNamespace(stop=self.stop, best=self.best),
             progress=self.events.append,
+            important=self.events.append,
             store=self.store,
         )
         policy: Any = SimpleNamespace(control=control)

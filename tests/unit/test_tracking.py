@@ -101,10 +101,9 @@ def test_console_lines_align_and_end_with_an_eta(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first step gives no pace; after it, remaining = pace x steps left."""
-    clock = iter([100.0, 110.0, 190.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     sink = ConsoleSink(run_info())
-    for step in (1, 2, 10):
+    for step, now in ((1, 100.0), (2, 110.0), (10, 190.0)):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         sink.log({"step": step, **STEP, "grad_norm": 10.0**step})
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("step  1/20  reward  0.500  acc  0.250")

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from sfpo_megatron.families.weight_files import INDEX, weight_files
+from sfpo_megatron.host.stages import begin_stage
 
 
 class ListedWeights(DefaultModelLoader):
     """vLLM's loader over `weight_files`."""
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Fill the model, and say so in the engine's log."""
+        begin_stage("loading weights")
+        super().load_weights(model, model_config)
+        begin_stage("measuring memory and compiling")
 
     def _prepare_weights(
         self,
