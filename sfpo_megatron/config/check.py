@@ -18,9 +18,11 @@ from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.gate import gate
 from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.old_logprobs import old_logprobs
 from sfpo_megatron.config.rules.one_model import one_model
 from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.passed_through import (
@@ -191,6 +193,15 @@ def _algorithm(config: RunConfig) -> Iterator[Problem]:
             "alpha 0 throws the fast passes away; use sfpo.num_fast_passes=0 for plain GRPO",
             "warning",
         )
+    predicts = config.sfpo.trajectory == "predicted" and config.sfpo.num_fast_passes > 0
+    if predicts and config.sfpo.moments != "restore":
+        yield Problem(
+            "sfpo.moments",
+            f"{config.sfpo.moments} with trajectory: predicted",
+            "restore, as PrePO has it",
+            "set sfpo.moments=restore; its authors compare with keep",
+            "warning",
+        )
     if config.rollout.top_p < 1 and not config.objective.importance_sampling.is_on:
         yield Problem(
             "rollout.top_p",
@@ -272,9 +283,11 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     length,
     context_parallel,
     _algorithm,
+    gate,
     _optimizer,
     sgd,
     _objective,
+    old_logprobs,
     engines,
     transports,
     passed_through,
