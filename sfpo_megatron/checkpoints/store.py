@@ -19,7 +19,7 @@ from typing import Literal
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.replacing import sync_directory, write_durably
+from sfpo_megatron.host.replacing import set_aside, sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
 Format = Literal["native", "megatron_lm"]
@@ -229,12 +229,3 @@ def pointed_at(folder: Path, *pointers: str) -> Path | None:
             text = file.read_text(encoding="utf-8").strip()
             return folder / (f"iter_{int(text):07d}" if text.isdecimal() else text)
     return None
-
-
-def set_aside(path: Path, why: str) -> Path:
-    """Rename to the first free `NAME.why-N`."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.{why}-{number}")).exists():
-        number += 1
-    path.rename(target)
-    return target
