@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 
 from sfpo_megatron.host.addresses import gloo_fault, own_address
 from sfpo_megatron.host.home import can_be_written
-from sfpo_megatron.outputs.environment import DISTRIBUTIONS
+from sfpo_megatron.outputs.environment import DISTRIBUTIONS, versions
 
 _GIB = 1024**3
 
@@ -32,13 +31,9 @@ def report() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    found = versions()
+    named = {name: found.get(name, "not installed") for name in DISTRIBUTIONS}
+    return {"python": platform.python_version(), **named}
 
 
 def _devices() -> dict[str, str]:
