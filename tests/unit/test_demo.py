@@ -110,8 +110,6 @@ def test_problems_are_those_of_prepare_data(demo_data: Path, tmp_path: Path) -> 
 def test_prompts_and_solutions_fit_and_a_warm_start_learns_the_steps(
     config: RunConfig, policy: Path
 ) -> None:
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(policy)
     held_out = eval_prompts(config, tokenizer)
     assert len(held_out) == 512 and len(PromptStream(config, tokenizer).prompts) > 3000
