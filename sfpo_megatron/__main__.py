@@ -32,7 +32,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-if (
-    __name__ == "__main__"
-):  # dist-checkpoint writers and reward workers spawn: they import this file
+# Dist-checkpoint writers and reward workers spawn: they import this file.
+if __name__ == "__main__":
     raise SystemExit(main())

@@ -37,6 +37,8 @@ from sfpo_megatron.host.torchrun import num_ranks, speaks
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
+from sfpo_megatron.slurm.command import SlurmError, slurm
+from sfpo_megatron.slurm.command import add_options as add_slurm_options
 from sfpo_megatron.tracking.screen import Mode
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
@@ -144,7 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_fresh(checking)
     add_check_options(checking)
     checking.set_defaults(run=check)
-    _add_slurm(commands)
+    text = "make a run's job script in output_dir/slurm and hand it to sbatch"
+    submitting = _config_command(commands, "slurm", text)
+    add_slurm_options(submitting)
+    _add_accept_data_change(submitting)
+    submitting.set_defaults(run=_slurm)
     _add_plan(commands)
     text = "score responses that are in a file; starts nothing else"
     scoring = _command(commands, "score", text)
@@ -212,54 +218,6 @@ def _add_accept_data_change(command: argparse.ArgumentParser) -> None:
         help="continue although the rows of data.train are not those of the checkpoint; what has "
         "changed is said, and kept in run.json",
     )
-
-
-def _add_slurm(commands: Any) -> None:
-    text = "make a run's job script in output_dir/slurm and hand it to sbatch"
-    command = _config_command(commands, "slurm", text)
-    command.add_argument("--nodes", type=int, required=True, help="nodes of the job")
-    command.add_argument("--time", required=True, help="time limit, as sbatch takes it: 4:00:00")
-    command.add_argument(
-        "--job",
-        choices=("train", "eval"),
-        default="train",
-        help="train (the default), or only the held-out prompts through engines",
-    )
-    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
-    command.add_argument(
-        "--train-nodes",
-        type=int,
-        metavar="N",
-        help="nodes with trainer ranks; default: all when engines are colocated, else as few as "
-        "the ranks need",
-    )
-    command.add_argument("--env", metavar="FILE", help="your copy of launch/slurm/env.sh")
-    command.add_argument(
-        "--save-budget",
-        type=int,
-        metavar="SECONDS",
-        help="what a run that is asked to stop may take to save",
-    )
-    command.add_argument(
-        "--max-failures",
-        type=int,
-        default=3,
-        metavar="N",
-        help="failures in a row, without a new checkpoint, before the job gives up (default: 3)",
-    )
-    command.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="one more option of sbatch, such as --sbatch=--partition=h100; may be repeated",
-    )
-    command.add_argument(
-        "--dry-run", action="store_true", help="print the script, write and submit nothing"
-    )
-    _add_accept_data_change(command)
-    command.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)  # is refused
-    command.set_defaults(run=_slurm)
 
 
 def _add_plan(commands: Any) -> None:
@@ -353,8 +311,6 @@ def _run(
 
 
 def _slurm(arguments: argparse.Namespace) -> int:
-    from sfpo_megatron.slurm.command import SlurmError, slurm
-
     try:
         return slurm(arguments)
     except SlurmError as error:

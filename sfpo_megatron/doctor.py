@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sysconfig
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from sfpo_megatron.host.addresses import gloo_fault, own_address
 from sfpo_megatron.host.gpus import VISIBLE, driver
 from sfpo_megatron.host.hardware import huge_pages, infiniband, limits, nvlinks
 from sfpo_megatron.host.home import can_be_written
-from sfpo_megatron.outputs.environment import DISTRIBUTIONS
+from sfpo_megatron.outputs.environment import DISTRIBUTIONS, versions
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.capabilities import Capabilities
@@ -41,13 +40,9 @@ def report() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    found = versions()
+    named = {name: found.get(name, "not installed") for name in DISTRIBUTIONS}
+    return {"python": platform.python_version(), **named}
 
 
 def _devices() -> dict[str, str]:

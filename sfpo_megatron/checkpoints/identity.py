@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore, set_aside
-from sfpo_megatron.host.replacing import sync_directory, write_durably
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore
+from sfpo_megatron.host.replacing import set_aside, sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
 Kind = Literal["train", "sft"]
@@ -163,10 +163,7 @@ def retire_metrics(directory: RunDirectory) -> None:
     """Keep metrics.jsonl of an earlier run as metrics.previous-N.jsonl, and samples.jsonl so."""
     for file in (directory.metrics, directory.samples):
         if file.exists() and file.stat().st_size:
-            number = 1
-            while (aside := file.with_name(f"{file.stem}.previous-{number}.jsonl")).exists():
-                number += 1
-            file.rename(aside)
+            set_aside(file, "previous", keeps_suffix=True)
 
 
 def outlook(directory: RunDirectory, store: CheckpointStore, *, resume: str, fresh: bool) -> str:

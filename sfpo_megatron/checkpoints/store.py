@@ -19,10 +19,12 @@ from typing import Literal
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.replacing import sync_directory, write_durably
+from sfpo_megatron.host.replacing import set_aside, sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
 Format = Literal["native", "megatron_lm"]
+LATEST, BEST = "latest", "best"
+"""Files with the name of a checkpoint beside them."""
 MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 RUN_STATE = "run_state.json"
 _PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
@@ -91,19 +93,18 @@ class CheckpointStore:
         return directory
 
     def _point(self, step: int) -> None:
-        write_durably(self.folder / "latest", self._name(step) + "\n")
+        write_durably(self.folder / LATEST, self._name(step) + "\n")
         if self._form == "megatron_lm":
             write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
 
     def mark_best(self, step: int) -> None:
         """Record that the checkpoint of `step` is the best one so far."""
-        write_durably(self.folder / "best", self._name(step) + "\n")
+        write_durably(self.folder / BEST, self._name(step) + "\n")
 
     @property
     def best(self) -> Path | None:
-        pointer = self.folder / "best"
-        name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-        return self.folder / name if _NAME.fullmatch(name) else None
+        best = pointed_at(self.folder, BEST)
+        return best if best is not None and _NAME.fullmatch(best.name) else None
 
     def prune(self) -> list[Path]:
         """Remove what retention does not keep, after reading the newest checkpoint back from the
@@ -203,11 +204,11 @@ def at(path: Path) -> Found:
     """
     directory = path
     if not (path / "metadata.json").is_file():
-        directory = _pointed_at(path)
+        directory = pointed_at(path) or path
     if not (directory / "metadata.json").is_file():
         raise CheckpointError(
             f"{path}: found no checkpoint, expected a directory with metadata.json, or a folder "
-            f"with `latest` or {MEGATRON_TRACKER}; correct checkpoint.resume"
+            f"with `{LATEST}` or {MEGATRON_TRACKER}; correct checkpoint.resume"
         )
     if (directory / manifest.NAME).is_file() and (problems := manifest.faults(directory)):
         raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
@@ -219,19 +220,12 @@ def at(path: Path) -> Found:
     )
 
 
-def _pointed_at(folder: Path) -> Path:
-    for pointer, form in (("latest", None), (MEGATRON_TRACKER, "iter_{:07d}")):
+def pointed_at(folder: Path, *pointers: str) -> Path | None:
+    """The checkpoint that the first pointer in `folder` names; None without one. `pointers`: names
+    of their files, by default `latest`, then Megatron-LM's."""
+    for pointer in pointers or (LATEST, MEGATRON_TRACKER):
         file = folder / pointer
         if file.is_file():
             text = file.read_text(encoding="utf-8").strip()
-            return folder / (form.format(int(text)) if form and text.isdigit() else text)
-    return folder
-
-
-def set_aside(path: Path, why: str) -> Path:
-    """Rename to the first free `NAME.why-N`."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.{why}-{number}")).exists():
-        number += 1
-    path.rename(target)
-    return target
+            return folder / (f"iter_{int(text):07d}" if text.isdecimal() else text)
+    return None

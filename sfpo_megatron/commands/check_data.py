@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from typing import TypedDict
 
@@ -20,6 +20,7 @@ from sfpo_megatron.data.references import References
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.data.table import PromptTable
 from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.outputs.percentiles import percentiles
 from sfpo_megatron.outputs.table import aligned
 from sfpo_megatron.plugins import PluginError
 
@@ -112,7 +113,7 @@ def _source(counted: SourceRows, prompts: PromptTable, references: References) -
         repeated=counted.repeated,
         held_out=counted.held_out,
         bad=dict(counted.bad),
-        tokens=_percentiles(sorted(prompts.lengths(counted.name))),
+        tokens=percentiles(prompts.lengths(counted.name), *_PERCENTILES),
         first=None if place is None else _first(prompts, place, references),
     )
 
@@ -127,14 +128,6 @@ def _first(prompts: PromptTable, place: int, references: References) -> First:
         reference=row.answer,
         reference_read=references.read(row),
     )
-
-
-def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
-    """The least of sorted lengths that so many of a hundred do not exceed, by name."""
-    if not lengths:
-        return {}
-    found = {f"p{p}": lengths[-(-p * len(lengths) // 100) - 1] for p in _PERCENTILES}
-    return {**found, "max": lengths[-1]}
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 from sfpo_megatron.config.source_files import NoLines, lines_in, text_of
 from sfpo_megatron.config.yaml_text import shorten
+from sfpo_megatron.data.values import json_only, number_text, written_float
 from sfpo_megatron.rewards.returned import shown
 from sfpo_megatron.rewards.wire import WireProblem
 
@@ -86,7 +84,7 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
         return BadLine(where=where, number=number, what=what)
 
     try:
-        row = json.loads(text_of(text))
+        row = json.loads(text_of(text), parse_float=written_float)
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8: both are ValueErrors
         return bad(f"{shorten(repr(text[:200].decode(errors='replace').strip()))} ({error})")
     if not isinstance(row, dict):
@@ -95,24 +93,14 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
         if name not in row:
             return bad(f"no field {name!r} (fields: {', '.join(row) or 'none'})", f"add {name!r}")
     response, question = row["response"], row.get("question") or ""
-    answer = _as_text(row.get("answer", ""))
+    given = row.get("answer", "")
+    answer = given if isinstance(given, str) else number_text(given)
     if not isinstance(response, str):
         return bad(f"response = {shown(response)}", "make it text")
     if not isinstance(question, str):
         return bad(f"question = {shown(question)}", "make it text")
     if answer is None or (needs_answer and not answer.strip()):
         return bad(f"answer = {shown(row.get('answer'))}", "make it text that is not empty")
-    metadata = {name: value for name, value in row.items() if name not in _USED}
+    metadata, _ = json_only({name: value for name, value in row.items() if name not in _USED})
     problem = WireProblem(id=where, question=question, answer=answer, metadata=metadata)
     return Line(where=where, number=number, problem=problem, response=response)
-
-
-def _as_text(answer: Any) -> str | None:
-    """A reference; a number as its digits, so that 1e-7 is 0.0000001. None for what is neither."""
-    if isinstance(answer, str):
-        return answer
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
-        return None
-    if isinstance(answer, int) or answer.is_integer():
-        return str(int(answer))
-    return f"{Decimal(repr(answer)):f}" if math.isfinite(answer) else None

@@ -22,9 +22,10 @@ from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.origin import COMMAND_LINE, Source
 from sfpo_megatron.config.reward import RewardConfig
 from sfpo_megatron.config.typed import build
+from sfpo_megatron.data.references import NEED_NONE
 from sfpo_megatron.rewards import VerifierError
 from sfpo_megatron.rewards.parts import part_means
-from sfpo_megatron.rewards.pool import Outcome, Score, ScoringPool
+from sfpo_megatron.rewards.pool import Score, ScoringPool
 from sfpo_megatron.rewards.wire import Explanation
 
 _LINES_AT_A_TIME = 1024
@@ -69,8 +70,7 @@ def score(arguments: argparse.Namespace) -> int:
     reward = _reward_of(arguments)
     # Without a look at the answer where nothing compares with it.
     needs_answer = any(
-        one.name not in ("format", "reasoning_gym", "http") and ":" not in one.name
-        for one in reward.summands(None)
+        one.name not in NEED_NONE and ":" not in one.name for one in reward.summands(None)
     )
     try:
         lines = lines_of(arguments.file, needs_answer=needs_answer)
@@ -247,6 +247,3 @@ def _short(text: str | None) -> str:
         return "no answer"
     kept = text if len(text) <= _SHOWN_CHARS else f"...{text[-_SHOWN_CHARS:]}"
     return json.dumps(kept)
-
-
-__all__ = ["Outcome", "add_options", "score"]

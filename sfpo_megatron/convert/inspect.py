@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,13 @@ def differences(left: Path, right: Path, *, hf: Path | None = None) -> Iterator[
     a directory with the model's config.json, where it is not found beside a checkpoint."""
     left_tensors, right_tensors = _tensors(left, hf), _tensors(right, hf)
     # Both come in the order of the family's table; a tensor at a time is in memory on each side.
-    for (name, a), (other, b) in zip(left_tensors, right_tensors, strict=True):
+    nothing = ("no further tensor", torch.empty(0))
+    for (name, a), (other, b) in zip_longest(left_tensors, right_tensors, fillvalue=nothing):
         if name != other:
-            raise CheckpointError(f"found {name} in {left} and {other} in {right}: other models")
+            raise CheckpointError(
+                f"found {name} in {left} and {other} in {right}, expected the same tensors; "
+                "compare two checkpoints of one model"
+            )
         if a.dtype != b.dtype or a.shape != b.shape:
             yield f"{name}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
         elif not torch.equal(a.view(torch.uint8), b.view(torch.uint8)):

@@ -8,7 +8,13 @@ from typing import Literal
 
 import yaml
 
-from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER, RUN_STATE, CheckpointError
+from sfpo_megatron.checkpoints.store import (
+    LATEST,
+    MEGATRON_TRACKER,
+    RUN_STATE,
+    CheckpointError,
+    pointed_at,
+)
 from sfpo_megatron.config.paths import expand
 from sfpo_megatron.convert.torch_dist import is_torch_dist
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -29,23 +35,15 @@ class Located:
 def locate(path: Path) -> Located:
     """The checkpoint that `path` is; of a folder with several, the one that its pointer names."""
     of_run = RunDirectory(path).checkpoints
-    for candidate in (path, _pointed_at(path), _pointed_at(of_run)):
+    for candidate in (path, pointed_at(path), pointed_at(of_run)):
         if candidate is not None and is_torch_dist(candidate):
             native = (candidate / RUN_STATE).is_file()
             return Located(kind="native" if native else "megatron_lm", directory=candidate)
     raise CheckpointError(
         f"{path}: found no torch_dist checkpoint, expected a directory with .metadata and "
-        f"metadata.json, or a folder with {MEGATRON_TRACKER} or `latest`; older formats of "
+        f"metadata.json, or a folder with {MEGATRON_TRACKER} or `{LATEST}`; older formats of "
         "Megatron are converted by Megatron-LM's --ckpt-convert-format torch_dist"
     )
-
-
-def _pointed_at(folder: Path) -> Path | None:
-    for pointer in (folder / "latest", folder / MEGATRON_TRACKER):
-        if pointer.is_file():
-            text = pointer.read_text(encoding="utf-8").strip()
-            return folder / (f"iter_{int(text):07d}" if text.isdigit() else text)
-    return None
 
 
 def hf_files(found: Located) -> Path:

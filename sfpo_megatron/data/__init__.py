@@ -1,4 +1,4 @@
-"""Prompts with a resumable cursor, from reasoning-gym generators and jsonl files."""
+"""Prompts with a resumable cursor, and examples for a warm start, from the sources of a config."""
 
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.prompts import PromptStream, eval_prompts

@@ -41,6 +41,7 @@ _TURNS = (
 _ALWAYS_USED = frozenset({"prompt", "answer", "reward_model"})
 SYSTEM = "system"
 """Key of a row's metadata: the system message of its conversation."""
+METADATA = "metadata"
 _ROLES = {"user": "assistant", "assistant": "user"}
 """Role of a turn -> of the next."""
 
@@ -107,9 +108,9 @@ def row_of(
     metadata = _metadata(value, columns, layout)
     if system:
         metadata[SYSTEM] = system
-    mapped = _at(value, columns["system"]) if "system" in columns else None
+    mapped = _at(value, columns[SYSTEM]) if SYSTEM in columns else None
     if not isinstance(mapped, str | _Missing) and not absent(mapped):
-        found, fix = f"{columns['system']} = {shorten(mapped)}", "correct the row, or columns"
+        found, fix = f"{columns[SYSTEM]} = {shorten(mapped)}", "correct the row, or columns"
         return DataError(where, found=found, expected="a system message of text", fix=fix,
                          kind="with an unusable system message")  # fmt: skip
     if not system and isinstance(mapped, str) and mapped.strip():
@@ -130,6 +131,7 @@ def row_of(
         history=history,
         layout=layout.trainer,
         left_out=left_out + not_json if not_json else left_out,
+        lacks=_lacking(value, columns),
     )
 
 
@@ -156,6 +158,15 @@ def _blank(name: str, item: object, text: str, where: str) -> DataError | None:
     return DataError(where, found=found, expected=_TEXT[name], fix=fix, kind=kind)
 
 
+def _lacking(value: dict[str, Any], columns: Mapping[str, str]) -> tuple[str, ...]:
+    """Which of `system` and `metadata` are mapped to a column that the record does not have."""
+    return tuple(
+        name
+        for name in (SYSTEM, METADATA)
+        if name in columns and isinstance(_at(value, columns[name]), _Missing)
+    )
+
+
 def _mapped(columns: Mapping[str, str]) -> Layout:
     return Layout(
         prompt=columns.get("prompt", OURS.prompt), answer=columns.get("answer", OURS.answer)
@@ -173,7 +184,10 @@ def _unrewarded(
     """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
     asked = not isinstance(_at(value, layout.prompt), _Missing)
     if not asked and MESSAGES in value:
-        return conversation_row(value[MESSAGES], missing, row_id=row_id)
+        found = conversation_row(value[MESSAGES], missing, row_id=row_id)
+        if isinstance(found, Row):
+            return replace(found, lacks=_lacking(value, columns))
+        return found
     if not asked or value.get(COMPLETION) is None:
         return missing
     text = completion_text(value[COMPLETION], missing.where)
@@ -209,11 +223,11 @@ def _at(value: dict[str, Any], key: str) -> Any:
 
 
 def _metadata(value: dict[str, Any], columns: Mapping[str, str], layout: Layout) -> dict[str, Any]:
-    if "metadata" in columns:
-        item = _at(value, columns["metadata"])
+    if METADATA in columns:
+        item = _at(value, columns[METADATA])
         if isinstance(item, _Missing) or item is None:
             return {}
-        return dict(item) if isinstance(item, dict) else {columns["metadata"]: item}
+        return dict(item) if isinstance(item, dict) else {columns[METADATA]: item}
     used = {layout.prompt, layout.answer} if columns else {*_ALWAYS_USED, layout.prompt,
                                                            layout.answer}  # fmt: skip
     return {key: item for key, item in value.items() if key not in used}

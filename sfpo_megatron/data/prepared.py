@@ -6,16 +6,15 @@ problems that it trains on. Files are written whole or not at all, and only over
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sfpo_megatron.config.source_files import text_of
+from sfpo_megatron.config.source_files import lines_in, text_of
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import reasoning_gym
 from sfpo_megatron.data.arrow import records_of
@@ -23,6 +22,7 @@ from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import Row, same_question
 from sfpo_megatron.data.taught import COMPLETION
 from sfpo_megatron.data.values import written_float
+from sfpo_megatron.host.replacing import replacing, write_durably
 
 Record = Mapping[str, Any]
 MANIFEST = "manifest.json"
@@ -150,13 +150,15 @@ def records(path: Path) -> Iterator[Record]:
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
             yield from records_of(batches)
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as lines:
-                yield from (_mapping(_json(text_of(line))) for line in lines if line.strip())
+            with path.open("rb") as file:
+                for line in lines_in(file):
+                    if line.strip():
+                        yield _mapping(_json(text_of(line)))
         else:
             value = _json(text_of(path.read_bytes()))
             rows = value.get("data") if isinstance(value, dict) else value
             yield from map(_mapping, rows if isinstance(rows, list) else [rows])
-    except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # ArrowInvalid is a ValueError
         raise NotPrepared(f"{path}: found {error}; is it downloaded whole?") from error
 
 
@@ -181,12 +183,8 @@ def write(path: Path, problems: Sequence[Problem]) -> None:
         "answer": [problem.answer for problem in problems],
         **{name: [_text(problem.kept.get(name)) for problem in problems] for name in names},
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as aside:
         pyarrow.parquet.write_table(pyarrow.table(table), aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _text(value: Any) -> Any:
@@ -209,7 +207,7 @@ class Manifest:
                 ) from error
 
     def check_writable(self, name: str, *, overwrite: bool) -> None:
-        """SystemExit if NAME.parquet is there and not as this tool left it."""
+        """NotPrepared if NAME.parquet is there and not as this tool left it."""
         path = self._path.with_name(f"{name}.parquet")
         known = self.entries.get(name, {}).get("sha256")
         if path.exists() and not overwrite and sha256(path) != known:
@@ -231,9 +229,7 @@ class Manifest:
         """Put a set's entry into the file."""
         path = self._path.with_name(f"{name}.parquet")
         self.entries[name] = entry | {"sha256": sha256(path)}
-        aside = self._path.with_name(f".{MANIFEST}.{os.getpid()}")
-        aside.write_text(json.dumps({"sets": self.entries}, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, self._path)
+        write_durably(self._path, json.dumps({"sets": self.entries}, indent=1) + "\n")
 
 
 def sha256(path: Path) -> str:

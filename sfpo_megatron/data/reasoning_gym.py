@@ -14,7 +14,6 @@ import os
 import random
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.rewards.reasoning_gym import package
 from sfpo_megatron.rewards.wire import packed, unpacked
 
 UNSTABLE = (
@@ -123,9 +123,7 @@ def build_dataset(task: str, args: Mapping[str, Any], *, seed: int, size: int) -
 
 def _load_factory() -> Any:
     try:
-        with warnings.catch_warnings():  # a dependency of reasoning-gym compares with `is`
-            warnings.simplefilter("ignore", SyntaxWarning)
-            import reasoning_gym
+        return package().factory
     except ImportError as error:
         raise SourceError(
             "source",
@@ -133,7 +131,6 @@ def _load_factory() -> Any:
             expected="the package reasoning-gym",
             fix="pip install reasoning-gym",
         ) from error
-    return reasoning_gym.factory
 
 
 def _refused(entry: Mapping[str, Any], where: str) -> DataError | None:

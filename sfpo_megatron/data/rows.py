@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sfpo_megatron.config.reward import RewardChoice
@@ -38,6 +38,9 @@ class Row:
     """Name of the trainer whose columns it came in; empty for ours."""
     left_out: tuple[str, ...] = ()
     """Columns that JSON cannot hold: they are no metadata."""
+    lacks: tuple[str, ...] = ()
+    """`system` and `metadata`, where the source's columns name them and the record has no such
+    column."""
     unrewarded: DataError | None = None
     """Why no response can be rewarded: the row has no reference, and is for `sft` alone."""
     reward: RewardChoice | None = None
@@ -45,19 +48,7 @@ class Row:
 
     def within(self, source: str, reward: RewardChoice | None) -> Row:
         """The same row, with the name of its source in its id, and the source's reward."""
-        return Row(
-            id=f"{source}/{self.id}",
-            where=self.where,
-            question=self.question,
-            answer=self.answer,
-            metadata=self.metadata,
-            system=self.system,
-            history=self.history,
-            layout=self.layout,
-            left_out=self.left_out,
-            unrewarded=self.unrewarded,
-            reward=reward,
-        )
+        return replace(self, id=f"{source}/{self.id}", reward=reward)
 
     @property
     def source(self) -> str:

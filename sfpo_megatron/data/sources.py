@@ -23,10 +23,12 @@ without end would be read for ever."""
 def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterator[Row | DataError]:
     """The first `source.size` good rows (null: all), and the bad ones among them. `key` names the
     source in messages, `name` is the first part of its rows' ids. Raises DataError if the source
-    itself cannot be read, PluginError if it cannot be loaded."""
+    itself cannot be read, or names a column that no good row has; PluginError if it cannot be
+    loaded."""
     read = SOURCE.load(source.source, key=f"{key}.source")
     most = math.inf if source.source in SOURCE.built_in else MOST_ROWS
     taken = number = 0
+    lacking = set(source.columns)
     try:
         for number, item in enumerate(read(source, seed), start=1):
             row = item
@@ -37,12 +39,15 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
                 row = replace(item, where=f"{key} ({item.where})")
             if isinstance(row, Row):
                 taken += 1
+                lacking.intersection_update(row.lacks)
                 row = row.within(name, source.reward)
             yield row
             if taken == source.size:
-                return
+                break
             if number - (taken if source.size else 0) > most:
                 raise _endless(source, key, taken)
+        if taken and lacking:
+            raise _nowhere(source, min(lacking), taken)
     except SourceError as error:
         raise error.at(key) from error
     except DataError:
@@ -55,6 +60,16 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
             expected="rows with a prompt and an answer",
             fix="correct the function",
         ) from error
+
+
+def _nowhere(source: DataSource, name: str, taken: int) -> SourceError:
+    """The error of a mapped column without which every row would do, but which none has."""
+    return SourceError(
+        f"columns.{name}",
+        found=f"{source.columns[name]!r}, which none of the {taken:,} good rows has as JSON",
+        expected="a column of the rows; dots lead into objects",
+        fix="correct the name, or leave it out of columns",
+    )
 
 
 def _endless(source: DataSource, key: str, taken: int) -> DataError:

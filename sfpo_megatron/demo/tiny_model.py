@@ -68,11 +68,12 @@ DEMO = TinyModel(max_vocab=1023)
 
 def task_texts(config: RunConfig) -> list[str]:
     """Prompts of the training sources, and what a warm start learns to answer."""
-    suffix = config.data.prompt_suffix
+    data = config.data
     texts = []
     for row in train_rows(config):
         taught = completion_of(row)
-        texts += [row.question + suffix, taught if isinstance(taught, str) else row.answer]
+        prompt = f"{data.prompt_prefix}{row.question}{data.prompt_suffix}"
+        texts += [prompt, taught if isinstance(taught, str) else row.answer]
     return texts
 
 

@@ -62,19 +62,19 @@ def find_model(text: str, which: Which) -> Model:
         )
     if (path / "config.json").is_file():
         return Model(name=text, hf=path)
-    from sfpo_megatron.checkpoints.store import CheckpointError
+    from sfpo_megatron.checkpoints.store import BEST, CheckpointError, pointed_at
     from sfpo_megatron.convert.locate import hf_files, locate
 
     run = RunDirectory(path)
     try:
         if which == "best":
-            pointer = run.checkpoints / "best"
-            if not pointer.is_file():
+            best = pointed_at(run.checkpoints, BEST)
+            if best is None:
                 raise EvaluationError(
-                    f"{text}: found no {pointer.relative_to(path)}, expected a run that kept its "
+                    f"{text}: found no {run.checkpoints.name}/{BEST}, expected a run that kept its "
                     "best checkpoint (checkpoint.keep_best); take --checkpoint last"
                 )
-            found = locate(run.checkpoints / pointer.read_text(encoding="utf-8").strip())
+            found = locate(best)
         elif (run.hf / "config.json").is_file() and not _newer_checkpoint(run):
             return Model(name=text, hf=run.hf)
         else:

@@ -19,8 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from sfpo_megatron.checkpoints import store
-from sfpo_megatron.host.replacing import write_durably
+from sfpo_megatron.host.replacing import set_aside, write_durably
 from sfpo_megatron.outputs.owned import NotOurs, one_writer
 
 PATIENCE_S = 20.0
@@ -57,8 +56,9 @@ class Records:
         self._directory.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opening:
             opening.enter_context(self._alone())
-            if self._fresh:  # not before: another evaluation may be at work there
-                self.previous = set_aside(self._directory)
+            # Not before: another evaluation may be at work there.
+            if self._fresh and self._directory.exists():
+                self.previous = set_aside(self._directory, "previous")
             self._directory.mkdir(exist_ok=True)
             self._check_settings()
             self._read()
@@ -105,10 +105,10 @@ class Records:
         path = self._directory / "settings.json"
         if path.exists():
             try:
-                then = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+                then = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
                 raise EvaluationError(
-                    f"{path}: found {error}, expected JSON; move it away"
+                    f"{path}: found {error}, expected an object of JSON; move it away"
                 ) from error
             changed = sorted(
                 k for k in {**then, **self._settings} if then.get(k) != self._settings.get(k)
@@ -149,8 +149,3 @@ class Records:
         kept = "".join(json.dumps(r) + "\n" for samples in whole.values() for r in samples)
         if kept != text:
             write_durably(path, kept)
-
-
-def set_aside(directory: Path) -> Path | None:
-    """Rename what is there to NAME.previous-N; None if there is nothing."""
-    return store.set_aside(directory, "previous") if directory.exists() else None

@@ -6,6 +6,7 @@ A host's own name will not do: many systems write it into /etc/hosts as 127.0.1.
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
@@ -30,7 +31,7 @@ def own_address(environ: Mapping[str, str] = os.environ, *, peer: str | None = N
     for _, address in found:
         if not is_loopback(address):
             return address
-    if any(name == "localhost" or is_loopback(name) for name, _ in found):
+    if any(is_loopback(name) for name, _ in found):
         return "127.0.0.1"
     return _towards(_ELSEWHERE) or "127.0.0.1"
 
@@ -78,9 +79,14 @@ def gloo_fault(environ: Mapping[str, str] = os.environ, *, peer: str | None = No
     return None
 
 
-def is_loopback(address: str) -> bool:
-    """Whether nobody on another host can mean this one by it."""
-    return address.startswith("127.") or address == "::1"
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this very machine, on every host another one."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _of_interface(wish: str) -> str | None:

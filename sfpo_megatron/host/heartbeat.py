@@ -107,7 +107,16 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._ending.wait(INTERVAL_S):
-            if not self._is_ours():
+            try:
+                is_ours = Holder.from_json(self._file.read_bytes()) == self._own
+                if is_ours:
+                    os.utime(self._file)
+            except FileNotFoundError:
+                is_ours = False
+            except OSError as error:  # the file system is away for a moment
+                log.warning("%s: no heartbeat now (%s); it is tried again", self._file, error)
+                continue
+            if not is_ours:
                 log.error(
                     "%s: another run has taken this one for dead, after %g s without a heartbeat; "
                     "both write into its directory now",
@@ -115,4 +124,3 @@ class Heartbeat:
                     LIMIT_S,
                 )
                 return
-            os.utime(self._file)

@@ -61,11 +61,12 @@ def environment() -> dict[str, str]:
         "sfpo-megatron": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **_versions(),
+        **versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of `DISTRIBUTIONS`, as far as they are installed."""
     found = {}
     for name in DISTRIBUTIONS:
         try:

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfpo_megatron.host.replacing import write_durably
+
 MARKER = ".sfpo-megatron.json"
 _SHOWN = 5
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -63,13 +65,8 @@ class Marker:
         """Put it into `directory`, whole or not at all."""
         from sfpo_megatron import __version__
 
-        text = {"tool": self.tool, "version": __version__, "source": self.source}
-        aside = directory / f"{MARKER}.{os.getpid()}"
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump({**text, "files": self.files}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, directory / MARKER)
+        content = {"tool": self.tool, "version": __version__, "source": self.source}
+        write_durably(directory / MARKER, json.dumps({**content, "files": self.files}, indent=1))
 
 
 def check_owned(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
+from sfpo_megatron.outputs.report.curves import SMOOTHING, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _GREY, _ORANGE, _GREEN = "#1f5fa8", "#9aa3ad", "#d9722b", "#2f8f6b"
-_SMOOTHING = 7  # train steps in the running mean of a noisy series
 
 
 def plot(metrics_path: str | Path, png_path: str | Path) -> None:
@@ -52,10 +52,8 @@ def _noisy(axes: Axes, run: RunMetrics, name: str, color: str, label: str) -> No
     x, y = _xy(run, name)
     if not x:
         return
-    half = _SMOOTHING // 2
-    windows = [y[max(0, i - half) : i + half + 1] for i in range(len(y))]
     axes.plot(x, y, ".", color=color, alpha=0.35, markersize=4)
-    axes.plot(x, [sum(w) / len(w) for w in windows], color=color, linewidth=1.4, label=label)
+    axes.plot(x, running_mean([*y], SMOOTHING), color=color, linewidth=1.4, label=label)
 
 
 def _accuracy(axes: Axes, run: RunMetrics) -> None:
@@ -63,13 +61,12 @@ def _accuracy(axes: Axes, run: RunMetrics) -> None:
     x, y = _xy(run, "eval/accuracy", evals=True)
     if x:
         axes.plot(x, y, "o-", color=_BLUE, linewidth=2, markersize=5, label="held-out accuracy")
-        ends = {"held-out start": (0, -14), "held-out end": (-1, 8)}
-        for index, below in ends.values():
+        for index, above in ((0, -14), (-1, 8)):
             axes.annotate(
                 f"{y[index]:.1%}",
                 (x[index], y[index]),
                 textcoords="offset points",
-                xytext=(0, below),
+                xytext=(0, above),
                 ha="left" if index == 0 else "right",
                 color=_BLUE,
                 fontweight="bold",

@@ -122,7 +122,9 @@ class Trace:
         if found:
             path = self._run.trace / f"step_{step:07}.json"
             with replacing(path) as aside:
-                aside.write_text(json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}))
+                aside.write_text(
+                    json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}), "utf-8"
+                )
 
 
 def begin_trace(run: RunDirectory, steps: Iterable[int]) -> Trace | NoTrace:

@@ -96,7 +96,8 @@ _CHOICE = re.compile(
 )
 _MORE_CHOICES = re.compile(r"(?:^|[\s(])[A-J][).:](?:\s|$)")
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{matrix\}(.*)\\end\{matrix\}\s*[)\]]?", re.DOTALL)
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+"""Sign of an inequality -> that of the same one read from the other side."""
 _BELOW = ("<", r"\le")
 _PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 
@@ -210,7 +211,7 @@ def _as_interval(chain: Chain, texts: list[str]) -> Answer | None:
     import sympy
 
     sides, signs = list(chain.sides), list(chain.signs)
-    if any(sign not in _FLIPPED for sign in signs) or len(sides) > 3:
+    if any(sign not in FLIPPED for sign in signs) or len(sides) > 3:
         return None
     if len(sides) == 2 and _NAME.fullmatch(texts[0]):  # `x < 5` is `-\\infty < x < 5`
         is_below = signs[0] in _BELOW
@@ -221,7 +222,7 @@ def _as_interval(chain: Chain, texts: list[str]) -> Answer | None:
         bound = Value(exact=sympy.oo if is_below else -sympy.oo)
         sides, texts, signs = [*sides, bound], [*texts, ""], [*signs, "<" if is_below else ">"]
     if signs[0] not in _BELOW:
-        sides, signs = sides[::-1], [_FLIPPED[sign] for sign in signs[::-1]]
+        sides, signs = sides[::-1], [FLIPPED[sign] for sign in signs[::-1]]
     if any(sign not in _BELOW for sign in signs) or not _NAME.fullmatch(texts[1]):
         return None
     return Named(

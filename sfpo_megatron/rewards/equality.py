@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards import numbers, values
 from sfpo_megatron.rewards.answers import (
+    FLIPPED,
     Answer,
     Chain,
     Choice,
@@ -113,9 +114,6 @@ def _is_infinite(value: Value) -> bool:
     return not isinstance(value.exact, Fraction) and bool(value.exact.is_infinite)
 
 
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-
-
 def _relations(reference: Chain, found: Chain) -> bool:
     if reference.signs == found.signs and _in_order(reference.sides, found.sides):
         return True
@@ -127,7 +125,7 @@ def _relations(reference: Chain, found: Chain) -> bool:
         return False
     sign = found.signs[0]
     if constant < 0:
-        sign = _FLIPPED.get(sign, sign)
+        sign = FLIPPED.get(sign, sign)
     return reference.signs[0] == sign
 
 

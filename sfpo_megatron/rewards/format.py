@@ -25,7 +25,7 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     if answer is None:
         return 0.0
     opened, closed = answer.count("<answer>"), answer.count("</answer>")
-    num_boxes = sum(1 for _ in _BOX.finditer(answer))
+    num_boxes = len(_BOX.findall(answer))
     if opened != closed or opened > 1 or num_boxes > 1 or opened + num_boxes == 0:
         return 0.0
     given = [tagged(answer)] if opened else []

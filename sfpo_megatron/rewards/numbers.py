@@ -35,7 +35,6 @@ _MAX_CHARS = 4 * MAX_DIGITS  # of `1,000,000`, whose digits stand apart; Python 
 _POWER = r"\s*(?:[eE]|(?:\\times|\\cdot|\*|x)\s*10\s*\^)\s*\{?\s*([-+]?[0-9]{1,4})\s*\}?"
 _DECIMAL = re.compile(rf"([-+]?)\s*([0-9]*)(\.?)([0-9]*)(?:{_POWER})?")
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]+)?")
-_INT = r"\{?\s*([0-9]+)\s*\}?"
 _FRACTION = re.compile(
     r"([-+]?)\s*(?:([0-9]+)\s*(?:\s|(?=\\)))??\s*"
     r"(?:\\frac\s*(?:\{\s*([-+]?[0-9]+)\s*\}|([0-9]))\s*(?:\{\s*([-+]?[0-9]+)\s*\}|([0-9]))|([0-9]+)\s*/\s*([0-9]+))"
@@ -143,7 +142,7 @@ def agree(reference: Number, found: Number) -> bool:
     if theirs is None:
         return ours.significant >= ENOUGH_DIGITS and _rounds(reference.value, found)
     # Two decimals, one with more digits: both must have enough, behind the point too.
-    longer, shorter = sorted((reference, found), key=lambda number: _unit(number))
+    longer, shorter = sorted((reference, found), key=_unit)
     written = shorter.written
     assert written is not None
     few = written.significant < ENOUGH_DIGITS or written.unit > Fraction(1, 10**4)

@@ -7,7 +7,6 @@ has another loopback.
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import socket
 import threading
 import urllib.error
@@ -15,6 +14,8 @@ import urllib.request
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
+
+from sfpo_megatron.host.addresses import is_loopback
 
 _MAX_ANSWER_BYTES = 64 << 20
 _SHOWN_BYTES = 200
@@ -77,16 +78,6 @@ class Connection:
         if status != 200:
             raise Refused(f"status {status}, expected 200")
         return content, is_whole
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this very machine, by its name."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Watch:

@@ -42,24 +42,19 @@ def tagged_answer(response: str) -> str:
     return response.strip() if found is None else found
 
 
-WITHOUT_REFERENCE = frozenset(
-    {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
-)
-"""Tasks whose entries have no answer: their verifiers judge a response by the entry alone."""
-
-
 @functools.lru_cache(maxsize=64)
 def _dataset(task: str, args: str) -> Any:
     """The task's class holds the verifier; some read their settings when they score."""
-    return _package().create_dataset(task, seed=0, size=1, **json.loads(args))
+    return package().create_dataset(task, seed=0, size=1, **json.loads(args))
 
 
 def warm_up() -> None:
     """Import the package, seconds long, before a scoring process says that it is ready."""
-    _package()
+    package()
 
 
-def _package() -> Any:
+def package() -> Any:
+    """reasoning-gym itself; ImportError without it."""
     with warnings.catch_warnings():  # a dependency of reasoning-gym compares with `is`
         warnings.simplefilter("ignore", SyntaxWarning)
         import reasoning_gym

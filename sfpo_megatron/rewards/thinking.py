@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-STRIP, REQUIRE_CLOSED, IGNORE = MODES = ("strip", "require_closed", "ignore")
+STRIP, REQUIRE_CLOSED, IGNORE = "strip", "require_closed", "ignore"
 
 _TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,7 @@ def same(reference: Expr, found: Expr) -> bool:
         return False
     compared = 0
     for point in _POINTS if names else ((),):
-        values = {
-            name: _rational(point[index % len(point)] + index // len(point))
-            for index, name in enumerate(names)
-        }
+        values = _values(names, point)
         pair = [value_at(expr, values) for expr in (reference, found)]
         if pair[0] is None or pair[1] is None:
             continue
@@ -51,10 +49,7 @@ def ratio(reference: Expr, found: Expr) -> Expr | None:
         return None
     first: Expr | None = None
     for point in _POINTS:
-        values = {
-            name: _rational(point[index % len(point)] + index // len(point))
-            for index, name in enumerate(names)
-        }
+        values = _values(names, point)
         top, bottom = value_at(reference, values), value_at(found, values)
         if top is None or bottom is None or bottom == 0 or top == 0:
             return None
@@ -69,6 +64,14 @@ def value_at(expr: Expr, values: dict[Expr, Expr]) -> Expr | None:
     """The value to 60 digits, complex ones too; None where it has none."""
     value = expr.evalf(_DIGITS, subs=values) if values else expr.evalf(_DIGITS)
     return value if value.is_number and value.is_finite and not value.free_symbols else None
+
+
+def _values(names: Sequence[Expr], point: Sequence[Fraction]) -> dict[Expr, Expr]:
+    """A value for each name, all different."""
+    return {
+        name: _rational(point[index % len(point)] + index // len(point))
+        for index, name in enumerate(names)
+    }
 
 
 def _close(one: Expr, other: Expr) -> bool:

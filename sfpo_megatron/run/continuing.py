@@ -18,17 +18,11 @@ from sfpo_megatron.checkpoints.identity import (
     retire_run,
     run_id_of,
 )
-from sfpo_megatron.checkpoints.store import (
-    CheckpointError,
-    CheckpointStore,
-    Found,
-    set_aside,
-    store_of,
-)
+from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found, store_of
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config, is_dumped
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.replacing import replacing
+from sfpo_megatron.host.replacing import replacing, set_aside
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics

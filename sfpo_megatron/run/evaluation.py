@@ -81,47 +81,30 @@ class EngineEvaluation:
         self._prompts = prompts
 
     def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
-        """Sample, score and average."""
-        return evaluate(self._config, self._client, self._prompts, step=step, refit=refit)
+        """avg@n over the prompts at `eval.temperature`, and of each source of data.eval where there
+        are several; metrics under `eval/`."""
+        from sfpo_megatron.rollout.sampling import eval_request
+
+        request = eval_request(self._config, f"eval/{step}", self._prompts, step=step)
+        self._client.submit(request)
+        outcomes = [
+            Outcome(
+                source=source_of(rollout.prompt_id),
+                correct=rollout.correct,
+                reward=rollout.reward,
+                num_tokens=len(rollout.token_ids),
+                truncated=not rollout.finished,
+                parts=rollout.parts,
+            )
+            for rollout in self._client.collect(request.id, refit)
+        ]
+        return {"step": step, **eval_metrics(outcomes)}
 
 
 def is_due(config: RunConfig, step: int) -> bool:
     """Whether the weights after train step `step` are evaluated."""
     every = config.eval.every
     return step == config.train.steps or (every > 0 and step % every == 0)
-
-
-def evaluate(
-    config: RunConfig,
-    client: RolloutClient,
-    prompts: Sequence[Prompt],
-    *,
-    step: int,
-    refit: Callable[[], None] | None = None,
-) -> dict[str, float]:
-    """avg@n over `prompts` at `eval.temperature`, and of each source of data.eval where there are
-    several; metrics under `eval/`. Rank 0 only.
-
-    `refit` sends the current weights to restarted engines; None if theirs are the model's own
-    files.
-    """
-    from sfpo_megatron.rollout.sampling import eval_request
-
-    request = eval_request(config, f"eval/{step}", prompts, step=step)
-    client.submit(request)
-    rollouts = client.collect(request.id, refit)
-    outcomes = [
-        Outcome(
-            source=source_of(rollout.prompt_id),
-            correct=rollout.correct,
-            reward=rollout.reward,
-            num_tokens=len(rollout.token_ids),
-            truncated=not rollout.finished,
-            parts=rollout.parts,
-        )
-        for rollout in rollouts
-    ]
-    return {"step": step, **eval_metrics(outcomes)}
 
 
 def eval_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:

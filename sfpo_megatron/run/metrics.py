@@ -13,6 +13,7 @@ from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.passes import PassResult
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.advantage import zero_variance
+from sfpo_megatron.outputs.percentiles import percentiles
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rollout.reports import ScoredRequest, environment_metrics
 from sfpo_megatron.types import Minibatch, RolloutBatch
@@ -83,12 +84,9 @@ def batch_metrics(batch: RolloutBatch, totals: Totals) -> dict[str, float]:
 
 
 def _percentiles(name: str, values: Tensor) -> dict[str, float]:
-    """`NAME_p10`, `NAME_p50`, `NAME_p90` and `NAME_max` of the [N] values: each is one of them."""
-    ordered = values.sort().values.tolist()
-    shares = (("p10", 10), ("p50", 50), ("p90", 90), ("max", 100))
-    return {
-        f"{name}_{which}": ordered[-(-len(ordered) * share // 100) - 1] for which, share in shares
-    }
+    """`NAME_p10`, `NAME_p50`, `NAME_p90` and `NAME_max` of the [N] values."""
+    found: dict[str, float] = percentiles(values.tolist(), 10, 50, 90)
+    return {f"{name}_{which}": value for which, value in found.items()}
 
 
 def rank_metrics(

@@ -139,16 +139,11 @@ def open_run(
         closing.callback(trace.close)
         ends = other_ends()
         if is_main:
-            directory = prepare_output(given, up_to_step=start.continued_step)
-            note_start(directory, run_id=start.run_id, after_step=start.continued_step)
-            tracker = closing.enter_context(
-                Tracker(config, run_id=start.run_id, continued_step=start.continued_step)
-            )
-            tracker.progress(f"run {directory.path}: {config.train.steps} train steps")
-            if (num_epochs := given.train.num_epochs) is not None:
-                steps = config.train.steps
-                tracker.progress(said_length(num_epochs, num_prompts, steps, "prompts"))
-            tracker.progress(start.said)
+            num_steps, num_epochs = config.train.steps, given.train.num_epochs
+            said = [f"run {RunDirectory.of(config.output_dir).path}: {num_steps} train steps"]
+            if num_epochs is not None:
+                said.append(said_length(num_epochs, num_prompts, num_steps, "prompts"))
+            tracker = open_sinks(given, config, start, closing, num_steps=num_steps, said=said)
             if start.continued is not None:
                 hold_to_model(config, start.continued, read_run_state(start.continued.directory))
             if data is not None and start.continued is not None:
@@ -169,6 +164,35 @@ def open_run(
                 opened.ends.fleet.sleep()
             control.barrier()
         yield opened
+
+
+def open_sinks(
+    given: RunConfig,
+    config: RunConfig,
+    start: Start,
+    closing: ExitStack,
+    *,
+    num_steps: int,
+    eval_every: int | None = None,
+    said: Iterable[str],
+) -> Tracker:
+    """Make the directory ready, open the sinks, and say what begins. `given`: the config as it was,
+    with epochs where `config` has steps; `eval_every`: where it is not that of `eval`; `said`: the
+    first lines. Rank 0 alone."""
+    directory = prepare_output(given, up_to_step=start.continued_step)
+    note_start(directory, run_id=start.run_id, after_step=start.continued_step)
+    tracker = closing.enter_context(
+        Tracker(
+            config,
+            num_steps=num_steps,
+            eval_every=eval_every,
+            run_id=start.run_id,
+            continued_step=start.continued_step,
+        )
+    )
+    for line in (*said, start.said):
+        tracker.progress(line)
+    return tracker
 
 
 def other_ends() -> MainEnds:

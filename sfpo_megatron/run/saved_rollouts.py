@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfpo_megatron.checkpoints.store import set_aside
-from sfpo_megatron.host.replacing import replacing
+from sfpo_megatron.host.replacing import replacing, set_aside
 from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.types import RolloutBatch
 

@@ -18,12 +18,11 @@ from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.outputs.environment import note_start
 from sfpo_megatron.rollout.sampling import stop_token_ids
-from sfpo_megatron.run.continuing import Start, find, prepare_output
-from sfpo_megatron.run.ends import MainEnds, stop_watch
+from sfpo_megatron.run.continuing import Start, find
+from sfpo_megatron.run.ends import stop_watch
 from sfpo_megatron.run.length import said_length, sft_length
-from sfpo_megatron.run.opening import OpenedRun, other_ends
+from sfpo_megatron.run.opening import OpenedRun, open_sinks, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
@@ -104,24 +103,18 @@ def open_warm_start(
                 feed=ExampleFeed(examples, config.sft.examples_per_step),
             )
         yield WarmStart(
-            opened=_opened(config, start, is_main, ends, closing),
+            opened=OpenedRun(
+                config=config,
+                directory=RunDirectory.of(config.output_dir),
+                is_main=is_main,
+                start=start,
+                store=store,
+                ends=ends,
+                closing=closing,
+            ),
             control=control,
             held_out=tuple(_shared(control, config.sft.examples_per_step, examples)),
         )
-
-
-def _opened(
-    config: RunConfig, start: Start, is_main: bool, ends: MainEnds, closing: ExitStack
-) -> OpenedRun:
-    return OpenedRun(
-        config=config,
-        directory=RunDirectory.of(config.output_dir),
-        is_main=is_main,
-        start=start,
-        store=store_of(config),
-        ends=ends,
-        closing=closing,
-    )
 
 
 def read_examples(config: RunConfig, *, now: str | None = None) -> SFTExamples:
@@ -137,22 +130,19 @@ def read_examples(config: RunConfig, *, now: str | None = None) -> SFTExamples:
 def _open_sinks(
     given: RunConfig, config: RunConfig, start: Start, examples: SFTExamples, closing: ExitStack
 ) -> Tracker:
-    directory = prepare_output(given, up_to_step=start.continued_step)
-    note_start(directory, run_id=start.run_id, after_step=start.continued_step)
-    tracker = closing.enter_context(
-        Tracker(
-            config,
-            num_steps=config.sft.steps,
-            eval_every=config.sft.eval_every,
-            run_id=start.run_id,
-            continued_step=start.continued_step,
-        )
+    num_steps, num_epochs = config.sft.steps, given.sft.num_epochs
+    said = [f"warm start {RunDirectory.of(config.output_dir).path}: {num_steps} steps"]
+    if num_epochs is not None:
+        said.append(said_length(num_epochs, examples.epoch_size, num_steps, "examples"))
+    tracker = open_sinks(
+        given,
+        config,
+        start,
+        closing,
+        num_steps=num_steps,
+        eval_every=config.sft.eval_every,
+        said=said,
     )
-    tracker.progress(f"warm start {directory.path}: {config.sft.steps} steps")
-    if (num_epochs := given.sft.num_epochs) is not None:
-        size = examples.epoch_size
-        tracker.progress(said_length(num_epochs, size, config.sft.steps, "examples"))
-    tracker.progress(start.said)
     tracker.progress(examples.summary)
     return tracker
 

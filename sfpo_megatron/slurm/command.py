@@ -26,6 +26,51 @@ class SlurmError(ValueError):
     """One option is wrong, or Slurm did not take the job."""
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of `slurm` alone."""
+    command.add_argument("--nodes", type=int, required=True, help="nodes of the job")
+    command.add_argument("--time", required=True, help="time limit, as sbatch takes it: 4:00:00")
+    command.add_argument(
+        "--job",
+        choices=("train", "eval"),
+        default="train",
+        help="train (the default), or only the held-out prompts through engines",
+    )
+    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
+    command.add_argument(
+        "--train-nodes",
+        type=int,
+        metavar="N",
+        help="nodes with trainer ranks; default: all when engines are colocated, else as few as "
+        "the ranks need",
+    )
+    command.add_argument("--env", metavar="FILE", help="your copy of launch/slurm/env.sh")
+    command.add_argument(
+        "--save-budget",
+        type=int,
+        metavar="SECONDS",
+        help="what a run that is asked to stop may take to save",
+    )
+    command.add_argument(
+        "--max-failures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="failures in a row, without a new checkpoint, before the job gives up (default: 3)",
+    )
+    command.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="one more option of sbatch, such as --sbatch=--partition=h100; may be repeated",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the script, write and submit nothing"
+    )
+    command.add_argument("--fresh", action="store_true", help=argparse.SUPPRESS)  # is refused
+
+
 def slurm(options: argparse.Namespace) -> int:
     """Returns 0; raises ConfigError or SlurmError before anything is written."""
     if options.fresh:

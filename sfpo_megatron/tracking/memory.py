@@ -46,7 +46,7 @@ class ResidentPeak:
     def take_bytes(self) -> int:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
         (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-        _CLEAR.write_text(_PEAK_RESIDENT)
+        _CLEAR.write_text(_PEAK_RESIDENT, encoding="ascii")
         return int(peak) * 1024
 
 

@@ -188,3 +188,13 @@ def test_this_machine() -> None:
         if address is not None and not is_loopback(address):
             assert own_address({"NCCL_SOCKET_IFNAME": f"={name}"}) == address
             socket.create_server((address, 0)).close()  # it is ours: one can listen there
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", "a.localhost"])
+def test_loopback_is_known(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "127.example.org", "localhost.example.org", ""])
+def test_other_hosts_are_no_loopback(host: str) -> None:
+    assert not is_loopback(host)

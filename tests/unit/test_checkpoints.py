@@ -4,6 +4,7 @@ anything. What is in them is tested in tests/dist/test_checkpoint.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from sfpo_megatron.checkpoints.store import (
     CheckpointStore,
     at,
 )
+from sfpo_megatron.host.replacing import replacing, write_durably
 
 
 def make_store(folder: Path, **settings: object) -> CheckpointStore:
@@ -265,3 +267,13 @@ def test_retire_keeps_an_earlier_run(tmp_path: Path) -> None:
     assert not folder.exists()
     add(store, 5)
     assert store.retire() == tmp_path / "checkpoints.previous-2"
+
+
+def test_what_could_not_be_written_whole_is_removed(tmp_path: Path) -> None:
+    """The old file stays as it is, and half a new one takes no room on a full disk."""
+    file = tmp_path / "run.json"
+    write_durably(file, "old")
+    with pytest.raises(OSError, match="No space left"), replacing(file) as aside:
+        aside.write_text("new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("run.json", "old")]

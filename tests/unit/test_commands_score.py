@@ -171,7 +171,7 @@ BAD = [
     ('{"response": "3", "answer": null}', "answer = None"),
     ('{"response": "3", "answer": " "}', "answer = ' ' (str)"),
     ('{"response": "3", "answer": NaN}', "answer = nan"),
-    ('{"response": "3", "answer": 1e999}', "answer = inf"),
+    ('{"response": "3", "answer": 1e999}', "answer = Decimal('1E+999')"),
     ('{"response": "3", "answer": true}', "answer = True"),
     ('{"response": "3", "answer": ["3"]}', "answer = ['3']"),
     ('{"response": "3", "answer": "3", "question": 1}', "question = 1"),
@@ -193,9 +193,16 @@ def test_a_bad_line_is_named_and_the_others_are_scored(run: Run) -> None:
 
 
 def test_numbers_as_references_are_their_digits(run: Run) -> None:
-    rows = ['{"response": "0.0000001", "answer": 1e-7}', '{"response": "4", "answer": 4.0}']
+    """All of them, as a run's rows have them; a float would end after 17. So have the numbers
+    beside them, which go to the scoring process."""
+    long = "0.12345678901234567890123"
+    rows = [
+        '{"response": "0.0000001", "answer": 1e-7}',
+        '{"response": "4", "answer": 4.0}',
+        f'{{"response": "{long}", "answer": {long}, "level": {long}}}',
+    ]
     _, out, _ = run(rows, "--reward", "exact_match", "--json")
-    assert rewards(out) == [1.0, 1.0]
+    assert rewards(out) == [1.0, 1.0, 1.0]
 
 
 def test_a_line_that_is_no_text_and_a_byte_order_mark(

@@ -359,3 +359,15 @@ def test_rope_frequencies_are_transformers(parameters: dict[str, Any]) -> None:
     got = torch.tensor(inverse_frequencies(128, 500000.0, scaling))
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
     assert scaling is not None and factor == pytest.approx(scaling.attention_factor)
+
+
+def test_models_of_unequal_tensors_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output layer of its own is the last tensor: all before it are the same."""
+    tied = make_hf(tmp_path / "tied", tie_word_embeddings=True)
+    own = make_hf(tmp_path / "own", tie_word_embeddings=False)
+    for pair in ((tied, own), (own, tied)):
+        assert inspect_checkpoint.main([str(pair[0]), "--diff", str(pair[1])]) == 2
+        said = capsys.readouterr().err
+        assert "lm_head.weight" in said and "expected the same tensors" in said

@@ -95,3 +95,28 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         list(read("parquet", str(tmp_path / "rows.parquet")))
     with pytest.raises(DataError, match="a parquet file"):
         list(read("parquet", str(tmp_path / "none.parquet")))
+
+
+@pytest.mark.parametrize("name", ["system", "metadata"])
+@pytest.mark.parametrize("size", [None, 2])
+def test_a_mapped_column_that_no_row_has_is_an_error(
+    name: str, size: int | None, tmp_path: Path
+) -> None:
+    """Misspelt, it would leave every prompt without its system message, or its metadata. One row
+    that has it, though with null in it, is enough."""
+    file = tmp_path / "rows.jsonl"
+    plain = {"prompt": "1 + 1 =", "answer": "2", "who": {"role": "Be brief."}}
+    talk = {"messages": [{"role": r, "content": "hi"} for r in ("user", "assistant")]}
+    file.write_text("".join(json.dumps(one) + "\n" for one in (plain, talk, plain)))
+
+    def rows(column: str) -> list[Row | DataError]:
+        source = DataSource(source="jsonl", path=str(file), size=size, columns={name: column})
+        return list(source_rows(source, seed=0, key="data.train[1]", name="rows"))
+
+    with pytest.raises(DataError, match=rf"data\.train\[1\]\.columns\.{name}: found 'wo\.role', "):
+        rows("wo.role")
+    assert len(rows("who.role")) == (size or 3)
+    with file.open("a") as more:
+        more.write(json.dumps({**plain, "wo": {"role": None}}) + "\n")
+    if size is None:
+        assert len(rows("wo.role")) == 4

@@ -10,10 +10,12 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
@@ -22,7 +24,7 @@ from sfpo_megatron.data import PromptStream, SFTExamples, eval_prompts
 from sfpo_megatron.demo import CONFIG
 from sfpo_megatron.demo.legs import FORGETS, worked_solution
 from sfpo_megatron.demo.rollouts import as_text, sample
-from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
+from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model, task_texts
 from sfpo_megatron.rewards.last_number import score
 from sfpo_megatron.rewards.wire import WireProblem
 from tools.prepare_data import main as prepare_data
@@ -108,8 +110,6 @@ def test_problems_are_those_of_prepare_data(demo_data: Path, tmp_path: Path) -> 
 def test_prompts_and_solutions_fit_and_a_warm_start_learns_the_steps(
     config: RunConfig, policy: Path
 ) -> None:
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(policy)
     held_out = eval_prompts(config, tokenizer)
     assert len(held_out) == 512 and len(PromptStream(config, tokenizer).prompts) > 3000
@@ -119,6 +119,13 @@ def test_prompts_and_solutions_fit_and_a_warm_start_learns_the_steps(
     assert max(lengths) <= config.rollout.max_response_tokens
     assert {tokenizer.decode(e.response_ids).count("\n") for e in examples} == {2, 3}
     assert len(tokenizer(" jellyfish")["input_ids"]) == 1  # a word of the task is one token
+
+
+def test_a_tokenizer_is_fitted_to_the_whole_prompt(config: RunConfig, policy: Path) -> None:
+    data = replace(config.data, prompt_prefix="Count these. ", prompt_suffix=" How many?")
+    changed = replace(config, data=data)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    assert PromptStream(changed, tokenizer).prompts[0].text == task_texts(changed)[0]
 
 
 def test_rollouts_are_shown_with_reference_and_reward(config: RunConfig, policy: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sfpo_megatron.evaluation.records import EvaluationError, Record, Records, set_aside
+from sfpo_megatron.evaluation.records import EvaluationError, Record, Records
+from sfpo_megatron.host.replacing import set_aside
 
 SETTINGS = {"model": "m", "n": 3, "temperature": 1.0}
 
@@ -112,18 +113,18 @@ def test_fresh_does_not_take_the_folder_of_one_at_work(tmp_path: Path) -> None:
         assert new.problems == {} and new.previous == tmp_path / "m.previous-1"
 
 
-def test_settings_that_are_no_json_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "3", "[1]"])
+def test_settings_that_are_no_object_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m/settings.json").write_text("{")
+    (tmp_path / "m/settings.json").write_text(content)
     with pytest.raises(EvaluationError, match=r"settings\.json"), opened(tmp_path):
         pass
 
 
 def test_set_aside_deletes_nothing(tmp_path: Path) -> None:
-    assert set_aside(tmp_path / "m") is None
     for number in (1, 2):
         with opened(tmp_path, n=number) as records:
             records.add(problem("a"))
-        aside = set_aside(tmp_path / "m")
+        aside = set_aside(tmp_path / "m", "previous")
         assert aside == tmp_path / f"m.previous-{number}"
         assert json.loads((aside / "settings.json").read_text())["n"] == number

@@ -378,3 +378,22 @@ def test_who_is_taken_for_dead_says_so_and_leaves_the_other_alone(
         wait_until(lambda: bool(caplog.records))
     assert "another run has taken this one for dead" in caplog.text
     assert Holder.read(directory.heartbeat) == there
+
+
+def test_a_heart_goes_on_after_a_file_system_that_was_away(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of the server is no other run: a heart that stops for it is taken for dead."""
+    no_flock(monkeypatch)
+    utime = os.utime
+    with caplog.at_level(logging.WARNING), RunLock(directory, run="first"):
+
+        def away(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(heartbeat.os, "utime", away)
+        wait_until(lambda: "no heartbeat now" in caplog.text)
+        monkeypatch.setattr(heartbeat.os, "utime", utime)
+        before = directory.heartbeat.stat().st_mtime_ns
+        wait_until(lambda: directory.heartbeat.stat().st_mtime_ns > before)
+    assert "another run has taken this one" not in caplog.text

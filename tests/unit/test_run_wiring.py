@@ -24,7 +24,7 @@ from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
 from sfpo_megatron.mcore.reference_policy import rollout_kl
 from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
 from sfpo_megatron.run import learner
-from sfpo_megatron.run.evaluation import Best, evaluate, is_due
+from sfpo_megatron.run.evaluation import Best, EngineEvaluation, is_due
 from sfpo_megatron.run.feed import EngineFeed
 from sfpo_megatron.run.metrics import Totals, batch_metrics, split_metrics
 from sfpo_megatron.run.saved_rollouts import RolloutSaver, SavedFeed
@@ -114,7 +114,7 @@ def test_an_evaluation_samples_at_its_own_temperature() -> None:
     client: Any = Client(rollout(correct=True, reward=1.0), rollout())
     config = run_config(rollout={"temperature": 0.7, "max_response_tokens": 9})
     config = replace(config, eval=EvalConfig(temperature=0.3, n=2))
-    metrics = evaluate(config, client, [], step=4)
+    metrics = EngineEvaluation(config, client, [])(4, lambda: None)
     (request,) = client.requests
     assert (request.temperature, request.num_samples, request.top_p) == (0.3, 2, 1.0)
     assert (request.max_response_tokens, request.step) == (9, 4)

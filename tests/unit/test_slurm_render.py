@@ -19,6 +19,7 @@ from made.configs import run_config, write_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.slurm import submit
 from sfpo_megatron.slurm.layout import JobLayout, LayoutError, job_layout
 from sfpo_megatron.slurm.render import TEMPLATES, Job, render, write
 from sfpo_megatron.slurm.walltime import format_time, parse_time
@@ -276,6 +277,43 @@ def test_submitted_from_inside_an_allocation(
     assert "SLURM_MEM_PER_CPU" not in seen and "SBATCH_TIMELIMIT" not in seen
     assert "\nread_env_begin" in (tmp_path / "run/slurm/train.sbatch").read_text()
     assert (tmp_path / "run/slurm/before_env.sh").exists()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "code", "said"),
+    [
+        ("echo RUNNING", 2, "found job 6 of this run RUNNING, expected none"),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", 0, ""),
+        ("echo Unable to contact slurm controller >&2; exit 1", 2, "squeue: found Unable to"),
+        ("exec sleep 9", 2, "squeue: found Command"),
+        (None, 2, "squeue: found [Errno 2]"),
+    ],
+)
+def test_an_earlier_job_of_the_run(
+    squeue: str | None,
+    code: int,
+    said: str,
+    config: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only a job that Slurm has forgotten is no obstacle: where it does not answer, one may run.
+    By stand-ins for Slurm's commands."""
+    monkeypatch.setattr(submit, "_TIMEOUT_S", 1)
+    (tmp_path / "bin").mkdir()
+    for name, lines in (("sbatch", "echo 7"), ("squeue", squeue)):
+        if lines is not None:
+            program = tmp_path / "bin" / name
+            program.write_text(f"#!/bin/bash\n{lines}\n")
+            program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    if squeue is None and shutil.which("squeue"):
+        pytest.skip("Slurm is installed here")
+    (tmp_path / "run/slurm").mkdir(parents=True)
+    (tmp_path / "run/slurm/job-id").write_text("6\n")
+    assert cli.main(["slurm", str(config()), *OPTIONS]) == code
+    assert said in capsys.readouterr().err
 
 
 def test_an_env_file_in_another_encoding(tmp_path: Path) -> None:

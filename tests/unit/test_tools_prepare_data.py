@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, content:
     with pytest.raises(SystemExit, match=r"test\.(json|parquet)|no row is left") as caught:
         prepare(tmp_path, "math500")
     assert not list((tmp_path / "out").glob("*.parquet")), caught.value
+
+
+def test_a_download_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "downloads/math500/test.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(os.urandom(1000).hex().encode())[:-100])
+    with pytest.raises(SystemExit, match=r"test\.jsonl\.gz: found .*; is it downloaded whole"):
+        prepare(tmp_path, "math500")
 
 
 def test_problems_of_a_generator(tmp_path: Path) -> None:

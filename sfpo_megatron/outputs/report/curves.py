@@ -21,7 +21,7 @@ AXES = ("rollouts", "seconds", "passes")
 one sweep over a rollout batch."""
 
 SMOOTHING = 7
-"""Train steps in the running mean of the reward."""
+"""Train steps in the running mean of a noisy series."""
 
 _PLAIN = (
     "reward_mean",
