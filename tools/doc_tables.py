@@ -4,8 +4,9 @@
 
 docs/outputs.md has the metrics, from where they are declared. docs/processes.md has the layers,
 from the tables that tests/unit/test_layering.py checks imports against; what a room is comes from
-its docstring; and the environment variables of host/variables.py. examples/demo/README.md has the
-demo's accuracies, from benchmarks/results/demo.json. A unit test fails when one of them is stale.
+its docstring; and the environment variables of host/variables.py. examples/demo/README.md and
+docs/images/demo.svg have the demo's accuracies, from benchmarks/results/demo.json. A unit test
+fails when one of them is stale.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, n
 from sfpo_megatron.host.variables import table as variable_table  # noqa: E402
 from sfpo_megatron.outputs import cost_metrics, metric_list  # noqa: E402
 from sfpo_megatron.outputs.declared import table as metric_table  # noqa: E402
+from tools import demo_curve  # noqa: E402
 
 PACKAGE = ROOT / "sfpo_megatron"
 LAYERING = ROOT / "tests/unit/test_layering.py"
@@ -34,7 +36,8 @@ class Stale(ValueError):
 
 
 def pages() -> dict[Path, str]:
-    """Each page that has a table, as it should be."""
+    """Each page that has a table, and the demo's picture, as they should be."""
+    result = json.loads(DEMO.read_text(encoding="utf-8"))
     tables = {
         ("docs/outputs.md", "train-step"): metric_table(metric_list.TRAIN_STEP),
         ("docs/outputs.md", "costs"): metric_table(cost_metrics.COSTS),
@@ -42,9 +45,9 @@ def pages() -> dict[Path, str]:
         ("docs/outputs.md", "warm-start"): metric_table(metric_list.WARM_START),
         ("docs/processes.md", "layers"): layers(),
         ("docs/processes.md", "variables"): variable_table(),
-        ("examples/demo/README.md", "demo"): demo(json.loads(DEMO.read_text(encoding="utf-8"))),
+        ("examples/demo/README.md", "demo"): demo(result),
     }
-    found: dict[Path, str] = {}
+    found = {ROOT / "docs/images/demo.svg": demo_curve.svg(result)}
     for (page, name), made in tables.items():
         text = found.get(ROOT / page) or (ROOT / page).read_text(encoding="utf-8")
         found[ROOT / page] = with_table(text, name, made, page=page)

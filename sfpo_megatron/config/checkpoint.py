@@ -19,7 +19,7 @@ class CheckpointConfig:
     keep_last: int = 2
     """Checkpoints that are kept; an older one goes once a newer one has been verified."""
     keep_best: bool = True
-    """Keep also the one whose step had the best eval/accuracy."""
+    """Keep also the one whose step had the best evaluation."""
     async_save: bool = False
     """Write in a process beside the training; the step waits for the copy to host memory only."""
     resume: str = "auto"

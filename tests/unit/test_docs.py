@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from sfpo_megatron.outputs.cost_metrics import COSTS
 from sfpo_megatron.outputs.declared import Metric
 from sfpo_megatron.outputs.metric_list import EVALUATION, TRAIN_STEP
 from sfpo_megatron.run.metrics import Totals, batch_metrics
-from tools import doc_tables, verified
+from tools import demo_curve, doc_tables, verified
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -289,6 +290,19 @@ def test_a_table_needs_its_markers() -> None:
     for broken in (text.replace("/x", "/y"), text + text):
         with pytest.raises(doc_tables.Stale, match=r"p\.md: found [02] times <!-- x: -->"):
             doc_tables.with_table(broken, "x", "| t |", page="p.md")
+
+
+def test_the_demos_picture_has_a_line_for_each_seed_and_their_mean() -> None:
+    """The last point of the mean is read back from the committed file."""
+    result = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
+    finals = [run["held_out_accuracy"]["20"] for key, run in result.items() if "seed" in key]
+    picture = ElementTree.parse(DOCS / "images/demo.svg")
+    *seeds, mean = picture.findall("{*}polyline")
+    assert len(seeds) == len(finals) == 3
+    height = float(mean.get("points", "").rpartition(",")[2])
+    low, high = demo_curve.LOW, demo_curve.HIGH
+    share = (demo_curve.BOTTOM - height) / (demo_curve.BOTTOM - demo_curve.TOP)
+    assert low + (high - low) * share == pytest.approx(sum(finals) / 3, abs=1e-3)
 
 
 def test_readme_says_the_demos_result() -> None:

@@ -1,6 +1,6 @@
 """examples/objectives/*.yaml: each passes `check` and is the demo with another objective.
 
-Not exercised here: that they train (examples/objectives/README.md has the curves).
+Not exercised here: that they train (tests/e2e/test_objectives.py).
 """
 
 from __future__ import annotations
