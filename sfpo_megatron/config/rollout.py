@@ -27,6 +27,8 @@ class RolloutConfig:
     environment: Annotated[str, ENVIRONMENT] = "single_turn"
     """How a prompt becomes a rollout. single_turn: the response is one generation; or a class of
     your own (docs/extend.md): several turns, tools."""
+    environment_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of the environment: keyword arguments of its class."""
     temperature: float = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: float = 1.0

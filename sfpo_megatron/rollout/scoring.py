@@ -66,12 +66,13 @@ class Scorer:
     def _score(
         self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
-        texts = [
-            response_text(self.tokenizer, episode.token_ids, self.stop_token_ids)
-            for episode, _ in episodes
+        texts = [self._text(episode.token_ids) for episode, _ in episodes]
+        scored = [
+            self._text(episode.token_ids[episode.scored_from :]) if episode.scored_from else text
+            for (episode, _), text in zip(episodes, texts, strict=True)
         ]
         prompts = [prompt for prompt, _ in members]
-        scores = self._scores(prompts, texts, [episode.reward for episode, _ in episodes])
+        scores = self._scores(prompts, scored, [episode.reward for episode, _ in episodes])
         return [
             Rollout(
                 prompt_id=prompt.id,
@@ -82,16 +83,19 @@ class Scorer:
                 response_mask=episode.response_mask,
                 finished=episode.finished,
                 text=text,
-                reward=score.reward,
+                reward=score.reward + episode.turn_rewards,
                 correct=score.correct,
                 parts=score.parts,
                 weight_version=version,
-                metrics=episode.metrics,
+                metrics=metrics_of(episode),
             )
             for (prompt, sample), (episode, version), text, score in zip(
                 members, episodes, texts, scores, strict=True
             )
         ]
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return response_text(self.tokenizer, token_ids, self.stop_token_ids)
 
     def _scores(
         self, prompts: Sequence[Prompt], texts: Sequence[str], own: Sequence[float | None]
@@ -113,6 +117,13 @@ class Scorer:
     ) -> asyncio.Future[T]:
         call = partial(function, *args, **kwargs)
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def metrics_of(episode: Episode) -> dict[str, float]:
+    """What the environment measured, and the rewards that it gave itself."""
+    own = {} if episode.reward is None else {"reward": episode.reward}
+    turns = {"turn_rewards": episode.turn_rewards} if episode.turn_rewards else {}
+    return {**own, **turns, **episode.metrics}
 
 
 def _num_threads(config: RunConfig) -> int:

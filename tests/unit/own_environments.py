@@ -51,6 +51,38 @@ class Silent(Base):
         return Episode().told([3])
 
 
+class Branches(Base):
+    """Two branches of two calls each, then the rollout's own."""
+
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        async def two(number: int) -> None:
+            branch = generate.branch(number)
+            await branch([number])
+            await branch([number, number])
+
+        await asyncio.gather(two(1), two(2))
+        return Episode().then(await generate(prompt.token_ids))
+
+
+class Rewarded(Base):
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        episode = Episode().then(await generate(prompt.token_ids), reward=0.5)
+        return episode.told([1]).then(await generate([1]), reward=0.25)
+
+
+class Settings(Base):
+    made: ClassVar[tuple[Any, ...]] = ()
+
+    def __init__(self, tokenizer: Any, *, size: int = 1, chat_template_args: Any = ()) -> None:
+        type(self).made = (size, chat_template_args)
+
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        return Episode()
+
+    def close(self) -> None:
+        type(self).made = ()
+
+
 class Raises(Base):
     ended: ClassVar[list[str]] = []
 
@@ -110,6 +142,7 @@ EPISODES: dict[str, Any] = {
     "nan": Episode(token_ids=(1,), logprobs=(float("nan"),), response_mask=(True,)),
     "nothing": Episode(token_ids=(1,), logprobs=(None,), response_mask=(True,)),
     "reward": Episode(reward=float("inf")),
+    "turns": Episode(turn_rewards=float("nan")),
     "metric": Episode(metrics={"x": "text"}),
     "fine": Episode(token_ids=(1,), logprobs=(float("nan"),), response_mask=(False,)),
 }
