@@ -1,4 +1,4 @@
-"""Environments of a user's own, right and wrong, for test_episodes.py."""
+"""Environments of a user's own, right and wrong, for the tests of episodes."""
 
 from __future__ import annotations
 

@@ -20,15 +20,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made.configs import run_config
+from made.episodes import (
+    SETTINGS,
+    Call,
+    Engines,
+    WordTokenizer,
+    complete,
+    prompt_of,
+    run,
+    runner_of,
+)
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.plugins import ENVIRONMENT, PluginError
-from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rollout import controller
-from sfpo_megatron.rollout.episode_runner import EpisodeRunner, Generator
-from sfpo_megatron.rollout.episodes import Episode, check_environment, load_environment
+from sfpo_megatron.rollout.episodes import Episode, load_environment
 from sfpo_megatron.rollout.errors import FleetLost, RolloutError
 from sfpo_megatron.rollout.reports import environment_metrics
 from sfpo_megatron.rollout.rounds import Rounds, jobs_of
@@ -39,58 +47,9 @@ from sfpo_megatron.rollout.sampling import (
     call_seed,
     request_seed,
 )
-from sfpo_megatron.rollout.scoring import Scorer, metrics_of
 from sfpo_megatron.types import Prompt, Rollout, RolloutBatch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "your_own"
-SETTINGS = GenerationSettings(temperature=1.0, top_p=1.0, max_response_tokens=10, stop_token_ids=())
-Call = tuple[list[tuple[int, ...]], list[int], GenerationSettings]
-
-
-def prompt_of(name: str, *token_ids: int) -> Prompt:
-    return Prompt(id=name, text="", token_ids=token_ids, question="", answer="")
-
-
-def complete(prompt: tuple[int, ...], seed: int, limit: int) -> Completion:
-    """Three tokens that only (prompt, seed) decide, fewer where the limit is lower."""
-    tokens = tuple((sum(prompt) + seed + i) % 97 + 1 for i in range(min(3, limit)))
-    logprobs = tuple(-0.25 * token for token in tokens)
-    return Completion(token_ids=tokens, logprobs=logprobs, finished=limit > 3)
-
-
-class Engines(Generator):
-    """The fleet: answers, and keeps its calls."""
-
-    def __init__(self, version: int = 5) -> None:
-        self.version = version
-        self.calls: list[Call] = []
-
-    async def generate(
-        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
-    ) -> tuple[list[Completion], int]:
-        self.calls.append((prompts, seeds, settings))
-        await asyncio.sleep(0)
-        pairs = zip(prompts, seeds, strict=True)
-        made = [complete(prompt, seed, settings.max_response_tokens) for prompt, seed in pairs]
-        return made, self.version
-
-
-class WordTokenizer:
-    """One token a word."""
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return [len(word) for word in text.split()]
-
-
-def runner_of(name: str, fleet: Generator) -> EpisodeRunner:
-    return EpisodeRunner(run_config(rollout={"environment": name}), WordTokenizer(), fleet)
-
-
-def run(
-    name: str, prompts: Sequence[Prompt], fleet: Generator, limits: GenerationSettings = SETTINGS
-) -> list[tuple[Episode, int]]:
-    seeds = [100 * (i + 1) for i in range(len(prompts))]
-    return asyncio.run(runner_of(name, fleet).run(prompts, seeds, limits))
 
 
 # ---- single_turn: what it was before there were environments -----------------------------------
@@ -281,93 +240,6 @@ def test_metrics_are_means_over_the_rollouts_that_have_them() -> None:
     )  # fmt: skip
     rollouts = [replace(base, metrics=m) for m in ({"a": 1.0, "b": 4.0}, {"a": 2.0}, {})]
     assert environment_metrics(rollouts) == {"environment/a": 1.5, "environment/b": 4.0}
-
-
-# ---- branches, rewards of turns, settings ------------------------------------------------------
-
-
-def test_branches_have_seeds_of_their_own_whatever_ends_first() -> None:
-    """Two branches of two calls each beside one another, and the main line: the engines answer the
-    branches in either order, and each call has the same seed."""
-
-    class Slow(Engines):
-        def __init__(self, slow: int) -> None:
-            super().__init__()
-            self.slow = slow
-
-        async def generate(self, *call: Any) -> tuple[list[Completion], int]:
-            if call[0][0][0] == self.slow:
-                await asyncio.sleep(0.02)
-            return await super().generate(*call)
-
-    found = []
-    for slow in (1, 2):
-        fleet = Slow(slow)
-        ((episode, _),) = run(f"{OWN}:Branches", [prompt_of("p/0", 7)], fleet)
-        seeds = {tokens: seed for (tokens,), (seed,), _ in fleet.calls}
-        found.append((seeds, episode))
-        assert [tokens[0] for (tokens,), _, _ in fleet.calls][-1:] == [7]
-    assert found[0] == found[1]
-    assert len(set(found[0][0].values())) == 5
-
-
-def test_rewards_of_turns_are_added() -> None:
-    ((episode, _),) = run(f"{OWN}:Rewarded", [prompt_of("p/0", 7)], Engines())
-    assert episode.turn_rewards == 0.75 and episode.reward is None
-    assert metrics_of(episode) == {"turn_rewards": 0.75}
-    assert metrics_of(replace(episode, reward=0.5))["reward"] == 0.5
-    with pytest.raises(RolloutError, match="found nan as turn_rewards, expected a finite number"):
-        run(f"{OWN}:Returns", [prompt_of("turns", 7)], Engines())
-
-
-class Decoded(WordTokenizer):
-    eos_token_id, pad_token_id = 0, None
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, token_ids))
-
-
-def test_what_is_scored_begins_where_the_environment_says(tmp_path: Path) -> None:
-    """The whole text is shown, its end is scored; a reward of a turn is added to the verifier's,
-    and does not make a response correct."""
-    config = run_config(
-        output_dir=str(tmp_path / "run"), reward={"function": "exact_match", "num_workers": 1}
-    )
-    prompts = [replace(prompt_of(f"p/{i}", 7), answer=answer) for i, answer in enumerate("4479")]
-    episode = Episode(token_ids=(3, 4), logprobs=(0.0, 0.0), response_mask=(True, True))
-    episodes = [
-        replace(episode, scored_from=1),
-        episode,
-        replace(episode, scored_from=2, turn_rewards=0.25),
-        replace(episode, reward=1.0, turn_rewards=-0.25),
-    ]
-    scorer = Scorer(config, "unused")
-    scorer.tokenizer, scorer.stop_token_ids = Decoded(), ()  # type: ignore[assignment]
-    with ScoringPool(config.reward) as scorer._pool:
-        members = [(prompt, 0) for prompt in prompts]
-        rollouts = scorer._score(members, [(one, 0) for one in episodes])
-    assert [rollout.text for rollout in rollouts] == ["3 4"] * 4
-    assert [rollout.reward for rollout in rollouts] == [1.0, 0.0, 0.25, 0.75]
-    assert [rollout.correct for rollout in rollouts] == [True, False, False, True]
-
-
-def test_settings_reach_the_class_and_only_those_that_it_takes() -> None:
-    arguments = {"environment": f"{OWN}:Settings", "environment_args": {"size": 3}}
-    config = run_config(
-        rollout=arguments,
-        data={"chat_template": True, "chat_template_args": {"enable_thinking": False}},
-    )
-    check_environment(config)
-    runner = EpisodeRunner(config, WordTokenizer(), Engines())
-    assert own_environments.Settings.made == (3, {"enable_thinking": False})
-    runner.close()
-    assert own_environments.Settings.made == ()
-    runner_of("single_turn", Engines()).close()
-    for name in (f"{OWN}:Settings", "single_turn"):
-        wrong = run_config(rollout={"environment": name, "environment_args": {"sise": 3}})
-        message = rf"^rollout\.environment_args: found sise, with which {name} cannot be made"
-        with pytest.raises(PluginError, match=message):
-            check_environment(wrong)
 
 
 # ---- names -------------------------------------------------------------------------------------
