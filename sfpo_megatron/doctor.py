@@ -11,6 +11,7 @@ from pathlib import Path
 from sfpo_megatron.host.addresses import gloo_fault, own_address
 from sfpo_megatron.host.home import can_be_written
 from sfpo_megatron.outputs.environment import DISTRIBUTIONS
+from sfpo_megatron.sandbox.isolation import isolation
 
 _GIB = 1024**3
 
@@ -78,6 +79,12 @@ def _machine() -> dict[str, str]:
         )
     else:
         facts["shared memory"] = "none: the refit goes through a file"
+    missing = isolation().missing
+    facts["tool python"] = (
+        f"programs of a model are not kept from {' and '.join(missing)}"
+        if missing
+        else "programs of a model have no network, no files and no processes of others"
+    )
     return facts
 
 

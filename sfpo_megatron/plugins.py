@@ -132,7 +132,10 @@ ENVIRONMENT = Kind(
     form="class Environment:\n"
     "    def __init__(self, tokenizer): ...\n"
     "    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode: ...",
-    built_in={"single_turn": "sfpo_megatron.rollout.episodes:SingleTurn"},
+    built_in={
+        "single_turn": "sfpo_megatron.rollout.episodes:SingleTurn",
+        "math_tool": "sfpo_megatron.rollout.environments.tool_environment:ToolEnvironment",
+    },
 )
 TOOL = Kind(
     key="rollout.environment_args.tools",

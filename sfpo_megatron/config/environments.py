@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from sfpo_megatron.config.fields import FieldError, at_least, known, positive
-from sfpo_megatron.plugins import TOOL
+from sfpo_megatron.config.origin import Source
+from sfpo_megatron.config.rollout import RolloutConfig
+from sfpo_megatron.config.typed import build
+from sfpo_megatron.plugins import ENVIRONMENT, TOOL
 
+MATH_TOOL = "math_tool"
 CallFormat: TypeAlias = Literal["hermes", "llama"]
 
 
@@ -49,3 +54,23 @@ class ToolArgs:
                 raise FieldError(
                     f"tool_args.{name}", settings, "a section of keys", "give its settings by name"
                 )
+
+
+KEY = "rollout.environment_args"
+
+
+def tool_args(environment_args: Mapping[str, Any], source: str = "config") -> ToolArgs:
+    """The settings, checked; ConfigError for what is none. `source`: what the error names."""
+    tree = {k: list(v) if isinstance(v, tuple) else v for k, v in environment_args.items()}
+    return cast(ToolArgs, build(ToolArgs, tree, KEY, Source(file=source)))
+
+
+def told_tools(rollout: RolloutConfig) -> ToolArgs | None:
+    """The settings of the tools that prompts tell of; None where there are none: those of
+    math_tool, and of an environment of your own that has `tools` among its settings."""
+    is_own = rollout.environment not in ENVIRONMENT.built_in
+    if rollout.environment != MATH_TOOL and not (is_own and "tools" in rollout.environment_args):
+        return None
+    names = {field.name for field in fields(ToolArgs)}
+    given = rollout.environment_args.items()
+    return tool_args({k: v for k, v in given if k in names} if is_own else dict(given))

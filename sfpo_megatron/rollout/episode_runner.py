@@ -196,7 +196,7 @@ class _Turns(_Calls):
         self, fleet: Generator, settings: GenerationSettings, *, prompt: Prompt, seed: int
     ) -> None:
         super().__init__(fleet, settings)
-        self._context = len(prompt.token_ids) + settings.max_response_tokens
+        self.context_tokens = len(prompt.token_ids) + settings.max_response_tokens
         self._seed = seed
         self._number = 0
 
@@ -210,7 +210,7 @@ class _Turns(_Calls):
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
     ) -> Completion:
         number, self._number = self._number, self._number + 1
-        limit = min(self._settings.max_response_tokens, self._context - len(token_ids))
+        limit = min(self._settings.max_response_tokens, self.context_tokens - len(token_ids))
         if max_tokens is not None:
             limit = min(limit, max_tokens)
         if limit < 1:

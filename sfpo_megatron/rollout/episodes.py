@@ -80,6 +80,9 @@ class Episode:
 class Generate(Protocol):
     """Asks an engine."""
 
+    context_tokens: int
+    """Most tokens of the prompt and the episode together."""
+
     def __call__(
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
     ) -> Awaitable[Completion]:
@@ -157,13 +160,12 @@ def load_environment(name: str) -> Callable[..., Environment]:
 
 
 def make_environment(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Environment:
-    """The environment of a run. A class whose `__init__` has a parameter `chat_template_args` gets
-    data.chat_template_args by it: what it writes for later turns is written as prompts are."""
-    name, arguments = config.rollout.environment, dict(config.rollout.environment_args)
-    kind = load_environment(name)
-    parameters = inspect.signature(kind).parameters
-    if "chat_template_args" in parameters:
-        arguments.setdefault("chat_template_args", config.data.chat_template_args)
+    """The environment of a run. A class with `uses_chat_template = True` gets `chat_template_args`:
+    data.chat_template_args, so that later turns are written as prompts are."""
+    arguments = dict(config.rollout.environment_args)
+    kind = load_environment(config.rollout.environment)
+    if getattr(kind, "uses_chat_template", False):
+        arguments["chat_template_args"] = config.data.chat_template_args
     return kind(tokenizer, **arguments)
 
 

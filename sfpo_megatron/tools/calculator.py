@@ -92,8 +92,8 @@ def _factorial(value: Number) -> Number:
 
 
 _UNARY: Mapping[type, Callable[[Number], Number]] = {
-    ast.UAdd: operator.pos,
-    ast.USub: operator.neg,
+    ast.UAdd: lambda value: value,
+    ast.USub: lambda value: -value,
 }
 _BINARY: Mapping[type, Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,

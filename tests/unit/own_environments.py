@@ -72,6 +72,7 @@ class Rewarded(Base):
 
 class Settings(Base):
     made: ClassVar[tuple[Any, ...]] = ()
+    uses_chat_template = True
 
     def __init__(self, tokenizer: Any, *, size: int = 1, chat_template_args: Any = ()) -> None:
         type(self).made = (size, chat_template_args)
