@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import own_environments
 import pytest
 from made.configs import run_config
-from made.episodes import Engines, WordTokenizer, prompt_of, run, runner_of
+from made.episodes import SETTINGS, Engines, WordTokenizer, complete, prompt_of, run, runner_of
+from made.fleets import Actor, calls_of, make_fleet
 
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rewards.pool import ScoringPool
@@ -110,3 +111,48 @@ def test_settings_reach_the_class_and_only_those_that_it_takes() -> None:
         message = rf"^rollout\.environment_args: found sise, with which {name} cannot be made"
         with pytest.raises(PluginError, match=message):
             check_environment(wrong)
+
+
+# ---- engines that are lost ---------------------------------------------------------------------
+
+
+class Answering(Actor):
+    """An engine that answers by prompt and seed; the one whose `dies_at` calls are over dies."""
+
+    dies_at: ClassVar[dict[int, int]] = {}
+
+    async def answer(self, name: str, *args: Any) -> Any:
+        if name != "generate":
+            return await super().answer(name, *args)
+        prompts, seeds, limits = args
+        await asyncio.sleep(0.001)
+        if len(calls_of(self, "generate")) >= self.dies_at.get(self.index, 99):
+            del self.dies_at[self.index]
+            self.dead.set()
+        pairs = zip(prompts, seeds, strict=True)
+        return [complete(prompt, seed, limits.max_response_tokens) for prompt, seed in pairs]
+
+
+@pytest.mark.parametrize("dies_at", [{}, {0: 1}, {1: 5}, {0: 4, 1: 8}])
+def test_an_engine_that_is_killed_in_mid_episode_costs_no_episode(
+    monkeypatch: pytest.MonkeyPatch, actors: list[Actor], dies_at: dict[int, int]
+) -> None:
+    """Its calls are made again with their seeds: as many episodes, and the same ones."""
+    monkeypatch.setattr(Answering, "dies_at", dict(dies_at))
+    prompts = [prompt_of(f"p/{i}", 7, i) for i in range(6)]
+    seeds = [100 * (i + 1) for i in range(6)]
+
+    async def episodes() -> list[tuple[Episode, int]]:
+        fleet = make_fleet(actors, Answering)
+        await fleet.start()
+        try:
+            async with asyncio.timeout(20):
+                return await runner_of(f"{OWN}:Turns", fleet).run(prompts, seeds, SETTINGS)
+        finally:
+            assert fleet.num_restarts == len(dies_at)
+            assert (fleet.num_reissued > 0) == bool(dies_at)
+            await fleet.shutdown()
+
+    found = asyncio.run(episodes())
+    wanted = run(f"{OWN}:Turns", prompts, Engines(0))
+    assert found == wanted

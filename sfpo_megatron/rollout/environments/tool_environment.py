@@ -44,7 +44,7 @@ class ToolEnvironment(Conversation):
 
     async def respond(self, prompt: Prompt, turns: Sequence[str]) -> Told:
         """The results of the last turn's calls, in their order."""
-        calls = calls_in(turns[-1], self.args.call_format)
+        calls = self.calls_in(turns[-1])
         results = await asyncio.gather(*map(self.call, calls))
         pairs = zip(calls, results, strict=True)
         return Told(
@@ -54,6 +54,10 @@ class ToolEnvironment(Conversation):
                 "tool_errors": sum(result.failed for result in results),
             },
         )
+
+    def calls_in(self, turn: str) -> list[Call]:
+        """The tool calls of a turn; none for an answer."""
+        return calls_in(turn, self.args.call_format)
 
     async def call(self, call: Call) -> ToolResult:
         """The result of one call."""
