@@ -175,12 +175,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 def _with_absolute_search(rollout: RolloutConfig) -> RolloutConfig:
     """The file that the tool `search` searches."""
     given = rollout.environment_args
-    tools = given.get("tool_args")
-    search = tools.get("search") if isinstance(tools, dict) else None
-    if not isinstance(search, dict) or not isinstance(search.get("path"), str):
-        return rollout
-    search = {**search, "path": _absolute(search["path"])}
-    return replace(rollout, environment_args={**given, "tool_args": {**tools, "search": search}})
+    match given:
+        case {"tool_args": {"search": {"path": str(path), **search}, **others}}:
+            tools = {**others, "search": {**search, "path": _absolute(path)}}
+            return replace(rollout, environment_args={**given, "tool_args": tools})
+    return rollout
 
 
 def _absolute_source(source: DataSource) -> DataSource:

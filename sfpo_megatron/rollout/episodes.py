@@ -170,7 +170,8 @@ def make_environment(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> E
 
 
 def check_environment(config: RunConfig) -> None:
-    """Raise PluginError unless there is such a class and it takes rollout.environment_args."""
+    """Raise PluginError unless there is such a class, which takes rollout.environment_args and has
+    the chat template that it uses."""
     name, arguments = config.rollout.environment, config.rollout.environment_args
     kind = load_environment(name)
     try:
@@ -182,6 +183,13 @@ def check_environment(config: RunConfig) -> None:
             expected="its keyword arguments",
             fix=f"correct the names, or give {name}'s __init__ these parameters",
         ) from error
+    if getattr(kind, "uses_chat_template", False) and not config.data.chat_template:
+        raise PluginError(
+            "data.chat_template",
+            found=f"false with rollout.environment {name}",
+            expected="true: the chat template writes the turns",
+            fix="set it",
+        )
 
 
 def _is_run(method: Any) -> bool:

@@ -66,11 +66,8 @@ class Scorer:
     def _score(
         self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
-        texts = [self._text(episode.token_ids) for episode, _ in episodes]
-        scored = [
-            self._text(episode.token_ids[episode.scored_from :]) if episode.scored_from else text
-            for (episode, _), text in zip(episodes, texts, strict=True)
-        ]
+        before = [self._text(e.token_ids[: e.scored_from]) for e, _ in episodes]
+        scored = [self._text(e.token_ids[e.scored_from :]) for e, _ in episodes]
         prompts = [prompt for prompt, _ in members]
         scores = self._scores(prompts, scored, [episode.reward for episode, _ in episodes])
         return [
@@ -82,15 +79,16 @@ class Scorer:
                 generator_logprobs=episode.logprobs,
                 response_mask=episode.response_mask,
                 finished=episode.finished,
-                text=text,
+                text=unread + text,
+                scored_at=len(unread),
                 reward=score.reward + episode.turn_rewards,
                 correct=score.correct,
                 parts=score.parts,
                 weight_version=version,
                 metrics=metrics_of(episode),
             )
-            for (prompt, sample), (episode, version), text, score in zip(
-                members, episodes, texts, scores, strict=True
+            for (prompt, sample), (episode, version), unread, text, score in zip(
+                members, episodes, before, scored, scores, strict=True
             )
         ]
 

@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def limit(given: dict[str, int]) -> None:
-    """Of this process and of what it starts; nothing of the program has been read yet."""
+    """Limit this process and what it starts, before the program is run."""
     cpu_s = int(given["cpu_s"]) + 1
     for what, most in (
         (resource.RLIMIT_CORE, 0),

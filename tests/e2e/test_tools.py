@@ -42,15 +42,15 @@ class Sums(ToolEnvironment):
         return await super().run(prompt, Short(generate), seed)
 
     def calls_in(self, turn):
-        return [ToolCall(name="calculator", arguments={"expression": f"{len(turn)}*1001"})]
+        return [ToolCall(name="calculator", arguments={"expression": f"{len(turn) + 1}*1000"})]
 
     async def respond(self, prompt, turns):
         told = await super().respond(prompt, turns)
         if len(turns) == 2 and not KILLED.exists():
             KILLED.touch()
             actors = psutil.Process(os.getppid()).children()
-            next(a for a in actors if a.cmdline()[0].startswith("ray::Engine")).kill()
-        return replace(told, reward=0.25) if len(turns) == 3 else told
+            next(a for a in actors if " ".join(a.cmdline()).startswith("ray::Engine")).kill()
+        return replace(told, reward=0.25 * (len(turns[-1]) % 2))
 
 
 KILLED = Path(__file__).with_name("killed")
@@ -65,7 +65,7 @@ def test_a_run_with_tools_survives_an_engine(
     (tmp_path / "sums.py").write_text(SUMS)
     monkeypatch.chdir(tmp_path)
     tokenizer = tool_tokenizer()
-    write_model(tokenizer, tmp_path / "model", TinyModel(), seed=0)
+    write_model(tokenizer, tmp_path / "model", TinyModel(max_positions=512), seed=0)
     config = digits.write_config(
         tmp_path,
         tmp_path / "model",
@@ -75,7 +75,7 @@ def test_a_run_with_tools_survives_an_engine(
             "environment": "sums:Sums",
             "environment_args": {"tools": ["calculator"], "max_turns": 3},
             "num_engines": 2,
-            "max_prompt_tokens": 200,
+            "max_prompt_tokens": 300,
             "max_response_tokens": 150,
         },
         data={"chat_template": True},
@@ -85,20 +85,20 @@ def test_a_run_with_tools_survives_an_engine(
     assert (tmp_path / "killed").exists()
     lines, _ = digits.read_metrics(tmp_path / "run")
     saved = load_file(tmp_path / "rollouts.safetensors")
-    assert [line["num_rollouts"] for line in lines] == [16 * 8] * 2
-    assert lines[-1]["num_restarts"] == 1
+    assert [line["num_rollouts"] for line in lines] == [16 * 8, 2 * 16 * 8]
+    assert lines[-1]["num_engine_restarts"] == 1
     for step, line in enumerate(lines, start=1):
-        assert line["logprob_diff_max"] < 1e-4 and line["grad_norm"] >= 0
-        counts = ("turns", "tool_calls", "tool_errors", "stop_turns", "turn_rewards")
-        found = [line[f"environment/{name}"] for name in counts]
-        assert found == [3, 3, 0, 1, 0.25]
-        assert line["response_tokens_mean"] == 9
+        assert line["logprob_diff_max"] < 1e-4 and line["grad_norm"] > 0
+        counts = ("turns", "tool_calls", "tool_errors", "stop_turns")
+        assert [line[f"environment/{name}"] for name in counts] == [3, 3, 0, 1]
+        assert saved[f"{step}.response_lengths"].numel() == 16 * 8
         mask = saved[f"{step}.response_mask"].split(saved[f"{step}.response_lengths"].tolist())
-        assert all(int(part.sum()) == 9 for part in mask)
-        told = told_of(saved, step)
-        for part in told:
+        generated = [int(part.sum()) for part in mask]
+        assert all(3 <= number <= 9 for number in generated)
+        assert line["response_tokens_mean"] == sum(generated) / len(generated)
+        for part in told_of(saved, step):
             text = tokenizer.decode(part)
-            assert text.count("<tool_response>") == 2 and text.count("001\n</tool_response>") == 2
+            assert text.count("<tool_response>") == 2 and text.count("000\n</tool_response>") == 2
 
 
 def told_of(saved: dict[str, torch.Tensor], step: int) -> list[torch.Tensor]:

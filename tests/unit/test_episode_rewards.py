@@ -7,7 +7,6 @@ controller's actor.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,14 +16,15 @@ import pytest
 from made.configs import run_config
 from made.episodes import SETTINGS, Engines, WordTokenizer, complete, prompt_of, run, runner_of
 from made.fleets import Actor, calls_of, make_fleet
+from made.tool_templates import tool_tokenizer
 
 from sfpo_megatron.plugins import PluginError
-from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner
 from sfpo_megatron.rollout.episodes import Episode, check_environment
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.sampling import Completion
 from sfpo_megatron.rollout.scoring import Scorer, metrics_of
+from sfpo_megatron.types import Rollout
 
 OWN = own_environments.__name__
 
@@ -63,35 +63,41 @@ def test_rewards_of_turns_are_added() -> None:
         run(f"{OWN}:Returns", [prompt_of("turns", 7)], Engines())
 
 
-class Decoded(WordTokenizer):
-    eos_token_id, pad_token_id = 0, None
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
-        return " ".join(map(str, token_ids))
-
-
 def test_what_is_scored_begins_where_the_environment_says(tmp_path: Path) -> None:
     """The whole text is shown, its end is scored; a reward of a turn is added to the verifier's,
     and does not make a response correct."""
-    config = run_config(
-        output_dir=str(tmp_path / "run"), reward={"function": "exact_match", "num_workers": 1}
-    )
-    prompts = [replace(prompt_of(f"p/{i}", 7), answer=answer) for i, answer in enumerate("4479")]
-    episode = Episode(token_ids=(3, 4), logprobs=(0.0, 0.0), response_mask=(True, True))
+    tokenizer = tool_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    reward = {"function": "exact_match", "num_workers": 1}
+    scorer = Scorer(run_config(output_dir=str(tmp_path), reward=reward), str(tmp_path / "model"))
+    ids = tuple(tokenizer("34", add_special_tokens=False)["input_ids"])
+    episode = Episode(token_ids=ids, logprobs=(0.0, 0.0), response_mask=(True, True))
     episodes = [
         replace(episode, scored_from=1),
         episode,
         replace(episode, scored_from=2, turn_rewards=0.25),
         replace(episode, reward=1.0, turn_rewards=-0.25),
     ]
-    scorer = Scorer(config, "unused")
-    scorer.tokenizer, scorer.stop_token_ids = Decoded(), ()  # type: ignore[assignment]
-    with ScoringPool(config.reward) as scorer._pool:
+    prompts = [replace(prompt_of(f"p/{i}", 7), answer=answer) for i, answer in enumerate("4479")]
+
+    async def rollouts() -> list[Rollout]:
+        await scorer.start()
         members = [(prompt, 0) for prompt in prompts]
-        rollouts = scorer._score(members, [(one, 0) for one in episodes])
-    assert [rollout.text for rollout in rollouts] == ["3 4"] * 4
-    assert [rollout.reward for rollout in rollouts] == [1.0, 0.0, 0.25, 0.75]
-    assert [rollout.correct for rollout in rollouts] == [True, False, False, True]
+        try:
+            return await scorer.score(members, [(one, 0) for one in episodes])
+        finally:
+            await scorer.close()
+
+    found = asyncio.run(rollouts())
+    assert [rollout.text for rollout in found] == ["34"] * 4
+    assert [rollout.scored_text for rollout in found] == ["4", "34", "", "34"]
+    assert [rollout.reward for rollout in found] == [1.0, 0.0, 0.25, 0.75]
+    assert [rollout.correct for rollout in found] == [True, False, False, True]
+    assert [rollout.metrics for rollout in found[1:]] == [
+        {},
+        {"turn_rewards": 0.25},
+        {"reward": 1.0, "turn_rewards": -0.25},
+    ]
 
 
 def test_settings_reach_the_class_and_only_those_that_it_takes() -> None:
@@ -101,6 +107,8 @@ def test_settings_reach_the_class_and_only_those_that_it_takes() -> None:
         data={"chat_template": True, "chat_template_args": {"enable_thinking": False}},
     )
     check_environment(config)
+    with pytest.raises(PluginError, match=r"^data\.chat_template: found false with rollout\.env"):
+        check_environment(run_config(rollout=arguments))
     runner = EpisodeRunner(config, WordTokenizer(), Engines())
     assert own_environments.Settings.made == (3, {"enable_thinking": False})
     runner.close()

@@ -58,6 +58,7 @@ TORCH_FREE = (
     "outputs/metrics.py",
     "outputs/report/",
     "host/",
+    "sandbox/",
     "families/known/",
     *(f"families/{name}.py" for name in ("experts", "family", "hf_config", "mla", "moe")),
     *(f"families/{name}.py" for name in ("rope", "rule", "shape", "table", "windows")),

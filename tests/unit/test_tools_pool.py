@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def test_what_a_call_leaves_behind_is_ended(pool: ToolPool) -> None:
 def test_a_process_that_was_killed_while_it_was_idle_is_replaced(pool: ToolPool) -> None:
     (pid,) = pool.pids
     os.kill(pid, signal.SIGKILL)
+    while is_alive(pid):
+        time.sleep(0.01)
     assert call(pool, "shout", text="hi") == ToolResult(text="HIHI")
     assert pool.pids != [pid]
 

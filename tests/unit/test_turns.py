@@ -223,7 +223,7 @@ def test_one_turn_is_what_single_turn_makes_of_it() -> None:
 
 
 def test_limits() -> None:
-    """Of turns, in the midst of a turn, and where a result would leave no room for another turn."""
+    """By turns, in the midst of one, and where a result would leave no room for another."""
     _, model, episode = play(HERMES_SIX + END, HERMES_SIX + END, max_turns=2)
     assert not model.turns and not episode.finished and episode.metrics["stop_turns"] == 1
     assert episode.scored_from == len(episode.token_ids) and episode.response_mask[-1]

@@ -33,7 +33,7 @@ class Told:
     messages: Sequence[Message] = ()
     """None: the conversation has ended, and the turn was the answer."""
     reward: float = 0.0
-    """Of the turn, added to that of the answer."""
+    """Reward of the turn, added to that of the answer."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """Summed over the episode into its metrics."""
 
