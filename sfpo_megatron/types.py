@@ -58,7 +58,7 @@ class Rollout:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the environment measured."""
     scored_at: int = 0
-    """Where in `text` begins what the reward function got: after the turns before an answer."""
+    """First character of `text` that the reward function got: after the turns before an answer."""
 
     @property
     def scored_text(self) -> str:
