@@ -15,6 +15,7 @@ from sfpo_megatron.host.gpus import VISIBLE, driver
 from sfpo_megatron.host.hardware import huge_pages, infiniband, limits, nvlinks
 from sfpo_megatron.host.home import can_be_written
 from sfpo_megatron.outputs.environment import DISTRIBUTIONS, versions
+from sfpo_megatron.sandbox.isolation import isolation
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.capabilities import Capabilities
@@ -96,6 +97,12 @@ def _machine() -> dict[str, str]:
         )
     else:
         facts["shared memory"] = "none: the refit goes through a file"
+    missing = isolation().missing
+    facts["tool python"] = (
+        f"programs of a model are not kept from {' and '.join(missing)}"
+        if missing
+        else "programs of a model have no network, no files and no processes of others"
+    )
     return facts
 
 

@@ -117,9 +117,9 @@ def _record(config: RunConfig, prompt: Prompt, rollout: Rollout) -> Record:
         "text": rollout.text,
         "reward": rollout.reward,
         "correct": rollout.correct,
-        "answer": answer_of(config.reward, prompt.reward, rollout.text),
+        "answer": answer_of(config.reward, prompt.reward, rollout.scored_text),
         "parts": dict(rollout.parts),
-        "num_tokens": len(rollout.token_ids),
+        "num_tokens": rollout.num_generated,
         "truncated": not rollout.finished,
     }
 

@@ -132,7 +132,17 @@ ENVIRONMENT = Kind(
     form="class Environment:\n"
     "    def __init__(self, tokenizer): ...\n"
     "    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode: ...",
-    built_in={"single_turn": "sfpo_megatron.rollout.episodes:SingleTurn"},
+    built_in={
+        "single_turn": "sfpo_megatron.rollout.episodes:SingleTurn",
+        "math_tool": "sfpo_megatron.rollout.environments.tool_environment:ToolEnvironment",
+    },
+)
+TOOL = Kind(
+    key="rollout.environment_args.tools",
+    form="def tool(*arguments) -> str",
+    built_in={
+        name: f"sfpo_megatron.tools.{name}:{name}" for name in ("calculator", "python", "search")
+    },
 )
 
 
@@ -160,7 +170,8 @@ def load(name: str, *, key: str, form: str) -> Any:
     if not callable(loaded):
         raise _no_such_name(name, key, form, str(module.__file__))
     try:
-        inspect.signature(loaded).bind(*parameters(form))
+        if not _takes_any(form):
+            inspect.signature(loaded).bind(*parameters(form))
     except TypeError as error:
         raise _wrong_form(name, key, form, str(error)) from error
     except ValueError:
@@ -190,6 +201,11 @@ def parameters(form: str) -> list[str]:
         return _positional(inits[0])[1:] if inits else []
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef), f"not a definition: {form}"
     return _positional(node)
+
+
+def _takes_any(form: str) -> bool:
+    """Whether what is loaded may have any parameters: a tool, which says itself what they are."""
+    return "(*" in form
 
 
 def _positional(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
@@ -303,7 +319,7 @@ def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:
         own = 0
     else:
         return
-    if node.decorator_list:
+    if node.decorator_list or _takes_any(form):
         return
     arguments, given = node.args, len(parameters(form)) + own
     positional = len(arguments.posonlyargs) + len(arguments.args)

@@ -57,6 +57,17 @@ class Rollout:
     """What the reward function returned besides the reward, by name."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the environment measured."""
+    scored_at: int = 0
+    """First character of `text` that the reward function got: after the turns before an answer."""
+
+    @property
+    def scored_text(self) -> str:
+        return self.text[self.scored_at :]
+
+    @property
+    def num_generated(self) -> int:
+        """Number of tokens that the model generated."""
+        return sum(self.response_mask)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

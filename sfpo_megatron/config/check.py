@@ -16,6 +16,7 @@ from sfpo_megatron.config.rules.context_parallel import context_parallel
 from sfpo_megatron.config.rules.devices import engine_devices
 from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
+from sfpo_megatron.config.rules.environment import environment
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.gate import gate
@@ -295,6 +296,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     optimizer_modes,
     engine_arguments,
     own_code,
+    environment,
     sink_libraries,
     server,
     data,

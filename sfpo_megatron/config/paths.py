@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 
+from sfpo_megatron.config.rollout import RolloutConfig
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
 PATH_KEYS = frozenset(
@@ -166,8 +167,19 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             save_rollouts=_absolute_or_none(debug.save_rollouts),
             train_only=_absolute_or_none(debug.train_only),
         ),
+        rollout=_with_absolute_search(config.rollout),
         checkpoint=checkpoint,
     )
+
+
+def _with_absolute_search(rollout: RolloutConfig) -> RolloutConfig:
+    """The file that the tool `search` searches."""
+    given = rollout.environment_args
+    match given:
+        case {"tool_args": {"search": {"path": str(path), **search}, **others}}:
+            tools = {**others, "search": {**search, "path": _absolute(path)}}
+            return replace(rollout, environment_args={**given, "tool_args": tools})
+    return rollout
 
 
 def _absolute_source(source: DataSource) -> DataSource:

@@ -25,8 +25,12 @@ class RolloutConfig:
     ranks e*t ... e*t+t-1 (t = tensor_parallel): while engines generate, the trainer's params, grads
     and optimizer state are in host memory; while it trains, engines sleep."""
     environment: Annotated[str, ENVIRONMENT] = "single_turn"
-    """How a prompt becomes a rollout. single_turn: the response is one generation; or a class of
-    your own (docs/extend.md): several turns, tools."""
+    """How a prompt becomes a rollout. single_turn: the response is one generation; math_tool: the
+    model may call tools, and its last turn is scored; or a class of your own
+    (docs/environments.md)."""
+    environment_args: dict[str, Any] = field(default_factory=dict)
+    """Settings of the environment (docs/environments.md has those of math_tool): keyword arguments
+    of its class."""
     temperature: float = 1.0
     """Sampling temperature; the trainer's log-probs use the same."""
     top_p: float = 1.0

@@ -10,9 +10,11 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from sfpo_megatron.config.environments import told_tools
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.tools.declared import choices_of, schemas_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +43,11 @@ class Renderer:
                 fix="set data.chat_template=false, or add chat_template.jinja to the model "
                 "directory",
             )
-        self.variables: dict[str, Any] = dict(self._data.chat_template_args)
+        told = told_tools(config.rollout)
+        self.variables: dict[str, Any] = {
+            **({} if told is None else {"tools": schemas_of(choices_of(told))}),
+            **self._data.chat_template_args,
+        }
         """What the template gets besides the messages."""
         if _CLOCK in str(template):
             self.variables[_CLOCK] = self._strftime

@@ -183,12 +183,20 @@ def make_tiny_model(
     """Write a model for the task of `config` to `out`, its weights random by `seed`; NotOurs where
     others' files are in the way, which `overwrite` keeps."""
     check_owned(out, tool=TOOL, inputs=(), overwrite=overwrite, adopts=WRITTEN.__contains__)
+    tokenizer = train_tokenizer(task_texts(config), sizes.max_vocab)
+    write_model(tokenizer, out, sizes, seed=seed, overwrite=overwrite)
+
+
+def write_model(
+    tokenizer: Any, out: Path, sizes: TinyModel, *, seed: int, overwrite: bool = False
+) -> None:
+    """Write a model of random weights for a tokenizer, and the tokenizer, to `out`; NotOurs as
+    above."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tokenizer = train_tokenizer(task_texts(config), sizes.max_vocab)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(model_config(sizes, tokenizer), dtype=torch.float32)
     _scale_down_residual_writes(model, sizes.num_layers)

@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from sfpo_megatron.plugins import Foreign
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.returned import NotAScore, each_of, scored
-from sfpo_megatron.rewards.surroundings import Surroundings
 from sfpo_megatron.rewards.wire import Explanation, Reply, Verdict
+from sfpo_megatron.sandbox.surroundings import Surroundings
 
 
 class Judge:

@@ -19,10 +19,11 @@ from sfpo_megatron.host.scratch import remove_abandoned
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards import Problem, VerifierError
-from sfpo_megatron.rewards.output import OutputLog
-from sfpo_megatron.rewards.process import SCRATCH, WorkerDied, WorkerProcess, WorkerTimeout
+from sfpo_megatron.rewards.process import SCRATCH, start_scoring
 from sfpo_megatron.rewards.scores import Item, Outcome, Request, Score, not_a_score
-from sfpo_megatron.rewards.wire import Batch, Verdict, packed
+from sfpo_megatron.rewards.wire import Batch, Reply, Verdict, packed
+from sfpo_megatron.sandbox.output import OutputLog
+from sfpo_megatron.sandbox.process import LimitedProcess, WorkerDied, WorkerTimeout
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class WorkerPool:
         ]
         remove_abandoned(SCRATCH)
         start = [self._threads.submit(self._start, slot) for slot in slots]
-        self._workers: list[WorkerProcess | None] = []
+        self._workers: list[LimitedProcess[Reply] | None] = []
         try:
             self._workers = [future.result() for future in start]
         except BaseException:
@@ -115,9 +116,9 @@ class WorkerPool:
                 output.close()
             self._threads.shutdown()
 
-    def _start(self, slot: int) -> WorkerProcess:
+    def _start(self, slot: int) -> LimitedProcess[Reply]:
         """Only in a thread of the pool: the process ends with the thread that has started it."""
-        return WorkerProcess(self._config, self._functions, self._logs[slot])
+        return start_scoring(self._config, self._functions, self._logs[slot])
 
     def _score_chunk(
         self, slot: int, function: WeightedReward, chunk: Sequence[Item]
@@ -154,7 +155,9 @@ class WorkerPool:
                 return [self._lost(chunk[0][0], error)]
         return [one for item in chunk for one in self._score_at_once(slot, function, [item])]
 
-    def _send(self, slot: int, function: WeightedReward, items: Sequence[Item]) -> WorkerProcess:
+    def _send(
+        self, slot: int, function: WeightedReward, items: Sequence[Item]
+    ) -> LimitedProcess[Reply]:
         """Hand a batch to worker `slot`. One that ended while it was idle did so for no fault of
         these responses (someone killed it): start another and send again."""
         for _ in range(_NUM_SEND_ATTEMPTS):

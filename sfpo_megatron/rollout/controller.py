@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine, Memory, WireInfo
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner
-from sfpo_megatron.rollout.episodes import load_environment
+from sfpo_megatron.rollout.episodes import check_environment
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
@@ -56,7 +57,7 @@ def start_rollouts(
     ones share; empty on CPU.
     """
     try:
-        load_environment(config.rollout.environment)  # before an engine starts
+        check_environment(config)  # before an engine starts
     except PluginError as error:
         raise RolloutError(str(error)) from None
     # Actors on a cluster that RAY_ADDRESS names run in another directory.
@@ -145,6 +146,7 @@ class RolloutController:
 
         self._fleet = UpdatableFleet(config, spawn, version=weight_version)
         self._scorer = Scorer(config, model_path)
+        self._open = ExitStack()
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
         self._counts: dict[str, RolloutCount] = {}
         """Request -> how far it has come, until it is collected."""
@@ -160,8 +162,9 @@ class RolloutController:
         await self._scorer.start()
         # In a thread: a user's environment may take its time.
         runner = await asyncio.to_thread(
-            EpisodeRunner, self._config.rollout, self._scorer.tokenizer, self._fleet
+            EpisodeRunner, self._config, self._scorer.tokenizer, self._fleet
         )
+        self._open.callback(runner.close)
         self._rounds = Rounds(self._config.seed, runner, self._scorer)
 
     async def health(self) -> FleetHealth:
@@ -196,6 +199,7 @@ class RolloutController:
         for task in self._requests.values():
             task.cancel()
         await self._fleet.shutdown()
+        await asyncio.to_thread(self._open.close)
         await self._scorer.close()
 
     # --- rollouts -----------------------------------------------------------------------------

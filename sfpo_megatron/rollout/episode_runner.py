@@ -11,14 +11,20 @@ import logging
 import math
 import numbers
 from collections.abc import Coroutine, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from sfpo_megatron.config.rollout import RolloutConfig
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.plugins import PluginError
-from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, load_environment
+from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, make_environment
 from sfpo_megatron.rollout.errors import RolloutError
-from sfpo_megatron.rollout.sampling import Completion, GenerationSettings, call_seed
+from sfpo_megatron.rollout.sampling import (
+    Completion,
+    GenerationSettings,
+    branch_seed,
+    call_seed,
+)
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:
@@ -45,16 +51,22 @@ class EpisodeRunner:
     """Makes the environment that the config names, and runs its episodes."""
 
     def __init__(
-        self, config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, fleet: Generator
+        self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, fleet: Generator
     ) -> None:
-        self._name = config.environment
+        self._name = config.rollout.environment
         self._fleet = fleet
         try:
-            self._environment = load_environment(self._name)(tokenizer)
+            self._environment = make_environment(config, tokenizer)
         except PluginError as error:
             raise RolloutError(str(error)) from None
         except Exception as error:  # whatever a user's constructor raises
             raise self._failure(error, "while it was made") from None
+
+    def close(self) -> None:
+        """End what the environment has started."""
+        close = getattr(self._environment, "close", None)
+        if callable(close):
+            close()
 
     async def run(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], settings: GenerationSettings
@@ -135,6 +147,7 @@ def _fault(episode: Episode) -> str | None:
     trained = [x for x, is_trained in zip(logprobs, mask, strict=True) if is_trained]
     named = {"a trained token's log-prob": trained, "metrics": list(episode.metrics.values())}
     named["reward"] = [] if episode.reward is None else [episode.reward]
+    named["turn_rewards"] = [episode.turn_rewards]
     for name, values in named.items():
         for value in values:
             if not isinstance(value, numbers.Real) or not math.isfinite(value):
@@ -148,7 +161,7 @@ class _Calls:
     def __init__(self, fleet: Generator, settings: GenerationSettings) -> None:
         self._fleet = fleet
         self._settings = settings
-        self._versions: set[int] = set()
+        self._versions: set[int] = set()  # one set for all branches
 
     async def ask(
         self, token_ids: Sequence[tuple[int, ...]], seeds: Sequence[int]
@@ -183,15 +196,21 @@ class _Turns(_Calls):
         self, fleet: Generator, settings: GenerationSettings, *, prompt: Prompt, seed: int
     ) -> None:
         super().__init__(fleet, settings)
-        self._context = len(prompt.token_ids) + settings.max_response_tokens
+        self.context_tokens = len(prompt.token_ids) + settings.max_response_tokens
         self._seed = seed
         self._number = 0
+
+    def branch(self, number: int) -> _Turns:
+        """`episodes.Generate.branch`."""
+        branch = copy(self)
+        branch._seed, branch._number = branch_seed(self._seed, number), 0
+        return branch
 
     async def __call__(
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
     ) -> Completion:
         number, self._number = self._number, self._number + 1
-        limit = min(self._settings.max_response_tokens, self._context - len(token_ids))
+        limit = min(self._settings.max_response_tokens, self.context_tokens - len(token_ids))
         if max_tokens is not None:
             limit = min(limit, max_tokens)
         if limit < 1:

@@ -1,6 +1,6 @@
 """The environment seam: how a prompt becomes an episode, by calls for generations.
 
-    environment = Class(tokenizer)                               once, in the controller's process
+    environment = Class(tokenizer, **environment_args)           once, in the controller's process
     episode = await environment.run(prompt, generate, seed)      once a rollout, many at a time
 
 `rollout.environment` names the class; docs/extend.md describes one of your own. `SingleTurn`, the
@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.plugins import ENVIRONMENT, PluginError
 from sfpo_megatron.rollout.sampling import Completion
 from sfpo_megatron.types import Prompt
@@ -33,18 +34,24 @@ class Episode:
     finished: bool = False
     """True: it ended by itself; False: it was cut."""
     reward: float | None = None
-    """The environment's own; None: reward.function scores the text of all response tokens."""
+    """The environment's own; None: reward.function scores the text from `scored_from` on."""
+    turn_rewards: float = 0.0
+    """Sum of the rewards of single turns, which is added to either; `correct` does not see it."""
+    scored_from: int = 0
+    """The first response token whose text reward.function gets: a later one leaves out what came
+    before an answer."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Logged as `environment/NAME`: the mean over the train step's rollouts that have it."""
 
-    def then(self, completion: Completion) -> Episode:
-        """The model goes on with `completion`: trained on."""
+    def then(self, completion: Completion, *, reward: float = 0.0) -> Episode:
+        """The model goes on with `completion`: trained on. `reward`: that of this turn."""
         return replace(
             self,
             token_ids=(*self.token_ids, *completion.token_ids),
             logprobs=(*self.logprobs, *completion.logprobs),
             response_mask=(*self.response_mask, *(True for _ in completion.token_ids)),
             finished=completion.finished,
+            turn_rewards=self.turn_rewards + reward,
         )
 
     def told(self, token_ids: Sequence[int]) -> Episode:
@@ -73,6 +80,9 @@ class Episode:
 class Generate(Protocol):
     """Asks an engine."""
 
+    context_tokens: int
+    """Most tokens of the prompt and the episode together."""
+
     def __call__(
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
     ) -> Awaitable[Completion]:
@@ -84,9 +94,15 @@ class Generate(Protocol):
         """
         ...
 
+    def branch(self, number: int) -> Generate:
+        """The same with call numbers, and so seeds, of its own, for what runs beside other calls:
+        the order in which those of several branches come is the engines'."""
+        ...
+
 
 class Environment(Protocol):
-    """What `rollout.environment` names; made with the tokenizer."""
+    """What `rollout.environment` names; made with the tokenizer and rollout.environment_args. A
+    method `close(self)`, if it has one, is called when the run ends."""
 
     async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
         """One rollout. The seed is its own: the same in a run that is repeated."""
@@ -128,9 +144,9 @@ class SingleTurn:
         return [Episode().then(completion) for completion in completions]
 
 
-def load_environment(name: str) -> Callable[[PreTrainedTokenizerBase], Environment]:
-    """The class that `rollout.environment` names, to be called with the tokenizer; PluginError if
-    there is none such."""
+def load_environment(name: str) -> Callable[..., Environment]:
+    """The class that `rollout.environment` names, to be called with the tokenizer and its own
+    arguments; PluginError if there is none such."""
     loaded = ENVIRONMENT.load(name)
     run = getattr(loaded, "run", None)
     if not _is_run(run):
@@ -141,6 +157,39 @@ def load_environment(name: str) -> Callable[[PreTrainedTokenizerBase], Environme
             fix="give the class that method",
         )
     return loaded
+
+
+def make_environment(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Environment:
+    """The environment of a run. A class with `uses_chat_template = True` gets `chat_template_args`:
+    data.chat_template_args, so that later turns are written as prompts are."""
+    arguments = dict(config.rollout.environment_args)
+    kind = load_environment(config.rollout.environment)
+    if getattr(kind, "uses_chat_template", False):
+        arguments["chat_template_args"] = config.data.chat_template_args
+    return kind(tokenizer, **arguments)
+
+
+def check_environment(config: RunConfig) -> None:
+    """Raise PluginError unless there is such a class, which takes rollout.environment_args and has
+    the chat template that it uses."""
+    name, arguments = config.rollout.environment, config.rollout.environment_args
+    kind = load_environment(name)
+    try:
+        inspect.signature(kind).bind("tokenizer", **arguments)
+    except TypeError as error:
+        raise PluginError(
+            "rollout.environment_args",
+            found=f"{', '.join(arguments)}, with which {name} cannot be made ({error})",
+            expected="its keyword arguments",
+            fix=f"correct the names, or give {name}'s __init__ these parameters",
+        ) from error
+    if getattr(kind, "uses_chat_template", False) and not config.data.chat_template:
+        raise PluginError(
+            "data.chat_template",
+            found=f"false with rollout.environment {name}",
+            expected="true: the chat template writes the turns",
+            fix="set it",
+        )
 
 
 def _is_run(method: Any) -> bool:

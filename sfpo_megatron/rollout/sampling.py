@@ -101,16 +101,22 @@ def request_seed(run_seed: int, step: int, prompt_id: str, sample: int) -> int:
     A hash, not Python's `hash`, which differs from process to process; the fields are separated so
     that prompt "a/1" sample 12 is not prompt "a/11" sample 2.
     """
-    text = json.dumps([run_seed, step, prompt_id, sample])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return _hashed(run_seed, step, prompt_id, sample)
 
 
 def call_seed(rollout_seed: int, number: int) -> int:
     """The seed of a rollout's generation `number`, from 0; the first has the rollout's own."""
-    if number == 0:
-        return rollout_seed
-    text = json.dumps([rollout_seed, number])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return rollout_seed if number == 0 else _hashed(rollout_seed, number)
+
+
+def branch_seed(rollout_seed: int, number: int) -> int:
+    """What stands for the rollout's seed in a branch that runs beside its other calls."""
+    return _hashed(rollout_seed, "branch", number)
+
+
+def _hashed(*parts: int | str) -> int:
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

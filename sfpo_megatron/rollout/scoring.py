@@ -66,12 +66,10 @@ class Scorer:
     def _score(
         self, members: Sequence[tuple[Prompt, int]], episodes: Sequence[tuple[Episode, int]]
     ) -> list[Rollout]:
-        texts = [
-            response_text(self.tokenizer, episode.token_ids, self.stop_token_ids)
-            for episode, _ in episodes
-        ]
+        before = [self._text(e.token_ids[: e.scored_from]) for e, _ in episodes]
+        scored = [self._text(e.token_ids[e.scored_from :]) for e, _ in episodes]
         prompts = [prompt for prompt, _ in members]
-        scores = self._scores(prompts, texts, [episode.reward for episode, _ in episodes])
+        scores = self._scores(prompts, scored, [episode.reward for episode, _ in episodes])
         return [
             Rollout(
                 prompt_id=prompt.id,
@@ -81,17 +79,21 @@ class Scorer:
                 generator_logprobs=episode.logprobs,
                 response_mask=episode.response_mask,
                 finished=episode.finished,
-                text=text,
-                reward=score.reward,
+                text=unread + text,
+                scored_at=len(unread),
+                reward=score.reward + episode.turn_rewards,
                 correct=score.correct,
                 parts=score.parts,
                 weight_version=version,
-                metrics=episode.metrics,
+                metrics=metrics_of(episode),
             )
-            for (prompt, sample), (episode, version), text, score in zip(
-                members, episodes, texts, scores, strict=True
+            for (prompt, sample), (episode, version), unread, text, score in zip(
+                members, episodes, before, scored, scores, strict=True
             )
         ]
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return response_text(self.tokenizer, token_ids, self.stop_token_ids)
 
     def _scores(
         self, prompts: Sequence[Prompt], texts: Sequence[str], own: Sequence[float | None]
@@ -113,6 +115,13 @@ class Scorer:
     ) -> asyncio.Future[T]:
         call = partial(function, *args, **kwargs)
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def metrics_of(episode: Episode) -> dict[str, float]:
+    """What the environment measured, and the rewards that it gave itself."""
+    own = {} if episode.reward is None else {"reward": episode.reward}
+    turns = {"turn_rewards": episode.turn_rewards} if episode.turn_rewards else {}
+    return {**own, **turns, **episode.metrics}
 
 
 def _num_threads(config: RunConfig) -> int:

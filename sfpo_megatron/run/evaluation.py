@@ -92,7 +92,7 @@ class EngineEvaluation:
                 source=source_of(rollout.prompt_id),
                 correct=rollout.correct,
                 reward=rollout.reward,
-                num_tokens=len(rollout.token_ids),
+                num_tokens=rollout.num_generated,
                 truncated=not rollout.finished,
                 parts=rollout.parts,
             )

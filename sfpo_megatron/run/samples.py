@@ -44,7 +44,7 @@ def _sample(group: Sequence[Rollout], prompts: Mapping[str, Prompt]) -> Sample:
                 reward=rollout.reward,
                 correct=rollout.correct,
                 finished=rollout.finished,
-                num_tokens=len(rollout.token_ids),
+                num_tokens=rollout.num_generated,
                 parts=dict(rollout.parts),
             )
             for rollout in group

@@ -101,7 +101,8 @@ def test_two_turns_are_a_trainable_batch(checked: RolloutClient, models: dict[st
     minibatches = build_minibatches(batch, torch.ones(batch.num_rollouts), layout)
     valid = sum(minibatch.global_valid_tokens for minibatch in minibatches)
     assert valid == sum(sum(rollout.response_mask) for rollout in made)
-    assert environment_metrics(made) == {"environment/tokens": valid / len(made)}
+    wanted = {"environment/tokens": valid / len(made), "environment/reward": 0.25}
+    assert environment_metrics(made) == wanted
 
 
 def test_the_same_request_gives_the_same_episodes(checked: RolloutClient) -> None:

@@ -1,4 +1,4 @@
-"""Environments of a user's own, right and wrong, for test_episodes.py."""
+"""Environments of a user's own, right and wrong, for the tests of episodes."""
 
 from __future__ import annotations
 
@@ -49,6 +49,39 @@ class Long(Base):
 class Silent(Base):
     async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
         return Episode().told([3])
+
+
+class Branches(Base):
+    """Two branches of two calls each, then the rollout's own."""
+
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        async def two(number: int) -> None:
+            branch = generate.branch(number)
+            await branch([number])
+            await branch([number, number])
+
+        await asyncio.gather(two(1), two(2))
+        return Episode().then(await generate(prompt.token_ids))
+
+
+class Rewarded(Base):
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        episode = Episode().then(await generate(prompt.token_ids), reward=0.5)
+        return episode.told([1]).then(await generate([1]), reward=0.25)
+
+
+class Settings(Base):
+    made: ClassVar[tuple[Any, ...]] = ()
+    uses_chat_template = True
+
+    def __init__(self, tokenizer: Any, *, size: int = 1, chat_template_args: Any = ()) -> None:
+        type(self).made = (size, chat_template_args)
+
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        return Episode()
+
+    def close(self) -> None:
+        type(self).made = ()
 
 
 class Raises(Base):
@@ -110,6 +143,7 @@ EPISODES: dict[str, Any] = {
     "nan": Episode(token_ids=(1,), logprobs=(float("nan"),), response_mask=(True,)),
     "nothing": Episode(token_ids=(1,), logprobs=(None,), response_mask=(True,)),
     "reward": Episode(reward=float("inf")),
+    "turns": Episode(turn_rewards=float("nan")),
     "metric": Episode(metrics={"x": "text"}),
     "fine": Episode(token_ids=(1,), logprobs=(float("nan"),), response_mask=(False,)),
 }

@@ -20,13 +20,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made.configs import run_config
+from made.episodes import (
+    SETTINGS,
+    Call,
+    Engines,
+    WordTokenizer,
+    complete,
+    prompt_of,
+    run,
+    runner_of,
+)
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.plugins import ENVIRONMENT, PluginError
 from sfpo_megatron.rollout import controller
-from sfpo_megatron.rollout.episode_runner import EpisodeRunner, Generator
 from sfpo_megatron.rollout.episodes import Episode, load_environment
 from sfpo_megatron.rollout.errors import FleetLost, RolloutError
 from sfpo_megatron.rollout.reports import RolloutCount, environment_metrics
@@ -41,54 +50,6 @@ from sfpo_megatron.rollout.sampling import (
 from sfpo_megatron.types import Prompt, Rollout, RolloutBatch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "your_own"
-SETTINGS = GenerationSettings(temperature=1.0, top_p=1.0, max_response_tokens=10, stop_token_ids=())
-Call = tuple[list[tuple[int, ...]], list[int], GenerationSettings]
-
-
-def prompt_of(name: str, *token_ids: int) -> Prompt:
-    return Prompt(id=name, text="", token_ids=token_ids, question="", answer="")
-
-
-def complete(prompt: tuple[int, ...], seed: int, limit: int) -> Completion:
-    """Three tokens that only (prompt, seed) decide, fewer where the limit is lower."""
-    tokens = tuple((sum(prompt) + seed + i) % 97 + 1 for i in range(min(3, limit)))
-    logprobs = tuple(-0.25 * token for token in tokens)
-    return Completion(token_ids=tokens, logprobs=logprobs, finished=limit > 3)
-
-
-class Engines(Generator):
-    """The fleet: answers, and keeps its calls."""
-
-    def __init__(self, version: int = 5) -> None:
-        self.version = version
-        self.calls: list[Call] = []
-
-    async def generate(
-        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
-    ) -> tuple[list[Completion], int]:
-        self.calls.append((prompts, seeds, settings))
-        await asyncio.sleep(0)
-        pairs = zip(prompts, seeds, strict=True)
-        made = [complete(prompt, seed, settings.max_response_tokens) for prompt, seed in pairs]
-        return made, self.version
-
-
-class WordTokenizer:
-    """One token a word."""
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return [len(word) for word in text.split()]
-
-
-def runner_of(name: str, fleet: Generator) -> EpisodeRunner:
-    return EpisodeRunner(run_config(rollout={"environment": name}).rollout, WordTokenizer(), fleet)
-
-
-def run(
-    name: str, prompts: Sequence[Prompt], fleet: Generator, limits: GenerationSettings = SETTINGS
-) -> list[tuple[Episode, int]]:
-    seeds = [100 * (i + 1) for i in range(len(prompts))]
-    return asyncio.run(runner_of(name, fleet).run(prompts, seeds, limits))
 
 
 # ---- single_turn: what it was before there were environments -----------------------------------
@@ -314,7 +275,9 @@ def test_what_is_no_environment_is_refused_before_anything_starts(
 
 
 def test_a_name_that_is_neither_built_in_nor_a_module_s_is_refused() -> None:
-    with pytest.raises(FieldError, match=r"found 'multi_turn', expected one of single_turn, or"):
+    with pytest.raises(
+        FieldError, match=r"found 'multi_turn', expected one of single_turn, math_tool, or"
+    ):
         run_config(rollout={"environment": "multi_turn"})
     assert run_config().rollout.environment == "single_turn"
     ENVIRONMENT.find("single_turn")

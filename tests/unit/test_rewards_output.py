@@ -13,7 +13,7 @@ from own_rewards import MEET, Own, log_of, own, problem, rewards
 
 from sfpo_megatron.host.scratch import Scratch, remove_abandoned
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.rewards.output import OutputLog
+from sfpo_megatron.sandbox.output import OutputLog
 
 __all__ = ["own"]  # the fixture
 

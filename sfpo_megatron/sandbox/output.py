@@ -1,4 +1,4 @@
-"""What scoring processes print: the end of it for messages, the rest into a log with a limit."""
+"""What limited processes print: the end of it for messages, the rest into a log with a limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class OutputLog:
-    """The log of one scoring process and of those that replace it. Nothing that happens to the log
+    """The log of one such process and of those that replace it. Nothing that happens to the log
     harms them: past its limit, or on a full disk, their output is dropped."""
 
     def __init__(self, path: Path | None, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -42,7 +42,7 @@ class OutputLog:
                 kept = kept[os.write(self._descriptor, kept) :]
         except OSError as error:
             self._room = 0
-            log.warning("%s: output of the scoring processes is dropped (%s)", self.name, error)
+            log.warning("%s: output of the processes is dropped (%s)", self.name, error)
 
     @property
     def name(self) -> str:

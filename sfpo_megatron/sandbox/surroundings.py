@@ -1,8 +1,8 @@
-"""The scoring process's own descriptors, streams and signals, and how a call finds them as before.
+"""A limited process's own descriptors, streams and signals, and how a call finds them as before.
 
-A reward function is anybody's code. What it does to its process while it scores one response (a
-closed stdout, another working directory, a handler, an alarm) must not decide the next response's
-reward, nor reach the pipes that the run listens to.
+A reward function or a tool is anybody's code. What it does to its process during one call (a
+closed stdout, another working directory, a handler, an alarm) must not decide what the next call
+gives, nor reach the pipes that the run listens to.
 """
 
 from __future__ import annotations

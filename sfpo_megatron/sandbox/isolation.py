@@ -1,0 +1,72 @@
+"""How far from the run this machine lets a program be: by namespaces, and by Landlock for files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sfpo_megatron.sandbox import landlock
+
+_OWN_PROCESSES = ("--pid", "--fork", "--kill-child")
+_WAYS = (
+    ("--user", "--map-root-user", "--net", *_OWN_PROCESSES),
+    ("--net", *_OWN_PROCESSES),  # as root where user namespaces are off
+    ("--user", "--map-root-user", "--net"),
+)
+_TRIAL_S = 10.0
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Isolation:
+    """What can be had here."""
+
+    command: tuple[str, ...]
+    """What a command is put behind; empty where nothing can be unshared."""
+    files: bool
+    """Files outside of a list cannot be read or written."""
+    tcp: bool
+    """TCP is cut without namespaces too."""
+
+    @property
+    def network(self) -> bool:
+        return "--net" in self.command
+
+    @property
+    def processes(self) -> bool:
+        return "--pid" in self.command
+
+    @property
+    def missing(self) -> list[str]:
+        """What a program is not kept from, in words."""
+        gaps = []
+        if not self.network:
+            gaps.append("the network but for TCP" if self.tcp else "the network")
+        if not self.files:
+            gaps.append("files of this user")
+        if not self.processes:
+            gaps.append("the list of processes")
+        return gaps
+
+
+@lru_cache(maxsize=1)
+def isolation() -> Isolation:
+    """Tried out once a process."""
+    return Isolation(
+        command=next((way for way in map(_command, _WAYS) if _works(way)), ()),
+        files=landlock.abi() > 0,
+        tcp=landlock.cuts_tcp(),
+    )
+
+
+def _command(way: tuple[str, ...]) -> tuple[str, ...]:
+    return (shutil.which("unshare") or "unshare", *way)
+
+
+def _works(command: tuple[str, ...]) -> bool:
+    try:
+        done = subprocess.run([*command, "true"], capture_output=True, timeout=_TRIAL_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -1,0 +1,145 @@
+"""The tool `calculator`: one expression, exactly where its numbers are rational.
+
+Nothing of the text is run as program code, and what would be huge is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import TypeAlias
+
+from sfpo_megatron.tools import ToolError
+
+Number: TypeAlias = Fraction | float
+
+MAX_CHARS = 1000
+MAX_BITS = 10_000
+"""Size of the largest number."""
+MAX_FACTORIAL = 1000
+_SIGNS = str.maketrans({"^": "**", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "π": "pi"})
+_CONSTANTS: Mapping[str, Number] = {"pi": math.pi, "e": math.e}
+
+
+def calculator(expression: str) -> str:
+    """Calculate the value of an arithmetic expression.
+
+    Args:
+        expression: Numbers, + - * / // % ** and parentheses, and functions such as sqrt(2).
+    """
+    text = str(expression).translate(_SIGNS).strip()
+    if len(text) > MAX_CHARS:
+        raise ToolError(f"the expression is longer than {MAX_CHARS} characters")
+    try:
+        return _shown(_value(ast.parse(text, mode="eval").body))
+    except SyntaxError:
+        raise ToolError(f"{text!r} is not an arithmetic expression") from None
+    except RecursionError:
+        raise ToolError("the expression is nested too deeply") from None
+    except ZeroDivisionError:
+        raise ToolError("division by zero") from None
+    except OverflowError:
+        raise ToolError("the value is too large") from None
+
+
+def _value(node: ast.expr) -> Number:
+    match node:
+        case ast.Constant(value=bool() | complex()):
+            pass
+        case ast.Constant(value=int(value)):
+            return _small(Fraction(value))
+        case ast.Constant(value=float(value)) if math.isfinite(value):
+            return Fraction(repr(value))  # 0.1 is a tenth
+        case ast.Name(id=name) if name in _CONSTANTS:
+            return _CONSTANTS[name]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
+            return _UNARY[type(op)](_value(operand))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _small(_BINARY[type(op)](_value(left), _value(right)))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
+            return _called(name, [_value(argument) for argument in arguments])
+    raise ToolError(f"{ast.unparse(node)!r} is nothing that the calculator knows")
+
+
+def _power(base: Number, exponent: Number) -> Number:
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
+        bits = max(abs(base.numerator), base.denominator).bit_length()
+        if bits > 1 and bits * abs(exponent.numerator) > MAX_BITS:
+            raise OverflowError
+        return Fraction(base**exponent.numerator)
+    if base < 0:
+        raise ToolError("a root of a negative number")
+    return float(base) ** float(exponent)
+
+
+def _root(value: Number) -> Number:
+    if value < 0:
+        raise ToolError("a root of a negative number")
+    if isinstance(value, Fraction):
+        top, bottom = math.isqrt(value.numerator), math.isqrt(value.denominator)
+        if (top * top, bottom * bottom) == (value.numerator, value.denominator):
+            return Fraction(top, bottom)
+    return math.sqrt(value)
+
+
+def _factorial(value: Number) -> Number:
+    if value != int(value) or not 0 <= value <= MAX_FACTORIAL:
+        raise ToolError(f"a factorial of what is no whole number from 0 to {MAX_FACTORIAL}")
+    return Fraction(math.factorial(int(value)))
+
+
+_UNARY: Mapping[type, Callable[[Number], Number]] = {
+    ast.UAdd: lambda value: value,
+    ast.USub: lambda value: -value,
+}
+_BINARY: Mapping[type, Callable[[Number, Number], Number]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: lambda a, b: Fraction(a // b),
+    ast.Mod: operator.mod,
+    ast.Pow: _power,
+}
+_FUNCTIONS: Mapping[str, Callable[..., Number]] = {
+    "sqrt": _root,
+    "factorial": _factorial,
+    "abs": abs,
+    "min": min,
+    "max": max,
+    "floor": lambda value: Fraction(math.floor(value)),
+    "ceil": lambda value: Fraction(math.ceil(value)),
+    "round": lambda value, digits=Fraction(0): round(Fraction(value), int(digits)),
+    **{name: getattr(math, name) for name in ("exp", "log", "log2", "log10")},
+    **{name: getattr(math, name) for name in ("sin", "cos", "tan", "asin", "acos", "atan")},
+}
+
+
+def _called(name: str, arguments: list[Number]) -> Number:
+    try:
+        return _small(_FUNCTIONS[name](*arguments))
+    except ToolError:
+        raise
+    except TypeError:
+        raise ToolError(f"{name} with {len(arguments)} arguments") from None
+    except ValueError:
+        raise ToolError(f"{name} of a number that it has no value for") from None
+
+
+def _small(value: Number) -> Number:
+    if isinstance(value, Fraction):
+        if max(abs(value.numerator), value.denominator).bit_length() > MAX_BITS:
+            raise OverflowError
+    elif not math.isfinite(value):
+        raise OverflowError
+    return value
+
+
+def _shown(value: Number) -> str:
+    """A whole number with all its digits, else a decimal with those of a float."""
+    if isinstance(value, Fraction) and value.denominator == 1:
+        return str(value.numerator)
+    return repr(float(value))

@@ -1,0 +1,163 @@
+"""Calls tools in processes of their own, with a time limit for each call.
+
+What a model asks of a tool may hang it, flood it or crash it. So a tool runs in a process
+(`worker.py`) that is killed and replaced when a call takes longer than `timeout_s` or ends it; the
+model is told, and all else goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sfpo_megatron.host.scratch import remove_abandoned
+from sfpo_megatron.sandbox.output import OutputLog
+from sfpo_megatron.sandbox.process import (
+    CannotServe,
+    DidNotStart,
+    LimitedProcess,
+    WorkerDied,
+    WorkerTimeout,
+)
+from sfpo_megatron.tools.declared import ToolChoice
+from sfpo_megatron.tools.worker import ToolReply
+
+Worker: TypeAlias = LimitedProcess[ToolReply]
+SCRATCH = "sfpo-tools-"
+"""How the names of scratch directories begin."""
+_SEND_TIMEOUT_S = 60.0
+_GRACE_S = 3.0  # for a tool that keeps the limit itself
+_NUM_SEND_ATTEMPTS = 3
+
+log = logging.getLogger(__name__)
+
+
+class ToolsFailed(RuntimeError):
+    """The processes do not start, or take no call: nothing that a model has done."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class ToolResult:
+    """What the model is told of a call."""
+
+    text: str
+    failed: bool = False
+
+
+class ToolPool:
+    """Processes that have loaded the tools, started when the pool is made."""
+
+    def __init__(
+        self, choices: Sequence[ToolChoice], *, timeout_s: float, num_workers: int
+    ) -> None:
+        """PluginError or ToolsFailed where a tool cannot be loaded."""
+        self._choices, self._timeout_s = tuple(choices), timeout_s
+        self._limit_s = {
+            choice.called: timeout_s + (_GRACE_S if "timeout_s" in choice.load().hidden else 0.0)
+            for choice in choices
+        }
+        self._number = {choice.called: index for index, choice in enumerate(choices)}
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="tool")
+        self._output = OutputLog(None)
+        self._closing = threading.Event()
+        self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
+        self._workers: set[Worker] = set()
+        remove_abandoned(SCRATCH)
+        starting = [self._threads.submit(self._start) for _ in range(num_workers)]
+        errors = [error for future in starting if (error := future.exception())]
+        if errors:
+            self.close()
+            raise errors[0]
+        for future in starting:
+            self._idle.put(future.result())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the model calls the tools."""
+        return tuple(self._number)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [worker.pid for worker in self._workers]
+
+    async def call(self, name: str, arguments: Mapping[str, object]) -> ToolResult:
+        """Call a tool; as many at a time as there are processes."""
+        if name not in self._number:
+            known = ", ".join(self._number) or "none"
+            return ToolResult(text=f"unknown tool {name!r}; the tools are: {known}", failed=True)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._call, name, arguments)
+
+    def close(self) -> None:
+        """End the processes; calls that wait for one fail."""
+        self._closing.set()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+
+    def _start(self) -> Worker:
+        """Only in a thread of the pool: the process ends with the thread that has started it."""
+        tools = json.dumps([[choice.name, dict(choice.settings)] for choice in self._choices])
+        arguments = (str(self._timeout_s), tools)
+        module = "sfpo_megatron.tools.worker"
+        try:
+            worker: Worker = LimitedProcess(module, arguments, scratch=SCRATCH, output=self._output)
+        except (DidNotStart, CannotServe) as error:
+            raise ToolsFailed(f"a process for tools: {error}") from error
+        self._workers.add(worker)
+        return worker
+
+    def _call(self, name: str, arguments: Mapping[str, object]) -> ToolResult:
+        if self._closing.is_set():
+            raise ToolsFailed("the tools are closed")
+        worker, usable = self._idle.get(), None
+        try:
+            worker = self._send(worker, name, arguments)
+            reply = worker.read(self._limit_s[name])
+            usable = worker
+        except (WorkerTimeout, WorkerDied) as error:
+            self._end(worker)
+            timed_out = isinstance(error, WorkerTimeout)
+            took = f"took longer than {self._timeout_s:g} s"
+            return _failed(name, took if timed_out else "crashed, or took more memory than it may")
+        finally:
+            self._idle.put(usable)
+        if "error" in reply:
+            return ToolResult(text=reply["error"], failed=True)
+        return ToolResult(text=reply["result"])
+
+    def _send(self, worker: Worker | None, name: str, arguments: Mapping[str, object]) -> Worker:
+        """Hand a call to a process, or to another one where it ended while it was idle."""
+        request = {
+            "tool": self._number[name],
+            "arguments": dict(arguments),
+            "cpu_s": self._timeout_s,
+        }
+        for _ in range(_NUM_SEND_ATTEMPTS):
+            taken = worker or self._start()
+            try:
+                taken.send(request, _SEND_TIMEOUT_S)
+                return taken
+            except (WorkerDied, WorkerTimeout):
+                self._end(taken)
+                worker = None
+        raise ToolsFailed(f"{_NUM_SEND_ATTEMPTS} processes in a row took no call of {name}")
+
+    def _end(self, worker: Worker | None) -> None:
+        if worker is not None:
+            self._workers.discard(worker)
+            worker.kill()
+
+
+def _failed(name: str, how: str) -> ToolResult:
+    log.warning("a call of the tool %s %s", name, how)
+    return ToolResult(text=f"{name} {how}", failed=True)

@@ -1,0 +1,210 @@
+"""The built-in tools: what they answer and refuse. The processes are test_tools_pool.py's."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfpo_megatron.sandbox import interpreter, landlock
+from sfpo_megatron.sandbox.isolation import Isolation, isolation
+from sfpo_megatron.tools import ToolError
+from sfpo_megatron.tools.calculator import calculator
+from sfpo_megatron.tools.python import MAX_OUTPUT_CHARS, python
+from sfpo_megatron.tools.search import search
+
+# ---- calculator --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("2 * (3 + 4)", "14"),
+        ("7 / 2", "3.5"),
+        ("0.1 + 0.2", "0.3"),
+        ("1/3 + 2/3", "1"),
+        ("-2 ^ 2", "-4"),
+        ("17 // 5 + 17 % 5", "5"),
+        ("6 × 7 − 2 ÷ 2", "41"),
+        ("sqrt(16) + sqrt(1/4)", "4.5"),
+        ("2 ** -1", "0.5"),
+        ("2 ** 0.5", repr(math.sqrt(2))),
+        ("factorial(20)", "2432902008176640000"),
+        ("round(2.675, 2)", "2.68"),
+        ("max(1, 2.5, -3)", "2.5"),
+        ("floor(-1.5) + ceil(-1.5) + abs(-3)", "0"),
+        ("2 ** 100", str(2**100)),
+        ("cos(pi)", "-1.0"),
+    ],
+)
+def test_values(expression: str, wanted: str) -> None:
+    assert calculator(expression) == wanted
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from("+-*/"), st.integers(-99, 99)), min_size=1, max_size=8))
+def test_rational_arithmetic_is_exact(steps: list[tuple[str, int]]) -> None:
+    text, value = "7", Fraction(7)
+    for sign, number in steps:
+        if sign == "/" and number == 0:
+            continue
+        text = f"({text}) {sign} ({number})"
+        value = {
+            "+": lambda a, b: a + b,
+            "-": lambda a, b: a - b,
+            "*": lambda a, b: a * b,
+            "/": lambda a, b: a / b,
+        }[sign](value, Fraction(number))
+    found = calculator(text)
+    assert found == (str(value) if value.denominator == 1 else repr(float(value)))
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("1 / 0", "division by zero"),
+        ("9 ** 9 ** 9", "too large"),
+        ("factorial(5000)", "a factorial of"),
+        ("exp(10000)", "too large"),
+        ("1e400", "nothing that the calculator knows"),
+        ("sqrt(-1)", "root of a negative number"),
+        ("log(0)", "no value"),
+        ("sqrt(1, 2)", "2 arguments"),
+        ("__import__('os')", "nothing that the calculator knows"),
+        ("(1).real", "nothing that the calculator knows"),
+        ("'a' * 9", "nothing that the calculator knows"),
+        ("True + 1", "nothing that the calculator knows"),
+        ("2 +", "not an arithmetic expression"),
+        ("", "not an arithmetic expression"),
+        ("(" * 300 + "1" + ")" * 300, "not an arithmetic expression|too deeply"),
+        ("-" * 999 + "1", "too deeply|not an"),
+        ("1" * 2000, "longer than"),
+    ],
+)
+def test_what_it_refuses(expression: str, message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ToolError, match=message):
+        calculator(expression)
+    assert time.monotonic() - began < 1.0
+
+
+# ---- search ------------------------------------------------------------------------------------
+
+
+def test_search_finds_by_rare_words_first(tmp_path: Path) -> None:
+    text = tmp_path / "facts.txt"
+    text.write_text(
+        "The cat sat on the mat.\n\n\nParis is the capital.\n\nThe zebra is the animal."
+    )
+    assert search("the capital", path=str(text), max_results=1) == "Paris is the capital."
+    assert search("THE zebra", path=str(text)).splitlines()[0] == "The zebra is the animal."
+    assert search("unicorns", path=str(text)) == "nothing found"
+    with pytest.raises(ToolError, match="no word"):
+        search("?!", path=str(text))
+
+
+def test_search_reads_jsonl_and_names_a_bad_line(tmp_path: Path) -> None:
+    rows = tmp_path / "facts.jsonl"
+    rows.write_text(json.dumps({"title": "France", "text": "Paris"}) + "\n\n" + '{"text": "Bonn"}')
+    assert search("france", path=str(rows)) == "France\nParis"
+    assert search("bonn", path=str(rows)) == "Bonn"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "a"}\n{"body": "b"}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl line 2: found .*; write the passage as text"):
+        search("a", path=str(bad))
+
+
+# ---- python ------------------------------------------------------------------------------------
+
+
+def test_programs_and_their_output() -> None:
+    assert python("import sys\nprint('a')\nprint('b', file=sys.stderr)\n6 * 7") == "a\nb\n42"
+    assert python("x = 1") == ""
+    failed = python("print('before')\n1 / 0")
+    assert failed.startswith("before\nTraceback") and failed.endswith(
+        "ZeroDivisionError: division by zero"
+    )
+    assert "program.py" not in failed and "1 / 0" in failed
+    assert "SyntaxError" in python("1 +")
+    assert python("open('f', 'w').write('x'); print(open('f').read(), input())").endswith(
+        "EOFError: EOF when reading a line"
+    )
+
+
+def test_each_program_is_by_itself() -> None:
+    python("open('left', 'w').write('x')")
+    assert python("import os; sorted(os.listdir('.'))") == "['.output']"
+
+
+def test_programs_get_nothing_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "secret")
+    assert "secret" not in python("import os; dict(os.environ)")
+
+
+@pytest.mark.parametrize(
+    ("code", "ending"),
+    [
+        ("while True: pass", "[ended: it took longer than 0.5 s]"),
+        ("print('seen')\nimport time; time.sleep(60)", "seen\n[ended: it took longer than 0.5 s]"),
+        ("x = 'a' * (1 << 30)", "MemoryError"),
+        ("while True: print('x' * 999)", "[more output is not shown]"),
+        ("import ctypes; ctypes.string_at(0)", "[ended by signal 11]"),
+    ],
+)
+def test_limits(code: str, ending: str) -> None:
+    found = python(code, timeout_s=0.5)
+    assert found.endswith(ending) and len(found) < MAX_OUTPUT_CHARS + 100
+
+
+needs_landlock = pytest.mark.skipif(landlock.abi() < 4, reason="the kernel has no Landlock 4")
+needs_unshare = pytest.mark.skipif(not isolation().processes, reason="unshare is not allowed here")
+
+
+@needs_landlock
+def test_files_of_others_cannot_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("42")
+    for code in (
+        f"open({str(tmp_path / 'answers.txt')!r}).read()",
+        f"open({str(tmp_path / 'new')!r}, 'w')",
+        "open('/etc/passwd').read()",
+        f"open({__file__!r}).read()",
+        "open('/proc/self/environ').read()",
+    ):
+        assert "PermissionError" in python(code), code
+    assert not (tmp_path / "new").exists()
+
+
+@needs_unshare
+def test_what_a_program_starts_ends_with_it_and_sees_no_one(tmp_path: Path) -> None:
+    mark = f"60.{os.getpid()}"
+    code = f"import os\nif os.fork() == 0:\n  os.setsid(); os.execvp('sleep', ['sleep', '{mark}'])"
+    assert python(f"{code}\nprint(os.getpid())") == "1"
+    pids = filter(str.isdigit, os.listdir("/proc"))
+    assert not [pid for pid in pids if mark.encode() in _command(pid)]
+    send = "import socket as s; s.socket(s.AF_INET, s.SOCK_DGRAM).sendto(b'', ('1.1.1.1', 9))"
+    assert "Network is unreachable" in python(send)
+
+
+def _command(pid: str) -> bytes:
+    try:
+        return Path("/proc", pid, "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And programs run all the same where nothing can be unshared."""
+    bare = Isolation(command=(), files=False, tcp=False)
+    assert bare.missing == ["the network", "files of this user", "the list of processes"]
+    assert Isolation(command=("unshare", "--net"), files=True, tcp=True).missing == [
+        "the list of processes"
+    ]
+    monkeypatch.setattr(interpreter, "isolation", lambda: bare)
+    assert python("6 * 7") == "42"
