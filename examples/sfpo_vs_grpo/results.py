@@ -33,6 +33,10 @@ def write_page(study: Study) -> None:
 def task_part(study: Study, task: str) -> Iterator[str]:
     """What is known of a task so far."""
     yield f"## {task}\n"
+    seeds = study.settings["tuning_seeds"]
+    if not any(study.outcomes(task, a, lr, seeds) for a in study.arms for lr in study.lrs(task, a)):
+        yield "No run yet.\n"
+        return
     yield from sweep(study, task)
     if not study.frozen(task):
         yield "The tuning seeds have not all run: nothing is chosen yet.\n"

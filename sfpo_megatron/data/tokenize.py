@@ -153,11 +153,12 @@ def tokenized_prompts(
 
 
 def _wrong_length(row: Row, length: int, limit: int) -> DataError:
+    cure = "raise rollout.max_prompt_tokens" if length else "write a prompt that has one"
     return DataError(
         row.where,
         found=f"a prompt of {length} tokens",
         expected=f"1 to {limit} (rollout.max_prompt_tokens)",
-        fix="raise rollout.max_prompt_tokens, or set data.on_bad_row=skip",
+        fix=f"{cure}, or set data.on_bad_row=skip",
         kind="too long" if length else "without a token",
     )
 

@@ -76,6 +76,12 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
             f"does not fit: {together} GPUs, and {nodes} nodes have {nodes * GPUS_PER_NODE}"
         )
     lines += faults
+    if nodes is not None and together < nodes * GPUS_PER_NODE:
+        idle = nodes * GPUS_PER_NODE - together
+        lines.append(
+            f"{idle} of the {nodes * GPUS_PER_NODE} GPUs of {nodes} nodes would stay idle: set "
+            "parallel.data to null, which takes what is left, or to a larger number"
+        )
     if fits(memory, gpu):
         lines += [] if faults else [f"fits: stage {stage} needs the most"]
         return "\n".join(lines) + "\n"

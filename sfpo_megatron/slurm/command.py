@@ -119,6 +119,9 @@ def slurm(options: argparse.Namespace) -> int:
         if layout is not None:
             plan = outlook(run, store_of(config), resume=config.checkpoint.resume, fresh=False)
             print(f"the job {plan}", file=sys.stderr)
+            idle = layout.idle(config, nodes=job.nodes, gpus_per_node=job.gpus_per_node)
+            if idle is not None:
+                print(idle, file=sys.stderr)
         script = f"{job.script}.sbatch"
         if options.dry_run:
             print(files[script], end="")

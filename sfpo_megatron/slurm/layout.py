@@ -29,6 +29,19 @@ class JobLayout:
     def world_size(self) -> int:
         return self.train_nodes * self.ranks_per_node
 
+    def idle(self, config: RunConfig, *, nodes: int, gpus_per_node: int) -> str | None:
+        """A line about GPUs of the job that nobody would use; None without any."""
+        rollout = config.rollout
+        engines = rollout.num_engines * rollout.tensor_parallel
+        used = self.world_size + (0 if rollout.placement == "colocated" else engines)
+        num = nodes * gpus_per_node
+        if used >= num:
+            return None
+        return (
+            f"warning: {num - used} of the {num} GPUs would stay idle; set parallel.data to null, "
+            "which takes what is left, or ask for fewer nodes"
+        )
+
 
 def job_layout(
     config: RunConfig, *, nodes: int, gpus_per_node: int, train_nodes: int | None = None

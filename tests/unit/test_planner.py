@@ -279,6 +279,7 @@ def test_command(
     assert time.process_time() - begun < 1.0
     text = capsys.readouterr().out
     assert "6 h100-80gb train, 1 generate: 1 nodes" in text
+    assert "1 of the 8 GPUs of 1 nodes would stay idle" in text
     for word in ("main params", "snapshot", "activations by recompute", "reposition", "fits"):
         assert word in text
     assert main(["plan", str(run), "model.path=owner/name"]) == 2
