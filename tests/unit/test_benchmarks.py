@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import startup
 from benchmarks.common import clock, provenance
 from benchmarks.common.isolated import isolated
 from benchmarks.overhead import memory, speed, weights
@@ -111,3 +112,12 @@ def test_the_script_starts() -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0 and "seconds and bytes" in done.stdout, done.stderr
+
+
+def test_a_start_is_split_by_what_was_waited_for() -> None:
+    """What is between two stages counts for the one before; a run that ended is no figure."""
+    events = [(1.0, "import"), (3.0, ""), (4.0, "build"), (9.0, "engines"), (9.5, "engines")]
+    found = startup.stages([*events, (12.0, "started")])
+    assert found == {"launch": 1.0, "import": 3.0, "build": 5.0, "engines": 3.0, "total": 12.0}
+    with pytest.raises(RuntimeError, match="ended before its first step"):
+        startup.stages(events)
