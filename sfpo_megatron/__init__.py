@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "EntropyGate": "sfpo_megatron.sfpo",
+    "EntropyGate": "sfpo_megatron.gate",
     "SlowSnapshot": "sfpo_megatron.sfpo",
     "sfpo_step": "sfpo_megatron.sfpo",
     "MainParamShards": "sfpo_megatron.mcore.shards",

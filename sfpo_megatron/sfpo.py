@@ -8,8 +8,8 @@ minibatches of the batch (one optimizer step each):
     3. reposition       theta_a = theta_0 + alpha * (theta_K - theta_0)
     4. slow correction  theta   = pass(theta_a)                   once more, the same batch
 
-The entropy gate ends it: once the z-score of the policy entropy crosses a threshold, K becomes 0
-and every batch gets the plain single pass (GRPO).
+The entropy gate (gate.py) ends it: once the z-score of the policy entropy crosses a threshold, K
+becomes 0 and every batch gets the plain single pass (GRPO).
 
 Only weights are repositioned: Adam's moments and step count carry through all passes. Steps 1 and
 3 are elementwise, so each rank does them on its own shard with no collective; only
@@ -20,10 +20,8 @@ or with Adam's moments put back too.
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -132,62 +130,3 @@ def sfpo_step(
         snapshot.reposition(alpha)
     results.append(run_pass())
     return results
-
-
-class EntropyGate:
-    """Decides, before each train step, whether SFPO is still on (the paper's stopping rule, with
-    the window semantics of the released reference, ray_trainer.py).
-
-    `observe` takes the exact mean token entropy (nats) of a step's slow correction. With the last
-    `window` values in hand, the newest included, z = (newest - mean) / population std; the gate
-    closes at z >= threshold (two-sided: |z|). `latch` keeps it closed for good. To be decided on
-    one rank and broadcast: ranks that branch apart hang each other.
-    """
-
-    def __init__(
-        self,
-        *,
-        window: int = 30,
-        zscore_threshold: float = 1.0,
-        two_sided: bool = False,
-        latch: bool = True,
-        stop_step: int | None = None,
-    ) -> None:
-        self._window: deque[float] = deque(maxlen=window)
-        self._threshold = zscore_threshold
-        self._two_sided = two_sided
-        self._latch = latch
-        self._stop_step = stop_step
-        self._tripped = False
-
-    def observe(self, entropy: float) -> None:
-        """Add the entropy of the step that just ended."""
-        if not math.isfinite(entropy):
-            raise ValueError(f"entropy {entropy!r} of the last step is not a finite number")
-        self._window.append(entropy)
-        z = self.zscore
-        crossed = z is not None and (abs(z) if self._two_sided else z) >= self._threshold
-        self._tripped = crossed or (self._latch and self._tripped)
-
-    @property
-    def zscore(self) -> float | None:
-        """z of the newest entropy; None until the window is full."""
-        values = list(self._window)
-        if len(values) < (self._window.maxlen or 0):
-            return None
-        mean = math.fsum(values) / len(values)
-        std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
-        return (values[-1] - mean) / (std + 1e-9)
-
-    def is_open(self, step: int) -> bool:
-        """Whether train step `step` (the first is 1) makes fast passes."""
-        stopped = self._stop_step is not None and step >= self._stop_step
-        return not (self._tripped or stopped)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"window": list(self._window), "tripped": self._tripped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._window.clear()
-        self._window.extend(state["window"])
-        self._tripped = state["tripped"]

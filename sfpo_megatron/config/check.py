@@ -19,6 +19,7 @@ from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
+from sfpo_megatron.config.rules.gate import gate
 from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
@@ -272,6 +273,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     length,
     context_parallel,
     _algorithm,
+    gate,
     _optimizer,
     sgd,
     _objective,

@@ -100,8 +100,19 @@ class SFPOConfig:
     """Train steps whose entropy the gate's z-score is taken over, the newest included."""
     entropy_zscore_threshold: float = 1.0
     """The gate closes at z >= this."""
+    entropy_relative_threshold: float | None = None
+    """It also closes where entropy is above the window's mean by this share of it; null for z
+    alone."""
+    entropy_patience: int = 1
+    """Train steps in a row that have to cross a threshold; the window waits for them."""
+    entropy_window_excludes_newest: bool = False
+    """Compare with the window before the newest step. Inside its own window a value is at most
+    sqrt(entropy_window - 1) deviations from the mean, and raises both."""
+    entropy_warmup_steps: int = 0
+    """Train steps at the start whose entropy the gate does not see."""
     trigger: Literal["one_sided", "two_sided"] = "one_sided"
-    """one_sided: entropy rises; two_sided: it moves either way."""
+    """one_sided: entropy rises (the released code); two_sided: it moves either way (the paper's
+    Algorithm 1)."""
     latch: bool = True
     """True: once closed, closed for good."""
     stop_step: int | None = None
@@ -118,6 +129,18 @@ class SFPOConfig:
         at_least(self, 0, "num_fast_passes", "stop_step")
         within(self, 0.0, 1.0, "alpha")
         at_least(self, 2, "entropy_window")
+        at_least(self, 1, "entropy_patience")
+        at_least(self, 0, "entropy_warmup_steps")
+        positive(self, "entropy_relative_threshold")
+        warmup = self.entropy_warmup_steps
+        if warmup and self.stop_step is not None and self.stop_step <= warmup:
+            raise FieldError(
+                "entropy_warmup_steps",
+                warmup,
+                f"fewer than stop_step ({self.stop_step}), which closes the gate before it has "
+                "seen any entropy",
+                "shorten the warm-up, or set stop_step to null",
+            )
         if self.snapshot == "host" and self.moments == "restore":
             raise FieldError(
                 "snapshot",

@@ -9,12 +9,13 @@ metrics     the step's line in metrics.jsonl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.batching import set_advantages
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.gate import EntropyGate
 from sfpo_megatron.mcore.batches import advantages, cut
 from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, set_old_logprobs
 from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
@@ -31,7 +32,7 @@ from sfpo_megatron.run.metrics import (
     split_metrics,
 )
 from sfpo_megatron.run.speed import speed_metrics
-from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, Snapshot
+from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
 from sfpo_megatron.snapshots.spanned import SpannedSnapshot
@@ -68,13 +69,8 @@ class Learner:
         # After the weights are loaded and before a checkpoint is: it keeps the initial weights.
         self._references = [ReferencePolicy(policy)] if kl.coef > 0 else []
         self.snapshot = slow_snapshot(config, policy)
-        self.gate = EntropyGate(
-            window=config.sfpo.entropy_window,
-            zscore_threshold=config.sfpo.entropy_zscore_threshold,
-            two_sided=config.sfpo.trigger == "two_sided",
-            latch=config.sfpo.latch,
-            stop_step=config.sfpo.stop_step,
-        )
+        self.gate = EntropyGate.of(config.sfpo)
+        self._said_flat = False
         self.totals = Totals()
         self._agreement = Agreement(config)
         self._collapse = Collapse(config.train)
@@ -160,6 +156,8 @@ class Learner:
         found = self._agreement.judge(self._policy, step, batch, prepared.minibatches, metrics)
         for warning in found.warnings:
             warn(f"warning: {warning}")
+        for warning in self.closed_on_noise(prepared):
+            warn(f"warning: {warning}")
         if found.stop is not None:
             save(step)
             raise GeneratorDisagrees(found.stop)
@@ -168,6 +166,18 @@ class Learner:
             save(step)
             saved = "saved" if self._config.saves_state else "not saved (checkpoint.every is 0)"
             raise RunCollapsed(f"{said}; the state after this step is {saved}")
+
+    def closed_on_noise(self, prepared: Prepared) -> Iterator[str]:
+        """Say, once, that the gate has closed after this step on entropy that is flat."""
+        closed = self.gate.has_tripped and prepared.num_fast > 0
+        if closed and self.gate.is_flat and not self._said_flat:
+            self._said_flat = True
+            yield (
+                f"train step {prepared.step}: the entropy gate has closed at z = "
+                f"{self.gate.zscore:.3g}, on entropy without a trend or a jump in its window of "
+                f"{self._config.sfpo.entropy_window} steps; docs/algorithm.md (The entropy gate) "
+                "has settings that noise does not close"
+            )
 
     def _loss_scale(self) -> float:
         """What float16 losses are multiplied by, rank 0's for all; else 1."""

@@ -174,9 +174,9 @@ def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
 
 @on_ranks(DP2)
 def test_the_gate_of_rank_0_decides_for_all(bench: Workbench) -> None:
+    from sfpo_megatron.gate import EntropyGate
     from sfpo_megatron.mcore.control import ControlGroup
     from sfpo_megatron.run.learner import fast_passes
-    from sfpo_megatron.sfpo import EntropyGate
 
     config, control = bench.config("qwen2_tied"), ControlGroup(60.0)
     for closed_on in (0, 1):

@@ -85,6 +85,18 @@ def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_check("sfpo.alpha=0", "sfpo.num_fast_passes=0") == []
 
 
+def test_a_gate_that_cannot_close(here: Path) -> None:
+    """Four values, the newest among them, are at most sqrt(3) deviations from their mean."""
+    high = ("sfpo.entropy_window=4", "sfpo.entropy_zscore_threshold=1.74")
+    (warning,) = run_check(*high)
+    assert "sfpo.entropy_zscore_threshold: found 1.74 with entropy_window 4" in warning
+    assert "at most sqrt(4 - 1) = 1.73" in warning
+    assert run_check(high[0], "sfpo.entropy_zscore_threshold=1.73") == []
+    assert run_check(*high, "sfpo.entropy_window_excludes_newest=true") == []
+    assert run_check(*high, "sfpo.entropy_relative_threshold=0.1") == []
+    assert run_check(*high, "sfpo.num_fast_passes=0") == []
+
+
 def test_context_parallelism_without_te_ends_a_run_that_starts(here: Path) -> None:
     """A login node may have no TransformerEngine where the job will have one."""
     (warning,) = run_check("parallel.context=2")

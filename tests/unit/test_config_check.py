@@ -35,6 +35,10 @@ def case(key: str, found: str, expected: str, fix: str, *overrides: str, **rest:
 
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
+    # algorithm
+    "gate_warmup_of_all": case(
+        "sfpo.entropy_warmup_steps", "40", "fewer than the run's train steps (40)", "shorten",
+        "train.num_steps=40", "sfpo.entropy_warmup_steps=40"),
     # layout
     "heads_by_tp": case(
         "parallel.tensor", "4", "num_attention_heads (6)", "one of 1, 2", "parallel.tensor=4"),

@@ -124,6 +124,12 @@ FILE_CASES = {  # text after BASE -> (key, found, expected, fix)
         "debug.train_only", "with a name of 256", "255 in a name", "choose a shorter one"),
     "seed: 1\nseed: 2": ("seed", "the key twice", "once", "remove one"),
     "train: {num_steps: 0}": ("train.num_steps", "0", "a number >= 1", "set num_steps to 1"),
+    "sfpo: {entropy_patience: 0}": (
+        "sfpo.entropy_patience", "0", "a number >= 1", "set entropy_patience to 1"),
+    "sfpo: {entropy_relative_threshold: 0}": (
+        "sfpo.entropy_relative_threshold", "0", "a number > 0", "above zero"),
+    "sfpo: {stop_step: 20, entropy_warmup_steps: 20}": (
+        "sfpo.entropy_warmup_steps", "20", "fewer than stop_step (20)", "set stop_step to null"),
     "sfpo: {alpha: 1.5}": ("sfpo.alpha", "1.5", "a number in [0, 1]", "move alpha"),
     "train: {optimizer: {betas: [0.9, 1]}}": (
         "train.optimizer.betas", "(0.9, 1.0)", "two numbers in [0, 1)", "use [0.9, 0.999]"),

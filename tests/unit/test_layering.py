@@ -21,7 +21,7 @@ PACKAGE = ROOT / "sfpo_megatron"
 # Top-level module or package of sfpo_megatron -> layer. Imports go to the same layer or below.
 # docs/processes.md shows this table: `python tools/doc_tables.py` writes it there.
 LAYER = {
-    "sfpo": 0, "snapshots": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0,
+    "sfpo": 0, "gate": 0, "snapshots": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0,
     "families": 0, "data": 0, "rewards": 0, "planner": 0, "checkpoints": 0, "host": 0, "outputs": 0,
     "plugins": 0, "demo": 0,
     "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from made.report_runs import ROLLOUTS, write_report_run
 
+from sfpo_megatron.gate import EntropyGate
 from sfpo_megatron.outputs.report.arms import drift_profile, grouped, over_seeds
 from sfpo_megatron.outputs.report.curves import Curves, curves_of, thinned
 from sfpo_megatron.outputs.report.reading import Run, read_run
 from sfpo_megatron.outputs.report.target import chosen_target, ratio, reached
 from sfpo_megatron.outputs.report.zscores import gate_scores
-from sfpo_megatron.sfpo import EntropyGate
 
 
 def run_of(path: Path, lines: list[dict[str, Any]], **config: Any) -> Run:
@@ -53,21 +53,33 @@ def test_axes_are_sums_up_to_the_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [3, 7, 30])
-def test_scores_are_the_gates_own(window: int) -> None:
-    """`sfpo.EntropyGate` is shown the same entropies; where z is 1, the entropy is the bound."""
+def test_where_the_entropy_is_the_bound_the_gate_closes(window: int) -> None:
     rng = random.Random(window)
     entropies = [1.0 + rng.gauss(0, 0.1) for _ in range(60)]
-    gate = EntropyGate(window=window)
-    expected = []
-    for entropy in entropies:
-        gate.observe(entropy)
-        expected.append(gate.zscore)
-    scores = gate_scores(entropies, window=window, threshold=1.0)
-    assert scores.z == pytest.approx(expected)
+    scores = gate_scores(entropies, EntropyGate(window=window))
     assert scores.z[: window - 1] == [None] * (window - 1)
-    for entropy, z, bound in zip(entropies, scores.z, scores.bound, strict=True):
-        if z is not None and bound is not None:
-            assert (entropy >= bound) == (z >= 1.0)
+    judged = zip(entropies, scores.z, scores.bound, strict=True)
+    closed = [e >= b for e, z, b in judged if z is not None and b is not None]
+    assert closed == [z >= 1.0 for z in scores.z if z is not None] and any(closed)
+
+
+def test_the_curves_are_of_the_runs_own_gate(tmp_path: Path) -> None:
+    """Every setting of the gate that bears on z or the bound; a step without entropy has none."""
+    lines: list[dict[str, Any]] = [
+        {"step": step, "num_rollouts": 8, "loss": 0.0, "entropy": entropy}
+        for step, entropy in enumerate([9.0, 2.0, 2.2, None, 2.6, 2.7, 2.0], start=1)
+    ]
+    sfpo = {
+        "entropy_window": 2,
+        "entropy_zscore_threshold": 9.0,
+        "entropy_relative_threshold": 0.1,
+        "entropy_patience": 2,
+        "entropy_window_excludes_newest": True,
+        "entropy_warmup_steps": 1,
+    }
+    train = curves_of(run_of(tmp_path / "run", lines, sfpo=sfpo)).train
+    assert train["z"] == [None] * 4 + [pytest.approx(5.0), pytest.approx(6.0), pytest.approx(-13)]
+    assert train["bound"] == [None] * 4 + [pytest.approx(2.31)] * 2 + [pytest.approx(2.65 * 1.1)]
 
 
 def test_phases_make_up_the_step(tmp_path: Path) -> None:

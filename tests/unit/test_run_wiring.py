@@ -259,7 +259,7 @@ def a_pass(entropy: float) -> PassResult:
     return PassResult(minibatches=(one,))
 
 
-def a_learner(ticks: list[int]) -> learner.Learner:
+def a_learner(ticks: list[int], **sections: Any) -> learner.Learner:
     """Its policy notes the ticks of its schedule."""
     policy: Any = SimpleNamespace(
         shards=SimpleNamespace(tensors=list),
@@ -267,7 +267,7 @@ def a_learner(ticks: list[int]) -> learner.Learner:
         control=SimpleNamespace(agree=lambda **values: None, broadcast_json=lambda value: value),
     )
     objective: Any = SimpleNamespace(first_pass_is_old=True)
-    return learner.Learner(run_config(), policy, objective)
+    return learner.Learner(run_config(**sections), policy, objective)
 
 
 def test_the_gate_sees_the_slow_correction() -> None:
@@ -275,6 +275,27 @@ def test_the_gate_sees_the_slow_correction() -> None:
     found.observe([a_pass(0.25), a_pass(0.5), a_pass(0.75)])
     found.observe([a_pass(1.25), a_pass(1.5)])
     assert found.gate.state_dict()["window"] == [0.75, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("entropies", "num_fast", "warns"),
+    [
+        ([1.0, 1.1, 1.0, 1.1], 3, True),  # z is 1, and nothing has happened
+        ([1.0, 1.1, 1.0, 1.0], 3, False),  # it is open
+        ([1.0, 1.1, 1.0, 1.9], 3, False),  # a jump
+        ([1.0, 1.1, 1.0, 1.1], 0, False),  # it was closed before
+    ],
+)
+def test_a_gate_that_noise_has_closed_is_told_of_once(
+    entropies: list[float], num_fast: int, warns: bool
+) -> None:
+    found = a_learner([], sfpo={"entropy_window": 4, "entropy_zscore_threshold": 0.99})
+    for entropy in entropies:
+        found.observe([a_pass(entropy)])
+    prepared: Any = SimpleNamespace(step=4, num_fast=num_fast)
+    said = [*found.closed_on_noise(prepared), *found.closed_on_noise(prepared)]
+    assert len(said) == warns
+    assert all("train step 4: the entropy gate has closed at z = 1," in line for line in said)
 
 
 def test_the_schedule_ticks_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

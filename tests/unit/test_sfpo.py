@@ -1,18 +1,17 @@
-"""sfpo.py alone, on plain tensors: the update against closed forms, the gate against tables.
+"""sfpo.py alone, on plain tensors: the update against closed forms.
 
 Not exercised here: Megatron's optimizer and `publish` across ranks (tests/dist).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from sfpo_megatron.sfpo import EntropyGate, SlowSnapshot, sfpo_step
+from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 
 
 class Shards:
@@ -151,90 +150,3 @@ def test_each_step_starts_from_a_new_snapshot() -> None:
     for _ in range(3):  # each: +2 fast, back by half, +1
         sfpo_step(run_pass, snapshot, num_fast_passes=2, alpha=0.5)
     assert shards.tensors()[0].tolist() == [6.0, 6.0]
-
-
-def decisions(gate: EntropyGate, entropies: list[float]) -> list[bool]:
-    """Whether step 1, 2, ... is open, the entropy of each observed after it."""
-    result = []
-    for step, entropy in enumerate(entropies, start=1):
-        result.append(gate.is_open(step))
-        gate.observe(entropy)
-    return [*result, gate.is_open(len(entropies) + 1)]
-
-
-# Window 4. Newest value high in (1, 1, 1, 2): mean 1.25, population std 0.433, z = 1.732.
-RISE, FALL = [1.0, 1.0, 1.0, 2.0], [2.0, 2.0, 2.0, 1.0]
-BACK = [*RISE, 1.5, 1.4, 1.3, 1.2]  # z: 1.73, then 0.30, -0.21, -0.98, -1.34
-OPEN, SHUT = True, False
-
-
-@pytest.mark.parametrize(
-    ("settings", "entropies", "expected"),
-    [
-        ({}, RISE, [OPEN] * 4 + [SHUT]),
-        ({}, FALL, [OPEN] * 5),
-        ({"two_sided": True}, FALL, [OPEN] * 4 + [SHUT]),
-        ({}, RISE[:3], [OPEN] * 4),  # the window is not full
-        ({}, BACK, [OPEN] * 4 + [SHUT] * 5),  # latched
-        ({"latch": False}, BACK, [OPEN] * 4 + [SHUT] + [OPEN] * 4),
-        ({"latch": False, "two_sided": True}, BACK, [OPEN] * 4 + [SHUT] + [OPEN] * 3 + [SHUT]),
-        ({"zscore_threshold": 1.74}, RISE, [OPEN] * 5),
-        ({"zscore_threshold": 1.73}, RISE, [OPEN] * 4 + [SHUT]),
-        ({"stop_step": 3}, FALL, [OPEN] * 2 + [SHUT] * 3),
-        ({"stop_step": 0}, [1.0], [SHUT] * 2),
-        ({"stop_step": 1}, [1.0], [SHUT] * 2),
-        ({}, [1.5] * 9, [OPEN] * 10),  # flat: z = 0, no division by zero
-    ],
-)
-def test_gate_table(
-    settings: dict[str, float], entropies: list[float], expected: list[bool]
-) -> None:
-    gate = EntropyGate(**{"window": 4, "zscore_threshold": 1.0, **settings})  # type: ignore[arg-type]
-    assert decisions(gate, entropies) == expected
-
-
-def test_zscore_is_over_the_window_with_the_newest_and_population_std() -> None:
-    gate = EntropyGate(window=4)
-    for entropy in [9.0, 1.0, 1.0, 1.0]:
-        gate.observe(entropy)
-    gate.observe(2.0)  # 9.0 has left the window
-    assert gate.zscore == pytest.approx(0.75 / math.sqrt(0.1875), rel=1e-6)
-
-
-def test_there_is_no_zscore_before_the_window_is_full() -> None:
-    """A jump before that closes nothing."""
-    gate = EntropyGate(window=4)
-    for entropy in [1.0, 1.0, 5.0]:
-        gate.observe(entropy)
-        assert gate.zscore is None and gate.is_open(1)
-    gate.observe(1.0)
-    assert gate.zscore is not None and gate.is_open(1)
-
-
-def test_default_is_the_reference_window_of_30() -> None:
-    gate = EntropyGate()
-    assert decisions(gate, [1.0] * 29 + [1.1])[-2:] == [OPEN, SHUT]
-
-
-@pytest.mark.parametrize("latch", [False, True])
-@pytest.mark.parametrize("cut", [2, 5, 7])
-def test_state_round_trip_decides_the_same(cut: int, latch: bool) -> None:
-    """With latch the state alone knows what closed the gate, once that has left the window."""
-    whole, first = EntropyGate(window=4, latch=latch), EntropyGate(window=4, latch=latch)
-    for entropy in BACK[:cut]:
-        first.observe(entropy)
-        whole.observe(entropy)
-    second = EntropyGate(window=4, latch=latch)
-    second.observe(123.0)  # what it held is forgotten
-    second.load_state_dict(first.state_dict())
-    for step, entropy in enumerate(BACK[cut:], start=cut + 1):
-        assert second.is_open(step) == whole.is_open(step)
-        second.observe(entropy)
-        whole.observe(entropy)
-        assert second.state_dict() == whole.state_dict()
-
-
-@pytest.mark.parametrize("entropy", [math.nan, math.inf])
-def test_a_non_finite_entropy_is_refused(entropy: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        EntropyGate().observe(entropy)

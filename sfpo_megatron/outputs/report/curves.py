@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sfpo_megatron.gate import EntropyGate
 from sfpo_megatron.outputs.report.reading import Run, setting
 from sfpo_megatron.outputs.report.zscores import gate_scores
 
@@ -92,11 +93,7 @@ def curves_of(run: Run) -> Curves:
         train[name] = _column(lines, name)
     # Of a step without fast passes too, whose only pass is pass_1.
     train["ppo_kl"] = _column(lines, "ppo_kl")
-    scores = gate_scores(
-        train["entropy"],
-        window=max(2, int(_number(setting(run.config, "sfpo.entropy_window"), 30))),
-        threshold=_number(setting(run.config, "sfpo.entropy_zscore_threshold"), 1.0),
-    )
+    scores = gate_scores(train["entropy"], _gate(run))
     train["z"], train["bound"] = scores.z, scores.bound
     phases = _add_phases(train, run)
     return Curves(
@@ -105,6 +102,22 @@ def curves_of(run: Run) -> Curves:
         phases=phases,
         num_passes=max((_pass_number(name) for name in drifts), default=0),
         close_step=run.metrics.gate_close_step,
+    )
+
+
+def _gate(run: Run) -> EntropyGate:
+    """The gate of the run's config, which may be an older version's or written by hand."""
+
+    def number(name: str, fallback: float) -> float:
+        return _number(setting(run.config, f"sfpo.{name}"), fallback)
+
+    return EntropyGate(
+        window=max(2, int(number("entropy_window", 30))),
+        zscore_threshold=number("entropy_zscore_threshold", 1.0),
+        relative_threshold=finite(setting(run.config, "sfpo.entropy_relative_threshold")),
+        patience=max(1, int(number("entropy_patience", 1))),
+        window_excludes_newest=setting(run.config, "sfpo.entropy_window_excludes_newest") is True,
+        warmup_steps=int(number("entropy_warmup_steps", 0)),
     )
 
 

@@ -136,6 +136,8 @@ def _run(run: Run, curves: Curves) -> dict[str, Any]:
         "steps_a_row": curves.steps_a_row,
         "window": setting(run.config, "sfpo.entropy_window"),
         "threshold": setting(run.config, "sfpo.entropy_zscore_threshold"),
+        "relative": setting(run.config, "sfpo.entropy_relative_threshold"),
+        "patience": setting(run.config, "sfpo.entropy_patience"),
     }
 
 
