@@ -15,7 +15,7 @@ Only weights are repositioned: Adam's moments and step count carry through all p
 3 are elementwise, so each rank does them on its own shard with no collective; only
 `WeightShards.publish` communicates. Nothing here knows about Megatron: its binding is
 `mcore.shards.MainParamShards`. Variants of the snapshot are in `snapshots/`: kept in host memory,
-or with Adam's moments put back too.
+with Adam's moments put back too, or (PrePO) with a reposition to where K passes would have led.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class FlatCopy:
         self._buffers = {
             key: torch.empty(size, dtype=key[0], device=key[1]) for key, size in sizes.items()
         }
-        self._views = [self._buffers[key][span].view(shape) for key, span, shape in places]
+        self.views = [self._buffers[key][span].view(shape) for key, span, shape in places]
 
     def paired(self, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(view into the copy, tensor) for each tensor, which is drawn only when asked for."""
         # strict draws past the last one too: then its edit counts.
-        return zip(self._views, tensors, strict=True)
+        return zip(self.views, tensors, strict=True)
 
     @property
     def buffers(self) -> list[Tensor]:

@@ -23,6 +23,7 @@ from sfpo_megatron.config.rules.gate import gate
 from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
+from sfpo_megatron.config.rules.old_logprobs import old_logprobs
 from sfpo_megatron.config.rules.one_model import one_model
 from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.passed_through import (
@@ -192,6 +193,15 @@ def _algorithm(config: RunConfig) -> Iterator[Problem]:
             "alpha 0 throws the fast passes away; use sfpo.num_fast_passes=0 for plain GRPO",
             "warning",
         )
+    predicts = config.sfpo.trajectory == "predicted" and config.sfpo.num_fast_passes > 0
+    if predicts and config.sfpo.moments != "restore":
+        yield Problem(
+            "sfpo.moments",
+            f"{config.sfpo.moments} with trajectory: predicted",
+            "restore, as PrePO has it",
+            "set sfpo.moments=restore; its authors compare with keep",
+            "warning",
+        )
     if config.rollout.top_p < 1 and not config.objective.importance_sampling.is_on:
         yield Problem(
             "rollout.top_p",
@@ -277,6 +287,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _optimizer,
     sgd,
     _objective,
+    old_logprobs,
     engines,
     transports,
     passed_through,

@@ -66,7 +66,8 @@ train.control_timeout_s: nccl_timeout distributed_timeout_minutes
 train.logprob_chunk_tokens: logprob_chunk_size log_probs_chunk_size
 sfpo.num_fast_passes: ppo_epochs num_iterations sfpo_inner_steps inner_steps K num_ppo_epochs
     lookahead_steps
-sfpo.alpha: sfpo_step_size lookahead_alpha slow_step_size
+sfpo.alpha: sfpo_step_size lookahead_alpha slow_step_size gxpo_alpha
+objective.old_logprobs: use_rollout_log_probs use_rollout_logprobs bypass_mode
 objective.advantage: adv_estimator advantage_estimator algorithm algo adv adv_estimator.name
     use_leave_one_out_baseline
 objective.loss: policy_loss loss_fn loss_mode use_cispo

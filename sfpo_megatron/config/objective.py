@@ -107,6 +107,10 @@ class ObjectiveConfig:
     """From token losses to the loss of a minibatch. Counts are over microbatches and data-parallel
     ranks: sum / response tokens; mean over rollouts of their token means; of their token sums; of
     their token sums / rollout.max_response_tokens (Dr.GRPO)."""
+    old_logprobs: Literal["trainer", "generator"] = "trainer"
+    """The denominator of the ratio. trainer: its own log-probs under the weights before the update,
+    a forward of all minibatches but the first; generator: what the engine sampled with, no forward
+    (docs/objectives.md)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     overlong: OverlongConfig = field(default_factory=OverlongConfig)

@@ -94,6 +94,10 @@ class SFPOConfig:
 
     num_fast_passes: int = 3
     """K: passes over the batch before the reposition; 0 is plain GRPO."""
+    trajectory: Literal["real", "predicted"] = "real"
+    """real: SFPO's K passes; predicted: PrePO's (arXiv 2605.06755), two passes, from which the rest
+    of the K is predicted, coordinate by coordinate: 3 passes a step with the slow correction,
+    whatever K is, and 4 more bytes a parameter of the shard. Its moments are: restore."""
     alpha: float = 0.8
     """Position of the weights between the snapshot (0) and the fast point (1)."""
     entropy_window: int = 30
@@ -132,6 +136,8 @@ class SFPOConfig:
         at_least(self, 1, "entropy_patience")
         at_least(self, 0, "entropy_warmup_steps")
         positive(self, "entropy_relative_threshold")
+        if self.trajectory == "predicted":
+            self._check_prediction()
         warmup = self.entropy_warmup_steps
         if warmup and self.stop_step is not None and self.stop_step <= warmup:
             raise FieldError(
@@ -148,6 +154,28 @@ class SFPOConfig:
                 "device with moments: restore",
                 "set snapshot to device, or moments to keep or reset: restore holds two more "
                 "copies of the shard's size on the device, so moving the third away saves little",
+            )
+
+    @property
+    def real_fast_passes(self) -> int:
+        """Fast passes that a step makes: two if the trajectory is predicted from them."""
+        return self.num_fast_passes if self.trajectory == "real" else min(self.num_fast_passes, 2)
+
+    def _check_prediction(self) -> None:
+        if self.num_fast_passes == 1:
+            raise FieldError(
+                "num_fast_passes",
+                1,
+                "2 or more with trajectory: predicted (0: plain GRPO)",
+                "set the passes of the predicted trajectory, or trajectory to real",
+            )
+        if self.snapshot == "host":
+            raise FieldError(
+                "snapshot",
+                self.snapshot,
+                "device with trajectory: predicted",
+                "set snapshot to device: the prediction holds the weights after the first pass "
+                "there, and those of the snapshot are read beside them",
             )
 
 

@@ -157,6 +157,12 @@ def set_old_logprobs(minibatches: Sequence[Minibatch], old_logprobs: list[list[T
             microbatch.old_logprobs = value
 
 
+def take_generator_logprobs(minibatches: Sequence[Minibatch]) -> None:
+    """Fix `old_logprobs` to the log-probs that the tokens were sampled with."""
+    for microbatch in (m for minibatch in minibatches for m in minibatch.microbatches):
+        microbatch.old_logprobs = microbatch.generator_logprobs
+
+
 def _forward_backward(policy: Policy, minibatch: Minibatch, objective: Objective) -> Totals:
     """Gradients of one minibatch; returns what this rank found."""
     # Megatron divides the loss by the number of microbatches and DDP averages over data-parallel

@@ -14,6 +14,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "is_stub_optimizer": "MegatronOptimizer: this rank has no param of its kind",
     "shard_fp32_from_float16_groups": "DistributedOptimizer: fp32 shards of bf16 or fp16 params",
     "shard_fp32_groups": "DistributedOptimizer: views of fp32 params, no copies",
+    "float16_groups": "Float16OptimizerWithFloat16Params: bf16 or fp16 model params, by group",
     "fp32_from_float16_groups": "Float16OptimizerWithFloat16Params: fp32 main params",
     "fp32_from_fp32_groups": "Float16OptimizerWithFloat16Params: params that are fp32 themselves",
     "_copy_main_params_to_model_params": "both: after an edit, before the gather",

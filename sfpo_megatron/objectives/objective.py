@@ -77,8 +77,8 @@ class PolicyObjective:
     temperature: float
     """The temperature that the responses were sampled at."""
     first_pass_is_old: bool = False
-    """If `old_logprobs` are not set yet, the log-probs of this forward become them. Only right
-    with one minibatch a pass: no weight has moved then during the first one."""
+    """If `old_logprobs` are not set yet, the log-probs of this forward become them. Only right in
+    the first minibatch of the first pass, before which no weight has moved."""
 
     @staticmethod
     def of(config: RunConfig, *, first_pass_is_old: bool = False) -> PolicyObjective:

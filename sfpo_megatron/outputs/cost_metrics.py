@@ -22,8 +22,8 @@ COSTS = (
     Metric(
         "time/logprob_s",
         "seconds",
-        "Computing `old_logprobs`.",
-        when="two minibatches a pass or more",
+        "Computing `old_logprobs`, but for the first minibatch.",
+        when="two minibatches a pass or more; not with `objective.old_logprobs: generator`",
     ),
     Metric(
         "time/reference_s",

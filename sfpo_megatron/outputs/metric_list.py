@@ -100,8 +100,8 @@ TRAIN_STEP = (
     Metric(
         "ppo_kl_first_pass",
         "nats",
-        "`ppo_kl` there: 0 but for rounding. With one minibatch a pass the first pass itself "
-        "yields `old_logprobs`; then it is `generator_kl`.",
+        "`ppo_kl` there: 0, since this forward itself yields its `old_logprobs` (with a KL penalty "
+        "in the reward: but for rounding). With one minibatch a pass, `generator_kl` in its place.",
     ),
     Metric(
         "pass_k/loss",

@@ -80,7 +80,8 @@ def rank_memory(
         owned += buffer.owned(expert_rank if of_experts else data_rank)
     main, moments = _optimizer_bytes(config, owned)
     host = 0
-    snapshot = 4 * owned if config.sfpo.num_fast_passes else 0
+    held = 2 if config.sfpo.trajectory == "predicted" else 1  # theta_0; and theta_1
+    snapshot = 4 * held * owned if config.sfpo.num_fast_passes else 0
     if config.sfpo.moments == "restore":
         snapshot += moments  # all fp32 then (config/check.py)
     if config.sfpo.snapshot == "host":

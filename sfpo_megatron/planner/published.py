@@ -88,7 +88,8 @@ def _config(parallel: ParallelConfig, train: TrainConfig, rollout: RolloutConfig
         parallel=parallel,
         train=train,
         sfpo=SFPOConfig(num_fast_passes=0),
-        objective=ObjectiveConfig(kl=KLConfig(coef=0.01)),
+        # In the reward: only then do we, as they do, compute the log-probs of every minibatch.
+        objective=ObjectiveConfig(kl=KLConfig(coef=0.01, where="reward")),
         rollout=rollout,
         data=DataConfig(train=(DataSource(source="jsonl", path="-"),)),
     )

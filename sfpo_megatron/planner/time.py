@@ -87,15 +87,20 @@ def forward_flops(shape: ModelShape, length: float) -> float:
 def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> StepSeconds:
     """`parallel.data` must be a number."""
     kl = config.objective.kl.coef > 0
-    one_minibatch = config.train.minibatches_per_step == 1  # its first pass yields old_logprobs
+    count = config.train.minibatches_per_step
+    old = 1 - 1 / count  # the first minibatch's own forward yields its old_logprobs
+    if config.objective.old_logprobs == "generator":
+        old = 0.0
+    elif config.objective.kl.in_reward:
+        old = 1.0
     forward = _sweep_seconds(shape, config, gpu, work, backward=False)
     both = _sweep_seconds(shape, config, gpu, work, backward=True)
-    optimizer = config.train.minibatches_per_step * _optimizer_seconds(shape, config, gpu)
+    optimizer = count * _optimizer_seconds(shape, config, gpu)
     size = num_params(shape) * DTYPE_BYTES[config.model.dtype]
     return StepSeconds(
         generation=generation_seconds(shape, config, gpu, work),
-        logprobs=forward * ((not one_minibatch) + kl),
-        passes=(config.sfpo.num_fast_passes + 1) * (both + optimizer),
+        logprobs=forward * (old + kl),
+        passes=(config.sfpo.real_fast_passes + 1) * (both + optimizer),
         reposition=_reposition_seconds(shape, config, gpu) if config.sfpo.num_fast_passes else 0.0,
         refit=hardware.REFIT_S + size / hardware.REFIT_BYTES_PER_S,
         handover=_handover_seconds(shape, config),
@@ -174,6 +179,8 @@ def _reposition_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu) -> float
     params, owned = _held(shape, config)
     hbm = hardware.HBM_SHARE * gpu.hbm_bytes_per_s
     copies = 8 * owned / hbm + 12 * owned / hbm  # read and write; two reads and a write
+    if config.sfpo.trajectory == "predicted":
+        copies += 8 * owned / hbm + 12 * owned / hbm  # theta_1; and read twice, beside theta_0
     if config.sfpo.snapshot == "host":
         copies += 4 * owned / hardware.PCIE_BYTES_PER_S  # back; the way out is beside a pass
     gather = params * DTYPE_BYTES[config.model.dtype] / _bandwidth(gpu, num_gpus(config))

@@ -17,9 +17,16 @@ from sfpo_megatron.batching import set_advantages
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.gate import EntropyGate
 from sfpo_megatron.mcore.batches import advantages, cut
-from sfpo_megatron.mcore.passes import PassResult, compute_logprobs, run_pass, set_old_logprobs
+from sfpo_megatron.mcore.passes import (
+    PassResult,
+    compute_logprobs,
+    run_pass,
+    set_old_logprobs,
+    take_generator_logprobs,
+)
 from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.mcore.trajectory import MainParamTrajectory
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.run.agreement import Agreement, GeneratorDisagrees
 from sfpo_megatron.run.collapse import Collapse, RunCollapsed
@@ -35,6 +42,7 @@ from sfpo_megatron.run.speed import speed_metrics
 from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.snapshots.predicted import PredictedSnapshot
 from sfpo_megatron.snapshots.spanned import SpannedSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
@@ -51,7 +59,7 @@ class Prepared:
     batch: RolloutBatch
     minibatches: list[Minibatch]
     num_fast: int
-    """K of this step; 0 once the gate has closed."""
+    """Fast passes of this step: K, or 2 of a predicted trajectory; 0 once the gate has closed."""
     one_pass: Callable[[], PassResult]
     """`run_pass` bound to its arguments."""
 
@@ -79,10 +87,7 @@ class Learner:
         """Fix everything that all passes of the step share."""
         config, policy = self._config, self._policy
         minibatches = cut(config, policy, batch)
-        if not self._objective.first_pass_is_old:
-            with timers("logprob"):
-                old = compute_logprobs(policy, minibatches, temperature=self._temperature)
-                set_old_logprobs(minibatches, old)
+        self._set_old_logprobs(minibatches, timers)
         for reference in self._references:
             with timers("reference"):
                 reference.set_ref_logprobs(minibatches, temperature=self._temperature)
@@ -99,6 +104,22 @@ class Learner:
 
         return Prepared(
             step=step, batch=batch, minibatches=minibatches, num_fast=num_fast, one_pass=one_pass
+        )
+
+    def _set_old_logprobs(self, minibatches: Sequence[Minibatch], timers: Timers) -> None:
+        """Fix those of all minibatches that the first pass's own first forward does not yield."""
+        rest = minibatches[1:] if self._objective.first_pass_is_old else minibatches
+        if self._config.objective.old_logprobs == "generator":
+            take_generator_logprobs(rest)
+        elif rest:
+            with timers("logprob"):
+                old = compute_logprobs(self._policy, rest, temperature=self._temperature)
+                set_old_logprobs(rest, old)
+
+    def _compared(self, minibatches: list[Minibatch]) -> list[Minibatch]:
+        """Those whose `old_logprobs` are the trainer's, to compare the generator's with."""
+        return (
+            minibatches[:1] if self._config.objective.old_logprobs == "generator" else minibatches
         )
 
     def observe(self, results: Sequence[PassResult]) -> None:
@@ -125,8 +146,8 @@ class Learner:
             **times,
             **engines,
         }
-        mismatch = logprob_difference(self._policy, minibatches)
-        if self._objective.first_pass_is_old:  # to old_logprobs it would be 0 by construction
+        mismatch = logprob_difference(self._policy, self._compared(minibatches))
+        if self._objective.first_pass_is_old and len(minibatches) == 1:  # to itself it would be 0
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
         return {
             "step": prepared.step,
@@ -153,7 +174,8 @@ class Learner:
         (`agreement.Agreement`), then the limits of the section train (`collapse.Collapse`). Raises
         GeneratorDisagrees or RunCollapsed on every rank, after a `save` of the step."""
         step, batch = prepared.step, prepared.batch
-        found = self._agreement.judge(self._policy, step, batch, prepared.minibatches, metrics)
+        compared = self._compared(prepared.minibatches)
+        found = self._agreement.judge(self._policy, step, batch, compared, metrics)
         for warning in found.warnings:
             warn(f"warning: {warning}")
         for warning in self.closed_on_noise(prepared):
@@ -189,26 +211,33 @@ class Learner:
 
 def objective_of(config: RunConfig) -> PolicyObjective:
     """What every pass minimizes."""
-    # With one minibatch a pass, the first pass's own forward is under the weights that generated:
-    # it yields old_logprobs, and no forward is paid for them.
-    one_minibatch = config.train.minibatches_per_step == 1
-    first_pass_is_old = one_minibatch and not config.objective.kl.in_reward
-    return PolicyObjective.of(config, first_pass_is_old=first_pass_is_old)
+    # The first pass's first forward is under the weights before the update: it yields old_logprobs
+    # of its minibatch, and no forward is paid for them.
+    return PolicyObjective.of(config, first_pass_is_old=not config.objective.kl.in_reward)
 
 
 def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
-    """The snapshot that `sfpo.snapshot` and `sfpo.moments` ask for."""
-    on_host = config.sfpo.snapshot == "host"
-    snapshot: Snapshot = HostSnapshot(policy.shards) if on_host else SlowSnapshot(policy.shards)
+    """The snapshot that `sfpo.trajectory`, `snapshot` and `moments` ask for. Collective."""
+    snapshot: Snapshot
+    if config.sfpo.trajectory == "predicted" and config.sfpo.num_fast_passes:
+        snapshot = PredictedSnapshot(
+            MainParamTrajectory(policy),
+            horizon=config.sfpo.num_fast_passes,
+            steps_per_pass=config.train.minibatches_per_step,
+        )
+    elif config.sfpo.snapshot == "host":
+        snapshot = HostSnapshot(policy.shards)
+    else:
+        snapshot = SlowSnapshot(policy.shards)
     if config.sfpo.moments != "keep":
         snapshot = MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
     return SpannedSnapshot(snapshot)
 
 
 def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, step: int) -> int:
-    """K of this step. Rank 0's gate decides for all: a rank that branches alone hangs the rest.
-    Collective."""
-    mine = config.sfpo.num_fast_passes if gate.is_open(step) else 0
+    """Fast passes of this step. Rank 0's gate decides for all: a rank that branches alone hangs
+    the rest. Collective."""
+    mine = config.sfpo.real_fast_passes if gate.is_open(step) else 0
     return int(control.broadcast_json(mine))
 
 

@@ -1,1 +1,2 @@
-"""Variants of `sfpo.SlowSnapshot`: where the copy lives, what happens to Adam's moments."""
+"""Variants of `sfpo.SlowSnapshot`: where the copy lives, what becomes of Adam's moments, and where
+the reposition leads."""

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfpo_megatron.config.tree import ObjectiveConfig
-from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
+from sfpo_megatron.sfpo import SlowSnapshot, Snapshot, sfpo_step
+from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.snapshots.predicted import PredictedSnapshot
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -28,19 +30,20 @@ def train(
     *,
     k: int = references.K,
     alpha: float = references.ALPHA,
+    predicted: bool = False,
     **settings: Any,
 ) -> tuple[list[Any], dict[str, Tensor]]:
     """((loss, gradient norm) [step][pass][minibatch], Hugging Face weights) after all batches."""
     objective = ObjectiveConfig(entropy_coef=references.ENTROPY_COEF)
     policy = bench.policy(model, objective=objective, **settings)
-    snapshot = SlowSnapshot(policy.shards)
+    snapshot = predicting(policy, k) if predicted else SlowSnapshot(policy.shards)
     history, clipped = [], 0.0
     for step in range(references.NUM_STEPS):
         minibatches = bench.prepared(policy, step)
         results = sfpo_step(
             bench.one_pass(policy, minibatches),
             snapshot,
-            num_fast_passes=k,
+            num_fast_passes=2 if predicted else k,
             alpha=alpha,
         )
         first = results[0].minibatches[0]
@@ -53,6 +56,16 @@ def train(
         f"clipping was not active (at most {clipped:.3f} of the tokens)"
     )
     return history, bench.hf_weights(policy)
+
+
+def predicting(policy: Policy, horizon: int) -> Snapshot:
+    """PrePO's, with the optimizer state put back."""
+    from sfpo_megatron.mcore.trajectory import MainParamTrajectory
+
+    snapshot = PredictedSnapshot(
+        MainParamTrajectory(policy), horizon=horizon, steps_per_pass=references.MINIBATCHES
+    )
+    return MomentSnapshot(snapshot, policy.shards, mode="restore")
 
 
 def compare(

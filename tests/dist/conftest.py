@@ -35,7 +35,10 @@ def jobs(
     make_references(
         directory,
         plain=[
-            tuple(case.arguments[name] for name in ("model", "k", "alpha", "eps"))
+            (
+                *(case.arguments[name] for name in ("model", "k", "alpha", "eps")),
+                case.arguments.get("predicted", False),
+            )
             for case in cases
             if "eps" in case.arguments
         ],

@@ -1,15 +1,18 @@
 """SFPO written out on one process: a transformers model, torch's AdamW, the paper's formulas.
 
 Independent of sfpo_megatron (no import of it): the second opinion of the training cases. One
-sequence a forward, float64 sums, the reposition as theta_0 + alpha * (theta_K - theta_0).
+sequence a forward, float64 sums, the reposition as theta_0 + alpha * (theta_K - theta_0), or of a
+predicted trajectory, PrePO, in float64 with the optimizer state put back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
+from made.prepo import predicted, undecided, weight_rms
 from torch import Tensor
 
 
@@ -25,6 +28,8 @@ class Settings:
     clip: float
     entropy_coef: float
     eps: float
+    predicted: bool = False
+    """Two real fast passes, from which k are predicted."""
 
 
 def token_logprobs(model: torch.nn.Module, tokens: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,8 @@ def minibatch_loss(
 def train(
     model: torch.nn.Module, batches: Sequence[dict[str, Tensor]], settings: Settings
 ) -> tuple[list[list[list[list[float]]]], dict[str, Tensor]]:
-    """((loss, gradient norm) [step][pass][minibatch], weights by Hugging Face name)."""
+    """((loss, gradient norm) [step][pass][minibatch], weights by Hugging Face name); nan are those
+    whose prediction float32 leaves undecided in some step."""
     params = list(model.parameters())
     groups = [
         {"params": [p for p in params if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -90,6 +96,7 @@ def train(
         return losses
 
     history = []
+    open_ones = [torch.zeros(p.shape, dtype=torch.bool) for p in params]
     for batch in batches:
         lengths = (batch["prompt_lengths"] + batch["response_lengths"]).tolist()
         tokens = batch["token_ids"].split(lengths)
@@ -100,14 +107,45 @@ def train(
         rows = list(zip(tokens, prompts, weights, old, strict=True))
         size = len(rows) // settings.minibatches
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        slow = [p.detach().clone() for p in params]
-        losses = [one_pass(parts) for _ in range(settings.k)]
-        with torch.no_grad():
-            for param, start in zip(params, slow, strict=True):
-                param.copy_(start + settings.alpha * (param - start))
+        slow, state = [p.detach().clone() for p in params], deepcopy(adam.state_dict())
+        if settings.predicted:
+            losses = [one_pass(parts)]
+            first = [p.detach().clone() for p in params]
+            losses.append(one_pass(parts))
+            for one, found in zip(open_ones, reposition(model, slow, first, settings), strict=True):
+                one |= found
+            adam.load_state_dict(state)
+        else:
+            losses = [one_pass(parts) for _ in range(settings.k)]
+            with torch.no_grad():
+                for param, start in zip(params, slow, strict=True):
+                    param.copy_(start + settings.alpha * (param - start))
         losses.append(one_pass(parts))
         history.append(losses)
-    return history, names_in_file({n: p.detach().clone() for n, p in model.named_parameters()})
+    named = zip(model.named_parameters(), open_ones, strict=True)
+    return history, names_in_file({n: p.detach().masked_fill(o, torch.nan) for (n, p), o in named})
+
+
+@torch.no_grad()
+def reposition(
+    model: torch.nn.Module, slow: Sequence[Tensor], first: Sequence[Tensor], settings: Settings
+) -> list[Tensor]:
+    """To where `settings.k` passes would have led; the model's weights are those after two. Which
+    of each are `undecided`."""
+    names = [name for name, _ in model.named_parameters()]
+    params = dict(model.named_parameters())
+    left = (1 - settings.lr * settings.weight_decay) ** settings.minibatches
+    kept = {name: left if param.dim() > 1 else 1.0 for name, param in params.items()}
+    whole = {name: (a, b, params[name]) for name, a, b in zip(names, slow, first, strict=True)}
+    moved = {name: kept[name] * a.double() - b.double() for name, (a, b, _) in whole.items()}
+    rms = weight_rms(moved)
+    marks = [undecided(moved[name], a, rms[name]) for name, (a, _, _) in whole.items()]
+    for name, weights in whole.items():
+        found = predicted(
+            weights, decay=kept[name], horizon=settings.k, alpha=settings.alpha, rms=rms[name]
+        )
+        params[name].copy_(found)
+    return marks
 
 
 def names_in_file(weights: dict[str, Tensor]) -> dict[str, Tensor]:

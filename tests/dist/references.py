@@ -201,17 +201,20 @@ def make_mask(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return mask
 
 
-def plain_name(model: str, k: int = K, alpha: float = ALPHA, eps: float = EPS) -> str:
+def plain_name(
+    model: str, k: int = K, alpha: float = ALPHA, eps: float = EPS, predicted: bool = False
+) -> str:
     """File of the plain trainer's results for these settings, without the suffix."""
-    return f"{model}.plain-k{k}-alpha{alpha}-eps{eps}"
+    kind = "predicted" if predicted else "plain"
+    return f"{model}.{kind}-k{k}-alpha{alpha}-eps{eps}"
 
 
-def make_references(directory: Path, plain: Iterable[tuple[str, int, float, float]]) -> None:
+def make_references(directory: Path, plain: Iterable[tuple[str, int, float, float, bool]]) -> None:
     """Everything that workers read from `directory`; the plain trainer's results for each (model,
-    K, alpha, Adam's eps) of `plain`."""
+    K, alpha, Adam's eps, whether its trajectory is predicted) of `plain`."""
     from plain_sfpo import Settings, train
 
-    wanted = sorted({*plain, *((name, K, ALPHA, EPS) for name in (*TRAINED, TRAINED_MOE))})
+    wanted = sorted({*plain, *((name, K, ALPHA, EPS, False) for name in (*TRAINED, TRAINED_MOE))})
     batches = [make_batch(step) for step in range(NUM_STEPS)]
     for step, batch in enumerate(batches):
         save_file(batch, directory / f"batch{step}.safetensors")
@@ -232,14 +235,14 @@ def make_references(directory: Path, plain: Iterable[tuple[str, int, float, floa
                     entropy_coef=ENTROPY_COEF,
                     mask=make_mask(batches[0]) if masked else None,
                 )
-        for _, k, alpha, eps in filter(lambda each: each[0] == name, wanted):
+        for _, k, alpha, eps, predicted in filter(lambda each: each[0] == name, wanted):
             settings = Settings(
                 k=k, alpha=alpha, minibatches=MINIBATCHES, group_size=GROUP_SIZE, lr=LR,
                 weight_decay=WEIGHT_DECAY, clip_grad=CLIP_GRAD, clip=0.2, entropy_coef=ENTROPY_COEF,
-                eps=eps,
+                eps=eps, predicted=predicted,
             )  # fmt: skip
             losses, weights = train(copy.deepcopy(model), batches, settings)
-            file = directory / plain_name(name, k, alpha, eps)
+            file = directory / plain_name(name, k, alpha, eps, predicted)
             file.with_name(f"{file.name}.json").write_text(json.dumps(losses))
             save_file(weights, file.with_name(f"{file.name}.safetensors"))
 

@@ -46,26 +46,44 @@ KS, ALPHAS, EPS = [1, 3], [0.0, 0.5, 0.8, 1.0], [1e-6]
 LAYOUTS = (TP1, DP2, TP2, SP2, PP2, VPP2, PP2DP2)
 
 
-def check(bench: Workbench, model: str, k: int, alpha: float, eps: float, **settings: Any) -> None:
+def check(
+    bench: Workbench,
+    model: str,
+    k: int,
+    alpha: float,
+    eps: float,
+    predicted: bool = False,
+    **settings: Any,
+) -> None:
     """Train and compare; the differences become figures of the case."""
 
-    history, weights = train(bench, model, k=k, alpha=alpha, eps=eps, **settings)
-    expected_history, expected = bench.load(references.plain_name(model, k, alpha, eps))
+    history, weights = train(
+        bench, model, k=k, alpha=alpha, eps=eps, predicted=predicted, **settings
+    )
+    name = references.plain_name(model, k, alpha, eps, predicted)
+    expected_history, expected = bench.load(name)
     assert weights.keys() == expected.keys()
-    differences = {name: (weights[name] - w).abs().max().item() for name, w in expected.items()}
+    known = {name: ~w.isnan() for name, w in expected.items()}
+    differences = {
+        name: (weights[name] - w)[known[name]].abs().max().item() for name, w in expected.items()
+    }
+    unknown = sum(int((~k).sum()) for k in known.values()) / sum(k.numel() for k in known.values())
+    assert unknown < 5e-3 if predicted else unknown == 0
     losses, expected_losses = (torch.tensor(h)[..., 0] for h in (history, expected_history))
-    assert losses.shape == (references.NUM_STEPS, k + 1, references.MINIBATCHES)
+    num_passes = 3 if predicted else k + 1
+    assert losses.shape == (references.NUM_STEPS, num_passes, references.MINIBATCHES)
     bench.figures["max_weight_difference"] = max(differences.values())
     bench.figures["max_loss_difference"] = (losses - expected_losses).abs().max().item()
     worst = max(differences, key=lambda name: differences[name])
-    bound = bound_of(bench.layout)
+    bound = bound_of(bench.layout, predicted)
     assert differences[worst] <= bound, f"{worst} differs by {differences[worst]:.2e}"
     assert bench.figures["max_loss_difference"] <= 1e-5
 
 
-def bound_of(layout: Layout) -> float:
+def bound_of(layout: Layout, predicted: bool = False) -> float:
+    """A prediction multiplies what differs after two passes."""
     same = layout.tensor == layout.pipeline == layout.expert == 1
-    return SAME_SUMS if same else OTHER_SUMS
+    return (5 if predicted else 1) * (SAME_SUMS if same else OTHER_SUMS)
 
 
 @on_ranks(
@@ -92,6 +110,38 @@ def test_experts_at_every_k_and_alpha(
     bench: Workbench, model: str, k: int, alpha: float, eps: float
 ) -> None:
     check(bench, model, k, alpha, eps)
+
+
+@on_ranks(
+    *LAYOUTS,
+    only=["DP2-True-qwen2_tied-3-0.8-1e-06", "TP2-True-qwen2_tied-3-0.8-1e-06"],
+    predicted=[True],
+    model=references.TRAINED,
+    k=[3, 5, 10],
+    alpha=[0.5, 0.8],
+    eps=EPS,
+)
+def test_predicted_trajectories(
+    bench: Workbench, predicted: bool, model: str, k: int, alpha: float, eps: float
+) -> None:
+    """PrePO, whose reposition the reference does in float64. Left out are weights (fewer than 5
+    in a thousand) whose first displacement is within rounding of the least that is divided by."""
+    check(bench, model, k, alpha, eps, predicted)
+
+
+@on_ranks(
+    *(TP1, EP2, SP2EP2, EP2DP4, EP2PP2),
+    only=[],
+    predicted=[True],
+    model=[references.TRAINED_MOE],
+    k=[5],
+    alpha=[0.8],
+    eps=EPS,
+)
+def test_predicted_trajectories_of_experts(
+    bench: Workbench, predicted: bool, model: str, k: int, alpha: float, eps: float
+) -> None:
+    check(bench, model, k, alpha, eps, predicted)
 
 
 @on_ranks(DP2, PP2DP2, only=[], model=["qwen2_tied"], k=KS, alpha=ALPHAS, eps=EPS)

@@ -86,6 +86,9 @@ def test_undistributed_optimizers(bench: Workbench) -> None:
     policy = bench.policy(dtype="bfloat16", ddp={"use_distributed_optimizer": False})
     (member,) = policy.optimizer.chained_optimizers
     assert member.fp32_from_float16_groups and hasattr(member, "fp32_from_fp32_groups")
+    copied = zip(member.float16_groups, member.fp32_from_float16_groups, strict=True)
+    for params, masters in copied:
+        assert all(map(torch.equal, (p.float() for p in params), masters))
     assert issubclass(FP32Optimizer, MegatronOptimizer)
     for kind in (type(member), FP32Optimizer):
         assert "self.init_state_fn(self.optimizer, " in inspect.getsource(kind.sharded_state_dict)

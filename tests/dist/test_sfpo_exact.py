@@ -144,19 +144,21 @@ def test_reset_moments_are_zero_where_the_slow_correction_begins(bench: Workbenc
     assert second[1] == STEPS_A_PASS, "the second step did not go on from the slow correction's"
 
 
-@on_ranks(TP1, PP2)
-def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
-    """With one minibatch a pass: no forward of its own, the same bits (weights, log-probs)."""
+@on_ranks(TP1, PP2, count=[1, 2], only=["TP1-1", "PP2-2"])
+def test_the_first_pass_yields_the_old_logprobs(bench: Workbench, count: int) -> None:
+    """The first minibatch takes no forward of its own; the same bits (weights, log-probs)."""
     from functools import partial
 
-    from sfpo_megatron.mcore.passes import run_pass
+    from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.objectives.objective import PolicyObjective
 
     found = []
     for first_pass_is_old in (False, True):
-        policy = bench.policy(minibatches=1)
-        minibatches = (bench.minibatches if first_pass_is_old else bench.prepared)(policy)
-        assert len(minibatches) == 1 and len(minibatches[0].microbatches) > 1
+        policy = bench.policy(minibatches=count)
+        minibatches = bench.minibatches(policy)
+        assert len(minibatches) == count and len(minibatches[0].microbatches) > 1
+        computed = minibatches[1:] if first_pass_is_old else minibatches
+        set_old_logprobs(computed, compute_logprobs(policy, computed, temperature=1.0))
         objective = PolicyObjective.of(bench.config_of(policy), first_pass_is_old=first_pass_is_old)
         results = sfpo_step(
             partial(run_pass, policy, minibatches, objective),
@@ -166,7 +168,7 @@ def test_the_first_pass_yields_the_old_logprobs(bench: Workbench) -> None:
         )
         assert results[0].minibatches[0].stats["ratio_mean"] == pytest.approx(1, abs=1e-6)
         assert results[1].minibatches[0].stats["ppo_kl"] != 0
-        old = [m.old_logprobs for m in minibatches[0].microbatches]
+        old = [m.old_logprobs for part in minibatches for m in part.microbatches]
         assert all((logprobs is not None) == policy.layout.is_last_stage for logprobs in old)
         found.append([*state_of(policy), *(o for o in old if o is not None)])
     assert all_same_bits(*found)

@@ -85,6 +85,22 @@ def test_other_warnings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_check("sfpo.alpha=0", "sfpo.num_fast_passes=0") == []
 
 
+def test_the_generators_log_probs_where_they_serve(here: Path) -> None:
+    """Engine and trainer agree, or the difference is corrected for, token by token."""
+    asked, weight = "objective.old_logprobs=generator", "objective.importance_sampling.weight=token"
+    assert run_check(asked) == run_check(asked, weight) == []
+    low = ("model.dtype=bfloat16", "rollout.quantization=fp8_per_channel")
+    assert run_check(asked, weight, low[0]) == run_check(asked, weight, *low) == []
+
+
+def test_a_predicted_trajectory_puts_the_moments_back(here: Path) -> None:
+    asked = "sfpo.trajectory=predicted"
+    (warning,) = run_check(asked)
+    assert "sfpo.moments: found keep with trajectory: predicted, expected restore" in warning
+    assert run_check(asked, "sfpo.moments=restore") == []
+    assert run_check(asked, "sfpo.num_fast_passes=0") == []
+
+
 def test_a_gate_that_cannot_close(here: Path) -> None:
     """Four values, the newest among them, are at most sqrt(3) deviations from their mean."""
     high = ("sfpo.entropy_window=4", "sfpo.entropy_zscore_threshold=1.74")

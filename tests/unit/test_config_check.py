@@ -35,6 +35,37 @@ def case(key: str, found: str, expected: str, fix: str, *overrides: str, **rest:
 
 ROWS = "data.train=[{source: jsonl, path: model/config.json}]"
 CASES = {
+    # whose log-probs the ratio is to
+    **{name: case(
+        "objective.old_logprobs", f"generator with {found}", expected, fix,
+        "objective.old_logprobs=generator", *overrides)
+        for name, (found, expected, fix, *overrides) in {
+            "generator_of_a_nucleus": (
+                "rollout.top_p 0.9", "top_p 1", "renormalized", "rollout.top_p=0.9"),
+            "generator_of_stale_weights": (
+                "rollout.async_steps 1", "by the weights that are updated", "async_steps: 0",
+                "rollout.async_steps=1", "objective.importance_sampling.weight=token"),
+            "generator_that_rounds": (
+                "model.dtype bfloat16", "float32, where engine and trainer agree",
+                "set objective.importance_sampling.weight: token", "model.dtype=bfloat16"),
+            "generator_quantized": (
+                "rollout.quantization fp8_per_channel", "float32",
+                "set objective.importance_sampling.weight: token", "model.dtype=bfloat16",
+                "rollout.quantization=fp8_per_channel"),
+            "generator_and_rejection": (
+                "objective.importance_sampling.reject token", "reject: none", "trainer's",
+                "objective.importance_sampling.reject=token"),
+            "generator_and_whole_responses": (
+                "objective.importance_sampling.weight sequence and reject sequence",
+                "weight: token", "trainer's", "objective.importance_sampling.weight=sequence",
+                "objective.importance_sampling.reject=sequence"),
+            "generator_and_a_penalised_reward": (
+                "objective.kl.where: reward", "a penalty in the loss", "set kl.where: loss",
+                "objective.kl.coef=0.1", "objective.kl.where=reward"),
+            "generator_of_saved_rollouts": (
+                "debug.train_only", "by the weights that are updated", "saved rollouts",
+                "debug.train_only=model/config.json"),
+        }.items()},
     # algorithm
     "gate_warmup_of_all": case(
         "sfpo.entropy_warmup_steps", "40", "fewer than the run's train steps (40)", "shorten",

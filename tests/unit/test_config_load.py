@@ -124,6 +124,10 @@ FILE_CASES = {  # text after BASE -> (key, found, expected, fix)
         "debug.train_only", "with a name of 256", "255 in a name", "choose a shorter one"),
     "seed: 1\nseed: 2": ("seed", "the key twice", "once", "remove one"),
     "train: {num_steps: 0}": ("train.num_steps", "0", "a number >= 1", "set num_steps to 1"),
+    "sfpo: {trajectory: predicted, num_fast_passes: 1}": (
+        "sfpo.num_fast_passes", "1", "2 or more with trajectory: predicted", "trajectory to real"),
+    "sfpo: {trajectory: predicted, snapshot: host}": (
+        "sfpo.snapshot", "host", "device with trajectory: predicted", "set snapshot to device"),
     "sfpo: {entropy_patience: 0}": (
         "sfpo.entropy_patience", "0", "a number >= 1", "set entropy_patience to 1"),
     "sfpo: {entropy_relative_threshold: 0}": (

@@ -55,6 +55,7 @@ SUGGESTED = {  # an override -> the key that is meant
     "algorithm.adv_estimator=grpo": "objective.advantage",
     "policy.max_grad_norm=1": "train.optimizer.clip_grad",
     "alpha=0.5": "sfpo.alpha",
+    "actor_rollout_ref.actor.use_rollout_log_probs=true": "objective.old_logprobs",
     "sfpo.sfpo_inner_steps=3": "sfpo.num_fast_passes",
     "clip_ratio_high=0.28": "objective.clip_high",
     "train.top_p=0.9": "rollout.top_p or eval.top_p",

@@ -11,12 +11,14 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made.configs import write_run
 from made.models import IDS, SHAPES
 
 from sfpo_megatron.cli import main
+from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.table import hf_shapes, rules_of
@@ -28,7 +30,7 @@ from sfpo_megatron.planner.params import Buffer, Param, buffer_of, chunks_of
 from sfpo_megatron.planner.published import LLAMA_8B, LLAMA_70B, PUBLISHED, QWEN3_30B_A3B
 from sfpo_megatron.planner.report import report
 from sfpo_megatron.planner.scaling import DEEPSEEK_671B, QWEN2_5_7B, page
-from sfpo_megatron.planner.time import Workload, active_params, step_seconds
+from sfpo_megatron.planner.time import StepSeconds, Workload, active_params, step_seconds
 
 ROOT = Path(__file__).parents[2]
 H100 = GPUS["h100-80gb"]
@@ -106,6 +108,10 @@ def test_what_settings_change() -> None:
     assert (host.snapshot, host.host) == (0, base.snapshot)
     assert with_(sfpo=dataclasses.replace(sfpo, num_fast_passes=0)).snapshot == 0
     assert with_(sfpo=dataclasses.replace(sfpo, moments="restore")).snapshot == 3 * base.snapshot
+    predicted = dataclasses.replace(sfpo, trajectory="predicted", num_fast_passes=10)
+    assert with_(sfpo=predicted).snapshot == 2 * base.snapshot
+    predicted = dataclasses.replace(predicted, moments="restore")
+    assert with_(sfpo=predicted).snapshot == 4 * base.snapshot
     full = {"recompute_granularity": "full", "recompute_method": "uniform"}
     recomputed = with_(megatron=dataclasses.replace(megatron, transformer=full))
     assert recomputed.activations < base.activations / 5
@@ -163,6 +169,38 @@ def test_generation_beside_training() -> None:
     trained = one.logprobs + one.passes + one.reposition
     assert one.total == pytest.approx(one.generation + trained + one.refit)
     assert two.total == pytest.approx(max(one.generation, trained) + one.refit)
+
+
+def seconds(objective: ObjectiveConfig | None = None, **sfpo: Any) -> StepSeconds:
+    """Seconds of a step with four minibatches a pass."""
+    run = config(data=8)
+    run = dataclasses.replace(
+        run,
+        train=dataclasses.replace(run.train, minibatches_per_step=4),
+        sfpo=dataclasses.replace(run.sfpo, **sfpo),
+        objective=objective or ObjectiveConfig(),
+    )
+    return step_seconds(QWEN2_5_7B, run, H100, Workload.guessed(run))
+
+
+def test_a_predicted_trajectory_is_three_passes() -> None:
+    one, two, ten = (seconds(num_fast_passes=k).passes for k in (1, 2, 10))
+    assert (two / one, ten / one) == (pytest.approx(1.5), pytest.approx(5.5))
+    for k in (2, 10):
+        assert seconds(trajectory="predicted", num_fast_passes=k).passes == two
+    more = seconds(trajectory="predicted").reposition
+    assert seconds().reposition < more < 2.5 * seconds().reposition
+
+
+def test_log_probs_that_are_paid_for() -> None:
+    """The first of four minibatches has its own, unless a penalty needs all; the generator's cost
+    nothing; a reference is another forward."""
+    in_reward = seconds(ObjectiveConfig(kl=KLConfig(coef=0.1, where="reward"))).logprobs
+    forward = in_reward / 2
+    assert forward > 0
+    assert seconds().logprobs == pytest.approx(0.75 * forward)
+    assert seconds(ObjectiveConfig(kl=KLConfig(coef=0.1))).logprobs == pytest.approx(1.75 * forward)
+    assert seconds(ObjectiveConfig(old_logprobs="generator")).logprobs == 0
 
 
 def colocated(run: RunConfig, **rollout: object) -> RunConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from megatron.core.optimizer import MegatronOptimizer
@@ -86,10 +87,27 @@ class MainParamShards:
             yield
 
     def before_step(self, callback: Callable[[], None]) -> None:
-        """From now on call `callback` at the start of each optimizer step that is not skipped,
+        """From now on call `callback` once at the start of each optimizer step that is not skipped,
         before main params change."""
-        for optimizer in self._optimizers:
+        for optimizer in self._optimizers[:1]:  # a ChainedOptimizer steps them in this order
             optimizer.optimizer.register_step_pre_hook(lambda *_: callback())
+
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """(model param, optimizer's param group) that each of `tensors()` belongs to."""
+        self._require_on_device()
+        for member in self._members:
+            yield from member.owners()
+
+    def decays(self) -> list[float]:
+        """Share of each of `tensors()` that an optimizer step takes off it beside its direction: lr
+        x weight decay of AdamW; 0 where the decay is within the gradient, as SGD's is."""
+        found = []
+        for optimizer, member in zip(self._optimizers, self._members, strict=True):
+            config = optimizer.config
+            decoupled = config.optimizer == "adam" and config.decoupled_weight_decay
+            for _, group in member.owners():
+                found.append(group["lr"] * group["weight_decay"] if decoupled else 0.0)
+        return found
 
     def storages(self) -> Iterator[Tensor]:
         """Every tensor that the optimizers keep beside the model params; some share their memory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.optimizer import MegatronOptimizer
@@ -26,6 +27,10 @@ class DistributedMainParams(ShardedMainParams):
             *self._optimizer.shard_fp32_groups,
         ):
             yield from group
+
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        owner_of = self._owner_of()
+        return (owner_of[id(shard)] for shard in self.tensors())
 
     def copy_to_model(self) -> None:
         self._optimizer._copy_main_params_to_model_params()

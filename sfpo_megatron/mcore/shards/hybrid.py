@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from megatron.core.optimizer import MegatronOptimizer
@@ -52,6 +53,11 @@ class HybridMainParams(ShardedMainParams):
         for group in self._hybrid.param_groups:
             for outer in group["params"]:
                 yield inner_of[outer]
+
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        owner_of = self._owner_of()
+        for group in self._hybrid.param_groups:
+            yield from (owner_of[id(outer)] for outer in group["params"])
 
     def copy_to_model(self) -> None:
         for outer, inner in self._hybrid.param_to_inner_param.items():

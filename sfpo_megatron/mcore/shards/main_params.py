@@ -35,6 +35,10 @@ class MainParams(ABC):
         """fp32 main params of this rank; edits before the next is drawn count."""
 
     @abstractmethod
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """(model param, param group) of each of `tensors()`, in their order."""
+
+    @abstractmethod
     def copy_to_model(self) -> None:
         """Main params into this rank's part of the model params. No communication."""
 
@@ -84,6 +88,14 @@ class ShardedMainParams(MainParams):
         group, index = self._optimizer.model_param_group_index_map[model_param]
         shard: Tensor = self._optimizer.optimizer.param_groups[group]["params"][index]
         return shard
+
+    def _owner_of(self) -> dict[int, tuple[Tensor, dict[str, Any]]]:
+        """(model param, param group) by the id of what the optimizer steps."""
+        groups = self._optimizer.optimizer.param_groups
+        return {
+            id(groups[group]["params"][index]): (model_param, groups[group])
+            for model_param, (group, index) in self._optimizer.model_param_group_index_map.items()
+        }
 
     def _moments(self) -> tuple[str, ...]:
         return steppers.moment_names(self._optimizer.optimizer)

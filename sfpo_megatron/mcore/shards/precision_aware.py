@@ -75,6 +75,13 @@ class PrecisionAwareMainParams(ShardedMainParams):
             for start in range(0, param.numel(), self._staging_numel):
                 yield from self._piece(param, slice(start, start + self._staging_numel))
 
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        owner_of = self._owner_of()
+        for param in self._params():
+            whole = param.dtype == torch.float32
+            for _ in range(0, param.numel(), param.numel() if whole else self._staging_numel):
+                yield owner_of[id(param)]
+
     def copy_to_model(self) -> None:
         """What is stored as remainders is already there: `split` writes the bf16 param too."""
         for param in self._params():

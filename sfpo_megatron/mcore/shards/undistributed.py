@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
@@ -32,6 +33,12 @@ class UndistributedMainParams(MainParams):
 class Float16MainParams(UndistributedMainParams):
     """Float16OptimizerWithFloat16Params: fp32 copies of bf16 or fp16 params."""
 
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        optimizer = self._optimizer
+        for params in (optimizer.float16_groups, optimizer.fp32_from_fp32_groups):
+            for group, of_group in zip(optimizer.param_groups, params, strict=True):
+                yield from ((param, group) for param in of_group)
+
     @classmethod
     def fits(cls, optimizer: MegatronOptimizer) -> bool:
         return isinstance(optimizer, Float16OptimizerWithFloat16Params)
@@ -50,6 +57,10 @@ class Float16MainParams(UndistributedMainParams):
 
 class FP32MainParams(UndistributedMainParams):
     """FP32Optimizer: the model params are their own main params."""
+
+    def owners(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in self._optimizer.param_groups:
+            yield from ((param, group) for param in group["params"])
 
     @classmethod
     def fits(cls, optimizer: MegatronOptimizer) -> bool:

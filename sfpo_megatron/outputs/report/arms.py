@@ -18,7 +18,10 @@ _FREE = (
     *(f"{section}." for section in ("checkpoint", "tracking", "debug", "eval", "sft")),
 )
 """Keys and sections in which the runs of an arm may differ; the model, see `_by_model`."""
-_NAMED = {"sfpo.num_fast_passes", "sfpo.alpha", "objective.advantage", "objective.loss"}
+_NAMED = {
+    *("sfpo.num_fast_passes", "sfpo.alpha", "sfpo.trajectory"),
+    *("objective.advantage", "objective.loss"),
+}
 _MOST_KEYS, _MOST_CHARS = 2, 24
 
 
@@ -155,9 +158,12 @@ def _base(config: Mapping[str, str]) -> str:
     k, alpha = config.get("sfpo.num_fast_passes", "?"), config.get("sfpo.alpha", "?")
     if k == "0":
         return objective
-    if alpha in ("1", "1.0"):  # nothing is repositioned
+    predicted = config.get("sfpo.trajectory", "").strip('"') == "predicted"
+    if alpha in ("1", "1.0") and not predicted:  # nothing is repositioned
         return f"{objective}, {int(k) + 1} plain passes" if k.isdigit() else objective
-    return f"SFPO K={k} α={alpha}" + ("" if objective in ("GRPO", "") else f" on {objective}")
+    return f"{'PrePO' if predicted else 'SFPO'} K={k} α={alpha}" + (
+        "" if objective in ("GRPO", "") else f" on {objective}"
+    )
 
 
 def over_seeds(
