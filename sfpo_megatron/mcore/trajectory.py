@@ -22,7 +22,13 @@ class MainParamTrajectory:
         self._shards, self._control = policy.shards, policy.control
         names = {id(param): name for name, param in named_params(policy.chunks)}
         mine = [names[id(param)] for param, _ in self._shards.owners()]
-        everywhere = {name for of_rank in self._control.all_gather_json(mine) for name in of_rank}
+        everyone = self._control.all_gather_json(mine)
+        if not all(everyone):  # such a rank could not count the steps that were made
+            raise ValueError(
+                "sfpo.trajectory: found predicted, and ranks without main params, expected some on "
+                "every rank; take fewer data-parallel ranks, or set sfpo.trajectory: real"
+            )
+        everywhere = {name for of_rank in everyone for name in of_rank}
         slots = {name: slot for slot, name in enumerate(sorted(everywhere))}
         self._slots = torch.tensor([slots[name] for name in mine], dtype=torch.int64)
         self._num_weights = len(slots)
@@ -44,7 +50,7 @@ class MainParamTrajectory:
     def means(self, sums: Tensor) -> Tensor:
         """Ranks that hold a weight twice (tensor-parallel copies, tied embeddings, optimizers
         without sharding) add the same to its sum and to its elements."""
-        return (self._totals(sums.cpu()) / self._numels)[self._slots]
+        return (self._totals(sums) / self._numels)[self._slots]
 
     def _totals(self, values: Tensor) -> Tensor:
         """[weights]: of each weight, the sum of its shards' values over all ranks."""

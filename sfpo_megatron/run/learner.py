@@ -194,7 +194,7 @@ class Learner:
 
     def closed_on_noise(self, prepared: Prepared) -> Iterator[str]:
         """Say, once, that the gate has closed after this step on entropy that is flat."""
-        closed = prepared.num_fast > 0 and self.gate.has_tripped
+        closed = self.gate.has_tripped and prepared.num_fast > 0
         if closed and self.gate.is_flat and not self._said_flat:
             self._said_flat = True
             yield (

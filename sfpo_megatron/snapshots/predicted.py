@@ -46,8 +46,8 @@ class TrajectoryShards(SteppedShards, Protocol):
         x weight decay if decoupled, else 0."""
 
     def means(self, sums: Tensor) -> Tensor:
-        """[shards]: from sums over the elements of each shard the mean over those of the whole
-        weight that it is of. Collective."""
+        """[shards], float64 on the CPU: from sums over the elements of each shard the mean over
+        those of the whole weight that it is of. Collective."""
 
 
 class PredictedSnapshot(SlowSnapshot):
@@ -105,15 +105,13 @@ class PredictedSnapshot(SlowSnapshot):
         self._num_steps += 1
 
     def _squares(self, decays: Sequence[float]) -> Tensor:
-        """[shards] float64: sums of d_0 squared."""
-        return torch.stack(
-            [
-                torch.linalg.vector_norm(_moved(slow, first, decay), dtype=torch.float64).square()
-                for slow, first, decay in zip(
-                    self._slow.views, self._first.views, decays, strict=True
-                )
-            ]
-        )
+        """[shards] float64 on the CPU: sums of d_0 squared."""
+        shards = zip(self._slow.views, self._first.views, decays, strict=True)
+        norms = [
+            torch.linalg.vector_norm(_moved(slow, first, decay), dtype=torch.float64)
+            for slow, first, decay in shards
+        ]  # all are under way before the first is read
+        return torch.tensor([float(norm) for norm in norms], dtype=torch.float64).square()
 
 
 def _moved(start: Tensor, end: Tensor, decay: float) -> Tensor:
@@ -136,5 +134,7 @@ def predicted_scale(d_0: Tensor, d_1: Tensor, *, least: float, horizon: int) -> 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same pieces of tensors of one shape, as views."""
-    if tensors[0].numel():
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+    elif tensors[0].numel():
         yield from zip(*(t.view(-1).split(_PIECE_NUMEL) for t in tensors), strict=True)
