@@ -13,7 +13,7 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.slurm.render import write
 
 _JOB_FILE = "job-id"
-_TIMEOUT_S = 60
+TIMEOUT_S = 60
 _SLURMS = re.compile(r"(SLURM|SRUN|SBATCH|SALLOC|SQUEUE|SCANCEL|SCONTROL|SPANK)_")
 _KEPT = re.compile(
     r"SLURM_(CONF|CLUSTERS|JWT|CONF_SERVER|DEBUG_FLAGS)"
@@ -80,12 +80,12 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
             command,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=TIMEOUT_S,
             stdin=subprocess.DEVNULL,
             env=without_allocation(os.environ),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SubmitError(
-            f"{command[0]}: found {error}, expected an answer within {_TIMEOUT_S} s; look at "
+            f"{command[0]}: found {error}, expected an answer within {TIMEOUT_S} s; look at "
             "`squeue --me` when Slurm answers, and submit again if the job is not there"
         ) from error

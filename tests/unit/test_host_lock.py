@@ -391,9 +391,9 @@ def test_a_heart_goes_on_after_a_file_system_that_was_away(
         def away(*_: object) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr(heartbeat.os, "utime", away)
+        monkeypatch.setattr(os, "utime", away)
         wait_until(lambda: "no heartbeat now" in caplog.text)
-        monkeypatch.setattr(heartbeat.os, "utime", utime)
+        monkeypatch.setattr(os, "utime", utime)
         before = directory.heartbeat.stat().st_mtime_ns
         wait_until(lambda: directory.heartbeat.stat().st_mtime_ns > before)
     assert "another run has taken this one" not in caplog.text

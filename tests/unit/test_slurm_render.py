@@ -313,7 +313,7 @@ def test_an_earlier_job_of_the_run(
 ) -> None:
     """Only a job that Slurm has forgotten is no obstacle: where it does not answer, one may run.
     By stand-ins for Slurm's commands."""
-    monkeypatch.setattr(submit, "_TIMEOUT_S", 1)
+    monkeypatch.setattr(submit, "TIMEOUT_S", 1)
     (tmp_path / "bin").mkdir()
     for name, lines in (("sbatch", "echo 7"), ("squeue", squeue)):
         if lines is not None:
