@@ -122,7 +122,8 @@ class Driver(Protocol):
         """Every tensor that is sent, in order."""
 
     def restart(self, *, fresh: bool, verify: bool) -> None:
-        """Begin another update. `fresh`: with a new sending end; `verify`: with checksums."""
+        """Begin another update. `fresh`: with a new sending end; `verify`: with checksums.
+        Collective."""
 
     def follow(self) -> None:
         """Go through everything that is left, with nothing sent. Collective."""
