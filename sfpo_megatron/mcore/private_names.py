@@ -35,6 +35,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "data_parallel_group": "DistributedOptimizer: the ranks that share its buffers",
     "data_parallel_group_gloo": "DistributedOptimizer: the same over gloo, or None",
     "_results_queue": "dist_checkpointing's writer: where a writing process leaves its results",
+    "_logged_mcore_async_deprecation": "dist_checkpointing 0.19: it has named another",
     # TransformerEngine's FusedAdam, and its state's "master_param"
     "store_param_remainders": "main params of bf16 params are int16 remainders",
     "initialize_state": "makes a param's state before its first step",

@@ -320,6 +320,7 @@ def test_checkpoint_hooks(bench: Workbench) -> None:
     """mcore/optimizer_state.py and writing.py: the getter and the setter that the optimizer calls
     on itself, and the writer's queue, looked up when a save is planned."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -347,6 +348,9 @@ def test_checkpoint_hooks(bench: Workbench) -> None:
         assert get() is self_made
     finally:
         filesystem_async._results_queue = kept
+    save = torch_strategy.TorchDistSaveShardedStrategy.async_save
+    if "async_strategy" in inspect.signature(save).parameters:  # 0.19
+        assert "if not _logged_mcore_async_deprecation:" in inspect.getsource(save)
 
 
 @on_ranks(DP2)
