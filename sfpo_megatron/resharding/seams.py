@@ -99,7 +99,8 @@ class ShardedSource(WeightSource, Protocol):
         """Make the weights readable for `write` and `checksum`. Collective."""
 
     def write(self, index: int, target: Tensor) -> None:
-        """Copy this rank's pieces of tensor `index` into the full tensor `target`."""
+        """Copy this rank's pieces of tensor `index` into the full tensor `target`; on CUDA the copy
+        may still be under way on the current stream when this returns."""
 
     def checksum(self, index: int) -> int:
         """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
