@@ -39,6 +39,8 @@ PRIVATE_NAMES: dict[str, str] = {
     # TransformerEngine's FusedAdam, and its state's "master_param"
     "store_param_remainders": "main params of bf16 params are int16 remainders",
     "initialize_state": "makes a param's state before its first step",
+    # TransformerEngine's layers
+    "fuse_wgrad_accumulation": "read in each forward: the backward adds to the weight's main_grad",
     # DistributedDataParallel and its bucket groups
     "ddp_config": "read by optimizer.step() to decide whether to gather",
     "overlap_param_gather": "ddp_config: true during a step makes it leave its gather due",
