@@ -42,8 +42,8 @@ class BatchLayout:
     microbatch_multiple: int = 1
     """Microbatch counts are a multiple of this (the interleaved schedule needs it)."""
     equal_lengths: bool = False
-    """Pad all packs of a minibatch to one length (the interleaved schedule needs it: Megatron's
-    exchange of lengths mixes up the two directions between two stages)."""
+    """Pad all packs of a minibatch on a rank to one length. Pipelines need it: the stages would
+    exchange lengths, which waits for the device and, interleaved, mixes up the two directions."""
     attention_break_even: float = math.inf
     """Length at which a sequence's attention costs as much as the rest of it."""
 

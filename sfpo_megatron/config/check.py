@@ -20,6 +20,7 @@ from sfpo_megatron.config.rules.environment import environment
 from sfpo_megatron.config.rules.experts import expert_layout, experts_of_model
 from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.gate import gate
+from sfpo_megatron.config.rules.gpu_settings import gpu_settings
 from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
@@ -112,6 +113,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     yield from expert_layout(config, world_size)
     yield from colocated(config, world_size)
     yield from engine_devices(config, world_size, on_cpu)
+    yield from gpu_settings(config, on_cpu)
     for rule in _RULES:
         yield from rule(config)
     for item in read_model(config):

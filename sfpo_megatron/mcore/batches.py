@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from sfpo_megatron.batching import BatchLayout, build_minibatches, pad_multiple_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.mcore.device_choices import pack_multiple
 from sfpo_megatron.mcore.passes import on_device
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.advantage import advantages_of, in_loss, shaped_rewards
@@ -38,8 +41,8 @@ def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> Bat
         context_size=layout.context_size,
         max_tokens=config.train.max_tokens_per_microbatch,
         microbatch_size=config.train.microbatch_size,
-        pad_multiple=pad_multiple_of(config),
+        pad_multiple=math.lcm(pad_multiple_of(config), pack_multiple(policy.capabilities)),
         microbatch_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
-        equal_lengths=parallel.virtual_pipeline is not None,
+        equal_lengths=parallel.pipeline > 1,
         attention_break_even=policy.shape.attention_break_even,
     )

@@ -14,6 +14,7 @@ from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.families.megatron_args import router_fields
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
+from sfpo_megatron.mcore.device_choices import groups_experts
 
 if TYPE_CHECKING:
     from megatron.core.transformer.mlp import MLP
@@ -37,7 +38,8 @@ def expert_fields(
         # Megatron's default would add its load-balancing loss; here the objective is the user's.
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": moe.aux_loss_coef,
-        "moe_grouped_gemm": capabilities.cuda and capabilities.layers == "te",
+        "moe_grouped_gemm": groups_experts(capabilities),
+        "moe_permute_fusion": groups_experts(capabilities),
         "expert_model_parallel_size": parallel.expert,
         "expert_tensor_parallel_size": parallel.expert_tensor,
     }

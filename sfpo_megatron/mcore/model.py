@@ -28,6 +28,7 @@ from sfpo_megatron.families.megatron_args import latent_fields
 from sfpo_megatron.families.rope import inverse_frequencies
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.mcore.capabilities import Capabilities
+from sfpo_megatron.mcore.device_choices import fuse_weight_gradients
 from sfpo_megatron.mcore.experts import canonical_name, choice_biases, expert_fields
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -100,13 +101,13 @@ def transformer_config(
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
         "context_parallel_size": parallel.context,
         "sequence_parallel": parallel.sequence,
-        # Packs differ in length. Interleaved, batched sends of both directions would be mixed up
-        # between two stages, lengths and data alike: there packs are equal (batching) and sends go
-        # one by one.
-        "variable_seq_lengths": parallel.pipeline > 1 and not parallel.virtual_pipeline,
+        # The packs of a minibatch are equal (batching): every exchange would else send lengths and
+        # then wait for the device (`_communicate_shapes`, p2p_communication.py). Interleaved,
+        # batched sends of both directions would be mixed up between two stages: one by one.
+        "variable_seq_lengths": False,
         "overlap_p2p_comm": parallel.virtual_pipeline is not None,
         "batch_p2p_comm": parallel.virtual_pipeline is None,
-        "moe_token_dispatcher_type": "alltoall",  # the default refuses variable lengths
+        "moe_token_dispatcher_type": "alltoall",  # sends tokens to their experts' ranks alone
         **_window_fields(shape),
         **latent_fields(shape),
         **expert_fields(shape, parallel, capabilities),
@@ -152,7 +153,11 @@ def _block_spec(
 
 
 def build_chunks(
-    shape: ModelShape, config: TransformerConfig, capabilities: Capabilities
+    shape: ModelShape,
+    config: TransformerConfig,
+    capabilities: Capabilities,
+    *,
+    fuse_gradients: bool = False,
 ) -> list[GPTModel]:
     """This rank's model chunks: one, or one per virtual pipeline stage. Weights are not set.
 
@@ -182,6 +187,8 @@ def build_chunks(
         )
         if shape.rope_scaling is not None and shape.mla is None:  # that scales by itself
             _scale_rope(chunks[-1], shape)
+        if fuse_gradients:
+            fuse_weight_gradients(chunks[-1].modules())
     return chunks
 
 

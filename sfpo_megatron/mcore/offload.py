@@ -14,18 +14,23 @@ and NCCL's own. On CPU the same code runs, from memory to memory.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sfpo_megatron.snapshots.pinning import pin
+from sfpo_megatron.snapshots.pinning import host_buffer, pin
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.setup import Policy
 
 _ALIGN_BYTES = 64
+_GIB = 2**30
+_WORTH_SAYING_GIB = 0.25
+
+log = logging.getLogger(__name__)
 
 
 class Offload:
@@ -41,10 +46,11 @@ class Offload:
         self._host: _HostMemory | None = None
         self._kept: list[torch.UntypedStorage] = []
         self._sizes: list[tuple[torch.UntypedStorage, int]] = []
+        self._said_gib = 0.0
 
     @property
     def is_offloaded(self) -> bool:
-        return bool(self._sizes)
+        return bool(self._kept)
 
     @property
     def host_bytes(self) -> int:
@@ -52,31 +58,33 @@ class Offload:
         return self._host.num_bytes if self._host is not None else 0
 
     @torch.no_grad()
+    def make_room(self) -> None:
+        """Free what nobody needs until `onload`, which has to follow: gradient buffers and scratch,
+        and what torch's allocator keeps beyond what is in use, such as the last pass's activations.
+        Before engines take their weights' memory: both sides' are on the device in a refit."""
+        assert not self.is_offloaded
+        self._policy.optimizer.zero_grad()  # its grads may be copies of the buffers'
+        kept = {storage._cdata for storage in self._storages(self._state())}
+        self._empty(s for s in self._storages(self._unneeded()) if s._cdata not in kept)
+        self._free_cache()
+
+    @torch.no_grad()
     def offload(self) -> None:
         """Free the device's memory once gathers that are due have run. Until `onload` every
         use of the weights raises RuntimeError. Collective."""
-        assert not self.is_offloaded
         shards = self._policy.shards
         shards.params_ready()
-        self._policy.optimizer.zero_grad()  # its grads may be copies of the buffers'
+        self.make_room()
         self._kept = list(self._storages(self._state()))
-        kept = {storage._cdata for storage in self._kept}
-        dropped = [s for s in self._storages(self._unneeded()) if s._cdata not in kept]
-        self._sizes = [(storage, storage.nbytes()) for storage in (*self._kept, *dropped)]
         if self._host is None or self._host.num_bytes < _HostMemory.needed(self._kept):
             self._host = None  # Adam's state came into being: first give the smaller one back
             self._host = _HostMemory(_HostMemory.needed(self._kept), self._device)
         self._host.store(self._kept)
-        for storage, _ in self._sizes:
-            storage.resize_(0)
+        self._empty(self._kept)
         shards.on_device = False
-        self.free_cache()
-
-    def free_cache(self) -> None:
-        """Free what torch's allocator keeps beyond what is in use, such as the last pass's
-        activations: engines are other processes."""
+        self._free_cache()
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            self._say_what_stays()
 
     @torch.no_grad()
     def onload(self) -> None:
@@ -87,6 +95,23 @@ class Offload:
         self._host.fetch(self._kept)
         self._kept, self._sizes = [], []
         self._policy.shards.on_device = True
+
+    def _empty(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        for storage in storages:
+            self._sizes.append((storage, storage.nbytes()))
+            storage.resize_(0)
+
+    def _free_cache(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _say_what_stays(self) -> None:
+        """Log what is left on the device where that has grown: engines get the rest."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        reserved = torch.cuda.memory_reserved(self._device)
+        if reserved / _GIB > self._said_gib + _WORTH_SAYING_GIB or not self._said_gib:
+            self._said_gib = reserved / _GIB
+            log.info("%s", residue(reserved=reserved, free=free, total=total))
 
     def _state(self) -> Iterator[Tensor]:
         for chunk in self._policy.chunks:
@@ -108,12 +133,21 @@ class Offload:
                 yield storage
 
 
+def residue(*, reserved: int, free: int, total: int) -> str:
+    """What the trainer leaves on a device, in words; sizes in bytes."""
+    kept, used, whole = (number / _GIB for number in (reserved, total - free, total))
+    return (
+        f"the trainer's tensors keep {kept:.2f} GiB while engines have the device, of which "
+        f"{used:.2f} of {whole:.1f} GiB are in use: contexts, libraries, the engine's weights too"
+    )
+
+
 class _HostMemory:
     """One buffer for all storages, one after another."""
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         self._device = device
-        self._buffer = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
+        self._buffer = host_buffer(num_bytes)
         if device.type == "cuda":
             key = "rollout.placement"
             pin(self._buffer, owner=self, key=key, found="colocated", instead="dedicated")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfpo_megatron.host.progress import counted
 from sfpo_megatron.host.spans import span
+from sfpo_megatron.mcore.device_choices import seqlen_bound
 from sfpo_megatron.mcore.logprobs import vocab_parallel_logprobs
 from sfpo_megatron.mcore.model import unwrapped
 from sfpo_megatron.mcore.setup import Policy
@@ -216,7 +217,9 @@ def _schedule(
         iterator: Iterator[Microbatch], model: torch.nn.Module
     ) -> tuple[Tensor, Callable[[Tensor], Head]]:
         microbatch = next(iterator)
-        cu_seqlens, longest = microbatch.cu_seqlens * context_size, microbatch.max_seqlen
+        cu_seqlens = microbatch.cu_seqlens * context_size
+        num_tokens = microbatch.token_ids.numel() * context_size
+        longest = seqlen_bound(microbatch.max_seqlen, num_tokens, policy.capabilities)
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,

@@ -36,9 +36,12 @@ PRIVATE_NAMES: dict[str, str] = {
     "data_parallel_group": "DistributedOptimizer: the ranks that share its buffers",
     "data_parallel_group_gloo": "DistributedOptimizer: the same over gloo, or None",
     "_results_queue": "dist_checkpointing's writer: where a writing process leaves its results",
+    "_logged_mcore_async_deprecation": "dist_checkpointing 0.19: it has named another",
     # TransformerEngine's FusedAdam, and its state's "master_param"
     "store_param_remainders": "main params of bf16 params are int16 remainders",
     "initialize_state": "makes a param's state before its first step",
+    # TransformerEngine's layers
+    "fuse_wgrad_accumulation": "read in each forward: the backward adds to the weight's main_grad",
     # DistributedDataParallel and its bucket groups
     "ddp_config": "read by optimizer.step() to decide whether to gather",
     "overlap_param_gather": "ddp_config: true during a step makes it leave its gather due",

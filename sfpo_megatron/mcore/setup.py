@@ -28,6 +28,7 @@ from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.host.variables import settle
 from sfpo_megatron.mcore.capabilities import Capabilities, expect_no_gpu, probe
 from sfpo_megatron.mcore.control import ControlGroup
+from sfpo_megatron.mcore.device_choices import fuses_weight_gradients
 from sfpo_megatron.mcore.schedule import LRSchedule, scheduler_of
 from sfpo_megatron.mcore.statistics import Statistics
 
@@ -274,7 +275,8 @@ def build_policy(
     shape = model_shape(read_hf_config(model_path))
     layout = current_layout()
     tconfig = transformer_config(shape, config, capabilities)
-    chunks = build_chunks(shape, tconfig, capabilities)
+    fuse = fuses_weight_gradients(config, capabilities)
+    chunks = build_chunks(shape, tconfig, capabilities, fuse_gradients=fuse)
     load_hf_weights(
         chunks,
         shape,

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.storage import WriteResult
@@ -116,8 +117,10 @@ def start_writing(state: ShardedStateDict, directory: Path, *, content: dict[str
     """Begin to write `state` into the empty `directory`. Collective."""
     filesystem_async._results_queue = _ResultsFile(directory / f"{_NOTE}results-{dist.get_rank()}")
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=_FILES_PER_RANK)
-    # Newer releases prefer a writer in another package (0.19: nvidia-resiliency-ext).
+    # From 0.19 on Megatron recommends another package's writer, once in each process (docs/gpu.md
+    # says why it is not taken); saves that are not asynchronous have this one alone.
     own = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
+    torch_strategy._logged_mcore_async_deprecation = True
     request = dist_checkpointing.save(
         state,
         str(directory),

@@ -103,13 +103,13 @@ class ShardFiller:
     def __init__(self, source: ShardedSource) -> None:
         self._source = source
         self._control = source.control
-        self._buffer: Tensor | None = None
+        self._buffer: shared_file.SharedBuffer | None = None
         self._verify = False
         self.manifest = source.metadata()
 
     def attach(self, file: tuple[str, int] | None) -> None:
         file = self._control.broadcast_json(file)
-        self._buffer = shared_file.map_bytes(Path(file[0]), file[1]) if file else None
+        self._buffer = shared_file.SharedBuffer(Path(file[0]), file[1]) if file else None
         self._control.barrier()  # the sender unlinks it now
 
     def begin(self, *, verify: bool) -> None:
@@ -120,10 +120,12 @@ class ShardFiller:
         self._control.barrier()  # the sender comes by when this part of the buffer is free
         partial = [0] * len(bucket.offsets)
         if self._buffer is not None:
-            for number, target in enumerate(views(self.manifest, bucket, self._buffer)):
+            for number, target in enumerate(views(self.manifest, bucket, self._buffer.bytes)):
                 self._source.write(bucket.first + number, target)
                 if self._verify:
                     partial[number] = signed(self._source.checksum(bucket.first + number))
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # for the copies that are under way
         # Its end is the end of everybody's writing.
         sums = self._control.sum(torch.tensor(partial, dtype=torch.int64)).tolist()
         return sums if self._verify and self._control.rank == 0 else None

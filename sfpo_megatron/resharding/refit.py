@@ -119,7 +119,8 @@ def _over_vllms_own(
 def _pass_over(config: RunConfig, source: WeightSource) -> SourcePass:
     """What vLLM's own transports read, whose receivers do not compare names with the engine's
     checkpoint: `ManifestError` here, on every rank."""
-    driver = SourcePass(manifest_of(source), _stream_of(config, source))
+    prepare = source.sharded.prepare if source.sharded is not None else _nothing
+    driver = SourcePass(manifest_of(source), _stream_of(config, source), prepare)
     shape = model_shape(read_hf_config(config.model.path))
     check_manifest(
         driver.manifest,
@@ -140,6 +141,10 @@ def _stream_of(
     if source.sharded is None:
         raise _no_shards(config)
     return source.sharded.everywhere if config.refit.transport == "ipc" else source.sharded.shards
+
+
+def _nothing() -> None:
+    """Prepare a source of whole tensors: nothing of it has to be gathered beforehand."""
 
 
 def _no_shards(config: RunConfig) -> ValueError:

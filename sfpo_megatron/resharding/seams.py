@@ -99,7 +99,8 @@ class ShardedSource(WeightSource, Protocol):
         """Make the weights readable for `write` and `checksum`. Collective."""
 
     def write(self, index: int, target: Tensor) -> None:
-        """Copy this rank's pieces of tensor `index` into the full tensor `target`."""
+        """Copy this rank's pieces of tensor `index` into the full tensor `target`; on CUDA the copy
+        may still be under way on the current stream when this returns."""
 
     def checksum(self, index: int) -> int:
         """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
@@ -122,7 +123,8 @@ class Driver(Protocol):
         """Every tensor that is sent, in order."""
 
     def restart(self, *, fresh: bool, verify: bool) -> None:
-        """Begin another update. `fresh`: with a new sending end; `verify`: with checksums."""
+        """Begin another update. `fresh`: with a new sending end; `verify`: with checksums.
+        Collective."""
 
     def follow(self) -> None:
         """Go through everything that is left, with nothing sent. Collective."""

@@ -105,11 +105,13 @@ class MegatronWeightSource:
 
     @torch.no_grad()
     def write(self, index: int, target: Tensor) -> None:
-        """Copy this rank's pieces of tensor `index` (of `metadata()`) into full tensor `target`."""
+        """Copy this rank's pieces of tensor `index` (of `metadata()`) into full tensor `target`. On
+        CUDA the copy may still be under way on the current stream when this returns."""
         for take in self._takes.get(index, ()):
             region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
             grouped = self._grouped(self._rules[take.rule], take.piece)
-            region.view(grouped.shape if take.piece.groups > 1 else region.shape).copy_(grouped)
+            shape = grouped.shape if take.piece.groups > 1 else region.shape
+            region.view(shape).copy_(grouped, non_blocking=True)
 
     def checksum(self, index: int) -> int:
         """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""

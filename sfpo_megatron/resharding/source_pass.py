@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
@@ -36,11 +37,15 @@ class SourcePass:
     lockstep (collective)."""
 
     def __init__(
-        self, manifest: Sequence[TensorMeta], stream: Callable[[], Iterator[tuple[str, Tensor]]]
+        self,
+        manifest: Sequence[TensorMeta],
+        stream: Callable[[], Iterator[tuple[str, Tensor]]],
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """`stream()` begins a pass: (name, tensor) in the manifest's order."""
+        """`stream()` begins a pass: (name, tensor) in the manifest's order. `prepare()` makes the
+        weights readable; collective."""
         self.manifest = list(manifest)
-        self._stream = stream
+        self._stream, self._prepare = stream, prepare
         self._pass: Iterator[tuple[str, Tensor]] | None = None
 
     def metadata(self) -> list[TensorMeta]:
@@ -48,9 +53,17 @@ class SourcePass:
         return self.manifest
 
     def restart(self, *, fresh: bool, verify: bool) -> None:
-        """Begin another update."""
+        """Begin another update; the weights are whole and written when this returns. Collective.
+
+        vLLM reads a pass on CUDA streams of its own, which wait for nothing that was put on this
+        one (`packed_nccl_broadcast_producer` in vllm/distributed/weight_transfer/packed_tensor.py):
+        not for Adam, the reposition, or the gather that follows them.
+        """
         assert not verify, "check refuses refit.verify_every with these"
         self._pass = None
+        self._prepare()
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._pass = self._stream()

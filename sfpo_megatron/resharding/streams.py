@@ -26,12 +26,12 @@ from sfpo_megatron.host.addresses import own_address
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.resharding.checksums import signed
 from sfpo_megatron.resharding.plan import Stream, plan_streams
+from sfpo_megatron.resharding.roll_call import BROKEN, members, roll_call
 from sfpo_megatron.resharding.seams import Place, ShardedSource
 from sfpo_megatron.resharding.stepwise import Stepwise
 
 _ALIGN_BYTES = 64
 _POLL_S, _LOOK_S = 0.0005, 0.5
-_BROKEN = "broken"  # in the store, set by a leader
 _WATCHDOG_MODE = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ def layout(manifest: Sequence[TensorMeta], indices: Sequence[int]) -> tuple[list
 def communicator(
     store: dist.Store, name: str, *, rank: int, size: int, backend: str, timeout_s: float
 ) -> Communicator:
-    """Make a process group between processes of different worlds, in no registry. Rank 0 sends."""
+    """Make a process group between processes of different worlds, in no registry. Rank 0 sends.
+    NCCL connects in the first broadcast, which waits without limit: `roll_call` comes before."""
     prefixed = dist.PrefixStore(name, store)
     if backend != "nccl":
         return dist.ProcessGroupGloo(prefixed, rank, size, timedelta(seconds=timeout_s))
@@ -100,7 +101,7 @@ def finish(work: Work, timeout_s: float, store: dist.Store | None = None) -> Non
         if now > deadline:
             raise RuntimeError(f"a broadcast did not end within {timeout_s:g} s")
         if store is not None and now > look:
-            if store.check([_BROKEN]):
+            if store.check([BROKEN]):
                 raise RuntimeError("a leader could not send to every worker")
             look = now + _LOOK_S
         time.sleep(_POLL_S)
@@ -168,6 +169,9 @@ class Streams(Stepwise[Place]):
                     wait_for_workers=False,
                     timeout=timedelta(seconds=self._timeout_s),
                 )
+            everybody = members([each.leader for each in self.plan], self._place["num_workers"])
+            me = f"trainer rank {dist.get_rank()}"
+            roll_call(self._store, me, everybody, self._timeout_s)
             self._group = communicator(
                 self._store,
                 f"leader/{dist.get_rank()}",
@@ -240,7 +244,7 @@ class Streams(Stepwise[Place]):
         log.warning("a refit broke off: %s", error)
         try:
             if self._store is not None:
-                self._store.set(_BROKEN, "")
+                self._store.set(BROKEN, "")
         except RuntimeError:
             pass  # rank 0 has given the store up, which tells them too
 

@@ -34,8 +34,7 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
         "tensor_parallel_size": rollout.tensor_parallel,
         "quantization": rollout.quantization,
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
-        "enable_sleep_mode": rollout.placement == "colocated"
-        and current_platform.is_sleep_mode_available(),
+        **sleep_arguments(config, current_platform.is_sleep_mode_available()),
         "max_model_len": longest,
         # Not Ray's workers, which vLLM may choose inside an actor.
         "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
@@ -64,6 +63,14 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     if rollout.reproducible:
         ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
     return AsyncEngineArgs(**(ours | rollout.engine_args))
+
+
+def sleep_arguments(config: RunConfig, is_available: bool) -> dict[str, bool]:
+    """How a colocated engine leaves its devices to the trainer: its CUDA graphs go to the host too
+    and come back with the weights (`wake_up` in vllm/device_allocator/cumem.py); vLLM would keep
+    them on the device."""
+    sleeps = config.rollout.placement == "colocated" and is_available
+    return {"enable_sleep_mode": sleeps, "sleep_mode_offload_cudagraph": sleeps}
 
 
 def _shape_of(model_path: str) -> ModelShape | None:

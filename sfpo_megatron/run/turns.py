@@ -2,9 +2,9 @@
 
     engines start, sleep        before Megatron takes any memory: vLLM measures what is free
     loop:
-        wake weights, refit, offload, wake caches       to_engines
+        drop gradients, wake weights, refit, offload, wake caches       to_engines
         generate, evaluate
-        sleep, onload                                   to_trainer
+        sleep, onload                                                   to_trainer
         log-probs, passes, checkpoints
 
 Engines sleep without a copy of their weights, so each of their turns begins with a refit. On CPU
@@ -96,7 +96,7 @@ class Turns:
     @contextmanager
     def to_engines(self) -> Iterator[None]:
         """Engines wake for the refit inside, then the trainer's state leaves the devices."""
-        self._offload.free_cache()
+        self._offload.make_room()
         self._control.barrier()  # an engine may share the devices of several ranks
         self._wake("weights")
         yield

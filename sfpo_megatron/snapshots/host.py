@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.sfpo import WeightShards
-from sfpo_megatron.snapshots.pinning import pin
+from sfpo_megatron.snapshots.pinning import host_buffer, pin
 
 BUCKET_BYTES = 32 * 2**20
 """Size of each staging bucket: 0.6 ms of PCIe 5, far above what starting a copy costs."""
@@ -106,8 +106,7 @@ class _HostCopy:
         dtype, device = kind
         self._side = _SideStream(device)
         self._reused = reused
-        # Not torch's pinned allocator: it rounds up to a power of two, up to twice the memory.
-        self._host = torch.empty(size, dtype=dtype, device="cpu")
+        self._host = host_buffer(size * dtype.itemsize).view(dtype)
         if device.type == "cuda" and size:
             pin(self._host, owner=self, key="sfpo.snapshot", found="host", instead="device")
         self._bucket_size = max(1, min(bucket_bytes // dtype.itemsize, -(-size // 2)))

@@ -1,16 +1,33 @@
-"""Page-locking of host memory in place. torch's pinned allocator would round up to a power of two.
+"""Host memory of our own that a CUDA device copies from and to: page-locked in place, not forked.
 
-Copies from and to page-locked memory run beside the host and the current stream.
+Copies from and to page-locked memory run beside the host and the current stream. torch's pinned
+allocator would round each buffer up to a power of two.
 """
 
 from __future__ import annotations
 
+import mmap
 import weakref
 
 import torch
 from torch import Tensor
 
 _CUDA_HOST_REGISTER_PORTABLE = 1  # for every CUDA context
+
+
+def host_buffer(num_bytes: int) -> Tensor:
+    """Memory in whole pages, all zero, that processes forked from here do not have: [num_bytes]
+    uint8.
+
+    Linux copies pages that a device may write, at once instead of on write, into whatever is forked
+    (`copy_present_page` in mm/memory.c): the writer of each checkpoint would get, and take the time
+    of, a second copy of what it never reads.
+    """
+    if not num_bytes:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_DONTFORK)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def pin(buffer: Tensor, *, owner: object, key: str, found: str, instead: str) -> None:

@@ -52,6 +52,10 @@ def there_and_back(policy: Any, offload: Any, snapshot: Any) -> None:
     params = [p for chunk in policy.chunks for p in chunk.parameters()]
     grads = {p.main_grad.untyped_storage()._cdata: p.main_grad for p in params}
     grad_bytes = sum(g.untyped_storage().nbytes() for g in grads.values())
+    offload.make_room()  # for a refit, which reads the params
+    assert not offload.is_offloaded
+    assert device_bytes(policy, snapshot) == before - scratch - grad_bytes
+    policy.shards.params_ready()
     offload.offload()
     assert offload.is_offloaded and device_bytes(policy, snapshot) == 0
     kept = before - scratch - grad_bytes

@@ -129,6 +129,26 @@ def test_precision_aware_optimizer(bench: Workbench) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, shards, strict=True))
 
 
+@on_ranks(TE1)
+def test_weight_gradients_that_te_accumulates(bench: Workbench) -> None:
+    """mcore/device_choices.py: every TE linear is told, the output layer, Megatron's own, is not;
+    DDP leaves the gradient alone that autograd then has (the stand-in's is NaN)."""
+    from sfpo_megatron.mcore.model import unwrapped
+
+    policy = bench.policy(dtype="bfloat16")
+    model = unwrapped(policy.chunks[0])
+    layer = model.decoder.layers[0]
+    linears = [layer.self_attention.linear_qkv, layer.self_attention.linear_proj]
+    linears += [layer.mlp.linear_fc1, layer.mlp.linear_fc2]
+    assert all(linear.fuse_wgrad_accumulation is True for linear in linears)
+    assert not hasattr(model.output_layer, "fuse_wgrad_accumulation")
+    assert model.output_layer.gradient_accumulation_fusion is False
+    bench.one_pass(policy, bench.prepared(policy))()
+    for linear in linears:
+        assert linear.weight.grad_added_to_main_grad
+        assert linear.weight.main_grad.isfinite().all() and linear.weight.main_grad.any()
+
+
 @on_ranks(TP1)
 def test_cpu_offloaded_optimizer(bench: Workbench) -> None:
     """mcore/shards/hybrid.py and steppers.py: the maps, and that the sub-optimizers' states are one
@@ -323,6 +343,7 @@ def test_checkpoint_hooks(bench: Workbench) -> None:
     """mcore/optimizer_state.py and writing.py: the getter and the setter that the optimizer calls
     on itself, and the writer's queue, looked up when a save is planned."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -350,6 +371,10 @@ def test_checkpoint_hooks(bench: Workbench) -> None:
         assert get() is self_made
     finally:
         filesystem_async._results_queue = kept
+    save = torch_strategy.TorchDistSaveShardedStrategy.async_save
+    if "async_strategy" in inspect.signature(save).parameters:  # 0.19
+        assert "if not _logged_mcore_async_deprecation:" in inspect.getsource(save)
+        assert isinstance(torch_strategy._logged_mcore_async_deprecation, bool)
 
 
 @on_ranks(DP2)

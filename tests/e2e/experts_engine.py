@@ -47,6 +47,48 @@ def make_model(directory: Path, kind: str, seed: int) -> Path:
     return directory
 
 
+def resend(llm: Any, models: list[Path], folder: Path) -> list[int]:
+    """Send one model after another over one transport; the tensors of each that went through vLLM's
+    own loaders, which count the elements of each, instead of being replayed."""
+    import fleet
+    from engines import LocalClient
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    from sfpo_megatron.resharding import transports
+    from sfpo_megatron.resharding.filling import make_filler
+    from sfpo_megatron.resharding.lockstep import Lockstep
+
+    counts: list[int] = []
+    original = layerwise.get_numel_loaded
+
+    def counting(*arguments: Any) -> Any:
+        counts[-1] += 1
+        return original(*arguments)
+
+    source = fleet.StateSource(tiny.load_state(models[0]))
+    filler = Lockstep(make_filler(source), 50_000)
+    filler.restart(fresh=True, verify=False)
+    transport = transports.sender(
+        "sfpo_shm",
+        driver=filler,
+        client=LocalClient(llm),
+        fallback_dir=folder,
+        timeout_s=60.0,
+        workers_per_engine=1,
+    )
+    layerwise.get_numel_loaded = counting
+    try:
+        for number, model in enumerate(models):
+            counts.append(0)
+            source.state = tiny.load_state(model)
+            filler.restart(fresh=number == 0, verify=False)
+            transport.send_weights()
+    finally:
+        layerwise.get_numel_loaded = original
+        transport.shutdown()
+    return counts
+
+
 def main(folder: Path, kind: str) -> None:
     from sfpo_megatron.rollout.actor_variables import actor_variables
 
@@ -90,6 +132,15 @@ def main(folder: Path, kind: str) -> None:
     assert is_model(a)
     send(llm, tiny.load_state(b), folder)
     assert is_model(b) and not is_model(a)
+    first, *later = resend(llm, [a, b, a], folder)
+    assert is_model(a) and not is_model(b)
+    num_experts = sum(".experts." in name for name in tiny.load_state(a))
+    print(f"tensors that vLLM took itself: {first}, then {later}, of {num_experts} of experts")
+    assert num_experts - 2 <= first - max(later) <= num_experts, (
+        "but the last of each of two layers"
+    )
+    send(llm, tiny.load_state(b), folder)
+    assert is_model(b)
     guard = ShmEngine.forget_expert_kernels
     ShmEngine.forget_expert_kernels = lambda self: None  # type: ignore[method-assign]
     try:

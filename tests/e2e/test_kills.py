@@ -123,14 +123,22 @@ class GatheredSource(InterruptedSource):
     def leaders(self) -> list[int]:
         return [0] * len(self.state)
 
+    before_all = False
+    """Interrupted before the first broadcast, in whose round communicators are made."""
+
     def prepare(self) -> None:
-        pass
+        if self.before_all:
+            self.interrupt_once()
 
     def gather(self, index: int) -> Tensor:
-        if index == len(self.state) // 2 and self.interrupt is not None:
-            interrupt, self.interrupt = self.interrupt, None
-            interrupt()
+        if index == len(self.state) // 2:
+            self.interrupt_once()
         return list(self.state.values())[index]
+
+    def interrupt_once(self) -> None:
+        interrupt, self.interrupt = self.interrupt, None
+        if interrupt is not None:
+            interrupt()
 
 
 @pytest.fixture
@@ -156,17 +164,21 @@ def gloo(start: Any, models: dict[str, Path]) -> RolloutClient:
     return client
 
 
+@pytest.mark.parametrize("before_all", [False, True], ids=["mid", "introduced"])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_others_of_a_broadcast_survive(
     gloo: RolloutClient,
     one_rank: None,
     signum: int,
+    before_all: bool,
     models: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """A worker dies, or hangs, in mid-update: its engine alone is restarted, the other one
-    (the same processes) gets everything again and is the sent model."""
+    """A worker dies, or hangs, in mid-update, or when it has been introduced and not yet joined:
+    its engine alone is restarted, the other one (the same processes) gets everything again and is
+    the sent model."""
     before, source = gloo.health().num_restarts, GatheredSource(tiny.load_state(models["untied_b"]))
+    source.before_all = before_all
     config = fleet.make_config(
         models["untied_b"], tmp_path, transport="gloo", num_engines=2, tensor_parallel=2
     )

@@ -372,8 +372,15 @@ def test_a_manifest_that_is_not_the_checkpoints_is_refused(
         refit=SimpleNamespace(transport="nccl"),
         model=SimpleNamespace(path=str(tmp_path), dtype="float32"),
     )
-    source = make_driver()
+    prepared: list[str] = []
+    sharded = SimpleNamespace(prepare=lambda: prepared.append("gathered"))
+    source: Any = SimpleNamespace(
+        metadata=lambda: MANIFEST, __iter__=lambda: iter(STATE.items()), sharded=sharded
+    )
     with pytest.raises(ManifestError, match="e: missing"):
         refit._pass_over(config, source)
     del shapes["e"]
-    assert refit._pass_over(config, source).manifest == MANIFEST
+    driver = refit._pass_over(config, source)
+    assert driver.manifest == MANIFEST
+    driver.restart(fresh=True, verify=False)
+    assert prepared == ["gathered"], "vLLM would gather on a stream of its own"

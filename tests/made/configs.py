@@ -23,6 +23,14 @@ RUN: dict[str, Any] = {
 EVALUATED = {"train": [SUMS], "eval": [SUMS]}
 """`data` of a run that `check` warns of nothing about."""
 
+FOR_A_GPU = (
+    "model.dtype=bfloat16",
+    "rollout.gpu_memory_utilization=0.9",
+    "megatron.ddp.overlap_grad_reduce=true",
+    "megatron.ddp.overlap_param_gather=true",
+)
+"""Overrides of a run that `check` recommends nothing more for on a GPU."""
+
 
 def run_config(**sections: Any) -> RunConfig:
     """Defaults, but for the keys and sections given; a section as a record, or its settings by

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made.configs import run_check
+from made.configs import FOR_A_GPU, run_check
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import ConfigError
@@ -148,11 +148,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_ranks_and_engines_on_gpus(here: Path, gpus: Callable[[int], None]) -> None:
     gpus(4)
-    fits = ("parallel.data=2", "rollout.num_engines=2")
+    fits = (*FOR_A_GPU, "parallel.data=2", "rollout.num_engines=2")
     assert run_check(*fits, on_cpu=False, for_training=True) == []
-    engines = ("parallel.data=2", "rollout.num_engines=3")
-    ranks = ("parallel.data=8",)
-    two_each = ("parallel.data=2", "rollout.num_engines=2", "rollout.tensor_parallel=2")
+    engines = (*FOR_A_GPU, "parallel.data=2", "rollout.num_engines=3")
+    ranks = (
+        *FOR_A_GPU,
+        "parallel.data=8",
+    )
+    two_each = (*fits, "rollout.tensor_parallel=2")
     for overrides, key, found, expected in (
         (engines, "rollout.num_engines", "3 of 1 GPUs each beside 2 ranks", "at most 2 GPUs, of"),
         (two_each, "rollout.num_engines", "2 of 2 GPUs each beside 2", "at most 2 GPUs, of the 4"),
@@ -170,7 +173,7 @@ def test_engines_elsewhere_and_none(
     here: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(2)
-    engines = ("parallel.data=2", "rollout.num_engines=2")
+    engines = (*FOR_A_GPU, "parallel.data=2", "rollout.num_engines=2")
     run = {"on_cpu": False, "for_training": True}
     colocated = "rollout.placement=colocated"
     assert run_check(*engines, colocated, **run) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from sfpo_megatron.mcore.offload import residue
 from sfpo_megatron.run.turns import Turns
 
 
@@ -29,7 +30,7 @@ class Noted:
 
     def turns(self) -> Turns:
         note = self.events.append
-        self.free_cache = lambda: note("free the cache")
+        self.make_room = lambda: note("drop gradients")
         control: Any = SimpleNamespace(barrier=lambda: note("all ranks"))
         return Turns(
             self,  # type: ignore[arg-type]
@@ -40,7 +41,7 @@ class Noted:
 
 
 TO_ENGINES = [
-    "free the cache",
+    "drop gradients",
     "all ranks",  # an engine may share the devices of several ranks
     "wake weights",
     "refit",
@@ -76,3 +77,11 @@ def test_the_devices_come_back_once_the_engines_have_ended() -> None:
     noted.events.clear()
     turns.end_engines(lambda: noted.events.append("close"))
     assert noted.events == ["close", "all ranks", "onload"]
+
+
+def test_what_stays_is_said_in_gib() -> None:
+    gib = 2**30
+    assert residue(reserved=gib // 2, free=60 * gib, total=80 * gib) == (
+        "the trainer's tensors keep 0.50 GiB while engines have the device, of which 20.00 of 80.0 "
+        "GiB are in use: contexts, libraries, the engine's weights too"
+    )

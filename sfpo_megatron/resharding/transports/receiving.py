@@ -6,7 +6,7 @@ weight-transfer API, so TP splits, fused projections and online quantization are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from sfpo_megatron.families.hf_files import TensorMeta
 from sfpo_megatron.families.weight_names import mtp_prefixes
 from sfpo_megatron.resharding.checksums import check
+from sfpo_megatron.resharding.transports.replaying import Replay
 from sfpo_megatron.resharding.transports.tensor_names import (
     check_manifest,
     read_checkpoint_shapes,
@@ -27,6 +28,7 @@ class Receiver(WeightTransferEngine):
 
     _manifest: tuple[TensorMeta, ...] = ()
     _num_received: int = 0
+    _replay: Callable[[Iterable[tuple[str, Tensor]]], Iterable[tuple[str, Tensor]]]
     interruption: str | None = None
     """Why the last update's tensors did not all arrive, if this engine is not at fault."""
 
@@ -48,6 +50,7 @@ class Receiver(WeightTransferEngine):
             left_out=mtp_prefixes(config.num_hidden_layers, num_mtp),
         )
         self._manifest = manifest
+        self._replay = Replay(self.model)
 
     def head_is_embedding(self) -> bool:
         """Whether vLLM has tied the head again: it calls a model untied whose files repeat the
@@ -127,7 +130,7 @@ class Receiver(WeightTransferEngine):
                 self._num_received += 1
                 yield name, tensor
 
-        self.model.load_weights(counted())
+        self.model.load_weights(self._replay(counted()))
 
     def finish_weight_update(self) -> None:
         """End the update, also one that was interrupted between two buckets: what vLLM has half

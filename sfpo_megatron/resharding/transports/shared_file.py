@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.host.scratch import note_segment
+from sfpo_megatron.snapshots.pinning import pin
 
 SHARED_MEMORY_DIR = Path("/dev/shm")
 
@@ -88,3 +89,17 @@ def map_bytes(path: Path, num_bytes: int) -> Tensor:
     finally:
         os.close(descriptor)
     return torch.frombuffer(shared, dtype=torch.uint8)
+
+
+class SharedBuffer:
+    """The file's bytes in this process, page-locked where a CUDA device copies from or to them: a
+    pageable copy goes through a staging buffer of the driver's, at a fraction of the speed."""
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self.bytes = map_bytes(path, num_bytes)
+        if not torch.cuda.is_available():
+            return
+        try:
+            pin(self.bytes, owner=self, key="refit.transport", found="shm", instead="nccl_stages")
+        except RuntimeError as error:  # it works all the same
+            logger.warning("refit will be slower: %s", error)

@@ -67,14 +67,14 @@ class ShmEngine(Receiver):
     init_info_cls = ShmInitInfo
     update_info_cls = ShmUpdateInfo
 
-    _buffer: Tensor | None = None
+    _buffer: shared_file.SharedBuffer | None = None
     _loading: Sequence[Any] = ()
     """What vLLM knows of each layer's reload."""
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         """Refuse a manifest that is not this engine's checkpoint, then map the buffer."""
         self.take_manifest(init_info.names, init_info.dtype_names, init_info.shapes)
-        self._buffer = shared_file.map_bytes(Path(init_info.path), init_info.buffer_bytes)
+        self._buffer = shared_file.SharedBuffer(Path(init_info.path), init_info.buffer_bytes)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -94,7 +94,7 @@ class ShmEngine(Receiver):
         assert self._buffer is not None
         for index, offset in enumerate(update_info.offsets, update_info.first):
             meta = self._manifest[index]
-            raw = self._buffer[offset : offset + meta.num_bytes]
+            raw = self._buffer.bytes[offset : offset + meta.num_bytes]
             yield meta.name, raw.view(meta.dtype).view(meta.shape)
 
     def keep_waiting(self) -> None:
@@ -104,7 +104,7 @@ class ShmEngine(Receiver):
         of the next bucket must not change when this half of the buffer is filled again.
         """
         assert self._buffer is not None
-        buffer = self._buffer.untyped_storage().data_ptr()
+        buffer = self._buffer.bytes.untyped_storage().data_ptr()
         for info in self._loading:
             for _, call in info.loaded_weights:
                 for name, value in call.arguments.items():
@@ -134,7 +134,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         self.lost = False
         self._begin_bucket = client.begin_bucket
         self._filler = filler
-        self._buffer: Tensor | None = None
+        self._buffer: shared_file.SharedBuffer | None = None
         self._introduce(fallback_dir)
 
     @classmethod
@@ -153,7 +153,7 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         num_bytes, manifest = self._filler.buffer_bytes, self._filler.manifest
         path = shared_file.create(num_bytes, fallback_dir)
         try:
-            self._buffer = shared_file.map_bytes(path, num_bytes)
+            self._buffer = shared_file.SharedBuffer(path, num_bytes)
             self._filler.attach((str(path), num_bytes))
             self.client.init_weight_transfer_engine(
                 {
@@ -168,13 +168,14 @@ class ShmTrainer(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
 
     def send_weights(self, weight_version: str | None = None) -> int:
         """Send one refit; the number of bytes sent. Every rank fills buckets (collective)."""
+        assert self._buffer is not None, "it has been shut down"
         self.client.start_weight_update()
         self._filler.begin()
         loading: deque[Callable[[], None]] = deque()
         for bucket in self._filler.buckets:
             if len(loading) == 2:
                 loading.popleft()()  # then the half that this bucket goes into is free
-            checksums = self._filler.fill_next(self._buffer)
+            checksums = self._filler.fill_next(self._buffer.bytes)
             update: WireInfo = {"first": bucket.first, "offsets": list(bucket.offsets)}
             if checksums is not None:
                 update["checksums"] = checksums

@@ -5,7 +5,8 @@ both sides of it (the trainer's ranks are in `streams.py`).
     --------------                                -------------------
     declare the plan and a store to meet in  ->   check the manifest
     start                                    ->   begin vLLM's layerwise reload
-    first round                              ->   join one communicator for each leader
+    first round                              ->   once all have come to the store, join one
+                                                  communicator for each leader
     for each round: update                   ->   receive a bucket from every leader, load them
       meanwhile all leaders broadcast theirs
     finish                                   ->   all arrived? re-pack; done
@@ -29,6 +30,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from sfpo_megatron.host.addresses import choose_gloo_interface
+from sfpo_megatron.resharding.roll_call import members, roll_call
 from sfpo_megatron.resharding.seams import UpdateClient, WireInfo
 from sfpo_megatron.resharding.streams import (
     Communicator,
@@ -96,6 +98,8 @@ class StagesEngine(Receiver):
         )
         parallel = self.parallel_config
         worker = told.engine_number * parallel.world_size + parallel.rank
+        everybody = members(told.leaders, told.num_workers)
+        roll_call(store, f"engine worker {worker}", everybody, told.timeout_s)
         self._groups = tuple(
             communicator(
                 store,

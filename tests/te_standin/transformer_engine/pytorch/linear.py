@@ -12,6 +12,35 @@ from torch import Tensor
 from transformer_engine.pytorch.norm import rms_norm
 
 
+class _Fused(torch.autograd.Function):
+    """x W^T whose backward adds the weight's gradient to `weight.main_grad`, in its dtype, or puts
+    it there in a first microbatch. The gradient that autograd gets is not to be used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, is_first_microbatch: bool | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.is_first_microbatch = weight, is_first_microbatch
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,), weight = ctx.saved_tensors, ctx.weight
+        kind = weight.main_grad.dtype
+        found = grad.flatten(0, -2).to(kind).t() @ x.flatten(0, -2).to(kind)
+        if ctx.is_first_microbatch:
+            weight.main_grad.copy_(found)
+        else:
+            weight.main_grad.add_(found)
+        weight.grad_added_to_main_grad = True
+        return grad @ weight, torch.full_like(weight, torch.nan), None
+
+
+def _multiply(module: Any, x: Tensor, weight: Tensor, is_first_microbatch: bool | None) -> Tensor:
+    if module.fuse_wgrad_accumulation and torch.is_grad_enabled():
+        return _Fused.apply(x, weight, is_first_microbatch)
+    return F.linear(x, weight)
+
+
 class Linear(torch.nn.Module):
     """y = x W^T + b. With `return_bias`, b is handed back instead of added."""
 
@@ -35,8 +64,9 @@ class Linear(torch.nn.Module):
         ub_name: str | None = None,
     ) -> None:
         super().__init__()
-        if tp_size != 1 or sequence_parallel or fuse_wgrad_accumulation:
-            raise NotImplementedError("the TransformerEngine stand-in runs at TP1, unfused")
+        if tp_size != 1 or sequence_parallel:
+            raise NotImplementedError("the TransformerEngine stand-in runs at TP1")
+        self.fuse_wgrad_accumulation = fuse_wgrad_accumulation
         self.in_features, self.out_features = in_features, out_features
         self.use_bias, self.return_bias = bias, return_bias
         self.tp_size, self.parallel_mode = tp_size, parallel_mode
@@ -53,8 +83,10 @@ class Linear(torch.nn.Module):
             self.register_parameter("bias", None)
 
     def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Any:
-        y = F.linear(x, self.weight, None if self.return_bias else self.bias)
-        return (y, self.bias) if self.return_bias else y
+        y = _multiply(self, x, self.weight, is_first_microbatch)
+        if self.return_bias:
+            return y, self.bias
+        return y if self.bias is None else y + self.bias
 
 
 class LayerNormLinear(Linear):
@@ -123,8 +155,9 @@ class GroupedLinear(torch.nn.Module):
         ub_name: str | None = None,
     ) -> None:
         super().__init__()
-        if tp_size != 1 or sequence_parallel or fuse_wgrad_accumulation or bias or return_bias:
-            raise NotImplementedError("the stand-in's GroupedLinear: TP1, unfused, no bias")
+        if tp_size != 1 or sequence_parallel or bias or return_bias:
+            raise NotImplementedError("the stand-in's GroupedLinear: TP1, no bias")
+        self.fuse_wgrad_accumulation = fuse_wgrad_accumulation
         self.num_gemms = num_gemms
         for i in range(num_gemms):
             weight = torch.empty(out_features, in_features, dtype=params_dtype, device=device)
@@ -136,4 +169,7 @@ class GroupedLinear(torch.nn.Module):
         self, x: Tensor, m_splits: list[int], is_first_microbatch: bool | None = None
     ) -> Tensor:
         parts = zip(x.split(m_splits), range(self.num_gemms), strict=True)
-        return torch.cat([F.linear(part, getattr(self, f"weight{i}")) for part, i in parts])
+        weights = [getattr(self, f"weight{i}") for i in range(self.num_gemms)]
+        return torch.cat(
+            [_multiply(self, part, weights[i], is_first_microbatch) for part, i in parts]
+        )

@@ -1,0 +1,104 @@
+"""`make gpu`'s stages: limits, rows that a cut run keeps, and that each is there to be run.
+
+Not exercised: the stages themselves (`python benchmarks/on_gpu.py --device cpu`), GPUs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import on_gpu
+from benchmarks.on_gpu import STAGES, Row, Stage, run_stage, write_rows
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Stages run the code that stands in their `module`; its last argument is the figures' file."""
+
+    def command(stage: Stage, device: torch.device, out: Path) -> list[str]:
+        return [sys.executable, "-c", stage.module, str(out)]
+
+    monkeypatch.setattr(on_gpu, "command_of", command)
+    return monkeypatch
+
+
+WRITES = "import sys; open(sys.argv[-1], 'w').write('{\"seconds\": 1.5}')"
+
+
+def test_a_stage_that_passes_has_its_figures(runs: pytest.MonkeyPatch) -> None:
+    row = run_stage(Stage(name="a", limit_s=60, module=WRITES), CPU)
+    assert (row.status, row.figures, row.error) == ("passed", {"seconds": 1.5}, "")
+    assert 0 < row.seconds < row.limit_s
+
+
+@pytest.mark.parametrize(
+    "code", ["raise AssertionError('other bits')", "print('AssertionError: other bits')"]
+)
+def test_a_stage_that_fails_says_why(runs: pytest.MonkeyPatch, code: str) -> None:
+    """The second ends well and leaves no figures."""
+    row = run_stage(Stage(name="a", limit_s=60, module=code), CPU)
+    assert row.status == "failed" and row.error.endswith("AssertionError: other bits")
+
+
+def test_a_stage_that_hangs_is_ended_with_what_it_started(
+    runs: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    child = tmp_path / "child"
+    code = (
+        "import subprocess, sys, time\n"
+        "started = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(child)!r}, 'w').write(str(started.pid))\n"
+        "time.sleep(60)"
+    )
+    begun = time.monotonic()
+    row = run_stage(Stage(name="a", limit_s=1, module=code), CPU)
+    assert row.status == "too long" and time.monotonic() - begun < 30
+    state = Path(f"/proc/{child.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_what_is_missing_is_named(runs: pytest.MonkeyPatch) -> None:
+    stage = Stage(name="a", limit_s=9, module="1 / 0", needs=("torch", "no_such_package"))
+    row = run_stage(stage, CPU)
+    assert (row.status, row.error) == ("left out", "needs no_such_package")
+
+
+def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
+    """On a CPU no feature is shown."""
+    file = tmp_path / "results/on_gpu.json"
+    rows: list[Row] = []
+    for stage in STAGES:
+        rows.append(
+            Row(stage=stage.name, status="passed", seconds=1, limit_s=9, figures={}, error="")
+        )
+        write_rows(file, rows, CPU)
+        content = json.loads(file.read_text())
+        assert [row["stage"] for row in content["rows"]] == [row.stage for row in rows]
+        assert content["features"] == [] and content["device"] == "cpu"
+    assert os.listdir(file.parent) == ["on_gpu.json"]
+
+
+def test_the_stages_are_there_and_short_enough() -> None:
+    assert sum(stage.limit_s for stage in STAGES) <= 480
+    known = (ROOT / "tools/verified_features.txt").read_text()
+    for stage in STAGES:
+        assert bool(stage.module) != bool(stage.script)
+        if stage.module:
+            module, _, function = stage.module.partition(":")
+            found = importlib.import_module(f"benchmarks.device_stages.{module}")
+            assert callable(getattr(found, function))
+        else:
+            assert (ROOT / "benchmarks" / stage.script[0]).is_file()
+        for feature in stage.features:
+            assert f"\n{feature} | " in known
