@@ -133,7 +133,11 @@ def seconds(run: Outcome, threshold: float) -> float:
 
 def passes(run: Outcome, threshold: float) -> float:
     """Sweeps over a rollout batch until the threshold."""
-    return _until(run, threshold) * (run.about["settings"]["sfpo.num_fast_passes"] + 1)
+    settings = run.about["settings"]
+    fast = settings["sfpo.num_fast_passes"]
+    if settings.get("sfpo.trajectory") == "predicted":
+        fast = min(fast, 2)  # the others are predicted
+    return _until(run, threshold) * (fast + 1)
 
 
 def tokens(run: Outcome, threshold: float) -> float:
