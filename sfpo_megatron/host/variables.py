@@ -125,7 +125,6 @@ TABLE: tuple[Variable, ...] = (
     Variable(
         ("engine",), "VLLM_LOGGING_LEVEL", "ERROR", "it has been said", "restart", yields=True
     ),
-    Variable(("controller",), "VLLM_LOGGING_LEVEL", "ERROR", "it runs no engine", yields=True),
     Variable((*_ACTORS, "job"), "VLLM_NO_USAGE_STATS", "1", "no call home"),
     Variable(_ACTORS, "VLLM_HOST_IP", "127.0.0.1", "an engine stays on one machine"),
     Variable(
