@@ -40,6 +40,8 @@ class Episode:
     scored_from: int = 0
     """The first response token whose text reward.function gets: a later one leaves out what came
     before an answer."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """What the model was given in place of the prompt; empty: the prompt itself."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Logged as `environment/NAME`: the mean over the train step's rollouts that have it."""
 
@@ -82,6 +84,10 @@ class Generate(Protocol):
 
     context_tokens: int
     """Most tokens of the prompt and the episode together."""
+    temperature: float
+    """That of the request, an evaluation's own; 0 is greedy."""
+    top_p: float
+    """That of the request."""
 
     def __call__(
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
