@@ -61,7 +61,7 @@ class Kind:
     @property
     def expected(self) -> str:
         """The names that `knows` accepts, for a message."""
-        return f"one of {', '.join(self.names)}, or {EXPECTED}"
+        return f"one of {', '.join(self.names)}, or {EXPECTED}" if self.names else EXPECTED
 
     def load(self, name: str, *, key: str | None = None) -> Any:
         """The function or class that `name` stands for; PluginError if there is none such."""
@@ -135,7 +135,14 @@ ENVIRONMENT = Kind(
     built_in={
         "single_turn": "sfpo_megatron.rollout.episodes:SingleTurn",
         "math_tool": "sfpo_megatron.rollout.environments.tool_environment:ToolEnvironment",
+        "agent": "sfpo_megatron.rollout.environments.agent:AgentEnvironment",
     },
+)
+AGENT = Kind(
+    key="rollout.environment_args.agent",
+    form="async def agent(base_url: str, api_key: str, prompt: Prompt, seed: int)"
+    " -> float | Mapping[str, float] | None",
+    built_in={},
 )
 TOOL = Kind(
     key="rollout.environment_args.tools",

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.rules.agent import agent
 from sfpo_megatron.config.rules.context_parallel import context_parallel
 from sfpo_megatron.config.rules.devices import engine_devices
 from sfpo_megatron.config.rules.engine_reading import engine_reading
@@ -284,6 +285,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     engine_arguments,
     own_code,
     environment,
+    agent,
     sink_libraries,
     server,
     data,

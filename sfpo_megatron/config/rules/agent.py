@@ -1,0 +1,30 @@
+"""Rules of check.py about environments that a program of the user's own plays. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sfpo_megatron.config.agents import AGENT_ENVIRONMENT, agent_args
+from sfpo_megatron.config.environments import KEY
+from sfpo_megatron.config.origin import ConfigError
+from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.plugins import AGENT, PluginError
+
+
+def agent(config: RunConfig) -> Iterator[Problem]:
+    """The agent is there, its settings are known, and nothing is promised that it cannot keep."""
+    rollout = config.rollout
+    if rollout.environment != AGENT_ENVIRONMENT:
+        return
+    if rollout.reproducible:
+        yield Problem(
+            "rollout.reproducible",
+            f"true with rollout.environment {rollout.environment}",
+            "false: when an agent asks is its own affair, and so is which calls form a batch",
+            "set it to false, or write the environment as a class of your own",
+        )
+    try:
+        AGENT.find(agent_args(rollout.environment_args).agent, key=f"{KEY}.agent")
+    except (ConfigError, PluginError) as error:
+        yield Problem(error.key, error.found, error.expected, error.fix)
