@@ -19,13 +19,9 @@ AGENT_ENVIRONMENT = "agent"
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
-class AgentArgs:
-    """Settings of `rollout.environment: agent`."""
+class EndpointArgs:
+    """Settings of every environment that is played through the endpoint."""
 
-    agent: Annotated[str, AGENT]
-    """The program, an `async def` as package.module:function."""
-    agent_args: dict[str, Any] = field(default_factory=dict)
-    """More keyword arguments of it."""
     call_format: CallFormat = "hermes"
     """How the model writes tool calls, as math_tool's call_format."""
     timeout_s: float = 1800.0
@@ -34,12 +30,43 @@ class AgentArgs:
     """A larger request is refused."""
 
     def __post_init__(self) -> None:
-        known(self, AGENT, "agent")
         positive(self, "timeout_s")
         at_least(self, 1024, "max_request_bytes")
 
 
-def agent_args(environment_args: Mapping[str, Any], source: str = "config") -> AgentArgs:
-    """The settings, checked; ConfigError for what is none. `source`: what the error names."""
+@dataclass(kw_only=True, frozen=True, slots=True)
+class AgentArgs(EndpointArgs):
+    """Settings of `rollout.environment: agent`."""
+
+    agent: Annotated[str, AGENT]
+    """The program, an `async def` as package.module:function."""
+    agent_args: dict[str, Any] = field(default_factory=dict)
+    """More keyword arguments of it."""
+
+    def __post_init__(self) -> None:
+        EndpointArgs.__post_init__(self)
+        known(self, AGENT, "agent")
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class VerifiersArgs(EndpointArgs):
+    """Settings of `rollout.environment: verifiers:NAME`."""
+
+    env: dict[str, Any] = field(default_factory=dict)
+    """The package's own `env` section, without the name: {agent: {harness: {id: "null"}, runtime:
+    {type: subprocess}}}."""
+
+
+def agent_args(environment_args: Mapping[str, Any]) -> AgentArgs:
+    """The settings, checked; ConfigError for what is none."""
+    return cast(AgentArgs, _built(AgentArgs, environment_args))
+
+
+def verifiers_args(environment_args: Mapping[str, Any]) -> VerifiersArgs:
+    """The settings, checked; ConfigError for what is none."""
+    return cast(VerifiersArgs, _built(VerifiersArgs, environment_args))
+
+
+def _built(kind: type[EndpointArgs], environment_args: Mapping[str, Any]) -> EndpointArgs:
     tree = {k: list(v) if isinstance(v, tuple) else v for k, v in environment_args.items()}
-    return cast(AgentArgs, build(AgentArgs, tree, KEY, Source(file=source)))
+    return cast(EndpointArgs, build(kind, tree, KEY, Source(file="config")))

@@ -172,7 +172,7 @@ def make_environment(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> E
     kind = load_environment(config.rollout.environment)
     if getattr(kind, "uses_chat_template", False):
         arguments["chat_template_args"] = config.data.chat_template_args
-    return kind(tokenizer, **arguments)
+    return kind(tokenizer, **arguments, **_named(config.rollout.environment))
 
 
 def check_environment(config: RunConfig) -> None:
@@ -181,7 +181,7 @@ def check_environment(config: RunConfig) -> None:
     name, arguments = config.rollout.environment, config.rollout.environment_args
     kind = load_environment(name)
     try:
-        inspect.signature(kind).bind("tokenizer", **arguments)
+        inspect.signature(kind).bind("tokenizer", **arguments, **_named(name))
     except TypeError as error:
         raise PluginError(
             "rollout.environment_args",
@@ -196,6 +196,12 @@ def check_environment(config: RunConfig) -> None:
             expected="true: the chat template writes the turns",
             fix="set it",
         )
+
+
+def _named(environment: str) -> dict[str, str]:
+    """What one class that stands for many environments is told."""
+    rest = ENVIRONMENT.rest_of(environment)
+    return {"name": rest} if rest else {}
 
 
 def _is_run(method: Any) -> bool:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import aiohttp
+
+from sfpo_megatron.rollout.endpoint.protocol import Sampling
+from sfpo_megatron.rollout.endpoint.server import Endpoint
+from sfpo_megatron.rollout.endpoint.session import Session
+from sfpo_megatron.rollout.endpoint.templates import ChatTemplates
 from sfpo_megatron.rollout.sampling import Completion, branch_seed, call_seed
 
 END = "<|im_end|>"
+MAX_BYTES = 20_000
 
 
 class Says:
@@ -63,3 +73,48 @@ def events(body: str) -> list[Any]:
     lines = [line for line in body.split("\n\n") if line]
     assert lines.pop() == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+@lru_cache(maxsize=4)
+def templates_of(tokenizer: Any) -> ChatTemplates:
+    return ChatTemplates(tokenizer, {}, [tokenizer.eos_token_id])
+
+
+@dataclass
+class Client:
+    """One session and one who asks it."""
+
+    endpoint: Endpoint
+    session: Session
+    says: Says
+    key: str
+
+    async def post(
+        self, body: Any, *, key: str | None = None, path: str = "chat/completions"
+    ) -> Any:
+        """(status, JSON or the stream's text)."""
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        data = body if isinstance(body, bytes) else json.dumps(body)
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{self.endpoint.base_url}/{path}", data=data, headers=headers) as answer,
+        ):
+            if answer.content_type == "text/event-stream":
+                return answer.status, await answer.text()
+            return answer.status, await answer.json()
+
+    async def say(self, messages: list[Any], **more: Any) -> Any:
+        """The first choice of an answer that is one."""
+        status, body = await self.post({"model": "m", "messages": messages, **more})
+        assert status == 200, body
+        return body["choices"][0]
+
+
+@contextlib.asynccontextmanager
+async def client_of(endpoint: Endpoint, says: Says, **more: Any) -> Any:
+    async def made() -> Session:
+        return Session(templates_of(says.tokenizer), says, call_format=more.get("call", "hermes"))
+
+    session = await endpoint.thread.start(made())
+    with endpoint.serving(session, Sampling(temperature=says.temperature, top_p=says.top_p)) as key:
+        yield Client(endpoint, session, says, key)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sfpo_megatron.config.agents import AGENT_ENVIRONMENT, agent_args
+from sfpo_megatron.config.agents import AGENT_ENVIRONMENT, agent_args, verifiers_args
 from sfpo_megatron.config.environments import KEY
 from sfpo_megatron.config.origin import ConfigError
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.plugins import AGENT, PluginError
+from sfpo_megatron.plugins import AGENT, ENVIRONMENT, PluginError
 
 
 def agent(config: RunConfig) -> Iterator[Problem]:
     """The agent is there, its settings are known, and nothing is promised that it cannot keep."""
     rollout = config.rollout
-    if rollout.environment != AGENT_ENVIRONMENT:
+    is_agent = rollout.environment == AGENT_ENVIRONMENT
+    if not is_agent and not ENVIRONMENT.rest_of(rollout.environment):
         return
     if rollout.reproducible:
         yield Problem(
@@ -25,6 +26,9 @@ def agent(config: RunConfig) -> Iterator[Problem]:
             "set it to false, or write the environment as a class of your own",
         )
     try:
-        AGENT.find(agent_args(rollout.environment_args).agent, key=f"{KEY}.agent")
+        if is_agent:
+            AGENT.find(agent_args(rollout.environment_args).agent, key=f"{KEY}.agent")
+        else:
+            verifiers_args(rollout.environment_args)
     except (ConfigError, PluginError) as error:
         yield Problem(error.key, error.found, error.expected, error.fix)

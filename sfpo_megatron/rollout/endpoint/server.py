@@ -38,6 +38,8 @@ class Endpoint:
     def __init__(self, *, max_request_bytes: int) -> None:
         self._max_request_bytes = max_request_bytes
         self._sessions: dict[str, tuple[Session, Sampling]] = {}
+        self.shared_key = _new_key()
+        """For clients that cannot have a key for each session (`also`)."""
         self.thread = LoopThread("rollout-endpoint")
         """Runs all that sessions do."""
         self.base_url: str = self.thread.call(self._start(), timeout_s=_START_S)
@@ -46,12 +48,18 @@ class Endpoint:
     @contextmanager
     def serving(self, session: Session, sampling: Sampling) -> Iterator[str]:
         """The API key under which `session` is asked, meanwhile."""
-        key = f"sk-{secrets.token_urlsafe(24)}"
+        key = _new_key()
         self._sessions[key] = (session, sampling)
         try:
             yield key
         finally:
-            del self._sessions[key]
+            for name in [n for n, (served, _) in list(self._sessions.items()) if served is session]:
+                del self._sessions[name]
+
+    def also(self, key: str, session_id: str) -> None:
+        """Serve the session of `key` to those too who have the endpoint's shared key and send this
+        as X-Session-ID."""
+        self._sessions[f"{self.shared_key} {session_id}"] = self._sessions[key]
 
     def close(self) -> None:
         """Serve no more."""
@@ -85,6 +93,8 @@ class Endpoint:
 
     def _asked(self, request: web.Request) -> tuple[Session, Sampling]:
         kind, _, key = request.headers.get("Authorization", "").partition(" ")
+        if key == self.shared_key:
+            key = f"{key} {request.headers.get('X-Session-ID', '')}"
         if kind.lower() != "bearer" or key not in self._sessions:
             raise ApiError(
                 "found no API key of an episode that runs, expected the one that the agent was "
@@ -113,6 +123,10 @@ class Endpoint:
         except Exception as error:
             log.exception("a request failed")
             return _error(ApiError(f"{type(error).__name__}: {error}", status=500))
+
+
+def _new_key() -> str:
+    return f"sk-{secrets.token_urlsafe(24)}"
 
 
 def _error(error: ApiError) -> web.Response:
