@@ -48,6 +48,7 @@ setup(
             "matplotlib",
             *TASKS,
         ],
+        "verifiers": ["verifiers>=0.4,<0.5"],  # environments `verifiers:NAME`
         "log": ["matplotlib"],
         "tensorboard": ["tensorboard>=2.15"],
         "wandb": ["wandb>=0.17"],
