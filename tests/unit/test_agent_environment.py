@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -76,6 +77,14 @@ def test_what_it_returns_is_reward_and_metrics(tokenizer: Any) -> None:
     assert (episode.metrics["seed"], episode.metrics["length"]) == (3.0, 4.0)
     with pytest.raises(ValueError, match="an agent returned str, expected a number, a mapping"):
         play(tokenizer, "text", "0.25")
+
+
+def test_no_proxy_stands_between(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert play(tokenizer, "number", "1").reward == 1.0
+    assert os.environ["no_proxy"] == "example.org,127.0.0.1"
 
 
 def test_the_branch_of_the_last_turn_is_trained_on(

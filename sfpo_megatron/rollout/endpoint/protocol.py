@@ -185,7 +185,7 @@ def _messages(messages: Any) -> tuple[Message, ...]:
 
 
 def _message(message: Any, where: str) -> Message:
-    """As chat templates take it, and as messages are compared: nothing that says nothing."""
+    """The message in the one form that chat templates take and in which messages are compared."""
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise ApiError(f"{where}: expected a role, one of {', '.join(_ROLES)}", param=where)
     role = _ROLES[message["role"]]

@@ -47,7 +47,7 @@ class Session:
         """In the order in which they ended; only ever added to."""
         self.num_branches = 0
         self.rewritten = ""
-        """Where a client first left its history, for people; empty: nowhere."""
+        """Which request first left the history, for people; empty: none did."""
         self.num_too_long = 0
         """Requests that left no room for a turn."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

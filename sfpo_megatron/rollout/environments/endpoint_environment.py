@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import numbers
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from sfpo_megatron.config.agents import EndpointArgs
 from sfpo_megatron.host.event_loops import LoopThread
 from sfpo_megatron.plugins import Foreign
 from sfpo_megatron.rollout.endpoint.protocol import Sampling
-from sfpo_megatron.rollout.endpoint.server import Endpoint
+from sfpo_megatron.rollout.endpoint.server import HOST, Endpoint
 from sfpo_megatron.rollout.endpoint.session import Session
 from sfpo_megatron.rollout.endpoint.templates import ChatTemplates
 from sfpo_megatron.rollout.episodes import Episode, Generate
@@ -54,6 +55,7 @@ class EndpointEnvironment(ABC):
         stops = stop_token_ids(Path(tokenizer.name_or_path), tokenizer)
         self._templates = ChatTemplates(tokenizer, chat_template_args or {}, stops)
         self._endpoint = Endpoint(max_request_bytes=args.max_request_bytes)
+        _ask_without_proxy(HOST)
         self._agents = LoopThread("agents")
         self._told_of: set[str] = set()
 
@@ -77,11 +79,10 @@ class EndpointEnvironment(ABC):
         sampling = Sampling(temperature=generate.temperature, top_p=generate.top_p)
         with self._endpoint.serving(session, sampling) as key:
             agent = self._agents.start(self.play(key, prompt, seed))
+            ends: set[asyncio.Future[Any]] = {agent, session.failed}
             try:
                 await asyncio.wait(
-                    {agent, session.failed},
-                    timeout=self._args.timeout_s,
-                    return_when=asyncio.FIRST_COMPLETED,
+                    ends, timeout=self._args.timeout_s, return_when=asyncio.FIRST_COMPLETED
                 )
             finally:
                 agent.cancel()
@@ -152,6 +153,14 @@ def _reason(session: Session, agent: asyncio.Future[Foreign]) -> StopReason:
     if agent.exception() is None:
         return "answered"
     return "length" if session.num_too_long else "error"
+
+
+def _ask_without_proxy(host: str) -> None:
+    """Clients in this process, and those that it starts, take no proxy for `host`."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [entry for entry in os.environ.get(name, "").split(",") if entry]
+        if host not in hosts:
+            os.environ[name] = ",".join([*hosts, host])
 
 
 class _Elsewhere(Generate):
