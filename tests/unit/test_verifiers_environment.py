@@ -12,7 +12,7 @@ import asyncio
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -103,7 +103,9 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (clients, loaders):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in ("verifiers", "verifiers.v1", "verifiers.v1.utils"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def prompt_of(index: int | None) -> Prompt:
@@ -160,12 +162,18 @@ def test_names(name: str) -> None:
     assert not list(agent_rule(run_config(rollout={"environment": name})))
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ENVIRONMENT.knows("verifiers:") and "verifiers:NAME" in ENVIRONMENT.expected
     for rollout, wanted in (
         ({"reproducible": True}, "rollout.reproducible: found true with rollout.environment verif"),
         ({"environment_args": {"harness": 1}}, "environment_args.harness: found an unknown key"),
     ):
-        config = run_config(rollout={"environment": "verifiers:numbers", **rollout})
-        (problem,) = agent_rule(config)
-        assert wanted in f"{problem.key}: {problem.message}"
+        assert wanted in problem_of(**rollout)
+    monkeypatch.setitem(sys.modules, "verifiers", None)
+    assert "found verifiers:numbers, and no package verifiers in this Python" in problem_of()
+
+
+def problem_of(**rollout: Any) -> str:
+    config = run_config(rollout={"environment": "verifiers:numbers", **rollout})
+    (problem,) = agent_rule(config)
+    return f"{problem.key}: {problem.message}"

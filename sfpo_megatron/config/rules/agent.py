@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from sfpo_megatron.config.agents import AGENT_ENVIRONMENT, agent_args, verifiers_args
 from sfpo_megatron.config.environments import KEY
 from sfpo_megatron.config.origin import ConfigError
-from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.plugins import AGENT, ENVIRONMENT, PluginError
 
@@ -24,6 +25,14 @@ def agent(config: RunConfig) -> Iterator[Problem]:
             f"true with rollout.environment {rollout.environment}",
             "false: when an agent asks is its own affair, and so is which calls form a batch",
             "set it to false, or write the environment as a class of your own",
+        )
+    if not is_agent and find_spec("verifiers") is None:
+        yield Problem(
+            ENVIRONMENT.key,
+            f"{rollout.environment}, and no package verifiers in this Python",
+            "verifiers to play it with",
+            "pip install 'sfpo-megatron[verifiers]'",
+            "error_when_training",
         )
     try:
         if is_agent:
