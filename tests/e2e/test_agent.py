@@ -48,7 +48,9 @@ def test_an_agent_makes_trainable_rollouts(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     args = {"agent": "talking_agent:two_turns", "agent_args": {"question": "What is 6*7?"}}
-    client = start(tmp_path / "model", environment="agent", environment_args=args)
+    client = start(
+        tmp_path / "model", chat_template=True, environment="agent", environment_args=args
+    )
     client.wait_ready(300)
     request = fleet.make_request("talks", temperature=1.0, max_response_tokens=90)
     client.submit(request)

@@ -188,27 +188,35 @@ def test_what_is_no_agent_is_refused(
         pass
 
 
+def problems(args: dict[str, Any], chat_template: bool = True, **rollout: Any) -> list[str]:
+    config = run_config(
+        rollout={"environment": "agent", "environment_args": args, **rollout},
+        data={"chat_template": chat_template},
+    )
+    return [f"{problem.key}: {problem.message}" for problem in agent_rule(config)]
+
+
+POLITE = {"agent": "own_agents:polite"}
+
+
 @pytest.mark.parametrize(
-    ("rollout", "args", "message"),
+    ("args", "more", "message"),
     [
         ({}, {}, "rollout.environment_args.agent: found nothing, expected a string"),
-        ({}, {"agent": "mine"}, "found 'mine', expected package.module:name"),
-        ({}, {"agent": "own_agents:nothing"}, "nothing that can be called 'nothing'"),
-        ({}, {"agent": "own_agents:polite", "timeout_s": 0}, "timeout_s: found 0.0, expected a"),
-        ({"reproducible": True}, {"agent": "own_agents:polite"}, "reproducible: found true"),
+        ({"agent": "mine"}, {}, "found 'mine', expected package.module:name"),
+        ({"agent": "own_agents:nothing"}, {}, "nothing that can be called 'nothing'"),
+        ({**POLITE, "timeout_s": 0}, {}, "timeout_s: found 0.0, expected a"),
+        (POLITE, {"reproducible": True}, "rollout.reproducible: found true"),
+        (POLITE, {"chat_template": False}, "data.chat_template: found false with rollout.env"),
     ],
-)  # fmt: skip
+)
 def test_check_names_what_is_wrong(
-    rollout: dict[str, Any], args: dict[str, Any], message: str
+    args: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:
-    config = run_config(rollout={"environment": "agent", "environment_args": args, **rollout})
-    (found,) = [f"{problem.key}: {problem.message}" for problem in agent_rule(config)]
+    (found,) = problems(args, **more)
     assert re.search(message, found), found
 
 
 def test_check_is_silent_where_nothing_is() -> None:
-    args = {"agent": "own_agents:polite"}
-    assert not list(
-        agent_rule(run_config(rollout={"environment": "agent", "environment_args": args}))
-    )
+    assert not problems(POLITE)
     assert not list(agent_rule(run_config(rollout={"reproducible": True})))

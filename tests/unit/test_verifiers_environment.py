@@ -159,7 +159,8 @@ def test_tasks_are_rows() -> None:
 def test_names(name: str) -> None:
     assert ENVIRONMENT.knows(name) and load_environment(name) is VerifiersEnvironment
     ENVIRONMENT.find(name)
-    assert not list(agent_rule(run_config(rollout={"environment": name})))
+    config = run_config(rollout={"environment": name}, data={"chat_template": True})
+    assert not list(agent_rule(config))
 
 
 def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +175,8 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problem_of(**rollout: Any) -> str:
-    config = run_config(rollout={"environment": "verifiers:numbers", **rollout})
+    config = run_config(
+        rollout={"environment": "verifiers:numbers", **rollout}, data={"chat_template": True}
+    )
     (problem,) = agent_rule(config)
     return f"{problem.key}: {problem.message}"

@@ -26,6 +26,13 @@ def agent(config: RunConfig) -> Iterator[Problem]:
             "false: when an agent asks is its own affair, and so is which calls form a batch",
             "set it to false, or write the environment as a class of your own",
         )
+    if not config.data.chat_template:
+        yield Problem(
+            "data.chat_template",
+            f"false with rollout.environment {rollout.environment}",
+            "true: the chat template writes what is said to the model",
+            "set it",
+        )
     if not is_agent and find_spec("verifiers") is None:
         yield Problem(
             ENVIRONMENT.key,
