@@ -41,7 +41,7 @@ class AgentArgs(EndpointArgs):
     agent: Annotated[str, AGENT]
     """The program, an `async def` as package.module:function."""
     agent_args: dict[str, Any] = field(default_factory=dict)
-    """More keyword arguments of it."""
+    """More keyword arguments of it, which have defaults."""
 
     def __post_init__(self) -> None:
         EndpointArgs.__post_init__(self)

@@ -22,7 +22,7 @@ from sfpo_megatron.rollout.reports import environment_metrics
 AGENT = """
 from openai import AsyncOpenAI
 
-async def two_turns(base_url, api_key, prompt, seed, *, question):
+async def two_turns(base_url, api_key, prompt, seed, *, question=""):
     "A turn that is cut, and one more."
     messages = [{"role": "user", "content": question}]
     async with AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
