@@ -43,7 +43,7 @@ def test_an_agent_makes_trainable_rollouts(
     from transformers import AutoModelForCausalLM
 
     tokenizer = tool_tokenizer()
-    write_model(tokenizer, tmp_path / "model", TinyModel(), seed=0)
+    write_model(tokenizer, tmp_path / "model", TinyModel(max_positions=512), seed=0)
     (tmp_path / "talking_agent.py").write_text(AGENT)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
