@@ -45,6 +45,7 @@ setup(
     extras_require={
         "datasets": ["datasets>=2.16"],  # data sources `hf`
         "gpu": GPU,
+        "verifiers": ["verifiers>=0.4,<0.5"],  # environments `verifiers:NAME`
         "log": ["matplotlib"],
         "tensorboard": ["tensorboard>=2.15"],
         "wandb": ["wandb>=0.17"],

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,6 +48,8 @@ class Kind:
     """Name without a colon -> `package.module:name` of what it stands for."""
     services: tuple[str, ...] = ()
     """Further names without a colon, of what is no function: who takes them knows them."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Beginning of a name, with its colon -> `package.module:name` of what takes the rest of it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,20 +58,30 @@ class Kind:
 
     def knows(self, name: str) -> bool:
         """Whether `name` is built in or has the form `package.module:name`."""
+        if name.startswith(tuple(self.families)):
+            return bool(self.rest_of(name))
         return name in self.names or _NAME.fullmatch(name) is not None
+
+    def rest_of(self, name: str) -> str:
+        """What a name of a family has behind its beginning; empty for other names."""
+        start = next((start for start in self.families if name.startswith(start)), None)
+        return "" if start is None else name.removeprefix(start)
 
     @property
     def expected(self) -> str:
         """The names that `knows` accepts, for a message."""
-        return f"one of {', '.join(self.names)}, or {EXPECTED}"
+        names = (*self.names, *(f"{start}NAME" for start in self.families))
+        return f"one of {', '.join(names)}, or {EXPECTED}" if names else EXPECTED
 
     def load(self, name: str, *, key: str | None = None) -> Any:
         """The function or class that `name` stands for; PluginError if there is none such."""
-        return load(self.built_in.get(name, name), key=key or self.key, form=self.form)
+        rest = self.rest_of(name)
+        name = self.families[name.removesuffix(rest)] if rest else self.built_in.get(name, name)
+        return load(name, key=key or self.key, form=self.form)
 
     def find(self, name: str, *, key: str | None = None) -> None:
         """Raise PluginError if `load` would fail, as far as can be told without an import."""
-        if name not in self.names:
+        if name not in self.names and not self.rest_of(name):
             find(name, key=key or self.key, form=self.form)
 
 
@@ -135,7 +147,17 @@ ENVIRONMENT = Kind(
     built_in={
         "single_turn": "sfpo_megatron.rollout.episodes:SingleTurn",
         "math_tool": "sfpo_megatron.rollout.environments.tool_environment:ToolEnvironment",
+        "agent": "sfpo_megatron.rollout.environments.agent:AgentEnvironment",
     },
+    families={
+        "verifiers:": "sfpo_megatron.rollout.environments.verifiers_play:VerifiersEnvironment"
+    },
+)
+AGENT = Kind(
+    key="rollout.environment_args.agent",
+    form="async def agent(base_url: str, api_key: str, prompt: Prompt, seed: int)"
+    " -> float | Mapping[str, float] | None",
+    built_in={},
 )
 TOOL = Kind(
     key="rollout.environment_args.tools",

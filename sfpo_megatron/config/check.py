@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.rules.agent import agent
 from sfpo_megatron.config.rules.context_parallel import context_parallel
 from sfpo_megatron.config.rules.devices import engine_devices
 from sfpo_megatron.config.rules.engine_reading import engine_reading
@@ -299,6 +300,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     engine_arguments,
     own_code,
     environment,
+    agent,
     sink_libraries,
     server,
     data,

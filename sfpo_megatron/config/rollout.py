@@ -26,8 +26,9 @@ class RolloutConfig:
     and optimizer state are in host memory; while it trains, engines sleep."""
     environment: Annotated[str, ENVIRONMENT] = "single_turn"
     """How a prompt becomes a rollout. single_turn: the response is one generation; math_tool: the
-    model may call tools, and its last turn is scored; or a class of your own
-    (docs/environments.md)."""
+    model may call tools, and its last turn is scored (docs/environments.md); agent: a program of
+    your own plays the episode by chat completions; verifiers:NAME: an environment of that
+    package does (both: docs/agents.md); or a class of your own."""
     environment_args: dict[str, Any] = field(default_factory=dict)
     """Settings of the environment (docs/environments.md has those of math_tool): keyword arguments
     of its class."""

@@ -16,7 +16,7 @@ from sfpo_megatron.data.errors import DataError, shorten
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message: TypeAlias = Mapping[str, str]
+Message: TypeAlias = Mapping[str, Any]
 _MARK = "THE-TURN"
 _QUESTION = {"role": "user", "content": "What is it?"}
 _SHOWN_TOKENS = 12
@@ -44,7 +44,8 @@ class TurnTemplate:
         added = tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | {*tokenizer.all_special_tokens}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])))
-        self._check(frozenset(stop_ids))
+        self.end_id = self._check(frozenset(stop_ids))
+        """The token with which the template ends the assistant's turn."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         """A turn of the assistant, to be read and never encoded again."""
@@ -54,6 +55,11 @@ class TurnTemplate:
             )
         )
 
+    def tokens_of(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """A conversation from its start, and the beginning of the assistant's next turn. Special
+        tokens in the text of messages are left out here too."""
+        return tuple(self._tokens(self._rendered(self._without_special(messages))))
+
     def tokens_after_turn(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """What follows the token that has ended the assistant's turn: `messages`, and the beginning
         of its next turn. Special tokens in the text of messages are left out: no one else may end a
@@ -61,7 +67,7 @@ class TurnTemplate:
         return tuple(self._tokens(self._after(messages))[1:])
 
     def _after(self, messages: Sequence[Message]) -> str:
-        said = [{**m, "content": self._special.sub("", m["content"])} for m in messages]
+        said = self._without_special(messages)
         text = self._rendered([_QUESTION, {"role": "assistant", "content": _MARK}, *said])
         before, mark, after = text.rpartition(_MARK)
         if not mark or _MARK in before:
@@ -71,7 +77,10 @@ class TurnTemplate:
             )
         return after
 
-    def _check(self, stop_ids: frozenset[int]) -> None:
+    def _without_special(self, messages: Sequence[Message]) -> list[Message]:
+        return [{**m, "content": self._special.sub("", m["content"])} for m in messages]
+
+    def _check(self, stop_ids: frozenset[int]) -> int:
         """One turn, and one more behind it: what is appended piece by piece is the whole."""
         results = [[self._said("one")], [self._said("two"), self._said("three")]]
         turns = ["The first turn.", "The second turn."]
@@ -92,6 +101,7 @@ class TurnTemplate:
                 f"ends with {', '.join(repr(self.text([token])) for token in sorted(stop_ids))}",
                 "add its id to eos_token_id in generation_config.json",
             )
+        return end
 
     def _parts(self, appended: list[int], whole: list[int]) -> DataError:
         pairs = zip(appended, whole, strict=False)

@@ -197,6 +197,7 @@ class _Turns(_Calls):
     ) -> None:
         super().__init__(fleet, settings)
         self.context_tokens = len(prompt.token_ids) + settings.max_response_tokens
+        self.temperature, self.top_p = settings.temperature, settings.top_p
         self._seed = seed
         self._number = 0
 

@@ -40,6 +40,8 @@ class Episode:
     scored_from: int = 0
     """The first response token whose text reward.function gets: a later one leaves out what came
     before an answer."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """What the model was given in place of the prompt; empty: the prompt itself."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Logged as `environment/NAME`: the mean over the train step's rollouts that have it."""
 
@@ -82,6 +84,10 @@ class Generate(Protocol):
 
     context_tokens: int
     """Most tokens of the prompt and the episode together."""
+    temperature: float
+    """That of the request, an evaluation's own; 0 is greedy."""
+    top_p: float
+    """That of the request."""
 
     def __call__(
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None
@@ -166,7 +172,7 @@ def make_environment(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> E
     kind = load_environment(config.rollout.environment)
     if getattr(kind, "uses_chat_template", False):
         arguments["chat_template_args"] = config.data.chat_template_args
-    return kind(tokenizer, **arguments)
+    return kind(tokenizer, **arguments, **_named(config.rollout.environment))
 
 
 def check_environment(config: RunConfig) -> None:
@@ -175,7 +181,7 @@ def check_environment(config: RunConfig) -> None:
     name, arguments = config.rollout.environment, config.rollout.environment_args
     kind = load_environment(name)
     try:
-        inspect.signature(kind).bind("tokenizer", **arguments)
+        inspect.signature(kind).bind("tokenizer", **arguments, **_named(name))
     except TypeError as error:
         raise PluginError(
             "rollout.environment_args",
@@ -190,6 +196,12 @@ def check_environment(config: RunConfig) -> None:
             expected="true: the chat template writes the turns",
             fix="set it",
         )
+
+
+def _named(environment: str) -> dict[str, str]:
+    """What one class that stands for many environments is told."""
+    rest = ENVIRONMENT.rest_of(environment)
+    return {"name": rest} if rest else {}
 
 
 def _is_run(method: Any) -> bool:

@@ -74,7 +74,7 @@ class Scorer:
             Rollout(
                 prompt_id=prompt.id,
                 sample=sample,
-                prompt_token_ids=prompt.token_ids,
+                prompt_token_ids=episode.prompt_token_ids or prompt.token_ids,
                 token_ids=episode.token_ids,
                 generator_logprobs=episode.logprobs,
                 response_mask=episode.response_mask,

@@ -46,6 +46,7 @@ def make_config(
     *,
     dtype: Any = "float32",
     transport: Any = "auto",
+    chat_template: bool = False,
     **rollout: Any,
 ) -> RunConfig:
     settings: dict[str, Any] = {
@@ -57,7 +58,9 @@ def make_config(
     return RunConfig(
         output_dir=str(output_dir),
         model=ModelConfig(path=str(model), dtype=dtype),
-        data=DataConfig(train=(DataSource(source="jsonl", path="unused.jsonl"),)),
+        data=DataConfig(
+            train=(DataSource(source="jsonl", path="unused.jsonl"),), chat_template=chat_template
+        ),
         rollout=RolloutConfig(**(settings | rollout)),
         # Smaller than most layers: every layer is spread over buckets.
         refit=RefitConfig(bucket_bytes=100_000, timeout_s=30.0, transport=transport),

@@ -276,7 +276,8 @@ def test_what_is_no_environment_is_refused_before_anything_starts(
 
 def test_a_name_that_is_neither_built_in_nor_a_module_s_is_refused() -> None:
     with pytest.raises(
-        FieldError, match=r"found 'multi_turn', expected one of single_turn, math_tool, or"
+        FieldError,
+        match=r"found 'multi_turn', expected .* math_tool, agent, verifiers:NAME, or",
     ):
         run_config(rollout={"environment": "multi_turn"})
     assert run_config().rollout.environment == "single_turn"

@@ -1,0 +1,213 @@
+"""The rollout endpoint: wrong requests, strangers, engines that fail, and many sessions at once.
+
+The server and the tokenizer are real, `generate` is scripted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+from made.endpoint import END, MAX_BYTES, Says, client_of, events, user
+from made.tool_templates import tool_tokenizer
+
+from sfpo_megatron.rollout.endpoint.server import Endpoint
+from sfpo_megatron.rollout.errors import RolloutError
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint(max_request_bytes=MAX_BYTES)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tool_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"temperature": 0.0}, "temperature", "found 0.0, expected 0.7, the run's"),
+        ({"top_p": 1}, "top_p", "expected 0.9"),
+        ({"n": 2}, "n", "found 2, expected none or 1"),
+        ({"stop": ["\n"]}, "stop", r'found ["\n"]'),
+        ({"seed": 1}, "seed", "expected none"),
+        ({"top_k": 5}, "top_k", "not supported; leave it out"),
+        ({"top_logprobs": 3}, "top_logprobs", "expected none or 0"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "text"),
+        ({"tool_choice": "required"}, "tool_choice", "auto"),
+        ({"max_tokens": 0}, "max_tokens", "a whole number >= 1"),
+        ({"max_tokens": True}, "max_tokens", "a whole number >= 1"),
+        ({"stream": 1}, "stream", "expected bool"),
+        ({"messages": []}, "messages", "at least one"),
+        ({"messages": None}, "messages", "at least one"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0]", "a role"),
+        ({"messages": ["x"]}, "messages[0]", "a role"),
+        ({"messages": [user("x"), {"role": "user", "content": 3}]}, "messages[1]", "found 3"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0]", "no Unicode"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0]",
+            "text only",
+        ),
+        ({"messages": [user("x"), {"role": "assistant", "content": "y"}]}, "messages", "the last"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}, user("x")]},
+            "messages[0]",
+            "expected tool_calls with",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools[0]", "a function with a name"),
+        ({"tools": {}}, "tools", "a list"),
+        ({"messages": [user("word " * 3000)]}, "messages", "rollout.max_response_tokens"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_told_why(
+    endpoint: Endpoint, tokenizer: Any, change: Any, param: str, message: str
+) -> None:
+    """And harms nobody: the session's next request is answered."""
+
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer, f"a{END}", context_tokens=300)) as client:
+            status, body = await client.post({"model": "m", "messages": [user("1")], **change})
+            assert status == 400 and set(body) == {"error"}
+            error = body["error"]
+            assert error["param"] == param and error["type"] == "invalid_request_error"
+            assert message in error["message"]
+            assert not client.session.turns
+            await client.say([user("1")], temperature=0.7, top_p=0.9, n=1, stop=None, seed=None)
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 15_000, b'"text"'])
+def test_what_is_no_json_object_is_refused(endpoint: Endpoint, tokenizer: Any, body: bytes) -> None:
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer)) as client:
+            status, answer = await client.post(body)
+            assert status == 400 and "the body is no" in answer["error"]["message"]
+
+    asyncio.run(talk())
+
+
+def test_who_may_ask_what(endpoint: Endpoint, tokenizer: Any) -> None:
+    """Keys of no session and of one that has ended, paths and methods that are not there, a body
+    that is too large."""
+    asked = {"messages": [user("1")]}
+
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer)) as ended:
+            pass
+        async with client_of(endpoint, Says(tokenizer, f"a{END}")) as client:
+            for key in ("sk-other", ended.key, client.key[:-1]):
+                status, body = await client.post(asked, key=key)
+                assert status == 401 and body["error"]["code"] == "invalid_api_key"
+            for path, wanted in (("completions", 404), ("models", 405), ("../metrics", 404)):
+                status, body = await client.post(asked, path=path)
+                assert status == wanted and "/v1/chat/completions" in body["error"]["message"]
+            status, body = await client.post({**asked, "user": "x" * MAX_BYTES})
+            assert status == 413 and "at most 20000 bytes" in body["error"]["message"]
+            await client.say([user("1")])
+            assert len(client.session.turns) == 1
+
+    asyncio.run(talk())
+
+
+def test_it_listens_on_loopback_alone(endpoint: Endpoint) -> None:
+    assert endpoint.base_url.startswith("http://127.0.0.1:")
+
+
+class Fails(Says):
+    async def __call__(self, *args: Any, **more: Any) -> Any:
+        raise RolloutError("engine 0 was lost")
+
+
+def test_what_engines_raise_is_the_sessions(endpoint: Endpoint, tokenizer: Any) -> None:
+    async def talk() -> None:
+        async with client_of(endpoint, Fails(tokenizer)) as client:
+            status, body = await client.post({"messages": [user("1")]})
+            assert status == 503 and body["error"]["type"] == "server_error"
+            assert isinstance(client.session.failed.exception(), RolloutError)
+
+    asyncio.run(talk())
+
+
+def test_a_session_ends_when_no_engine_works_for_it(endpoint: Endpoint, tokenizer: Any) -> None:
+    """A client that has gone: its turn is waited for and not recorded."""
+    answered = []
+
+    class Slow(Says):
+        async def __call__(self, *args: Any, **more: Any) -> Any:
+            await asyncio.sleep(0.3)
+            answered.append(1)
+            return await super().__call__(*args, **more)
+
+    async def talk() -> None:
+        async with client_of(endpoint, Slow(tokenizer, f"a{END}")) as client:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.say([user("1")]), 0.1)
+            await endpoint.thread.start(client.session.close())
+            assert answered and not client.session.turns
+
+    asyncio.run(talk())
+
+
+# ---- load --------------------------------------------------------------------------------------
+
+
+def test_256_sessions_at_once_lose_and_double_nothing(endpoint: Endpoint, tokenizer: Any) -> None:
+    """Five turns each, some refused requests in between: every session has the tokens that its own
+    `generate` gave, in order, and sent each of them back to it."""
+    num_sessions, num_turns = 256, 5
+
+    async def one(index: int, http: aiohttp.ClientSession) -> None:
+        words = [f"s{index} t{turn}" for turn in range(num_turns)]
+        says = Says(tokenizer, *(f"{word}{END}" for word in words), seed=index)
+        draw = random.Random(index)
+        async with client_of(endpoint, says) as client:
+            headers = {"Authorization": f"Bearer {client.key}"}
+            messages: list[Any] = [user(f"I am {index}.")]
+            for word in words:
+                wrong = [{"n": 3}] if draw.random() < 0.2 else []
+                for more in (*wrong, {"stream": draw.random() < 0.3}):
+                    async with http.post(
+                        f"{endpoint.base_url}/chat/completions",
+                        json={"messages": messages, **more},
+                        headers=headers,
+                    ) as answer:
+                        text = await answer.text()
+                        assert answer.status == (400 if "n" in more else 200), text
+                said = (
+                    events(text)[0]["choices"][0]["delta"]
+                    if more["stream"]
+                    else (json.loads(text)["choices"][0]["message"])
+                )
+                assert said["content"] == word
+                messages += [said, user("Go on.")]
+            turns = client.session.turns
+            assert len(turns) == num_turns and client.session.num_branches == 1
+            episode = turns[-1].episode
+            pairs = zip(episode.token_ids, episode.response_mask, strict=True)
+            wanted = [token for word in words for token in says.spelt(f"{word}{END}")]
+            assert [token for token, is_said in pairs if is_said] == wanted
+            sent = (*episode.prompt_token_ids, *episode.token_ids)
+            assert all(asked == sent[: len(asked)] for asked in says.asked)
+            assert len(set(says.seeds)) == num_turns
+
+    async def load() -> float:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as http:
+            began = time.monotonic()
+            await asyncio.gather(*(one(index, http) for index in range(num_sessions)))
+            return time.monotonic() - began
+
+    took = asyncio.run(load())
+    print(f"{num_sessions * num_turns} turns in {took:.1f} s")
