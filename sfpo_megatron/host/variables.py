@@ -178,6 +178,11 @@ COMPUTED: tuple[Computed, ...] = (
         "resharding/streams.py",
     ),
     Computed(
+        ("controller",), "SFPO_ROLLOUT_API_KEY",
+        "an episode's key of the endpoint, for programs of the verifiers package",
+        "rollout/environments/verifiers_play.py",
+    ),
+    Computed(
         (*_ACTORS, "scorer"), "PYTHONPATH", "what is found here is found there",
         "rollout/cluster.py",
     ),

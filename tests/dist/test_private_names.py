@@ -1,8 +1,7 @@
 """The private names of Megatron-Core that mcore/ leans on exist and mean what we read in 0.16.1.
 
 `sfpo_megatron.mcore.private_names` lists them. When an upstream release moves one, the failure here
-says which; the numeric tests then say no more than "wrong". Not exercised here: names used on CUDA
-only.
+says which; the numeric tests then say no more than "wrong". Not exercised: names of CUDA alone.
 """
 
 from __future__ import annotations
@@ -372,7 +371,7 @@ def test_checkpoint_hooks(bench: Workbench) -> None:
     finally:
         filesystem_async._results_queue = kept
     save = torch_strategy.TorchDistSaveShardedStrategy.async_save
-    if "async_strategy" in inspect.signature(save).parameters:  # 0.19
+    if "async_strategy" in parameters_of(save):  # 0.19
         assert "if not _logged_mcore_async_deprecation:" in inspect.getsource(save)
         assert isinstance(torch_strategy._logged_mcore_async_deprecation, bool)
 
@@ -396,8 +395,6 @@ def test_buffers_as_they_are_gathered(bench: Workbench) -> None:
             for param, of in found["param_map"].items():
                 start, end, home = buffer.param_index_map[param]
                 assert (end - start, home) == (param.numel(), number)
-                begin = max(0, start - bucket.offset - bench.rank * length)
-                assert of["gbuf_local"].start == begin
-                assert of["gbuf_local"].end == min(
-                    length, end - bucket.offset - bench.rank * length
-                )
+                mine = bucket.offset + bench.rank * length
+                begin, stop = max(0, start - mine), min(length, end - mine)
+                assert (of["gbuf_local"].start, of["gbuf_local"].end) == (begin, stop)
