@@ -126,6 +126,14 @@ COSTS = (
 )
 
 
+EVALUATION_TIME = Metric("time/evaluate_s", "seconds", "How long the evaluation took.")
+"""What is such a cost on a line of an evaluation."""
+
+
 def without_costs(line: Mapping[str, T]) -> dict[str, T]:
     """A line without what differs between two runs that do the same."""
-    return {k: v for k, v in line.items() if not any(cost.matches(k) for cost in COSTS)}
+    return {
+        k: v
+        for k, v in line.items()
+        if not any(cost.matches(k) for cost in (*COSTS, EVALUATION_TIME))
+    }

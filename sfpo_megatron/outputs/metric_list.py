@@ -6,6 +6,9 @@ runs to it; `declared.py` says how a name is read, `cost_metrics.py` has what a 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from sfpo_megatron.outputs.cost_metrics import EVALUATION_TIME
 from sfpo_megatron.outputs.declared import Metric
 
 TRAIN_STEP = (
@@ -257,7 +260,7 @@ EVALUATION = (
     Metric("eval/response_tokens_mean", "tokens", "Their mean length."),
     Metric("eval/truncated", "share", "Of those that did not end by themselves."),
     Metric("eval/num_rollouts", "rollouts", "How many; not part of `num_rollouts`."),
-    Metric("time/evaluate_s", "s", "How long the evaluation took."),
+    EVALUATION_TIME,
 )
 """A line an evaluation of `train`."""
 
@@ -284,6 +287,6 @@ WARM_START = (
         when="held-out examples",
     ),
     Metric("eval/num_tokens", "tokens", "Their number.", when="held-out examples"),
-    Metric("time/evaluate_s", "s", "How long it took to measure.", when="held-out examples"),
+    replace(EVALUATION_TIME, when="held-out examples"),
 )
 """A line a step of `sft`, and one of its held-out loss."""

@@ -147,7 +147,8 @@ def test_whatever_ends_the_run_leaves_the_terminal_clean(how: str, tmp_path: Pat
     code, written = in_terminal(
         python(
             f"""
-            import threading
+            import signal, threading
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in some shells
             try:
                 with open_screen("lines"), Tracker(config) as tracker, span("build"):
                     time.sleep(0.5)
