@@ -1,4 +1,4 @@
-"""The cells of the study: what study.yaml asks for, what is there, and what comes next.
+"""The cells of the study: what study.toml asks for, what is there, and what comes next.
 
 results/TASK/ARM/lr-LR/seed-SEED.jsonl is one run: a first line with what it was (settings,
 commit, hardware, how it ended), then its evaluations and train steps in few columns.
@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-import yaml
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -81,10 +80,10 @@ class Outcome:
 
 
 class Study:
-    """study.yaml and the results that are there."""
+    """study.toml and the results that are there."""
 
-    def __init__(self, file: Path = HERE / "study.yaml") -> None:
-        self.settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    def __init__(self, file: Path = HERE / "study.toml") -> None:
+        self.settings: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
         self._read: dict[Path, Outcome] = {}
 
     @property

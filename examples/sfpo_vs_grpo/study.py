@@ -1,4 +1,4 @@
-"""SFPO against tuned GRPO: runs the next missing cells of study.yaml, over many sittings.
+"""SFPO against tuned GRPO: runs the next missing cells of study.toml, over many sittings.
 
     python examples/sfpo_vs_grpo/study.py [--task aiw] [--minutes 60] [--jobs 2]    (make study)
     python examples/sfpo_vs_grpo/study.py --list          what is still to be run
@@ -141,7 +141,7 @@ def missing(study: Study, tasks: list[str]) -> Iterator[Cell]:
             file = frozen_file(task)
             file.write_text(json.dumps(study.freeze(task), indent=1) + "\n")
             print(f"{task}: tuned; its confirming seeds wait for {file} to be committed")
-        if not is_committed(frozen_file(task)) or not is_committed(HERE / "study.yaml"):
+        if not is_committed(frozen_file(task)) or not is_committed(HERE / "study.toml"):
             continue
         yield from study.confirming(task)
         if task == study.settings["ablations"]["task"]:

@@ -124,6 +124,8 @@ def test_what_it_raises_is_named_and_the_controller_lives(checked: RolloutClient
 
 
 TWO_TURNS = """
+from dataclasses import replace
+
 from sfpo_megatron.rollout.episodes import Episode
 
 class TwoTurns:
@@ -132,7 +134,8 @@ class TwoTurns:
 
     async def run(self, prompt, generate, seed):
         episode = Episode().then(await generate(prompt.token_ids, max_tokens=3)).told(self.more)
-        return episode.then(await generate((*prompt.token_ids, *episode.token_ids)))
+        episode = episode.then(await generate((*prompt.token_ids, *episode.token_ids)))
+        return replace(episode, reward=float(seed % 2))  # a random model solves nothing
 """
 
 

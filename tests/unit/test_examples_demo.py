@@ -14,12 +14,7 @@ from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
-OTHERS = {"study"}  # what examples/sfpo_vs_grpo runs, no config
-FILES = sorted(
-    f
-    for f in ROOT.glob("examples/*/*.yaml")
-    if not (f.parent / "model").is_dir() and f.stem not in OTHERS
-)
+FILES = sorted(f for f in ROOT.glob("examples/*/*.yaml") if not (f.parent / "model").is_dir())
 
 
 TINY = {  # config.json as tools/make_tiny_model.py writes it
