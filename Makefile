@@ -33,7 +33,7 @@ PYTEST := $(PY) -m pytest -q
 demo _demo-smollm2 test-unit test-dist test-e2e test-slurm test-te: export CUDA_VISIBLE_DEVICES :=
 
 .PHONY: help venv lock demo demo-smollm2 study lint format test test-unit test-dist test-e2e test-slurm \
-        test-te test-mcore-latest test-full bench gpu slurm-deps clean
+        test-te test-mcore-latest test-full bench gpu slurm-deps clean _test-alone _test-served
 
 help: ## show this
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -91,10 +91,16 @@ format: venv ## rewrite the code as lint wants it
 	$(PY) -m ruff check --no-cache --fix .
 	$(PY) -m ruff format --no-cache .
 
-# Two of each pair wait more than they compute: side by side they take two thirds of the time.
+# Tests of several processes wait more than they compute: side by side they take two thirds of the
+# time. The two halves take about as long.
 test: ## all CPU tests
-	$(MAKE) -j2 --output-sync=target test-unit test-slurm
-	$(MAKE) -j2 --output-sync=target test-dist test-e2e
+	$(MAKE) -j2 --output-sync=target _test-alone _test-served
+
+_test-alone: test-unit
+	$(MAKE) test-dist
+
+_test-served: test-slurm
+	$(MAKE) test-e2e
 
 test-unit: venv
 	$(PYTEST) tests/unit -m "not full"

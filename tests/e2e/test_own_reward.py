@@ -64,6 +64,7 @@ def check_parts(metrics: dict[str, Any], prefix: str) -> None:
     assert f"{prefix}reward/reward" not in metrics, "the reward is reward_mean"
 
 
+@pytest.mark.full
 def test_eval_on_a_cluster_that_was_started_elsewhere(elsewhere: Path) -> None:
     config = config_with_own_reward(elsewhere)
     done = subprocess.run(

@@ -160,6 +160,7 @@ def test_an_update_of_too_few_or_too_many_tensors_is_no_update(llm: Any, receive
             meta = TensorMeta(name="a", shape=(1,), dtype=torch.float32)
             self._manifest = (meta,) * 3
             self.model = SimpleNamespace(load_weights=list)
+            self._replay = iter
 
     engine = OfThree()
     engine.load([("a", torch.ones(1))] * received, None)

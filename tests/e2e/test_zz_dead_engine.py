@@ -44,6 +44,7 @@ def assert_nothing_left(client: RolloutClient) -> None:
     assert identities and not [i for i in identities if i.alive]
 
 
+@pytest.mark.full
 def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_path: Path) -> None:
     """The engine is restarted, gets the weights that it had (not the directory's), and makes
     the same rollouts."""
