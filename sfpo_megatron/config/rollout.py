@@ -67,6 +67,11 @@ class RolloutConfig:
     engine_args: dict[str, Any] = field(default_factory=dict)
     """More of vLLM's AsyncEngineArgs, as they are."""
 
+    @property
+    def num_engine_ranks(self) -> int:
+        """Ranks of all engines together; on GPUs, the devices that they take."""
+        return self.num_engines * self.tensor_parallel
+
     def __post_init__(self) -> None:
         at_least(
             self, 1, "num_engines", "tensor_parallel", "max_prompt_tokens", "max_response_tokens"

@@ -38,13 +38,11 @@ def with_data(config: RunConfig, nodes: int | None) -> RunConfig:
     have their own."""
     if config.parallel.data is not None:
         return config
-    left = (nodes or 1) * GPUS_PER_NODE - (0 if _colocated(config) else _engine_gpus(config))
+    left = (nodes or 1) * GPUS_PER_NODE - (
+        0 if _colocated(config) else config.rollout.num_engine_ranks
+    )
     data = max(left // config.parallel.model_size, 1)
     return replace(config, parallel=replace(config.parallel, data=data))
-
-
-def _engine_gpus(config: RunConfig) -> int:
-    return config.rollout.num_engines * config.rollout.tensor_parallel
 
 
 def _colocated(config: RunConfig) -> bool:
@@ -54,7 +52,7 @@ def _colocated(config: RunConfig) -> bool:
 def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) -> str:
     """The whole text: memory, seconds, and another layout where this one does not fit."""
     config = with_data(config, nodes)
-    gpus, engines = num_gpus(config), _engine_gpus(config)
+    gpus, engines = num_gpus(config), config.rollout.num_engine_ranks
     together = gpus if _colocated(config) else gpus + engines
     roles = "train and generate in turn" if _colocated(config) else f"train, {engines} generate"
     work = Workload.guessed(config)

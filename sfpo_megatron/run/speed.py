@@ -39,7 +39,7 @@ def _num_engine_devices(config: RunConfig) -> int:
     rollout = config.rollout
     if rollout.placement == "colocated" or config.debug.train_only is not None:
         return 0
-    return rollout.num_engines * rollout.tensor_parallel
+    return rollout.num_engine_ranks
 
 
 def _peak_flops(dtype: str) -> float:

@@ -32,8 +32,8 @@ class JobLayout:
     def idle(self, config: RunConfig, *, nodes: int, gpus_per_node: int) -> str | None:
         """A line about GPUs of the job that nobody would use; None without any."""
         rollout = config.rollout
-        engines = rollout.num_engines * rollout.tensor_parallel
-        used = self.world_size + (0 if rollout.placement == "colocated" else engines)
+        engines = 0 if rollout.placement == "colocated" else rollout.num_engine_ranks
+        used = self.world_size + engines
         num = nodes * gpus_per_node
         if used >= num:
             return None
@@ -49,7 +49,7 @@ def job_layout(
     """`train_nodes`: None takes all nodes when colocated, else as few as the ranks need (or, with
     parallel.data null, as many as the engines leave)."""
     parallel, rollout = config.parallel, config.rollout
-    engine_gpus = rollout.num_engines * rollout.tensor_parallel
+    engine_gpus = rollout.num_engine_ranks
     colocated = rollout.placement == "colocated"
     if rollout.tensor_parallel > gpus_per_node:
         raise LayoutError(

@@ -26,7 +26,7 @@ def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> I
     Ranks that torchrun has started, and a Ray cluster that others have, may be on several.
     """
     rollout, parallel = config.rollout, config.parallel
-    engines = rollout.num_engines * rollout.tensor_parallel
+    engines = rollout.num_engine_ranks
     if config.debug.train_only is not None:
         engines = 0
     if world_size is not None or parallel.data is None:

@@ -65,7 +65,7 @@ def colocated(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
             "set it to 0, or the placement to dedicated: engines sleep while the trainer computes",
         )
     ranks = world_size if parallel.data is None else parallel.data * parallel.model_size
-    engine_ranks = rollout.num_engines * rollout.tensor_parallel
+    engine_ranks = rollout.num_engine_ranks
     if ranks is not None and engine_ranks != ranks:
         fitting, rest = divmod(ranks, rollout.tensor_parallel)
         fix = f"set rollout.num_engines={fitting}" if not rest else "change rollout.tensor_parallel"
