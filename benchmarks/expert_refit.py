@@ -61,17 +61,14 @@ def make_model(folder: Path, num_layers: int) -> Path:
 
 
 def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
-    from sfpo_megatron.rollout.actor_variables import ACTOR_VARIABLES
+    from sfpo_megatron.rollout.actor_variables import actor_variables
 
-    os.environ.update(ACTOR_VARIABLES)
+    os.environ.update(actor_variables("engine", on_gpu=True, is_restart=True))
     import fleet
     import tiny
-    from engines import LocalClient
+    from engines import connected
     from vllm import LLM
 
-    from sfpo_megatron.resharding import transports
-    from sfpo_megatron.resharding.filling import make_filler
-    from sfpo_megatron.resharding.lockstep import Lockstep
     from sfpo_megatron.resharding.transports.replaying import Replay
 
     made: list[Replay] = []
@@ -93,16 +90,8 @@ def measure(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
         weight_transfer_config={"backend": "sfpo_shm"},
     )
     state = tiny.load_state(model)
-    filler = Lockstep(make_filler(fleet.StateSource(state)), BUCKET_BYTES)
-    filler.restart(fresh=True, verify=False)
-    transport = transports.sender(
-        "sfpo_shm",
-        driver=filler,
-        client=LocalClient(llm),
-        fallback_dir=folder,
-        timeout_s=60.0,
-        workers_per_engine=1,
-    )
+    source = fleet.StateSource(state)
+    filler, transport = connected(llm, source, folder, bucket_bytes=BUCKET_BYTES)
     transport.send_weights()
     seconds: dict[str, list[float]] = {"replayed": [], "vllm": []}
     for _ in range(rounds):

@@ -97,16 +97,29 @@ class LocalClient:
         self._llm.finish_weight_update(weight_version)
 
 
-def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = False) -> None:
-    filler = Lockstep(make_filler(fleet.StateSource(state)), 50_000)
+def connected(
+    llm: Any,
+    source: fleet.StateSource,
+    folder: Path,
+    *,
+    bucket_bytes: int = 50_000,
+    verify: bool = False,
+) -> tuple[Lockstep, Any]:
+    """What fills the buckets of a first update, and the transport that sends them to `llm`."""
+    filler = Lockstep(make_filler(source), bucket_bytes)
     filler.restart(fresh=True, verify=verify)
     transport = transports.sender(
         "sfpo_shm",
         driver=filler,
         client=LocalClient(llm),
-        fallback_dir=tmp_path,
+        fallback_dir=folder,
         timeout_s=60.0,
         workers_per_engine=1,
     )
+    return filler, transport
+
+
+def send(llm: Any, state: dict[str, Tensor], tmp_path: Path, *, verify: bool = False) -> None:
+    _, transport = connected(llm, fleet.StateSource(state), tmp_path, verify=verify)
     transport.send_weights()
     transport.shutdown()

@@ -51,12 +51,8 @@ def resend(llm: Any, models: list[Path], folder: Path) -> list[int]:
     """Send one model after another over one transport; the tensors of each that went through vLLM's
     own loaders, which count the elements of each, instead of being replayed."""
     import fleet
-    from engines import LocalClient
+    from engines import connected
     from vllm.model_executor.model_loader.reload import layerwise
-
-    from sfpo_megatron.resharding import transports
-    from sfpo_megatron.resharding.filling import make_filler
-    from sfpo_megatron.resharding.lockstep import Lockstep
 
     counts: list[int] = []
     original = layerwise.get_numel_loaded
@@ -66,16 +62,7 @@ def resend(llm: Any, models: list[Path], folder: Path) -> list[int]:
         return original(*arguments)
 
     source = fleet.StateSource(tiny.load_state(models[0]))
-    filler = Lockstep(make_filler(source), 50_000)
-    filler.restart(fresh=True, verify=False)
-    transport = transports.sender(
-        "sfpo_shm",
-        driver=filler,
-        client=LocalClient(llm),
-        fallback_dir=folder,
-        timeout_s=60.0,
-        workers_per_engine=1,
-    )
+    filler, transport = connected(llm, source, folder)
     layerwise.get_numel_loaded = counting
     try:
         for number, model in enumerate(models):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from made.fleets import Actor
 
     from sfpo_megatron.config.tree import RunConfig
+    from sfpo_megatron.rollout.endpoint.server import Endpoint
 
 
 @pytest.fixture
@@ -119,3 +120,14 @@ def template(chat_tokenizer: Any) -> Iterator[Any]:
 
     yield use
     chat_tokenizer.chat_template = None
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    from made.endpoint import MAX_BYTES
+
+    from sfpo_megatron.rollout.endpoint.server import Endpoint
+
+    made = Endpoint(max_request_bytes=MAX_BYTES)
+    yield made
+    made.close()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from made.endpoint import END, MAX_BYTES, Says, client_of, events, user
+from made.endpoint import END, Says, client_of, events, user
 from made.tool_templates import HERMES, LLAMA, tool_tokenizer
 
 from sfpo_megatron.data.errors import DataError
@@ -23,13 +22,6 @@ from sfpo_megatron.rollout.endpoint.templates import ChatTemplates
 WORD = "calculator"  # few tokens as the tokenizer writes it
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "ü"}}\n</tool_call>'
 ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint(max_request_bytes=MAX_BYTES)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

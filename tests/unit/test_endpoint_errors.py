@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -19,13 +18,6 @@ from made.tool_templates import tool_tokenizer
 
 from sfpo_megatron.rollout.endpoint.server import Endpoint
 from sfpo_megatron.rollout.errors import RolloutError
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint(max_request_bytes=MAX_BYTES)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
