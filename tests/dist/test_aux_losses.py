@@ -101,7 +101,7 @@ def test_gradients_are_those_of_a_mean_over_tokens(bench: Workbench, max_tokens:
     empty = pack(
         [],
         bench.layout.tensor if bench.layout.sequence else 1,
-        at_least=minibatch.microbatches[0].token_ids.numel() if bench.layout.virtual else 1,
+        at_least=minibatch.microbatches[0].token_ids.numel() if bench.layout.pipeline > 1 else 1,
     )
     count = policy.layout.pipeline_size if bench.layout.virtual else 1
     minibatch = dataclasses.replace(
