@@ -21,6 +21,8 @@ class Repeats:
     def __init__(self, answer: Callable[[Row], str]) -> None:
         """`answer`: what two rows that ask the same may differ in."""
         self._answer = answer
+        self._verbatim: dict[str, tuple[Row, int]] = {}
+        """Question -> the first row with it, and its listing: most repeats are letter by letter."""
         self._asked: dict[bytes, Row] = {}
         """Question and system message -> the first row that has them."""
         self._answered: set[bytes] = set()
@@ -32,6 +34,10 @@ class Repeats:
 
     def keeps(self, row: Row, listing: int) -> bool:
         """Whether the row is new. `listing`: how often its source was listed before."""
+        verbatim = self._verbatim.setdefault(row.question, (row, listing))
+        if verbatim[0] is not row and self._same(verbatim, row, listing):
+            self.repeated[row.source] += 1
+            return False
         identity = row.identity
         asked = _digest(str(listing), row.system, identity)
         first = self._asked.setdefault(asked, row)
@@ -52,6 +58,15 @@ class Repeats:
             f"{shorten(row.answer, 30)} in {row.where}"
         )
         return True
+
+    def _same(self, verbatim: tuple[Row, int], row: Row, listing: int) -> bool:
+        first, listed = verbatim
+        return (
+            listed == listing
+            and first.system == row.system
+            and first.history == row.history
+            and self._answer(first) == self._answer(row)
+        )
 
     @property
     def said(self) -> list[str]:

@@ -9,6 +9,7 @@ refuses what would take long, and the pool's limit ends the rest.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 
 from sfpo_megatron.rewards import Problem
@@ -21,6 +22,8 @@ from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation
 
 __all__ = ["explain", "last_boxed", "read_as", "readable", "same_answer", "score", "warm_up"]
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
@@ -68,6 +71,8 @@ def same_answer(reference: str, found: str) -> bool:
 
 def readable(answer: str) -> str | None:
     """Why a reference cannot be read; None if it can."""
+    if _INTEGER.fullmatch(answer):  # most rows of most sets, in a tenth of the time
+        return None
     try:
         _reference(answer)
     except ValueError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made.prompts import make_config, sums
 
 from sfpo_megatron.config.fields import FieldError
@@ -17,6 +19,7 @@ from sfpo_megatron.config.rules.rows import at_most
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream, eval_prompts
 from sfpo_megatron.data.order import epoch_order
+from sfpo_megatron.data.rows import same_question
 from sfpo_megatron.data.sources import source_rows
 
 
@@ -162,9 +165,17 @@ def test_what_is_a_repeat(tmp_path: Path, tokenizer: Any) -> None:
         f"1 row answers an earlier question differently (the first: 'What is 1?' is '1' in "
         f"{first.path}:1 and 'one' in {second}:3)" in stream.summary
     )
+    again = "".join(json.dumps(row) + "\n" for row in [*more[2:], *more[:3]])
+    second.write_text(again)  # letter by letter a row that came otherwise before
+    assert "3 rows repeated" in PromptStream(make_config(sources), tokenizer).summary
     one_digit = sums(300, min_digits=1, max_digits=1)
     assert len(PromptStream(make_config([one_digit]), tokenizer).prompts) == 300
     assert len(PromptStream(make_config([first, first]), tokenizer).prompts) == 4
+
+
+@given(st.text(st.sampled_from("ab \t\n\x1c\x85\xa0\u2003\u3000\u200b\xe9\U0001f600")))
+def test_white_space_makes_no_other_question(question: str) -> None:
+    assert same_question(question) == " ".join(question.split())
 
 
 # ---- weights -----------------------------------------------------------------------------------
