@@ -73,7 +73,8 @@ ray_node() {
     export CUDA_VISIBLE_DEVICES
   fi
   # Its engines are ended by who started them: nothing is left to wait for.
-  RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 "${command[@]}" > "$log" 2>&1 &
+  RAY_worker_niceness=${RAY_worker_niceness:-0} \
+    RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 "${command[@]}" > "$log" 2>&1 &
   pid=$!
   trap 'kill -TERM "$pid" 2>/dev/null || true' TERM
   wait "$pid" || true  # ended by itself, or our own TERM came

@@ -54,6 +54,7 @@ _TORCHRUN = (
 
 
 _THREADS = "with more threads, and any other busy process, a run is 10x slower"
+_NICE = "Ray's own 15 starves engines and controller beside trainer ranks, where cores are few"
 TABLE: tuple[Variable, ...] = (
     Variable(("launcher", "job"), "OMP_NUM_THREADS", "1", _THREADS, yields=True),
     Variable((*_ACTORS, "scorer"), "OMP_NUM_THREADS", "1", _THREADS),
@@ -87,6 +88,8 @@ TABLE: tuple[Variable, ...] = (
         ("rank",), "RAY_USAGE_STATS_ENABLED", "0", "no call home", "starts Ray", yields=True
     ),
     Variable(("job",), "RAY_USAGE_STATS_ENABLED", "0", "no call home"),
+    Variable(("rank",), "RAY_worker_niceness", "0", _NICE, "starts Ray", yields=True),
+    Variable(("job",), "RAY_worker_niceness", "0", _NICE, "Ray's part", yields=True),
     Variable(
         ("rank",), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0",
         "Ray leaves CUDA_VISIBLE_DEVICES to actors that ask it for no GPU", "starts Ray",

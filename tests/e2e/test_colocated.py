@@ -1,4 +1,4 @@
-"""`rollout.placement: colocated` as a user runs it: two ranks, two engines, turns on one machine.
+"""`rollout.placement: colocated` as a user runs it: turns on one machine, one or two engines.
 
 Not exercised here: sleep mode, which vLLM has on GPUs only (its names and their arguments are held
 to the installed vllm below), and memory that is really shared; on CPU engines stay awake and the
@@ -19,25 +19,29 @@ import pytest
 
 from sfpo_megatron.outputs.cost_metrics import without_costs
 
-LAYOUT = {"parallel": {"tensor": 1, "data": 2}, "eval": {"every": 1}}
-ROLLOUT = {"num_engines": 2, "reproducible": True}
 TURNS = {"time/onload_s", "time/offload_s"}
 
 
-def run(folder: Path, model: Path, placement: str, **changes: Any) -> Path:
+def run(folder: Path, model: Path, placement: str, num_engines: int, **changes: Any) -> Path:
     folder.mkdir(parents=True)
-    changes = LAYOUT | {"rollout": {**ROLLOUT, "placement": placement}} | changes
+    rollout = {"reproducible": True, "placement": placement, "num_engines": num_engines}
+    changes = {"rollout": rollout, "eval": {"every": 1}, **changes}
     digits.train(digits.write_config(folder, model, **changes))
     return folder / "run"
 
 
-def test_it_is_the_dedicated_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_it_is_the_dedicated_run(tmp_path: Path, ranks: int) -> None:
     """Metric for metric, evaluations too, with a checkpoint after every step: the engines' next
     turn begins with a refit of its own then. And the exported weights, bit for bit."""
     model = digits.make_model(tmp_path / "model")
-    checkpoints = {"checkpoint": {"every": 1}, "train": {"num_steps": 2}}
-    dedicated = run(tmp_path / "dedicated", model, "dedicated", **checkpoints)
-    colocated = run(tmp_path / "colocated", model, "colocated", **checkpoints)
+    changes = {
+        "parallel": {"tensor": 1, "data": ranks},
+        "checkpoint": {"every": 1},
+        "train": {"num_steps": 2},
+    }
+    dedicated = run(tmp_path / "dedicated", model, "dedicated", num_engines=ranks, **changes)
+    colocated = run(tmp_path / "colocated", model, "colocated", num_engines=ranks, **changes)
     (train, evals), (other, other_evals) = map(digits.read_metrics, (dedicated, colocated))
     assert [line["step"] for line in train] == [1, 2] and len(evals) == 3
     assert [without_costs(line) for line in train] == [without_costs(line) for line in other]
@@ -57,12 +61,19 @@ def _weights(run_directory: Path) -> bytes:
 def test_engines_that_die_in_their_turn(tmp_path: Path) -> None:
     """Both, while they generate: the trainer comes back to send the weights, and the run ends with
     every step whole."""
-    rollout = {**ROLLOUT, "placement": "colocated", "max_restarts": 4, "max_response_tokens": 200}
-    changes = LAYOUT | {"rollout": rollout, "eval": {"every": 0}}
+    rollout = {
+        "reproducible": True,
+        "placement": "colocated",
+        "num_engines": 2,
+        "max_restarts": 4,
+        "max_response_tokens": 200,
+    }
     config = digits.write_config(
         tmp_path,
         digits.make_model(tmp_path / "model"),
-        **changes | {"train": {"max_tokens_per_microbatch": 512}},
+        parallel={"tensor": 1, "data": 2},
+        rollout=rollout,
+        train={"max_tokens_per_microbatch": 512},
     )
     process = digits.start_train(config)
     try:

@@ -153,7 +153,7 @@ def test_computed_ones_are_set_where_the_table_says() -> None:
         assert each.name in file.read_text(encoding="utf-8"), each
 
 
-EXPORTED = re.compile(r"(?<![\w-])([A-Z][A-Z0-9_]+)=(\S*)")
+EXPORTED = re.compile(r"(?<![\w-])([A-Z]\w+)=(\S*)")
 OURS = ("SFPO_", "SLURM_", "CONTAINER_")
 
 
