@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from workbench import Workbench
 
 SAME_SUMS, OTHER_SUMS = 2e-6, 1e-4
+MOST_BEYOND = 1e-3
+"""Share of weights that may be past the bound of predicted trajectories. Measured: 3e-4 with
+experts, else at most 3e-6."""
 KS, ALPHAS, EPS = [1, 3], [0.0, 0.5, 0.8, 1.0], [1e-6]
 LAYOUTS = (TP1, DP2, TP2, SP2, PP2, VPP2, PP2DP2)
 
@@ -76,12 +79,21 @@ def check(
     bench.figures["max_loss_difference"] = (losses - expected_losses).abs().max().item()
     worst = max(differences, key=lambda name: differences[name])
     bound = bound_of(bench.layout, predicted)
+    if predicted:
+        beyond = torch.cat(
+            [((weights[n] - w).abs() > bound)[known[n]] for n, w in expected.items()]
+        )
+        bench.figures["share_beyond"] = beyond.double().mean().item()
+        assert bench.figures["share_beyond"] <= MOST_BEYOND, f"{beyond.sum()} weights are apart"
+        bound = 10 * OTHER_SUMS
     assert differences[worst] <= bound, f"{worst} differs by {differences[worst]:.2e}"
-    assert bench.figures["max_loss_difference"] <= 1e-5
+    assert bench.figures["max_loss_difference"] <= (1e-4 if predicted else 1e-5)
 
 
 def bound_of(layout: Layout, predicted: bool = False) -> float:
-    """A prediction multiplies what differs after two passes."""
+    """A prediction multiplies what differs after two passes: some tens of times where the second
+    displacement is the longer one (q's slope), at few weights. One left out that went the other way
+    (`undecided`) moves the loss, and by it the others: `check` has bounds for that."""
     same = layout.tensor == layout.pipeline == layout.expert == 1
     return (5 if predicted else 1) * (SAME_SUMS if same else OTHER_SUMS)
 
