@@ -27,6 +27,7 @@ def register() -> None:
     process. An engine's: the loader takes most of vLLM with it, layers and kernels."""
     _register_backends()
     _register_loader()
+    _ask_for_amx()
 
 
 def _register_backends() -> None:
@@ -50,6 +51,14 @@ def _register_loader() -> None:
         from sfpo_megatron.resharding.transports.first_weights import ListedWeights
 
         model_loader.register_model_loader(LOAD_FORMAT)(ListedWeights)
+
+
+def _ask_for_amx() -> None:
+    """Ask the kernel for AMX's registers, which each process has to: vLLM's bfloat16 attention on
+    CPUs that have AMX uses them unasked, and is ended by SIGILL. Does nothing on other CPUs."""
+    import torch
+
+    torch.cpu._init_amx()
 
 
 def sender(
