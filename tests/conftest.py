@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
 from made.models import MODEL_JSON
+
+# nohup and a shell's background jobs ignore signals, and what is ignored stays so in each process
+# that a test starts. What a handler ignores does not.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 def write_blank(file: Path, config: dict[str, Any]) -> None:
