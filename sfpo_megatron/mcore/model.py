@@ -59,20 +59,8 @@ def transformer_config(
     shape: ModelShape, config: RunConfig, capabilities: Capabilities
 ) -> TransformerConfig:
     """The model's sizes and the run's layout, then `megatron.transformer` on top."""
-    if config.parallel.context > 1 and capabilities.layers != "te":
-        raise ValueError(
-            f"parallel.context: found {config.parallel.context}, expected 1 without "
-            "TransformerEngine, whose attention alone exchanges keys and values between ranks; "
-            "set it to 1"
-        )
-    if shape.mla and shape.mla.query_rank is None and hasattr(latent, "QKNormConfigResolver"):
-        raise ValueError(
-            "model.path: found q_lora_rank null, expected a number with this megatron-core, which "
-            "would put a norm in front of the queries that the model does not have; take "
-            "megatron-core 0.16.1, or a model with latent queries"
-        )
+    _refuse_what_megatron_lacks(shape, config, capabilities)
     parallel, dtype = config.parallel, DTYPES[config.model.dtype]
-    cuda = capabilities.cuda
     fields = {
         # From 0.19 on latent attention takes its norms' classes by it, where a spec names none.
         "transformer_impl": "transformer_engine" if capabilities.layers == "te" else "local",
@@ -111,9 +99,36 @@ def transformer_config(
         **_window_fields(shape),
         **latent_fields(shape),
         **expert_fields(shape, parallel, capabilities),
-        "use_cpu_initialization": not cuda,
+        "use_cpu_initialization": not capabilities.cuda,
         "perform_initialization": False,  # every weight is loaded
-        # Megatron's fused kernels are CUDA extensions or jit-compiled for CUDA.
+        **_fusion_fields(shape, capabilities),
+    }
+    cls = TransformerConfig if shape.mla is None else MLATransformerConfig
+    return overridden("transformer", cls, fields, config.megatron.transformer)
+
+
+def _refuse_what_megatron_lacks(
+    shape: ModelShape, config: RunConfig, capabilities: Capabilities
+) -> None:
+    """Raises ValueError for a run that this installation of Megatron-Core would train wrongly."""
+    if config.parallel.context > 1 and capabilities.layers != "te":
+        raise ValueError(
+            f"parallel.context: found {config.parallel.context}, expected 1 without "
+            "TransformerEngine, whose attention alone exchanges keys and values between ranks; "
+            "set it to 1"
+        )
+    if shape.mla and shape.mla.query_rank is None and hasattr(latent, "QKNormConfigResolver"):
+        raise ValueError(
+            "model.path: found q_lora_rank null, expected a number with this megatron-core, which "
+            "would put a norm in front of the queries that the model does not have; take "
+            "megatron-core 0.16.1, or a model with latent queries"
+        )
+
+
+def _fusion_fields(shape: ModelShape, capabilities: Capabilities) -> dict[str, bool]:
+    """Megatron's fused kernels are CUDA extensions or jit-compiled for CUDA."""
+    cuda = capabilities.cuda
+    return {
         "gradient_accumulation_fusion": False,
         "bias_activation_fusion": cuda,
         "bias_dropout_fusion": cuda,
@@ -123,8 +138,6 @@ def transformer_config(
         and shape.mla is None
         and (shape.rope_scaling is None or shape.rope_scaling.attention_factor == 1),
     }
-    cls = TransformerConfig if shape.mla is None else MLATransformerConfig
-    return overridden("transformer", cls, fields, config.megatron.transformer)
 
 
 def _window_fields(shape: ModelShape) -> dict[str, tuple[int, int] | list[int]]:

@@ -53,7 +53,7 @@ GPUS = {
             flops=148e12,
             hbm_bytes_per_s=4.0e12,
             link_bytes_per_s=450e9,
-            moe_mfu=0.30,
+            moe_mfu=0.21,
         ),
         Gpu(
             name="a100-80gb",

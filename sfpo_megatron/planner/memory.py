@@ -79,13 +79,7 @@ def rank_memory(
         total += buffer.numel
         owned += buffer.owned(expert_rank if of_experts else data_rank)
     main, moments = _optimizer_bytes(config, owned)
-    host = 0
-    held = 2 if config.sfpo.trajectory == "predicted" else 1  # theta_0; and theta_1
-    snapshot = 4 * held * owned if config.sfpo.num_fast_passes else 0
-    if config.sfpo.moments == "restore":
-        snapshot += moments  # all fp32 then (config/check.py)
-    if config.sfpo.snapshot == "host":
-        snapshot, host = 0, snapshot
+    snapshot, host = _snapshot_bytes(config, owned, moments)
     if optimizer.get("optimizer_cpu_offload"):
         share = float(optimizer.get("optimizer_offload_fraction", 1.0))
         away = int(share * (main + moments))
@@ -117,6 +111,15 @@ def rank_memory(
         refit=refit,
         host=host,
     )
+
+
+def _snapshot_bytes(config: RunConfig, owned: int, moments: int) -> tuple[int, int]:
+    """(on the device, on the host) for `owned` elements whose moments take `moments` bytes."""
+    held = 2 if config.sfpo.trajectory == "predicted" else 1  # theta_0; and theta_1
+    snapshot = 4 * held * owned if config.sfpo.num_fast_passes else 0
+    if config.sfpo.moments == "restore":
+        snapshot += moments  # all fp32 then (config/check.py)
+    return (0, snapshot) if config.sfpo.snapshot == "host" else (snapshot, 0)
 
 
 def _optimizer_bytes(config: RunConfig, owned: int) -> tuple[int, int]:

@@ -1,16 +1,11 @@
-"""Published step breakdowns, to hold the roofline against. No torch.
+"""Published step breakdowns that the planner's constants were fitted to. No torch.
 
-Sources: NVIDIA-NeMo/RL issue 959 (NeMo-RL v0.3 on H100; grpo_math_8B_megatron.yaml and
-grpo_math_70B_megatron.yaml: 64 prompts x 32, at most 4096 tokens, minibatches of 512; policy and
-reference log-probs) and verl's docs/advance/fully_async.md (Qwen3-30B-A3B-Base, colocated, 128 H20;
-512 prompts x 16, responses of at most 8192 tokens; mean and layout are not given: 1600 tokens and
-TP4 x EP8 are assumed, and that CUDA graphs were off).
+What they were not fitted to: planner/holdout.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import (
@@ -23,65 +18,45 @@ from sfpo_megatron.config.tree import (
     SFPOConfig,
     TrainConfig,
 )
-from sfpo_megatron.families.shape import ModelShape, model_shape
-from sfpo_megatron.planner.time import Workload
-
-_LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-}
-LLAMA_8B = model_shape(
-    {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-    }
-)
-LLAMA_70B = model_shape(
-    {
-        **_LLAMA,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_attention_heads": 64,
-        "num_hidden_layers": 80,
-    }
-)
-QWEN3_30B_A3B = model_shape(
-    {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "norm_topk_prob": True,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "num_hidden_layers": 48,
-        "vocab_size": 151936,
-    }
-)
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.planner.hardware import GPUS
+from sfpo_megatron.planner.models import LLAMA_8B, LLAMA_70B, QWEN3_30B_A3B
+from sfpo_megatron.planner.time import StepSeconds, Workload, step_seconds
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Published:
-    """One row of a published table."""
+    """Published figures of one run."""
 
     name: str
     shape: ModelShape
     config: RunConfig
     gpu: str
     work: Workload
-    seconds: dict[str, float]
-    """By the names of StepSeconds."""
+    figures: dict[str, float]
+    """Seconds, by the names of StepSeconds; `ratio`: of SFPO's step to GRPO's."""
+    source: str
+    assumed: str
+    """What the source does not say."""
+    misses: dict[str, str] = field(default_factory=dict)
+    """Why a prediction is off by more than a quarter, by figure."""
+
+    def predicted(self, figure: str) -> float:
+        """What the planner says of it."""
+        found = self._step_seconds(self.config)
+        if figure != "ratio":
+            return float(getattr(found, figure))
+        fast = replace(self.config.sfpo, num_fast_passes=3)
+        return self._step_seconds(replace(self.config, sfpo=fast)).total / found.total
+
+    def _step_seconds(self, config: RunConfig) -> StepSeconds:
+        return step_seconds(self.shape, config, GPUS[self.gpu], self.work)
 
 
-def _config(parallel: ParallelConfig, train: TrainConfig, rollout: RolloutConfig) -> RunConfig:
+def run_config(
+    parallel: ParallelConfig, train: TrainConfig, rollout: RolloutConfig | None = None
+) -> RunConfig:
+    """A GRPO run in bf16 with a reference policy."""
     return RunConfig(
         output_dir="-",
         model=ModelConfig(path="-", dtype="bfloat16"),
@@ -90,7 +65,7 @@ def _config(parallel: ParallelConfig, train: TrainConfig, rollout: RolloutConfig
         sfpo=SFPOConfig(num_fast_passes=0),
         # In the reward: only then do we, as they do, compute the log-probs of every minibatch.
         objective=ObjectiveConfig(kl=KLConfig(coef=0.01, where="reward")),
-        rollout=rollout,
+        rollout=rollout or RolloutConfig(),
         data=DataConfig(train=(DataSource(source="jsonl", path="-"),)),
     )
 
@@ -102,19 +77,22 @@ PUBLISHED = (
     Published(
         name="NeMo-RL, Llama 3.1 8B, 8 H100",
         shape=LLAMA_8B,
-        config=_config(
+        config=run_config(
             ParallelConfig(data=4, pipeline=2),
             _NEMO_TRAIN,
             RolloutConfig(num_engines=8, max_prompt_tokens=1024, max_response_tokens=4096),
         ),
         gpu="h100-80gb",
         work=Workload(mean_prompt=150, mean_response=795, longest_response=4096),
-        seconds={"generation": 58, "logprobs": 18, "passes": 28, "refit": 5},
+        figures={"generation": 58, "logprobs": 18, "passes": 28, "refit": 5},
+        source="NVIDIA-NeMo/RL issue 959 (v0.3, grpo_math_8B_megatron.yaml: 64 prompts x 32, at "
+        "most 4096 tokens, minibatches of 512)",
+        assumed="prompts of 150 tokens",
     ),
     Published(
         name="NeMo-RL, Llama 3.1 70B, 64 H100",
         shape=LLAMA_70B,
-        config=_config(
+        config=run_config(
             ParallelConfig(data=4, tensor=4, pipeline=4, sequence=True),
             _NEMO_TRAIN,
             RolloutConfig(
@@ -126,12 +104,14 @@ PUBLISHED = (
         ),
         gpu="h100-80gb",
         work=Workload(mean_prompt=150, mean_response=398, longest_response=4096),
-        seconds={"generation": 84, "logprobs": 18, "passes": 28, "refit": 14},
+        figures={"generation": 84, "logprobs": 18, "passes": 28, "refit": 14},
+        source="the same issue (grpo_math_70B_megatron.yaml)",
+        assumed="prompts of 150 tokens",
     ),
     Published(
         name="verl, Qwen3-30B-A3B, 128 H20",
         shape=QWEN3_30B_A3B,
-        config=_config(
+        config=run_config(
             ParallelConfig(data=32, tensor=4, expert=8, sequence=True),
             TrainConfig(
                 prompts_per_step=512,
@@ -149,6 +129,9 @@ PUBLISHED = (
         ),
         gpu="h20-96gb",
         work=Workload(mean_prompt=150, mean_response=1600, longest_response=8192),
-        seconds={"generation": 348, "logprobs": 50, "passes": 86},
+        figures={"generation": 348, "logprobs": 50, "passes": 86},
+        source="verl, docs/advance/fully_async.md: colocated, 512 prompts x 16, responses of at "
+        "most 8192 tokens",
+        assumed="1600 tokens on average, TP4 x EP8, no CUDA graphs",
     ),
 )

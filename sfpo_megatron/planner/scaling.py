@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from sfpo_megatron.config.tree import (
     DataConfig,
@@ -18,51 +19,25 @@ from sfpo_megatron.config.tree import (
     RunConfig,
     TrainConfig,
 )
-from sfpo_megatron.families.shape import ModelShape, model_shape
+from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner import hardware
+from sfpo_megatron.planner.accuracy import fitted, held_out, measured
 from sfpo_megatron.planner.hardware import GIB, GPUS
-from sfpo_megatron.planner.layouts import recommend
-from sfpo_megatron.planner.published import LLAMA_70B, PUBLISHED
-from sfpo_megatron.planner.time import Workload, step_seconds
+from sfpo_megatron.planner.layouts import Option, recommend
+from sfpo_megatron.planner.models import DEEPSEEK_671B, LLAMA_70B, QWEN2_5_7B
+from sfpo_megatron.planner.simulate import SPREAD, cost_of_sfpo, hidden_passes, simulate
+from sfpo_megatron.planner.time import Workload
 
-QWEN2_5_7B = model_shape(
-    {
-        "architectures": ["Qwen2ForCausalLM"],
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_hidden_layers": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    }
-)
-DEEPSEEK_671B = model_shape(
-    {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "first_k_dense_replace": 3,
-        "hidden_size": 7168,
-        "intermediate_size": 18432,
-        "kv_lora_rank": 512,
-        "moe_intermediate_size": 2048,
-        "n_routed_experts": 256,
-        "n_shared_experts": 1,
-        "norm_topk_prob": True,
-        "num_attention_heads": 128,
-        "num_experts_per_tok": 8,
-        "num_hidden_layers": 61,
-        "num_key_value_heads": 128,
-        "q_lora_rank": 1536,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "v_head_dim": 128,
-        "vocab_size": 129280,
-    }
-)
 MODELS = {"7B": QWEN2_5_7B, "70B": LLAMA_70B, "671B": DEEPSEEK_671B}
 SIZES = (8, 64, 512, 4096)
+ENGINES = {"7B": 1, "70B": 4, "671B": 32}
+"""Tensor-parallel sizes."""
+LIMITS = (4096, 32768)
 GPU = GPUS["h100-80gb"]
+Options = dict[tuple[str, int], Option | None]
+"""By model and number of trainer GPUs; None where no layout fits."""
+_WORK = Workload(mean_prompt=200, mean_response=2048, longest_response=4096)
+_OVERLAP = Path(__file__).parents[2] / "benchmarks/results/overlap.json"
 
 _HEAD = """\
 # What SFPO costs at scale
@@ -89,22 +64,42 @@ with the number of ranks. `sfpo.snapshot: host` moves it into page-locked memory
 
 def page() -> str:
     """The whole page."""
-    parts = [_HEAD, _MEMORY, "\n".join(_table()), "\n".join(_time()), "\n".join(_constants())]
+    options = {(name, gpus): _option(name, gpus) for name in MODELS for gpus in SIZES}
+    parts = [
+        _HEAD,
+        _MEMORY,
+        *_cost(options),
+        *_behind_generation(options),
+        *fitted(),
+        *held_out(),
+        *_constants(),
+    ]
     return "\n".join(parts)
 
 
-def _config() -> RunConfig:
+def base_config() -> RunConfig:
+    """What the layouts on the page have in common."""
     return RunConfig(
         output_dir="-",
         model=ModelConfig(path="-", dtype="bfloat16"),
         megatron=MegatronConfig(ddp={"overlap_grad_reduce": True, "overlap_param_gather": True}),
         train=TrainConfig(prompts_per_step=1024, group_size=16, minibatches_per_step=4),
-        rollout=RolloutConfig(max_prompt_tokens=1024, max_response_tokens=4096),
+        rollout=RolloutConfig(
+            max_prompt_tokens=1024, max_response_tokens=4096, gpu_memory_utilization=0.9
+        ),
         data=DataConfig(train=(DataSource(source="jsonl", path="-"),)),
     )
 
 
-def _table() -> Iterator[str]:
+def _option(name: str, gpus: int) -> Option | None:
+    """The quickest layout that fits, with as many GPUs of engines."""
+    config = base_config()
+    tensor = min(ENGINES[name], gpus)
+    rollout = replace(config.rollout, tensor_parallel=tensor, num_engines=gpus // tensor)
+    return recommend(MODELS[name], replace(config, rollout=rollout), GPU, gpus, _WORK)
+
+
+def _cost(options: Options) -> Iterator[str]:
     yield "## SFPO's cost a rank"
     yield ""
     yield (
@@ -115,47 +110,69 @@ def _table() -> Iterator[str]:
     yield ""
     yield "| Model | GPUs | Layout | GiB a rank | Snapshot | Reposition, s | Passes, s |"
     yield "|---|---|---|---|---|---|---|"
-    for name, shape in MODELS.items():
-        for gpus in SIZES:
-            yield _row(name, shape, gpus)
+    for (name, gpus), option in options.items():
+        cells = "does not fit | | | | |" if option is None else _cells(MODELS[name], option)
+        yield f"| {name} | {gpus} | {cells}"
     yield ""
 
 
-def _row(name: str, shape: ModelShape, gpus: int) -> str:
-    config = _config()
-    work = Workload(mean_prompt=200, mean_response=2048, longest_response=4096)
-    engine = 8 if name != "671B" else 32
-    rollout = replace(config.rollout, tensor_parallel=engine, num_engines=max(gpus // engine, 1))
-    config = replace(config, rollout=rollout)
-    option = recommend(shape, config, GPU, gpus, work)
-    if option is None:
-        return f"| {name} | {gpus} | does not fit | | | | |"
-    parallel = option.config.parallel
+def _cells(shape: ModelShape, option: Option) -> str:
+    config, parallel = option.config, option.config.parallel
     layout = f"DP{parallel.data} TP{parallel.tensor} PP{parallel.pipeline}"
     layout += f" EP{parallel.expert}" if shape.moe else ""
-    if "recompute_granularity" in option.config.megatron.transformer:
+    if "recompute_granularity" in config.megatron.transformer:
         layout += ", full recompute"
-    plain = replace(option.config, sfpo=replace(config.sfpo, num_fast_passes=0))
-    one = step_seconds(shape, plain, GPU, work).passes
+    one = option.seconds.passes / (config.sfpo.real_fast_passes + 1)
     return (
-        f"| {name} | {gpus} | {layout} | {option.memory.total / GIB:.1f} | "
-        f"{option.memory.snapshot / GIB:.2f} | {option.seconds.reposition:.2f} | "
-        f"{option.seconds.passes:.0f} / {one:.0f} |"
+        f"{layout} | {option.memory.total / GIB:.1f} | {option.memory.snapshot / GIB:.2f} | "
+        f"{option.seconds.reposition:.2f} | {option.seconds.passes:.0f} / {one:.0f} |"
     )
 
 
-def _time() -> Iterator[str]:
-    yield "## Seconds: predicted against published"
+def _behind_generation(options: Options) -> Iterator[str]:
+    yield "## Passes behind generation"
     yield ""
-    yield "Sources and what is assumed beyond them: sfpo_megatron/planner/published.py."
+    yield (
+        "The same layouts, and as many GPUs again that generate (bf16, engines of "
+        + ", ".join(f"TP{size} for {name}" for name, size in ENGINES.items())
+        + "): one step simulated rollout by rollout (planner/simulate.py), 16384 responses of "
+        f"log-normal length (sigma {SPREAD:g}), {_WORK.mean_response:g} tokens on average once "
+        "they are cut at the limit. "
+        "Behind: the passes that are over when generation is, beside it with "
+        "`rollout.async_steps: 1`; from 4 on K = 3 costs no time. async 0, async 1: a step of "
+        "K = 3 by one of K = 0, that is, SFPO's by GRPO's."
+    )
     yield ""
-    yield "| Run | Phase | Published, s | Predicted, s | |"
-    yield "|---|---|---|---|---|"
-    for run in PUBLISHED:
-        found = step_seconds(run.shape, run.config, GPUS[run.gpu], run.work)
-        for phase, seconds in run.seconds.items():
-            got = getattr(found, phase)
-            yield f"| {run.name} | {phase} | {seconds:g} | {got:.1f} | {got / seconds - 1:+.0%} |"
+    yield "| Model | GPUs | Limit | Generation, s | A pass, s | Behind | async 0 | async 1 |"
+    yield "|---|---|---|---|---|---|---|---|"
+    hidden: dict[tuple[str, int], int] = {}
+    for (name, gpus), option in options.items():
+        if option is None:
+            continue
+        for limit in LIMITS:
+            work = replace(_WORK, longest_response=limit)
+            step = simulate(MODELS[name], option.config, GPU, work)
+            passes = option.config.sfpo.real_fast_passes + 1
+            behind = hidden_passes(step, passes)
+            if behind >= passes:
+                hidden.setdefault((name, limit), gpus)
+            costs = [cost_of_sfpo(step, passes, async_steps=steps) for steps in (0, 1)]
+            yield (
+                f"| {name} | {gpus} + {gpus} | {limit} | {step.generation:.0f} | "
+                f"{step.passes / passes:.1f} | {behind} | {costs[0]:.2f} | {costs[1]:.2f} |"
+            )
+    yield ""
+    found = [
+        f"{name} with {limit} tokens from {gpus} + {gpus} GPUs on"
+        for (name, limit), gpus in hidden.items()
+    ]
+    yield (
+        f"K + 1 = 4 passes vanish for {'; '.join(found)}. A batch of one size is decoded no faster "
+        "than its longest response, while passes are divided by ever more GPUs: more of them, or "
+        "longer tails, hide SFPO's passes; on few GPUs the update is what a step waits for."
+    )
+    yield ""
+    yield from measured(_OVERLAP)
     yield ""
 
 
@@ -163,8 +180,9 @@ def _constants() -> Iterator[str]:
     yield "## Constants"
     yield ""
     yield (
-        "Some of them were chosen so that the table above comes out, so it shows that the model "
-        "can describe such runs, not that it foresees others: the share of the peak in training "
+        "Some of them were chosen so that the first table of published seconds comes out, so it "
+        "shows that the model can describe such runs, not that it foresees others: the share of "
+        "the peak in training "
         f"({hardware.DENSE_MFU:.0%} dense; experts {GPU.moe_mfu:.0%} on H100, "
         f"{GPUS['h20-96gb'].moe_mfu:.0%} on H20), {1e3 * hardware.DECODE_STEP_S:g} ms a decoding "
         f"step and {1e3 * hardware.EAGER_LAYER_S:g} ms a layer without CUDA graphs, a refit's "

@@ -138,9 +138,11 @@ def _sweep_seconds(
     volume = 2 * 2 * (tensor - 1) / tensor * shape.hidden_size * dtype
     waiting = crossings * own * layers * volume / _bandwidth(gpu, tensor)
     if shape.moe is not None and parallel.expert > 1:
+        # Their ranks are neighbours, whatever `tensor` is: Megatron deals them out apart.
+        experts = parallel.expert * parallel.expert_tensor
         share = (parallel.expert - 1) / parallel.expert / tensor
         volume = 2 * shape.moe.experts_per_token * shape.hidden_size * dtype * share
-        waiting += crossings * own * layers * volume / _bandwidth(gpu, parallel.expert * tensor)
+        waiting += crossings * own * layers * volume / _bandwidth(gpu, experts)
     microbatches = max(own / config.train.max_tokens_per_microbatch, 1.0)
     chunks = microbatches * (parallel.virtual_pipeline or 1)
     bubble = config.train.minibatches_per_step * (parallel.pipeline - 1) / chunks
@@ -198,27 +200,72 @@ def _handover_seconds(shape: ModelShape, config: RunConfig) -> float:
 def generation_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> float:
     """The batch is done when its longest rollout is: a decoding step reads the weights once and the
     keys and values of every sequence that still runs."""
-    rollout, moe = config.rollout, shape.moe
-    engines, tensor = rollout.num_engines, rollout.tensor_parallel
-    sequences = config.train.prompts_per_step * config.train.group_size / engines
-    memory = engine_memory(shape, config, gpu.memory_bytes)
+    engine = decoder(shape, config, gpu)
+    sequences = sequences_per_engine(config)
     context = work.mean_prompt + work.mean_response / 2
-    fit = max(memory.kv_tokens / (work.mean_prompt + work.mean_response), 1.0)
+    fit = engine.room_for(work)
     steps = max(work.longest_response, sequences * work.mean_response / min(fit, sequences))
     running = sequences * work.mean_response / steps  # on average
-    weights = float(memory.weights)
+    tokens = sequences * work.mean_response
+    read = tokens * context * engine.context_s
+    decode, prefill = tokens * engine.token_s, sequences * work.mean_prompt * engine.prompt_s
+    return steps * engine.weights_s(running) + read + decode + prefill
+
+
+def sequences_per_engine(config: RunConfig) -> float:
+    """Rollouts of a step that an engine generates, on average."""
+    return config.train.prompts_per_step * config.train.group_size / config.rollout.num_engines
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Decoder:
+    """What an engine's decoding steps cost, in seconds."""
+
+    dense_s: float
+    """Reading all weights but the routed experts', and what a step costs without any work."""
+    experts_s: float
+    """Reading all routed experts."""
+    idle_share: float
+    """Experts that one token leaves alone."""
+    context_s: float
+    """Reading the keys and values of one token."""
+    token_s: float
+    """Computing of one token."""
+    prompt_s: float
+    """The same of a prompt's."""
+    kv_tokens: int
+    """Tokens whose keys and values fit."""
+
+    def weights_s(self, running: float) -> float:
+        """Part of a step that does not grow with the sequences' length, `running` of them."""
+        return self.dense_s + self.experts_s * (1 - self.idle_share**running)
+
+    def room_for(self, work: Workload) -> float:
+        """Sequences that can run at a time."""
+        return max(self.kv_tokens / (work.mean_prompt + work.mean_response), 1.0)
+
+
+def decoder(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Decoder:
+    """One engine of the run."""
+    rollout, moe = config.rollout, shape.moe
+    memory = engine_memory(shape, config, gpu.memory_bytes)
+    experts, idle = 0.0, 0.0
     if moe is not None:
-        experts = weight_bytes(config) / tensor
+        experts = weight_bytes(config) / rollout.tensor_parallel
         experts *= moe.num_experts * 3 * moe.ffn_size * shape.hidden_size
         experts *= shape.num_layers - moe.num_dense_layers
-        untouched = (1 - moe.experts_per_token / moe.num_experts) ** running
-        weights -= experts * untouched
+        idle = 1 - moe.experts_per_token / moe.num_experts
     hbm = hardware.HBM_SHARE * gpu.hbm_bytes_per_s
     overhead = hardware.DECODE_STEP_S
     if rollout.engine_args.get("enforce_eager"):
         overhead += hardware.EAGER_LAYER_S * shape.num_layers
-    read = sequences * work.mean_response * context * memory.kv_bytes_per_token
-    flops = sequences * 2 * active_params(shape) / (tensor * gpu.flops)
-    decode = flops * work.mean_response / hardware.DENSE_MFU
-    prefill = flops * work.mean_prompt / hardware.PREFILL_MFU
-    return steps * (weights / hbm + overhead) + read / hbm + decode + prefill
+    computing = 2 * active_params(shape) / (rollout.tensor_parallel * gpu.flops)
+    return Decoder(
+        dense_s=overhead + (memory.weights - experts) / hbm,
+        experts_s=experts / hbm,
+        idle_share=idle,
+        context_s=memory.kv_bytes_per_token / hbm,
+        token_s=computing / hardware.DENSE_MFU,
+        prompt_s=computing / hardware.PREFILL_MFU,
+        kv_tokens=memory.kv_tokens,
+    )

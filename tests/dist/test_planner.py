@@ -209,3 +209,12 @@ def test_settings_of_the_examples_exist(bench: Workbench) -> None:
             (settings.optimizer, OptimizerConfig),
         ):
             assert set(given) <= {field.name for field in dataclasses.fields(cls)}, file
+
+
+def test_experts_ranks_are_neighbours() -> None:
+    """What planner/time.py counts on: eight ranks that share experts are of one node, however many
+    tensor-parallel ranks there are."""
+    from megatron.core.parallel_state import RankGenerator
+
+    dealt = RankGenerator(tp=1, ep=8, dp=4, pp=1, cp=1, order="tp-cp-ep-dp-pp")
+    assert dealt.get_ranks("ep")[:2] == [list(range(8)), list(range(8, 16))]
