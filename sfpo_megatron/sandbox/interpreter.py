@@ -57,21 +57,21 @@ class TrialResult:
 def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
     """Run `code` as a script in a folder of its own."""
     given = {"mode": "script", "code": code}
-    with _folder() as folder, tempfile.TemporaryFile() as output:
+    with new_folder() as folder, tempfile.TemporaryFile() as output:
         try:
             done = subprocess.run(
-                _command(),
-                input=_request(given, folder, timeout_s, memory_bytes, OUTPUT_BYTES),
+                command(),
+                input=request(given, folder, timeout_s, memory_bytes),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=_environment(folder),
+                env=environment(folder),
                 timeout=timeout_s + START_S,
             )
         except subprocess.TimeoutExpired:
             status = None
-        else:  # `unshare` says of a signal what a shell does
-            status = 128 - done.returncode if done.returncode > 128 else done.returncode
+        else:
+            status = signed(done.returncode)
         output.seek(0)
         return Ran(status=status, output=output.read().decode(errors="replace"))
 
@@ -83,15 +83,15 @@ def run_trials(
     many as have ended within the limit."""
     given = {"mode": "trials", "code": code, "trials": [asdict(trial) for trial in trials]}
     file_bytes = max([OUTPUT_BYTES, *(4 * len(trial.stdin) for trial in trials)])
-    with _folder() as folder:
+    with new_folder() as folder:
         try:
             lines = subprocess.run(
-                _command(),
-                input=_request(given, folder, timeout_s, memory_bytes, file_bytes),
+                command(),
+                input=request(given, folder, timeout_s, memory_bytes, file_bytes),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
-                env=_environment(folder),
+                env=environment(folder),
                 timeout=timeout_s + START_S,
             ).stdout
         except subprocess.TimeoutExpired as error:
@@ -109,17 +109,29 @@ def run_trials(
     return results
 
 
-def _folder() -> tempfile.TemporaryDirectory[str]:
+def signed(returncode: int) -> int:
+    """An exit status below 0 for a signal; `unshare` says of one what a shell does."""
+    return 128 - returncode if returncode > 128 else returncode
+
+
+def new_folder() -> tempfile.TemporaryDirectory[str]:
+    """An empty folder; what a program leaves in it may resist."""
     return tempfile.TemporaryDirectory(prefix="python-", ignore_cleanup_errors=True)
 
 
-def _command() -> list[str]:
+def command() -> list[str]:
+    """What starts the interpreter."""
     return [*isolation().command, sys.executable, "-I", str(_BOOTSTRAP)]
 
 
-def _request(
-    given: dict[str, object], folder: str, timeout_s: float, memory_bytes: int, file_bytes: int
+def request(
+    given: dict[str, object],
+    folder: str,
+    timeout_s: float,
+    memory_bytes: int,
+    file_bytes: int = OUTPUT_BYTES,
 ) -> bytes:
+    """The first line that the interpreter reads."""
     limits = {
         "folder": folder,
         "memory_bytes": memory_bytes,
@@ -130,7 +142,7 @@ def _request(
     return json.dumps(given | limits).encode() + b"\n"
 
 
-def _environment(folder: str) -> dict[str, str]:
+def environment(folder: str) -> dict[str, str]:
     """Nothing of the run's own: no token, no address."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     given = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}

@@ -1,16 +1,24 @@
-"""Inside the isolated interpreter: one program, as a script whose last value is printed.
+"""Inside the isolated interpreter: programs, as scripts whose last value is printed.
 
-Given {"code"}. Standard library only (`program.py`).
+Given {"code"}, one program; or {"replies": FD}, then one after another in the same namespace:
+
+in   a line of JSON for each program: its text
+out  on FD, b"0\\n" once, and the exit status of each program that has ended; what it printed is all
+     that stdout, a file, has
+
+Standard library only (`program.py`).
 """
 
 from __future__ import annotations
 
 import ast
 import io
+import json
 import linecache
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 _NAME = "<program>"
@@ -18,8 +26,22 @@ _NAME = "<program>"
 
 def main(given: dict[str, Any]) -> int:
     """The exit status of the program."""
+    requests = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # input() ends at once
-    return run(given["code"], {"__name__": "__main__"})
+    names: dict[str, object] = {"__name__": "__main__"}
+    if "code" in given:
+        return run(given["code"], names)
+    os.write(given["replies"], b"0\n")
+    for line in requests:
+        sys.stdout, sys.stderr = _stream(1), _stream(2)  # whatever the last one did to them
+        os.ftruncate(1, 0)
+        os.lseek(1, 0, os.SEEK_SET)
+        os.write(given["replies"], b"%d\n" % run(json.loads(line), names))
+    return 0
+
+
+def _stream(descriptor: int) -> io.TextIOWrapper:
+    return open(descriptor, "w", 1, "utf-8", "replace", closefd=False)  # noqa: SIM115
 
 
 def run(code: str, names: dict[str, object]) -> int:
@@ -43,6 +65,8 @@ def run(code: str, names: dict[str, object]) -> int:
         mine = error.__traceback__ and error.__traceback__.tb_next
         if isinstance(error, SyntaxError):
             mine = None
-        traceback.print_exception(error.with_traceback(mine), limit=8)
+        with suppress(OSError, ValueError):  # it has printed more than it may, or closed stderr
+            traceback.print_exception(error.with_traceback(mine), limit=8)
+            sys.stderr.flush()
         return 1
     return 0
