@@ -52,7 +52,7 @@ class Lockstep:
     def __init__(self, fleet: Generator, num_episodes: int) -> None:
         self.fleet = fleet
         self.versions: set[int] = set()
-        """Of the weights that have answered."""
+        """Versions of the weights that have answered."""
         self._live = set(range(num_episodes))
         self._asking: set[int] = set()  # a call waits, or is being answered
         self._waiting: dict[int, _Call] = {}

@@ -41,7 +41,7 @@ def main(given: dict[str, Any]) -> int:
 
 
 def _stream(descriptor: int) -> io.TextIOWrapper:
-    return open(descriptor, "w", 1, "utf-8", "replace", closefd=False)  # noqa: SIM115
+    return open(descriptor, "w", 1, "utf-8", "replace", closefd=False)
 
 
 def run(code: str, names: dict[str, object]) -> int:

@@ -10,7 +10,7 @@ from sfpo_megatron.types import Prompt
 
 
 class Paced:
-    """As many turns as the prompt's first token, with a pause of its own before each."""
+    """Has as many turns as the prompt's first token, with a pause of its own before each."""
 
     pauses: ClassVar[dict[tuple[str, int], float]] = {}
     ended: ClassVar[list[str]] = []
