@@ -56,6 +56,7 @@ def assertion(line: str) -> Assertion:
     }
     split = _Split(bound)
     check = split.visit(statement.test)
+    assert isinstance(check, ast.expr)
     if not split.expressions:
         raise BadTest(f"found {line!r}, which calls nothing of the program")
     return Assertion(expressions=tuple(split.expressions), check=check)

@@ -77,7 +77,7 @@ def load_judge(
         warm_up()
     if name not in kind.built_in:
         return Judge(function, batched=batched, surroundings=surroundings)
-    settings = {"thinking": thinking}
+    settings: dict[str, str | float] = {"thinking": thinking}
     if name in KEEPS_THE_LIMIT:
         settings["timeout_s"] = timeout_s
     return Judge(

@@ -56,7 +56,7 @@ class TrialResult:
 
 def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
     """Run `code` as a script in a folder of its own."""
-    given = {"mode": "script", "code": code}
+    given: dict[str, object] = {"mode": "script", "code": code}
     with new_folder() as folder, tempfile.TemporaryFile() as output:
         try:
             done = subprocess.run(
@@ -81,7 +81,8 @@ def run_trials(
 ) -> list[TrialResult]:
     """Try `code` in one interpreter, each time in a fork of it; results of the first trials, as
     many as have ended within the limit."""
-    given = {"mode": "trials", "code": code, "trials": [asdict(trial) for trial in trials]}
+    asked = [asdict(trial) for trial in trials]
+    given: dict[str, object] = {"mode": "trials", "code": code, "trials": asked}
     file_bytes = max([OUTPUT_BYTES, *(4 * len(trial.stdin) for trial in trials)])
     with new_folder() as folder:
         try:
@@ -132,7 +133,7 @@ def request(
     file_bytes: int = OUTPUT_BYTES,
 ) -> bytes:
     """The first line that the interpreter reads."""
-    limits = {
+    limits: dict[str, object] = {
         "folder": folder,
         "memory_bytes": memory_bytes,
         "file_bytes": file_bytes,

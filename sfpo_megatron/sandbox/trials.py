@@ -92,15 +92,24 @@ def plain(value: object) -> object:
     """The value as the literals that it could be written with; TypeError for one that is none."""
     if value is None or isinstance(value, bool):
         return value
-    for kind in (int, float, complex, str, bytes):
-        if isinstance(value, kind):
-            return kind(value)  # of a subclass too
+    if isinstance(value, int):
+        return int(value)  # of a subclass too
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, complex):
+        return complex(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bytes):
+        return bytes(value)
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            items = [plain(item) for item in value]
-            return set(items) if kind is frozenset else kind(items)
+    if isinstance(value, list):
+        return list(map(plain, value))
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, set | frozenset):
+        return set(map(plain, value))
     raise TypeError(type(value).__name__)
 
 

@@ -121,7 +121,7 @@ def _schema(choice: ToolChoice) -> Schema:
     properties = {k: v for k, v in parameters["properties"].items() if k not in tool.hidden}
     required = [name for name in parameters.get("required", ()) if name not in tool.hidden]
     # The return value's description is none of OpenAI's format, and changes what templates write.
-    told = {k: v for k, v in schema["function"].items() if k != "return"}
+    told: dict[str, object] = {k: v for k, v in schema["function"].items() if k != "return"}
     if choice.is_persistent:
         told["description"] = f"{told['description']} Variables are kept from call to call."
     shown = {"type": "object", "properties": properties, "required": required}
