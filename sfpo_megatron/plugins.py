@@ -109,7 +109,7 @@ REWARD = Kind(
         name: f"sfpo_megatron.rewards.{name}:score"
         for name in (
             *("reasoning_gym", "exact_match", "last_number", "math", "math_boxed"),
-            *("multiple_choice", "tagged_answer", "format"),
+            *("multiple_choice", "tagged_answer", "format", "code"),
         )
     },
     services=("http",),

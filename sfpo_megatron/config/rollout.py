@@ -63,7 +63,8 @@ class RolloutConfig:
     """Share of a GPU's memory that an engine may take."""
     reproducible: bool = False
     """Each call to an engine is one batch that no other call joins, without a prefix cache: the
-    same seed gives the same bits, a resumed run those of one without a break; slower."""
+    same seed gives the same bits, a resumed run those of one without a break; slower. Episodes of
+    several turns wait for one another (docs/environments.md)."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """More of vLLM's AsyncEngineArgs, as they are."""
 

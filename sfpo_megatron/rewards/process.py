@@ -13,6 +13,9 @@ from sfpo_megatron.sandbox.process import CannotServe, DidNotStart, LimitedProce
 
 SCRATCH = "sfpo-scoring-"
 """How the names of scratch directories begin."""
+KEEPS_THE_LIMIT = {"code": 8.0}
+"""Built-in functions that run programs, and end those themselves when reward.timeout_s is over ->
+seconds that all else of them may take: interpreters are started and ended."""
 
 
 def start_scoring(
@@ -20,7 +23,7 @@ def start_scoring(
 ) -> LimitedProcess[Reply]:
     """A process that has loaded the functions; VerifierError if one cannot be."""
     named = [[one.name, one.batched] for one in functions]
-    arguments = (config.thinking, json.dumps(named))
+    arguments = (config.thinking, str(config.timeout_s), json.dumps(named))
     try:
         return LimitedProcess(
             "sfpo_megatron.rewards.worker", arguments, scratch=SCRATCH, output=output

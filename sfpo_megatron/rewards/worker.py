@@ -1,8 +1,8 @@
 """The scoring process: reads batches on stdin, writes a line for each response it has scored.
 
 Started by `process.py` as
-`python -m sfpo_megatron.rewards.worker LIFELINE_FD THINKING FUNCTIONS`, whose last is JSON:
-[[name, whether it takes lists], ...]. `wire.py` says what the lines are, `judge.py` makes the
+`python -m sfpo_megatron.rewards.worker LIFELINE_FD THINKING TIMEOUT_S FUNCTIONS`, whose last is
+JSON: [[name, whether it takes lists], ...]. `wire.py` says what the lines are, `judge.py` makes the
 verdicts.
 
 The process limits itself (`sandbox/limits.py`): no core dump, memory, low priority, and files of at
@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign, PluginError
 from sfpo_megatron.rewards.judge import Judge
+from sfpo_megatron.rewards.process import KEEPS_THE_LIMIT
 from sfpo_megatron.rewards.wire import Batch, WireProblem, unpacked
 from sfpo_megatron.sandbox.limits import (
     FILE_BYTES,
@@ -33,7 +34,9 @@ from sfpo_megatron.sandbox.limits import (
 from sfpo_megatron.sandbox.surroundings import Surroundings
 
 
-def main(lifeline_fd: int, thinking: str, functions: list[tuple[str, bool]]) -> None:
+def main(
+    lifeline_fd: int, thinking: str, timeout_s: float, functions: list[tuple[str, bool]]
+) -> None:
     """Serve until the requests end."""
     die_with(lifeline_fd)
     surroundings = Surroundings()
@@ -41,7 +44,7 @@ def main(lifeline_fd: int, thinking: str, functions: list[tuple[str, bool]]) -> 
     judges: list[Judge] = []
     for name, batched in functions:
         try:
-            judges.append(load_judge(name, batched, thinking, surroundings))
+            judges.append(load_judge(name, batched, thinking, timeout_s, surroundings))
         except (
             BaseException
         ) as error:  # SystemExit too: a module may call sys.exit while it is imported
@@ -52,7 +55,8 @@ def main(lifeline_fd: int, thinking: str, functions: list[tuple[str, bool]]) -> 
             return
     surroundings.restore()
     is_built_in = all(name in REWARD.built_in for name, _ in functions)
-    limit_this_process(file_bytes=0 if is_built_in else FILE_BYTES)
+    runs_programs = any(name in KEEPS_THE_LIMIT for name, _ in functions)
+    limit_this_process(file_bytes=0 if is_built_in and not runs_programs else FILE_BYTES)
     write_line(surroundings.results, {"ready": True})
     with open(surroundings.requests, "rb") as requests:
         # A user's own function may have threads: the seconds of a response are each core's then.
@@ -60,7 +64,9 @@ def main(lifeline_fd: int, thinking: str, functions: list[tuple[str, bool]]) -> 
         serve(judges, requests, surroundings.results, num_cores=num_cores)
 
 
-def load_judge(name: str, batched: bool, thinking: str, surroundings: Surroundings) -> Judge:
+def load_judge(
+    name: str, batched: bool, thinking: str, timeout_s: float, surroundings: Surroundings
+) -> Judge:
     """The reward function, after the `warm_up()` of its module if it has one (slow imports). One
     that is built in looks at a response as `reward.thinking` says; your own gets all of it."""
     kind = BATCHED_REWARD if batched else REWARD
@@ -71,11 +77,14 @@ def load_judge(name: str, batched: bool, thinking: str, surroundings: Surroundin
         warm_up()
     if name not in kind.built_in:
         return Judge(function, batched=batched, surroundings=surroundings)
+    settings: dict[str, str | float] = {"thinking": thinking}
+    if name in KEEPS_THE_LIMIT:
+        settings["timeout_s"] = timeout_s
     return Judge(
-        partial(function, thinking=thinking),
+        partial(function, **settings),
         batched=False,
         surroundings=surroundings,
-        explain=partial(module.explain, thinking=thinking),
+        explain=partial(module.explain, **settings),
     )
 
 
@@ -100,4 +109,4 @@ def serve(judges: list[Judge], requests: BinaryIO, results: int, *, num_cores: i
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))
+    main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), json.loads(sys.argv[4]))

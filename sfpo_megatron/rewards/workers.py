@@ -19,7 +19,7 @@ from sfpo_megatron.host.scratch import remove_abandoned
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rewards import Problem, VerifierError
-from sfpo_megatron.rewards.process import SCRATCH, start_scoring
+from sfpo_megatron.rewards.process import KEEPS_THE_LIMIT, SCRATCH, start_scoring
 from sfpo_megatron.rewards.scores import Item, Outcome, Request, Score, not_a_score
 from sfpo_megatron.rewards.wire import Batch, Reply, Verdict, packed
 from sfpo_megatron.sandbox.output import OutputLog
@@ -126,12 +126,13 @@ class WorkerPool:
         """Score on worker `slot`; after a response that kills or outlasts it, go on behind that
         response with a new worker."""
         scores: list[Outcome] = []
+        limit_s = self._config.timeout_s + KEEPS_THE_LIMIT.get(function.name, 0.0)
         while len(scores) < len(chunk):
             rest = chunk[len(scores) :]
             worker = self._send(slot, function, rest)
             try:
                 for prompt, _ in rest:
-                    verdict = worker.read(self._config.timeout_s)
+                    verdict = worker.read(limit_s)
                     scores.append(_outcome(verdict, prompt, function.name))
             except (WorkerTimeout, WorkerDied) as error:
                 self._replace(slot)

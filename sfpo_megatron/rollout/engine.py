@@ -87,7 +87,7 @@ class Engine:
         warm_up = GenerationSettings(
             temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
         )
-        await self.generate([(0,), (0,)], [0, 1], warm_up)
+        await self.generate([(0,), (0,)], [0, 1], [warm_up, warm_up])
 
     async def processes(self) -> ActorProcesses:
         """Every process of this engine."""
@@ -105,24 +105,23 @@ class Engine:
         self,
         prompts: list[tuple[int, ...]],
         seeds: list[int],
-        settings: GenerationSettings,
+        settings: list[GenerationSettings],
     ) -> list[Completion]:
-        """One completion for each (prompt, seed), in order."""
+        """One completion for each (prompt, seed, settings), in order."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        pairs = list(zip(prompts, seeds, strict=True))
+        requests = list(zip(prompts, seeds, settings, strict=True))
         try:
-            with span("generate", track="generate", rollouts=len(pairs)):
+            with span("generate", track="generate", rollouts=len(requests)):
                 if self._config.rollout.reproducible:
-                    return await self._complete_as_one_batch(pairs, settings)
-                completions = (self._complete(prompt, seed, settings) for prompt, seed in pairs)
-                return await asyncio.gather(*completions)
+                    return await self._complete_as_one_batch(requests)
+                return await asyncio.gather(*(self._complete(*request) for request in requests))
         except EngineDeadError:
             # vLLM's exceptions would have to be unpickled where vllm is not imported.
             raise self._died() from None
 
     async def _complete_as_one_batch(
-        self, pairs: list[tuple[tuple[int, ...], int]], settings: GenerationSettings
+        self, requests: list[tuple[tuple[int, ...], int, GenerationSettings]]
     ) -> list[Completion]:
         """Complete all of this call in one batch: logits depend, in their last bits, on the batch
         that a sequence is computed in, and that on which requests have arrived when a step
@@ -130,7 +129,7 @@ class Engine:
         async with self._one_call:
             await self._pause("keep")
             answers = []
-            for prompt, seed in pairs:  # in order: the place in a batch counts too
+            for prompt, seed, settings in requests:  # in order: the place in a batch counts too
                 request = {"prompt_token_ids": list(prompt)}
                 parameters = sampling_params(seed, settings)
                 answers.append(await self._llm.add_request(self._next_id(), request, parameters))

@@ -6,19 +6,19 @@ on under newer weights, is run again from its start.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import numbers
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, make_environment
 from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.lockstep import Generator, Lockstep, together
 from sfpo_megatron.rollout.sampling import (
     Completion,
     GenerationSettings,
@@ -30,21 +30,7 @@ from sfpo_megatron.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class Generator(Protocol):
-    """The fleet, as far as episodes need it."""
-
-    version: int
-    """Version of the weights that engines generate with."""
-
-    async def generate(
-        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
-    ) -> tuple[list[Completion], int]:
-        """One completion for each (prompt, seed), and the version of the weights that made them."""
-        ...
 
 
 class EpisodeRunner:
@@ -54,6 +40,7 @@ class EpisodeRunner:
         self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, fleet: Generator
     ) -> None:
         self._name = config.rollout.environment
+        self._reproducible = config.rollout.reproducible
         self._fleet = fleet
         try:
             self._environment = make_environment(config, tokenizer)
@@ -61,6 +48,11 @@ class EpisodeRunner:
             raise RolloutError(str(error)) from None
         except Exception as error:  # whatever a user's constructor raises
             raise self._failure(error, "while it was made") from None
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether the calls of all episodes of a `run` form batches (`lockstep.py`)."""
+        return self._reproducible and not isinstance(self._environment, BatchEnvironment)
 
     def close(self) -> None:
         """End what the environment has started."""
@@ -74,6 +66,8 @@ class EpisodeRunner:
         """An episode for each (prompt, seed), with the version of the weights that made it."""
         if isinstance(self._environment, BatchEnvironment):
             return await self._run_batch(self._environment, prompts, seeds, settings)
+        if self.in_lockstep:
+            return await self._run_in_lockstep(prompts, seeds, settings)
         pairs = zip(prompts, seeds, strict=True)
         return await together(self._run_one(prompt, seed, settings) for prompt, seed in pairs)
 
@@ -106,15 +100,40 @@ class EpisodeRunner:
         self, prompt: Prompt, seed: int, settings: GenerationSettings
     ) -> tuple[Episode, int]:
         while True:
-            calls = _Turns(self._fleet, settings, prompt=prompt, seed=seed)
-            try:
-                episode = await self._environment.run(prompt, calls, seed)
-            except RolloutError:
-                raise
-            except Exception as error:
-                raise self._failure(error, f"on prompt {prompt.id}") from None
-            if calls.have_one_version:
-                return self._checked(episode, prompt, settings), calls.version
+            turns = _Turns(self._fleet, settings, prompt=prompt, seed=seed)
+            episode = await self._played(prompt, turns, seed, settings)
+            if turns.have_one_version:
+                return episode, turns.version
+
+    async def _run_in_lockstep(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], settings: GenerationSettings
+    ) -> list[tuple[Episode, int]]:
+        """All are begun again together, so that the batches are those of a run without a loss."""
+        while True:
+            lockstep = Lockstep(self._fleet, len(prompts))
+            pairs = list(zip(prompts, seeds, strict=True))
+            turns = [
+                _LockstepTurns(lockstep, number, settings, prompt=prompt, seed=seed)
+                for number, (prompt, seed) in enumerate(pairs)
+            ]
+            episodes = await lockstep.run(
+                self._played(prompt, calls, seed, settings)
+                for (prompt, seed), calls in zip(pairs, turns, strict=True)
+            )
+            if len(lockstep.versions) <= 1:
+                version = min(lockstep.versions, default=self._fleet.version)
+                return [(episode, version) for episode in episodes]
+
+    async def _played(
+        self, prompt: Prompt, turns: _Turns, seed: int, settings: GenerationSettings
+    ) -> Episode:
+        try:
+            episode = await self._environment.run(prompt, turns, seed)
+        except RolloutError:
+            raise
+        except Exception as error:
+            raise self._failure(error, f"on prompt {prompt.id}") from None
+        return self._checked(episode, prompt, settings)
 
     def _checked(self, episode: Episode, prompt: Prompt, settings: GenerationSettings) -> Episode:
         """The episode, no longer than a response may be; RolloutError if it is not one."""
@@ -167,14 +186,7 @@ class _Calls:
         self, token_ids: Sequence[tuple[int, ...]], seeds: Sequence[int]
     ) -> list[Completion]:
         """`episodes.GenerateAll`."""
-        return await self._generate(token_ids, seeds, self._settings)
-
-    async def _generate(
-        self,
-        token_ids: Sequence[tuple[int, ...]],
-        seeds: Sequence[int],
-        settings: GenerationSettings,
-    ) -> list[Completion]:
+        settings = [self._settings] * len(seeds)
         made, version = await self._fleet.generate(list(token_ids), list(seeds), settings)
         self._versions.add(version)
         return made
@@ -216,19 +228,44 @@ class _Turns(_Calls):
             limit = min(limit, max_tokens)
         if limit < 1:
             return Completion(token_ids=(), logprobs=(), finished=False)
-        (completion,) = await self._generate(
-            [tuple(map(int, token_ids))],
-            [call_seed(self._seed, number) if seed is None else seed],
+        completion, version = await self._generate(
+            tuple(map(int, token_ids)),
+            call_seed(self._seed, number) if seed is None else seed,
             replace(self._settings, max_response_tokens=limit),
         )
+        self._versions.add(version)
         return completion
 
+    async def _generate(
+        self, token_ids: tuple[int, ...], seed: int, settings: GenerationSettings
+    ) -> tuple[Completion, int]:
+        (completion,), version = await self._fleet.generate([token_ids], [seed], [settings])
+        return completion, version
 
-async def together(works: Iterable[Coroutine[None, None, T]]) -> list[T]:
-    """The results of all; when one raises, the others are cancelled."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+
+class _LockstepTurns(_Turns):
+    """The same where the calls of all rollouts form batches."""
+
+    def __init__(
+        self,
+        lockstep: Lockstep,
+        number: int,
+        settings: GenerationSettings,
+        *,
+        prompt: Prompt,
+        seed: int,
+    ) -> None:
+        super().__init__(lockstep.fleet, settings, prompt=prompt, seed=seed)
+        self._lockstep, self._episode = lockstep, number
+
+    def branch(self, number: int) -> _Turns:
+        raise RolloutError(
+            "rollout.reproducible: found a call of `generate.branch`, expected none: in which "
+            "order the calls of branches come is the engines'; call `generate` itself, or set "
+            "rollout.reproducible=false"
+        )
+
+    async def _generate(
+        self, token_ids: tuple[int, ...], seed: int, settings: GenerationSettings
+    ) -> tuple[Completion, int]:
+        return await self._lockstep.generate(self._episode, token_ids, seed, settings)

@@ -66,10 +66,14 @@ class Fleet(EngineSlots):
     # --- work ---------------------------------------------------------------------------------
 
     async def generate(
-        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
+        self,
+        prompts: list[tuple[int, ...]],
+        seeds: list[int],
+        settings: list[GenerationSettings],
     ) -> tuple[list[Completion], int]:
-        """One completion for each (prompt, seed), and the version of the weights that made them."""
-        tokens = sum(len(prompt) + settings.max_response_tokens for prompt in prompts)
+        """One completion for each (prompt, seed, settings), and the version of the weights that
+        made them."""
+        tokens = sum(map(len, prompts)) + sum(one.max_response_tokens for one in settings)
         while True:
             engine = await self._least_busy()
             version = engine.version

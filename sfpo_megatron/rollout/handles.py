@@ -32,7 +32,7 @@ class EngineActor(Protocol):
     alive: Remote[[], bool]
     take_load: Remote[[], EngineLoad]
     generate: Remote[
-        [list[tuple[int, ...]], list[int], GenerationSettings],
+        [list[tuple[int, ...]], list[int], list[GenerationSettings]],
         list[Completion],
     ]
     init_weight_transfer_engine: Remote[[WireInfo], None]

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner, together
 from sfpo_megatron.rollout.reports import RolloutCount
-from sfpo_megatron.rollout.sampling import GenerationSettings, RolloutRequest, request_seed
+from sfpo_megatron.rollout.sampling import (
+    ROLLOUTS_PER_CALL,
+    GenerationSettings,
+    RolloutRequest,
+    request_seed,
+)
 from sfpo_megatron.rollout.scoring import Scorer
 from sfpo_megatron.types import Prompt, Rollout
-
-_ROLLOUTS_PER_CALL = 16  # of one actor call: fewer calls for Ray, more overlap for scoring
 
 
 class Rounds:
@@ -49,7 +52,10 @@ class Rounds:
             count.num_done += len(scored)
             return scored
 
-        parts = await together(one(job) for job in jobs_of(prompts, size))
+        jobs = jobs_of(prompts, size)
+        if self._runner.in_lockstep:  # which batches there are must not depend on when a job ends
+            jobs = [[member for job in jobs for member in job]]
+        parts = await together(map(one, jobs))
         rollouts = [rollout for part in parts for rollout in part]
         return [rollouts[at : at + size] for at in range(0, len(rollouts), size)], last_token
 
@@ -57,7 +63,7 @@ class Rounds:
 def jobs_of(prompts: Sequence[Prompt], num_samples: int) -> list[list[tuple[Prompt, int]]]:
     """Cut a round into engine calls of (prompt, sample) pairs, in order; siblings stay together
     (they share the prompt's keys and values)."""
-    prompts_per_job = max(1, _ROLLOUTS_PER_CALL // num_samples)
+    prompts_per_job = max(1, ROLLOUTS_PER_CALL // num_samples)
     return [
         [
             (prompt, sample)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+ROLLOUTS_PER_CALL = 16
+"""Rollouts in a call of an engine: fewer calls for Ray, more overlap for scoring."""
+
+
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RolloutRequest:
     """`num_samples` rollouts of each prompt, under the engines' current weights."""
@@ -45,7 +49,7 @@ class RolloutRequest:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class GenerationSettings:
-    """What all samples of a request share."""
+    """How a rollout is sampled; a call of an engine has one for each of its rollouts."""
 
     temperature: float
     top_p: float

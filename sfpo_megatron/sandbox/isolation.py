@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from sfpo_megatron.sandbox import landlock
 
@@ -38,6 +42,15 @@ class Isolation:
         return "--pid" in self.command
 
     @property
+    def limits_processes(self) -> Literal["rlimit", "pid_max", "no"]:
+        """How the number of processes is limited for one program alone: a user's own in its
+        namespace, but not root's, whom the kernel lets pass; else by the namespace's pid_max, which
+        before Linux 6.14 is the whole machine's."""
+        if "--user" in self.command and os.geteuid() != 0:
+            return "rlimit"
+        return "pid_max" if self.processes and _kernel() >= (6, 14) else "no"
+
+    @property
     def missing(self) -> list[str]:
         """What a program is not kept from, in words."""
         gaps = []
@@ -47,6 +60,8 @@ class Isolation:
             gaps.append("files of this user")
         if not self.processes:
             gaps.append("the list of processes")
+        if self.limits_processes == "no":
+            gaps.append("starting any number of processes")
         return gaps
 
 
@@ -58,6 +73,11 @@ def isolation() -> Isolation:
         files=landlock.abi() > 0,
         tcp=landlock.cuts_tcp(),
     )
+
+
+def _kernel() -> tuple[int, ...]:
+    """Linux's version: which pid_max is whose cannot be tried out without harm."""
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 
 
 def _command(way: tuple[str, ...]) -> tuple[str, ...]:

@@ -32,6 +32,11 @@ class ToolChoice:
         """What the model calls it."""
         return self.name.rpartition(":")[2]
 
+    @property
+    def is_persistent(self) -> bool:
+        """Whether it is `python` in an interpreter that an episode keeps."""
+        return self.name == "python" and self.settings.get("interpreter") == "persistent"
+
     def load(self, *, timeout_s: float = 0.0) -> BoundTool:
         """The tool with its settings; PluginError if it does not take them. `timeout_s`: the limit
         of a call, for a function that has a setting of this name and keeps it itself."""
@@ -116,6 +121,8 @@ def _schema(choice: ToolChoice) -> Schema:
     properties = {k: v for k, v in parameters["properties"].items() if k not in tool.hidden}
     required = [name for name in parameters.get("required", ()) if name not in tool.hidden]
     # The return value's description is none of OpenAI's format, and changes what templates write.
-    told = {k: v for k, v in schema["function"].items() if k != "return"}
+    told: dict[str, object] = {k: v for k, v in schema["function"].items() if k != "return"}
+    if choice.is_persistent:
+        told["description"] = f"{told['description']} Variables are kept from call to call."
     shown = {"type": "object", "properties": properties, "required": required}
     return {"type": "function", "function": {**told, "parameters": shown}}

@@ -12,8 +12,9 @@ import json
 import logging
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -26,7 +27,9 @@ from sfpo_megatron.sandbox.process import (
     WorkerDied,
     WorkerTimeout,
 )
+from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.declared import ToolChoice
+from sfpo_megatron.tools.interpreters import Interpreters
 from sfpo_megatron.tools.worker import ToolReply
 
 Worker: TypeAlias = LimitedProcess[ToolReply]
@@ -69,6 +72,7 @@ class ToolPool:
         self._closing = threading.Event()
         self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         self._workers: set[Worker] = set()
+        self._interpreters: dict[str, Interpreters] = {}
         remove_abandoned(SCRATCH)
         starting = [self._threads.submit(self._start) for _ in range(num_workers)]
         errors = [error for future in starting if (error := future.exception())]
@@ -77,6 +81,19 @@ class ToolPool:
             raise errors[0]
         for future in starting:
             self._idle.put(future.result())
+        for choice in choices:
+            if choice.is_persistent:
+                settings = choice.load(timeout_s=timeout_s).settings
+                made = Interpreters(settings, num_workers=num_workers)
+                self._interpreters[choice.called] = made
+
+    @contextmanager
+    def episode(self) -> Iterator[None]:
+        """An episode: calls inside of it may keep something from one to the next."""
+        with ExitStack() as episodes:
+            for interpreters in self._interpreters.values():
+                episodes.enter_context(interpreters.episode())
+            yield
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,6 +110,11 @@ class ToolPool:
         if name not in self._number:
             known = ", ".join(self._number) or "none"
             return ToolResult(text=f"unknown tool {name!r}; the tools are: {known}", failed=True)
+        if name in self._interpreters:
+            try:
+                return ToolResult(text=await self._interpreters[name].call(arguments))
+            except ToolError as error:
+                return ToolResult(text=str(error), failed=True)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._call, name, arguments)
 
@@ -103,6 +125,8 @@ class ToolPool:
         for worker in self._workers:
             worker.kill()
         self._workers.clear()
+        for interpreters in self._interpreters.values():
+            interpreters.close()
 
     def _start(self) -> Worker:
         """Only in a thread of the pool: the process ends with the thread that has started it."""

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from pathlib import Path
-
-from sfpo_megatron.sandbox.interpreter import OUTPUT, run_program
+from sfpo_megatron.sandbox.interpreter import run_program
 
 MAX_OUTPUT_CHARS = 20_000
+INTERPRETERS = ("fresh", "persistent")
 
 
-def python(code: str, *, timeout_s: float = 5.0, memory_mib: int = 512) -> str:
+def warm_up(*, interpreter: str = "fresh", **_: object) -> None:
+    """Refuse settings before a call is made."""
+    if interpreter not in INTERPRETERS:
+        raise ValueError(
+            f"interpreter: found {interpreter!r}, expected one of {', '.join(INTERPRETERS)}"
+        )
+
+
+def python(
+    code: str, *, timeout_s: float = 5.0, memory_mib: int = 512, interpreter: str = "fresh"
+) -> str:
     """Run a Python program and read what it prints.
 
     Args:
         code: The program. The value of a last line that is an expression is printed too.
         timeout_s: Seconds that it may take.
         memory_mib: Memory that it may take.
+        interpreter: fresh for each program; persistent is not run here (`interpreters.py`).
     """
-    with tempfile.TemporaryDirectory(prefix="python-") as folder:
-        try:
-            status = run_program(
-                str(code), folder, timeout_s=timeout_s, memory_bytes=memory_mib << 20
-            )
-        except subprocess.TimeoutExpired:
-            return f"{_printed(folder)}[ended: it took longer than {timeout_s:g} s]"
-        printed = _printed(folder)
-    if status < 0:
-        return f"{printed}[ended by signal {-status}]"
-    return printed.rstrip("\n")
+    ran = run_program(str(code), timeout_s=timeout_s, memory_bytes=memory_mib << 20)
+    if ran.status is None:
+        return f"{shown(ran.output)}[ended: it took longer than {timeout_s:g} s]"
+    if ran.status < 0:
+        return f"{shown(ran.output)}[ended by signal {-ran.status}]"
+    return shown(ran.output).rstrip("\n")
 
 
-def _printed(folder: str) -> str:
-    with Path(folder, OUTPUT).open(encoding="utf-8", errors="replace") as stream:
-        text = stream.read(MAX_OUTPUT_CHARS + 1)
+def shown(text: str) -> str:
+    """What of an output is told, with a line's end."""
     if len(text) > MAX_OUTPUT_CHARS:
         return f"{text[:MAX_OUTPUT_CHARS]}\n[more output is not shown]\n"
     return text if not text or text.endswith("\n") else f"{text}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from made.configs import run_config
 
@@ -13,7 +14,7 @@ from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 from sfpo_megatron.types import Prompt
 
 SETTINGS = GenerationSettings(temperature=1.0, top_p=1.0, max_response_tokens=10, stop_token_ids=())
-Call = tuple[list[tuple[int, ...]], list[int], GenerationSettings]
+Call = tuple[list[tuple[int, ...]], list[int], list[GenerationSettings]]
 
 
 def prompt_of(name: str, *token_ids: int) -> Prompt:
@@ -35,13 +36,15 @@ class Engines(Generator):
         self.calls: list[Call] = []
 
     async def generate(
-        self, prompts: list[tuple[int, ...]], seeds: list[int], settings: GenerationSettings
+        self,
+        prompts: list[tuple[int, ...]],
+        seeds: list[int],
+        settings: list[GenerationSettings],
     ) -> tuple[list[Completion], int]:
         self.calls.append((prompts, seeds, settings))
         await asyncio.sleep(0)
-        pairs = zip(prompts, seeds, strict=True)
-        made = [complete(prompt, seed, settings.max_response_tokens) for prompt, seed in pairs]
-        return made, self.version
+        asked = zip(prompts, seeds, settings, strict=True)
+        return [complete(p, seed, s.max_response_tokens) for p, seed, s in asked], self.version
 
 
 class WordTokenizer:
@@ -51,8 +54,9 @@ class WordTokenizer:
         return [len(word) for word in text.split()]
 
 
-def runner_of(name: str, fleet: Generator) -> EpisodeRunner:
-    return EpisodeRunner(run_config(rollout={"environment": name}), WordTokenizer(), fleet)
+def runner_of(name: str, fleet: Generator, **rollout: Any) -> EpisodeRunner:
+    config = run_config(rollout={"environment": name} | rollout)
+    return EpisodeRunner(config, WordTokenizer(), fleet)
 
 
 def run(

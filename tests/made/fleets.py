@@ -89,7 +89,7 @@ def calls_of(actor: Actor, method: str) -> list[Any]:
 
 def job(fleet: Fleet, num_tokens: int, seeds: tuple[int, ...] = (1,)) -> asyncio.Task[Any]:
     prompts = [tuple(range(num_tokens))] * len(seeds)
-    return asyncio.create_task(fleet.generate(prompts, list(seeds), SETTINGS))
+    return asyncio.create_task(fleet.generate(prompts, list(seeds), [SETTINGS] * len(seeds)))
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -132,13 +132,13 @@ class Answering(Actor):
     async def answer(self, name: str, *args: Any) -> Any:
         if name != "generate":
             return await super().answer(name, *args)
-        prompts, seeds, limits = args
+        prompts, seeds, settings = args
         await asyncio.sleep(0.001)
         if len(calls_of(self, "generate")) >= self.dies_at.get(self.index, 99):
             del self.dies_at[self.index]
             self.dead.set()
-        pairs = zip(prompts, seeds, strict=True)
-        return [complete(prompt, seed, limits.max_response_tokens) for prompt, seed in pairs]
+        asked = zip(prompts, seeds, settings, strict=True)
+        return [complete(p, seed, s.max_response_tokens) for p, seed, s in asked]
 
 
 @pytest.mark.parametrize("dies_at", [{}, {0: 1}, {1: 5}, {0: 4, 1: 8}])

@@ -99,7 +99,8 @@ def test_single_turn_makes_the_same_calls_and_rollouts(
     completions: list[Completion] = []
     for job in jobs_of(prompts, num_samples):
         seeds = [request_seed(3, step, prompt.id, sample) for prompt, sample in job]
-        wanted.append(([prompt.token_ids for prompt, _ in job], seeds, wanted_settings))
+        prompts_of_job = [prompt.token_ids for prompt, _ in job]
+        wanted.append((prompts_of_job, seeds, [wanted_settings] * len(job)))
         pairs = zip(job, seeds, strict=True)
         completions += [complete(prompt.token_ids, seed, limit) for (prompt, _), seed in pairs]
     assert fleet.calls == wanted
@@ -144,7 +145,7 @@ def test_calls_of_an_own_environment() -> None:
         ((9, 9), 101),
     ]
     limits = [replace(SETTINGS, max_response_tokens=most) for most in (10, 6, 2)]
-    assert [settings for _, _, settings in fleet.calls] == limits
+    assert [settings for _, _, (settings,) in fleet.calls] == limits
     assert version == 5 and episode.reward == 0.5 and episode.metrics == {"last": 2}
     assert episode.token_ids == (*first.token_ids, 50, *second.token_ids)
     assert episode.response_mask == (True, True, True, False, True, True, True)
@@ -157,7 +158,7 @@ def test_a_response_fills_its_room_and_no_more() -> None:
     fleet, prompt = Engines(), prompt_of("p/0", 7, 8)
     ((episode, _),) = run(f"{OWN}:Full", [prompt], fleet)
     assert len(episode.token_ids) == 10 and not episode.finished
-    assert [c[2].max_response_tokens for c in fleet.calls] == [10, 7, 4, 1]
+    assert [c[2][0].max_response_tokens for c in fleet.calls] == [10, 7, 4, 1]
     ((cut, _),) = run(f"{OWN}:Long", [prompt], fleet)
     assert len(cut.token_ids) == len(cut.logprobs) == len(cut.response_mask) == 10
     assert not cut.finished and cut.token_ids[3:] == tuple(range(1, 8))

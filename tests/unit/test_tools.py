@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_programs_and_their_output() -> None:
 
 def test_each_program_is_by_itself() -> None:
     python("open('left', 'w').write('x')")
-    assert python("import os; sorted(os.listdir('.'))") == "['.output']"
+    assert python("import os; sorted(os.listdir('.'))") == "[]"
 
 
 def test_programs_get_nothing_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +165,34 @@ def test_limits(code: str, ending: str) -> None:
 
 
 needs_landlock = pytest.mark.skipif(landlock.abi() < 4, reason="the kernel has no Landlock 4")
+
+
+@pytest.mark.parametrize(
+    ("command", "euid", "release", "how"),
+    [
+        (("--user", "--net", "--pid"), 1000, "5.15.0-91-generic", "rlimit"),
+        (("--user", "--net", "--pid"), 0, "6.18.44-fc", "pid_max"),
+        (("--net", "--pid"), 0, "6.14.0", "pid_max"),
+        (("--user", "--net", "--pid"), 0, "6.8.0-40-generic", "no"),
+        (("--user", "--net"), 0, "6.18.44", "no"),
+        ((), 1000, "6.18.44", "no"),
+    ],
+)
+def test_how_processes_are_counted(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], euid: int, release: str, how: str
+) -> None:
+    """pid_max is touched only where it is the namespace's own."""
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    assert Isolation(command=command, files=True, tcp=True).limits_processes == how
+
+
+@pytest.mark.skipif(isolation().limits_processes == "no", reason="processes are not limited here")
+def test_a_program_does_not_start_any_number_of_processes() -> None:
+    code = "import os\nfor i in range(600):\n  if not os.fork(): import time; time.sleep(60)"
+    assert "BlockingIOError" in python(code, timeout_s=10.0)
+
+
 needs_unshare = pytest.mark.skipif(not isolation().processes, reason="unshare is not allowed here")
 
 
@@ -179,6 +208,20 @@ def test_files_of_others_cannot_be_seen(tmp_path: Path) -> None:
     ):
         assert "PermissionError" in python(code), code
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", [".output", "output", "."])
+def test_no_link_is_followed_by_who_reads_the_output(tmp_path: Path, name: str) -> None:
+    """The reader is not limited: by way of it a program could see what it may not."""
+    (tmp_path / "answers.txt").write_text("the answer")
+    code = (
+        "import os, pathlib\n"
+        f"for path in [*pathlib.Path().iterdir(), pathlib.Path({name!r})]:\n"
+        "    try: path.unlink(missing_ok=True)\n"
+        "    except OSError: continue\n"
+        f"    path.symlink_to({str(tmp_path / 'answers.txt')!r})\n"
+    )
+    assert python(code) == ""
 
 
 @needs_unshare
@@ -202,9 +245,8 @@ def _command(pid: str) -> bytes:
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """And programs run all the same where nothing can be unshared."""
     bare = Isolation(command=(), files=False, tcp=False)
-    assert bare.missing == ["the network", "files of this user", "the list of processes"]
-    assert Isolation(command=("unshare", "--net"), files=True, tcp=True).missing == [
-        "the list of processes"
-    ]
+    processes = ["the list of processes", "starting any number of processes"]
+    assert bare.missing == ["the network", "files of this user", *processes]
+    assert Isolation(command=("unshare", "--net"), files=True, tcp=True).missing == processes
     monkeypatch.setattr(interpreter, "isolation", lambda: bare)
     assert python("6 * 7") == "42"

@@ -10,6 +10,7 @@ from sfpo_megatron.config.environments import tool_args
 from sfpo_megatron.data.turns import Message
 from sfpo_megatron.rollout.environments.conversation import Conversation, Told
 from sfpo_megatron.rollout.environments.tool_calls import BadCall, Call, calls_in
+from sfpo_megatron.rollout.episodes import Episode, Generate
 from sfpo_megatron.tools.declared import choices_of, schemas_of
 from sfpo_megatron.tools.pool import ToolPool, ToolResult
 from sfpo_megatron.types import Prompt
@@ -41,6 +42,11 @@ class ToolEnvironment(Conversation):
             timeout_s=self.args.timeout_s,
             num_workers=self.args.num_workers,
         )
+
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        """One rollout."""
+        with self._tools.episode():
+            return await super().run(prompt, generate, seed)
 
     async def respond(self, prompt: Prompt, turns: Sequence[str]) -> Told:
         """The results of the last turn's calls, in their order."""

@@ -1,0 +1,120 @@
+"""An assert line in two halves: what the program says, and what is asked of it.
+
+    assert abs(area(2) - 4) < 1e-6      area(2)  |  abs(VALUE - 4) < 1e-6
+
+The first half is evaluated where the program runs, the second elsewhere, on plain values: the
+program never sees what is expected, and nothing that it redefines (`abs`, `==`) has a part in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_OURS = frozenset(dir(builtins)) | {"math"}
+_VALUE = "value of the program "  # no identifier: a test cannot have it
+
+
+class BadTest(ValueError):
+    """A test that cannot be used: what was found, and what was expected."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Assertion:
+    """An assert line."""
+
+    expressions: tuple[str, ...]
+    """What the program evaluates."""
+    check: ast.expr
+    """The assert's condition, with the name `_VALUE N` in the place of expression N."""
+
+    def on(self, values: Sequence[str | None]) -> str | None:
+        """The condition on these values, which are literals, as Python; None where one is none."""
+        literals = [_literal(value) for value in values]
+        present = [literal for literal in literals if literal is not None]
+        if len(present) < len(self.expressions):
+            return None
+        return ast.unparse(_Filled(present).visit(copy.deepcopy(self.check)))
+
+
+def assertion(line: str) -> Assertion:
+    """The assert line, taken apart; BadTest for anything else."""
+    try:
+        (statement,) = ast.parse(line.strip()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadTest(f"found {line!r}, expected one assert line ({error})") from None
+    if not isinstance(statement, ast.Assert):
+        raise BadTest(f"found {line!r}, expected one assert line")
+    bound = {
+        node.id if isinstance(node, ast.Name) else node.arg
+        for node in ast.walk(statement.test)
+        if isinstance(node, ast.arg)
+        or (isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load))
+    }
+    split = _Split(bound)
+    check = split.visit(statement.test)
+    assert isinstance(check, ast.expr)
+    if not split.expressions:
+        raise BadTest(f"found {line!r}, which calls nothing of the program")
+    return Assertion(expressions=tuple(split.expressions), check=check)
+
+
+class _Split(ast.NodeTransformer):
+    """Takes out what begins with a name of the program."""
+
+    def __init__(self, bound: set[str]) -> None:
+        self._bound = bound
+        self.expressions: list[str] = []
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if not isinstance(node, ast.Call | ast.Attribute | ast.Subscript | ast.Name):
+            return self.generic_visit(node)
+        root = _root(node)
+        if root is None or root in _OURS or root in self._bound:
+            return self.generic_visit(node)
+        names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+        if names & self._bound:
+            raise BadTest(
+                f"found {ast.unparse(node)!r} in a comprehension or lambda, expected calls of the "
+                "program with values that stand in the line; write one test for each"
+            )
+        self.expressions.append(ast.unparse(node))
+        return ast.Name(id=f"{_VALUE}{len(self.expressions) - 1}", ctx=ast.Load())
+
+
+class _Filled(ast.NodeTransformer):
+    """Puts literals into the places."""
+
+    def __init__(self, literals: Sequence[ast.expr]) -> None:
+        self._literals = literals
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id.startswith(_VALUE):
+            return self._literals[int(node.id.removeprefix(_VALUE))]
+        return node
+
+
+def _root(node: ast.AST) -> str | None:
+    """The name that `a.b(c)[d]` begins with."""
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Call):
+            node = node.func
+        elif isinstance(node, ast.Attribute | ast.Subscript):
+            node = node.value
+        else:
+            return None
+    return node.id
+
+
+def _literal(value: str | None) -> ast.expr | None:
+    """What the program has given, if it is a literal and nothing else."""
+    if value is None:
+        return None
+    try:
+        ast.literal_eval(value)
+        return ast.parse(value, mode="eval").body
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None

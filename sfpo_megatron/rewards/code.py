@@ -1,0 +1,162 @@
+"""The last Python block of the response passes the tests of its row; partial credit.
+
+A row's answer is a JSON list. An object {"input": TEXT, "output": TEXT} is a run of the program as
+a script; text is an assert line (`asserts.py`). Programs run in the sandbox of the tool `python`,
+and none of what is expected goes there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
+from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards.asserts import Assertion, BadTest, assertion
+from sfpo_megatron.rewards.thinking import STRIP, visible
+from sfpo_megatron.rewards.wire import Explanation
+from sfpo_megatron.sandbox.interpreter import Trial, TrialResult, run_trials
+from sfpo_megatron.sandbox.isolation import isolation
+
+MEMORY_BYTES = 512 << 20
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)", re.MULTILINE)
+_LABELS = ("", "python", "python3", "py")
+_EXPECTED = 'a JSON list of {"input": TEXT, "output": TEXT} and of assert lines'
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Script:
+    """A run of the program with this stdin, and what it has to print."""
+
+    stdin: str
+    stdout: str
+
+
+Test: TypeAlias = Script | Assertion
+
+
+def warm_up() -> None:
+    """Once a scoring process: find out what isolates programs here."""
+    adopt_orphans()
+    isolation()
+
+
+def last_block(text: str) -> str | None:
+    """The last fenced block of Python that is closed; None where there is none."""
+    found, opened = None, None
+    for fence in _FENCE.finditer(text):
+        if opened is None:
+            opened = fence
+        elif not fence[1]:
+            if opened[1].lower() in _LABELS:
+                found = text[text.find("\n", opened.end()) + 1 : fence.start()]
+            opened = None
+    return found
+
+
+def tests_of(answer: str) -> list[Test]:
+    """The tests of a row; BadTest for what are none."""
+    try:
+        items = json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise BadTest(f"found no JSON ({error}), expected {_EXPECTED}") from None
+    if not isinstance(items, list) or not items:
+        raise BadTest(f"found no list with tests, expected {_EXPECTED}")
+    return [_test(number, item) for number, item in enumerate(items)]
+
+
+def _test(number: int, item: object) -> Test:
+    if isinstance(item, str):
+        try:
+            return assertion(item)
+        except BadTest as error:
+            raise BadTest(f"test {number}: {error}") from None
+    if isinstance(item, dict) and item.keys() == {"input", "output"}:
+        stdin, stdout = item["input"], item["output"]
+        if isinstance(stdin, str) and isinstance(stdout, str):
+            return Script(stdin=stdin, stdout=stdout)
+    raise BadTest(f"test {number}: found {item!r}, expected an assert line or input and output")
+
+
+def score(
+    response: str, prompt: Problem, *, thinking: str = STRIP, timeout_s: float = 2.0
+) -> float:
+    """The share of the tests that it passes; those that do not end within `timeout_s`, all of them
+    together, are not passed."""
+    tests = tests_of(prompt.answer)
+    code = last_block(visible(response, thinking))
+    return 0.0 if code is None else sum(passed(code, tests, timeout_s)) / len(tests)
+
+
+def passed(code: str, tests: list[Test], timeout_s: float) -> list[bool]:
+    """Whether the program passes each of the tests."""
+    deadline = time.monotonic() + timeout_s
+    trials = [
+        Trial(stdin=test.stdin) if isinstance(test, Script) else Trial(expressions=test.expressions)
+        for test in tests
+    ]
+    results = _tried(code, trials, timeout_s)
+    verdicts = [False] * len(tests)
+    checks: dict[int, str] = {}
+    for number, (test, result) in enumerate(zip(tests, results, strict=False)):
+        if isinstance(test, Script):
+            verdicts[number] = result.status == 0 and _same(result.output, test.stdout)
+        elif (check := test.on(result.values)) is not None:
+            checks[number] = check
+    # Where no program has been: each condition by itself, since one may raise.
+    asked = [Trial(expressions=(f"bool({check})",)) for check in checks.values()]
+    left_s = max(0.0, deadline - time.monotonic())
+    for number, result in zip(checks, _tried("import math", asked, left_s), strict=False):
+        verdicts[number] = result.values == ("True",)
+    return verdicts
+
+
+def _tried(code: str, trials: list[Trial], timeout_s: float) -> list[TrialResult]:
+    if not trials:
+        return []
+    before = _children()
+    try:
+        return run_trials(code, trials, timeout_s=timeout_s, memory_bytes=MEMORY_BYTES)
+    finally:
+        for pid in _children() - before:
+            send_signal(pid, signal.SIGKILL)
+
+
+def _children() -> set[int]:
+    """What a program may leave behind where it has no list of processes of its own."""
+    return set() if isolation().processes else set(descendants(os.getpid()))
+
+
+def _same(found: str, wanted: str) -> bool:
+    """Equal but for spaces at the ends of lines, and empty lines at the end."""
+    return _lines(found) == _lines(wanted)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def explain(
+    response: str, prompt: Problem, *, thinking: str = STRIP, timeout_s: float = 2.0
+) -> Explanation:
+    """The program, and what each test says of it."""
+    code = last_block(visible(response, thinking))
+    read = []
+    if code is not None:
+        verdicts = passed(code, tests_of(prompt.answer), timeout_s)
+        read = [f"test {n}: {'passed' if ok else 'failed'}" for n, ok in enumerate(verdicts)]
+    return {"found": code, "read": read, "reference": prompt.answer, "reference_read": []}
+
+
+def readable(answer: str) -> str | None:
+    """Why a reference cannot be read; None if it can."""
+    try:
+        tests_of(answer)
+    except BadTest as error:
+        return f"answer: {error}"
+    return None

@@ -1,0 +1,72 @@
+"""Inside the isolated interpreter: programs, as scripts whose last value is printed.
+
+Given {"code"}, one program; or {"replies": FD}, then one after another in the same namespace:
+
+in   a line of JSON for each program: its text
+out  on FD, b"0\\n" once, and the exit status of each program that has ended; what it printed is all
+     that stdout, a file, has
+
+Standard library only (`program.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import linecache
+import os
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any
+
+_NAME = "<program>"
+
+
+def main(given: dict[str, Any]) -> int:
+    """The exit status of the program."""
+    requests = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # input() ends at once
+    names: dict[str, object] = {"__name__": "__main__"}
+    if "code" in given:
+        return run(given["code"], names)
+    os.write(given["replies"], b"0\n")
+    for line in requests:
+        sys.stdout, sys.stderr = _stream(1), _stream(2)  # whatever the last one did to them
+        os.ftruncate(1, 0)
+        os.lseek(1, 0, os.SEEK_SET)
+        os.write(given["replies"], b"%d\n" % run(json.loads(line), names))
+    return 0
+
+
+def _stream(descriptor: int) -> io.TextIOWrapper:
+    return open(descriptor, "w", 1, "utf-8", "replace", closefd=False)
+
+
+def run(code: str, names: dict[str, object]) -> int:
+    """Run it as a script, and print the value of a last line that is an expression."""
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)  # what came before a program is ended is there
+    linecache.cache[_NAME] = (len(code), None, code.splitlines(keepends=True), _NAME)
+    try:
+        tree = ast.parse(code, _NAME)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, _NAME, "exec"), names)  # noqa: S102
+        if isinstance(last, ast.Expr):
+            code_of_last = compile(ast.Expression(last.value), _NAME, "eval")
+            value = eval(code_of_last, names)  # noqa: S307
+            if value is not None:
+                print(repr(value))
+        sys.stdout.flush()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1 if error.code else 0
+    except BaseException as error:
+        mine = error.__traceback__ and error.__traceback__.tb_next
+        if isinstance(error, SyntaxError):
+            mine = None
+        with suppress(OSError, ValueError):  # it has printed more than it may, or closed stderr
+            traceback.print_exception(error.with_traceback(mine), limit=8)
+            sys.stderr.flush()
+        return 1
+    return 0
