@@ -133,11 +133,7 @@ def seconds(run: Outcome, threshold: float) -> float:
 
 def passes(run: Outcome, threshold: float) -> float:
     """Sweeps over a rollout batch until the threshold."""
-    settings = run.about["settings"]
-    fast = settings["sfpo.num_fast_passes"]
-    if settings.get("sfpo.trajectory") == "predicted":
-        fast = min(fast, 2)  # the others are predicted
-    return _until(run, threshold) * (fast + 1)
+    return _until(run, threshold) * mean(line["passes"] for line in run.train)
 
 
 def tokens(run: Outcome, threshold: float) -> float:
