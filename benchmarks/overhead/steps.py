@@ -148,6 +148,7 @@ def run_variant(
     from sfpo_megatron.objectives.objective import PolicyObjective
     from sfpo_megatron.run.learner import slow_snapshot
     from sfpo_megatron.sfpo import sfpo_step
+    from sfpo_megatron.snapshots.predicted import Scales
 
     config = run_config(folder, dtype, where)
     lr = setup.LRSchedule(peak=1e-6, floor=0.0, warmup_ticks=0, total_ticks=9, style="constant")
@@ -162,7 +163,7 @@ def run_variant(
         one_pass()
     policy.shards.params_ready()
     without = len(gathers)
-    snapshot = slow_snapshot(config, policy)
+    snapshot = slow_snapshot(config, policy, Scales())
     overheads, parts, most = [], {"snapshot": [], "reposition": [], "pass": []}, 0
     for _ in range(num_steps):
         gathers.clear()

@@ -177,7 +177,8 @@ class Study:
 
     def settings_of(self, arm: str) -> Mapping[str, Any]:
         """What an arm changes in its task's config."""
-        return self.arms[arm] if arm in self.arms else self.ablation_arms()[arm]
+        own = self.arms[arm] if arm in self.arms else self.ablation_arms()[arm]
+        return {**self.settings["common"], **own}
 
     def confirming_seeds(self, task: str) -> list[int]:
         first = self.settings["first_confirming_seed"]
@@ -221,6 +222,7 @@ COLUMNS = {
     "ppo_kl": "ppo_kl",
     "response_tokens_mean": "tokens",
     "num_skipped_steps": "skipped",
+    "num_passes": "passes",
     "time/step_s": "step_s",
 }
 """Columns of metrics.jsonl that a result keeps of a train step, and what they are called there."""

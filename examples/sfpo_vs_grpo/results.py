@@ -15,7 +15,7 @@ MARK = "<!-- written by `python examples/sfpo_vs_grpo/study.py --results` from h
 BASE = "grpo"
 _HEAD = (
     *("arm", "lr", "rollouts to threshold", "GRPO / arm", "t interval", "bootstrap"),
-    *("final accuracy", "seconds", "backward passes", "tokens generated", "broke"),
+    *("final accuracy", "seconds", "rollouts in backward passes", "tokens generated", "broke"),
 )
 _COLORS = ("#9aa3ad", "#2f8f6b", "#d9722b", "#1f5fa8", "#8a4fbf")
 
@@ -132,12 +132,10 @@ def seconds(run: Outcome, threshold: float) -> float:
 
 
 def passes(run: Outcome, threshold: float) -> float:
-    """Sweeps over a rollout batch until the threshold."""
-    settings = run.about["settings"]
-    fast = settings["sfpo.num_fast_passes"]
-    if settings.get("sfpo.trajectory") == "predicted":
-        fast = min(fast, 2)  # the others are predicted
-    return _until(run, threshold) * (fast + 1)
+    """Rollouts that passes over their batches were made with until the threshold, once a pass: a
+    quarter of a batch costs a quarter."""
+    a_step = run.train[0]["rollouts"]
+    return _until(run, threshold) * a_step * mean(line["passes"] for line in run.train)
 
 
 def tokens(run: Outcome, threshold: float) -> float:

@@ -43,18 +43,18 @@ RUNS = ROOT / "runs/study"
 _LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
 
 
-class Interrupted(Exception):
-    """A command was ended by a signal: the cell has no result."""
+class Unfinished(Exception):
+    """A command ended otherwise than by itself: the cell has no result, and is run again."""
 
 
 def command(name: str, config: Path, overrides: list[str], log: Path) -> int:
-    """Run a command of ours with its output in a file; its exit code."""
+    """Run a command of ours with its output in a file; its exit code, 0 or 1."""
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "sfpo_megatron", name, str(config), "--fresh", *overrides]
     with log.open("a") as out:
         code = subprocess.run(words, cwd=ROOT, stdout=out, stderr=out).returncode
-    if code < 0 or code >= 128:
-        raise Interrupted
+    if code not in (0, 1):  # a signal, lost engines, a wrong config
+        raise Unfinished(f"{name} ended with exit code {code}: see {log}")
     return code
 
 
@@ -82,7 +82,7 @@ def warm_start(study: Study, task: str, seed: int) -> Path:
             ]  # fmt: skip
             log = folder / "sft.log"
             if code := command("sft", config, overrides, log):
-                raise RuntimeError(f"the warm start ended with {code}: see {log}")
+                raise Unfinished(f"the warm start ended with exit code {code}: see {log}")
             (folder / "done").touch()
     return folder / "sft/hf"
 
@@ -99,10 +99,8 @@ def run_cell(study: Study, cell: Cell) -> None:
     code = command(
         "train", config, [*words, f"model.path={model}", f"output_dir={folder}"], folder / "log"
     )
-    metrics = folder / "metrics.jsonl"
-    lines = list(trimmed(metrics)) if metrics.exists() else []
-    if code and not lines:
-        raise RuntimeError(f"{cell}: ended with {code} before its first step: see {folder / 'log'}")
+    if code and not ended_itself(folder):
+        raise Unfinished(f"{cell} failed: see {folder / 'log'}")
     about = {
         "settings": changed,
         "ended": "finished" if code == 0 else (folder / "log").read_text().splitlines()[-1][:300],
@@ -112,9 +110,16 @@ def run_cell(study: Study, cell: Cell) -> None:
     }
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     aside = cell.file.with_suffix(".tmp")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in (about, *lines)))
+    lines = (about, *trimmed(folder / "metrics.jsonl"))
+    aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
     aside.rename(cell.file)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def ended_itself(run: Path) -> bool:
+    """Whether a run that failed has collapsed, which is a result; what a machine does is none."""
+    file = run / "logs/rank_0.exit"
+    return file.exists() and file.read_text().split()[1:] == ["final"]
 
 
 def overrides_of(study: Study, cell: Cell) -> dict[str, Any]:
@@ -141,7 +146,8 @@ def missing(study: Study, tasks: list[str]) -> Iterator[Cell]:
             file = frozen_file(task)
             file.write_text(json.dumps(study.freeze(task), indent=1) + "\n")
             print(f"{task}: tuned; its confirming seeds wait for {file} to be committed")
-        if not is_committed(frozen_file(task)) or not is_committed(HERE / "study.toml"):
+        plan = (frozen_file(task), HERE / "study.toml", HERE / study.tasks[task]["config"])
+        if not all(map(is_committed, plan)):
             continue
         yield from study.confirming(task)
         if task == study.settings["ablations"]["task"]:
@@ -179,8 +185,8 @@ def main() -> int:
         for cell in missing(Study(), tasks):
             print(f"{cell.task:6} {cell.arm:14} lr {cell.lr:g} seed {cell.seed}")
         return 0
-    deadline = time.monotonic() + 60 * options.minutes
     write_data()
+    deadline = time.monotonic() + 60 * options.minutes
     running: dict[Future[None], Cell] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         while True:
@@ -193,7 +199,11 @@ def main() -> int:
                 return 0
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
-                future.result()
+                try:
+                    future.result()
+                except Unfinished as failure:
+                    print(f"error: {failure}", file=sys.stderr)
+                    return 1
                 print(f"{time.strftime('%H:%M')} {cell}; {len(waiting)} others known", flush=True)
 
 

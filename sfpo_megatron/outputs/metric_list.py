@@ -11,6 +11,8 @@ from dataclasses import replace
 from sfpo_megatron.outputs.cost_metrics import EVALUATION_TIME
 from sfpo_megatron.outputs.declared import Metric
 
+_PREDICTED = "`sfpo.trajectory: predicted`, while the gate is open"
+
 TRAIN_STEP = (
     Metric("step", "", "Train step, from 1."),
     Metric("num_rollouts", "rollouts", "Used so far, this step included."),
@@ -158,6 +160,27 @@ TRAIN_STEP = (
         when="`objective.importance_sampling`",
     ),
     Metric("num_passes", "passes", "Passes of this step: K + 1, or 1 when the gate is closed."),
+    Metric(
+        "prediction/q_mean",
+        "",
+        "Mean over all elements of the weights of [q](algorithm.md#a-predicted-trajectory-prepo): "
+        "how much farther than two passes the reposition started from; 1 is SFPO's own.",
+        when=_PREDICTED,
+    ),
+    Metric("prediction/q_max", "", "Its maximum, at most K/2 + 1.", when=_PREDICTED),
+    Metric(
+        "prediction/clipped",
+        "share",
+        "Elements whose q is at that bound: their passes grow, or turn back.",
+        when=_PREDICTED,
+    ),
+    Metric(
+        "prediction/inactive",
+        "share",
+        "Elements whose q is 1: they hardly moved, or their prediction would go less far than the "
+        "two passes did. All of them where an optimizer step was skipped.",
+        when=_PREDICTED,
+    ),
     Metric("num_optimizer_steps", "steps", "Optimizer steps so far, skipped ones included."),
     Metric(
         "num_skipped_steps",

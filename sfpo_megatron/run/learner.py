@@ -36,6 +36,7 @@ from sfpo_megatron.run.metrics import (
     batch_metrics,
     logprob_difference,
     pass_metrics,
+    prediction_metrics,
     rank_metrics,
     split_metrics,
 )
@@ -43,7 +44,7 @@ from sfpo_megatron.run.speed import speed_metrics
 from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
-from sfpo_megatron.snapshots.predicted import PredictedSnapshot
+from sfpo_megatron.snapshots.predicted import PredictedSnapshot, Scales
 from sfpo_megatron.snapshots.spanned import SpannedSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
@@ -77,7 +78,8 @@ class Learner:
         kl = config.objective.kl
         # After the weights are loaded and before a checkpoint is: it keeps the initial weights.
         self._references = [ReferencePolicy(policy)] if kl.coef > 0 else []
-        self.snapshot = slow_snapshot(config, policy)
+        self._scales = Scales()
+        self.snapshot = slow_snapshot(config, policy, self._scales)
         self.gate = EntropyGate.of(config.sfpo)
         self._said_flat = False
         self.totals = Totals()
@@ -152,6 +154,8 @@ class Learner:
         mismatch = logprob_difference(self._policy, self._compared(minibatches))
         if self._objective.first_pass_is_old and len(minibatches) == 1:  # to itself it would be 0
             metrics["ppo_kl_first_pass"] = mismatch["generator_kl"]
+        if self._config.sfpo.trajectory == "predicted" and prepared.num_fast:
+            metrics |= prediction_metrics(self._policy.control, self._scales)
         return {
             "step": prepared.step,
             **metrics,
@@ -219,14 +223,16 @@ def objective_of(config: RunConfig) -> PolicyObjective:
     return PolicyObjective.of(config, first_pass_is_old=not config.objective.kl.in_reward)
 
 
-def slow_snapshot(config: RunConfig, policy: Policy) -> Snapshot:
-    """The snapshot that `sfpo.trajectory`, `snapshot` and `moments` ask for. Collective."""
+def slow_snapshot(config: RunConfig, policy: Policy, scales: Scales) -> Snapshot:
+    """The snapshot that `sfpo.trajectory`, `snapshot` and `moments` ask for; a predicted one shows
+    `scales` what it scales by. Collective."""
     snapshot: Snapshot
     if config.sfpo.trajectory == "predicted" and config.sfpo.num_fast_passes:
         snapshot = PredictedSnapshot(
             MainParamTrajectory(policy),
             horizon=config.sfpo.num_fast_passes,
             steps_per_pass=config.train.minibatches_per_step,
+            scales=scales,
         )
     elif config.sfpo.snapshot == "host":
         snapshot = HostSnapshot(policy.shards)

@@ -16,6 +16,7 @@ from sfpo_megatron.objectives.advantage import zero_variance
 from sfpo_megatron.outputs.percentiles import percentiles
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rollout.reports import ScoredRequest, environment_metrics
+from sfpo_megatron.snapshots.predicted import Scales
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
 _ONCE_A_STEP = ("mismatch_weight_mean", "mismatch_rejected", "ref_kl")
@@ -159,6 +160,19 @@ def one_pass_metrics(k: int, result: PassResult) -> dict[str, float]:
         "loss": result.mean(lambda m: m.loss),
     }
     return {f"pass_{k}/{name}": value for name, value in found.items() if name not in _ONCE_A_STEP}
+
+
+def prediction_metrics(control: ControlGroup, scales: Scales) -> dict[str, float]:
+    """`prediction/...`: q of the reposition that was made, which is 1 everywhere if nothing was
+    predicted. Elements that several ranks hold count on each. Collective."""
+    sums, largest = scales.take()
+    numel, total, clipped, ones = control.sum(sums).tolist()
+    return {
+        "prediction/q_mean": total / numel if numel else 1.0,
+        "prediction/q_max": control.max(largest).item(),
+        "prediction/clipped": clipped / numel if numel else 0.0,
+        "prediction/inactive": ones / numel if numel else 1.0,
+    }
 
 
 def rollout_metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:

@@ -50,18 +50,42 @@ class TrajectoryShards(SteppedShards, Protocol):
         those of the whole weight that it is of. Collective."""
 
 
+class Scales:
+    """Statistics of q over this rank's elements, since they were last taken."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []  # on the device: read when they are taken
+
+    def see(self, scale: Tensor, *, horizon: int) -> None:
+        """Count the q of some elements, at least one."""
+        flags = [torch.ones_like(scale), scale, scale >= horizon / 2 + 1, scale == 1]
+        sums = [flag.sum(dtype=torch.float64) for flag in flags]
+        self._found.append(torch.stack([*sums, scale.max().double()]))
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """[4], the number of elements, the sum of their q, how many are at its upper bound and how
+        many are 1; and [1], the largest. float64 on the CPU; of no element 0 and 1."""
+        found, self._found = self._found, []
+        rows = torch.stack([torch.tensor([0.0, 0, 0, 0, 1]).double(), *(f.cpu() for f in found)])
+        return rows[:, :4].sum(dim=0), rows[:, 4].max()[None]
+
+
 class PredictedSnapshot(SlowSnapshot):
     """A snapshot that also holds theta_1: 4 more bytes a parameter of the shard.
 
     horizon: K, the passes of the predicted trajectory. steps_per_pass: optimizer steps of a pass.
+    scales: is shown every q that was predicted.
     """
 
-    def __init__(self, shards: TrajectoryShards, *, horizon: int, steps_per_pass: int) -> None:
+    def __init__(
+        self, shards: TrajectoryShards, *, horizon: int, steps_per_pass: int, scales: Scales
+    ) -> None:
         super().__init__(shards)
         self._trajectory = shards
         self._first = FlatCopy(shards.tensors())
         self._horizon = horizon
         self._steps_per_pass = steps_per_pass
+        self._scales = scales
         self._num_steps = 2 * steps_per_pass  # since `take`
         shards.before_step(self._see_step)
 
@@ -90,6 +114,7 @@ class PredictedSnapshot(SlowSnapshot):
             for start, middle, end in _pieces(slow, first, shard):
                 moved = _moved(start, middle, decay), _moved(middle, end, decay)
                 scale = predicted_scale(*moved, least=floor, horizon=self._horizon)
+                self._scales.see(scale, horizon=self._horizon)
                 torch.lerp(start, end, scale.mul_(alpha), out=end)
         self._shards.publish()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sfpo_megatron.config.tree import ObjectiveConfig
 from sfpo_megatron.sfpo import SlowSnapshot, Snapshot, sfpo_step
 from sfpo_megatron.snapshots.moments import MomentSnapshot
-from sfpo_megatron.snapshots.predicted import PredictedSnapshot
+from sfpo_megatron.snapshots.predicted import PredictedSnapshot, Scales
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -63,7 +63,10 @@ def predicting(policy: Policy, horizon: int) -> Snapshot:
     from sfpo_megatron.mcore.trajectory import MainParamTrajectory
 
     snapshot = PredictedSnapshot(
-        MainParamTrajectory(policy), horizon=horizon, steps_per_pass=references.MINIBATCHES
+        MainParamTrajectory(policy),
+        horizon=horizon,
+        steps_per_pass=references.MINIBATCHES,
+        scales=Scales(),
     )
     return MomentSnapshot(snapshot, policy.shards, mode="restore")
 

@@ -20,6 +20,7 @@ from made.prepo import predicted
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 from sfpo_megatron.snapshots.moments import MomentSnapshot
+from sfpo_megatron.snapshots.predicted import Scales
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -155,7 +156,7 @@ def test_the_config_says_how_it_is_repositioned(bench: Workbench) -> None:
     config = bench.config_of(policy)
     sfpo = replace(config.sfpo, trajectory="predicted", num_fast_passes=10, moments="restore")
     config = replace(config, sfpo=sfpo)
-    snapshot = slow_snapshot(config, policy)
+    snapshot = slow_snapshot(config, policy, Scales())
     from sfpo_megatron.gate import EntropyGate
 
     count = fast_passes(config, ControlGroup(60.0), EntropyGate.of(sfpo), 1)

@@ -286,3 +286,45 @@ def test_bfloat16_engine_and_trainer_agree(tmp_path: Path) -> None:
         assert line["logprob_diff_mean"] < 0.02
         assert line["grad_norm"] > 0
         assert line["ppo_kl_first_pass"] == 0.0
+
+
+@pytest.mark.full
+def test_a_predicted_trajectory_trains(tmp_path: Path) -> None:
+    """PrePO: 3 passes of K = 5, and what was predicted in the metrics."""
+    model = digits.make_model(tmp_path / "model")
+    prepo = {"trajectory": "predicted", "num_fast_passes": 5, "alpha": 0.5, "moments": "restore"}
+    config = digits.write_config(tmp_path, model, sfpo=prepo)
+    digits.train(config)
+    train, _ = digits.read_metrics(tmp_path / "run")
+    assert [line["num_optimizer_steps"] for line in train] == [6, 12, 18]
+    for line in train:
+        assert not undeclared(line, (*TRAIN_STEP, *COSTS))
+        check_passes(line)
+        assert line["num_passes"] == 3 and line["num_skipped_steps"] == 0
+        assert all(line[f"pass_{k}/grad_norm"] > 0 for k in (1, 2, 3))
+        assert all(math.isfinite(value) for value in line.values())
+        assert 1 < line["prediction/q_mean"] < line["prediction/q_max"] <= 3.5
+        assert 0 < line["prediction/clipped"] < 1 and 0 < line["prediction/inactive"] < 1
+    # The slow correction starts away from the policy that generated, at the first step too.
+    assert train[0]["pass_3/ratio_max"] > 1.001
+
+
+@pytest.mark.full
+def test_the_generators_log_probs_train(tmp_path: Path) -> None:
+    """`objective.old_logprobs: generator` with a learning rate that hardly moves the ratio: what
+    is left in it is the gap between engine and trainer. The second minibatch has the engine's."""
+    model = digits.make_model(tmp_path / "model")
+    config = digits.write_config(
+        tmp_path, model, objective={"old_logprobs": "generator"}, sfpo={"num_fast_passes": 0}
+    )
+    digits.train(config, "train.optimizer.lr=1e-9")
+    train, _ = digits.read_metrics(tmp_path / "run")
+    assert [line["num_optimizer_steps"] for line in train] == [2, 4, 6]
+    for line in train:
+        assert all(math.isfinite(value) for value in line.values())
+        assert "time/logprob_s" not in line
+        assert line["grad_norm"] > 0 and line["num_skipped_steps"] == 0
+        # Not exactly 1, as it would be of log-probs of the trainer's own.
+        assert 1e-8 < abs(line["pass_1/ratio_max"] - 1) < 1e-4
+        assert abs(line["pass_1/ratio_mean"] - 1) < 1e-4
+        assert line["logprob_diff_max"] < 1e-4

@@ -15,7 +15,7 @@ from made.prepo import predicted
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, Snapshot, sfpo_step
-from sfpo_megatron.snapshots.predicted import PredictedSnapshot, predicted_scale
+from sfpo_megatron.snapshots.predicted import PredictedSnapshot, Scales, predicted_scale
 
 SHAPES = [(40, 30), (70,), (1,), (0,)]
 LR, DECAY = 1e-3, 0.3
@@ -105,7 +105,7 @@ def one_step(
 def test_the_rule_in_float64(horizon: int, num_steps: int, kind: type[Shards]) -> None:
     """Two train steps in random directions, which meet every bound of r and q."""
     shards = kind(*noise(1))
-    snapshot = PredictedSnapshot(shards, horizon=horizon, steps_per_pass=num_steps)
+    snapshot = PredictedSnapshot(shards, horizon=horizon, steps_per_pass=num_steps, scales=Scales())
     run_pass = a_pass(shards, num_steps)
     for _ in range(2):
         *three, found, _ = one_step(shards, snapshot, run_pass)
@@ -129,7 +129,7 @@ def test_a_linear_trajectory_is_predicted_exactly(horizon: int) -> None:
         curvatures = [0.1 + t.double().abs().clamp(max=1.8) for t in noise(2)]
         snapshot: Snapshot = SlowSnapshot(shards)
         if num_passes == 2:
-            snapshot = PredictedSnapshot(shards, horizon=horizon, steps_per_pass=1)
+            snapshot = PredictedSnapshot(shards, horizon=horizon, steps_per_pass=1, scales=Scales())
         snapshot.take()
         for _ in range(num_passes):
             pairs = zip(shards.held, curvatures, strict=True)
@@ -153,7 +153,7 @@ def test_without_a_prediction_it_is_sfpo_bit_for_bit(
         shards = Shards(*noise(1), lr=lr)
         snapshot: Snapshot = SlowSnapshot(shards)
         if predicts:
-            snapshot = PredictedSnapshot(shards, horizon=horizon, steps_per_pass=2)
+            snapshot = PredictedSnapshot(shards, horizon=horizon, steps_per_pass=2, scales=Scales())
         run_pass = a_pass(shards, 2, skipped)
         steps = [one_step(shards, snapshot, run_pass) for _ in range(1 + (horizon == 2))]
         found.append([tensor for step in steps for each in step for tensor in each])
@@ -164,7 +164,7 @@ def test_without_a_prediction_it_is_sfpo_bit_for_bit(
 def test_a_train_step_after_a_skipped_one_predicts_again() -> None:
     """Also after plain steps, in which nothing is taken: the gate was closed."""
     shards = Shards(*noise(1))
-    snapshot = PredictedSnapshot(shards, horizon=5, steps_per_pass=2)
+    snapshot = PredictedSnapshot(shards, horizon=5, steps_per_pass=2, scales=Scales())
     run_pass = a_pass(shards, 2, skipped=(0,))
     one_step(shards, snapshot, run_pass)
     run_pass()
@@ -176,7 +176,7 @@ def test_a_train_step_after_a_skipped_one_predicts_again() -> None:
 def test_it_holds_two_copies() -> None:
     """Both are of no use between a reposition and the next `take`, and can be given away."""
     shards = Shards(*noise(1))
-    snapshot = PredictedSnapshot(shards, horizon=5, steps_per_pass=1)
+    snapshot = PredictedSnapshot(shards, horizon=5, steps_per_pass=1, scales=Scales())
     assert snapshot.num_bytes == 2 * SlowSnapshot(shards).num_bytes
     assert sum(buffer.nbytes for buffer in snapshot.buffers()) == snapshot.num_bytes
 
@@ -198,3 +198,25 @@ def test_it_holds_two_copies() -> None:
 def test_the_scale_of_one_coordinate(d_0: float, d_1: float, scale: float) -> None:
     found = predicted_scale(torch.tensor([d_0]), torch.tensor([d_1]), least=0.1, horizon=4)
     assert found.item() == pytest.approx(scale, rel=1e-6)
+
+
+def test_statistics_of_the_scale() -> None:
+    """Over the elements of all shards in pieces; forgotten once taken. K is 4: at most 3."""
+    scales = Scales()
+    for q in ([1.0, 3.0, 2.0], [1.0, 1.5]):
+        scales.see(torch.tensor(q), horizon=4)
+    sums, largest = scales.take()
+    assert sums.tolist() == [5, 8.5, 1, 2] and largest.tolist() == [3]
+    assert [t.tolist() for t in scales.take()] == [[0, 0, 0, 0], [1]]
+
+
+@pytest.mark.parametrize("skipped", [(), (1,)])
+def test_every_element_is_counted_where_one_is_predicted(skipped: tuple[int, ...]) -> None:
+    shards, scales = Shards(*noise(1)), Scales()
+    snapshot = PredictedSnapshot(shards, horizon=5, steps_per_pass=1, scales=scales)
+    one_step(shards, snapshot, a_pass(shards, 1, skipped))
+    sums, largest = scales.take()
+    count, total, clipped, ones = sums.tolist()
+    assert count == (0 if skipped else sum(t.numel() for t in shards.held))
+    assert total == 0 if skipped else count < total < 3.5 * count
+    assert 0 <= clipped + ones <= count and largest.item() == (1 if skipped else 3.5)

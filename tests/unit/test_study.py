@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from sfpo_megatron.config.load import load_config
+from sfpo_megatron.gate import EntropyGate
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/sfpo_vs_grpo"
@@ -45,7 +49,9 @@ def leave(cell: Any, accuracies: list[float], *, ended: str = "finished") -> Non
     ]
     for index, accuracy in enumerate(accuracies[1:]):
         for step in (2 * index + 1, 2 * index + 2):
-            lines.append({"step": step, "rollouts": 128 * step, "tokens": 4.0, "step_s": 1.0})
+            lines.append(
+                {"step": step, "rollouts": 128 * step, "tokens": 4.0, "passes": 4, "step_s": 1.0}
+            )
         lines.append({"rollouts": 256 * (index + 1), "accuracy": accuracy})
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     cell.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -174,7 +180,45 @@ def test_arms_change_what_they_say(modules: dict[str, ModuleType]) -> None:
         "eval.every": 8,
         "train.optimizer.lr": 1e-3,
         "seed": 7,
+        "sfpo.entropy_zscore_threshold": 100.0,
     }
+
+
+def test_no_arm_meets_the_gate(modules: dict[str, ModuleType]) -> None:
+    """An arm whose gate closes goes on as GRPO, and would be compared with itself."""
+    cells, study = modules["cells"], modules["study"]
+    plan = cells.Study()
+    for arm in (*plan.arms, *plan.ablation_arms()):
+        cell = cells.Cell(task="aiw", arm=arm, lr=1e-3, seed=7)
+        words = [f"{k}={json.dumps(v)}" for k, v in study.overrides_of(plan, cell).items()]
+        gate = EntropyGate.of(load_config(FOLDER / "aiw.yaml", words).sfpo)
+        for step in range(1, 100):
+            assert gate.is_open(step)
+            gate.observe(1.0 if step < 60 else 10.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "is_result"), [("1\nfinal\n", True), ("1\n", False), ("85\n", False), (None, False)]
+)
+def test_only_a_collapse_is_a_result(
+    modules: dict[str, ModuleType], tmp_path: Path, left: str | None, is_result: bool
+) -> None:
+    """A run that lost its engines or its machine is run again."""
+    (tmp_path / "logs").mkdir()
+    if left is not None:
+        (tmp_path / "logs/rank_0.exit").write_text(left)
+    assert modules["study"].ended_itself(tmp_path) == is_result
+
+
+@pytest.mark.parametrize("code", [2, 85, 130, -15])
+def test_a_command_that_was_ended_leaves_no_result(
+    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    study = modules["study"]
+    done = subprocess.CompletedProcess([], code)
+    monkeypatch.setattr(study.subprocess, "run", lambda *args, **others: done)
+    with pytest.raises(study.Unfinished, match=f"exit code {code}"):
+        study.command("train", tmp_path / "config.yaml", [], tmp_path / "log")
 
 
 def test_sums_are_worked_out(modules: dict[str, ModuleType]) -> None:

@@ -1,0 +1,1 @@
+"""This trainer beside another one, on the same work."""
