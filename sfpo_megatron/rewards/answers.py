@@ -223,8 +223,8 @@ def _both_hold(read: list[Answer]) -> Answer | None:
         return None
     opening = "(" if both.left_open else "["
     closing = ")" if both.right_open else "]"
-    ends = tuple(Value(exact=end) for end in (both.start, both.end))
-    return Named(name=name, value=Group(items=ends, opening=opening, closing=closing))
+    bounds = tuple(Value(exact=end) for end in (both.start, both.end))
+    return Named(name=name, value=Group(items=bounds, opening=opening, closing=closing))
 
 
 def _flat(items: list[Answer]) -> tuple[Answer, ...]:
