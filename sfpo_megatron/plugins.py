@@ -20,6 +20,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from sfpo_megatron.host.unwinding import Unwound
+
 Foreign: TypeAlias = object
 """A value that a user's code returned or raised with: nothing is known of it yet."""
 
@@ -181,7 +183,9 @@ def load(name: str, *, key: str, form: str) -> Any:
     search_working_directory()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except Unwound:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
         raise PluginError(
             key,
             found=f"{name!r}, but {module_name} does not import ({type(error).__name__}: {error})",
@@ -291,9 +295,11 @@ def find(name: str, *, key: str, form: str) -> None:
             expected=form,
             fix="correct the file",
         ) from error
-    defined = dict(_definitions(tree))
+    defined: dict[str, list[ast.AST]] = {}
+    for one, node in _definitions(tree):
+        defined.setdefault(one, []).append(node)
     if attribute in defined:
-        _check_form(defined[attribute], name, key, form)
+        _check_any_form(defined[attribute], name, key, form)
     elif "*" not in defined and "__getattr__" not in defined:
         raise _no_such_name(name, key, form, spec.origin)
 
@@ -324,6 +330,16 @@ def _definitions(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield node.id, node
         elif not isinstance(node, ast.Lambda):
             yield from _definitions(node)
+
+
+def _check_any_form(nodes: list[ast.AST], name: str, key: str, form: str) -> None:
+    """Of several definitions, in the branches of an `if` or a `try`, one has to fit."""
+    for node in nodes[:-1]:
+        try:
+            return _check_form(node, name, key, form)
+        except PluginError:
+            continue
+    _check_form(nodes[-1], name, key, form)
 
 
 def _check_form(node: ast.AST, name: str, key: str, form: str) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 from sfpo_megatron.config.origin import COMMAND_LINE, ConfigError, Source
 from sfpo_megatron.config.yaml_text import read_yaml
 
+_SAYS_HOW = ("'", '"', "|", ">", "!", "&", "*")
+"""Text that begins so says itself how YAML is to read it."""
+
 
 def apply_override(tree: dict[str, Any], override: str, source: Source) -> None:
     """Set one key; its value is read as YAML, as in a file. Raises ConfigError."""
@@ -25,6 +28,7 @@ def apply_override(tree: dict[str, Any], override: str, source: Source) -> None:
     value = read_yaml(text, key, source)
     if text.lstrip().startswith("#"):
         source.comments.add(key)
+    _refuse_what_is_cut(key, text.strip(), value)
     parent: Any = tree
     *path, last = key.split(".")
     for depth, name in enumerate(path):
@@ -42,6 +46,19 @@ def apply_override(tree: dict[str, Any], override: str, source: Source) -> None:
                 fix="drop what follows it in the key",
             )
     parent[_index(parent, last, key) if isinstance(parent, list) else last] = value
+
+
+def _refuse_what_is_cut(key: str, text: str, value: Any) -> None:
+    """`output_dir=runs #3` is `runs` to YAML, and line breaks are spaces: it was a shell that wrote
+    the text, not somebody who wanted a comment."""
+    if isinstance(value, str) and value != text and text[:1] not in _SAYS_HOW:
+        raise ConfigError(
+            COMMAND_LINE,
+            key,
+            found=f"{value!r}, which YAML makes of {text!r}",
+            expected="the whole text",
+            fix="put it in double quotes inside single quotes, for the shell and for YAML",
+        )
 
 
 def _index(items: list[Any], name: str, key: str) -> int:

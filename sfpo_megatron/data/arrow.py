@@ -7,12 +7,13 @@ be the prompt or the answer are read whatever they hold, for a message that show
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import NAMES, row_of
-from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.data.errors import DataError, SourceError
 from sfpo_megatron.data.rows import Row
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ def columns_of(schema: pyarrow.Schema, source: DataSource) -> tuple[list[str], t
     needed |= set(source.columns.values())
     kept: list[str] = []
     left_out: list[str] = []
+    if twice := [name for name, number in Counter(schema.names).items() if number > 1]:
+        raise SourceError(
+            "path",
+            found=f"two columns named {twice[0]!r}",
+            expected="one column of each name",
+            fix="rename or drop one of them in the file",
+        )
     for field in schema:
         usable = _is_json(field.type) or (field.name in needed and _has_value(field.type))
         (kept if usable else left_out).append(field.name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sfpo_megatron.config.source_files import NoLines, lines_in, text_of
 from sfpo_megatron.config.tree import DataSource
@@ -14,7 +16,18 @@ from sfpo_megatron.data.rows import Row
 from sfpo_megatron.data.several import numbered_files
 from sfpo_megatron.data.values import written_float
 
-_DECODER = json.JSONDecoder(parse_float=written_float)
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(
+            name for name, number in Counter(name for name, _ in pairs).items() if number > 1
+        )
+        raise ValueError(f"two keys named {twice!r}")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_float=written_float, object_pairs_hook=_object)
 _BOM = b"\xef\xbb\xbf"
 
 

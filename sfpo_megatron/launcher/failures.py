@@ -50,7 +50,7 @@ class Failure:
 
 
 def write_error_file(
-    directory: RunDirectory, rank: int, error: Exception, message: str, *, exit_code: int
+    directory: RunDirectory, rank: int, error: BaseException, message: str, *, exit_code: int
 ) -> str:
     """Leave message and traceback in logs/rank_N.err, for a reader, and logs/rank_N.json, for the
     launcher; the line that names the file."""

@@ -21,6 +21,7 @@ from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
+from sfpo_megatron.host.unwinding import Unwound
 from sfpo_megatron.launcher.failures import write_error_file
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -83,16 +84,18 @@ def _run(
     *,
     launched: bool,
     is_ours: Callable[[], bool],
-) -> tuple[int, Exception | None]:
+) -> tuple[int, BaseException | None]:
     """The exit code, and what the run ended with."""
     try:
         stopped = run()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, None
+    except Unwound:
+        raise
     except stopping.StopRequested as reason:
         print(f"stopped by {reason} before the first train step", flush=True)
         return stopping.STOPPED_EXIT_CODE, None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         is_config = isinstance(error, ConfigError)
         line = f"error: {error}" if is_config else message_line(error, rank)
         code = 2 if is_config else 1
@@ -158,7 +161,7 @@ def install_signal_handlers(rank: int, *, asks: bool = False) -> None:
 def _unwind(signum: int, frame: FrameType | None) -> None:
     for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the closing short
         signal.signal(again, signal.SIG_IGN)
-    raise SystemExit(128 + signum)
+    raise Unwound(128 + signum)
 
 
 def _exit_if_unwinding_hangs(asks: bool) -> None:

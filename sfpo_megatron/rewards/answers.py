@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sfpo_megatron.rewards import numbers
+from sfpo_megatron.rewards import matrices, numbers
 from sfpo_megatron.rewards.notation import plain
 from sfpo_megatron.rewards.quantities import GROUPED, Value, quantity, value_of
 from sfpo_megatron.rewards.screen import refused
@@ -30,7 +30,8 @@ class Text:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Group:
-    """A list without brackets (both ""), a set, a tuple, an interval, a union (`opening` "u")."""
+    """A list without brackets (both ""), a set, a tuple, an interval, a ratio (":"), a union
+    (`opening` "u"), a difference of sets ("-")."""
 
     items: tuple[Answer, ...]
     opening: str = ""
@@ -83,11 +84,14 @@ _BUILDER = re.compile(
 """`x | x > 2` in the braces of a set: its condition."""
 _QUOTED = re.compile(r"\"[^\"]+\"|'[^']+'")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
+_CONJUNCTION = re.compile(r"(?:and|\\land|\\wedge)$")
+_WITHOUT = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])")
+_ALL_REALS = re.compile(r"\\reals|(?:the set of )?(?:all )?real numbers?|all reals")
 _NAME = re.compile(
     r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
     r"\|[A-Z]{2}\||\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}|"
     r"[A-Z](?:_\{?\w+\}?)? ?: ?[A-Z](?:_\{?\w+\}?)?|"
-    r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
+    r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\^\{?-1\}?)?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
 )
 _CHOICE = re.compile(
@@ -95,7 +99,8 @@ _CHOICE = re.compile(
     re.IGNORECASE,
 )
 _MORE_CHOICES = re.compile(r"(?:^|[\s(])[A-J][).:](?:\s|$)")
-_MATRIX = re.compile(r"[(\[]?\s*\\begin\{matrix\}(.*)\\end\{matrix\}\s*[)\]]?", re.DOTALL)
+_LATER_ZERO = re.compile(r":\s*0[0-9]")
+"""`9:05` is a time of day: no ratio is written so."""
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 """Sign of an inequality -> that of the same one read from the other side."""
 _BELOW = ("<", r"\le")
@@ -135,39 +140,45 @@ def _read(text: str, depth: int = 0) -> Answer:
         return _text(text)
     if number := numbers.read(text):
         return Value(exact=number.value, written=number.written)
-    if matrix := _MATRIX.fullmatch(text):
-        rows = (row for row in re.split(r"\\\\", matrix[1]) if row.strip())
-        return Matrix(
-            rows=tuple(tuple(_read(c, depth + 1) for c in row.split("&")) for row in rows)
-        )
+    if rows := matrices.entries(text):
+        if len(rows) == len(rows[0]) == 1:
+            return _read(rows[0][0], depth + 1)
+        return Matrix(rows=tuple(tuple(_read(one, depth + 1) for one in row) for row in rows))
+    if value := matrices.determinant(text):
+        return value
     items = split(text, _SEMICOLON)[0]
     if len(items) > 1 and "," in text:  # `x=1, y=2; x=3, y=4`: a list of pairs
         pairs = [_read(item, depth + 1) for item in items if item.strip()]
         return Group(items=tuple(_as_tuple(pair) for pair in pairs))
-    items = split(text, _SEPARATOR)[0]
+    items, separators = split(text, _SEPARATOR)
     several = 1 < len(items) <= MAX_ITEMS and all(item.strip() for item in items)
     if several and not _is_prose(text):
-        return Group(items=_flat([_read(item, depth + 1) for item in items]))
+        read = [_read(item, depth + 1) for item in items]
+        if all(_CONJUNCTION.search(one) for one in separators) and _are_conditions(read):
+            return _both_hold(read) or _text(text)
+        return Group(items=_flat(read))
     sides, signs = split(text, _SIGN)
     if len(sides) > 1 and not (sides[0] == "" and signs[0] == "="):
         return _relation(sides, signs, depth)
     if sides[0] == "" and len(sides) == 2:
         return _read(sides[1], depth + 1)
-    if text == r"\reals":
+    if _ALL_REALS.fullmatch(text):
         return _read(r"(-\infty, \infty)", depth + 1)
     if text.startswith(r"\{") and (group := _bracketed(text, depth)):
         return group
     if _PLUS_MINUS.search(text):
         return _both_signs(text, depth)
-    parts = split(text, _CUP)[0]
-    if len(parts) > 1:
-        return Group(items=tuple(_read(part, depth + 1) for part in parts), opening="u")
+    for sign, opening in ((_CUP, "u"), (_WITHOUT, "-")):
+        parts = split(text, sign)[0]
+        if 1 < len(parts) <= MAX_ITEMS:
+            return Group(items=tuple(_braced(part, depth + 1) for part in parts), opening=opening)
     if group := _bracketed(text, depth):
         return group
     if _QUOTED.fullmatch(text):  # `["42"]`: a list as JSON or Python has it
         return _read(text[1:-1], depth + 1)
     ratio = text.split(":")
-    if len(ratio) > 1 and all(numbers.read(part.strip()) for part in ratio):
+    is_ratio = len(ratio) > 1 and not _LATER_ZERO.search(text)
+    if is_ratio and all(numbers.read(part.strip()) for part in ratio):
         return Group(items=tuple(_read(p, depth + 1) for p in ratio), opening=":", closing=":")
     return quantity(text) or value_of(text) or _text(text)
 
@@ -176,6 +187,44 @@ def _as_tuple(pair: Answer) -> Answer:
     if isinstance(pair, Group) and not pair.opening:
         return Group(items=pair.items, opening="(", closing=")")
     return pair
+
+
+def _braced(part: str, depth: int) -> Answer:
+    """Part of a union: `\\{0\\}` is a set there, not 0."""
+    read = _read(part, depth)
+    if isinstance(read, Value) and part.strip().startswith(r"\{"):
+        return Group(items=(read,), opening="{", closing="}")
+    return read
+
+
+def _are_conditions(read: list[Answer]) -> bool:
+    """Whether they are inequalities, as intervals, of one variable."""
+    named = [one for one in read if isinstance(one, Named)]
+    return (
+        len(named) == len(read)
+        and len({one.name for one in named}) == 1
+        and all(isinstance(one.value, Group) and one.value.opening in "([" for one in named)
+    )
+
+
+def _both_hold(read: list[Answer]) -> Answer | None:
+    """`x > 1` and `x < 3` is (1, 3); None where no number is in all of the intervals."""
+    import sympy
+
+    name, both = "", sympy.S.Reals
+    for one in read:
+        assert isinstance(one, Named) and isinstance(one.value, Group)
+        ends = [sympy.sympify(end.exact) for end in one.value.items if isinstance(end, Value)]
+        if len(ends) != 2 or not all(end.is_extended_real for end in ends):
+            return None
+        opened, closed = one.value.opening == "(", one.value.closing == ")"
+        name, both = one.name, both & sympy.Interval(*ends, left_open=opened, right_open=closed)
+    if not isinstance(both, sympy.Interval):
+        return None
+    opening = "(" if both.left_open else "["
+    closing = ")" if both.right_open else "]"
+    bounds = tuple(Value(exact=end) for end in (both.start, both.end))
+    return Named(name=name, value=Group(items=bounds, opening=opening, closing=closing))
 
 
 def _flat(items: list[Answer]) -> tuple[Answer, ...]:
@@ -191,7 +240,7 @@ def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
         return _text(" ".join(sides))
     if (
         r"\implies" not in signs
-        and signs[0] in ("=", r"\in", r"\approx")
+        and signs[0] in ("=", r"\in", r"\approx", r"\equiv")
         and _NAME.fullmatch(sides[0].strip())
     ):
         rest = sides[1:]
@@ -200,6 +249,12 @@ def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
             _read(rest[0], depth + 1) if len(rest) == 1 else _relation(rest, signs[1:], depth + 1)
         )
         return Named(name=name, value=value)
+    if signs == [r"\ne"] and _NAME.fullmatch(sides[0].strip()):  # all but that
+        reals = _read(r"\reals", depth + 1)
+        other = _read(sides[1], depth + 1)
+        if isinstance(other, Value):
+            other = Group(items=(other,), opening="{", closing="}")
+            return Group(items=(reals, other), opening="-")
     if signs == ["="] and _NAME.fullmatch(sides[1].strip()):  # `5 = x`
         return _relation(sides[::-1], signs, depth)
     chain = Chain(sides=tuple(_read(side, depth + 1) for side in sides), signs=tuple(signs))
@@ -244,6 +299,8 @@ def _both_signs(text: str, depth: int) -> Answer:
 
 
 def _bracketed(text: str, depth: int) -> Answer | None:
+    if text[:1] == "]" or (text[:1] in "([" and text[-1:] == "["):
+        text = _as_english(text)
     opening = text[:2] if text.startswith(r"\{") else text[:1]
     if opening not in _PAIRS:
         return None
@@ -268,6 +325,12 @@ def _bracketed(text: str, depth: int) -> Answer | None:
     return Group(
         items=_flat(read) if opening == "{" else tuple(read), opening=opening, closing=closing
     )
+
+
+def _as_english(interval: str) -> str:
+    """`]2, 5[` is (2, 5) in much of Europe (ISO 80000-2)."""
+    opening = "(" if interval[0] == "]" else interval[0]
+    return opening + interval[1:-1] + (")" if interval[-1] == "[" else interval[-1])
 
 
 def _choice(text: str) -> Choice | None:

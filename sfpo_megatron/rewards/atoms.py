@@ -170,12 +170,12 @@ class Atoms(Tokens, ABC):
             exponent = self.argument()
             if exponent == -1 and name in _INVERSE:
                 name, exponent = _INVERSE[name], None
+        if name in ("gcd", "lcm", "min", "max"):
+            raise Unreadable(name)  # `\\max(71, 72)` has two candidates
         bracketed = self.text in ("(", "[", "{")
         value = self.group(self.text) if bracketed else self.product(of_function=True)
-        if name in ("gcd", "lcm", "min", "max"):
-            raise Unreadable(name)
-        if name == "exp":
-            result = self.raised(sympy.E, value)
+        if name in ("exp", "cis"):
+            result = self.raised(sympy.E, value * sympy.I if name == "cis" else value)
         elif name == "lg":
             result = sympy.log(value, 10)
         elif base is not None:

@@ -6,6 +6,8 @@ without order, tuples and intervals with it. A chain of sides (`71 = 72`) is rig
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -24,9 +26,14 @@ from sfpo_megatron.rewards.answers import (
 )
 from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
 from sfpo_megatron.rewards.quantities import Value
+from sfpo_megatron.rewards.real_sets import same_set
 
 if TYPE_CHECKING:
     from sympy import Expr
+
+
+_FUNCTION = re.compile(r"([A-Za-z]\w*)\(([A-Za-z])\)")
+"""A function's name and its variable."""
 
 
 def equal(reference: Answer, found: Answer) -> bool:
@@ -34,6 +41,8 @@ def equal(reference: Answer, found: Answer) -> bool:
     if isinstance(reference, Named) and isinstance(found, Named):
         if reference.name == found.name:
             return equal(reference.value, found.value)
+        if renamed := _of_one_variable(reference, found):
+            return equal(reference.value, renamed)
         return _relations(_as_chain(reference), _as_chain(found))  # `a < b`, `b > a`
     if isinstance(reference, Choice) or isinstance(found, Choice):
         return _choices(reference, found)
@@ -47,8 +56,11 @@ def equal(reference: Answer, found: Answer) -> bool:
         return equal(reference.value, found)
     if isinstance(reference, Chain) or isinstance(found, Chain):
         return _chains(reference, found)
-    if isinstance(reference, Group) or isinstance(found, Group):
+    groups = [one for one in (reference, found) if isinstance(one, Group)]
+    if groups and not isinstance(reference, Matrix) and not isinstance(found, Matrix):
         return _groups(reference, found)
+    if isinstance(reference, Matrix) != isinstance(found, Matrix):
+        reference, found = _as_matrix(reference), _as_matrix(found)
     if isinstance(reference, Matrix) and isinstance(found, Matrix):
         return len(reference.rows) == len(found.rows) and all(
             _in_order(one, other) for one, other in zip(reference.rows, found.rows, strict=True)
@@ -56,6 +68,31 @@ def equal(reference: Answer, found: Answer) -> bool:
     if isinstance(reference, Value) and isinstance(found, Value):
         return _values(reference, found)
     return isinstance(reference, Text) and reference == found
+
+
+def _of_one_variable(reference: Named, found: Named) -> Answer | None:
+    """What `f(t) = t^2` is for the variable of `f(x) = x^2`; None if they are not of one form."""
+    one, other = _FUNCTION.fullmatch(reference.name), _FUNCTION.fullmatch(found.name)
+    if one is None or other is None or one[1] != other[1] or not isinstance(found.value, Value):
+        return None
+    import sympy
+
+    exact = _sympy(found.value)
+    if sympy.Symbol(one[2]) in exact.free_symbols:
+        return None
+    return replace(found.value, exact=exact.subs(sympy.Symbol(other[2]), sympy.Symbol(one[2])))
+
+
+def _as_matrix(answer: Answer) -> Answer:
+    """A vector as a column, `[[1, 2], [3, 4]]` as its rows; others as they are."""
+    if not isinstance(answer, Group) or not answer.opening:
+        return answer
+    rows = [one.items for one in answer.items if isinstance(one, Group) and one.opening == "["]
+    if answer.opening == "[" and len(rows) == len(answer.items):
+        return Matrix(rows=tuple(rows))
+    if answer.opening + answer.closing == "()":
+        return Matrix(rows=tuple((one,) for one in answer.items))
+    return answer
 
 
 def _choices(reference: Answer, found: Answer) -> bool:
@@ -143,18 +180,60 @@ def _groups(reference: Answer, found: Answer) -> bool:
         group, other = (reference, found) if isinstance(reference, Group) else (found, reference)
         assert isinstance(group, Group)
         return group.opening == ":" and isinstance(other, Value) and _is_quotient(group, other)
+    if same_set(reference, found):
+        return True
+    if reference.opening == found.opening == ":":
+        return _in_order(reference.items, found.items) or _in_proportion(reference, found)
     one, other_ = reference.opening + reference.closing, found.opening + found.closing
     one, other_ = one.replace("u", ""), other_.replace("u", "")
     if one and other_ and one != other_:
         return False
+    if one == other_ == "{}":
+        return _any_order(_distinct(reference.items), _distinct(found.items))
+    if _says_which(reference) and not any(isinstance(item, Named) for item in found.items):
+        return _in_order(reference.items, found.items)
     if {one, other_} <= {"", "{}"}:
         return _any_order(reference.items, found.items)
     return _in_order(reference.items, found.items)
 
 
-def _is_quotient(ratio: Group, value: Value) -> bool:
+def _says_which(group: Group) -> bool:
+    """`a = 1, b = 2`: answers without names have to be in its order."""
+    names = [item.name for item in group.items if isinstance(item, Named)]
+    return len(set(names)) == len(group.items) > 1
+
+
+def _distinct(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
+    """Elements of a set, in which nothing is twice."""
+    kept: list[Answer] = []
+    for item in items:
+        if not any(equal(one, item) for one in kept):
+            kept.append(item)
+    return tuple(kept)
+
+
+def _in_proportion(reference: Group, found: Group) -> bool:
+    """`6:4` is `3:2`; what may be a time of day, `3:45` and `1:15`, is itself alone."""
+    one, other = _parts(reference), _parts(found)
+    if len(one) != len(other) or not one or 0 in one or 0 in other:
+        return False
+    if any(_may_be_time(parts) for parts in (one, other)):
+        return False
+    return all(r * other[0] == f * one[0] for r, f in zip(one, other, strict=True))
+
+
+def _parts(ratio: Group) -> list[Fraction]:
     parts = [item.exact for item in ratio.items if isinstance(item, Value)]
-    if len(parts) != 2 or not all(isinstance(part, Fraction) for part in parts) or parts[1] == 0:
+    return [part for part in parts if isinstance(part, Fraction)]
+
+
+def _may_be_time(parts: list[Fraction]) -> bool:
+    return parts[0] <= 24 and all(10 <= part < 60 and part.denominator == 1 for part in parts[1:])
+
+
+def _is_quotient(ratio: Group, value: Value) -> bool:
+    parts = _parts(ratio)
+    if len(parts) != 2 or len(ratio.items) != 2 or parts[1] == 0:
         return False
     return value.exact == parts[0] / parts[1]
 
@@ -212,7 +291,7 @@ def _same_value(
             Number(value=reference, written=theirs), Number(value=found, written=ours)
         )
     one, other = _as_sympy(reference), _as_sympy(found)
-    if values.same(one, other):
+    if values.same(one, values.with_constant_of(one, other)):
         return True
     if (theirs is None and ours is None) or one.free_symbols or other.free_symbols:
         return False

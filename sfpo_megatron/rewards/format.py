@@ -11,10 +11,9 @@ import re
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.boxes import last_boxed
 from sfpo_megatron.rewards.tagged import tagged
-from sfpo_megatron.rewards.thinking import IGNORE, REQUIRE_CLOSED, STRIP
+from sfpo_megatron.rewards.thinking import IGNORE, REQUIRE_CLOSED, STRIP, TAG, closes
 from sfpo_megatron.rewards.wire import Explanation
 
-_TAG = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 
 
@@ -28,9 +27,12 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     num_boxes = len(_BOX.findall(answer))
     if opened != closed or opened > 1 or num_boxes > 1 or opened + num_boxes == 0:
         return 0.0
-    given = [tagged(answer)] if opened else []
-    given += [last_boxed(answer)] if num_boxes else []
-    return float(all(one is not None and one.strip() != "" for one in given))
+    in_tags = tagged(answer) if opened else "a box alone"
+    in_box = last_boxed(answer) if num_boxes else "tags alone"
+    if not in_tags or in_box is None or not in_box.strip():
+        return 0.0
+    apart = opened and num_boxes and not (_BOX.search(in_tags) or "<answer>" in in_box)
+    return float(not apart)
 
 
 def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
@@ -41,13 +43,13 @@ def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explana
 
 def _after_thinking(response: str, thinking: str) -> str | None:
     """What follows the thinking; None if that has not the form."""
-    tags = list(_TAG.finditer(response))
+    tags = list(TAG.finditer(response))
     if not tags:
         return response if thinking != REQUIRE_CLOSED else None
-    if not tags[-1].group().startswith("</") or len(tags) > 2:
+    if not closes(tags[-1]) or len(tags) > 2:
         return None
     if len(tags) == 2:  # with one, the prompt ended with the opening tag
         opening = tags[0]
-        if opening.group().startswith("</") or response[: opening.start()].strip():
+        if closes(opening) or response[: opening.start()].strip():
             return None
     return response[tags[-1].end() :]

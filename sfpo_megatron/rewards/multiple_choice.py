@@ -23,6 +23,8 @@ _MARKED = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])\s*[).:]|([A-Z]))(?:\s+(.*))?",
     re.DOTALL | re.IGNORECASE,
 )
+_LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
+"""`2`, `(2)`, `2. green`: of a row whose choices have numbers for labels."""
 _ANSWER_IS = re.compile(
     r"\b(?:answer|choice|option)\b(?:\s+(?:is|was|would be))?\s*:?\s*\**\s*", re.IGNORECASE
 )
@@ -40,6 +42,9 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     answer = plain(answer)
     if text and _key(answer) == _key(text):
         return 1.0
+    if (label := _LABEL.fullmatch(answer)) and label[1] in options:
+        rest = label[2].strip()
+        return float(label[1] == letter and (not rest or not text or _key(rest) == _key(text)))
     marked = _MARKED.fullmatch(answer)
     if marked is None:
         return 0.0
@@ -87,6 +92,8 @@ def _reference(answer: str, options: Mapping[str, str]) -> tuple[str, str]:
     for letter, text in options.items():
         if _key(text) == _key(spelled):
             return letter, text
+    if (label := _LABEL.fullmatch(spelled)) and label[1] in options:
+        return label[1], options[label[1]]
     marked = _MARKED.fullmatch(spelled)
     if marked is None or (marked[3] and marked[4]):
         raise ValueError(

@@ -51,24 +51,42 @@ _UNICODE = {
     "¢": r"\cent ",
     "ℝ": r"\reals ",
     "₹": r"\rupee ",
+    "₩": r"\won ",
+    "₽": r"\ruble ",
     "…": r"\ldots ",
-    "θ": r"\theta ",
-    "α": r"\alpha ",
-    "β": r"\beta ",
-    "γ": r"\gamma ",
-    "λ": r"\lambda ",
-    "μ": r"\mu ",
-    "φ": r"\phi ",
-    "ω": r"\omega ",
+    "⋯": r"\ldots ",
+    "∛": r"\sqrt[3]",
+    "∜": r"\sqrt[4]",
+    "∖": r"\setminus ",
+    "≡": r"\equiv ",
+    "∧": r"\land ",
+    "∨": r"\lor ",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "⟨": "(",
+    "⟩": ")",
+    "∣": "|",
+    "∗": "*",
+    "∶": ":",
+    "٫": ".",
+    "٬": ",",
+    "、": ",",
+    "。": ".",
 }
+_GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER (\w+)")
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUB = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUPERS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUBS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_SMALL_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/∕]([₀₁₂₃₄₅₆₇₈₉]+)")
+_BARRED = re.compile("(?:[0-9][\u0304\u0305])+")
+"""Digits with a combining macron or overline each: those that repeat."""
 
 _BRACE = re.compile(
     r"(?P<font>\\(?:text(?:rm|bf|it|normal|tt|sf|sc)?|math(?:rm|bf|it|sf|tt|normal|bb|cal)|mbox|"
-    r"hbox|operatorname\*?|bold(?:symbol)?|emph|underline|boxed|fbox|bm|mathop|ensuremath)"
+    r"hbox|operatorname\*?|bold(?:symbol)?|emph|underline|boxed|fbox|bm|mathop|ensuremath|substack)"
     r"(?![A-Za-z])\s*\{)|\\.|[{}]",
     re.DOTALL,
 )
@@ -80,7 +98,22 @@ _RULES = tuple(
         (r"\\(?:left|right|[bB]ig[gG]?[lrm]?)(?![A-Za-z])\s*\.?", ""),
         (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small|normalsize|large|Large|"
          r"LARGE|huge|Huge)(?![A-Za-z])", " "),
-        (r"(?<=\d)\s*(?:\{,\}|,?\s*\\!|\\[,;: ]|~)\s*(?=\d{3}(?!\d))", ""),
+        (r"\\(?:label|tag\*?|[hv]?phantom)\s*\{[^{}]*\}", " "),
+        (r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split|center)\*?\}", " "),
+        (r"(?<=\d)\s*(?:\{,\}|,?\s*\\!|\{?\\[,;: ]\}?|\\thinspace|'|~)\s*(?=\d{3}(?!\d))", ""),
+        (r"&lt;", "<"),
+        (r"&gt;", ">"),
+        (r":=", "="),
+        (r"\\surd(?![A-Za-z])", r"\\sqrt "),
+        (r"\\colon(?![A-Za-z])|(?<=\d)\s+to\s+(?=\d)", ":"),
+        (r"\+/-", r"\\pm "),
+        (r"\\widebar(?![A-Za-z])", r"\\overline"),
+        (r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
+        (r"(?<=_)\{([^{}]*?)\\(?:right|long)?arrow(?![A-Za-z])", r"{\1\\to "),
+        (r"(?:\{\})?\^\{?(\d+)\}?(?:\\!)*/_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        (r"(?:\{\})?[\^_]\{?(\d+)\}?C_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        (r"(?:\{\})?[\^_]\{?(\d+)\}?P_\{?(\d+)\}?", r"\2!\\binom{\1}{\2}"),
+        (r"\\[pb]mod(?![A-Za-z])|\\mod(?![A-Za-z])|(?<![A-Za-z\\])mod(?![A-Za-z])", r"\\mod "),
         (r"\\(?:[dtcs]|nice)frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le "),
@@ -92,7 +125,7 @@ _RULES = tuple(
         (r">=", r"\\ge "),
         (r"!=", r"\\ne "),
         (r"\\(?:Rightarrow|Longrightarrow|rightarrow|longrightarrow|therefore|iff|Leftrightarrow|"
-         r"leftrightarrow|to|mapsto)(?![A-Za-z])|=>|->", r"\\implies "),
+         r"leftrightarrow|to(?![^{}]*\})|mapsto)(?![A-Za-z])|=>|->", r"\\implies "),
         (r"\\(?:sim|simeq|cong|approxeq)(?![A-Za-z])|~=", r"\\approx "),
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
         (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),
@@ -104,14 +137,15 @@ _RULES = tuple(
         (r"(?<!\\)\\(?:quad|qquad|hspace\{[^{}]*\}|[,;:! ])|~|[\t\r\n]", " "),
         (r"(?<=[\w)}\]])\*\*(?=[\w({-])", "^"),
         # Not vmatrix: that is a determinant.
-        (r"\\begin\{(?:(?:[bpB]|small)?matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\begin{matrix}"),
-        (r"\\end\{(?:(?:[bpB]|small)?matrix|array)\}", r"\\end{matrix}"),
+        (r"\\begin\{(?:[bpB]?(?:small)?matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\begin{matrix}"),
+        (r"\\end\{(?:[bpB]?(?:small)?matrix|array)\}", r"\\end{matrix}"),
         (r"\\\\\s*\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\]", r"\\\\"),
-        (r"\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\\{\s*\\\}|^\s*\{\s*\}\s*$", r"\\emptyset "),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
         (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"^([^{}]*)\\over(?![A-Za-z])([^{}]*)$", r"\\frac{\1}{\2}"),
         (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         # Times of day: `7:30 p.m.`, `7:30 PM`, `7:30pm`. Without dots and colon they are letters.
@@ -124,8 +158,11 @@ _RULES = tuple(
     )
 )  # fmt: skip
 _LEAD = re.compile(
-    r"(?:#+|\\approx(?![A-Za-z])|ans\s*[:.=]|"
-    r"(?:so |thus |hence )?(?:the )?(?:final )?answer(?: is| =)?\s*:?)\s*",
+    r"(?:#+|\\approx(?![A-Za-z])|(?:approximately|approx\.?|about|roughly|around)(?![A-Za-z])|"
+    r"ans\s*[:.=]|(?:so |thus |hence )?(?:the )?(?:final )?answer(?: is| =)?\s*:?|"
+    r"(?:la |a |die )?(?:r[ée]ponse|respuesta|risposta|resposta|antwort)"
+    r"(?: est| es| è| é| ist)?\s*:?|"
+    r"(?:最终)?答案\s*[是为為]?\s*:?|答え\s*は?\s*:?|정답\s*은?\s*:?|ответ\s*:?)\s*",
     re.IGNORECASE,
 )
 _DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")
@@ -168,6 +205,10 @@ def _unfonted(text: str) -> str:
 
 
 def _ascii(text: str) -> str:
+    text = _SMALL_FRACTION.sub(
+        lambda found: rf"\frac{{{found[1].translate(_SUPER)}}}{{{found[2].translate(_SUB)}}}", text
+    )
+    text = _BARRED.sub(lambda found: rf"\overline{{{found.group()[::2]}}}", text)
     text = _SUPERS.sub(lambda found: "^{" + found.group().translate(_SUPER) + "}", text)
     text = _SUBS.sub(lambda found: "_{" + found.group().translate(_SUB) + "}", text)
     return "".join(char if char.isascii() else _one(char) for char in text)
@@ -180,6 +221,9 @@ def _one(char: str) -> str:
     if digit is not None:
         return str(digit)
     spelled = unicodedata.normalize("NFKC", char)
+    if greek := _GREEK.fullmatch(unicodedata.name(spelled[:1], "")):
+        name = greek[2].lower().replace("lamda", "lambda")
+        return "\\" + (name.capitalize() if greek[1] == "CAPITAL" else name) + " "
     top, slash, bottom = spelled.partition("⁄")
     if slash:
         return rf"\frac{{{top}}}{{{bottom}}}"
@@ -207,6 +251,6 @@ def _undelimited(text: str) -> str:
 
 def _unpunctuated(text: str) -> str:
     """Without the end of the sentence that it stood in."""
-    while text.endswith((".", ",", ";", ":", " ?")):
+    while text.endswith((".", ",", ";", ":", " ?", "\\")):
         text = text[:-1].rstrip()
     return text.strip("\"'") if text[:1] in "\"'" else text

@@ -41,9 +41,9 @@ _FRACTION = re.compile(
 )
 _REPEATING = re.compile(
     r"([-+]?)([0-9]*)\.([0-9]*)"
-    r"(?:\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))|\(([0-9]+)\))"
+    r"(?:\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))|\(([0-9]+)\))(?:\s*\\ldots)?"
 )
-_DOTS = re.compile(r"([-+]?)([0-9]*)\.([0-9]*?)([0-9]+?)\4{2,}\s*\\ldots")
+_DOTS = re.compile(r"([-+]?)([0-9]*)\.([0-9]*?)(?:([0-9])\4{2,}|([0-9]{2,}?)\5+)\s*\\ldots")
 _BASED = re.compile(
     r"([-+]?)(?:\(([0-9A-Fa-f]+)\)|([0-9A-Fa-f]+))_"
     r"\s*\{?\s*(?:\\?[a-z]*\s*\{)?\s*\(?([0-9]{1,2}|[a-z]+)\)?\s*\}*"
@@ -72,7 +72,8 @@ def read(text: str) -> Number | None:
         sign, whole, fixed, *period = found.groups()
         return _repeating(sign, whole, fixed, "".join(digits or "" for digits in period))
     if found := _DOTS.fullmatch(text):
-        return _repeating(*found.groups())
+        sign, whole, fixed, *period = found.groups()
+        return _repeating(sign, whole, fixed, period[0] or period[1])
     if found := _BASED.fullmatch(text):
         return _based(found[1], found[2] or found[3], found[4])
     return None

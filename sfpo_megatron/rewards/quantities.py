@@ -21,10 +21,17 @@ MAX_QUANTITY_CHARS = 300
 GROUPED = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2})((?:,[0-9]{3})+)(?![0-9]|,[0-9])")
 _QUANTITY = re.compile(
     r"(?P<value>.*?(?:[0-9)}\]!.]|\\pi(?![A-Za-z])))(?P<space>\s*)"
-    r"(?P<unit>(?!\\pi(?![A-Za-z]))\\?[A-Za-z][^0-9{}()]*(?:\^\{?\s*-?[0-9]\s*\}?)?(?:\s*(?:/|\\cdot)\s*[A-Za-z]+(?:\^\{?-?[0-9]\}?)?)*)"
+    r"(?P<unit>(?!\\pi(?![A-Za-z]))\\?[^\W\d_][^0-9{}()]*(?:\^\{?\s*-?[0-9]\s*\}?)?(?:\s*(?:/|\\cdot)\s*[A-Za-z]+(?:\^\{?-?[0-9]\}?)?)*)"
 )
 _DEGREES = re.compile(r"(.*?)\s*\^\\circ\s*(C|F|K|[Cc]elsius|[Ff]ahrenheit)?")
-_CURRENCY = re.compile(r"(-?)\s*(\\(?:dollar|euro|pound|yen|rupee))\s*(-?)(.*)")
+_CURRENCY = re.compile(
+    r"(-?)\s*(?:USD?\s*(?=\\dollar))?"
+    r"(\\(?:dollar|euro|pound|yen|rupee|won|ruble)|(?:USD|EUR|GBP|JPY|INR|Rs\.?)(?=\s*[-0-9.]))"
+    r"\s*(-?)(.*)"
+)
+_MARKED = re.compile(r"(.*[0-9}])\s*('|''|\")")
+"""Feet and inches: `6'`, `12"`."""
+_MODULO = re.compile(r"(.*?)\s*\(?\s*\\mod\s*\{?\s*([0-9]+)\s*\}?\s*\)?")
 _HEAVY = re.compile(r"\\(?:sum|int|prod|lim)(?![A-Za-z])")
 
 
@@ -48,6 +55,10 @@ def quantity(text: str) -> Value | None:
     if currency := _CURRENCY.fullmatch(text):
         rest = re.sub(r"\s+(?:dollars|USD|euros?|pounds?)$", "", currency[4])
         return _of_currency(currency[1] + currency[3] + rest, unit_of(currency[2], spaced=True))
+    if marked := _MARKED.fullmatch(text):
+        return _with_unit(marked[1], "foot" if marked[2] == "'" else "inch")
+    if modulo := _MODULO.fullmatch(text):
+        return _modulo(modulo[1], int(modulo[2]))
     short = len(text) <= MAX_QUANTITY_CHARS
     found = _QUANTITY.fullmatch(without_braces(text)) if short else None
     if found is None:
@@ -57,6 +68,16 @@ def quantity(text: str) -> Value | None:
         return _with_unit(found["value"], "", factor)
     name = unit_of(phrase, spaced=bool(found["space"]))
     return _with_unit(found["value"], name, factor) if name else None
+
+
+def _modulo(text: str, modulus: int) -> Value | None:
+    """`10 \\pmod 7` is 3, with the modulus for its unit."""
+    value = value_of(text)
+    if value is None or not isinstance(value.exact, Fraction) or not modulus:
+        return None
+    if value.exact.denominator != 1:
+        return None
+    return Value(exact=value.exact % modulus, unit=f"mod {modulus}")
 
 
 def _of_currency(amount: str, unit: str | None) -> Value | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_TOKEN = re.compile(r"\\[{}|]|\\[A-Za-z]+|\\.|[(\[{)\]}]|[^\\(\[{)\]}]", re.DOTALL)
+_TOKEN = re.compile(r"\\[{}|]|\\[A-Za-z]+|\\.|[(\[{)\]}]|[^(\[{)\]}]", re.DOTALL)
 
 
 def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:

@@ -1,9 +1,10 @@
 """Which part of a response is its answer: what comes after the thinking, by `reward.thinking`.
 
-`strip` leaves out every `<think>...</think>`, what stands before a `</think>` without an opening
-tag (chat templates often end the prompt with `<think>`), and all that follows a `<think>` that is
-never closed: an answer that a model was still considering earns nothing. `require_closed` also
-gives nothing to a response without `</think>`. `ignore` takes the response as it is.
+`strip` leaves out every `<think>...</think>` (TAG has the other spellings), what stands before a
+`</think>` without an opening tag (chat templates often end the prompt with `<think>`), and all that
+follows a `<think>` that is never closed: an answer that a model was still considering earns
+nothing. `require_closed` also gives nothing to a response without `</think>`. `ignore` takes the
+response as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ import re
 
 STRIP, REQUIRE_CLOSED, IGNORE = "strip", "require_closed", "ignore"
 
-_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+TAG = re.compile(
+    r"(?i:<(/?)\s*(?:seed:)?think(?:ing)?\s*>)|\[(/?)THINK\]|◁(/?)think▷|"
+    r"<\|(?:begin|(end))_of_thought\|>"
+)
+"""`<think>` as models write it, or `[THINK]`, `<seed:think>`, `◁think▷`, `<|begin_of_thought|>`."""
+
+
+def closes(tag: re.Match[str]) -> bool:
+    """Whether a match of TAG ends the thinking."""
+    return any(tag.groups())
 
 
 def visible(response: str, mode: str = STRIP) -> str:
@@ -21,8 +31,8 @@ def visible(response: str, mode: str = STRIP) -> str:
         return response
     kept: list[str] = []
     start, inside, closed = 0, False, False
-    for tag in _TAG.finditer(response):
-        if tag[1]:
+    for tag in TAG.finditer(response):
+        if closes(tag):
             if not inside:
                 kept.clear()  # it was open from before the response
             start, inside, closed = tag.end(), False, True

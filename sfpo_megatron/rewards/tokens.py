@@ -12,10 +12,12 @@ _TOKEN = re.compile(
 )
 FUNCTIONS = {
     name: name
-    for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "exp")
+    for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "exp",
+                 "cis")
 } | {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "log": "log", "lg": "log10",
-    "asin": "asin", "acos": "acos", "atan": "atan", "gcd": "gcd", "lcm": "lcm",
+    "abs": "Abs", "cbrt": "cbrt", "asin": "asin", "acos": "acos", "atan": "atan",
+    "gcd": "gcd", "lcm": "lcm",
     "min": "Min", "max": "Max",
 }  # fmt: skip
 

@@ -18,7 +18,8 @@ second seconds sec secs s | minute minutes min mins | hour hours hr hrs h | day 
 week weeks | month months | year years yr yrs
 liter litre liters litres L l | milliliter millilitre milliliters millilitres mL ml
 gallon gallons gal | quart quarts | pint pints | cup cups
-dollar dollars usd USD bucks | cent cents | euro euros EUR | yen JPY | rupee rupees Rs rs INR
+dollar dollars usd USD bucks | cent cents | ruble rubles | won
+euro euros EUR | yen JPY | rupee rupees Rs rs INR
 degree degrees deg | radian radians rad
 newton newtons N | joule joules J | kilojoule kilojoules kJ | watt watts W | kilowatt kilowatts kW
 volt volts V | ampere amperes amp amps A | ohm ohms | hertz Hz | kelvin K | pascal pascals Pa
@@ -37,10 +38,14 @@ _SYMBOL_UNITS = {
     r"\pound": "pound",
     r"\yen": "yen",
     r"\cent": "cent",
+    r"\rupee": "rupee",
+    r"\won": "won",
+    r"\ruble": "ruble",
     r"\Omega": "ohm",
 }
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
            "trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7}  # fmt: skip
+_SCALE_SIGNS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "千": 1000, "百": 100}
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
 _NO_NOUN = re.compile(
     r"(?:is|are|not|no|but|if|then|so|the|answer|or|and|to|which|because|since|wait|mod|pmod|"
@@ -49,7 +54,7 @@ _NO_NOUN = re.compile(
     r"(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|million)ths?)$"
 )
 _WORD = re.compile(
-    r"(?!\\cdot(?![A-Za-z]))(\\?[A-Za-z]+\.?(?:-[a-z]+)?)(?:\^\{?\s*(-?[0-9])\s*\}?)?|"
+    r"(?!\\cdot(?![A-Za-z]))(\\?[^\W\d_]+\.?(?:-[a-z]+)?)(?:\^\{?\s*(-?[0-9])\s*\}?)?|"
     r"(/|\\cdot ?|\*|\s|-)"
 )
 
@@ -72,6 +77,8 @@ def scale_of(phrase: str) -> tuple[int, str]:
     """What `million`, `dozen`... at the beginning of a phrase multiply a number by, 1 without; the
     rest of it."""
     factor = 1
+    while by := _SCALE_SIGNS.get(phrase[:1]):
+        factor, phrase = factor * by, phrase[1:]
     while (word := re.match(r"([A-Za-z]+?)s?(?![A-Za-z])\s*", phrase)) and (
         by := _SCALES.get(word[1].lower())
     ):
@@ -103,7 +110,10 @@ def unit_of(phrase: str, *, spaced: bool) -> str | None:
             name = _SYMBOL_UNITS.get(word, "" if word in _SHORT and not spaced else name)
             if not name:
                 known, name = False, word.lower()
-                if len(name) < 3 or name.startswith("\\") or _NO_NOUN.match(name) or not spaced:
+                far = not name.isascii()  # `42元`, which is written without a space
+                if not far and (len(name) < 3 or not spaced or _NO_NOUN.match(name)):
+                    return None
+                if name.startswith("\\"):
                     return None
             exponent = int(found[2] or power or 1) * (
                 -1 if per and not (found[2] or "").startswith("-") else 1

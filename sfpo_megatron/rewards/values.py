@@ -42,6 +42,17 @@ def same(reference: Expr, found: Expr) -> bool:
     return compared >= (2 if names else 1)
 
 
+def with_constant_of(reference: Expr, found: Expr) -> Expr:
+    """`x^3 + c` as `x^3 + C`, where that is the reference's constant of integration."""
+    import sympy
+
+    ours, theirs = sympy.Symbol("c"), sympy.Symbol("C")
+    one, other = reference.free_symbols, found.free_symbols
+    if one == {theirs} or one - other != {theirs} or other - one != {ours}:
+        return found
+    return found.subs(ours, theirs) if reference.diff(theirs) == 1 == found.diff(ours) else found
+
+
 def ratio(reference: Expr, found: Expr) -> Expr | None:
     """The number c with reference = c * found at all points; None if there is none, or it is 0."""
     names = sorted(reference.free_symbols | found.free_symbols, key=str)

@@ -46,7 +46,7 @@ class EpisodeRunner:
             self._environment = make_environment(config, tokenizer)
         except PluginError as error:
             raise RolloutError(str(error)) from None
-        except Exception as error:  # whatever a user's constructor raises
+        except (Exception, SystemExit) as error:  # whatever a user's constructor raises
             raise self._failure(error, "while it was made") from None
 
     @property
@@ -84,7 +84,7 @@ class EpisodeRunner:
                 episodes = await environment.run_batch(prompts, calls.ask, seeds)
             except RolloutError:  # an engine's, by way of `generate`
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 first, last = prompts[0].id, prompts[-1].id
                 raise self._failure(error, f"on prompts {first} to {last}") from None
             if len(episodes) != len(prompts):
@@ -131,7 +131,7 @@ class EpisodeRunner:
             episode = await self._environment.run(prompt, turns, seed)
         except RolloutError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(error, f"on prompt {prompt.id}") from None
         return self._checked(episode, prompt, settings)
 
@@ -145,7 +145,7 @@ class EpisodeRunner:
             )
         return episode.cut_to(settings.max_response_tokens)
 
-    def _failure(self, error: Exception, when: str) -> RolloutError:
+    def _failure(self, error: BaseException, when: str) -> RolloutError:
         log.error("%s raised %s", self._name, when, exc_info=error)
         return RolloutError(
             f"rollout.environment: {self._name} raised {type(error).__name__}: {error} {when}; "

@@ -33,6 +33,11 @@ def broken(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
     raise KeyError("no such column")
 
 
+def leaves(source: DataSource, seed: int) -> Iterator[Mapping[str, Any]]:
+    yield {"prompt": "1 + 1 =", "answer": "2"}
+    raise SystemExit(0)
+
+
 def no_rows(source: DataSource, seed: int) -> int:
     return 3
 

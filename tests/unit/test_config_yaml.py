@@ -147,6 +147,19 @@ def test_the_advice_for_an_override_is_for_the_shell(tmp_path: Path) -> None:
     assert load(tmp_path, BASE, "output_dir='7'").output_dir == "7"
 
 
+@pytest.mark.parametrize("text", ["runs #3", "runs\n3", "--- runs", "r\u0085s"])
+def test_a_text_of_an_override_is_not_cut_silently(tmp_path: Path, text: str) -> None:
+    """In a file a comment is somebody's intention; on the command line it is a part of the name."""
+    error = refusal(tmp_path, BASE, f"output_dir={text}")
+    assert "which YAML makes of" in error.found and "double quotes inside single" in error.fix
+
+
+def test_a_text_of_an_override_that_says_all_of_it_passes(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE, 'output_dir="runs #3"').output_dir == "runs #3"
+    assert load(tmp_path, BASE, "output_dir= runs#3 ").output_dir == "runs#3"
+    assert load(tmp_path, BASE, "train.num_steps=5 # short").train.num_steps == 5
+
+
 def test_an_override_goes_before_what_was_read_of_the_file(tmp_path: Path) -> None:
     """The text of a value that is replaced says nothing of the new one."""
     text = BASE + "train: {group_size: 010}\nmegatron: {optimizer: {a: 1e-6}}"

@@ -47,6 +47,24 @@ def test_what_has_no_lines_is_said_of_the_file(tmp_path: Path, content: bytes, w
     assert str(raised.value).startswith("data.train.0.path: found ")
 
 
+def test_a_name_that_is_there_twice_is_not_settled_silently(tmp_path: Path) -> None:
+    """Both JSON and Arrow would take the last."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "rows.jsonl").write_text(
+        LINE + '{"prompt": "1 + 1 =", "answer": "2", "answer": "3"}'
+    )
+    good, bad = read(tmp_path / "rows.jsonl")
+    assert isinstance(good, Row) and isinstance(bad, DataError)
+    assert "two keys named 'answer'" in str(bad) and "rows.jsonl:2" in str(bad)
+    columns = [pyarrow.array([text]) for text in ("1 + 1 =", "2", "3")]
+    table = pyarrow.table(columns, names=["prompt", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    source = DataSource(source="parquet", path=str(tmp_path / "rows.parquet"))
+    with pytest.raises(DataError, match="found two columns named 'answer', expected one column"):
+        list(source_rows(source, seed=0, key="data.train.0", name="rows"))
+
+
 def test_utf_16_without_its_mark_is_bad_in_every_line(tmp_path: Path) -> None:
     """The second line begins with the half of a character, and is JSON in the other byte order."""
     text = LINE.replace("6 * 7", "你好")

@@ -111,6 +111,7 @@ def test_a_run_draws_from_it_and_its_held_out_questions_are_left_out(tokenizer: 
             r"data\.train\[0\]\.source: found own_sources:broken, which raised KeyError: .*no such "
             r"column.* after 1 rows",
         ),
+        ("own_sources:leaves", r"which raised SystemExit: '0' after 1 rows"),
         ("own_sources:no_rows", r"which raised TypeError: .*not iterable.* after 0 rows"),
     ],
 )

@@ -75,6 +75,8 @@ def too_large(rewards, group_size, config):
     return rewards.double() + 1e300
 def plain_list(rewards, group_size, config):
     return rewards.tolist()
+def leaves(rewards, group_size, config):
+    raise SystemExit(0)
 def divides(rewards, group_size, config):
     return rewards / (group_size - 4 // 0)
 """
@@ -83,6 +85,7 @@ def divides(rewards, group_size, config):
 @pytest.fixture(autouse=True)
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own", raising=False)
 
@@ -102,6 +105,7 @@ def gradient(data: Ragged, **settings: Any) -> Tensor:
     ("name", "message"),
     [
         ("no_such_module:loss", "no_such_module does not import"),
+        ("leaves:loss", r"leaves does not import \(SystemExit: 0\)"),
         ("own:missing", r"nothing that can be called 'missing' in own .*, expected def "),
         ("own:number", "nothing that can be called 'number'"),
         ("own:too_few", r"own:too_few, which cannot be called with \("),
@@ -250,6 +254,7 @@ def test_own_advantage_gets_the_shaped_rewards() -> None:
         ("too_large", r"gave inf for rollout 0 \(reward 0, 8 of 8 like it\)"),
         ("plain_list", "gave a list of 8, expected a tensor"),
         ("divides", "raised ZeroDivisionError: .*, expected def advantages"),
+        ("leaves", "raised SystemExit: 0, expected def advantages"),
     ],
 )
 def test_an_advantage_that_is_none_is_refused(name: str, message: str) -> None:

@@ -45,6 +45,7 @@ def here(tmp_path: Path, model_dir: Callable[..., Path], monkeypatch: pytest.Mon
         "class score:\n    def __init__(self, response, prompt): ...",
         "try:\n    import fast\n    score = fast.score\nexcept ImportError:\n    score = None",
         "if True:\n    def score(r, p): return 1",
+        "if True:\n    def score(r, p): return 1\nelse:\n    def score(r): return 1",
         "def __getattr__(name): return lambda r, p: 1",
     ],
 )

@@ -127,10 +127,59 @@ def test_boxes(text: str, found: list[str]) -> None:
         ("0.5", "50%", 0),
         ("3", "version 1.2.3", 1),
         ("5", "..5", 1),
+        ("5", "Answer: \uff15", 1),
+        ("1234", r"1{,}234", 1),
+        ("234", r"1{,}234", 0),
+        ("1234", r"$1\,234$", 1),
+        ("1234", "1\u202f234", 1),
+        ("1234", "1'234", 1),
+        ("-5", r"-\$5", 1),
+        ("5", r"-\$5", 0),
+        ("5", r"10-\$5", 1),
     ],
 )
 def test_last_number_reads(answer: str, response: str, right: int) -> None:
     assert last_number.score(response, problem(answer)) == right
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1/2",
+        r"\frac{1}{2}",
+        "x^2",
+        "10^3",
+        r"2\pi",
+        r"\sqrt{2}",
+        r"3\sqrt2",
+        "7:30",
+        "2516_8",
+        "5 m^2",
+    ],
+)
+def test_a_part_of_something_else_is_no_reference_of_last_number(answer: str) -> None:
+    assert last_number.readable(answer) is not None
+    with pytest.raises(ValueError, match=r"use reward\.function=math"):
+        last_number.score("2", problem(answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\boxed{42}",
+        "$42$",
+        "#### 42",
+        "42 km/h",
+        "$42/hour",
+        r"42^\circ",
+        "42%",
+        "x = 42!",
+        "(1, 42)",
+    ],
+)
+def test_what_surrounds_a_number_does_not_refuse_a_reference(answer: str) -> None:
+    assert last_number.readable(answer) is None
+    assert last_number.score("42", problem(answer)) == 1
 
 
 @pytest.mark.parametrize(
@@ -220,6 +269,19 @@ def test_multiple_choice_knows_the_row_s_options(
     assert multiple_choice.score(response, problem(answer, choices=choices)) == right
 
 
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        *[("2", 1), ("(2)", 1), ("2. y", 1), ("The answer is 2.", 1), ("y", 1)],
+        *[("1", 0), ("2. x", 0), ("2 or 3", 0), ("x", 0), ("B", 0)],
+    ],
+)
+def test_multiple_choice_with_numbers_for_labels(response: str, right: int) -> None:
+    """Some rows of ARC have them."""
+    choices = {"label": ["1", "2", "3"], "text": ["x", "y", "z"]}
+    assert multiple_choice.score(response, problem("2", choices=choices)) == right
+
+
 def test_multiple_choice_refuses_a_reference_that_is_no_option() -> None:
     with pytest.raises(ValueError, match="expected the letter of an option"):
         multiple_choice.score("E", problem("forty-two"))
@@ -244,6 +306,11 @@ def test_multiple_choice_refuses_a_reference_that_is_no_option() -> None:
         (r"<think>a</think><think>b</think>\boxed{42}", 0, 0),
         (r"so <think>a</think>\boxed{42}", 0, 0),
         (r"\boxed{42", 0, 0),
+        (r"<answer>1</answer>\boxed{2}", 0, 0),
+        (r"\boxed{2}<answer>1</answer>", 0, 0),
+        (r"\boxed{<answer>1</answer>}", 1, 0),
+        (r"[THINK]hm[/THINK]\boxed{42}", 1, 1),
+        (r"[THINK]hm \boxed{42}", 0, 0),
         ("", 0, 0),
     ],
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.sources import source_rows
 from sfpo_megatron.plugins import REWARD
-from sfpo_megatron.rewards import exact_match, last_number, reasoning_gym
+from sfpo_megatron.rewards import exact_match, last_number, math, reasoning_gym
 from sfpo_megatron.rewards.wire import WireProblem
 
 
@@ -45,7 +45,14 @@ def gym_problem(task="chain_sum", **args):
         ("007", 7),
         ("no number", None),
         ("", None),
-        ("٤٢", None),  # only ASCII digits
+        ("٤٢", 42),
+        ("４２", 42),
+        ("1{,}234", 1234),
+        ("1\\,234", 1234),
+        ("1'234", 1234),
+        ("1\u202f234", 1234),
+        ("-$5", -5),
+        ("-\\$5.50", -5.5),
         ("9" * 5000, None),
     ],
 )
@@ -105,6 +112,23 @@ def test_no_response_makes_a_verifier_raise_or_leave_its_range(response):
 
 
 GYM_PROBLEM = gym_problem()
+
+PIECES = st.sampled_from(
+    [
+        *"\\{}()[]|^_&!'\",.;:%$<=>+-*/0159xei ",
+        *["\\frac", "\\text{", "\\pm ", "\\\\", "\\mod ", "\\cup ", "\\circ", " and "],
+        *["\\begin{pmatrix}", "\\end{pmatrix}", "\u0305", "\u00bd", "\u0663", "\ud83d"],
+    ]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES, max_size=20).map("".join))
+@example("42\\ ")  # ends in a backslash once its spaces are gone
+def test_no_answer_makes_math_raise(answer):
+    for reference in ("42", "(1, 2]", r"\frac{x}{2}", "3:2"):
+        assert math.score(f"\\boxed{{{answer}}}", problem(reference)) in (0, 1)
+    math.readable(answer)
 
 
 @pytest.mark.parametrize(

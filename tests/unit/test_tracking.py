@@ -19,6 +19,7 @@ from sfpo_megatron.config.tree import (
     RunConfig,
     TrackingConfig,
 )
+from sfpo_megatron.host.unwinding import Unwound
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import read_metrics
 from sfpo_megatron.plugins import SINK, PluginError
@@ -220,6 +221,34 @@ def test_a_sink_that_raises_is_named_once_and_left_out(
         assert Recording.made[0].seen == seen[method]
     else:
         assert len(Recording.made[0].seen) == 4
+
+
+class Leaving(Recording):
+    """Calls sys.exit, which would end a run with code 0."""
+
+    def log(self, metrics: Any) -> None:
+        raise SystemExit(0)
+
+
+def test_a_sink_that_leaves_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{__name__}:Leaving"
+    with Tracker(config_of(tmp_path, sinks=(name, "jsonl"))) as tracker:
+        tracker.log({"step": 1})
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1]
+    assert f"{name} failed and gets nothing more (SystemExit: 0)" in capsys.readouterr().err
+
+
+class Signalled(Recording):
+    """Is at work when a signal comes."""
+
+    def log(self, metrics: Any) -> None:
+        raise Unwound(143)
+
+
+def test_a_signal_in_a_sink_still_ends_the_run(tmp_path: Path) -> None:
+    tracker = Tracker(config_of(tmp_path, sinks=(f"{__name__}:Signalled",)))
+    with tracker, pytest.raises(Unwound):
+        tracker.log({"step": 1})
 
 
 class Greedy(Recording):
