@@ -1,8 +1,8 @@
 """The planner's memory against real allocations, rank by rank.
 
 Params, grads, main params, optimizer state and snapshot: the bytes. Activations: the most that
-autograd held at a time while a pass ran, within 10%. Not exercised here: TransformerEngine itself
-(tests/te_standin keeps for the backward pass what its modules keep), a GPU's allocator.
+autograd held at a time while a pass ran, within 10%; 15% where ranks share experts, which get what
+the routers send. Not exercised here: TransformerEngine itself (tests/te_standin keeps for the backward pass what its modules keep), a GPU's allocator.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def check_memory(bench: Workbench, model: str, spec: Spec = "local", **settings:
         logits = 0 if planned.logits == 0 else tokens * logit_width(policy) * saved.dtype_bytes
         ratio = (planned.activations + logits) / saved.peak
         bench.figures[f"activations_{dtype}"] = ratio
-        assert 0.9 <= ratio <= 1.1, f"{dtype}: planned {planned.activations} + {logits}, {saved}"
+        off = 0.15 if bench.layout.expert > 1 else 0.1  # routers send one rank more than another
+        assert abs(ratio - 1) <= off, f"{dtype}: planned {planned.activations} + {logits}, {saved}"
 
 
 def logit_width(policy: Policy) -> int:
