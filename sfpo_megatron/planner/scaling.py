@@ -55,8 +55,8 @@ _MEMORY = """\
 Params, grads, main params, optimizer state and snapshot follow Megatron's own buffers and are
 exact, padding included; activations count what autograd keeps, within 10% for the torch layer spec
 (tests/dist/test_planner.py compares both with real allocations on CPU), 15% where ranks share
-experts: routers do not send each of them the same. For TransformerEngine's layers the same count was
-never compared with a GPU.
+experts: routers do not send each of them the same. For TransformerEngine's layers the same count
+was never compared with a GPU.
 
 The snapshot is 4 bytes for each param that a rank's optimizer owns: the shard's size, so it shrinks
 with the number of ranks. `sfpo.snapshot: host` moves it into page-locked memory.

@@ -2,7 +2,8 @@
 
 Params, grads, main params, optimizer state and snapshot: the bytes. Activations: the most that
 autograd held at a time while a pass ran, within 10%; 15% where ranks share experts, which get what
-the routers send. Not exercised here: TransformerEngine itself (tests/te_standin keeps for the backward pass what its modules keep), a GPU's allocator.
+the routers send. Not exercised here: TransformerEngine itself (tests/te_standin keeps for the
+backward pass what its modules keep), a GPU's allocator.
 """
 
 from __future__ import annotations
