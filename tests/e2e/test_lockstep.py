@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import digits
 import pytest
@@ -15,6 +16,7 @@ from made.tool_templates import tool_tokenizer
 
 from sfpo_megatron.demo.tiny_model import TinyModel, write_model
 from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
+from sfpo_megatron.outputs.cost_metrics import without_costs
 
 OWN = """
 import asyncio, os, random
@@ -60,6 +62,12 @@ class Sums(ToolEnvironment):
             next(a for a in actors if " ".join(a.cmdline()).startswith("ray::Engine")).kill()
         return replace(told, reward=0.25 * (len(turns[-1]) % 2))
 """
+
+
+def as_repeated(line: dict[str, Any]) -> dict[str, Any]:
+    """A step's metrics without its costs and what it counts of the engine that was lost."""
+    lost = {"num_reissued", "num_engine_restarts"}
+    return {name: value for name, value in without_costs(line).items() if name not in lost}
 
 
 @pytest.mark.full
@@ -110,8 +118,8 @@ def test_a_run_with_tools_repeats_bit_for_bit(
     )
     assert "resumed from" in output and not (tmp_path / "kill").exists()
 
-    assert digits.lines(broken) == digits.lines(straight)
     (steps, _), (wanted, _) = digits.read_metrics(broken), digits.read_metrics(straight)
+    assert [as_repeated(line) for line in steps] == [as_repeated(line) for line in wanted]
     assert wanted[-1]["num_reissued"] == 0
     assert steps[-1]["num_reissued"] > 0 and steps[-1]["num_engine_restarts"] == 1
     assert [line["num_rollouts"] for line in steps] == [16 * 8 * n for n in range(1, 5)]
