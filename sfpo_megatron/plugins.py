@@ -333,7 +333,7 @@ def _definitions(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _check_any_form(nodes: list[ast.AST], name: str, key: str, form: str) -> None:
-    """Of several definitions, in the branches of an `if` or a `try`, one has to fit."""
+    """Check that one of several definitions, in the branches of an `if` or a `try`, fits."""
     for node in nodes[:-1]:
         try:
             return _check_form(node, name, key, form)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from made.processes import gone
 
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -28,20 +29,6 @@ HOSTILE = "hostile_verifier:score"
 
 def problem(answer="42", number=0):
     return WireProblem(id=f"p/{number}", question="?", answer=answer, metadata={"n": [1, "é"]})
-
-
-def gone(pid, within_s=10.0):
-    """True if the process ends in time (a zombie has ended)."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-                if stat.read().rpartition(")")[2].split()[0] in "ZX":
-                    return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture(scope="module")

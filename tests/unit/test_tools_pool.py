@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import own_tools
 import pytest
+from made.processes import gone
 
 from sfpo_megatron.config.environments import ToolArgs
 from sfpo_megatron.config.fields import FieldError
-from sfpo_megatron.host.processes import is_alive
 from sfpo_megatron.plugins import TOOL, PluginError
 from sfpo_megatron.tools.declared import choices_of, schemas_of
 from sfpo_megatron.tools.pool import ToolPool, ToolResult, ToolsFailed
@@ -90,14 +89,13 @@ def test_a_program_that_hangs_does_not_cost_its_process(pool: ToolPool) -> None:
 
 
 def test_what_a_call_leaves_behind_is_ended(pool: ToolPool) -> None:
-    assert not is_alive(int(call(pool, "shout", text="leave").text[:9]))
+    assert gone(int(call(pool, "shout", text="leave").text[:9]))
 
 
 def test_a_process_that_was_killed_while_it_was_idle_is_replaced(pool: ToolPool) -> None:
     (pid,) = pool.pids
     os.kill(pid, signal.SIGKILL)
-    while is_alive(pid):
-        time.sleep(0.01)
+    assert gone(pid)
     assert call(pool, "shout", text="hi") == ToolResult(text="HIHI")
     assert pool.pids != [pid]
 
@@ -112,7 +110,7 @@ def test_calls_share_the_processes() -> None:
     pids = pool.pids
     assert [result.text for result in asyncio.run(many())] == [str(n + 1) for n in range(40)]
     pool.close()
-    assert len(pids) == 2 and not any(map(is_alive, pids))
+    assert len(pids) == 2 and all(map(gone, pids))
 
 
 def test_tools_that_cannot_be_had_are_named() -> None:
