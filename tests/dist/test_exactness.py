@@ -67,9 +67,8 @@ def check(
     expected_history, expected = bench.load(name)
     assert weights.keys() == expected.keys()
     known = {name: ~w.isnan() for name, w in expected.items()}
-    differences = {
-        name: (weights[name] - w)[known[name]].abs().max().item() for name, w in expected.items()
-    }
+    apart = {name: (weights[name] - w)[known[name]].abs() for name, w in expected.items()}
+    differences = {name: each.max().item() for name, each in apart.items()}
     unknown = sum(int((~k).sum()) for k in known.values()) / sum(k.numel() for k in known.values())
     assert unknown < 5e-3 if predicted else unknown == 0
     losses, expected_losses = (torch.tensor(h)[..., 0] for h in (history, expected_history))
@@ -80,9 +79,7 @@ def check(
     worst = max(differences, key=lambda name: differences[name])
     bound = bound_of(bench.layout, predicted)
     if predicted:
-        beyond = torch.cat(
-            [((weights[n] - w).abs() > bound)[known[n]] for n, w in expected.items()]
-        )
+        beyond = torch.cat(list(apart.values())) > bound
         bench.figures["share_beyond"] = beyond.double().mean().item()
         assert bench.figures["share_beyond"] <= MOST_BEYOND, f"{beyond.sum()} weights are apart"
         bound = 10 * OTHER_SUMS
