@@ -127,20 +127,9 @@ test-mcore-latest: ## the main line, whatever Python .venv has: unit, dist and e
 	.venv-latest/bin/python -m benchmarks.common.suites mcore_latest mcore-latest .cache/mcore-latest; \
 	exit $$rc
 
-# File by file, so that what has passed stays passed as long as the code is the same.
-CODE := sfpo_megatron tests examples launch tools requirements Makefile pyproject.toml setup.py
-test-full: export FIGURES := benchmarks/results
-test-full: venv ## every matrix and count; hours; begun again it skips files that passed with this code
-	@rc=0; reports=.cache/test-full/$$(git ls-tree HEAD $(CODE) | git hash-object --stdin); \
-	for file in $$(git ls-files 'tests/*/test_*.py'); do \
-	    report=$$reports/$${file%.py}; \
-	    if test -e $$report.xml; then continue; fi; \
-	    echo "== $$file"; \
-	    if $(PYTEST) $$file --junitxml=$$report.failed.xml; \
-	    then mv $$report.failed.xml $$report.xml; else rc=1; fi; \
-	done; \
-	$(PY) -m benchmarks.common.suites test_full test-full $$reports; \
-	$(MAKE) test-mcore-latest || rc=1; exit $$rc
+test-full: venv ## every matrix and count; hours; begun again it goes on: [MINUTES=60]
+	$(PY) tests/full.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(MAKE) test-mcore-latest
 
 bench: venv ## benchmarks/*.py, results in benchmarks/results/
 	for file in benchmarks/*.py; do $(PY) $$file; done

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,13 +37,11 @@ from sfpo_megatron.rollout.reports import (
     FleetHealth,
     FleetProgress,
     RolloutCount,
-    RolloutTimes,
     ScoredRequest,
 )
 from sfpo_megatron.rollout.rounds import Rounds
 from sfpo_megatron.rollout.sampling import RolloutRequest, check_lengths
 from sfpo_megatron.rollout.scoring import Scorer
-from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.rollout.updates import UpdatableFleet
 
 
@@ -245,37 +242,19 @@ class RolloutController:
         return self._requests[request_id]
 
     async def _run(self, request: RolloutRequest) -> ScoredRequest:
+        count = self._counts[request.id] = RolloutCount()
         with span("rollouts", track="requests", id=request.id):
-            return await self._scored(request)
-
-    async def _scored(self, request: RolloutRequest) -> ScoredRequest:
-        began = time.monotonic()
-        num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
-        while True:
-            selection = GroupSelection(num_groups, request.drop)
-            count = self._counts[request.id] = RolloutCount()
-            last_tokens = began
-            versions: set[int] = set()
-            for prompts in request.rounds:
-                groups, last_tokens = await self._rounds.run(prompts, request, count)
-                versions |= {rollout.weight_version for group in groups for rollout in group}
-                selection.add(groups)
-                if selection.is_full:
-                    break
-            if len(versions) <= 1:
-                break
-            # Every engine was lost and the survivors got newer weights: a batch has one version.
-        done = time.monotonic()
-        rollouts, counts = selection.result()
-        return ScoredRequest(
-            rollouts=rollouts,
-            counts=counts,
-            load=await self._fleet.take_load(),
-            outcomes=selection.outcomes,
-            times=RolloutTimes(generate_s=last_tokens - began, reward_s=done - last_tokens),
-            num_reissued=self._fleet.num_reissued,
-            num_restarts=self._fleet.num_restarts,
-        )
+            selection, times = await self._rounds.until_full(request, count)
+            rollouts, counts = selection.result()
+            return ScoredRequest(
+                rollouts=rollouts,
+                counts=counts,
+                load=await self._fleet.take_load(),
+                outcomes=selection.outcomes,
+                times=times,
+                num_reissued=self._fleet.num_reissued,
+                num_restarts=self._fleet.num_restarts,
+            )
 
     # --- devices that are shared with the trainer ---------------------------------------------
 

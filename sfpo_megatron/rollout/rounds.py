@@ -1,4 +1,4 @@
-"""One round of a request: an episode for every sample, scored while others are still generated."""
+"""The rounds of a request: an episode for every sample, scored while others are still generated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner, together
-from sfpo_megatron.rollout.reports import RolloutCount
+from sfpo_megatron.rollout.reports import RolloutCount, RolloutTimes
 from sfpo_megatron.rollout.sampling import (
     ROLLOUTS_PER_CALL,
     GenerationSettings,
@@ -14,6 +14,7 @@ from sfpo_megatron.rollout.sampling import (
     request_seed,
 )
 from sfpo_megatron.rollout.scoring import Scorer
+from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.types import Prompt, Rollout
 
 
@@ -24,6 +25,30 @@ class Rounds:
         self._run_seed = run_seed
         self._runner = runner
         self._scorer = scorer
+
+    async def until_full(
+        self, request: RolloutRequest, count: RolloutCount
+    ) -> tuple[GroupSelection, RolloutTimes]:
+        """Run rounds until as many groups are chosen as the request wants, or there is no further
+        round; `count` follows."""
+        began = last_token = time.monotonic()
+        num_groups = len(request.prompts) if request.num_groups is None else request.num_groups
+        while True:
+            selection = GroupSelection(num_groups, request.drop)
+            count.num_asked = count.num_done = 0
+            versions: set[int] = set()
+            for prompts in request.rounds:
+                groups, last_token = await self.run(prompts, request, count)
+                versions |= {rollout.weight_version for group in groups for rollout in group}
+                selection.add(groups)
+                if selection.is_full:
+                    break
+            if len(versions) <= 1:
+                done = time.monotonic()
+                return selection, RolloutTimes(
+                    generate_s=last_token - began, reward_s=done - last_token
+                )
+            # Every engine was lost and the survivors got newer weights: a batch has one version.
 
     async def run(
         self, prompts: Sequence[Prompt], request: RolloutRequest, count: RolloutCount

@@ -1,0 +1,122 @@
+"""tests/full.py in a repository of its own: what has passed is not run again, on any machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from full import main
+
+PASSES = "def test_a(): open('ran', 'a').write({name!r} + ' ')\n"
+FAILS = "def test_a(): assert 0\n"
+MUTANTS = """\
+import pytest
+@pytest.mark.parametrize("name", ["one", "two", "three"])
+def test_is_noticed(name): open('ran', 'a').write(name + ' ')
+"""
+TABLE = """\
+[[mutant]]
+name = "one"
+[[mutant]]
+name = "two"
+survives = "nobody can see it"
+[[mutant]]
+name = "three"
+"""
+
+
+def git(root: Path, *words: str) -> None:
+    subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    files = {
+        "tests/unit/test_u.py": PASSES.format(name="u"),
+        "tests/slurm/test_s.py": PASSES.format(name="s"),
+        "tests/dist/test_d.py": PASSES.format(name="d"),
+        "tests/e2e/test_e.py": PASSES.format(name="e"),
+        "tests/mutants/test_mutants.py": MUTANTS,
+        "tests/mutants/table.toml": TABLE,
+        "benchmarks/results/other.json": "{}",
+        ".gitignore": "ran\n.cache\n__pycache__\n",
+        "pyproject.toml": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    git(tmp_path, "init", "-q")
+    commit(tmp_path)
+    return tmp_path
+
+
+def commit(root: Path) -> None:
+    git(root, "add", "-A")
+    git(root, "-c", "user.name=n", "-c", "user.email=e@x", "commit", "-q", "-m", "m")
+
+
+def ran(root: Path) -> list[str]:
+    """What ran since the last question."""
+    file = root / "ran"
+    names = file.read_text().split() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return names
+
+
+def result(root: Path) -> dict[str, Any]:
+    return json.loads((root / "benchmarks/results/test_full.json").read_text())
+
+
+def test_everything_once_and_slurm_alone_at_the_end(root: Path) -> None:
+    assert main(["--jobs", "1"], root) == 0
+    assert ran(root) == ["d", "one", "three", "u", "e", "s"]
+    assert (result(root)["features"], result(root)["missing"]) == (["test-full"], 0)
+    commit(root)  # the results are no code
+    assert main([], root) == 0 and ran(root) == []
+    (root / "tests/unit/test_u.py").write_text("def test_a(): pass\n")
+    commit(root)
+    assert main(["--jobs", "1"], root) == 0
+    assert ran(root) == ["d", "one", "three", "e", "s"], "other code: all of it again"
+
+
+def test_a_failure_runs_again_and_what_is_left_is_said(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "tests/dist/test_d.py").write_text(FAILS)
+    commit(root)
+    assert main([], root) == 1
+    assert sorted(ran(root)) == ["e", "one", "s", "three", "u"]
+    found = result(root)
+    assert (found["features"], found["missing"]) == ([], 1)
+    assert "tests/dist/test_d.py: 0 passed, 1 failed, 0 skipped" in capsys.readouterr().out
+    assert main([], root) == 1 and ran(root) == []
+
+
+def test_a_sitting_goes_on_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert main(["tests/e2e", "tests/unit/test_u.py"], root) == 1  # the others are left
+    assert sorted(ran(root)) == ["e", "u"] and result(root)["missing"] == 4
+    assert main(["--minutes", "0"], root) == 1 and ran(root) == []
+    commit(root)
+    other = tmp_path_factory.mktemp("other") / "clone"
+    git(root, "clone", "-q", str(root), str(other))
+    assert main([], other) == 0
+    assert sorted(ran(other)) == ["d", "one", "s", "three"]
+
+
+def test_a_changed_tree_is_refused(root: Path) -> None:
+    (root / "benchmarks/results/other.json").write_text("[]")  # a figure that a test took
+    (root / "tests/unit/test_new.py").write_text(FAILS)
+    with pytest.raises(SystemExit, match=r"expected what is committed:\n\?\? tests/unit/test_new"):
+        main([], root)
+
+
+def test_one_that_is_killed_has_no_result(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kills = "import os\ndef test_a(): os.kill(os.getpid(), 9)\n"
+    (root / "tests/dist/test_d.py").write_text(kills)
+    commit(root)
+    assert main(["tests/dist"], root) == 1
+    assert "tests/dist/test_d.py: pytest ended with exit code -9" in capsys.readouterr().err
+    assert not (root / "benchmarks/results/test_full.json").exists()
