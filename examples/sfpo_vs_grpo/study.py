@@ -40,6 +40,8 @@ from sfpo_megatron.demo.legs import write_data as write_legs  # noqa: E402
 from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model  # noqa: E402
 
 RUNS = ROOT / "runs/study"
+_MAKING = threading.Lock()
+"""transformers, which fetches its names when they are first asked for, cannot do so twice at once."""
 _LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -76,7 +78,8 @@ def warm_start(study: Study, task: str, seed: int) -> Path:
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
             config = HERE / study.tasks[task]["config"]
-            make_tiny_model(load_config(str(config)), folder / "model", DEMO, seed=seed)
+            with _MAKING:
+                make_tiny_model(load_config(str(config)), folder / "model", DEMO, seed=seed)
             overrides = [
                 f"model.path={folder / 'model'}", f"output_dir={folder / 'sft'}", f"seed={seed}"
             ]  # fmt: skip
