@@ -11,12 +11,14 @@ import os
 import re
 import sys
 from collections.abc import Coroutine
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from sfpo_megatron.config.rules.machine import check_shared_memory
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.shortage import MemoryShortage, killed_hint
+from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.stages import begin_stage
 from sfpo_megatron.host.unverified import log_unverified
@@ -28,7 +30,7 @@ from sfpo_megatron.rollout.engine_load import LoadListener
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import EngineLoad
-from sfpo_megatron.rollout.root_cause import EngineLog
+from sfpo_megatron.rollout.root_cause import EngineLog, how_ended
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
 from sfpo_megatron.rollout.vllm_arguments import completion_of, engine_args, sampling_params
 
@@ -56,6 +58,7 @@ class Engine:
         self._config = config
         self._model_path = model_path
         self._llm: Any = None
+        self._children: list[BaseProcess] = []
         self._listener = LoadListener()
         self._sleeps = False
         self._num_requests = 0
@@ -79,6 +82,7 @@ class Engine:
             check_shared_memory(self._config)
             listen = [lambda vllm_config, index: self._listener]
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=listen)
+            self._children = active_children()
         except RuntimeError as error:  # "See root cause above", which is in this engine's log
             sys.stderr.flush()
             raise EngineCallFailed(self._log.root_cause() or str(error)) from error
@@ -229,7 +233,7 @@ class Engine:
             raise EngineCallFailed(shortage.line("refit") if shortage else text) from None
 
     def _died(self) -> EngineDied:
-        why = self._log.root_cause() or f"without a word; {killed_hint('generation')}"
+        why = self._log.root_cause() or how_ended(self._children)
         return EngineDied(f"EngineCore or one of its workers ended: {why}")
 
     async def _watched(self, call: Coroutine[None, None, T]) -> T:

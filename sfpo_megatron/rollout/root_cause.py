@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage
+from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_hint
 
 _RAISED = re.compile(
     # vLLM prefixes each line of a traceback: `(EngineCore pid=7) ERROR 11-29 01:02:03 [core.py:9] `
@@ -16,6 +19,21 @@ _RAISED = re.compile(
 _FOLLOWS = re.compile(r"root cause|initialization failed|EngineDeadError|background process")
 _LONGEST = 600
 _READ_BYTES = 4 << 20
+_EXIT_S = 1.0
+"""vLLM knows of a process's end by its pipes, which close before it has an exit code."""
+
+
+def how_ended(children: Iterable[BaseProcess]) -> str:
+    """What became of the first of an engine's processes that is gone and said nothing."""
+    for child in children:
+        child.join(_EXIT_S)
+        if code := child.exitcode:
+            if code == -signal.SIGKILL:
+                return f"killed by SIGKILL; {killed_hint('generation')}"
+            if code < 0:
+                return f"killed by {signal.Signals(-code).name}, without a word"
+            return f"exit code {code}, without a word"
+    return "without a word"
 
 
 class EngineLog:

@@ -76,7 +76,10 @@ def test_killed_worker(untied_tp2: RolloutClient, models: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("EngineCore", "engine 0 died while generating .*engine-0.log.*max_restarts=0"),
+        (
+            "EngineCore",
+            "engine 0 died while generating .*killed by SIGKILL.*engine-0.log.*max_restarts=0",
+        ),
         ("actor", "engine 0 died while generating .*engine-0.log.*max_restarts=0"),
         ("controller", "the rollout controller died while collecting .*max_restarts=0"),
     ],
