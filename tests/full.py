@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,9 @@ CODE = (
 )
 """What a test may depend on, as git takes it."""
 MUTANTS = "tests/mutants/test_mutants.py"
+RESULTS = "benchmarks/results"
+FIGURES = ".cache/test-full/figures"
+"""Where tests leave what they measure: in RESULTS it would make pages of docs/ stale meanwhile."""
 _ALONE = "tests/slurm/"
 _LAST = "tests/e2e/"
 """Begun from the other end: they wait where the rest computes."""
@@ -46,7 +50,7 @@ class Results:
     """What has run with this code: `benchmarks/results/test_full.json`."""
 
     def __init__(self, root: Path, code: str, wanted: Sequence[str]) -> None:
-        self._file = root / "benchmarks/results/test_full.json"
+        self._file = root / RESULTS / "test_full.json"
         self._code = code
         self._wanted = wanted
         found = json.loads(self._file.read_text()) if self._file.exists() else {}
@@ -104,7 +108,7 @@ def run(root: Path, name: str) -> dict[str, int] | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", name, f"--junitxml={junit}"]
     with log.open("w") as out:
-        environment = {**os.environ, "FIGURES": "benchmarks/results"}
+        environment = {**os.environ, "FIGURES": FIGURES}
         code = subprocess.run(command, cwd=root, stdout=out, stderr=out, env=environment).returncode
     if code in (0, 1):
         return outcome(junit)
@@ -150,6 +154,8 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     beside = [name for name in todo if not name.startswith(_ALONE)]
     passed = run_all(root, results, beside, jobs=options.jobs, end=end)
     passed &= run_all(root, results, alone, jobs=1, end=end)
+    for figures in (root / FIGURES).glob("*.json"):
+        shutil.move(figures, root / RESULTS / figures.name)
     left = results.missing
     print(f"{len(left)} left" if left else "all have passed with this code")
     return 0 if passed and not left else 1

@@ -59,8 +59,8 @@ def hardware(device: torch.device) -> str:
 
 
 def figures_of(name: str) -> Path:
-    """The file of figures that a test takes, in FIGURES: `make test-full` sets it to
-    benchmarks/results, which no other run of the tests changes."""
+    """The file of figures that a test takes, in FIGURES: those of `make test-full` come to
+    benchmarks/results, those of no other run of the tests."""
     return ROOT / os.environ.get("FIGURES", ".cache/figures") / f"{name}.json"
 
 
