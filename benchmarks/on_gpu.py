@@ -89,8 +89,15 @@ STAGES = (
         needs=("transformer_engine",),
         features=("te",),
     ),
+    Stage(
+        name="engines",
+        limit_s=240,
+        module="engines:run",
+        needs=("vllm", "ray"),
+        features=("colocated", "refit-shm", "refit-ipc"),
+    ),
 )
-"""In the order of what they need; their limits add up to eight minutes."""
+"""In the order of what they need; the limits of those before the last add up to eight minutes."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -90,7 +90,7 @@ def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
 
 
 def test_the_stages_are_there_and_short_enough() -> None:
-    assert sum(stage.limit_s for stage in STAGES) <= 480
+    assert sum(stage.limit_s for stage in STAGES if "vllm" not in stage.needs) <= 480
     known = (ROOT / "tools/verified_features.txt").read_text()
     for stage in STAGES:
         assert bool(stage.module) != bool(stage.script)

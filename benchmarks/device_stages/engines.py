@@ -1,0 +1,76 @@
+"""Stage `engines`: engines that share the trainer's device, as a user runs them.
+
+Two train steps of the command line, colocated, by each transport that a device has; after each the
+engine gets the new weights and answers greedily. A fresh engine on the exported weights has to
+answer the same, and every refit is compared parameter by parameter (`refit.verify_every`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.provenance import ROOT
+
+TRANSPORTS = {"cuda": ("shm", "ipc"), "cpu": ("shm",)}
+
+
+def fingerprint(response: str, prompt: Any) -> float:
+    """A reward by which no two responses are alike: its mean tells whether all are the same."""
+    return zlib.crc32(response.encode()) / 2**32
+
+
+def run(device: torch.device) -> dict[str, Any]:
+    from sfpo_megatron.config.load import load_config
+    from sfpo_megatron.demo import CONFIG
+    from sfpo_megatron.demo.legs import write_data
+    from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
+
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = [
+            str(CONFIG),
+            f"model.path={folder / 'model'}",
+            f"model.dtype={dtype}",
+            *(f"data.{x}.0.path={folder / f'legs-{x}.parquet'}" for x in ("train", "eval")),
+            *("data.eval.0.size=64", "eval.every=1", "eval.temperature=0"),
+            *("parallel.data=1", "rollout.placement=colocated", "rollout.reproducible=true"),
+            *("train.num_steps=2", "train.prompts_per_step=8", "refit.verify_every=1"),
+            "reward.function=benchmarks.device_stages.engines:fingerprint",
+        ]
+        write_data(folder)
+        make_tiny_model(load_config(words[0], words[1:]), folder / "model", DEMO, seed=0)
+        return {which: cycle(folder, words, which) for which in TRANSPORTS[device.type]}
+
+
+def cycle(folder: Path, words: list[str], transport: str) -> dict[str, float]:
+    """Train by a transport; AssertionError if a fresh engine answers otherwise."""
+    run, begun = folder / transport, time.monotonic()
+    command("train", *words, f"refit.transport={transport}", f"output_dir={run}")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    evals = [line["eval/reward_mean"] for line in lines if "eval/reward_mean" in line]
+    assert len(steps) == 2 and all(line["grad_norm"] > 0 for line in steps), steps
+    assert len(set(evals)) == 3, f"the engine answers as before: {evals}"
+    fresh = folder / f"{transport}-fresh"
+    command("eval", *words, f"model.path={run / 'hf'}", f"output_dir={fresh}")
+    (answer,) = (fresh / "eval.jsonl").read_text().splitlines()
+    expected = json.loads(answer)["eval/reward_mean"]
+    assert evals[-1] == expected, f"found {evals[-1]}, of a fresh engine {expected}"
+    seconds = {name: steps[-1][f"time/{name}_s"] for name in ("refit", "onload", "offload")}
+    return {"greedy_fingerprint": expected, "seconds": time.monotonic() - begun, **seconds}
+
+
+def command(name: str, config: str, *words: str) -> None:
+    """A command of ours, whose output is the stage's."""
+    line = [sys.executable, "-m", "sfpo_megatron", name, config, *words]
+    subprocess.run(line, cwd=ROOT, stdout=sys.stderr, check=True)
