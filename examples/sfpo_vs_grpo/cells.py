@@ -175,8 +175,36 @@ class Study:
                 arms[name] = {**base, **changed}
         return arms
 
+    def gate_rules(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> settings of each gate that is looked at."""
+        return self.settings["gates"]["rules"]
+
+    def gate_arm(self, rule: str) -> str:
+        """Name of the arm that really runs with it."""
+        return f"gate_{rule}"
+
+    def fork_seeds(self, task: str) -> list[int]:
+        return self.confirming_seeds(task)[: self.settings["gates"]["fork_seeds"]]
+
+    def forking(self) -> list[Cell]:
+        """Cells with a gate that have not run, at the frozen lr of the arm without it."""
+        gates = self.settings["gates"]
+        lr = self.frozen(gates["task"])["lrs"][gates["of"]]
+        return [
+            cell
+            for rule in gates["forks"]
+            for seed in self.fork_seeds(gates["task"])
+            if not (
+                cell := Cell(task=gates["task"], arm=self.gate_arm(rule), lr=lr, seed=seed)
+            ).file.exists()
+        ]
+
     def settings_of(self, arm: str) -> Mapping[str, Any]:
         """What an arm changes in its task's config."""
+        gated = {self.gate_arm(rule): settings for rule, settings in self.gate_rules().items()}
+        if arm in gated:
+            base = self.arms[self.settings["gates"]["of"]]
+            return {**self.settings["common"], **base, **gated[arm]}
         own = self.arms[arm] if arm in self.arms else self.ablation_arms()[arm]
         return {**self.settings["common"], **own}
 

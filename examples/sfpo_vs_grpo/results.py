@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import gates
 from cells import HERE, Outcome, Study
 from pairs import paired_ratio
 
@@ -42,6 +43,8 @@ def task_part(study: Study, task: str) -> Iterator[str]:
         yield "The tuning seeds have not all run: nothing is chosen yet.\n"
         return
     yield from confirmed(study, task)
+    if task == study.settings["gates"]["task"]:
+        yield from gates.told(study, task)
     if task == study.settings["ablations"]["task"]:
         yield from ablations(study, task)
 

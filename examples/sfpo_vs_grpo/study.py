@@ -41,7 +41,7 @@ from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model  # noqa: E402
 
 RUNS = ROOT / "runs/study"
 _MAKING = threading.Lock()
-"""transformers, which fetches its names when they are first asked for, cannot do so twice at once."""
+"""transformers fetches its names when they are first asked for, and cannot do so twice at once."""
 _LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -153,6 +153,8 @@ def missing(study: Study, tasks: list[str]) -> Iterator[Cell]:
         if not all(map(is_committed, plan)):
             continue
         yield from study.confirming(task)
+        if task == study.settings["gates"]["task"]:
+            yield from study.forking()
         if task == study.settings["ablations"]["task"]:
             yield from study.ablating()
 

@@ -22,7 +22,7 @@ from sfpo_megatron.gate import EntropyGate
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/sfpo_vs_grpo"
-NAMES = ("cells", "pairs", "results", "study", "sums")
+NAMES = ("cells", "gates", "pairs", "results", "study", "sums")
 
 
 @pytest.fixture
@@ -36,8 +36,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         sys.modules.pop(name, None)
 
 
-def leave(cell: Any, accuracies: list[float], *, ended: str = "finished") -> None:
-    """The result of a run with 128 rollouts a step and an evaluation every second step."""
+def leave(cell: Any, accuracies: list[float], *, ended: str = "finished", rise: int = 1000) -> None:
+    """The result of a run with 128 rollouts a step and an evaluation every second step, whose
+    entropy is 1 before step `rise` and then 2."""
     lines: list[dict[str, Any]] = [
         {
             "settings": {"sfpo.num_fast_passes": 0},
@@ -49,9 +50,8 @@ def leave(cell: Any, accuracies: list[float], *, ended: str = "finished") -> Non
     ]
     for index, accuracy in enumerate(accuracies[1:]):
         for step in (2 * index + 1, 2 * index + 2):
-            lines.append(
-                {"step": step, "rollouts": 128 * step, "tokens": 4.0, "passes": 4, "step_s": 1.0}
-            )
+            line = {"step": step, "rollouts": 128 * step, "tokens": 4.0, "passes": 4, "step_s": 1.0}
+            lines.append({**line, "entropy": 2.0 if step >= rise else 1.0})
         lines.append({"rollouts": 256 * (index + 1), "accuracy": accuracy})
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     cell.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -90,6 +90,9 @@ def test_confirming_seeds_wait_for_the_commit(
     assert frozen["threshold"] == pytest.approx(0.9 * 0.9)
     monkeypatch.setattr(study, "is_committed", lambda file: True)
     found = list(study.missing(cells.Study(), ["aiw"]))
+    gated = [cell for cell in found if cell.arm.startswith("gate_")]
+    assert sorted({cell.arm for cell in gated}) == ["gate_code", "gate_paper"] and len(gated) == 6
+    found = [cell for cell in found if cell not in gated]
     confirming = [cell for cell in found if 100 <= cell.seed < 200]
     assert len(confirming) == 10 * len(cells.Study().arms)
     assert {cell.seed for cell in confirming[: len(cells.Study().arms)]} == {100}
@@ -167,6 +170,32 @@ def test_page(
     page = (tmp_path / "results.md").read_text()
     assert "| sfpo | 0.0004 | 256 | 2.00 | 2.00 to 2.00 | 2.00 to 2.00 |" in page
     assert "| grpo | 0.0004 | 512 | 1.00 |" in page and (tmp_path / "study-aiw.png").exists()
+
+
+def test_gates_on_what_was_logged(modules: dict[str, ModuleType]) -> None:
+    """Entropy doubles at step 34: a rule that sees it at once closes at 35, one that waits for four
+    such steps at 38. Where it was on, the fork's accuracy stands beside that of its own seed."""
+    cells, gates = modules["cells"], modules["gates"]
+    tune(cells, best=4e-4)
+    cells.frozen_file("aiw").write_text(json.dumps(cells.Study().freeze("aiw")))
+    assert list(gates.told(cells.Study(), "aiw")) == []
+    for cell in cells.Study().confirming("aiw"):
+        leave(cell, [0.0] + [0.9] * 30, rise=34 if cell.seed < 104 else 1000)
+    for cell in cells.Study().forking():
+        if cell.arm == "gate_code" and cell.seed < 102:
+            leave(cell, [0.0] + [0.5] * 30)
+    _, _, _, *rows, _ = gates.told(cells.Study(), "aiw")
+    assert rows == [
+        "| code | 4 of 10 | 35 | 2 | 0.500 | 0.900 |",
+        "| paper | 4 of 10 | 35 | - | - | - |",
+        "| patient | 4 of 10 | 38 | - | - | - |",
+    ]
+
+
+def test_a_gated_arm_has_the_rule_and_nothing_else(modules: dict[str, ModuleType]) -> None:
+    plan = modules["cells"].Study()
+    sfpo, gated = plan.settings_of("sfpo"), plan.settings_of("gate_paper")
+    assert gated == {**sfpo, **plan.gate_rules()["paper"]} and gated["sfpo.trigger"] == "two_sided"
 
 
 def test_arms_change_what_they_say(modules: dict[str, ModuleType]) -> None:
