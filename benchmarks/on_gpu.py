@@ -221,6 +221,7 @@ def main() -> int:
     if args.run_stage:
         run_here(args.run_stage, device, args.out)
         return 0
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of `_end`
     wanted = args.only.split(",") if args.only else [stage.name for stage in STAGES]
     rows: list[Row] = []
     for stage in STAGES:
