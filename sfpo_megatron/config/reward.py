@@ -93,7 +93,7 @@ def _no_url(url: str) -> str | None:
     if not parts.hostname or port == 0:
         return "it names no host and port"
     if parts.username is not None:
-        return "a name and a password would stand in run.json"
+        return "a name and a password would stand in RUN/config.yaml"
     if not url.isascii() or any(letter.isspace() for letter in url):
         return "a blank, or a letter that is not ASCII"
     return None

@@ -1,5 +1,5 @@
-"""The config tree: one frozen dataclass a section, every default stated once, here,
-in data.py, training.py, objective.py, rollout.py, reward.py or checkpoint.py.
+"""The config tree: one frozen dataclass a section, every default stated once, on its field here
+or in the module of its section.
 
 Ordered as the data walks (docs/configuration.md). No torch: a login node validates a run with it.
 A field that is wrong on its own is refused at construction with `FieldError`; what needs two
@@ -40,10 +40,11 @@ class ModelConfig:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class ParallelConfig:
-    """How the trainer's ranks are laid out; their product is the world size."""
+    """How the trainer's ranks are laid out: data x tensor x pipeline x context of them."""
 
     data: int | None = 1
-    """Data-parallel size; null takes world size / (tensor x pipeline)."""
+    """Data-parallel size; null takes what the ranks leave that torchrun or Slurm has started:
+    their number / (tensor x pipeline x context)."""
     tensor: int = 1
     """Tensor-parallel size."""
     pipeline: int = 1
@@ -81,7 +82,7 @@ class MegatronConfig:
     """Settings handed to Megatron-Core as they are; `check` knows its names, with their types."""
 
     transformer: dict[str, Any] = field(default_factory=dict)
-    """Fields of TransformerConfig (recompute, fusions, FP8...)."""
+    """Fields of TransformerConfig (recompute, fusions...)."""
     ddp: dict[str, Any] = field(default_factory=dict)
     """Fields of DistributedDataParallelConfig (overlap_grad_reduce, overlap_param_gather...)."""
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +98,7 @@ class SFPOConfig:
     trajectory: Literal["real", "predicted"] = "real"
     """real: SFPO's K passes; predicted: PrePO's (arXiv 2605.06755), two passes, from which the rest
     of the K is predicted, coordinate by coordinate: 3 passes a step with the slow correction,
-    whatever K is, and 4 more bytes a parameter of the shard. Its moments are: restore."""
+    whatever K is, and 4 more bytes a parameter of the shard. Set moments: restore with it."""
     alpha: float = 0.8
     """Position of the weights between the snapshot (0) and the fast point (1)."""
     entropy_window: int = 30

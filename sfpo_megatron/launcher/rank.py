@@ -139,12 +139,13 @@ def _record_exit_code(code: int, rank: int, directory: RunDirectory, *, final: b
 
 
 def message_line(error: BaseException, rank: int) -> str:
-    """`error: rank R: Type: message` on one line, whatever the message holds."""
+    """`error: rank R: Type: message` on one line, whatever the message holds; of a long one the two
+    ends: what was found stands first, what to do last."""
     if (shortage := MemoryShortage.of(error)) is not None:
         return f"error: rank {rank}: {shortage.line(phase_of(error))}"
     text = " ".join(str(error).split())
-    limit = 600
-    text = text if len(text) <= limit else f"{text[:limit]}..."
+    first, last = 600, 220
+    text = text if len(text) <= first + last else f"{text[:first]} ... {text[-last:]}"
     return f"error: rank {rank}: {type(error).__name__}: {text}"
 
 

@@ -159,7 +159,11 @@ TRAIN_STEP = (
         "Tokens rejected.",
         when="`objective.importance_sampling`",
     ),
-    Metric("num_passes", "passes", "Passes of this step: K + 1, or 1 when the gate is closed."),
+    Metric(
+        "num_passes",
+        "passes",
+        "Passes of this step: K + 1 (3 of a predicted trajectory), or 1 when the gate is closed.",
+    ),
     Metric(
         "prediction/q_mean",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from made.rollouts import group
 from sfpo_megatron.rollout.controller import RolloutController
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.reports import EngineLoad, RolloutCount, ScoredRequest
+from sfpo_megatron.rollout.rounds import Rounds
 from sfpo_megatron.rollout.sampling import RolloutRequest
 from sfpo_megatron.types import Prompt, Rollout
 
@@ -34,11 +36,32 @@ async def no_load() -> EngineLoad:
     return EngineLoad.of_all([])
 
 
-class Alone(RolloutController):
-    """Each round is answered by the next of `rounds`, as (version of a, version of b)."""
+class Answered(Rounds):
+    """Each round is answered by the next of `versions`, as (version of a, version of b)."""
 
-    def __init__(self, *rounds: tuple[int, int]) -> None:
-        self.versions = list(rounds)
+    def __init__(self, versions: Sequence[tuple[int, int]]) -> None:
+        none: Any = None
+        super().__init__(0, runner=none, scorer=none)
+        self.versions = list(versions)
+
+    async def run(
+        self, prompts: Sequence[Prompt], request: RolloutRequest, count: RolloutCount
+    ) -> tuple[list[list[Rollout]], float]:
+        count.num_asked += len(prompts) * request.num_samples
+        await asyncio.sleep(0)
+        count.num_done += len(prompts) * request.num_samples
+        versions = self.versions.pop(0)
+        return [
+            group(prompt.id, [0.0, 1.0], weight_version=version)
+            for prompt, version in zip(prompts, versions, strict=True)
+        ], 0.0
+
+
+class Alone(RolloutController):
+    """Its rounds are those of `Answered`."""
+
+    def __init__(self, *versions: tuple[int, int]) -> None:
+        self.answered = self._rounds = Answered(versions)
         self._config = run_config(rollout={"max_response_tokens": 4})
         self._fleet: Any = SimpleNamespace(
             check=lambda: None,
@@ -50,22 +73,9 @@ class Alone(RolloutController):
             num_reissued=0,
             num_restarts=0,
         )
-        self._rounds: Any = self
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}
         self._counts: dict[str, RolloutCount] = {}
         self._updating = False
-
-    async def run(
-        self, prompts: Any, request: RolloutRequest, count: RolloutCount
-    ) -> tuple[list[Any], float]:
-        count.num_asked += len(prompts) * request.num_samples
-        await asyncio.sleep(0)
-        count.num_done += len(prompts) * request.num_samples
-        versions = self.versions.pop(0)
-        return [
-            group(prompt.id, [0.0, 1.0], weight_version=version)
-            for prompt, version in zip(prompts, versions, strict=True)
-        ], 0.0
 
 
 def rollouts_of(controller: Alone) -> list[Rollout]:
@@ -106,13 +116,13 @@ def test_a_batch_has_one_version() -> None:
     controller = Alone((0, 1), (1, 2), (2, 2))
     rollouts = rollouts_of(controller)
     assert [r.prompt_id for r in rollouts] == ["a", "a", "b", "b"]
-    assert {r.weight_version for r in rollouts} == {2} and not controller.versions
+    assert {r.weight_version for r in rollouts} == {2} and not controller.answered.versions
 
 
 def test_what_is_of_one_version_is_made_once() -> None:
     controller = Alone((1, 1), (2, 2))
     assert {r.weight_version for r in rollouts_of(controller)} == {1}
-    assert controller.versions == [(2, 2)]
+    assert controller.answered.versions == [(2, 2)]
 
 
 def test_no_refit_while_a_request_generates() -> None:

@@ -4,6 +4,7 @@ paper's. Not exercised here: that they train."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,60 @@ def test_sizes_are_the_models(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     file = f"examples/{name}/config.yaml"
     shape = model_of(load_config(file), file=file)
     assert num_params(shape) / 1e9 == pytest.approx(BILLIONS[name], abs=1e-3)
+
+
+def planned(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> tuple[float, float, float, float]:
+    """GiB of the fullest rank; seconds of generation, of the passes and of a step."""
+    assert cli.main(["plan", *arguments]) == 0
+    rows = re.findall(r"^(\w+) +([\d. ]+)", capsys.readouterr().out, flags=re.M)
+    memory, total = (row for name, row in rows if name == "total")
+    generation, passes = (float(dict(rows)[name]) for name in ("generation", "passes"))
+    return max(map(float, memory.split())), generation, passes, float(total)
+
+
+FIGURES = (
+    r"(\d+) GiB on a trainer's GPU; a step of (\d+) s, (\d+) of them generation and (\d+) the four"
+)
+PAPER_FIGURES = (
+    r"(\d+) GiB on a GPU, (\d+) s a step with SFPO and (\d+) s with GRPO \((\d+) s of either"
+)
+SLURM_FIGURES = r"(\d+) GiB a GPU and (\d+) s a step \(one node: (\d+) GiB and (\d+) s\)"
+
+
+@pytest.mark.parametrize("name", sorted({*BILLIONS} - {"smollm2"}))
+def test_the_readme_says_what_plan_does(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    gib, generation, passes, step = planned([f"examples/{name}/config.yaml"], capsys)
+    expected = [gib, step, generation, passes]
+    if name in PAPER:
+        grpo = planned([f"examples/{name}/grpo.yaml"], capsys)[-1]
+        expected = [gib, step, grpo, generation]
+    found = figures(f"examples/{name}/README.md", PAPER_FIGURES if name in PAPER else FIGURES)
+    assert found == pytest.approx(expected, abs=0.6)
+
+
+def test_the_page_on_slurm_says_what_plan_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = "examples/qwen2.5-math-7b/config.yaml"
+    wide = ["--nodes", "4", "parallel.data=null", "rollout.num_engines=32"]
+    expected = [
+        plan[place]
+        for plan in (planned([config, *wide], capsys), planned([config], capsys))
+        for place in (0, -1)
+    ]
+    assert figures("docs/slurm.md", SLURM_FIGURES) == pytest.approx(expected, abs=0.6)
+
+
+def figures(page: str, form: str) -> list[float]:
+    match = re.search(form, " ".join((ROOT / page).read_text(encoding="utf-8").split()))
+    assert match is not None, f"{page} lacks {form}"
+    return [float(group) for group in match.groups()]
 
 
 @pytest.mark.parametrize("name", PAPER)

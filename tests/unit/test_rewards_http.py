@@ -325,7 +325,7 @@ def test_a_server_alone_needs_no_process() -> None:
         ("http://", "no host"),
         ("http://x:99999/", "Port"),
         ("http://x:0/", "no host and port"),
-        ("http://user:secret@x/", "run.json"),
+        ("http://user:secret@x/", "RUN/config.yaml"),
         ("http://x/a b", "blank"),
         ("", "scheme"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.host.phases import Phase, doing, phase_of, record_phases, recorded_phase
 from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_hint, total_memory
 from sfpo_megatron.launcher.failures import first_failure
@@ -180,5 +181,18 @@ def test_what_an_engine_died_of_is_in_its_log(tmp_path: Path, error: str, expect
 def test_a_message_is_one_line() -> None:
     assert message_line(KeyError("a\n  b"), 3) == "error: rank 3: KeyError: 'a\\n b'"
     long = message_line(ValueError("x" * 5000), 0)
-    assert len(long) < 700
-    assert long.endswith("...")
+    assert len(long) < 900
+
+
+def test_a_long_message_keeps_what_to_do() -> None:
+    """The report of many bad rows ends with their count, and with the two ways out."""
+    first = [
+        DataError(f"rows.jsonl:{n}", found="nothing", expected="an answer", fix="correct the row")
+        for n in range(1, 21)
+    ]
+    line = message_line(BadRowsError(first, {"without answer": 40, "too long": 2}), 0)
+    assert line.startswith("error: rank 0: BadRowsError: rows.jsonl:1: found nothing, expected an")
+    assert line.endswith(
+        "42 bad rows (40 without answer, 2 too long), the first 20 above: correct them, or set "
+        "data.on_bad_row=skip to leave them out"
+    )

@@ -13,6 +13,7 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -22,13 +23,19 @@ from made.configs import run_config
 from made.endpoint import END, Says, user
 from made.tool_templates import tool_tokenizer
 
+from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.rules.agent import agent as agent_rule
 from sfpo_megatron.config.tree import DataSource
-from sfpo_megatron.data.verifiers_tasks import INDEX, rows
+from sfpo_megatron.data.columns import row_of
+from sfpo_megatron.data.references import References
+from sfpo_megatron.data.rows import Row
+from sfpo_megatron.data.verifiers_tasks import ANSWER, INDEX, rows
 from sfpo_megatron.plugins import ENVIRONMENT
 from sfpo_megatron.rollout.environments.verifiers_play import VerifiersEnvironment
 from sfpo_megatron.rollout.episodes import Episode, load_environment
 from sfpo_megatron.types import Prompt
+
+EXAMPLE = Path(__file__).parents[2] / "examples/verifiers/config.yaml"
 
 
 @dataclass
@@ -151,8 +158,20 @@ def test_tasks_are_rows() -> None:
         source="sfpo_megatron.data.verifiers_tasks:rows", args={"name": "numbers", "num_tasks": 2}
     )
     assert list(rows(source, 0)) == [
-        {"prompt": f"Task {index}?", "answer": "", INDEX: index} for index in range(2)
+        {"prompt": f"Task {index}?", "answer": ANSWER, INDEX: index} for index in range(2)
     ]
+
+
+def test_a_run_takes_these_rows() -> None:
+    """By the reward that the example names, which no answer of a model satisfies."""
+    source = DataSource(
+        source="sfpo_megatron.data.verifiers_tasks:rows", args={"name": "numbers", "num_tasks": 2}
+    )
+    reward = load_config(EXAMPLE).reward
+    for given in rows(source, 0):
+        row = row_of(given, where="here", row_id="numbers/0")
+        assert isinstance(row, Row) and References(reward).fault(row) is None
+        assert row.metadata[INDEX] in (0, 1)
 
 
 @pytest.mark.parametrize("name", ["verifiers:gsm8k", "verifiers:owner/word-game@1.2"])
