@@ -104,11 +104,13 @@ class FleetProgress:
 
 def environment_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """`environment/NAME`: the mean of what the environment measured, over the rollouts that have
-    it."""
+    it; of `turn_rewards`, which a rollout without any has none of, over all once one has some."""
     found: dict[str, list[float]] = defaultdict(list)
     for rollout in rollouts:
         for name, value in rollout.metrics.items():
             found[name].append(float(value))
+    if some := found.get("turn_rewards"):
+        some += [0.0] * (len(rollouts) - len(some))
     return {f"environment/{name}": sum(values) / len(values) for name, values in found.items()}
 
 

@@ -243,6 +243,9 @@ def test_metrics_are_means_over_the_rollouts_that_have_them() -> None:
     )  # fmt: skip
     rollouts = [replace(base, metrics=m) for m in ({"a": 1.0, "b": 4.0}, {"a": 2.0}, {})]
     assert environment_metrics(rollouts) == {"environment/a": 1.5, "environment/b": 4.0}
+    rewarded = [replace(base, metrics=m) for m in ({"turn_rewards": 0.5}, {"a": 1.0}, {})]
+    means = {"environment/turn_rewards": 0.5 / 3, "environment/a": 1.0}
+    assert environment_metrics(rewarded) == means, "a rollout without any had 0"
 
 
 # ---- names -------------------------------------------------------------------------------------
