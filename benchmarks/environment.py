@@ -60,6 +60,7 @@ class OneTurn:
 def run_of(folder: Path) -> Iterator[RunConfig]:
     """The demo's config on a model and data in `folder`, while Ray runs."""
     words = [f"model.path={folder / 'model'}", f"output_dir={folder / 'run'}"]
+    words.append("refit.transport=shm")
     words.append("rollout.engine_args.enable_prefix_caching=false")  # the second would have it
     words += [f"data.{name}.0.path={folder / f'legs-{name}.parquet'}" for name in ("train", "eval")]
     config = load_config(str(CONFIG), words)
