@@ -52,6 +52,9 @@ TARGET = 1.05
 class OneTurn:
     """What the model says first is the episode."""
 
+    def __init__(self, tokenizer: object) -> None:
+        pass
+
     async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
         return Episode().then(await generate(prompt.token_ids))
 
