@@ -145,5 +145,6 @@ EPISODES: dict[str, Any] = {
     "reward": Episode(reward=float("inf")),
     "turns": Episode(turn_rewards=float("nan")),
     "metric": Episode(metrics={"x": "text"}),
+    "huge": Episode(metrics={"x": 10**400}),
     "fine": Episode(token_ids=(1,), logprobs=(float("nan"),), response_mask=(False,)),
 }

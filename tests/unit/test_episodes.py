@@ -213,6 +213,7 @@ def test_engines_lost_for_good_are_not_blamed_on_it() -> None:
         ("nothing", "found None as a trained token's log-prob, expected a finite number"),
         ("reward", "found inf as reward, expected a finite number"),
         ("metric", "found 'text' as metrics, expected a finite number"),
+        ("huge", "found 10+ as metrics, expected a finite number"),
     ],
 )
 def test_what_is_no_episode_is_refused(episode: str, message: str) -> None:
