@@ -16,7 +16,8 @@ MARK = "<!-- written by `python examples/sfpo_vs_grpo/study.py --results` from h
 BASE = "grpo"
 _HEAD = (
     *("arm", "lr", "rollouts to threshold", "GRPO / arm", "t interval", "bootstrap"),
-    *("final accuracy", "seconds", "rollouts in backward passes", "tokens generated", "broke"),
+    *("final accuracy", "seconds", "cost of a rollout", "speed-up"),
+    *("rollouts in backward passes", "tokens generated", "broke"),
 )
 _COLORS = ("#9aa3ad", "#2f8f6b", "#d9722b", "#1f5fa8", "#8a4fbf")
 
@@ -93,6 +94,10 @@ def confirmed(study: Study, task: str) -> Iterator[str]:
         runs = [study.outcomes(task, arm, lrs[arm], [seed])[0] for seed in done]
         yield row([arm, f"{lrs[arm]:g}", *figures(runs, base, threshold)])
     yield ""
+    yield (
+        "GRPO / arm: how many times as many rollouts GRPO needs. Cost of a rollout: seconds of a "
+        "train step by its rollouts, in GRPO's. Speed-up: the first by the second, on two cores.\n"
+    )
     picture = IMAGES / f"study-{task}.png"
     curves(found, threshold, picture, title=task)
     yield f"![Held-out accuracy of the arms against rollouts, {task}](images/{picture.name})\n"
@@ -117,6 +122,9 @@ def figures(runs: Sequence[Outcome], base: Sequence[Outcome], threshold: float) 
     finals = [run.final for run in runs]
     yield f"{mean(finals):.3f}" + (f" ± {stdev(finals):.3f}" if len(finals) > 1 else "")
     yield f"{mean(seconds(run, threshold) for run in runs):,.0f}"
+    cost = mean(a_rollout(run) / a_rollout(other) for run, other in zip(runs, base, strict=True))
+    yield f"{cost:.2f}"
+    yield f"{ratio.value / cost:.2f}"
     yield f"{mean(passes(run, threshold) for run in runs):,.0f}"
     yield f"{mean(tokens(run, threshold) for run in runs):,.0f}"
     yield f"{sum(run.broke for run in runs)} of {len(runs)}"
@@ -132,6 +140,11 @@ def _until(run: Outcome, threshold: float) -> float:
 def seconds(run: Outcome, threshold: float) -> float:
     """Seconds of the train steps until the threshold."""
     return _until(run, threshold) * mean(line["step_s"] for line in run.train)
+
+
+def a_rollout(run: Outcome) -> float:
+    """Seconds of a train step for each of its rollouts."""
+    return mean(line["step_s"] / run.train[0]["rollouts"] for line in run.train)
 
 
 def passes(run: Outcome, threshold: float) -> float:

@@ -36,7 +36,14 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
         sys.modules.pop(name, None)
 
 
-def leave(cell: Any, accuracies: list[float], *, ended: str = "finished", rise: int = 1000) -> None:
+def leave(
+    cell: Any,
+    accuracies: list[float],
+    *,
+    ended: str = "finished",
+    rise: int = 1000,
+    step_s: float = 1.0,
+) -> None:
     """The result of a run with 128 rollouts a step and an evaluation every second step, whose
     entropy is 1 before step `rise` and then 2."""
     lines: list[dict[str, Any]] = [
@@ -50,8 +57,8 @@ def leave(cell: Any, accuracies: list[float], *, ended: str = "finished", rise: 
     ]
     for index, accuracy in enumerate(accuracies[1:]):
         for step in (2 * index + 1, 2 * index + 2):
-            line = {"step": step, "rollouts": 128 * step, "tokens": 4.0, "passes": 4, "step_s": 1.0}
-            lines.append({**line, "entropy": 2.0 if step >= rise else 1.0})
+            line = {"step": step, "rollouts": 128 * step, "tokens": 4.0, "passes": 4}
+            lines.append({**line, "step_s": step_s, "entropy": 2.0 if step >= rise else 1.0})
         lines.append({"rollouts": 256 * (index + 1), "accuracy": accuracy})
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     cell.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -163,12 +170,14 @@ def test_page(
     frozen = cells.Study().freeze("aiw")
     cells.frozen_file("aiw").write_text(json.dumps(frozen))
     for cell in cells.Study().confirming("aiw"):
-        leave(
-            cell, [0.0, 0.81, 0.9, 0.9, 0.9] if cell.arm == "sfpo" else [0.0, 0.405, 0.81, 0.9, 0.9]
-        )
+        if cell.arm == "sfpo":
+            leave(cell, [0.0, 0.81, 0.9, 0.9, 0.9], step_s=2.0)
+        else:
+            leave(cell, [0.0, 0.405, 0.81, 0.9, 0.9])
     results.write_page(cells.Study())
     page = (tmp_path / "results.md").read_text()
-    assert "| sfpo | 0.0004 | 256 | 2.00 | 2.00 to 2.00 | 2.00 to 2.00 |" in page
+    ratio, twice_as_dear = "2.00 | 2.00 to 2.00 | 2.00 to 2.00", "0.900 ± 0.000 | 4 | 2.00 | 1.00"
+    assert f"| sfpo | 0.0004 | 256 | {ratio} | {twice_as_dear} |" in page
     assert "| grpo | 0.0004 | 512 | 1.00 |" in page and (tmp_path / "study-aiw.png").exists()
 
 
