@@ -117,10 +117,15 @@ def test_search_reads_jsonl_and_names_a_bad_line(tmp_path: Path) -> None:
     rows.write_text(json.dumps({"title": "France", "text": "Paris"}) + "\n\n" + '{"text": "Bonn"}')
     assert search("france", path=str(rows)) == "France\nParis"
     assert search("bonn", path=str(rows)) == "Bonn"
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"text": "a"}\n{"body": "b"}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl line 2: found .*; write the passage as text"):
-        search("a", path=str(bad))
+    for separator in "\u2028\x85":  # which JSON need not escape
+        rows = tmp_path / f"{ord(separator)}.jsonl"
+        rows.write_text(f'{{"text": "one{separator}line"}}\n', encoding="utf-8")
+        assert search("line", path=str(rows)) == f"one{separator}line"
+    for wrong in ('{"body": "b"}', '{"text": "b'):
+        bad = tmp_path / f"bad-{len(wrong)}.jsonl"
+        bad.write_text('{"text": "a"}\n' + wrong)
+        with pytest.raises(ValueError, match=r"jsonl line 2: found .*; write the passage as text"):
+            search("a", path=str(bad))
 
 
 # ---- python ------------------------------------------------------------------------------------
