@@ -249,6 +249,8 @@ def test_layouts_that_do_not_fit(
         (["--time=later"], "--time: found 'later', expected a time limit like"),
         (["--time=5"], "--time: found 5, expected more than the 0:06:00 that are kept"),
         (["--nodes=0"], "--nodes: found 0, expected 1 or more"),
+        (["--sbatch=--qos=high\nrm x"], "--sbatch: found '--qos=high\\nrm x', expected one option"),
+        (["--sbatch=qos=high"], "--sbatch: found 'qos=high', expected one option of sbatch"),
         (["--env=none.sh"], "--env: found no file none.sh"),
         (["output_dir=a b"], "output_dir: found"),
         (["model.path=none"], "model.path: found"),
@@ -368,7 +370,9 @@ def test_times(text: str, seconds: int) -> None:
     assert parse_time(format_time(seconds)) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "1h", "4:00:00:00", "-5", "1-", "UNLIMITED"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "1h", "4:00:00:00", "-5", "1-", "UNLIMITED", "\u0664:00"]
+)
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_time(text)
