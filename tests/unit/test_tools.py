@@ -37,6 +37,7 @@ from sfpo_megatron.tools.search import search
         ("6 × 7 − 2 ÷ 2", "41"),
         ("sqrt(16) + sqrt(1/4)", "4.5"),
         ("2 ** -1", "0.5"),
+        ("round(2.345, 2) + round(1250, -2) + round(0.6)", "1203.34"),
         ("2 ** 0.5", repr(math.sqrt(2))),
         ("factorial(20)", "2432902008176640000"),
         ("round(2.675, 2)", "2.68"),
@@ -88,6 +89,9 @@ def test_rational_arithmetic_is_exact(steps: list[tuple[str, int]]) -> None:
         ("(" * 300 + "1" + ")" * 300, "not an arithmetic expression|too deeply"),
         ("-" * 999 + "1", "too deeply|not an"),
         ("1" * 2000, "longer than"),
+        ("round(1.5, 10**9)", "rounding to more than 1000 digits"),
+        ("round(5, -1e308)", "rounding to more than 1000 digits"),
+        ("1 + \ud83d", "not an arithmetic expression"),
     ],
 )
 def test_what_it_refuses(expression: str, message: str) -> None:
