@@ -331,6 +331,21 @@ def test_an_earlier_job_of_the_run(
     assert said in capsys.readouterr().err
 
 
+def test_bash_gets_every_path_as_it_is(config: Callable[..., Path], tmp_path: Path) -> None:
+    """What would begin a word, end a quote, or stand for something else."""
+    odd = f'{tmp_path}/it\'s "$HOME" $(exit 3) `exit 3`\nnext\\n é * ~ !@NODES@'
+    run = f"{tmp_path}/é:~root:~"
+    loaded = replace(load_config(config()), output_dir=run)
+    job = Job(
+        script="eval", nodes=1, time="1:00:00", gpus_per_node=8, work_dir=Path(odd), python=odd,
+        save_budget_s=1, max_failures=1, env_file=TEMPLATES / "env.sh",
+    )  # fmt: skip
+    script = render(loaded, job, None)["eval.sbatch"].partition('cd "$WORK_DIR"')[0]
+    tell = 'printf "%s\\0" "$RUN" "$WORK_DIR" "$SFPO_PYTHON"'
+    done = subprocess.run(["bash", "-c", script + tell], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[:-1] == [run, odd, odd]
+
+
 def test_an_env_file_in_another_encoding(tmp_path: Path) -> None:
     """A comment in Latin-1 is nothing to a shell: the job gets the file as it is."""
     content = "# cl\u00e9 de Rapha\u00ebl\nexport A=1\n".encode("latin-1")
