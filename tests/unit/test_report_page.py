@@ -163,7 +163,7 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
 
 
 def test_figures_and_settings_that_are_none(tmp_path: Path) -> None:
-    """Of eval/results.json by another version, and of a config written by hand."""
+    """They end nothing, be it results of another version or a config written by hand."""
     run = write_report_run(tmp_path / "run", num_steps=3, sfpo={"num_fast_passes": 3})
     (run / "eval").mkdir()
     names = ("num_problems", "n", "accuracy", "stderr", "majority", "pass_at")
