@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from typing import Any, Literal
 
 from sfpo_megatron import __version__
@@ -52,6 +53,9 @@ Command = Literal["train", "sft"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, or another has its
     output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        # A terminal without the letters of a text shows their codes: that ends no command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:

@@ -135,7 +135,7 @@ class EntropyGate:
         if self.baseline is None:
             return None
         mean, rise = self.baseline.mean, self._threshold * self.baseline.std
-        return mean + (rise if self._relative is None else min(rise, self._relative * mean))
+        return mean + (min(rise, self._relative * mean) if self._relative and mean > 0 else rise)
 
     @property
     def is_flat(self) -> bool:
@@ -179,5 +179,6 @@ class EntropyGate:
         rise = entropy - mean
         if self._two_sided:
             z, rise = abs(z), abs(rise)
-        rises = self._relative is not None and rise >= self._relative * mean
+        # No share of nothing: a policy that is certain stays so without a rise.
+        rises = self._relative is not None and rise >= self._relative * mean > 0
         return z >= self._threshold or rises

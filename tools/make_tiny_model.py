@@ -51,14 +51,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make it; 2 where others' files are in the way."""
+    """Make it; 2 where others' files are in the way, or what was given is wrong."""
     args = parse_args(argv)
     sizes = TinyModel(**{field.name: getattr(args, field.name) for field in fields(TinyModel)})
-    config = load_config(args.config)
     try:
+        config = load_config(args.config)
         make_tiny_model(config, args.out, sizes, seed=args.seed, overwrite=args.overwrite)
-    except NotOurs as error:
-        print(f"error: {error}{_hint(args.out)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        hint = _hint(args.out) if isinstance(error, NotOurs) else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
         return 2
     return 0
 

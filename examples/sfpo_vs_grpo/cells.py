@@ -231,8 +231,14 @@ def frozen_file(task: str) -> Path:
 
 
 def read(file: Path) -> Outcome:
-    """A result."""
-    about, *lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    """A result; ValueError for a file that is none."""
+    try:
+        about, *lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: found {error}, expected a line of JSON about the run, then one a step or an "
+            "evaluation; restore the file, or remove it to run the cell again"
+        ) from error
     return Outcome(
         about=about,
         evals=tuple((line["rollouts"], line["accuracy"]) for line in lines if "accuracy" in line),

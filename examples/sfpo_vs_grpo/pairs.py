@@ -31,8 +31,15 @@ class PairedRatio:
 def paired_ratio(
     first: Sequence[float | None], second: Sequence[float | None], *, budget: float
 ) -> PairedRatio:
-    """Costs of the same seeds in the same order; None counts as `budget`."""
+    """Costs of the same seeds in the same order; None counts as `budget`. ValueError for a cost of
+    nothing, of which there is no ratio."""
     pairs = list(zip(first, second, strict=True))
+    for number, pair in enumerate(pairs):
+        if any(cost is not None and cost <= 0 for cost in pair):
+            raise ValueError(
+                f"pair {number}: found the costs {pair}, expected some above 0; a run that is at "
+                "its threshold before it trains has none: raise `threshold` in study.toml"
+            )
     logs = [math.log((budget if a is None else a) / (budget if b is None else b)) for a, b in pairs]
     generator = random.Random(0)
     means = sorted(mean(generator.choices(logs, k=len(logs))) for _ in range(_RESAMPLES))

@@ -91,8 +91,9 @@ requeue() {  # WHY
 # Anything but a saved stop: requeued as well, but not for ever.
 requeue_after_failure() {  # WHY
   local file=$RUN/slurm/failures.$SLURM_JOB_ID last='' count=0
-  [[ ! -f $file ]] || read -r count last < "$file"
-  [[ $last == "$(checkpoint)" ]] || count=0
+  # A node that went down while it was written has left it empty, or anything.
+  [[ ! -f $file ]] || read -r count last < "$file" || true
+  [[ $count =~ ^[0-9]+$ && $last == "$(checkpoint)" ]] || count=0
   count=$((count + 1))
   echo "$count $(checkpoint)" > "$file"
   ((count < MAX_FAILURES)) || fail "$1; $count failures in a row without a new checkpoint"

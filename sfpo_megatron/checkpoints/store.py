@@ -226,6 +226,6 @@ def pointed_at(folder: Path, *pointers: str) -> Path | None:
     for pointer in pointers or (LATEST, MEGATRON_TRACKER):
         file = folder / pointer
         if file.is_file():
-            text = file.read_text(encoding="utf-8").strip()
+            text = file.read_text(encoding="utf-8", errors="replace").strip()
             return folder / (f"iter_{int(text):07d}" if text.isdecimal() else text)
     return None

@@ -88,7 +88,10 @@ def _describe_run_state(found: Located) -> list[tuple[str, str]]:
     file = found.directory / RUN_STATE
     if not file.is_file():
         return []
-    state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        return [("run state", f"{file}: found no JSON object ({error}); the run cannot go on")]
     return [
         (f"run state: {name}", text if len(text) <= 200 else f"{text[:200]}...")
         for name, text in ((name, json.dumps(value)) for name, value in state.items())

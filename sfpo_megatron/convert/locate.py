@@ -56,11 +56,26 @@ def hf_files(found: Located) -> Path:
     for folder in directory.parents[:2]:
         written = RunDirectory(folder).config
         if written.is_file():
-            config = yaml.safe_load(written.read_text(encoding="utf-8"))
-            path = Path(expand(config["model"]["path"]))
+            path = _model_path(written)
             if (path / "config.json").is_file():
                 return path
     raise CheckpointError(
         f"{directory}: found no {HF_FILES}/config.json beside it and no run's config.yaml, "
         "expected the model's config.json and tokenizer; give their directory with --hf"
     )
+
+
+def _model_path(written: Path) -> Path:
+    """The model.path of a run's config.yaml; CheckpointError where it cannot be read."""
+    try:
+        config = yaml.safe_load(written.read_text(encoding="utf-8"))
+        return Path(expand(config["model"]["path"]))
+    except (
+        *(OSError, ValueError, yaml.YAMLError, RecursionError),
+        *(KeyError, TypeError, AttributeError),
+    ) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"{written}: found no model.path ({why}), expected the config as the run wrote it; "
+            "restore it, or give the directory of config.json and tokenizer with --hf"
+        ) from error

@@ -151,8 +151,8 @@ class TorchDistReader:
                 found = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return {}
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            first = " ".join(str(error).split())[:200]
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            first = " ".join(str(error).split())[:200] or "it is empty"
             raise CheckpointError(f"{path}: {first}; not read: it may run any code") from error
         return found if isinstance(found, dict) else {}
 

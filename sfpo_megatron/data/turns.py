@@ -136,7 +136,9 @@ class TurnTemplate:
             ) from error
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # What a tool or a client has read from JSON may hold half of a surrogate pair.
+        said = text.encode(errors="replace").decode()
+        return list(self._tokenizer(said, add_special_tokens=False)["input_ids"])
 
     def _refused(self, found: str, fix: str) -> DataError:
         return DataError(

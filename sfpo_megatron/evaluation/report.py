@@ -106,7 +106,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     parts = []
     for title, header, rows in _tables(found):
         lines = [header, ["---"] * len(header), *rows]
-        parts.append(f"## {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in lines))
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in lines]
+        parts.append(f"## {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in cells))
     return "\n".join(parts)
 
 

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.shape import UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -18,8 +17,8 @@ def _auto_bridge(error: UnsupportedModel) -> Any:
     except ImportError:
         raise UnsupportedModel(
             error.found,
-            f"one of {', '.join(SUPPORTED_ARCHITECTURES)}",
-            "choose one of these, or install Megatron-Bridge, which converts others",
+            error.expected,
+            f"{error.fix}, or install Megatron-Bridge, which converts other models",
         ) from error
     log.warning("converting with Megatron-Bridge: unverified here, see docs/verified.md")
     return AutoBridge

@@ -9,6 +9,8 @@ from typing import Any
 
 from sfpo_megatron.host.replacing import replacing
 
+_HIGHEST = 1e300
+
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class RunMetrics:
@@ -30,8 +32,8 @@ class RunMetrics:
         return None
 
     def series(self, name: str, lines: tuple[dict[str, Any], ...]) -> list[tuple[int, float]]:
-        """(step, value) of the lines that have a value."""
-        return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        """(step, value) of the lines that have a value: a finite number."""
+        return [(line["step"], line[name]) for line in lines if _is_number(line.get(name))]
 
     def rollouts_at(self, step: int) -> int:
         """Rollouts used up to and including `step` (0 before the first)."""
@@ -50,11 +52,14 @@ def read_metrics(path: str | Path, *, is_written: bool = False) -> RunMetrics:
                 continue
             try:
                 line = json.loads(text)
-                step = int(line["step"])
-            except (ValueError, KeyError, TypeError) as error:
+                step = _whole(line["step"])
+                if "num_rollouts" in line:
+                    _whole(line["num_rollouts"])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{path}:{number}: found {text.strip()[:80]!r}, expected a JSON object with a "
-                    "step; remove the line (a killed run may leave half a line at the end)"
+                    "step, which is a whole number as num_rollouts is; remove the line (a killed "
+                    "run may leave half a line at the end)"
                 ) from error
             if "eval/accuracy" in line:
                 evals[step] = line
@@ -64,6 +69,17 @@ def read_metrics(path: str | Path, *, is_written: bool = False) -> RunMetrics:
         train=tuple(train[step] for step in sorted(train)),
         evals=tuple(evals[step] for step in sorted(evals)),
     )
+
+
+def _whole(found: object) -> int:
+    """The number; TypeError for anything but a whole one."""
+    if type(found) is not int:
+        raise TypeError(f"found {found!r}, expected a whole number")
+    return found
+
+
+def _is_number(found: object) -> bool:
+    return type(found) in (int, float) and -_HIGHEST < found < _HIGHEST  # type: ignore[operator]
 
 
 def cut_metrics(path: str | Path, step: int) -> None:

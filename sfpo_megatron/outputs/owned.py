@@ -135,12 +135,22 @@ def _check_contents(
 
 
 def _check_writable(out: Path, real: Path) -> None:
-    folder = next(path for path in real.parents if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise NotOurs(
-            f"{out}: found {folder}, where this user may not write, expected a folder that can be "
-            "written; choose another, or change its permissions"
-        )
+    """Folders in `out` too: files in them are removed, and one that hides its files has others'."""
+    everything = os.R_OK | os.W_OK | os.X_OK
+    for folder in (next(path for path in real.parents if path.exists()), *_folders(real)):
+        if not folder.is_dir() or not os.access(folder, everything, effective_ids=True):
+            raise NotOurs(
+                f"{out}: found {folder}, where this user may not read and write, expected a folder "
+                "where that is allowed; choose another, or change its permissions"
+            )
+
+
+def _folders(directory: Path) -> Iterator[Path]:
+    """It and every folder in it, readable or not; none where it is not there."""
+    if directory.is_dir():
+        yield directory
+    for folder, names, _ in os.walk(directory):
+        yield from (path for name in names if not (path := Path(folder, name)).is_symlink())
 
 
 def _listed(names: list[str]) -> str:

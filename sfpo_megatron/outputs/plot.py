@@ -81,7 +81,7 @@ def _title(run: RunMetrics) -> str:
     steps = len(run.train)
     updates = run.train[-1].get("num_optimizer_steps") if run.train else None
     text = f"{steps} train steps"
-    return text + (f", {updates:,} optimizer steps" if updates is not None else "")
+    return text + (f", {updates:,} optimizer steps" if isinstance(updates, int) else "")
 
 
 def _entropy(axes: Axes, run: RunMetrics) -> None:

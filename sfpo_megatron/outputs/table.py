@@ -73,8 +73,8 @@ def _at(point: tuple[int, float]) -> str:
     return f"{point[1]:.3f} (step {point[0]})"
 
 
-def _count(value: int | None) -> str:
-    return "n/a" if value is None else f"{value:,}"
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "n/a"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

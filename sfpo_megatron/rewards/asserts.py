@@ -97,6 +97,13 @@ class _Filled(ast.NodeTransformer):
         return node
 
 
+class _Infinite(ast.NodeTransformer):
+    """Puts numbers for the names by which `repr` writes what no literal says."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(float(node.id)) if node.id in ("inf", "nan") else node
+
+
 def _root(node: ast.AST) -> str | None:
     """The name that `a.b(c)[d]` begins with."""
     while not isinstance(node, ast.Name):
@@ -114,7 +121,8 @@ def _literal(value: str | None) -> ast.expr | None:
     if value is None:
         return None
     try:
-        ast.literal_eval(value)
-        return ast.parse(value, mode="eval").body
+        found = _Infinite().visit(ast.parse(value, mode="eval").body)
+        ast.literal_eval(found)
+        return found if isinstance(found, ast.expr) else None
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None

@@ -1,7 +1,8 @@
 """A fresh Python interpreter for one program, behind what `isolation.py` found.
 
 The process limits itself (`program.py`) before it reads the program: memory, CPU seconds, size of
-files, processes; it sees the interpreter's own files and its folder, where the kernel has Landlock.
+files, processes; it sees the interpreter's own files and its folder, where the kernel has Landlock,
+and can change nothing but its folder, where it may have mounts of its own.
 What it prints comes by descriptors, never by names in its folder: a program can put a link there,
 and the reader is not limited.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sfpo_megatron.sandbox.isolation import isolation
+from sfpo_megatron.sandbox.mounts import namespace
 
 OUTPUT_BYTES = 1 << 20
 """How much a program may print, and how large a file it may write."""
@@ -112,7 +115,7 @@ def run_trials(
 
 def signed(returncode: int) -> int:
     """An exit status below 0 for a signal; `unshare` says of one what a shell does."""
-    return 128 - returncode if returncode > 128 else returncode
+    return 128 - returncode if 128 < returncode <= 128 + signal.SIGRTMAX else returncode
 
 
 def new_folder() -> tempfile.TemporaryDirectory[str]:
@@ -139,6 +142,7 @@ def request(
         "file_bytes": file_bytes,
         "cpu_s": timeout_s + START_S,  # reached only by several threads
         "limits_processes": isolation().limits_processes,
+        "outer_mounts": namespace() if isolation().mounts else 0,
     }
     return json.dumps(given | limits).encode() + b"\n"
 

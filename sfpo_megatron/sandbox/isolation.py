@@ -1,4 +1,5 @@
-"""How far from the run this machine lets a program be: by namespaces, and by Landlock for files."""
+"""How far from the run this machine lets a program be: by namespaces, by Landlock for files, and by
+seccomp for sockets."""
 
 from __future__ import annotations
 
@@ -7,18 +8,21 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from sfpo_megatron.sandbox import landlock
+from sfpo_megatron.sandbox import landlock, mounts, sockets
 
 _OWN_PROCESSES = ("--pid", "--fork", "--kill-child")
-_WAYS = (
+_BASES = (
     ("--user", "--map-root-user", "--net", *_OWN_PROCESSES),
     ("--net", *_OWN_PROCESSES),  # as root where user namespaces are off
     ("--user", "--map-root-user", "--net"),
 )
+_WAYS = tuple((*base, *more) for base in _BASES for more in (("--ipc", "--mount"), ("--ipc",), ()))
 _TRIAL_S = 10.0
 
 
@@ -32,6 +36,8 @@ class Isolation:
     """Files outside of a list cannot be read or written."""
     tcp: bool
     """TCP is cut without namespaces too."""
+    sockets: bool = False
+    """Unix sockets of others cannot be had."""
 
     @property
     def network(self) -> bool:
@@ -40,6 +46,11 @@ class Isolation:
     @property
     def processes(self) -> bool:
         return "--pid" in self.command
+
+    @property
+    def mounts(self) -> bool:
+        """It has mounts of its own (`mounts.py`)."""
+        return "--mount" in self.command
 
     @property
     def limits_processes(self) -> Literal["rlimit", "pid_max", "no"]:
@@ -58,6 +69,12 @@ class Isolation:
             gaps.append("the network but for TCP" if self.tcp else "the network")
         if not self.files:
             gaps.append("files of this user")
+        if not self.mounts:
+            gaps.append("modes and times of this user's files, and filling the disk")
+        if not self.sockets:
+            gaps.append("Unix sockets of this user")
+        if "--ipc" not in self.command:
+            gaps.append("shared memory that outlives it")
         if not self.processes:
             gaps.append("the list of processes")
         if self.limits_processes == "no":
@@ -72,6 +89,7 @@ def isolation() -> Isolation:
         command=next((way for way in map(_command, _WAYS) if _works(way)), ()),
         files=landlock.abi() > 0,
         tcp=landlock.cuts_tcp(),
+        sockets=sockets.can_refuse(),
     )
 
 
@@ -85,8 +103,13 @@ def _command(way: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _works(command: tuple[str, ...]) -> bool:
-    try:
-        done = subprocess.run([*command, "true"], capture_output=True, timeout=_TRIAL_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    with tempfile.TemporaryDirectory() as folder:
+        tried = ["true"]
+        if "--mount" in command:
+            outer = str(mounts.namespace())
+            tried = [sys.executable, "-I", str(mounts.__file__), folder, outer]
+        try:
+            done = subprocess.run([*command, *tried], capture_output=True, timeout=_TRIAL_S)
+        except (OSError, subprocess.TimeoutExpired):
+            return False
     return done.returncode == 0

@@ -1,8 +1,9 @@
 """Run by an isolated interpreter: limits itself, then does with a program what stdin asks for.
 
 The first line of stdin is {"mode", "folder", "memory_bytes", "file_bytes", "cpu_s",
-"limits_processes", ...}; `mode` is the file beside this one that takes it from there. Standard
-library only, and of this package only files in this folder: the interpreter has no other path.
+"limits_processes", "outer_mounts", ...}; `mode` is the file beside this one that takes it from
+there. Standard library only, and of this package only files in this folder: the interpreter has no
+other path.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ _LEAST_PID_MAX = 301  # the kernel takes no less
 def main() -> int:
     """The exit status."""
     given = json.loads(sys.stdin.readline())
-    mode, landlock = _beside(given["mode"]), _beside("landlock")  # while files can still be read
-    limit(given, landlock)
+    names = (given["mode"], "landlock", "mounts", "sockets")
+    mode, *walls = map(_beside, names)  # while files can still be read
+    limit(given, *walls)
     status: int = mode.main(given)
     return status
 
 
-def limit(given: dict[str, Any], landlock: ModuleType) -> None:
+def limit(
+    given: dict[str, Any], landlock: ModuleType, mounts: ModuleType, sockets: ModuleType
+) -> None:
     """Limit this process and what it starts, before the program is run."""
     cpu_s = int(given["cpu_s"]) + 1
     for what, most in (
@@ -47,11 +51,14 @@ def limit(given: dict[str, Any], landlock: ModuleType) -> None:
     elif given["limits_processes"] == "pid_max" and os.getpid() == 1:
         with open("/proc/sys/kernel/pid_max", "w", encoding="ascii") as pid_max:
             pid_max.write(str(_LEAST_PID_MAX))
+    if given["outer_mounts"]:
+        mounts.keep_to(given["folder"], outer=given["outer_mounts"])
     prefixes = {os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)}
     landlock.restrict(
         readable=(*_SEEN, *_DEVICES, *prefixes, sys.prefix, sys.base_prefix),
         writable=(given["folder"], "/dev/null"),
     )
+    sockets.refuse()
 
 
 def _beside(name: str) -> ModuleType:
@@ -68,6 +75,6 @@ if __name__ == "__main__":
     status = main()
     try:
         sys.stdout.flush()
-    except OSError:
-        os._exit(1)  # it has printed more than it may
+    except Exception:  # it has printed more than it may, or put something else there
+        os._exit(status or 1)
     sys.exit(status)

@@ -46,8 +46,9 @@ def _stream(descriptor: int) -> io.TextIOWrapper:
 
 def run(code: str, names: dict[str, object]) -> int:
     """Run it as a script, and print the value of a last line that is an expression."""
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(line_buffering=True)  # what came before a program is ended is there
+    printed = sys.stdout  # the program may put something else there
+    assert isinstance(printed, io.TextIOWrapper)
+    printed.reconfigure(line_buffering=True)  # what came before a program is ended is there
     linecache.cache[_NAME] = (len(code), None, code.splitlines(keepends=True), _NAME)
     try:
         tree = ast.parse(code, _NAME)
@@ -58,7 +59,7 @@ def run(code: str, names: dict[str, object]) -> int:
             value = eval(code_of_last, names)  # noqa: S307
             if value is not None:
                 print(repr(value))
-        sys.stdout.flush()
+        printed.flush()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1 if error.code else 0
     except BaseException as error:

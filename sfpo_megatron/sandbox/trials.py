@@ -35,7 +35,7 @@ def main(given: dict[str, Any]) -> int:
 
 def _tried(code: str, trial: dict[str, Any], results: int) -> dict[str, object]:
     stdin, output, values = (os.memfd_create("trial") for _ in range(3))
-    os.write(stdin, trial["stdin"].encode())
+    os.write(stdin, trial["stdin"].encode(errors="replace"))
     os.lseek(stdin, 0, os.SEEK_SET)
     child = os.fork()
     if not child:

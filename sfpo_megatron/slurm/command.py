@@ -82,6 +82,7 @@ def slurm(options: argparse.Namespace) -> int:
     run = RunDirectory.of(config.output_dir)
     config = dataclasses.replace(config, output_dir=str(run.path))
     _check_counts(options)
+    _check_sbatch(options.sbatch)
     env_file = _env_file(options)
     try:
         layout = None
@@ -138,6 +139,16 @@ def _check_counts(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
+
+
+def _check_sbatch(options: list[str]) -> None:
+    """Each becomes a line of the script: another line in it would be a command of the job."""
+    for option in options:
+        if not option.startswith("-") or len(option.splitlines()) > 1:
+            raise SlurmError(
+                f"--sbatch: found {option!r}, expected one option of sbatch in one line; write it "
+                "as --sbatch=--partition=h100, and repeat --sbatch for the next one"
+            )
 
 
 def _env_file(options: argparse.Namespace) -> Path:

@@ -71,6 +71,7 @@ def render(config: RunConfig, job: Job, layout: JobLayout | None) -> dict[str, s
         "TIME": job.time,
         "SIGNAL_S": str(job.save_budget_s + SIGNAL_MARGIN_S),
         "RUN": run,
+        "RUN_DIR": shlex.quote(run),  # bash reads `~` behind a colon too
         "MORE_SBATCH": "\n".join(f"#SBATCH {option}" for option in job.more_sbatch),
         "WORK_DIR": shlex.quote(str(job.work_dir)),
         "PYTHON": shlex.quote(job.python),

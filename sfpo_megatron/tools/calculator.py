@@ -20,6 +20,8 @@ MAX_CHARS = 1000
 MAX_BITS = 10_000
 """Size of the largest number."""
 MAX_FACTORIAL = 1000
+MAX_DIGITS = 1000
+"""That a number is rounded to."""
 _SIGNS = str.maketrans({"^": "**", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "π": "pi"})
 _CONSTANTS: Mapping[str, Number] = {"pi": math.pi, "e": math.e}
 
@@ -35,7 +37,7 @@ def calculator(expression: str) -> str:
         raise ToolError(f"the expression is longer than {MAX_CHARS} characters")
     try:
         return _shown(_value(ast.parse(text, mode="eval").body))
-    except SyntaxError:
+    except (SyntaxError, UnicodeEncodeError):
         raise ToolError(f"{text!r} is not an arithmetic expression") from None
     except RecursionError:
         raise ToolError("the expression is nested too deeply") from None
@@ -91,6 +93,12 @@ def _factorial(value: Number) -> Number:
     return Fraction(math.factorial(int(value)))
 
 
+def _rounded(value: Number, digits: Number = Fraction(0)) -> Number:
+    if not -MAX_DIGITS <= digits <= MAX_DIGITS:
+        raise ToolError(f"rounding to more than {MAX_DIGITS} digits")
+    return round(Fraction(value), int(digits))
+
+
 _UNARY: Mapping[type, Callable[[Number], Number]] = {
     ast.UAdd: lambda value: value,
     ast.USub: lambda value: -value,
@@ -112,7 +120,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Number]] = {
     "max": max,
     "floor": lambda value: Fraction(math.floor(value)),
     "ceil": lambda value: Fraction(math.ceil(value)),
-    "round": lambda value, digits=Fraction(0): round(Fraction(value), int(digits)),
+    "round": _rounded,
     **{name: getattr(math, name) for name in ("exp", "log", "log2", "log10")},
     **{name: getattr(math, name) for name in ("sin", "cos", "tan", "asin", "acos", "atan")},
 }

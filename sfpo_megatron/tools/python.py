@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from sfpo_megatron.sandbox.interpreter import run_program
+from sfpo_megatron.sandbox.isolation import isolation
 
 MAX_OUTPUT_CHARS = 20_000
 INTERPRETERS = ("fresh", "persistent")
 
 
 def warm_up(*, interpreter: str = "fresh", **_: object) -> None:
-    """Refuse settings before a call is made."""
+    """Refuse settings before a call is made, and find out what isolates programs here."""
     if interpreter not in INTERPRETERS:
         raise ValueError(
             f"interpreter: found {interpreter!r}, expected one of {', '.join(INTERPRETERS)}"
         )
+    isolation()
 
 
 def python(

@@ -78,10 +78,13 @@ def passages_of(file: Path) -> list[str]:
     if file.suffix != ".jsonl":
         return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     passages = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # U+2028 may stand in a text
         if not line.strip():
             continue
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise ValueError(
                 f'{file} line {number}: found {line[:60]!r}, expected {{"text": "...", ...}}; '

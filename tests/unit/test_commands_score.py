@@ -63,6 +63,18 @@ def rewards(lines: list[str]) -> list[float]:
 # ---- verdicts -----------------------------------------------------------------------------------
 
 
+def test_a_terminal_without_the_letters_gets_their_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, written = tmp_path / "r.jsonl", io.BytesIO()
+    file.write_text(json.dumps({"response": "\\boxed{é \ud800}", "answer": "é"}))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    words = ["score", str(file), "--reward", "math", "--explain", "--workers", "1"]
+    assert cli.main(words) == 0
+    sys.stdout.flush()
+    assert b"\\xe9" in written.getvalue() and b"1 responses: " in written.getvalue()
+
+
 def test_json_is_all_there_is_on_stdout_in_the_order_of_the_file(run: Run) -> None:
     code, out, err = run(ROWS, "--reward", "last_number", "--json")
     assert code == 0

@@ -44,6 +44,7 @@ def tokenizer() -> Any:
         ({"messages": None}, "messages", "at least one"),
         ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0]", "a role"),
         ({"messages": ["x"]}, "messages[0]", "a role"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0]", "a role"),
         ({"messages": [user("x"), {"role": "user", "content": 3}]}, "messages[1]", "found 3"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0]", "no Unicode"),
         (
@@ -86,6 +87,36 @@ def test_what_is_no_json_object_is_refused(endpoint: Endpoint, tokenizer: Any, b
         async with client_of(endpoint, Says(tokenizer)) as client:
             status, answer = await client.post(body)
             assert status == 400 and "the body is no" in answer["error"]["message"]
+
+    asyncio.run(talk())
+
+
+def test_a_body_that_cannot_be_unpacked_is_refused(endpoint: Endpoint, tokenizer: Any) -> None:
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer)) as client, aiohttp.ClientSession() as http:
+            headers = {"Authorization": f"Bearer {client.key}", "Content-Encoding": "gzip"}
+            url = f"{endpoint.base_url}/chat/completions"
+            async with http.post(url, data=b"not packed", headers=headers) as answer:
+                error = (await answer.json())["error"]
+                assert answer.status == 400 and "cannot be read" in error["message"]
+
+    asyncio.run(talk())
+
+
+def test_halves_of_surrogate_pairs_in_tools_and_calls(endpoint: Endpoint) -> None:
+    """What a client says of tools is read; what a model says of one can be sent back as it is."""
+    tokenizer = tool_tokenizer()
+    said = '<tool_call>{"name": "a", "arguments": {"x": "\\ud83d é"}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "a", "description": "\ud83d"}}]
+
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer, said + END, f"so{END}")) as client:
+            choice = await client.say([user("1")], tools=tools)
+            (call,) = choice["message"]["tool_calls"]
+            assert call["function"]["arguments"] == '{"x": "\\ud83d \\u00e9"}'
+            result = {"role": "tool", "tool_call_id": call["id"], "content": "2"}
+            await client.say([user("1"), choice["message"], result], tools=tools)
+            assert client.session.num_branches == 1
 
     asyncio.run(talk())
 

@@ -77,3 +77,13 @@ def test_the_table_is_aligned() -> None:
     assert lines[1].split("  ")[-1].strip() == "cut off"
     assert len({len(line) for line in lines[1:5]}) == 1
     assert any(line.startswith("average") for line in lines)
+
+
+def test_a_bar_in_a_name_is_no_column() -> None:
+    """A source is called as its file is."""
+    text = report.markdown(report.results({"m": records("a|b", (T, T), (T, F))}))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2].startswith("| a\\|b | 2 |")
+    first, second = rows[:3], rows[3:]
+    for table in (first, second):
+        assert len({row.replace("\\|", "").count("|") for row in table}) == 1

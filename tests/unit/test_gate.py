@@ -60,6 +60,8 @@ OPEN, SHUT = True, False
         ({"stop_step": 0}, [1.0], [SHUT] * 2),
         ({"stop_step": 1}, [1.0], [SHUT] * 2),
         ({}, [1.5] * 9, [OPEN] * 10),  # flat: z = 0, no division by zero
+        ({"relative_threshold": 0.1}, [0.0] * 9, [OPEN] * 10),  # certain
+        ({"relative_threshold": 0.1, "two_sided": True}, [0.0] * 9, [OPEN] * 10),
         # Excluded, the newest is compared with four others: 1 after 1, 1, 1, 1 has z = 0.
         ({"window_excludes_newest": True}, RISE, [OPEN] * 5),
         ({"window_excludes_newest": True}, [1.0, *RISE], [OPEN] * 5 + [SHUT]),

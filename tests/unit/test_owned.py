@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from made.configs import AIW
@@ -112,6 +113,29 @@ def test_input_with_links_into_out(tmp_path: Path) -> None:
     (tmp_path / "m/weights").symlink_to(tmp_path / "out/weights")
     with pytest.raises(NotOurs, match="has files of the input"):
         write(tmp_path / "out", inputs=(tmp_path / "m",))
+
+
+@pytest.mark.parametrize(("inside", "mode"), [("", 0o555), ("sub", 0o555), ("others", 0)])
+def test_folders_that_may_not_be_written(inside: str, mode: int) -> None:
+    """Nothing is changed: a read-only output was replaced and its rest then refused every further
+    one, and files in a folder that cannot be read were left out of the new one."""
+    nobody = 65534 if os.geteuid() == 0 else os.geteuid()  # nothing is refused to root
+    with TemporaryDirectory() as folder:
+        os.chown(folder, nobody, -1)
+        os.seteuid(nobody)
+        try:
+            out = Path(folder, "out")
+            write(out, "old")
+            (out / "others").mkdir()
+            (out / "others/mine").write_text("x")
+            (out / inside).chmod(mode)
+            with pytest.raises(NotOurs, match="may not read and write, expected a folder"):
+                write(out, overwrite=True)
+            (out / inside).chmod(0o755)
+            assert tree(out) == {"weights": "old", "sub/inner": "old", "others/mine": "x"}
+            assert os.listdir(folder) == ["out"]
+        finally:
+            os.seteuid(os.getuid())
 
 
 def test_what_is_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,33 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
         read_metrics(path)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ['"step": Infinity', '"step": 1.5', '"step": "2"', '"step": true', '"num_rollouts": null',
+     '"num_rollouts": "8"', '"num_rollouts": [8]'],
+)  # fmt: skip
+def test_a_line_without_whole_numbers_is_named(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 1, "num_rollouts": 8, "reward_mean": 0.5}\n'
+    path.write_text(f'{good}{{"step": 2, "num_rollouts": 16, "reward_mean": 0.5, {wrong}}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: .*a whole number as num_rollouts"):
+        read_metrics(path)
+
+
+def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = {"step": 1, "num_rollouts": 8, "reward_mean": 0.5, "entropy": 1.0, "time/step_s": 2.0}
+    lines = [good]
+    for odd in (float("nan"), float("inf"), 10**400, "x", [1], {"a": 1}, True, None):
+        names = ("reward_mean", "entropy", "time/step_s", "num_optimizer_steps")
+        lines.append({**good, "step": len(lines) + 1, **dict.fromkeys(names, odd)})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = summary_table(path)
+    assert row(table, "entropy (nats)") == "1.000 (step 1) 1.000 (step 1)"
+    assert row(table, "step") == "2.000" and row(table, "optimizer steps") == "n/a"
+    plot(path, tmp_path / "plot.png")
+
+
 def test_rollouts_at_is_cumulative(tmp_path: Path) -> None:
     run = read_metrics(write_run(tmp_path / "metrics.jsonl"))
     assert [run.rollouts_at(step) for step in (0, 1, 80, 99)] == [0, 256, 20480, 20480]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made.report_runs import write_report_run
 
 from sfpo_megatron import cli
@@ -158,6 +159,22 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
         assert report(run) == 0
         (shown,) = data_in(run / "report.html")["runs"]
         assert "entropy" not in shown["train"] and len(shown["train"]["step"]) == 3
+
+
+def test_figures_and_settings_that_are_none(tmp_path: Path) -> None:
+    """They end nothing, be it results of another version or a config written by hand."""
+    run = write_report_run(tmp_path / "run", num_steps=3)
+    (run / "eval").mkdir()
+    good = {"num_problems": 4, "n": 2, "accuracy": 0.5, "stderr": 0.1, "pass_at": {"2": 0.75}}
+    for odd in ("x", [1], 3, {"2": "x"}, float("inf"), float("nan"), 10**400, None, True):
+        sources = {name: {**good, name: odd} for name in good} | {"whole": good, "odd": odd}
+        (run / "eval/results.json").write_text(json.dumps({"models": {"m": sources, "o": odd}}))
+        config = {"sfpo": {f"entropy_{k}": odd for k in ("window", "patience", "zscore_threshold")}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        assert report(run) == 0, odd
+        cells = re.findall(r"<t[hd][^>]*>([^<]*)</t", (run / "report.html").read_text())
+        at = cells.index("whole")
+        assert cells[at + 1 : at + 6] == ["4", "2", "50.0 % ± 10.0 %", "–", "75.0 %"]
 
 
 def test_a_run_without_a_step_says_so(tmp_path: Path) -> None:

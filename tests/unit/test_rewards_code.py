@@ -91,6 +91,12 @@ def score(pool: ScoringPool, tests: list[object], program: str) -> Score:
         (["assert math.isclose(f(), 1, rel_tol=0.1), 'far'"], "def f(): return 0.95", 1),
         (["assert isinstance(f(), int) and f() is True"], "def f(): return True", 1),
         (["assert f() == 1"], "@lambda f: f\ndef f(): return 1", 1),
+        (["assert f() == [-float('inf'), 1]"], "def f(): return [-float('inf'), 1]", 1),
+        (["assert math.isnan(f())", "assert f() == 1"], "def f(): return float('nan')", 0.5),
+        (["assert f() == float('inf')"], "def f(): return 'inf'", 0),
+        ([{"input": "a\ud800", "output": "2"}, RUNS[0]], "print(len(input()))", 0.5),
+        ([{"input": "", "output": "a\nb"}], "print('a\\vb')", 0),
+        ([{"input": "", "output": "a\nb"}], "print('a \\r')\nprint('b')", 1),
     ],
 )  # fmt: skip
 def test_shares(pool: ScoringPool, tests: list[object], program: str, share: float) -> None:

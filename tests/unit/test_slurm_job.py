@@ -53,3 +53,13 @@ def test_failures_in_a_row_end_a_job(tmp_path: Path) -> None:
         codes.append(done.returncode)
     assert codes == [85, 85, 85, 85, 1], done.stderr
     assert "3 failures in a row without a new checkpoint" in done.stderr
+
+
+def test_a_count_of_failures_that_is_none_begins_again(tmp_path: Path) -> None:
+    """Instead of an end of the job without a word, and without a requeue."""
+    (tmp_path / "slurm").mkdir()
+    for content in ("", "\n", "x none\n", "\0\0\0", "2"):
+        (tmp_path / "slurm/failures.7").write_text(content)
+        done = bash("requeue_after_failure 'it fell'", tmp_path, 7)
+        assert done.returncode == 85 and "(failure 1 of 3)" in done.stdout, done.stderr
+        assert (tmp_path / "slurm/failures.7").read_text() == "1 none\n"

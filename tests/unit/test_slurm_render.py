@@ -249,6 +249,8 @@ def test_layouts_that_do_not_fit(
         (["--time=later"], "--time: found 'later', expected a time limit like"),
         (["--time=5"], "--time: found 5, expected more than the 0:06:00 that are kept"),
         (["--nodes=0"], "--nodes: found 0, expected 1 or more"),
+        (["--sbatch=--qos=high\nrm x"], "--sbatch: found '--qos=high\\nrm x', expected one option"),
+        (["--sbatch=qos=high"], "--sbatch: found 'qos=high', expected one option of sbatch"),
         (["--env=none.sh"], "--env: found no file none.sh"),
         (["output_dir=a b"], "output_dir: found"),
         (["model.path=none"], "model.path: found"),
@@ -329,6 +331,21 @@ def test_an_earlier_job_of_the_run(
     assert said in capsys.readouterr().err
 
 
+def test_bash_gets_every_path_as_it_is(config: Callable[..., Path], tmp_path: Path) -> None:
+    """What would begin a word, end a quote, or stand for something else."""
+    odd = f'{tmp_path}/it\'s "$HOME" $(exit 3) `exit 3`\nnext\\n é * ~ !@NODES@'
+    run = f"{tmp_path}/é:~root:~"
+    loaded = replace(load_config(config()), output_dir=run)
+    job = Job(
+        script="eval", nodes=1, time="1:00:00", gpus_per_node=8, work_dir=Path(odd), python=odd,
+        save_budget_s=1, max_failures=1, env_file=TEMPLATES / "env.sh",
+    )  # fmt: skip
+    script = render(loaded, job, None)["eval.sbatch"].partition('cd "$WORK_DIR"')[0]
+    tell = 'printf "%s\\0" "$RUN" "$WORK_DIR" "$SFPO_PYTHON"'
+    done = subprocess.run(["bash", "-c", script + tell], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[:-1] == [run, odd, odd]
+
+
 def test_an_env_file_in_another_encoding(tmp_path: Path) -> None:
     """A comment in Latin-1 is nothing to a shell: the job gets the file as it is."""
     content = "# cl\u00e9 de Rapha\u00ebl\nexport A=1\n".encode("latin-1")
@@ -368,7 +385,9 @@ def test_times(text: str, seconds: int) -> None:
     assert parse_time(format_time(seconds)) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "1h", "4:00:00:00", "-5", "1-", "UNLIMITED"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "1h", "4:00:00:00", "-5", "1-", "UNLIMITED", "\u0664:00"]
+)
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_time(text)

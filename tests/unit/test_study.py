@@ -120,6 +120,16 @@ def test_a_crossing_is_between_evaluations(modules: dict[str, ModuleType]) -> No
     assert cells.read(cell.file).final == 0 and cells.read(cell.file).broke
 
 
+@pytest.mark.parametrize("content", ["", "{}\n{", "not"])
+def test_a_result_that_is_broken_is_named(
+    modules: dict[str, ModuleType], tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "seed-1.jsonl"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"seed-1\.jsonl: found .*, expected a line of JSON"):
+        modules["cells"].read(file)
+
+
 def test_ratio_of_pairs(modules: dict[str, ModuleType]) -> None:
     """Against values worked out by hand: t of 2 degrees of freedom is 4.3027."""
     pairs = modules["pairs"]
@@ -132,6 +142,9 @@ def test_ratio_of_pairs(modules: dict[str, ModuleType]) -> None:
     bounded = pairs.paired_ratio([None, 200.0], [100.0, 100.0], budget=800)
     assert bounded.value == pytest.approx(4.0) and bounded.num_bounds == 1
     assert pairs.t_quantile(9) == pytest.approx(2.262157, abs=1e-6)
+    for costs in ([100.0, 0.0], [0.0, 100.0]):
+        with pytest.raises(ValueError, match=r"pair \d: found the costs .*, expected some above 0"):
+            pairs.paired_ratio(costs, [100.0, 100.0], budget=800)
 
 
 def test_result_of_metrics(modules: dict[str, ModuleType], tmp_path: Path) -> None:

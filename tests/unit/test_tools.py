@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import socket
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfpo_megatron.sandbox import interpreter, landlock
+from sfpo_megatron.sandbox import interpreter, landlock, mounts, sockets
 from sfpo_megatron.sandbox.isolation import Isolation, isolation
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.calculator import calculator
@@ -36,6 +37,7 @@ from sfpo_megatron.tools.search import search
         ("6 × 7 − 2 ÷ 2", "41"),
         ("sqrt(16) + sqrt(1/4)", "4.5"),
         ("2 ** -1", "0.5"),
+        ("round(2.345, 2) + round(1250, -2) + round(0.6)", "1203.34"),
         ("2 ** 0.5", repr(math.sqrt(2))),
         ("factorial(20)", "2432902008176640000"),
         ("round(2.675, 2)", "2.68"),
@@ -87,6 +89,9 @@ def test_rational_arithmetic_is_exact(steps: list[tuple[str, int]]) -> None:
         ("(" * 300 + "1" + ")" * 300, "not an arithmetic expression|too deeply"),
         ("-" * 999 + "1", "too deeply|not an"),
         ("1" * 2000, "longer than"),
+        ("round(1.5, 10**9)", "rounding to more than 1000 digits"),
+        ("round(5, -1e308)", "rounding to more than 1000 digits"),
+        ("1 + \ud83d", "not an arithmetic expression"),
     ],
 )
 def test_what_it_refuses(expression: str, message: str) -> None:
@@ -116,10 +121,15 @@ def test_search_reads_jsonl_and_names_a_bad_line(tmp_path: Path) -> None:
     rows.write_text(json.dumps({"title": "France", "text": "Paris"}) + "\n\n" + '{"text": "Bonn"}')
     assert search("france", path=str(rows)) == "France\nParis"
     assert search("bonn", path=str(rows)) == "Bonn"
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"text": "a"}\n{"body": "b"}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl line 2: found .*; write the passage as text"):
-        search("a", path=str(bad))
+    for separator in "\u2028\x85":  # which JSON need not escape
+        rows = tmp_path / f"{ord(separator)}.jsonl"
+        rows.write_text(f'{{"text": "one{separator}line"}}\n', encoding="utf-8")
+        assert search("line", path=str(rows)) == f"one{separator}line"
+    for wrong in ('{"body": "b"}', '{"text": "b'):
+        bad = tmp_path / f"bad-{len(wrong)}.jsonl"
+        bad.write_text('{"text": "a"}\n' + wrong)
+        with pytest.raises(ValueError, match=r"jsonl line 2: found .*; write the passage as text"):
+            search("a", path=str(bad))
 
 
 # ---- python ------------------------------------------------------------------------------------
@@ -157,6 +167,8 @@ def test_programs_get_nothing_of_the_run(monkeypatch: pytest.MonkeyPatch) -> Non
         ("x = 'a' * (1 << 30)", "MemoryError"),
         ("while True: print('x' * 999)", "[more output is not shown]"),
         ("import ctypes; ctypes.string_at(0)", "[ended by signal 11]"),
+        ("print('an exit code'); raise SystemExit(200)", "an exit code"),
+        ("print('seen'); import sys; sys.stdout = None", "seen"),
     ],
 )
 def test_limits(code: str, ending: str) -> None:
@@ -201,13 +213,64 @@ def test_files_of_others_cannot_be_seen(tmp_path: Path) -> None:
     (tmp_path / "answers.txt").write_text("42")
     for code in (
         f"open({str(tmp_path / 'answers.txt')!r}).read()",
-        f"open({str(tmp_path / 'new')!r}, 'w')",
         "open('/etc/passwd').read()",
         f"open({__file__!r}).read()",
         "open('/proc/self/environ').read()",
     ):
         assert "PermissionError" in python(code), code
+    refused = "Read-only file system" if isolation().mounts else "PermissionError"
+    assert refused in python(f"open({str(tmp_path / 'new')!r}, 'w')")
     assert not (tmp_path / "new").exists()
+
+
+needs_mounts = pytest.mark.skipif(not isolation().mounts, reason="no mounts of one's own here")
+
+
+@needs_mounts
+def test_modes_and_times_of_other_files_stay(tmp_path: Path) -> None:
+    """Landlock keeps their content alone; a program could lock the run out of its own files."""
+    (tmp_path / "metrics").write_text("x")
+    before = (tmp_path / "metrics").stat()
+    for call in ("chmod({!r}, 0)", "utime({!r}, (1, 1))", "chown({!r}, 0, 0)"):
+        found = python(f"import os; os.{call.format(str(tmp_path / 'metrics'))}")
+        assert "Read-only file system" in found
+    after = (tmp_path / "metrics").stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+@needs_mounts
+def test_a_folder_has_a_limit() -> None:
+    code = (
+        "import os\nnumber = 0\ntry:\n    for number in range(999):\n"
+        "        open(str(number), 'wb').write(b'x' * (1 << 20))\n"
+        "except OSError as error: print(error.strerror)\nnumber"
+    )
+    assert python(code) == f"No space left on device\n{mounts.FOLDER_BYTES >> 20}"
+
+
+def test_mounts_of_the_run_are_never_changed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no mounts of its own"):
+        mounts.keep_to(str(tmp_path), outer=mounts.namespace())
+
+
+@pytest.mark.skipif(not sockets.can_refuse(), reason="no seccomp, or an unknown machine")
+def test_sockets_of_others_cannot_be_reached(tmp_path: Path) -> None:
+    """Such as Ray's or an agent's: a path leads to them from every network namespace."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        connect = f"s.socket(s.AF_UNIX).connect({str(tmp_path / 'socket')!r})"
+        for call in (connect, *(f"s.socketpair(s.AF_UNIX, s.SOCK_{k})" for k in ("DGRAM", "RAW"))):
+            assert "PermissionError" in python(f"import socket as s; {call}")
+    assert python("import asyncio\nasync def two(): return 2\nasyncio.run(two())") == "2"
+
+
+@pytest.mark.skipif("--ipc" not in isolation().command, reason="shared memory is not apart here")
+def test_no_memory_outlives_a_program() -> None:
+    code = "import ctypes; print(ctypes.CDLL(None).shmget(0x5F90, 4096, 0o1600) >= 0)"
+    before = Path("/proc/sysvipc/shm").read_text()
+    assert python(code) == "True"
+    assert Path("/proc/sysvipc/shm").read_text() == before
 
 
 @pytest.mark.parametrize("name", [".output", "output", "."])
@@ -245,8 +308,14 @@ def _command(pid: str) -> bytes:
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """And programs run all the same where nothing can be unshared."""
     bare = Isolation(command=(), files=False, tcp=False)
-    processes = ["the list of processes", "starting any number of processes"]
-    assert bare.missing == ["the network", "files of this user", *processes]
-    assert Isolation(command=("unshare", "--net"), files=True, tcp=True).missing == processes
+    kept = [
+        "modes and times of this user's files, and filling the disk",
+        *("Unix sockets of this user", "shared memory that outlives it"),
+        *("the list of processes", "starting any number of processes"),
+    ]
+    assert bare.missing == ["the network", "files of this user", *kept]
+    assert Isolation(command=("unshare", "--net"), files=True, tcp=True).missing == kept
+    more = Isolation(command=("--net", "--ipc", "--mount"), files=True, tcp=True, sockets=True)
+    assert more.missing == kept[-2:]
     monkeypatch.setattr(interpreter, "isolation", lambda: bare)
     assert python("6 * 7") == "42"

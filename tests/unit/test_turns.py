@@ -57,6 +57,9 @@ LLAMA_SIX = '{"name": "calculator", "parameters": {"expression": "6*7"}}'
         ("hermes", '<tool_call>{"name": "a", "arguments": 3}</tool_call>', ["no JSON object"]),
         ("hermes", '<tool_call>{"name": "a", "arguments": "x"}</tool_call>', ["are not JSON"]),
         ("hermes", f"<tool_call>{'[' * 99999}</tool_call>", ["is not JSON"]),
+        ("hermes", '<tool_call>{"name": "a", "arguments": {"x": NaN}}</tool_call>', ["NaN is no"]),
+        ("hermes", '<tool_call>{"name": "\\ud83d"}</tool_call>', ['has no "name"']),
+        ("llama", '{"name": "a", "parameters": {"x": -Infinity}}', ["-Infinity is no number"]),
         ("llama", "42", []),
         ("llama", "{1, 2}", []),
         ("llama", LLAMA_SIX, [SIX]),
@@ -107,6 +110,17 @@ def test_appending_gives_the_tokens_of_the_whole(template: str) -> None:
         tokens += tokenizer(turn, add_special_tokens=False)["input_ids"]
         tokens += [tokenizer.eos_token_id, *turns.tokens_after_turn(messages)]
     assert tokens == tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
+
+
+def test_half_of_a_surrogate_pair_ends_no_run() -> None:
+    """A model writes an emoji by halves in JSON, and a tool says what it was given: no tokenizer
+    takes that."""
+    _, turns = template_of(HERMES)
+    half, mark = (
+        turns.tokens_after_turn([{"role": "tool", "name": "t", "content": f"one {end}"}])
+        for end in ("\ud83d", "?")
+    )
+    assert half == mark
 
 
 def test_nobody_else_ends_a_turn() -> None:

@@ -17,6 +17,7 @@ from sfpo_megatron.outputs.report.curves import (
     Column,
     Curves,
     curves_of,
+    finite,
     mean,
     running_mean,
     thinned,
@@ -134,10 +135,16 @@ def _run(run: Run, curves: Curves) -> dict[str, Any]:
         "num_passes": curves.num_passes,
         "close_step": curves.close_step,
         "steps_a_row": curves.steps_a_row,
-        "window": setting(run.config, "sfpo.entropy_window"),
-        "threshold": setting(run.config, "sfpo.entropy_zscore_threshold"),
-        "relative": setting(run.config, "sfpo.entropy_relative_threshold"),
-        "patience": setting(run.config, "sfpo.entropy_patience"),
+        # A config may be written by hand, and JSON has no infinity, no date.
+        **{
+            name: _shorter(finite(setting(run.config, f"sfpo.entropy_{key}")), _AXIS_DIGITS)
+            for name, key in (
+                ("window", "window"),
+                ("threshold", "zscore_threshold"),
+                ("relative", "relative_threshold"),
+                ("patience", "patience"),
+            )
+        },
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sfpo_megatron.outputs.report.arms import Arm, differing
-from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, mean
+from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, finite, mean
 from sfpo_megatron.outputs.report.document import Document, Target
 from sfpo_megatron.outputs.report.html import Markup, element, folded, joined, table, text
 from sfpo_megatron.outputs.report.reading import Run
@@ -175,15 +175,15 @@ def _figures(name: str, found: dict[str, Any]) -> Iterator[Markup]:
         for source, one in sources.items() if isinstance(sources, dict) else ():
             if not isinstance(one, dict):
                 continue
-            passes = one.get("pass_at") or {}
+            passes, n = one.get("pass_at"), one.get("n")
+            at_n = passes.get(str(n)) if isinstance(passes, dict) else None
+            accuracy, stderr = (percent(finite(one.get(name))) for name in ("accuracy", "stderr"))
             rows.append(
                 [
                     source,
-                    count(one.get("num_problems")),
-                    count(one.get("n")),
-                    f"{percent(one.get('accuracy'))} ± {percent(one.get('stderr'))}",
-                    percent(one.get("majority")),
-                    percent(passes.get(str(one.get("n")))),
+                    *(count(finite(value)) for value in (one.get("num_problems"), n)),
+                    f"{accuracy} ± {stderr}",
+                    *(percent(finite(value)) for value in (one.get("majority"), at_n)),
                 ]
             )
         header = ["source", "problems", "n", "avg@n ± error", "maj@n", "pass@n"]

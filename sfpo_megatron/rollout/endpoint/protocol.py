@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sfpo_megatron.data.turns import Message
+from sfpo_megatron.data.values import is_text
 
 Json: TypeAlias = dict[str, Any]
 
@@ -186,7 +187,7 @@ def _messages(messages: Any) -> tuple[Message, ...]:
 
 def _message(message: Any, where: str) -> Message:
     """The message in the one form that chat templates take and in which messages are compared."""
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+    if not isinstance(message, dict) or message.get("role") not in [*_ROLES]:
         raise ApiError(f"{where}: expected a role, one of {', '.join(_ROLES)}", param=where)
     role = _ROLES[message["role"]]
     made: Json = {"role": role, "content": _content(message.get("content"), where)}
@@ -304,4 +305,6 @@ def _written(message: Message) -> Json:
 
 
 def _as_text(function: Json) -> str:
-    return json.dumps(function["arguments"], ensure_ascii=False)
+    text = json.dumps(function["arguments"], ensure_ascii=False)
+    # Half of a surrogate pair stays an escape: a client could not send it back otherwise.
+    return text if is_text(text) else json.dumps(function["arguments"])

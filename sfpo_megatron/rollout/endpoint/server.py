@@ -114,6 +114,9 @@ class Endpoint:
         except web.HTTPRequestEntityTooLarge:
             most = f"expected at most {self._max_request_bytes} bytes"
             return _error(ApiError(f"the body is too large, {most}", status=413))
+        except web.RequestPayloadError as error:
+            what = " ".join(str(error).split())
+            return _error(ApiError(f"the body cannot be read: {what}"))
         except web.HTTPException as error:
             what = f"{request.method} {request.path}: {error.reason}"
             expected = "expected POST /v1/chat/completions or GET /v1/models"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sfpo_megatron.config.environments import CallFormat
+from sfpo_megatron.data.values import is_text
 
 _HERMES = re.compile(r"<tool_call>(.*?)(?P<end></tool_call>|\Z)", re.DOTALL)
 _PYTHON_TAG = "<|python_tag|>"
@@ -37,6 +38,14 @@ class BadCall:
 Call: TypeAlias = ToolCall | BadCall
 
 
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_number)
+"""Without Python's NaN and Infinity, which no other client of the endpoint could read."""
+
+
 def calls_in(turn: str, call_format: CallFormat) -> list[Call]:
     """The calls of a turn, in order; none for an answer. What is thought is no call."""
     if "<think>" in turn and _THOUGHT_END not in turn:
@@ -60,7 +69,7 @@ def _llama(text: str) -> list[Call]:
     calls: list[Call] = []
     while said:
         try:
-            value, end = json.JSONDecoder().raw_decode(said)
+            value, end = _JSON.raw_decode(said)
         except (ValueError, RecursionError) as error:
             return [*calls, _not_json(error)]
         calls.append(_checked(value))
@@ -70,7 +79,7 @@ def _llama(text: str) -> list[Call]:
 
 def _call(text: str) -> Call:
     try:
-        return _checked(json.loads(text))
+        return _checked(_JSON.decode(text))
     except (ValueError, RecursionError) as error:
         return _not_json(error)
 
@@ -80,14 +89,15 @@ def _not_json(error: Exception) -> BadCall:
 
 
 def _checked(value: object) -> Call:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(name, str) or not is_text(name):
         return BadCall(why='the tool call has no "name"')
     given: object = next((value[key] for key in _ARGUMENTS if key in value), {})
     if isinstance(given, str):  # some models write them as text
         try:
-            given = json.loads(given)
+            given = _JSON.decode(given)
         except (ValueError, RecursionError) as error:
             return BadCall(why=f"the arguments of the tool call are not JSON: {error}")
     if not isinstance(given, dict):
         return BadCall(why="the arguments of the tool call are no JSON object")
-    return ToolCall(name=value["name"], arguments=given)
+    return ToolCall(name=name, arguments=given)
