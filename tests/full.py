@@ -40,7 +40,7 @@ CODE = (
 MUTANTS = "tests/mutants/test_mutants.py"
 RESULTS = "benchmarks/results"
 FIGURES = ".cache/test-full/figures"
-"""Where tests leave what they measure: in RESULTS it would make pages of docs/ stale meanwhile."""
+"""Folder for what tests measure: in RESULTS it would make pages of docs/ stale meanwhile."""
 _ALONE = "tests/slurm/"
 _LAST = "tests/e2e/"
 """Begun from the other end: they wait where the rest computes."""
