@@ -28,7 +28,7 @@ def not_writable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make a folder one where nothing can be written, as the system would say it."""
 
     def make(folder: Path, *, read_only: bool = False) -> None:
-        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
+        monkeypatch.setattr(os, "access", lambda path, mode, **_: Path(path) != folder)
         if read_only:
             flags = SimpleNamespace(f_flag=os.ST_RDONLY)
             monkeypatch.setattr(os, "statvfs", lambda path: flags)
