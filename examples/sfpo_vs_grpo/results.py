@@ -13,9 +13,10 @@ from pairs import paired_ratio
 ROOT = HERE.parents[1]
 PAGE, IMAGES = ROOT / "docs/results.md", ROOT / "docs/images"
 MARK = "<!-- written by `python examples/sfpo_vs_grpo/study.py --results` from here on -->\n"
-BASE = "grpo"
+BASE, OURS = "grpo", "sfpo"
 _HEAD = (
     *("arm", "lr", "rollouts to threshold", "GRPO / arm", "t interval", "bootstrap"),
+    "arm / SFPO",
     *("final accuracy", "seconds", "cost of a rollout", "speed-up"),
     *("rollouts in backward passes", "tokens generated", "broke"),
 )
@@ -89,14 +90,17 @@ def confirmed(study: Study, task: str) -> Iterator[str]:
     )
     yield row(_HEAD)
     yield row(["---"] * len(_HEAD))
-    base = [study.outcomes(task, BASE, lrs[BASE], [seed])[0] for seed in done]
+    base, ours = (
+        [study.outcomes(task, arm, lrs[arm], [seed])[0] for seed in done] for arm in (BASE, OURS)
+    )
     for arm in lrs:
         runs = [study.outcomes(task, arm, lrs[arm], [seed])[0] for seed in done]
-        yield row([arm, f"{lrs[arm]:g}", *figures(runs, base, threshold)])
+        yield row([arm, f"{lrs[arm]:g}", *figures(runs, base, ours, threshold)])
     yield ""
     yield (
-        "GRPO / arm: how many times as many rollouts GRPO needs. Cost of a rollout: seconds of a "
-        "train step by its rollouts, in GRPO's. Speed-up: the first by the second, on two cores.\n"
+        "GRPO / arm: how many times as many rollouts GRPO needs; arm / SFPO: the arm, as SFPO (t "
+        "interval). Cost of a rollout: seconds of a train step by its rollouts, in GRPO's. "
+        "Speed-up: GRPO / arm by the cost, on two cores.\n"
     )
     picture = IMAGES / f"study-{task}.png"
     curves(found, threshold, picture, title=task)
@@ -107,18 +111,22 @@ def confirmed(study: Study, task: str) -> Iterator[str]:
     yield "; ".join(f"commit {commit}, {hardware}" for commit, hardware in sorted(of)) + ".\n"
 
 
-def figures(runs: Sequence[Outcome], base: Sequence[Outcome], threshold: float) -> Iterator[str]:
-    """The cells of one arm's row."""
-    costs = [run.reached(threshold) for run in runs]
+def figures(
+    runs: Sequence[Outcome], base: Sequence[Outcome], ours: Sequence[Outcome], threshold: float
+) -> Iterator[str]:
+    """The cells of one arm's row; runs of the same seeds as those of GRPO and of SFPO."""
+    costs, of_base, of_ours = ([run.reached(threshold) for run in x] for x in (runs, base, ours))
     budget = max(run.evals[-1][0] for run in (*runs, *base))
     reached = [cost for cost in costs if cost is not None]
     missed = len(costs) - len(reached)
     yield (f"{mean(reached):,.0f}" if reached else "-") + (f", never in {missed}" if missed else "")
-    ratio = paired_ratio([run.reached(threshold) for run in base], costs, budget=budget)
+    ratio = paired_ratio(of_base, costs, budget=budget)
     bound = f" ({ratio.num_bounds} bounds)" if ratio.num_bounds else ""
     yield f"{ratio.value:.2f}{bound}"
     yield interval(ratio.t_interval)
     yield interval(ratio.bootstrap)
+    to_ours = paired_ratio(costs, of_ours, budget=budget)
+    yield f"{to_ours.value:.2f} ({interval(to_ours.t_interval)})"
     finals = [run.final for run in runs]
     yield f"{mean(finals):.3f}" + (f" ± {stdev(finals):.3f}" if len(finals) > 1 else "")
     yield f"{mean(seconds(run, threshold) for run in runs):,.0f}"

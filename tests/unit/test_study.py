@@ -190,7 +190,9 @@ def test_page(
     results.write_page(cells.Study())
     page = (tmp_path / "results.md").read_text()
     ratio, twice_as_dear = "2.00 | 2.00 to 2.00 | 2.00 to 2.00", "0.900 ± 0.000 | 4 | 2.00 | 1.00"
-    assert f"| sfpo | 0.0004 | 256 | {ratio} | {twice_as_dear} |" in page
+    to_itself = "1.00 (1.00 to 1.00)"
+    assert f"| sfpo | 0.0004 | 256 | {ratio} | {to_itself} | {twice_as_dear} |" in page
+    assert "| 1.00 | 1.00 to 1.00 | 1.00 to 1.00 | 2.00 (2.00 to 2.00) | 0.870" in page  # grpo
     assert "| grpo | 0.0004 | 512 | 1.00 |" in page and (tmp_path / "study-aiw.png").exists()
 
 
