@@ -31,6 +31,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.demo import CONFIG
 from sfpo_megatron.demo.legs import write_data
 from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner
@@ -107,7 +108,7 @@ async def seconds_of_pairs(config: RunConfig, num_pairs: int) -> list[tuple[floa
     (place,) = place_engines(cluster, (), num_engines=1, tensor_parallel=1, placement="dedicated")
 
     def spawn(index: int) -> EngineActor:
-        log = Path(config.output_dir) / "logs/engine_0.log"
+        log = RunDirectory.of(config.output_dir).engine_log(index)
         return create_actor(
             Engine, config, model_path=config.model.path, log_file=log, placement=place,
             is_restart=False,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.provenance import ROOT
+from sfpo_megatron.outputs.directory import RunDirectory
 
 TRANSPORTS = {"cuda": ("shm", "ipc"), "cpu": ("shm",)}
 
@@ -54,16 +55,16 @@ def run(device: torch.device) -> dict[str, Any]:
 
 def cycle(folder: Path, words: list[str], transport: str) -> dict[str, float]:
     """Train by a transport; AssertionError if a fresh engine answers otherwise."""
-    run, begun = folder / transport, time.monotonic()
-    command("train", *words, f"refit.transport={transport}", f"output_dir={run}")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    run, begun = RunDirectory(folder / transport), time.monotonic()
+    command("train", *words, f"refit.transport={transport}", f"output_dir={run.path}")
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     evals = [line["eval/reward_mean"] for line in lines if "eval/reward_mean" in line]
     assert len(steps) == 2 and all(line["grad_norm"] > 0 for line in steps), steps
     assert len(set(evals)) == 3, f"the engine answers as before: {evals}"
-    fresh = folder / f"{transport}-fresh"
-    command("eval", *words, f"model.path={run / 'hf'}", f"output_dir={fresh}")
-    (answer,) = (fresh / "eval.jsonl").read_text().splitlines()
+    fresh = RunDirectory(folder / f"{transport}-fresh")
+    command("eval", *words, f"model.path={run.hf}", f"output_dir={fresh.path}")
+    (answer,) = fresh.evals.read_text().splitlines()
     expected = json.loads(answer)["eval/reward_mean"]
     assert evals[-1] == expected, f"found {evals[-1]}, of a fresh engine {expected}"
     seconds = {name: steps[-1][f"time/{name}_s"] for name in ("refit", "onload", "offload")}
