@@ -46,6 +46,7 @@ def run(device: torch.device) -> dict[str, Any]:
             *("data.eval.0.size=64", "eval.every=1", "eval.temperature=0"),
             *("parallel.data=1", "rollout.placement=colocated", "rollout.reproducible=true"),
             *("train.num_steps=2", "train.prompts_per_step=8", "refit.verify_every=1"),
+            "train.optimizer.lr=0.02",  # so that each step changes the greedy answers
             "reward.function=benchmarks.device_stages.engines:fingerprint",
         ]
         write_data(folder)
