@@ -26,11 +26,9 @@ import ray
 import torch
 
 from benchmarks.common import provenance
+from benchmarks.common.demo_run import demo_run
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.demo import CONFIG
-from sfpo_megatron.demo.legs import write_data
-from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine
@@ -63,13 +61,10 @@ class OneTurn:
 @contextmanager
 def run_of(folder: Path) -> Iterator[RunConfig]:
     """The demo's config on a model and data in `folder`, while Ray runs."""
-    words = [f"model.path={folder / 'model'}", f"output_dir={folder / 'run'}"]
+    file, *words = demo_run(folder)
     words.append("refit.transport=shm")
     words.append("rollout.engine_args.enable_prefix_caching=false")  # the second would have it
-    words += [f"data.{name}.0.path={folder / f'legs-{name}.parquet'}" for name in ("train", "eval")]
-    config = load_config(str(CONFIG), words)
-    write_data(folder)
-    make_tiny_model(config, folder / "model", DEMO, seed=0)
+    config = load_config(file, words)
     start_cluster()
     try:
         yield config

@@ -195,13 +195,11 @@ def run_here(name: str, device: torch.device, out: Path) -> None:
 
 
 def write_rows(file: Path, rows: Sequence[Row], device: torch.device) -> None:
-    """All rows so far with their provenance; the file is whole at any time. The features of stages
-    that passed count on a GPU alone."""
+    """All rows so far with their provenance. The features of stages that passed count on a GPU
+    alone."""
     passed = {row.stage for row in rows if row.status == "passed"}
     features = [f for s in STAGES if s.name in passed and device.type == "cuda" for f in s.features]
-    aside = file.with_name(f".{file.name}")
-    provenance.write(aside, {"rows": [asdict(r) for r in rows]}, device=device, features=features)
-    os.replace(aside, file)
+    provenance.write(file, {"rows": [asdict(r) for r in rows]}, device=device, features=features)
 
 
 def parse_args() -> argparse.Namespace:

@@ -27,28 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script in a
 import torch
 
 from benchmarks.common import provenance
+from benchmarks.common.demo_run import demo_run
 
 BEFORE_RANKS = "launch"
 """Until rank 0 says its first word: two Pythons, the launcher's imports, the config's check."""
-
-
-def prepare(folder: Path) -> list[str]:
-    """Model and data, and the overrides that name them."""
-    from sfpo_megatron.config.load import load_config
-    from sfpo_megatron.demo import CONFIG
-    from sfpo_megatron.demo.legs import write_data
-    from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
-
-    overrides = [
-        f"model.path={folder / 'model'}",
-        f"data.train.0.path={folder / 'data' / 'legs-train.parquet'}",
-        f"data.eval.0.path={folder / 'data' / 'legs-eval.parquet'}",
-        f"output_dir={folder / 'run'}",
-    ]
-    write_data(folder / "data")
-    config = load_config(str(CONFIG), overrides)
-    make_tiny_model(config, folder / "model", DEMO, seed=0)
-    return [str(CONFIG), *overrides]
 
 
 def events_of(checkout: Path, words: list[str]) -> Iterator[tuple[float, str]]:
@@ -97,7 +79,7 @@ def main() -> None:
     checkouts = [one.resolve() for one in arguments.checkout or [provenance.ROOT]]
     measured: dict[Path, list[dict[str, float]]] = {one: [] for one in checkouts}
     with tempfile.TemporaryDirectory() as scratch:
-        words = prepare(Path(scratch))
+        words = demo_run(Path(scratch))
         for number in range(arguments.rounds):
             for checkout in checkouts if number % 2 == 0 else reversed(checkouts):
                 measured[checkout].append(stages(events_of(checkout, words)))

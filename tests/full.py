@@ -64,14 +64,9 @@ class Results:
     def add(self, name: str, counts: dict[str, int]) -> None:
         """Note it at once: the sitting may end at any moment."""
         self._ran[name] = counts
-        self._write()
-
-    def _write(self) -> None:
-        aside = self._file.with_suffix(".tmp")
         content = {"code": self._code, "missing": len(self.missing), "ran": self._ran}
         features = [] if self.missing else ["test-full"]
-        write(aside, content, device=torch.device("cpu"), features=features)
-        aside.rename(self._file)
+        write(self._file, content, device=torch.device("cpu"), features=features)
 
 
 def git(root: Path, *words: str, stdin: str | None = None) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sfpo_megatron.host.replacing import replacing
+
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
     "megatron-core",
@@ -72,7 +74,8 @@ def write_cpu(name: str, content: dict[str, Any]) -> None:
 def write(
     file: Path, content: dict[str, Any], *, device: torch.device, features: Sequence[str]
 ) -> None:
-    """`content` with its provenance. `features`: keys of tools/verified.py that this run shows."""
+    """`content` with its provenance; the file is whole at any time. `features`: keys of
+    tools/verified.py that this run shows."""
     head = {
         "features": list(features),
         "device": device.type,
@@ -81,5 +84,6 @@ def write(
         "versions": versions(),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(head | content, indent=1) + "\n", encoding="utf-8")
+    with replacing(file) as aside:
+        aside.write_text(json.dumps(head | content, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {file}")

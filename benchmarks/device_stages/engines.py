@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.demo_run import demo_run
 from benchmarks.common.provenance import ROOT
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -30,27 +31,18 @@ def fingerprint(response: str, prompt: Any) -> float:
 
 
 def run(device: torch.device) -> dict[str, Any]:
-    from sfpo_megatron.config.load import load_config
-    from sfpo_megatron.demo import CONFIG
-    from sfpo_megatron.demo.legs import write_data
-    from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model
-
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = [
-            str(CONFIG),
-            f"model.path={folder / 'model'}",
+            *demo_run(folder),
             f"model.dtype={dtype}",
-            *(f"data.{x}.0.path={folder / f'legs-{x}.parquet'}" for x in ("train", "eval")),
             *("data.eval.0.size=64", "eval.every=1", "eval.temperature=0"),
             *("parallel.data=1", "rollout.placement=colocated", "rollout.reproducible=true"),
             *("train.num_steps=2", "train.prompts_per_step=8", "refit.verify_every=1"),
             "train.optimizer.lr=0.02",  # so that each step changes the greedy answers
             "reward.function=benchmarks.device_stages.engines:fingerprint",
         ]
-        write_data(folder)
-        make_tiny_model(load_config(words[0], words[1:]), folder / "model", DEMO, seed=0)
         return {which: cycle(folder, words, which) for which in TRANSPORTS[device.type]}
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -133,34 +133,41 @@ class Study:
 
     def tuning(self, task: str) -> list[Cell]:
         """Cells that are still to be run before the task can be frozen."""
-        return [
-            cell
+        return _not_run(
+            Cell(task=task, arm=arm, lr=lr, seed=seed)
             for arm in self.arms
             for lr in self.lrs(task, arm)
             for seed in self.settings["tuning_seeds"]
-            if not (cell := Cell(task=task, arm=arm, lr=lr, seed=seed)).file.exists()
-        ]
+        )
 
     def confirming(self, task: str) -> list[Cell]:
         """Cells of fresh seeds at each arm's frozen lr that have not run; seeds are paired, so all
         arms of one come before the next."""
-        return [
-            cell
+        return _not_run(
+            Cell(task=task, arm=arm, lr=lr, seed=seed)
             for seed in self.confirming_seeds(task)
             for arm, lr in self.frozen(task)["lrs"].items()
-            if not (cell := Cell(task=task, arm=arm, lr=lr, seed=seed)).file.exists()
-        ]
+        )
 
     def ablating(self) -> list[Cell]:
         """Cells of the ablations that have not run, at the frozen lr of what they change."""
         ablations = self.settings["ablations"]
-        lr = self.frozen(ablations["task"])["lrs"][ablations["of"]]
-        return [
-            cell
+        task, lr = ablations["task"], self.frozen(ablations["task"])["lrs"][ablations["of"]]
+        return _not_run(
+            Cell(task=task, arm=arm, lr=lr, seed=seed)
             for arm in self.ablation_arms()
             for seed in ablations["seeds"]
-            if not (cell := Cell(task=ablations["task"], arm=arm, lr=lr, seed=seed)).file.exists()
-        ]
+        )
+
+    def forking(self) -> list[Cell]:
+        """Cells with a gate that have not run, at the frozen lr of the arm without it."""
+        gates = self.settings["gates"]
+        task, lr = gates["task"], self.frozen(gates["task"])["lrs"][gates["of"]]
+        return _not_run(
+            Cell(task=task, arm=self.gate_arm(rule), lr=lr, seed=seed)
+            for rule in gates["forks"]
+            for seed in self.fork_seeds(task)
+        )
 
     def ablation_arms(self) -> dict[str, dict[str, Any]]:
         """Name -> what it changes: each point of the grids."""
@@ -185,19 +192,6 @@ class Study:
 
     def fork_seeds(self, task: str) -> list[int]:
         return self.confirming_seeds(task)[: self.settings["gates"]["fork_seeds"]]
-
-    def forking(self) -> list[Cell]:
-        """Cells with a gate that have not run, at the frozen lr of the arm without it."""
-        gates = self.settings["gates"]
-        lr = self.frozen(gates["task"])["lrs"][gates["of"]]
-        return [
-            cell
-            for rule in gates["forks"]
-            for seed in self.fork_seeds(gates["task"])
-            if not (
-                cell := Cell(task=gates["task"], arm=self.gate_arm(rule), lr=lr, seed=seed)
-            ).file.exists()
-        ]
 
     def settings_of(self, arm: str) -> Mapping[str, Any]:
         """What an arm changes in its task's config."""
@@ -224,6 +218,10 @@ class Study:
         final = mean(one.final for one in self.outcomes(task, "grpo", lrs["grpo"], seeds))
         threshold = round(self.settings["threshold"] * final, 4)
         return {"lrs": lrs, "grpo_final": round(final, 4), "threshold": threshold}
+
+
+def _not_run(cells: Iterable[Cell]) -> list[Cell]:
+    return [cell for cell in cells if not cell.file.exists()]
 
 
 def frozen_file(task: str) -> Path:

@@ -6,11 +6,12 @@ is the run without it, so that the logged entropies say when it closes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
 from cells import Outcome, Study
+from tables import table
 
 from sfpo_megatron.config.tree import SFPOConfig
 from sfpo_megatron.gate import EntropyGate
@@ -29,15 +30,20 @@ def closing_step(rule: Mapping[str, Any], run: Outcome) -> int | None:
 
 
 def told(study: Study, task: str) -> Iterator[str]:
-    """A row for each rule of study.toml: replayed on all confirming runs, run on some of them."""
+    """What each rule of study.toml came to: replayed on all confirming runs, and run on some."""
     of, lr = study.settings["gates"]["of"], study.frozen(task)["lrs"][study.settings["gates"]["of"]]
     runs = study.outcomes(task, of, lr, study.confirming_seeds(task))
     if not runs:
         return
     yield f"The gate, replayed on the entropies of {len(runs)} runs of {of}, and really run.\n"
     head = ("rule", "closes in", "at step (median)", "run with it", "final", "final without it")
-    yield f"| {' | '.join(head)} |"
-    yield f"| {' | '.join(['---'] * len(head))} |"
+    yield from table(head, _rows(study, task, of, lr, runs))
+    yield ""
+
+
+def _rows(
+    study: Study, task: str, of: str, lr: float, runs: Sequence[Outcome]
+) -> Iterator[list[str]]:
     for name, rule in study.gate_rules().items():
         steps = [step for run in runs if (step := closing_step(rule, run)) is not None]
         cells = [name, f"{len(steps)} of {len(runs)}", f"{median(steps):g}" if steps else "-"]
@@ -48,5 +54,4 @@ def told(study: Study, task: str) -> Iterator[str]:
         ]
         cells.append(str(len(pairs)) if pairs else "-")
         cells += [f"{mean(side):.3f}" for side in zip(*pairs, strict=True)] or ["-", "-"]
-        yield f"| {' | '.join(cells)} |"
-    yield ""
+        yield cells

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import gates
 from cells import HERE, Outcome, Study
 from pairs import paired_ratio
+from tables import table
 
 ROOT = HERE.parents[1]
 PAGE, IMAGES = ROOT / "docs/results.md", ROOT / "docs/images"
@@ -56,8 +57,7 @@ def sweep(study: Study, task: str) -> Iterator[str]:
     seeds = study.settings["tuning_seeds"]
     lrs = sorted({lr for arm in study.arms for lr in study.lrs(task, arm)})
     yield f"Tuning, {len(seeds)} seeds: accuracy averaged over the evaluations / final.\n"
-    yield row(["arm", *(f"lr {lr:g}" for lr in lrs)])
-    yield row(["---"] * (len(lrs) + 1))
+    rows = []
     for arm in study.arms:
         cells = []
         for lr in lrs:
@@ -69,7 +69,8 @@ def sweep(study: Study, task: str) -> Iterator[str]:
             )
             is_best = study.frozen(task).get("lrs", {}).get(arm) == lr
             cells.append(f"**{told}**" if is_best else told)
-        yield row([arm, *cells])
+        rows.append([arm, *cells])
+    yield from table(["arm", *(f"lr {lr:g}" for lr in lrs)], rows)
     yield ""
 
 
@@ -88,14 +89,14 @@ def confirmed(study: Study, task: str) -> Iterator[str]:
         f"Confirming, {len(done)} of {len(seeds)} fresh seeds, paired. Threshold: {threshold:.3f}, "
         f"{study.settings['threshold']:.0%} of tuned GRPO's final {frozen['grpo_final']:.3f}.\n"
     )
-    yield row(_HEAD)
-    yield row(["---"] * len(_HEAD))
     base, ours = (
         [study.outcomes(task, arm, lrs[arm], [seed])[0] for seed in done] for arm in (BASE, OURS)
     )
+    rows = []
     for arm in lrs:
         runs = [study.outcomes(task, arm, lrs[arm], [seed])[0] for seed in done]
-        yield row([arm, f"{lrs[arm]:g}", *figures(runs, base, ours, threshold)])
+        rows.append([arm, f"{lrs[arm]:g}", *figures(runs, base, ours, threshold)])
+    yield from table(_HEAD, rows)
     yield ""
     yield (
         "GRPO / arm: how many times as many rollouts GRPO needs; arm / SFPO: the arm, as SFPO (t "
@@ -177,12 +178,10 @@ def ablations(study: Study, task: str) -> Iterator[str]:
         found = study.outcomes(task, arm, lr, settings["seeds"])
         if found:
             scores = (mean(o.score for o in found), mean(o.final for o in found))
-            rows.append(row([arm, str(len(found)), *(f"{score:.3f}" for score in scores)]))
+            rows.append([arm, str(len(found)), *(f"{score:.3f}" for score in scores)])
     if rows:
         yield f"Ablations of {settings['of']} at lr {lr:g}.\n"
-        yield row(["arm", "seeds", "mean accuracy", "final"])
-        yield row(["---"] * 4)
-        yield from rows
+        yield from table(["arm", "seeds", "mean accuracy", "final"], rows)
         yield ""
 
 
@@ -214,7 +213,3 @@ def curves(found: dict[str, list[Outcome]], threshold: float, picture: Path, *, 
 
 def interval(bounds: tuple[float, float]) -> str:
     return f"{bounds[0]:.2f} to {bounds[1]:.2f}"
-
-
-def row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

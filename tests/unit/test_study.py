@@ -22,7 +22,7 @@ from sfpo_megatron.gate import EntropyGate
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/sfpo_vs_grpo"
-NAMES = ("cells", "gates", "pairs", "results", "study", "sums")
+NAMES = ("cells", "gates", "pairs", "results", "study", "sums", "tables")
 
 
 @pytest.fixture
