@@ -32,7 +32,7 @@ if "RANK" in os.environ and any("verify_refit.py" in a for a in sys.orig_argv):
     def fill(self, bucket, buffer):
         sums = real(self, bucket, buffer)
         for index, view in enumerate(
-            filling.views(self.manifest, bucket, self._buffer), bucket.first
+            filling.views(self.manifest, bucket, self._buffer.bytes), bucket.first
         ):
             if self.manifest[index].name == "model.layers.1.self_attn.v_proj.weight":
                 view[2, 3] += 1e-3
