@@ -2,14 +2,18 @@
 
     python tests/full.py [--minutes 60] [--jobs 2] [FILE ...]    (make test-full)
 
-What passed is noted in benchmarks/results/test_full.json and not run again while the code is the
+What passed is noted in benchmarks/results/test_full.json and not run again while its code is the
 same: commit that file to go on elsewhere. A file of tests runs in a pytest of its own, a mutant
 too; those of Slurm, whose own limits know no neighbours, alone and last.
+
+The code of a unit test is everything, since it may read everything; of one on ranks what it
+imports; of another all but other files of tests; of a mutant the two files that its row names.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +22,7 @@ import sys
 import time
 import tomllib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -30,14 +34,21 @@ import torch  # noqa: E402
 
 from benchmarks.common.provenance import write  # noqa: E402
 from benchmarks.common.suites import outcome  # noqa: E402
+from tests.imports import closure, imports  # noqa: E402
 
 CODE = (
     *("sfpo_megatron", "tests", "examples", "launch", "tools", "requirements"),
     *("Makefile", "pyproject.toml", "setup.py"),
     ":(exclude)examples/sfpo_vs_grpo/results",
+    ":(exclude)tests/full.py",
 )
 """What a test may depend on, as git takes it."""
 MUTANTS = "tests/mutants/test_mutants.py"
+WORKER = ("tests/conftest.py", "tests/dist/conftest.py", "tests/dist/worker.py")
+FOUND = ("tests/te_standin/", "sfpo_megatron/families/", "requirements/", "pyproject.toml")
+"""What they depend on besides, without a name of it being written anywhere."""
+MUTANT = MUTANTS + "::test_is_noticed[{}]"
+TABLE = "tests/mutants/table.toml"
 RESULTS = "benchmarks/results"
 FIGURES = ".cache/test-full/figures"
 """Folder for what tests measure: in RESULTS it would make pages of docs/ stale meanwhile."""
@@ -47,24 +58,25 @@ _LAST = "tests/e2e/"
 
 
 class Results:
-    """What has run with this code: `benchmarks/results/test_full.json`."""
+    """What has run, each with the digest of its code: `benchmarks/results/test_full.json`."""
 
-    def __init__(self, root: Path, code: str, wanted: Sequence[str]) -> None:
+    def __init__(self, root: Path, digests: Mapping[str, str]) -> None:
         self._file = root / RESULTS / "test_full.json"
-        self._code = code
-        self._wanted = wanted
-        found = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._ran: dict[str, Any] = found["ran"] if found.get("code") == code else {}
+        self._digests = digests
+        found = json.loads(self._file.read_text())["ran"] if self._file.exists() else {}
+        self._ran: dict[str, Any] = {
+            name: result for name, result in found.items() if result["code"] == digests.get(name)
+        }
 
     @property
     def missing(self) -> list[str]:
         """What has not passed, in order."""
-        return [one for one in self._wanted if self._ran.get(one, {"failed": 1})["failed"]]
+        return [one for one in self._digests if self._ran.get(one, {"failed": 1})["failed"]]
 
     def add(self, name: str, counts: dict[str, int]) -> None:
         """Note it at once: the sitting may end at any moment."""
-        self._ran[name] = counts
-        content = {"code": self._code, "missing": len(self.missing), "ran": self._ran}
+        self._ran[name] = {**counts, "code": self._digests[name]}
+        content = {"missing": len(self.missing), "ran": self._ran}
         features = [] if self.missing else ["test-full"]
         write(self._file, content, device=torch.device("cpu"), features=features)
 
@@ -75,25 +87,49 @@ def git(root: Path, *words: str, stdin: str | None = None) -> str:
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout
 
 
-def code_of(root: Path) -> str:
-    """A digest of the code as it is committed. SystemExit if the tree differs from it."""
+def code_of(root: Path) -> dict[str, str]:
+    """The files of the code with what git calls their content. SystemExit if the tree differs."""
     paths = [path for path in CODE if path.startswith(":") or (root / path).exists()]
     if changed := git(root, "status", "--porcelain", "--", *paths):
         raise SystemExit(f"error: found changes, expected what is committed:\n{changed.rstrip()}")
-    return git(root, "hash-object", "--stdin", stdin=git(root, "ls-files", "-s", *paths)).strip()
+    lines = git(root, "ls-files", "-s", *paths).splitlines()
+    return {path: content for content, _, path in (line.partition("\t") for line in lines)}
 
 
-def names(root: Path) -> Iterator[str]:
-    """What pytest is called with: files, and mutants one by one; Slurm's last."""
-    files = git(root, "ls-files", "tests/*/test_*.py").split()
-    for file in sorted(files, key=lambda file: (file.startswith(_ALONE), file.startswith(_LAST))):
-        if file != MUTANTS:
-            yield file
-            continue
-        rows = tomllib.loads((root / "tests/mutants/table.toml").read_text())["mutant"]
-        for row in rows:
-            if not row.get("survives"):
-                yield f"{file}::test_is_noticed[{row['name']}]"
+def digests(root: Path) -> dict[str, str]:
+    """What pytest is called with, files and mutants one by one, Slurm's last; and its code."""
+    code = code_of(root)
+    tests = [path for path in code if path.startswith("tests/") and "/test_" in path]
+    found = {}
+    for file in sorted(tests, key=lambda file: (file.startswith(_ALONE), file.startswith(_LAST))):
+        if file == MUTANTS:
+            for row in tomllib.loads((root / TABLE).read_text())["mutant"]:
+                if not row.get("survives"):
+                    names = (
+                        row.get("file", ""),
+                        "tests/" + row.get("noticed_by", "").split("::")[0],
+                    )
+                    found[MUTANT.format(row["name"])] = _digest(code, {file, *names}, row)
+        elif file.startswith("tests/unit/"):
+            found[file] = _digest(code, code)
+        else:
+            others = code.keys() - {TABLE, *tests} | {file}
+            found[file] = _digest(code, _on_ranks(root, file, others) or others)
+    return found
+
+
+def _digest(code: Mapping[str, str], files: Collection[str], *more: object) -> str:
+    content = [(path, code[path]) for path in sorted(files) if path in code]
+    return hashlib.sha256(repr((content, more)).encode()).hexdigest()[:16]
+
+
+def _on_ranks(root: Path, file: str, files: Collection[str]) -> set[str]:
+    """What a file of tests for tests/dist/worker.py depends on; empty for one that is none, or
+    begins processes of its own."""
+    if "harness" not in imports(root / file) or "subprocess" in imports(root / file):
+        return set()
+    besides = {path for path in files if path.startswith(FOUND)}
+    return closure(root, [file, *WORKER], files) | besides
 
 
 def run(root: Path, name: str) -> dict[str, int] | None:
@@ -143,7 +179,7 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none after them")
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
-    results = Results(root, code_of(root), list(names(root)))
+    results = Results(root, digests(root))
     todo = [one for one in results.missing if one.startswith(tuple(options.files) or "")]
     alone = [name for name in todo if name.startswith(_ALONE)]
     beside = [name for name in todo if not name.startswith(_ALONE)]

@@ -26,7 +26,8 @@ import pytest
 HERE = Path(__file__).parent
 CASE_LIMIT_S = 90.0
 """A case that takes longer on any rank is a hang: the rank prints all its stacks and exits."""
-JOB_LIMIT_S = 900.0
+START_LIMIT_S = 300.0
+"""What a torchrun may take besides its cases."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -229,7 +230,7 @@ class Jobs:
                 command, stdout=log, stderr=log, env=environment, start_new_session=True
             )
             try:
-                process.wait(timeout=JOB_LIMIT_S)
+                process.wait(timeout=START_LIMIT_S + CASE_LIMIT_S * len(cases))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

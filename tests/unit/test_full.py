@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from full import main
+from full import WORKER, digests, main
 
 PASSES = "def test_a(): open('ran', 'a').write({name!r} + ' ')\n"
 FAILS = "def test_a(): assert 0\n"
@@ -77,10 +77,29 @@ def test_everything_once_and_slurm_alone_at_the_end(root: Path) -> None:
     assert (result(root)["features"], result(root)["missing"]) == (["test-full"], 0)
     commit(root)  # the results are no code
     assert main([], root) == 0 and ran(root) == []
-    (root / "tests/unit/test_u.py").write_text("def test_a(): pass\n")
+    (root / "Makefile").write_text("")
     commit(root)
     assert main(["--jobs", "1"], root) == 0
-    assert ran(root) == ["d", "one", "three", "e", "s"], "other code: all of it again"
+    assert ran(root) == ["d", "one", "three", "u", "e", "s"], "other code: all of it again"
+
+
+def test_another_test_is_other_code_for_unit_tests_alone(root: Path) -> None:
+    """They may read any file; no file of tests imports another."""
+    assert main([], root) == 0 and len(ran(root)) == 6
+    (root / "tests/dist/test_d.py").write_text(PASSES.format(name="d2"))
+    (root / "tests/mutants/table.toml").write_text(TABLE.replace('"three"', '"three"\nafter = ""'))
+    commit(root)
+    assert main(["--jobs", "1"], root) == 0 and ran(root) == ["d2", "three", "u"]
+
+
+def test_a_mutant_runs_again_with_the_test_that_notices_it(root: Path) -> None:
+    noticed = TABLE.replace('"one"', '"one"\nnoticed_by = "e2e/test_e.py::test_a"')
+    (root / "tests/mutants/table.toml").write_text(noticed)
+    commit(root)
+    assert main([], root) == 0 and len(ran(root)) == 6
+    (root / "tests/e2e/test_e.py").write_text(PASSES.format(name="e2"))
+    commit(root)
+    assert main(["--jobs", "1"], root) == 0 and ran(root) == ["one", "u", "e2"]
 
 
 def test_a_failure_runs_again_and_what_is_left_is_said(
@@ -138,3 +157,38 @@ def test_one_that_is_killed_has_no_result(root: Path, capsys: pytest.CaptureFixt
     assert main(["tests/dist"], root) == 1
     assert "tests/dist/test_d.py: pytest ended with exit code -9" in capsys.readouterr().err
     assert not (root / "benchmarks/results/test_full.json").exists()
+
+
+def test_a_test_on_ranks_depends_on_what_it_imports(root: Path) -> None:
+    """Through other files, packages on the way and helpers included."""
+    files = {
+        **dict.fromkeys(WORKER, ""),
+        "sfpo_megatron/__init__.py": "",
+        "sfpo_megatron/mcore/__init__.py": "",
+        "sfpo_megatron/mcore/deep.py": "",
+        "sfpo_megatron/elsewhere.py": "",
+        "tests/dist/harness.py": "def ranks():\n    import sfpo_megatron.mcore.deep",
+        "tests/dist/test_d.py": "from harness import ranks\n" + PASSES.format(name="d"),
+        "tests/dist/test_p.py": "import subprocess, harness\n" + PASSES.format(name="p"),
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    commit(root)
+    before = digests(root)
+    for changed, expected in {
+        "sfpo_megatron/elsewhere.py": False,
+        "sfpo_megatron/mcore/deep.py": True,
+        "sfpo_megatron/mcore/__init__.py": True,
+        "tests/dist/harness.py": True,
+        "tests/e2e/test_e.py": False,
+    }.items():
+        (root / changed).write_text("import harness\n")
+        commit(root)
+        after = digests(root)
+        assert (after["tests/dist/test_d.py"] != before["tests/dist/test_d.py"]) == expected, (
+            changed
+        )
+        is_other_test = changed.startswith("tests/e2e/")
+        assert (after["tests/dist/test_p.py"] == before["tests/dist/test_p.py"]) == is_other_test
+        before = after

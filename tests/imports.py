@@ -1,0 +1,47 @@
+"""What a file of tests imports of this repository, with all that those import."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+from functools import cache
+from pathlib import Path
+
+TOPS = ("", "tests", "tests/unit", "tests/dist", "tests/e2e", "tests/slurm", "tests/mutants")
+"""Where Python looks for a module: `pythonpath` of pyproject.toml."""
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Dotted names, those inside functions included; `from a import b` gives `a` and `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
+
+
+def closure(root: Path, first: Collection[str], files: Collection[str]) -> set[str]:
+    """The files of `files` that are reached from `first`; both are relative to `root`.
+
+    Not seen is what is imported by a name in a string.
+    """
+    reached, todo = set(first), list(first)
+    while todo:
+        path = todo.pop()
+        found = set(_files(imports(root / path))) & set(files)
+        todo += found - reached
+        reached |= found
+    return reached
+
+
+def _files(names: Collection[str]) -> Iterator[str]:
+    for name in names:
+        parts = name.split(".")
+        for number in range(1, len(parts) + 1):  # whoever imports a.b imports a
+            path = "/".join(parts[:number])
+            for top in TOPS:
+                yield from (f"{top}/{path}{end}".lstrip("/") for end in (".py", "/__init__.py"))
