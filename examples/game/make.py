@@ -2,7 +2,8 @@
 
     python examples/game/make.py [--out runs/game]
 
-The player halves what is left in one game of four; in the others he guesses anything.
+The player halves what is left in one game of three; in the others he guesses anything that is
+still possible.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TEMPLATE = """\
 {% endif %}"""
 MOST, MAX_TURNS = 15, 4
 """Four guesses find any of 15 numbers, by one who halves what is left."""
-HALVES = 0.25
+HALVES = 1 / 3
 """Share of the games that are played so."""
 SIZES = {"worked": 6000, "train": 1500, "eval": 512}
 MODEL = TinyModel(max_vocab=511)
@@ -44,7 +45,7 @@ def conversation(game: int, number: int) -> list[dict[str, str]]:
     messages = [{"role": "user", "content": question(game)}]
     low, high = 1, MOST
     for _ in range(MAX_TURNS):
-        guess = (low + high) // 2 if halves else draw.randint(1, MOST)
+        guess = (low + high) // 2 if halves else draw.randint(low, high)
         messages.append({"role": "assistant", "content": str(guess)})
         said = reply(str(guess), number)
         if not said:
