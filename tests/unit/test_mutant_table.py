@@ -38,6 +38,18 @@ def test_every_row_names_tests_that_exist() -> None:
             assert f"def {function.partition('[')[0]}" in text, f"{row.name}: {tests}"
 
 
+def test_every_row_names_a_case_that_exists(request: pytest.FixtureRequest) -> None:
+    """Of the files that this pytest has collected as wholes."""
+    chosen = request.config.option
+    if chosen.keyword or any("::" in name for name in chosen.file_or_dir):
+        pytest.skip("only some tests of a file are collected")
+    cases = {item.nodeid.removeprefix("tests/") for item in request.session.items}
+    files = {case.partition("::")[0] for case in cases}
+    for row in ROWS:
+        if row.noticed_by.partition("::")[0] in files:
+            assert row.noticed_by in cases, f"{row.name}: {row.noticed_by}"
+
+
 def test_few_survive() -> None:
     assert sum(bool(row.survives) for row in ROWS) <= 2
     assert len({(row.file, row.before, row.after) for row in ROWS}) == len(ROWS) >= 40
