@@ -68,17 +68,31 @@ class TurnTemplate:
 
     def _after(self, messages: Sequence[Message]) -> str:
         said = self._without_special(messages)
-        text = self._rendered([_QUESTION, {"role": "assistant", "content": _MARK}, *said])
-        before, mark, after = text.rpartition(_MARK)
-        if not mark or _MARK in before:
+        mark = _MARK
+        while mark in str((said, self._variables)):  # whoever speaks may say it too
+            mark += "-TURN"
+        text = self._rendered([_QUESTION, {"role": "assistant", "content": mark}, *said])
+        if text.count(mark) != 1:
             raise self._refused(
                 "a chat template that does not write the assistant's turn once, as it is",
                 "correct the template",
             )
-        return after
+        return text.partition(mark)[2]
 
     def _without_special(self, messages: Sequence[Message]) -> list[Message]:
-        return [{**m, "content": self._special.sub("", m["content"])} for m in messages]
+        return [{**self._plain(m), "role": m["role"]} for m in messages]
+
+    def _plain(self, value: Any) -> Any:
+        """The same with no special token in any of its texts, not even one that appears where
+        another is left out."""
+        if isinstance(value, str):
+            shorter = self._special.sub("", value)
+            while shorter != value:
+                value, shorter = shorter, self._special.sub("", shorter)
+            return value
+        if isinstance(value, Mapping):
+            return {self._plain(key): self._plain(item) for key, item in value.items()}
+        return [self._plain(item) for item in value] if isinstance(value, list) else value
 
     def _check(self, stop_ids: frozenset[int]) -> int:
         """One turn, and one more behind it: what is appended piece by piece is the whole."""
