@@ -238,6 +238,31 @@ def test_modes_and_times_of_other_files_stay(tmp_path: Path) -> None:
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
+MAKE_WRITABLE = """
+import ctypes, os, subprocess
+libc = ctypes.CDLL(None)
+clear = (ctypes.c_uint64 * 4)(0, 1, 0, 0)  # MOUNT_ATTR_RDONLY
+for folder in {folders}:
+    for flags in (0, 0x8000):
+        libc.syscall(442, -100, os.fsencode(folder), flags, clear, 32)
+for way in ([], ["unshare", "--user", "--map-root-user", "--mount"]):
+    for folder in {folders}:
+        change = f"mount -o remount,bind,rw '{{folder}}'; chmod 777 {file!r}"
+        subprocess.run([*way, "sh", "-c", change], capture_output=True)
+"""
+
+
+@needs_mounts
+def test_a_program_that_is_root_there_cannot_make_mounts_writable_again(tmp_path: Path) -> None:
+    """By the call, by mount, or in a namespace inside of its own."""
+    file = tmp_path / "metrics"
+    file.write_text("x")
+    file.chmod(0o640)
+    folders = [str(folder) for folder in file.parents]
+    python(MAKE_WRITABLE.format(folders=folders, file=str(file)), timeout_s=60.0)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
 @needs_mounts
 def test_a_folder_has_a_limit() -> None:
     code = (
@@ -262,6 +287,8 @@ def test_sockets_of_others_cannot_be_reached(tmp_path: Path) -> None:
         connect = f"s.socket(s.AF_UNIX).connect({str(tmp_path / 'socket')!r})"
         for call in (connect, *(f"s.socketpair(s.AF_UNIX, s.SOCK_{k})" for k in ("DGRAM", "RAW"))):
             assert "PermissionError" in python(f"import socket as s; {call}")
+    for family in ("AF_VSOCK", "AF_ALG", "AF_PACKET"):  # to a virtual machine's host, say
+        assert "PermissionError" in python(f"import socket as s; s.socket(s.{family})")
     assert python("import asyncio\nasync def two(): return 2\nasyncio.run(two())") == "2"
 
 
