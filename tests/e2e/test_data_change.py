@@ -41,7 +41,7 @@ def test_a_changed_row_is_refused_and_accepted(tmp_path: Path) -> None:
     del kept[20]
     rows.write_text("".join(f"{line}\n" for line in kept))
     code, output = start(config, "train.num_steps=3")
-    assert code == 1 and "engines ready" not in output
+    assert code == 2 and "engines ready" not in output
     (error,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "found 1 row is gone (data.train[0] row 21)" in error
     assert "--accept-data-change" in error
