@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sfpo_megatron.plugins import Kind
+
+MOST_PROCESSES = 1024
+"""No machine has use for more of one kind: starting them would take it down."""
 
 
 class FieldError(ValueError):
@@ -36,6 +41,16 @@ def within(section: object, low: float, high: float, *names: str) -> None:
             raise FieldError(
                 name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range"
             )
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that stands a second time; None where each stands once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def known(section: object, kind: Kind, *names: str) -> None:

@@ -7,10 +7,10 @@ be the prompt or the answer are read whatever they hold, for a message that show
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sfpo_megatron.config.fields import first_repeated
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import NAMES, row_of
 from sfpo_megatron.data.errors import DataError, SourceError
@@ -26,10 +26,10 @@ def columns_of(schema: pyarrow.Schema, source: DataSource) -> tuple[list[str], t
     needed |= set(source.columns.values())
     kept: list[str] = []
     left_out: list[str] = []
-    if twice := [name for name, number in Counter(schema.names).items() if number > 1]:
+    if (twice := first_repeated(schema.names)) is not None:
         raise SourceError(
             "path",
-            found=f"two columns named {twice[0]!r}",
+            found=f"two columns named {twice!r}",
             expected="one column of each name",
             fix="rename or drop one of them in the file",
         )
