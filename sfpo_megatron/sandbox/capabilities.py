@@ -1,4 +1,4 @@
-"""Giving up what root may do, in a user namespace or in earnest: a program could take its walls down.
+"""Giving up what root may do, in a user namespace or in earnest: it could take walls down.
 
 `unshare --map-root-user` leaves every capability, and with those a program makes its read-only
 mounts writable again. Standard library only: an isolated interpreter loads it.
@@ -26,9 +26,7 @@ def drop() -> None:
     """All of them, for this process and for what it starts; OSError if the kernel refuses. The last
     of what a process does to itself: it cannot mount or limit others any more."""
     libc = ctypes.CDLL(None, use_errno=True)
-    for number in range(
-        _MOST
-    ):  # without those that the kernel does not know, and without the right
+    for number in range(_MOST):  # those that the kernel does not know are refused
         libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header, none = _Header(version=_VERSION_3), (_Set * 2)()
