@@ -28,7 +28,7 @@ def how_ended(children: Iterable[BaseProcess]) -> str:
     """What became of the first of an engine's processes that is gone and said nothing. Waits a
     second for one at most, however many there are."""
     children = list(children)
-    wait([child.sentinel for child in children], timeout=_EXIT_S)
+    wait({child.sentinel for child in children}, timeout=_EXIT_S)
     for child in children:
         if code := child.exitcode:
             if code == -signal.SIGKILL:
