@@ -148,7 +148,10 @@ def records(path: Path) -> Iterator[Record]:
             import pyarrow.parquet
 
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
-            yield from records_of(batches)
+            for record in records_of(batches):
+                if isinstance(record, UnicodeDecodeError):
+                    raise record
+                yield record
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with path.open("rb") as file:
                 for line in lines_in(file):
