@@ -10,6 +10,10 @@ MOST_PROCESSES = 1024
 """No machine has use for more of one kind: starting them would take it down."""
 
 
+MOST_SECONDS = 1e9
+"""The kernel and Python's locks cannot wait ten times as long."""
+
+
 class FieldError(ValueError):
     """One field of one section is wrong: which, what was found, what to do about it."""
 
@@ -25,6 +29,7 @@ def at_least(section: object, minimum: float, *names: str) -> None:
             raise FieldError(
                 name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more"
             )
+        _require_seconds(name, value)
 
 
 def positive(section: object, *names: str) -> None:
@@ -32,6 +37,13 @@ def positive(section: object, *names: str) -> None:
         value = getattr(section, name)
         if value is not None and not value > 0:
             raise FieldError(name, value, "a number > 0", f"set {name} above zero")
+        _require_seconds(name, value)
+
+
+def _require_seconds(name: str, value: float | None) -> None:
+    if name.endswith("_s") and value is not None and value > MOST_SECONDS:
+        expected, fix = f"at most {MOST_SECONDS:g} seconds, 31 years", f"lower {name}"
+        raise FieldError(name, value, expected, fix)
 
 
 def within(section: object, low: float, high: float, *names: str) -> None:

@@ -247,6 +247,7 @@ def test_many_bad_lines_are_counted(run: Run) -> None:
         (("--reward", "[{name: math}, {name: math}]"), 2, "each function once"),
         (("--reward", "math", "--thinking", "no"), 2, "require_closed"),
         (("--reward", "math", "--timeout-s", "0"), 2, "timeout_s"),
+        (("--reward", "math", "--timeout-s", "1e10"), 2, "expected at most 1e+09 seconds"),
         (("--reward", "math", "--workers", "0"), 2, "num_workers"),
         (("--reward", "math", "--workers", "99999"), 2, "expected a number in [1, 1024]"),
         (("--reward", "math", "--batched"), 2, "batched"),
