@@ -49,7 +49,7 @@ def test_what_has_no_lines_is_said_of_the_file(tmp_path: Path, content: bytes, w
 
 
 def test_bytes_that_are_no_text_are_a_bad_row(tmp_path: Path) -> None:
-    """Of a jsonl file as of parquet, where Arrow does not look at them; the others are read."""
+    """In a jsonl file as in parquet, where Arrow does not look at them; the others are read."""
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "\xff", "answer": "0"}\n' + LINE.encode())
