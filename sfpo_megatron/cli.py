@@ -52,7 +52,8 @@ Command = Literal["train", "sft"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, or another has its
-    output_dir), 2 (the config is wrong), 85 (stopped and saved, host/stopping.py), 130 (Ctrl-C)."""
+    output_dir), 2 (the config or the data is wrong), 85 (stopped and saved, host/stopping.py), 130
+    (Ctrl-C)."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal without the letters of a text shows their codes: that ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -6,13 +6,13 @@ hub); the train sets and the six benchmarks are those of the SFPO paper, section
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfpo_megatron.data.values import is_text, message_text, number_text, written_float
+from sfpo_megatron.data.values import is_text, message_text, number_text
+from sfpo_megatron.data.written_json import read_written
 
 Record = Mapping[str, Any]
 
@@ -58,8 +58,8 @@ def listed(value: Any) -> str:
     """The answers of a list (or of its JSON) in one text, with commas between them."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value, parse_float=written_float)
-        except ValueError as error:
+            value = read_written(value)
+        except (ValueError, RecursionError) as error:
             raise NoAnswer(f"a list that is not JSON ({error})") from error
     answers = [plain(item).strip() for item in (value if isinstance(value, list) else [value])]
     answers = [answer for answer in answers if answer]

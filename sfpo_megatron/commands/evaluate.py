@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(request: Request) -> int:
     from sfpo_megatron import evaluate
-    from sfpo_megatron.launcher.rank import install_signal_handlers, message_line
+    from sfpo_megatron.launcher.rank import exit_code_of, install_signal_handlers, message_line
 
     install_signal_handlers(0)
     try:
         evaluate.run(request)
     except Exception as error:
         print(message_line(error, 0), file=sys.stderr, flush=True)
-        return 2 if isinstance(error, EvaluationError) else 1
+        return 2 if isinstance(error, EvaluationError) else exit_code_of(error)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import zlib
 from collections.abc import Iterator
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from sfpo_megatron.config.source_files import NoLines, lines_in, text_of
+from sfpo_megatron.config.source_files import NoLines, is_blank, lines_in, text_of
 from sfpo_megatron.config.yaml_text import shorten
-from sfpo_megatron.data.values import json_only, number_text, written_float
+from sfpo_megatron.data.values import json_only, number_text
+from sfpo_megatron.data.written_json import read_written
 from sfpo_megatron.rewards.returned import shown
 from sfpo_megatron.rewards.wire import WireProblem
 
@@ -69,7 +69,7 @@ def _lines(file: BufferedReader, name: str, needs_answer: bool) -> Iterator[Line
     try:
         with file:
             for number, text in enumerate(lines_in(file), start=1):
-                if text.strip():
+                if not is_blank(text):
                     yield _line(text, f"{name}:{number}", number, needs_answer)
     except (NoLines, OSError, EOFError, zlib.error) as error:
         raise NoFile(
@@ -84,7 +84,7 @@ def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | Ba
         return BadLine(where=where, number=number, what=what)
 
     try:
-        row = json.loads(text_of(text), parse_float=written_float)
+        row = read_written(text_of(text))
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8: both are ValueErrors
         return bad(f"{shorten(repr(text[:200].decode(errors='replace').strip()))} ({error})")
     if not isinstance(row, dict):

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from sfpo_megatron.config.fields import FieldError, at_least, known, positive
+from sfpo_megatron.config.fields import (
+    MOST_PROCESSES,
+    FieldError,
+    at_least,
+    first_repeated,
+    known,
+    positive,
+    within,
+)
 from sfpo_megatron.config.origin import Source
 from sfpo_megatron.config.rollout import RolloutConfig
 from sfpo_megatron.config.typed import build
@@ -39,12 +47,12 @@ class ToolArgs:
 
     def __post_init__(self) -> None:
         known(self, TOOL, "tools")
-        at_least(self, 1, "max_turns", "max_result_chars", "num_workers")
+        at_least(self, 1, "max_turns", "max_result_chars")
+        within(self, 1, MOST_PROCESSES, "num_workers")
         positive(self, "timeout_s")
         called = [name.rpartition(":")[2] for name in self.tools]
-        twice = [name for name in called if called.count(name) > 1]
-        if twice:
-            raise FieldError("tools", list(self.tools), "each name once", f"remove one {twice[0]}")
+        if (twice := first_repeated(called)) is not None:
+            raise FieldError("tools", list(self.tools), "each name once", f"remove one {twice}")
         for name, settings in self.tool_args.items():
             if name not in called:
                 raise FieldError(

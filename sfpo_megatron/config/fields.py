@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sfpo_megatron.plugins import Kind
+
+MOST_PROCESSES = 1024
+"""No machine has use for more of one kind: starting them would take it down."""
+
+
+MOST_SECONDS = 1e9
+"""The kernel and Python's locks cannot wait ten times as long."""
 
 
 class FieldError(ValueError):
@@ -20,6 +29,7 @@ def at_least(section: object, minimum: float, *names: str) -> None:
             raise FieldError(
                 name, value, f"a number >= {minimum:g}", f"set {name} to {minimum:g} or more"
             )
+        _require_seconds(name, value)
 
 
 def positive(section: object, *names: str) -> None:
@@ -27,6 +37,13 @@ def positive(section: object, *names: str) -> None:
         value = getattr(section, name)
         if value is not None and not value > 0:
             raise FieldError(name, value, "a number > 0", f"set {name} above zero")
+        _require_seconds(name, value)
+
+
+def _require_seconds(name: str, value: float | None) -> None:
+    if name.endswith("_s") and value is not None and value > MOST_SECONDS:
+        expected, fix = f"at most {MOST_SECONDS:g} seconds, 31 years", f"lower {name}"
+        raise FieldError(name, value, expected, fix)
 
 
 def within(section: object, low: float, high: float, *names: str) -> None:
@@ -36,6 +53,16 @@ def within(section: object, low: float, high: float, *names: str) -> None:
             raise FieldError(
                 name, value, f"a number in [{low:g}, {high:g}]", f"move {name} into that range"
             )
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that stands a second time; None where each stands once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def known(section: object, kind: Kind, *names: str) -> None:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from sfpo_megatron.config.fields import FieldError, at_least, known, positive
+from sfpo_megatron.config.fields import (
+    MOST_PROCESSES,
+    FieldError,
+    at_least,
+    first_repeated,
+    known,
+    positive,
+    within,
+)
 from sfpo_megatron.plugins import REWARD
 
 
@@ -42,9 +50,8 @@ def check_choice(section: object, name: str) -> None:
         known(section, REWARD, name)
     elif choice is not None:
         names = [one.name for one in choice]
-        twice = [one for one in names if names.count(one) > 1]
-        if twice:
-            raise FieldError(name, names, "each function once", f"add the weights of {twice[0]}")
+        if (twice := first_repeated(names)) is not None:
+            raise FieldError(name, names, "each function once", f"add the weights of {twice}")
         if not names:
             raise FieldError(name, [], "at least one function", "name one")
 
@@ -73,7 +80,8 @@ class HttpRewardConfig:
     def __post_init__(self) -> None:
         positive(self, "timeout_s")
         at_least(self, 0, "retries")
-        at_least(self, 1, "concurrency", "batch_size")
+        within(self, 1, MOST_PROCESSES, "concurrency")
+        at_least(self, 1, "batch_size")
         if self.url is not None and (why := _no_url(self.url)):
             raise FieldError("url", self.url, f"http://HOST:PORT/PATH or https://... ({why})", _URL)
 
@@ -121,7 +129,7 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_choice(self, "function")
         positive(self, "timeout_s")
-        at_least(self, 1, "num_workers")
+        within(self, 1, MOST_PROCESSES, "num_workers")
         if self.batched and not isinstance(self.function, str):
             fix = "write batched: true beside the name of each function that takes lists"
             raise FieldError("batched", True, "false with a list of functions", fix)

@@ -28,6 +28,9 @@ _NO_LINES = {
 """First bytes of files that have no lines of JSON in UTF-8 -> what they are."""
 
 
+_BOM = b"\xef\xbb\xbf"
+
+
 class NoLines(ValueError):
     """A file has no lines of JSON: what it is instead."""
 
@@ -59,6 +62,11 @@ def lines_in(file: BufferedReader) -> Iterable[bytes]:
         if head.startswith(first):
             raise NoLines(what)
     return gzip.open(file) if head.startswith(_GZIP) else file
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space, and a byte-order mark perhaps."""
+    return not line.removeprefix(_BOM).strip()
 
 
 def text_of(line: bytes) -> str:

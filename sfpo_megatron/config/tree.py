@@ -15,7 +15,14 @@ from typing import Annotated, Any, Literal
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.data import DataConfig
 from sfpo_megatron.config.data import DataSource as DataSource
-from sfpo_megatron.config.fields import FieldError, at_least, known, positive, within
+from sfpo_megatron.config.fields import (
+    FieldError,
+    at_least,
+    first_repeated,
+    known,
+    positive,
+    within,
+)
 from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.reward import RewardChoice, RewardConfig
 from sfpo_megatron.config.rollout import RefitConfig, RolloutConfig
@@ -237,9 +244,8 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         known(self, SINK, "sinks")
-        twice = [name for name in self.sinks if self.sinks.count(name) > 1]
-        if twice:
-            raise FieldError("sinks", list(self.sinks), "each sink once", f"remove one {twice[0]}")
+        if (twice := first_repeated(self.sinks)) is not None:
+            raise FieldError("sinks", list(self.sinks), "each sink once", f"remove one {twice}")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

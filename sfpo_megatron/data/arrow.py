@@ -7,10 +7,10 @@ be the prompt or the answer are read whatever they hold, for a message that show
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sfpo_megatron.config.fields import first_repeated
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import NAMES, row_of
 from sfpo_megatron.data.errors import DataError, SourceError
@@ -26,17 +26,29 @@ def columns_of(schema: pyarrow.Schema, source: DataSource) -> tuple[list[str], t
     needed |= set(source.columns.values())
     kept: list[str] = []
     left_out: list[str] = []
-    if twice := [name for name, number in Counter(schema.names).items() if number > 1]:
-        raise SourceError(
-            "path",
-            found=f"two columns named {twice[0]!r}",
-            expected="one column of each name",
-            fix="rename or drop one of them in the file",
-        )
+    _require_names(schema, "columns")
     for field in schema:
+        _require_names(field.type, f"fields in column {field.name!r}")
         usable = _is_json(field.type) or (field.name in needed and _has_value(field.type))
         (kept if usable else left_out).append(field.name)
     return kept, tuple(left_out)
+
+
+def _require_names(fields: Iterable[pyarrow.Field] | pyarrow.DataType, what: str) -> None:
+    """SourceError where two have one name, of which Python would have one at most."""
+    import pyarrow
+
+    if isinstance(fields, pyarrow.DataType):
+        for inner in _inner(fields):
+            _require_names(inner, what)
+        fields = fields if pyarrow.types.is_struct(fields) else ()
+    if (twice := first_repeated(field.name for field in fields)) is not None:
+        raise SourceError(
+            "path",
+            found=f"two {what} named {twice!r}",
+            expected="one of each name",
+            fix="rename or drop one of them in the file",
+        )
 
 
 def rows_of(
@@ -45,23 +57,42 @@ def rows_of(
     """The problems of batches (or tables), numbered from 1. `at`: what stands before the number in
     a message; `prefix`: in an id."""
     for number, record in enumerate(records_of(batches), start=1):
+        where = f"{at}:{number}"
+        if isinstance(record, UnicodeDecodeError):
+            fix = "correct or remove the row"
+            yield DataError(where, found=f"bytes that are no text ({record})",
+                            expected="text in UTF-8", fix=fix, kind="not Unicode text")  # fmt: skip
+            continue
         yield row_of(
             record,
-            where=f"{at}:{number}",
+            where=where,
             row_id=f"{prefix}{number}",
             columns=source.columns,
             left_out=left_out,
         )
 
 
-def records_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The records of batches (or tables), numbers as they were written."""
+def records_of(batches: Iterable[Any]) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The records of batches (or tables), numbers as they were written; the error in the place of
+    one whose text is none."""
     for batch in batches:
         fields = [(field.name, field.type) for field in batch.schema if _has_short(field.type)]
-        for record in batch.to_pylist():
-            for name, kind in fields:
-                record[name] = _shortest(record[name], kind)
+        for record in _listed(batch):
+            if isinstance(record, dict):
+                for name, kind in fields:
+                    record[name] = _shortest(record[name], kind)
             yield record
+
+
+def _listed(batch: Any) -> list[dict[str, Any] | UnicodeDecodeError]:
+    try:
+        listed: list[dict[str, Any] | UnicodeDecodeError] = batch.to_pylist()
+        return listed
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [error]
+        half = batch.num_rows // 2
+        return [*_listed(batch.slice(0, half)), *_listed(batch.slice(half))]
 
 
 def _inner(kind: pyarrow.DataType) -> list[pyarrow.DataType]:

@@ -7,6 +7,7 @@ those of parquet are, so that an image or a date among the columns is never deco
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,41 @@ def _load(source: DataSource) -> Any:
             return datasets.load_from_disk(path)
         return datasets.load_dataset(path, source.config, split=source.split)
     except Exception as error:  # whatever the library and the hub raise
-        where = "config" if "config" in str(error).lower() and source.split is None else "path"
-        raise SourceError(
-            where,
-            found=f"{shorten(path)}: {type(error).__name__}: {shorten(str(error), 200)}",
-            expected="a directory that save_to_disk wrote, or a data set on the hub",
-            fix="correct path, config and split; without a network, save it to a directory first",
-        ) from error
+        raise _refused(source, error) from error
+
+
+def _refused(source: DataSource, error: Exception) -> SourceError:
+    """The field that is at fault. The library's errors do not say, so the data set is asked, unless
+    it could not be reached at all."""
+    if not isinstance(error, OSError):
+        with suppress(Exception):  # the same error again: it is none of these
+            if (found := _not_had(source)) is not None:
+                return found
+    return SourceError(
+        "path",
+        found=f"{shorten(source.path)}: {type(error).__name__}: {shorten(str(error), 200)}",
+        expected="a directory that save_to_disk wrote, or a data set on the hub",
+        fix="correct path, config and split; without a network, save it to a directory first",
+    )
+
+
+def _not_had(source: DataSource) -> SourceError | None:
+    """The config or the split, if the data set has none of this name."""
+    import datasets
+
+    configs = datasets.get_dataset_config_names(source.path)
+    try:
+        splits = datasets.get_dataset_split_names(source.path, source.config)
+    except ValueError:  # null is one where it has one alone, or a default
+        return None if source.config in configs else _one_of("config", source.config, configs)
+    name = (source.split or "").partition("[")[0]
+    is_one = name == "" or "+" in name or name in (*splits, "all")
+    return None if is_one else _one_of("split", source.split, splits)
+
+
+def _one_of(field: str, found: str | None, names: Iterable[str]) -> SourceError:
+    expected = f"one of {', '.join(names)}"
+    return SourceError(field, found=repr(found), expected=expected, fix=f"set {field}")
 
 
 def _split(data: Any, source: DataSource) -> Any:
@@ -88,10 +117,5 @@ def _split(data: Any, source: DataSource) -> Any:
         return data
     name = source.split or (next(iter(data)) if len(data) == 1 else None)
     if name not in data:
-        raise SourceError(
-            "split",
-            found=repr(source.split),
-            expected=f"one of {', '.join(data)}",
-            fix="set split",
-        )
+        raise _one_of("split", source.split, data)
     return data[name]

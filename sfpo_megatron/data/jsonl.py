@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from sfpo_megatron.config.source_files import NoLines, lines_in, text_of
+from sfpo_megatron.config.source_files import NoLines, is_blank, lines_in, text_of
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
 from sfpo_megatron.data.several import numbered_files
-from sfpo_megatron.data.values import written_float
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(
-            name for name, number in Counter(name for name, _ in pairs).items() if number > 1
-        )
-        raise ValueError(f"two keys named {twice!r}")
-    return found
-
-
-_DECODER = json.JSONDecoder(parse_float=written_float, object_pairs_hook=_object)
-_BOM = b"\xef\xbb\xbf"
+from sfpo_megatron.data.written_json import read_written
 
 
 def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
@@ -37,7 +20,7 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
         try:
             with file.open("rb") as opened:
                 for number, line in enumerate(lines_in(opened), start=1):
-                    if line.removeprefix(_BOM).strip():
+                    if not is_blank(line):
                         row_id = f"{prefix}{number}"
                         yield _row(line, f"{file}:{number}", row_id, source.columns)
         except NoLines as error:
@@ -58,7 +41,7 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
 
 def _row(line: bytes, where: str, row_id: str, columns: Mapping[str, str]) -> Row | DataError:
     try:
-        value = _DECODER.decode(text_of(line))
+        value = read_written(text_of(line))
     except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8, both ValueErrors
         found = f"{shorten(line.decode(errors='replace').strip(), 60)} ({error})"
         fix = "correct or remove the line"

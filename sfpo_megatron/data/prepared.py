@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sfpo_megatron.config.source_files import lines_in, text_of
+from sfpo_megatron.config.source_files import is_blank, lines_in, text_of
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import reasoning_gym
 from sfpo_megatron.data.arrow import records_of
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.rows import Row, same_question
 from sfpo_megatron.data.taught import COMPLETION
-from sfpo_megatron.data.values import written_float
+from sfpo_megatron.data.written_json import read_written
 from sfpo_megatron.host.replacing import replacing, write_durably
 
 Record = Mapping[str, Any]
@@ -148,22 +148,21 @@ def records(path: Path) -> Iterator[Record]:
             import pyarrow.parquet
 
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
-            yield from records_of(batches)
+            for record in records_of(batches):
+                if isinstance(record, UnicodeDecodeError):
+                    raise record
+                yield record
         elif path.name.endswith((".jsonl", ".jsonl.gz")):
             with path.open("rb") as file:
                 for line in lines_in(file):
-                    if line.strip():
-                        yield _mapping(_json(text_of(line)))
+                    if not is_blank(line):
+                        yield _mapping(read_written(text_of(line)))
         else:
-            value = _json(text_of(path.read_bytes()))
+            value = read_written(text_of(path.read_bytes()))
             rows = value.get("data") if isinstance(value, dict) else value
             yield from map(_mapping, rows if isinstance(rows, list) else [rows])
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # ArrowInvalid is a ValueError
+    except (ValueError, RecursionError, OSError, EOFError, zlib.error) as error:  # Arrow's too
         raise NotPrepared(f"{path}: found {error}; is it downloaded whole?") from error
-
-
-def _json(text: str) -> Any:
-    return json.loads(text, parse_float=written_float)
 
 
 def _mapping(value: Any) -> Record:

@@ -56,12 +56,13 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
     except Unwound:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's function raises
+        what = "what it reads" if source.source in SOURCE.built_in else "the function"
         raise DataError(
             f"{key}.source",
             found=f"{source.source}, which raised {type(error).__name__}: {shorten(str(error))} "
             f"after {number} rows",
             expected="rows with a prompt and an answer",
-            fix="correct the function",
+            fix=f"correct {what}",
         ) from error
 
 

@@ -20,6 +20,7 @@ Message: TypeAlias = Mapping[str, Any]
 _MARK = "THE-TURN"
 _QUESTION = {"role": "user", "content": "What is it?"}
 _SHOWN_TOKENS = 12
+_NEVER = r"(?!)"
 
 
 class TurnTemplate:
@@ -43,7 +44,8 @@ class TurnTemplate:
             )
         added = tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in added if token.special} | {*tokenizer.all_special_tokens}
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])))
+        longest_first = sorted(special, key=len)[::-1]
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or _NEVER)
         self.end_id = self._check(frozenset(stop_ids))
         """The token with which the template ends the assistant's turn."""
 
@@ -68,17 +70,30 @@ class TurnTemplate:
 
     def _after(self, messages: Sequence[Message]) -> str:
         said = self._without_special(messages)
-        text = self._rendered([_QUESTION, {"role": "assistant", "content": _MARK}, *said])
-        before, mark, after = text.rpartition(_MARK)
-        if not mark or _MARK in before:
+        mark = _MARK
+        while mark in str((said, self._variables)):  # whoever speaks may say it too
+            mark += "-TURN"
+        text = self._rendered([_QUESTION, {"role": "assistant", "content": mark}, *said])
+        if text.count(mark) != 1:
             raise self._refused(
                 "a chat template that does not write the assistant's turn once, as it is",
                 "correct the template",
             )
-        return after
+        return text.partition(mark)[2]
 
     def _without_special(self, messages: Sequence[Message]) -> list[Message]:
-        return [{**m, "content": self._special.sub("", m["content"])} for m in messages]
+        return [{**self._plain(m), "role": m["role"]} for m in messages]
+
+    def _plain(self, value: Any) -> Any:
+        """The same with no special token in any of its texts."""
+        if isinstance(value, str):
+            shorter = self._special.sub("", value)
+            # Another may appear where one is left out, and so on: a line ends there then, and a
+            # page that has a million inside of one another costs no more than two looks.
+            return self._special.sub("\n", value) if self._special.search(shorter) else shorter
+        if isinstance(value, Mapping):
+            return {self._plain(key): self._plain(item) for key, item in value.items()}
+        return [self._plain(item) for item in value] if isinstance(value, list) else value
 
     def _check(self, stop_ids: frozenset[int]) -> int:
         """One turn, and one more behind it: what is appended piece by piece is the whole."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol, runtime_checkable
+
+from sfpo_megatron.data.errors import shorten
 
 _LARGEST, _SMALLEST = 308, -400
 """Powers of ten of the numbers that are taken."""
@@ -26,11 +28,14 @@ class _Array(Protocol):
 
 def written_float(text: str) -> float | Decimal:
     """The number that a JSON file has written, for `json.loads`: a Decimal where a float is not
-    that number."""
+    that number; ValueError for an exponent that is beyond those too."""
     value = float(text)
     if len(text) <= _EXACT_CHARS and value != 0.0 and not math.isinf(value):
         return value
-    exact = Decimal(text)
+    try:
+        exact = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{shorten(text, 40)} has an exponent that no number has") from None
     return value if not math.isinf(value) and Decimal(repr(value)) == exact else exact
 
 

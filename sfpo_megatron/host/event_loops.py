@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -12,10 +13,12 @@ _END_S = 5.0
 
 
 class LoopThread:
-    """Runs what it is given, whichever loop or thread asks."""
+    """Runs what it is given, whichever loop or thread asks; work that calls `sys.exit` ends itself
+    alone."""
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -30,11 +33,14 @@ class LoopThread:
     def close(self) -> None:
         """Cancel what runs and end the thread; one that is blocked is left to itself."""
         if self._thread.is_alive():
+            self._closing.set()
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_END_S)
 
     def _run(self) -> None:
-        self.loop.run_forever()
+        while not self._closing.is_set():
+            with suppress(SystemExit, KeyboardInterrupt):  # of one task, whose waiter has it too
+                self.loop.run_forever()
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.host import lock, stopping
 from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.peers import lost_peer
@@ -24,7 +25,11 @@ from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 from sfpo_megatron.host.unwinding import Unwound
 from sfpo_megatron.launcher.failures import write_error_file
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.plugins import PluginError
 
+WRONG_INPUT = (ConfigError, DataError, PluginError)
+"""What is wrong with what the user has given: the same command would end in the same way."""
+WRONG_INPUT_EXIT_CODE = 2
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5
 
@@ -98,7 +103,7 @@ def _run(
     except (Exception, SystemExit) as error:
         is_config = isinstance(error, ConfigError)
         line = f"error: {error}" if is_config else message_line(error, rank)
-        code = 2 if is_config else 1
+        code = exit_code_of(error)
         if is_ours():
             line = write_error_file(directory, rank, error, line, exit_code=code)
         else:  # rank 0 has not got the directory, or not yet
@@ -108,6 +113,17 @@ def _run(
         return code, error
     # One rank says so: torchrun ends the others as soon as one returns a code that is not 0.
     return (stopping.STOPPED_EXIT_CODE if stopped and rank == 0 else 0), None
+
+
+def exit_code_of(error: BaseException) -> int:
+    """That of a command which this ended: whether another start could succeed. A hub or a file
+    system that is away may be back by then."""
+    if not isinstance(error, WRONG_INPUT):
+        return 1
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, ConnectionError | TimeoutError):
+        cause = cause.__cause__
+    return WRONG_INPUT_EXIT_CODE if cause is None else 1
 
 
 def torchrun_id(launcher: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class Metric:
         """Whether a key of a line is this metric."""
         form = re.escape(self.name).replace("pass_k", r"pass_[1-9]\d*")
         return re.fullmatch(re.sub(r"[A-Z]+", ".+", form), key) is not None
+
+
+def is_metric_name(name: object) -> TypeGuard[str]:
+    """Whether what a user's own code calls a number can be written wherever metrics are."""
+    return isinstance(name, str) and name != "" and name.isprintable()
 
 
 def undeclared(keys: Iterable[str], metrics: Iterable[Metric]) -> set[str]:

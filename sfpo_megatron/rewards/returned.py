@@ -14,6 +14,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import NamedTuple
 
+from sfpo_megatron.outputs.declared import is_metric_name
 from sfpo_megatron.plugins import Foreign
 
 _NUMBER = "a finite number"
@@ -42,8 +43,8 @@ def scored(value: Foreign) -> Scored:
         raise NotAScore(value, "an entry 'reward'")
     parts = {}
     for name, entry in value.items():
-        if not isinstance(name, str):
-            raise NotAScore(name, "text", where="an entry named ")
+        if not is_metric_name(name):
+            raise NotAScore(name, "printable text", where="an entry named ")
         if name != "reward":
             parts[name] = _number(entry, _NUMBER, where=f"{name!r}: ")
     return Scored(_reward(value["reward"], where="'reward': "), parts)

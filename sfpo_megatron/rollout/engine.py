@@ -122,7 +122,7 @@ class Engine:
                 return await asyncio.gather(*(self._complete(*request) for request in requests))
         except EngineDeadError:
             # vLLM's exceptions would have to be unpickled where vllm is not imported.
-            raise self._died() from None
+            raise await self._died() from None
 
     async def _complete_as_one_batch(
         self, requests: list[tuple[tuple[int, ...], int, GenerationSettings]]
@@ -232,8 +232,9 @@ class Engine:
             shortage = MemoryShortage.in_text(text)
             raise EngineCallFailed(shortage.line("refit") if shortage else text) from None
 
-    def _died(self) -> EngineDied:
-        why = self._log.root_cause() or how_ended(self._children)
+    async def _died(self) -> EngineDied:
+        """In a thread: the log is long, and an exit code comes late. `alive` answers meanwhile."""
+        why = await asyncio.to_thread(lambda: self._log.root_cause() or how_ended(self._children))
         return EngineDied(f"EngineCore or one of its workers ended: {why}")
 
     async def _watched(self, call: Coroutine[None, None, T]) -> T:
@@ -243,5 +244,5 @@ class Engine:
             await asyncio.wait({task}, timeout=_HEALTH_POLL_S)
             if not task.done() and self._llm.errored:
                 task.cancel()
-                raise self._died()
+                raise await self._died()
         return task.result()

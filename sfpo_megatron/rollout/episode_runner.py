@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.declared import is_metric_name
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, make_environment
 from sfpo_megatron.rollout.errors import RolloutError
@@ -163,6 +164,9 @@ def _fault(episode: Episode) -> str | None:
             f"found {len(tokens)} token_ids, {len(logprobs)} logprobs and {len(mask)} "
             "response_mask, expected as many of each"
         )
+    for key in episode.metrics:
+        if not is_metric_name(key):
+            return f"found {key!r} as the name of a metric, expected printable text"
     trained = [x for x, is_trained in zip(logprobs, mask, strict=True) if is_trained]
     named = {"a trained token's log-prob": trained, "metrics": list(episode.metrics.values())}
     named["reward"] = [] if episode.reward is None else [episode.reward]

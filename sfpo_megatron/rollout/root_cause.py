@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -24,9 +25,11 @@ _EXIT_S = 1.0
 
 
 def how_ended(children: Iterable[BaseProcess]) -> str:
-    """What became of the first of an engine's processes that is gone and said nothing."""
+    """What became of the first of an engine's processes that is gone and said nothing. Waits a
+    second for one at most, however many there are."""
+    children = list(children)
+    wait({child.sentinel for child in children}, timeout=_EXIT_S)
     for child in children:
-        child.join(_EXIT_S)
         if code := child.exitcode:
             if code == -signal.SIGKILL:
                 return f"killed by SIGKILL; {killed_hint('generation')}"

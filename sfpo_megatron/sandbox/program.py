@@ -25,7 +25,7 @@ _LEAST_PID_MAX = 301  # the kernel takes no less
 def main() -> int:
     """The exit status."""
     given = json.loads(sys.stdin.readline())
-    names = (given["mode"], "landlock", "mounts", "sockets")
+    names = (given["mode"], "capabilities", "landlock", "mounts", "sockets")
     mode, *walls = map(_beside, names)  # while files can still be read
     limit(given, *walls)
     status: int = mode.main(given)
@@ -33,7 +33,11 @@ def main() -> int:
 
 
 def limit(
-    given: dict[str, Any], landlock: ModuleType, mounts: ModuleType, sockets: ModuleType
+    given: dict[str, Any],
+    capabilities: ModuleType,
+    landlock: ModuleType,
+    mounts: ModuleType,
+    sockets: ModuleType,
 ) -> None:
     """Limit this process and what it starts, before the program is run."""
     cpu_s = int(given["cpu_s"]) + 1
@@ -59,6 +63,7 @@ def limit(
         writable=(given["folder"], "/dev/null"),
     )
     sockets.refuse()
+    capabilities.drop()
 
 
 def _beside(name: str) -> ModuleType:

@@ -19,6 +19,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 _NAME = "<program>"
@@ -44,28 +45,41 @@ def _stream(descriptor: int) -> io.TextIOWrapper:
     return open(descriptor, "w", 1, "utf-8", "replace", closefd=False)
 
 
+def _read(code: str) -> tuple[CodeType, CodeType | None]:
+    """The program without a last line that is an expression, and that expression."""
+    tree = ast.parse(code, _NAME)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    body = compile(tree, _NAME, "exec")
+    if not isinstance(last, ast.Expr):
+        return body, None
+    return body, compile(ast.Expression(last.value), _NAME, "eval")
+
+
 def run(code: str, names: dict[str, object]) -> int:
     """Run it as a script, and print the value of a last line that is an expression."""
     printed = sys.stdout  # the program may put something else there
     assert isinstance(printed, io.TextIOWrapper)
     printed.reconfigure(line_buffering=True)  # what came before a program is ended is there
     linecache.cache[_NAME] = (len(code), None, code.splitlines(keepends=True), _NAME)
+    is_read = False
     try:
-        tree = ast.parse(code, _NAME)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, _NAME, "exec"), names)  # noqa: S102
-        if isinstance(last, ast.Expr):
-            code_of_last = compile(ast.Expression(last.value), _NAME, "eval")
-            value = eval(code_of_last, names)  # noqa: S307
+        body, last = _read(code)
+        is_read = True
+        exec(body, names)  # noqa: S102
+        if last is not None:
+            value = eval(last, names)  # noqa: S307
             if value is not None:
                 print(repr(value))
         printed.flush()
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 1 if error.code else 0
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        with suppress(Exception):  # as below; and its text is the program's own to make
+            print(error.code, file=sys.stderr, flush=True)
+        return 1
     except BaseException as error:
-        mine = error.__traceback__ and error.__traceback__.tb_next
-        if isinstance(error, SyntaxError):
-            mine = None
+        # What reads it is no part of the program.
+        mine = error.__traceback__ and error.__traceback__.tb_next if is_read else None
         with suppress(OSError, ValueError):  # it has printed more than it may, or closed stderr
             traceback.print_exception(error.with_traceback(mine), limit=8)
             sys.stderr.flush()

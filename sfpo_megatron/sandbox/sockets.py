@@ -1,7 +1,8 @@
-"""No Unix socket of others: seccomp refuses this process and its children the calls that make one.
+"""No socket that is in no network namespace: seccomp refuses this process and its children those.
 
-A socket with a path is in no network namespace, and Landlock lets everyone connect to it: Ray's, an
-ssh agent's. A stream pair, which asyncio has, cannot be connected to one and stays. io_uring would
+A Unix socket with a path is in none, and Landlock lets everyone connect to it: Ray's, an ssh
+agent's; nor is one to the host of a virtual machine. So only sockets of the internet and of netlink
+are made. A stream pair, which asyncio has, cannot be connected to another and stays. io_uring would
 be another way to such calls. Standard library only: an isolated interpreter loads it.
 """
 
@@ -18,6 +19,7 @@ _CALLS = {"x86_64": (0xC000003E, 41, 53), "aarch64": (0xC00000B7, 198, 199)}
 _IO_URING_SETUP = 425
 _X32 = 0x40000000  # calls of another ABI of x86-64, with numbers of their own
 _AF_UNIX = 1
+_IN_A_NAMESPACE = (2, 10, 16)  # AF_INET, AF_INET6, AF_NETLINK
 _OTHER_TYPES = 0xE  # bits of every type of socket but SOCK_STREAM
 _LOAD, _IF_EQUAL, _IF_ABOVE, _IF_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data, little-endian
@@ -56,19 +58,22 @@ def refuse() -> bool:
 
 def _filter(arch: int, socket: int, socketpair: int) -> bytes:
     """The program in BPF: what each step does, with which value, and where it goes if so or not."""
-    allow, refuse_ = 13, 14
+    allow, refuse_ = 15, 16
+    internet, internet6, netlink = _IN_A_NAMESPACE
     steps = (
         (_LOAD, _ARCH),
         (_IF_EQUAL, arch, 2, refuse_),
         (_LOAD, _NUMBER),
         (_IF_ABOVE, _X32, refuse_, 4),
         (_IF_EQUAL, _IO_URING_SETUP, refuse_, 5),
-        (_IF_EQUAL, socket, 6, 8),
+        (_IF_EQUAL, socket, 6, 10),
         (_LOAD, _FIRST),
-        (_IF_EQUAL, _AF_UNIX, refuse_, allow),
-        (_IF_EQUAL, socketpair, 9, allow),
+        (_IF_EQUAL, internet, allow, 8),
+        (_IF_EQUAL, internet6, allow, 9),
+        (_IF_EQUAL, netlink, allow, refuse_),
+        (_IF_EQUAL, socketpair, 11, allow),
         (_LOAD, _FIRST),
-        (_IF_EQUAL, _AF_UNIX, 11, allow),
+        (_IF_EQUAL, _AF_UNIX, 13, refuse_),
         (_LOAD, _SECOND),
         (_IF_BITS, _OTHER_TYPES, refuse_, allow),
         (_RETURN, _ALLOW),

@@ -9,6 +9,17 @@ processes, never in its own.
 
 from __future__ import annotations
 
+import math
+
+
+def require_number(name: str, value: object, *, whole: bool = False) -> None:
+    """ValueError for a setting that is no number above 0: asked before a call, or a model would
+    be told of it in each."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        expected = "a whole number >= 1" if whole else "a number > 0"
+        raise ValueError(f"{name}: found {value!r}, expected {expected}; correct the setting")
+
 
 class ToolError(ValueError):
     """A tool refuses its arguments: what the model is told, without a traceback."""

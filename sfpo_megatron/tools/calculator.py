@@ -8,7 +8,10 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -36,7 +39,7 @@ def calculator(expression: str) -> str:
     if len(text) > MAX_CHARS:
         raise ToolError(f"the expression is longer than {MAX_CHARS} characters")
     try:
-        return _shown(_value(ast.parse(text, mode="eval").body))
+        return _shown(_value(ast.parse(text, mode="eval").body, text))
     except (SyntaxError, UnicodeEncodeError):
         raise ToolError(f"{text!r} is not an arithmetic expression") from None
     except RecursionError:
@@ -47,23 +50,34 @@ def calculator(expression: str) -> str:
         raise ToolError("the value is too large") from None
 
 
-def _value(node: ast.expr) -> Number:
+def _value(node: ast.expr, text: str) -> Number:
     match node:
         case ast.Constant(value=bool() | complex()):
             pass
         case ast.Constant(value=int(value)):
             return _small(Fraction(value))
-        case ast.Constant(value=float(value)) if math.isfinite(value):
-            return Fraction(repr(value))  # 0.1 is a tenth
+        case ast.Constant(value=float()):
+            return _written(ast.get_source_segment(text, node) or "")
         case ast.Name(id=name) if name in _CONSTANTS:
             return _CONSTANTS[name]
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
-            return _UNARY[type(op)](_value(operand))
+            return _UNARY[type(op)](_value(operand, text))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _small(_BINARY[type(op)](_value(left), _value(right)))
+            return _small(_BINARY[type(op)](_value(left, text), _value(right, text)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _called(name, [_value(argument) for argument in arguments])
+            return _called(name, [_value(argument, text) for argument in arguments])
     raise ToolError(f"{ast.unparse(node)!r} is nothing that the calculator knows")
+
+
+def _written(literal: str) -> Number:
+    """The number that is written: 0.1 is a tenth, and 1e400 no infinity."""
+    try:
+        value = Decimal(literal)
+    except InvalidOperation:  # an exponent that even this does not take
+        raise OverflowError from None
+    if value and abs(value.adjusted()) > MAX_BITS:
+        raise OverflowError
+    return _small(Fraction(value))
 
 
 def _power(base: Number, exponent: Number) -> Number:
@@ -147,7 +161,14 @@ def _small(value: Number) -> Number:
 
 
 def _shown(value: Number) -> str:
-    """A whole number with all its digits, else a decimal with those of a float."""
-    if isinstance(value, Fraction) and value.denominator == 1:
+    """A whole number with all its digits, else a decimal with those of a float; past the largest
+    and the smallest of those with as many."""
+    if not isinstance(value, Fraction):
+        return repr(value)
+    if value.denominator == 1:
         return str(value.numerator)
-    return repr(float(value))
+    with suppress(OverflowError):
+        if shown := float(value):
+            return repr(shown)
+    digits = Context(prec=sys.float_info.dig + 2)
+    return str(digits.divide(Decimal(value.numerator), Decimal(value.denominator)))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from sfpo_megatron.sandbox.interpreter import run_program
 from sfpo_megatron.sandbox.isolation import isolation
+from sfpo_megatron.tools import require_number
 
 MAX_OUTPUT_CHARS = 20_000
 INTERPRETERS = ("fresh", "persistent")
 
 
-def warm_up(*, interpreter: str = "fresh", **_: object) -> None:
+def warm_up(*, timeout_s: float = 5.0, memory_mib: int = 512, interpreter: str = "fresh") -> None:
     """Refuse settings before a call is made, and find out what isolates programs here."""
     if interpreter not in INTERPRETERS:
         raise ValueError(
             f"interpreter: found {interpreter!r}, expected one of {', '.join(INTERPRETERS)}"
         )
+    require_number("timeout_s", timeout_s)
+    require_number("memory_mib", memory_mib, whole=True)
     isolation()
 
 

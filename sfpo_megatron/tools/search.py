@@ -13,7 +13,7 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from sfpo_megatron.tools import ToolError
+from sfpo_megatron.tools import ToolError, require_number
 
 _WORD = re.compile(r"\w+")
 _K1, _B = 1.5, 0.75  # the usual saturation of counts, and the weight of a passage's length
@@ -32,7 +32,8 @@ def search(query: str, *, path: str, max_results: int = 3) -> str:
 
 
 def warm_up(*, path: str, max_results: int = 3) -> None:
-    """Index the file before the first call."""
+    """Index the file before the first call; ValueError for settings that cannot be."""
+    require_number("max_results", max_results, whole=True)
     index_of(path)
 
 
@@ -73,8 +74,11 @@ def index_of(path: str) -> Index:
 
 
 def passages_of(file: Path) -> list[str]:
-    """The passages of a file; ValueError for a line of jsonl that is none."""
-    text = file.read_text(encoding="utf-8")
+    """The passages of a file; ValueError for what is no text, or a line of jsonl that is none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: found {error}, expected text in UTF-8; convert it") from None
     if file.suffix != ".jsonl":
         return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     passages = []

@@ -26,6 +26,18 @@ def start(config: Path, *arguments: str) -> tuple[int, str]:
     return process.returncode, output
 
 
+def test_a_wrong_row_ends_the_run_for_good(tmp_path: Path) -> None:
+    """With the code after which a job is not requeued, before an engine starts."""
+    config = digits.write_config(tmp_path, digits.make_model(tmp_path / "model"))
+    with (tmp_path / "sums.jsonl").open("a") as rows:
+        rows.write('{"prompt": "1 + 1 ="}\n')
+    code, output = start(config)
+    assert code == 2 and "engines ready" not in output
+    (error,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "sums.jsonl:" in error and "found no key 'answer'" in error
+    assert (tmp_path / "run/logs/rank_0.exit").read_text() == "2\n"
+
+
 def test_a_changed_row_is_refused_and_accepted(tmp_path: Path) -> None:
     """Before an engine starts; then once by the option, and after that without."""
     config = digits.write_config(
@@ -41,7 +53,7 @@ def test_a_changed_row_is_refused_and_accepted(tmp_path: Path) -> None:
     del kept[20]
     rows.write_text("".join(f"{line}\n" for line in kept))
     code, output = start(config, "train.num_steps=3")
-    assert code == 1 and "engines ready" not in output
+    assert code == 2 and "engines ready" not in output
     (error,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "found 1 row is gone (data.train[0] row 21)" in error
     assert "--accept-data-change" in error

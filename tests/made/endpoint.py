@@ -64,7 +64,7 @@ class Says:
         return [*letters, *([ids(END)] if end else [])]
 
 
-def user(content: str) -> dict[str, Any]:
+def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -79,6 +80,15 @@ async def endless(base_url: str, api_key: str, prompt: Prompt, seed: int) -> Non
 async def raises_late(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:
     await Chat(base_url, api_key).say(prompt.question)
     raise LookupError("no such page")
+
+
+async def leaves_with_3(base_url: str, api_key: str, prompt: Prompt, seed: int) -> float:
+    """Calls `sys.exit` after its turn where the seed is 3."""
+    said = await Chat(base_url, api_key).say(prompt.question)
+    if seed == 3:
+        sys.exit("no licence")
+    await asyncio.sleep(0.3)
+    return float(said)
 
 
 async def raises_early(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:

@@ -146,5 +146,6 @@ EPISODES: dict[str, Any] = {
     "turns": Episode(turn_rewards=float("nan")),
     "metric": Episode(metrics={"x": "text"}),
     "huge": Episode(metrics={"x": 10**400}),
+    "name": Episode(metrics={"\ud83d": 1.0}),
     "fine": Episode(token_ids=(1,), logprobs=(float("nan"),), response_mask=(False,)),
 }

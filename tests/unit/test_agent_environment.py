@@ -124,6 +124,23 @@ def test_an_agent_that_raises(tokenizer: Any, caplog: pytest.LogCaptureFixture) 
         play(tokenizer, "silent")
 
 
+def test_an_agent_that_exits_ends_its_own_episode_alone(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that play beside it and after it have their answers."""
+    with environment_of(tokenizer, "leaves_with_3") as environment:
+
+        async def all_of(*seeds: int) -> list[Episode]:
+            says = (Says(tokenizer, f"4{END}") for _ in seeds)
+            runs = (environment.run(PROMPT, one, s) for one, s in zip(says, seeds, strict=True))
+            return await asyncio.gather(*runs)
+
+        first, left, last = asyncio.run(asyncio.wait_for(all_of(1, 3, 4), 60))
+        (after,) = asyncio.run(asyncio.wait_for(all_of(5), 60))
+    assert [episode.reward for episode in (first, left, last, after)] == [4.0, None, 4.0, 4.0]
+    assert left.metrics["stop_error"] == 1 and "SystemExit: no licence" in caplog.text
+
+
 def test_blocking_clients_take_turns(tokenizer: Any) -> None:
     """And the loop that asked goes on meanwhile."""
 

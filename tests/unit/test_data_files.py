@@ -20,7 +20,8 @@ LINE = '{"prompt": "6 * 7 =", "answer": "42"}\n'
 
 
 def read(path: Path, **more: Any) -> list[Row | DataError]:
-    source = DataSource(source="jsonl", path=str(path), **more)
+    kind = "parquet" if path.suffix == ".parquet" else "jsonl"
+    source = DataSource(source=kind, path=str(path), **more)
     return list(source_rows(source, seed=0, key="data.train.0", name="rows"))
 
 
@@ -47,6 +48,24 @@ def test_what_has_no_lines_is_said_of_the_file(tmp_path: Path, content: bytes, w
     assert str(raised.value).startswith("data.train.0.path: found ")
 
 
+def test_bytes_that_are_no_text_are_a_bad_row(tmp_path: Path) -> None:
+    """In a jsonl file as in parquet, where Arrow does not look at them; the others are read."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "\xff", "answer": "0"}\n' + LINE.encode())
+    bytes_ = [b"1 + %d =" % n if n != 5 else b"\xff" for n in range(9)]
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 9, pyarrow.array(bytes_, pyarrow.binary()).buffers()
+    )
+    table = pyarrow.table({"prompt": texts, "answer": [str(n) for n in range(9)]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    for name, place, size in (("rows.jsonl", 0, 2), ("rows.parquet", 5, 9)):
+        found = read(tmp_path / name)
+        assert [n for n, row in enumerate(found) if isinstance(row, DataError)] == [place]
+        assert str(found[place]).startswith(f"{tmp_path / name}:{place + 1}: found ")
+        assert "'utf-8' codec can't decode byte 0xff" in str(found[place]) and len(found) == size
+
+
 def test_a_name_that_is_there_twice_is_not_settled_silently(tmp_path: Path) -> None:
     """Both JSON and Arrow would take the last."""
     pyarrow = pytest.importorskip("pyarrow")
@@ -60,9 +79,14 @@ def test_a_name_that_is_there_twice_is_not_settled_silently(tmp_path: Path) -> N
     columns = [pyarrow.array([text]) for text in ("1 + 1 =", "2", "3")]
     table = pyarrow.table(columns, names=["prompt", "answer", "answer"])
     parquet.write_table(table, tmp_path / "rows.parquet")
-    source = DataSource(source="parquet", path=str(tmp_path / "rows.parquet"))
-    with pytest.raises(DataError, match="found two columns named 'answer', expected one column"):
-        list(source_rows(source, seed=0, key="data.train.0", name="rows"))
+    with pytest.raises(DataError, match="found two columns named 'answer', expected one of each"):
+        read(tmp_path / "rows.parquet")
+    inner = pyarrow.StructArray.from_arrays(columns[1:], names=["ground_truth"] * 2)
+    table = pyarrow.table([columns[0], inner], names=["prompt", "reward_model"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    said = "found two fields in column 'reward_model' named 'ground_truth', expected one of each"
+    with pytest.raises(DataError, match=said):
+        read(tmp_path / "rows.parquet")
 
 
 def test_utf_16_without_its_mark_is_bad_in_every_line(tmp_path: Path) -> None:

@@ -117,6 +117,38 @@ def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
             ids(DataSource(source="hf", path=str(tmp_path / name), split="train[:1]"))
 
 
+@pytest.mark.parametrize(
+    ("config", "split", "said"),
+    [
+        (None, "train", r"config: found None, expected one of main, socratic; set config"),
+        ("mian", "train", r"config: found 'mian', expected one of main, socratic; set config"),
+        ("mian", None, r"config: found 'mian', expected one of main, socratic; set config"),
+        ("main", "tes", r"split: found 'tes', expected one of train, test; set split"),
+        ("main", "train[:x]", r"path: found '.*': ValueError: .*train\[:x\]"),
+    ],
+)
+def test_the_field_at_fault_is_named(
+    tmp_path: Path, config: str | None, split: str | None, said: str
+) -> None:
+    """A directory of files with a card, as one on the hub has it; its errors are bare ValueErrors,
+    and the word config stands in its name."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "config"
+    folder.mkdir()
+    files = "  - {{split: {1}, path: {0}-{1}.jsonl}}\n"
+    parts = ""
+    for name in ("main", "socratic"):
+        parts += f"- config_name: {name}\n  data_files:\n"
+        for number, part in enumerate(("train", "test")):
+            parts += files.format(name, part)
+            (folder / f"{name}-{part}.jsonl").write_text(lines(number))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    source = DataSource(source="hf", path=str(folder), config="main", split="test")
+    assert ids(source) == ["n/1"]
+    with pytest.raises(DataError, match=rf"data.train\[0\].{said}"):
+        ids(DataSource(source="hf", path=str(folder), config=config, split=split))
+
+
 def test_classes_are_their_names(tmp_path: Path) -> None:
     """MMLU's answer is one of four classes; -1 is none of them."""
     datasets = pytest.importorskip("datasets")

@@ -47,6 +47,8 @@ NUMBERS = {
     "Infinity": None,
     "-Infinity": None,
     "1e-500": None,
+    "1e99999999999999999999": None,
+    "-1.5E-99999999999999999999": None,
 }
 
 

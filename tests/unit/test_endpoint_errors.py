@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import struct
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -52,6 +55,8 @@ def tokenizer() -> Any:
             "messages[0]",
             "text only",
         ),
+        ({"messages": [user([{"type": "text", "text": None}])]}, "messages[0]", "found null"),
+        ({"messages": [user([{"type": "text", "text": {}}])]}, "messages[0]", "expected text"),
         ({"messages": [user("x"), {"role": "assistant", "content": "y"}]}, "messages", "the last"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}, user("x")]},
@@ -89,6 +94,63 @@ def test_what_is_no_json_object_is_refused(endpoint: Endpoint, tokenizer: Any, b
             assert status == 400 and "the body is no" in answer["error"]["message"]
 
     asyncio.run(talk())
+
+
+@pytest.mark.parametrize("key", ["seed", "messages", "tools", "temperature"])
+def test_a_body_that_is_nested_deeply_is_refused(
+    endpoint: Endpoint, tokenizer: Any, key: str
+) -> None:
+    """Python reads 900 lists inside of one another here, and cannot write them everywhere."""
+    body = f'{{"messages": [{{"role": "user", "content": "1"}}], "{key}": {"[" * 900}{"]" * 900}}}'
+
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer)) as client:
+            status, answer = await client.post(body.encode())
+            assert status == 400 and "nested deeper than 100" in answer["error"]["message"]
+
+    asyncio.run(talk())
+
+
+def test_clients_that_go_or_speak_no_http_leave_a_line_each(
+    endpoint: Endpoint, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of a body or before a stream begins, by closing or by a reset; no trace of the
+    server's stack, and the session goes on."""
+    body = json.dumps({"messages": [user("1")], "stream": True})
+
+    async def talk() -> None:
+        async with client_of(endpoint, Says(tokenizer, *[f"a{END}"] * 2)) as client:
+            start = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+            start += f"Authorization: Bearer {client.key}"
+            for rest, resets in (
+                ("Content-Length: 99\r\n\r\n{", False),
+                ("Content-Length: 99\r\n\r\n{", True),
+                ("Transfer-Encoding: chunked\r\n\r\n5\r\n{", False),
+                (f"Content-Length: {len(body)}\r\n\r\n{body}", True),
+                ("Transfer-Encoding: chunked\r\n\r\nZZ\r\n{", False),
+                ("Content-Length: -5\r\n\r\n", False),
+            ):
+                before = len(caplog.records)
+                await asyncio.to_thread(_goes, endpoint, f"{start}\r\n{rest}", resets)
+                for _ in range(100):
+                    if len(caplog.records) > before:
+                        break
+                    await asyncio.sleep(0.02)
+                (record,) = caplog.records[before:]
+                assert record.levelname == "WARNING" and not record.exc_info
+                assert "\n" not in record.getMessage() and "Error" in record.getMessage()
+            await client.say([user("1")])
+
+    asyncio.run(talk())
+
+
+def _goes(endpoint: Endpoint, request: str, resets: bool) -> None:
+    """Send that much, and go."""
+    address = urlsplit(endpoint.base_url)
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.sendall(request.encode())
+        if resets:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def test_a_body_that_cannot_be_unpacked_is_refused(endpoint: Endpoint, tokenizer: Any) -> None:

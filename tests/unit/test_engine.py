@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,34 @@ def test_buckets_load_in_order_whatever_order_their_calls_begin_in(engine: Recor
     asyncio.run(run())
     once = ["start_weight_update", *(f"bucket {n}" for n in range(4))]
     assert engine.calls == once * 2
+
+
+def test_an_engine_that_has_died_answers_while_its_processes_end(
+    engine: Recording,
+) -> None:
+    """Its one child lives on here, so that what became of it is waited for in full."""
+
+    child = get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+    child.start()
+
+    class Dead(Recording):
+        def __init__(self) -> None:
+            super().__init__()
+            self._children = [child]
+
+    async def ticks() -> int:
+        died, num = asyncio.ensure_future(dead._died()), 0
+        while not died.done():
+            await asyncio.sleep(0.01)
+            num += 1
+        assert str(died.result()).endswith("ended: without a word")
+        return num
+
+    dead = Dead()
+    try:
+        assert asyncio.run(ticks()) > 5
+    finally:
+        child.kill()
 
 
 def test_memory_that_runs_out_in_a_worker(engine: Recording) -> None:

@@ -214,6 +214,7 @@ def test_engines_lost_for_good_are_not_blamed_on_it() -> None:
         ("reward", "found inf as reward, expected a finite number"),
         ("metric", "found 'text' as metrics, expected a finite number"),
         ("huge", "found 10+ as metrics, expected a finite number"),
+        ("name", r"found '\\ud83d' as the name of a metric, expected printable text"),
     ],
 )
 def test_what_is_no_episode_is_refused(episode: str, message: str) -> None:

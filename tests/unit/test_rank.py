@@ -15,8 +15,13 @@ import pytest
 
 RANK = """
 import os, signal, sys
+from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.launcher.rank import run_rank
+from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.outputs.directory import RunDirectory
+
+def wrong(line):
+    return DataError(f"rows.jsonl:{line}", found="nothing", expected="an answer", fix="add it")
 
 def run():
     match sys.argv[2]:
@@ -24,6 +29,13 @@ def run():
         case "leaves with text": sys.exit("no licence")
         case "signal": os.kill(os.getpid(), signal.SIGTERM)
         case "raises": raise KeyError("x")
+        case "bad row": raise BadRowsError([wrong(n) for n in (1, 2)], {"without answer": 2})
+        case "away":
+            try:
+                raise ConnectionError("the hub is away")
+            except ConnectionError as error:
+                raise wrong(1) from error
+        case "own code": raise PluginError("loss", found="no mine.py", expected="it", fix="add it")
     return False
 
 sys.exit(run_rank(run, directory=RunDirectory.of(sys.argv[1]), launched=False))
@@ -35,6 +47,13 @@ sys.exit(run_rank(run, directory=RunDirectory.of(sys.argv[1]), launched=False))
     [
         ("ends", 0, ""),
         ("raises", 1, "error: rank 0: KeyError: 'x'"),
+        (
+            "bad row",
+            2,
+            "error: rank 0: BadRowsError: rows.jsonl:1: found nothing, expected an",
+        ),
+        ("away", 1, "error: rank 0: DataError: rows.jsonl:1: found nothing"),
+        ("own code", 2, "error: rank 0: PluginError: loss: found no mine.py, expected it; add it"),
         ("leaves", 1, "error: rank 0: SystemExit: 0"),
         ("leaves with text", 1, "error: rank 0: SystemExit: no licence"),
         ("signal", 128 + signal.SIGTERM, ""),
@@ -43,7 +62,8 @@ sys.exit(run_rank(run, directory=RunDirectory.of(sys.argv[1]), launched=False))
 def test_only_a_run_that_returns_ends_with_0(
     tmp_path: Path, what: str, exit_code: int, said: str
 ) -> None:
-    """A loss, a sink or a data source of a user's own may call `sys.exit`."""
+    """A loss, a sink or a data source of a user's own may call `sys.exit`. 2 says that the same
+    command would end in the same way: a job is not requeued then (launch/slurm/train.sbatch)."""
     environ = os.environ | {"RANK": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", RANK, str(tmp_path / "run"), what]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
@@ -51,3 +71,6 @@ def test_only_a_run_that_returns_ends_with_0(
     assert ended.stderr.startswith(said)
     assert bool(ended.stderr) == bool(said)
     assert (tmp_path / "run/logs/rank_0.err").exists() == bool(said)
+    if said:
+        left = (tmp_path / "run/logs/rank_0.exit").read_text()
+        assert left == f"{exit_code}\n"

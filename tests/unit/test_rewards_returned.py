@@ -91,7 +91,10 @@ def test_a_mapping() -> None:
         ({"reward": 1.0, "x": "a"}, "found 'x': 'a' (str), expected a finite number"),
         ({"reward": 1.0, "x": math.inf}, "found 'x': inf (float), expected a finite number"),
         ({"reward": 1.0, "x": {"y": 1.0}}, "found 'x': {'y': 1.0} (dict), expected a finite"),
-        ({"reward": 1.0, 3: 1.0}, "found an entry named 3 (int), expected text"),
+        ({"reward": 1.0, 3: 1.0}, "found an entry named 3 (int), expected printable text"),
+        ({"reward": 1.0, "": 1.0}, "found an entry named '' (str), expected printable text"),
+        ({"reward": 1.0, "\ud83d": 1.0}, r"an entry named '\ud83d' (str), expected printable text"),
+        ({"reward": 1.0, "a\nb": 1.0}, r"an entry named 'a\nb' (str), expected printable text"),
     ],
 )
 def test_a_mapping_that_is_no_score(value: Any, found: str) -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,8 +20,9 @@ from sfpo_megatron.sandbox import interpreter, landlock, mounts, sockets
 from sfpo_megatron.sandbox.isolation import Isolation, isolation
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.calculator import calculator
+from sfpo_megatron.tools.declared import ToolChoice
 from sfpo_megatron.tools.python import MAX_OUTPUT_CHARS, python
-from sfpo_megatron.tools.search import search
+from sfpo_megatron.tools.search import passages_of, search
 
 # ---- calculator --------------------------------------------------------------------------------
 
@@ -45,6 +47,10 @@ from sfpo_megatron.tools.search import search
         ("floor(-1.5) + ceil(-1.5) + abs(-3)", "0"),
         ("2 ** 100", str(2**100)),
         ("cos(pi)", "-1.0"),
+        ("10000000000000000.5 * 2", "20000000000000001"),  # no float has it
+        ("1e400 / 1e399 + 1e-999 * 10 ** 999", "11"),
+        ("10 ** -400", "1E-400"),
+        ("-(10 ** 400 + 0.5)", "-1.0000000000000000E+400"),
     ],
 )
 def test_values(expression: str, wanted: str) -> None:
@@ -76,7 +82,9 @@ def test_rational_arithmetic_is_exact(steps: list[tuple[str, int]]) -> None:
         ("9 ** 9 ** 9", "too large"),
         ("factorial(5000)", "a factorial of"),
         ("exp(10000)", "too large"),
-        ("1e400", "nothing that the calculator knows"),
+        ("1e4000", "too large"),
+        ("1e-4000", "too large"),
+        ("1e999999999999999999999", "too large"),
         ("sqrt(-1)", "root of a negative number"),
         ("log(0)", "no value"),
         ("sqrt(1, 2)", "2 arguments"),
@@ -130,6 +138,28 @@ def test_search_reads_jsonl_and_names_a_bad_line(tmp_path: Path) -> None:
         bad.write_text('{"text": "a"}\n' + wrong)
         with pytest.raises(ValueError, match=r"jsonl line 2: found .*; write the passage as text"):
             search("a", path=str(bad))
+    rows.write_bytes(b'\xef\xbb\xbf{"text": "marked"}')
+    assert passages_of(rows) == ["marked"]
+    rows.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=rf"{rows}: found .*, expected text in UTF-8; convert it"):
+        passages_of(rows)
+
+
+@pytest.mark.parametrize(
+    ("tool", "chosen", "said"),
+    [
+        ("python", {"timeout_s": "5"}, "timeout_s: found '5', expected a number > 0"),
+        ("python", {"memory_mib": 0.5}, "memory_mib: found 0.5, expected a whole number >= 1"),
+        ("python", {"memory_mib": True}, "memory_mib: found True, expected a whole"),
+        ("search", {"path": __file__, "max_results": 0}, "max_results: found 0, expected a whole"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_a_call(
+    tool: str, chosen: dict[str, Any], said: str
+) -> None:
+    """Else the model would be told of it, in every call."""
+    with pytest.raises(ValueError, match=said):
+        ToolChoice(name=tool, settings=chosen).load().warm_up()
 
 
 # ---- python ------------------------------------------------------------------------------------
@@ -144,6 +174,9 @@ def test_programs_and_their_output() -> None:
     )
     assert "program.py" not in failed and "1 / 0" in failed
     assert "SyntaxError" in python("1 +")
+    unreadable = python("'\ud83d'")  # without the stack of what reads it
+    assert unreadable.startswith("UnicodeEncodeError") and "\n" not in unreadable
+    assert python("import sys\nsys.exit('no answer')") == "no answer"
     assert python("open('f', 'w').write('x'); print(open('f').read(), input())").endswith(
         "EOFError: EOF when reading a line"
     )
@@ -238,6 +271,31 @@ def test_modes_and_times_of_other_files_stay(tmp_path: Path) -> None:
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
+MAKE_WRITABLE = """
+import ctypes, os, subprocess
+libc = ctypes.CDLL(None)
+clear = (ctypes.c_uint64 * 4)(0, 1, 0, 0)  # MOUNT_ATTR_RDONLY
+for folder in {folders}:
+    for flags in (0, 0x8000):
+        libc.syscall(442, -100, os.fsencode(folder), flags, clear, 32)
+for way in ([], ["unshare", "--user", "--map-root-user", "--mount"]):
+    for folder in {folders}:
+        change = f"mount -o remount,bind,rw '{{folder}}'; chmod 777 {file!r}"
+        subprocess.run([*way, "sh", "-c", change], capture_output=True)
+"""
+
+
+@needs_mounts
+def test_a_program_that_is_root_there_cannot_make_mounts_writable_again(tmp_path: Path) -> None:
+    """By the call, by mount, or in a namespace inside of its own."""
+    file = tmp_path / "metrics"
+    file.write_text("x")
+    file.chmod(0o640)
+    folders = [str(folder) for folder in file.parents]
+    python(MAKE_WRITABLE.format(folders=folders, file=str(file)), timeout_s=60.0)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
 @needs_mounts
 def test_a_folder_has_a_limit() -> None:
     code = (
@@ -262,6 +320,8 @@ def test_sockets_of_others_cannot_be_reached(tmp_path: Path) -> None:
         connect = f"s.socket(s.AF_UNIX).connect({str(tmp_path / 'socket')!r})"
         for call in (connect, *(f"s.socketpair(s.AF_UNIX, s.SOCK_{k})" for k in ("DGRAM", "RAW"))):
             assert "PermissionError" in python(f"import socket as s; {call}")
+    for family in ("AF_VSOCK", "AF_ALG", "AF_PACKET"):  # to a virtual machine's host, say
+        assert "PermissionError" in python(f"import socket as s; s.socket(s.{family})")
     assert python("import asyncio\nasync def two(): return 2\nasyncio.run(two())") == "2"
 
 

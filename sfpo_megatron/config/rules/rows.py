@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sfpo_megatron.config.rules.parquet_footer import num_rows
 from sfpo_megatron.config.rules.problem import Problem
-from sfpo_megatron.config.source_files import ENDINGS, NoLines, files_of, lines_in
+from sfpo_megatron.config.source_files import ENDINGS, NoLines, files_of, is_blank, lines_in
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
 MANY = 10**12
@@ -72,5 +72,5 @@ def at_most(source: DataSource, enough: int) -> int | None:
 
 def _lines(path: Path, enough: int) -> int:
     with path.open("rb") as file:
-        filled = (line for line in lines_in(file) if line.strip())
+        filled = (line for line in lines_in(file) if not is_blank(line))
         return sum(1 for _ in islice(filled, enough))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from sfpo_megatron.data.strict_json import MOST_DEEP, is_deeper, read_strict
 from sfpo_megatron.data.turns import Message
 from sfpo_megatron.data.values import is_text
 
@@ -103,6 +104,8 @@ def parse_request(body: bytes, sampling: Sampling) -> ChatRequest:
         raise ApiError(f"the body is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ApiError("the body is no JSON object")
+    if is_deeper(tree, MOST_DEEP):
+        raise ApiError(f"the body is nested deeper than {MOST_DEEP} lists and objects")
     given = {key: value for key, value in tree.items() if value is not None}
     for key, value in given.items():
         _check_parameter(key, value)
@@ -207,7 +210,7 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         if any(part.get("type") != "text" for part in content):
             raise ApiError(f"{where}: models are text only", param=where)
-        content = "".join(str(part.get("text", "")) for part in content)
+        return "".join(_text(part.get("text", ""), where) for part in content)
     return _text(content, where)
 
 
@@ -239,7 +242,7 @@ def _tool_calls(calls: Any, where: str) -> list[Json]:
 
 def _arguments(given: Any) -> Json:
     """An object: chat templates write it as JSON themselves."""
-    value = json.loads(given) if isinstance(given, str) else given
+    value = read_strict(given) if isinstance(given, str) else given
     if not isinstance(value, dict):
         raise ValueError("no object")
     return value

@@ -32,6 +32,27 @@ _START_S = 30.0
 log = logging.getLogger(__name__)
 
 
+class _InALine(logging.Filter):
+    """Says what was wrong with a client's request, or that the client has gone, without the stack
+    of the server: a fault of ours is logged where it is answered (`Endpoint._errors`)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            what = " ".join(str(error).split())
+            record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {what}", ()
+            record.exc_info = None
+            record.levelno, record.levelname = (
+                logging.WARNING,
+                logging.getLevelName(logging.WARNING),
+            )
+        return True
+
+
+_clients = log.getChild("clients")
+_clients.addFilter(_InALine())
+
+
 class Endpoint:
     """The server, in a thread of its own from when it is made until `close`."""
 
@@ -69,7 +90,7 @@ class Endpoint:
         app = web.Application(client_max_size=self._max_request_bytes, middlewares=[self._errors])
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        runner = web.AppRunner(app, access_log=None, logger=_clients, shutdown_timeout=0)
         await runner.setup()
         site = web.TCPSite(runner, HOST, 0)
         await site.start()
@@ -122,7 +143,7 @@ class Endpoint:
             expected = "expected POST /v1/chat/completions or GET /v1/models"
             return _error(ApiError(f"{what}; {expected}", status=error.status))
         except ConnectionError:
-            raise  # the client has gone
+            raise  # the client has gone: `_clients` says so
         except Exception as error:
             log.exception("a request failed")
             return _error(ApiError(f"{type(error).__name__}: {error}", status=500))

@@ -6,12 +6,12 @@ llama   the turn is {"name": "search", "parameters": {"query": "zebra"}}, severa
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from sfpo_megatron.config.environments import CallFormat
+from sfpo_megatron.data.strict_json import STRICT, read_strict, require_shallow
 from sfpo_megatron.data.values import is_text
 
 _HERMES = re.compile(r"<tool_call>(.*?)(?P<end></tool_call>|\Z)", re.DOTALL)
@@ -38,14 +38,6 @@ class BadCall:
 Call: TypeAlias = ToolCall | BadCall
 
 
-def _no_number(name: str) -> object:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_number)
-"""Without Python's NaN and Infinity, which no other client of the endpoint could read."""
-
-
 def calls_in(turn: str, call_format: CallFormat) -> list[Call]:
     """The calls of a turn, in order; none for an answer. What is thought is no call."""
     if "<think>" in turn and _THOUGHT_END not in turn:
@@ -69,7 +61,8 @@ def _llama(text: str) -> list[Call]:
     calls: list[Call] = []
     while said:
         try:
-            value, end = _JSON.raw_decode(said)
+            value, end = STRICT.raw_decode(said)
+            require_shallow(value)
         except (ValueError, RecursionError) as error:
             return [*calls, _not_json(error)]
         calls.append(_checked(value))
@@ -79,7 +72,7 @@ def _llama(text: str) -> list[Call]:
 
 def _call(text: str) -> Call:
     try:
-        return _checked(_JSON.decode(text))
+        return _checked(read_strict(text))
     except (ValueError, RecursionError) as error:
         return _not_json(error)
 
@@ -95,7 +88,7 @@ def _checked(value: object) -> Call:
     given: object = next((value[key] for key in _ARGUMENTS if key in value), {})
     if isinstance(given, str):  # some models write them as text
         try:
-            given = _JSON.decode(given)
+            given = read_strict(given)
         except (ValueError, RecursionError) as error:
             return BadCall(why=f"the arguments of the tool call are not JSON: {error}")
     if not isinstance(given, dict):
