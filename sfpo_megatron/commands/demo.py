@@ -17,7 +17,7 @@ from types import FrameType
 
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.demo import CONFIG
+from sfpo_megatron.demo import CONFIG, RUN
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.owned import NotOurs
 
@@ -34,9 +34,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--run",
         dest="run_dir",
         type=Path,
-        default=Path("runs/demo"),
+        default=Path(RUN),
         metavar="DIR",
-        help="directory of everything that is made (default: runs/demo)",
+        help=f"directory of everything that is made (default: {RUN})",
     )
     command.add_argument(
         "overrides",
