@@ -50,7 +50,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("path", ODD)
 def test_every_path_comes_through_an_override(home: Path, path: str) -> None:
-    """As `eval --model` and `demo --run` hand them on."""
+    """`eval --model` and `demo --run` hand them on like this."""
     config = load_config(write_run(), [override_of("output_dir", escape(path))])
     assert Path(config.output_dir) == Path(path)
 

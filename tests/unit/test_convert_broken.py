@@ -41,7 +41,7 @@ def test_a_runs_config_without_a_model(checkpoint: Path, content: bytes) -> None
 
 
 def test_a_runs_model_that_is_elsewhere(checkpoint: Path) -> None:
-    """As where model.path is relative and the converter is started in another folder."""
+    """The path is relative, and the converter is started in another folder."""
     (checkpoint / "hf").rename(checkpoint / "away")
     (checkpoint / "config.yaml").write_text("model: {path: gone}")
     with pytest.raises(CheckpointError, match=r"config\.yaml: found model\.path 'gone' .*--hf"):
@@ -58,7 +58,7 @@ def test_a_runs_model_that_is_elsewhere(checkpoint: Path) -> None:
     ],
 )
 def test_flipped_bytes_are_named(checkpoint: Path, name: str, text: bytes, other: bytes) -> None:
-    """Of pickles and zip files: whatever their readers run into."""
+    """Readers of pickles and of zip files run into anything."""
     file = checkpoint / "release" / name
     whole = file.read_bytes()
     assert text in whole

@@ -165,7 +165,8 @@ def test_records_in_other_letters_are_kept(tmp_path: Path) -> None:
 def test_a_record_without_what_the_figures_need_is_named(
     tmp_path: Path, changes: dict[str, Any], lacks: str, name: str
 ) -> None:
-    """Of an earlier version, or edited: said before an engine starts, and nothing is lost."""
+    """An earlier version wrote it, or somebody edited it: said before an engine starts, and nothing
+    is lost."""
     write_records(tmp_path, changes, lacks=lacks)
     found = rf"records\.jsonl: found sample 2 of problem 'a' without a usable {name}, .*--fresh"
     with opened(tmp_path) as records, pytest.raises(EvaluationError, match=found):
