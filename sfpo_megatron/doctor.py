@@ -57,8 +57,8 @@ def _devices() -> dict[str, str]:
         facts[VISIBLE] = os.environ[VISIBLE] or "empty: no GPU"
     try:
         import torch
-    except ImportError as error:
-        return facts | {"torch": f"cannot be imported: {error}"}
+    except Exception as error:  # a broken install raises whatever its loader raises
+        return facts | {"torch": _not_imported(error)}
     facts["torch build"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if not torch.cuda.is_available():
         if torch.version.cuda and found is None:
@@ -71,6 +71,10 @@ def _devices() -> dict[str, str]:
         device = torch.cuda.get_device_properties(index)
         facts[f"GPU {index}"] = f"{device.name}, {device.total_memory / _GIB:.0f} GiB"
     return facts
+
+
+def _not_imported(error: Exception) -> str:
+    return f"cannot be imported: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def _machine() -> dict[str, str]:
@@ -122,8 +126,8 @@ def _used() -> dict[str, str]:
     decide."""
     try:
         from sfpo_megatron.mcore.capabilities import DoesNotLoad, expect_no_gpu, probe
-    except ImportError as error:
-        return {"unknown here": f"torch cannot be imported: {error}"}
+    except Exception as error:
+        return {"unknown here": f"torch {_not_imported(error)}"}
     try:
         found = probe()
         if not found.cuda:

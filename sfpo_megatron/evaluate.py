@@ -60,6 +60,7 @@ def _records_of(
     with Records(folder, settings, n=config.eval.n, fresh=fresh) as records:
         if records.previous is not None:
             screen().text(f"{folder}: set aside as {records.previous.name}")
+        records.require_figures()
         missing = [prompt for prompt in prompts if prompt.id not in records.problems]
         if len(missing) < len(prompts):
             done = len(prompts) - len(missing)

@@ -14,9 +14,11 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
+    from sfpo_megatron.config.paths import path_from_option
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hf", type=Path, required=True, help="directory to read")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--hf", type=path_from_option, required=True, help="directory to read")
+    parser.add_argument("--out", type=path_from_option, required=True, help="directory to write")
     for flag, text in (("tp", "tensor"), ("pp", "pipeline"), ("ep", "expert")):
         parser.add_argument(f"--{flag}", type=int, default=1, help=f"{text}-parallel size")
     parser.add_argument(

@@ -25,11 +25,17 @@ def num_bytes(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from sfpo_megatron.config.paths import path_from_option
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="directory to read")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument(
-        "--hf", type=Path, help="has the model's config.json and tokenizer (default: found)"
+        "--checkpoint", type=path_from_option, required=True, help="directory to read"
+    )
+    parser.add_argument("--out", type=path_from_option, required=True, help="directory to write")
+    parser.add_argument(
+        "--hf",
+        type=path_from_option,
+        help="has the model's config.json and tokenizer (default: found)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: kept")
     parser.add_argument("--max-shard-size", type=num_bytes, default=num_bytes("5GiB"))

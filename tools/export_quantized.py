@@ -32,12 +32,16 @@ _NO_CALIBRATION = ("fp8_per_channel",)
 
 
 def main(argv: list[str] | None = None) -> int:
+    from sfpo_megatron.config.paths import path_from_option
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hf", type=Path, required=True, help="directory to read")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--hf", type=path_from_option, required=True, help="directory to read")
+    parser.add_argument("--out", type=path_from_option, required=True, help="directory to write")
     parser.add_argument("--format", choices=tuple(FORMATS), required=True)
     parser.add_argument(
-        "--calibration", type=Path, help="jsonl with `prompt`: texts like those of the task"
+        "--calibration",
+        type=path_from_option,
+        help="jsonl with `prompt`: texts like those of the task",
     )
     parser.add_argument("--num-texts", type=int, default=128, help="of --calibration")
     parser.add_argument(

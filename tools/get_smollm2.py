@@ -24,8 +24,10 @@ WEIGHTS = "model.safetensors"
 
 
 def main(argv: list[str] | None = None) -> int:
+    from sfpo_megatron.config.paths import path_from_option
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--out", type=path_from_option, required=True, help="directory to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what was written, keep others' files"

@@ -15,10 +15,16 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
+    from sfpo_megatron.config.paths import path_from_option
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--diff", type=Path, metavar="OTHER", help="compare, tensor by tensor")
-    parser.add_argument("--hf", type=Path, help="has the model's config.json (default: found)")
+    parser.add_argument("directory", type=path_from_option)
+    parser.add_argument(
+        "--diff", type=path_from_option, metavar="OTHER", help="compare, tensor by tensor"
+    )
+    parser.add_argument(
+        "--hf", type=path_from_option, help="has the model's config.json (default: found)"
+    )
     arguments = parser.parse_args(argv)
     from sfpo_megatron.checkpoints.store import CheckpointError
     from sfpo_megatron.convert.inspect import describe, differences

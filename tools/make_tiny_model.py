@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.paths import path_from_option
 from sfpo_megatron.demo.tiny_model import (
     ARCHITECTURES,
     WRITTEN,
@@ -31,8 +32,13 @@ from sfpo_megatron.outputs.owned import MARKER, NotOurs
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--config", required=True, help="YAML file whose data.train is the task")
+    parser.add_argument("--out", type=path_from_option, required=True, help="directory to write")
+    parser.add_argument(
+        "--config",
+        type=path_from_option,
+        required=True,
+        help="YAML file whose data.train is the task",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     default = TinyModel()
     for field in fields(TinyModel):

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file: its own folder is on the path, not the root
 
 from sfpo_megatron import plugins  # noqa: E402
+from sfpo_megatron.config.paths import path_from_option  # noqa: E402
 from sfpo_megatron.data.prepared import (  # noqa: E402
     NotPrepared,
     Prepared,
@@ -77,10 +78,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a known set, or a name for yours")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--downloads", type=Path, help="folder with one folder a set")
-    source.add_argument("--file", type=Path, nargs="+", help="files of your own")
+    source.add_argument("--downloads", type=path_from_option, help="folder with one folder a set")
+    source.add_argument("--file", type=path_from_option, nargs="+", help="files of your own")
     source.add_argument("--task", help="a reasoning-gym task, to be generated")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--out", type=path_from_option, required=True, help="folder to write into")
     parser.add_argument(
         "--columns",
         nargs="+",

@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script in a checkout
 
+from sfpo_megatron.config.paths import path_from_option
 from sfpo_megatron.config.tree import (
     DataConfig,
     DataSource,
@@ -43,13 +44,15 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=path_from_option)
     for name in ("tensor", "pipeline", "data", "expert", "engine-tensor"):
         parser.add_argument(f"--{name}", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--hf", type=Path, help="has config.json and tokenizer (default: found)")
+    parser.add_argument(
+        "--hf", type=path_from_option, help="has config.json and tokenizer (default: found)"
+    )
     parser.add_argument("--bucket-bytes", type=int, default=RefitConfig().bucket_bytes)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=path_from_option, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -43,7 +43,9 @@ class FileDigest:
 
 def write_manifest(directory: Path, step: int, known: Mapping[str, FileDigest]) -> None:
     """Write the manifest of all files in `directory`; those not in `known` are read for it."""
-    files = {name: known.get(name) or FileDigest.of(directory / name) for name in _files(directory)}
+    files = {
+        name: known.get(name) or FileDigest.of(directory / name) for name in files_in(directory)
+    }
     content = {
         "format": FORMAT,
         "step": step,
@@ -106,7 +108,8 @@ def _drop_cache(path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _files(directory: Path) -> Iterator[str]:
+def files_in(directory: Path) -> Iterator[str]:
+    """Name of every file below `directory` but the manifest."""
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != NAME:
             yield path.relative_to(directory).as_posix()

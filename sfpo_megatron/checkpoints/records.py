@@ -48,9 +48,10 @@ def read_metadata(path: Path) -> Any:
             found = _Unpickler(file).load()
         if type(found).__name__ != "Metadata":
             raise pickle.UnpicklingError(f"found {type(found).__name__}")
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+    except Exception as error:  # a flipped byte is another opcode, which runs into anything
+        why = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
-            f"{path}: {error}, expected only the records of a torch_dist checkpoint; do not load "
+            f"{path}: {why}, expected only the records of a torch_dist checkpoint; do not load "
             "checkpoints of unknown origin, or save it again"
         ) from error
     return found

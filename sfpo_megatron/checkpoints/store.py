@@ -6,6 +6,7 @@ ones are removed once a newer one has been verified. No torch; rank 0 alone writ
     RUN/checkpoints/best                the name of the best one
     RUN/checkpoints/.writing-.../       not a checkpoint yet
     RUN/checkpoints/NAME.broken-1/      one that did not hold when a run wanted to continue from it
+    RUN/checkpoints/NAME.removed-1/     what others had put into one that retention has removed
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MEGATRON_TRACKER = "latest_checkpointed_iteration.txt"
 RUN_STATE = "run_state.json"
 _PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
 _NAME = re.compile(r"(step|iter)_(\d{7,})")
+_REPLACED = re.compile(rf"{_NAME.pattern}\.replaced-\d+")
 _ASIDE = ".writing-"
 
 
@@ -108,19 +110,21 @@ class CheckpointStore:
 
     def prune(self) -> list[Path]:
         """Remove what retention does not keep, after reading the newest checkpoint back from the
-        disk; CheckpointError, and nothing is removed, if it does not hold."""
+        disk; CheckpointError, and nothing is removed, if it does not hold. What others have put
+        into a checkpoint, or there in its place (a link), stays."""
         directories = list(self.steps().values())
         newest = directories[-self._keep_last :]
         kept = {*newest, self.best if self._keep_best else None}
         leaving = [path for path in directories if path not in kept]
-        leaving += self.folder.glob("*.replaced-*")
+        leaving += (path for path in self.folder.iterdir() if _REPLACED.fullmatch(path.name))
         if newest and (problems := manifest.faults(newest[-1], drop_cache=True)):
             raise CheckpointError(
                 f"checkpoint {newest[-1].name} does not hold what was written: {problems[0]}; "
                 "older ones are kept; check the disk"
             )
+        leaving = [path for path in leaving if path.is_dir() and not path.is_symlink()]
         for path in leaving:
-            shutil.rmtree(path)
+            _remove(path)
         return leaving
 
     def abandon(self, aside: Path) -> None:
@@ -186,6 +190,21 @@ def _is_ours(directory: Path) -> bool:
     return (directory / manifest.NAME).exists() or (directory / RUN_STATE).exists()
 
 
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint; where others have put files into it, all but those, which stay in
+    NAME.removed-N."""
+    try:
+        own = manifest.read_manifest(directory)
+    except ValueError:
+        own = {}  # broken: whose its files are is not known
+    if own.keys() >= set(manifest.files_in(directory)):
+        shutil.rmtree(directory)
+        return
+    left = set_aside(directory, "removed")
+    for name in (*own, *((manifest.NAME, RUN_STATE) if own else ())):
+        (left / name).unlink(missing_ok=True)
+
+
 def store_of(config: RunConfig) -> CheckpointStore:
     """The checkpoints in output_dir."""
     section = config.checkpoint
@@ -227,5 +246,5 @@ def pointed_at(folder: Path, *pointers: str) -> Path | None:
         file = folder / pointer
         if file.is_file():
             text = file.read_text(encoding="utf-8", errors="replace").strip()
-            return folder / (f"iter_{int(text):07d}" if text.isdecimal() else text)
+            return folder / (f"iter_{text.lstrip('0'):0>7}" if text.isdecimal() else text)
     return None

@@ -16,8 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.overrides import override_of
+from sfpo_megatron.config.paths import escape, path_from_option
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.demo import CONFIG
+from sfpo_megatron.demo import CONFIG, RUN
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.owned import NotOurs
 
@@ -33,10 +35,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--run",
         dest="run_dir",
-        type=Path,
-        default=Path("runs/demo"),
+        type=path_from_option,
+        default=Path(RUN),
         metavar="DIR",
-        help="directory of everything that is made (default: runs/demo)",
+        help=f"directory of everything that is made (default: {RUN})",
     )
     command.add_argument(
         "overrides",
@@ -76,11 +78,16 @@ class _Places:
     def overrides(self) -> list[str]:
         """What the training has in place of the config's own paths."""
         return [
-            f"output_dir={self.run}",
-            f"model.path={RunDirectory.of(self.warm_start).hf}",
-            f"data.train.0.path={self.data / 'legs-train.parquet'}",
-            f"data.eval.0.path={self.data / 'legs-eval.parquet'}",
+            _set("output_dir", self.run),
+            _set("model.path", RunDirectory.of(self.warm_start).hf),
+            _set("data.train.0.path", self.data / "legs-train.parquet"),
+            _set("data.eval.0.path", self.data / "legs-eval.parquet"),
         ]
+
+
+def _set(key: str, path: Path) -> str:
+    """The override that sets a path."""
+    return override_of(key, escape(str(path)))
 
 
 def _demo(places: _Places, config: RunConfig, common: list[str]) -> int:
@@ -96,7 +103,7 @@ def _demo(places: _Places, config: RunConfig, common: list[str]) -> int:
     except (NotOurs, NotPrepared) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    warm_start = [f"output_dir={places.warm_start}", f"model.path={places.model}"]
+    warm_start = [_set("output_dir", places.warm_start), _set("model.path", places.model)]
     for name, overrides, folder in (
         ("sft", [*common, *warm_start], places.warm_start),
         ("train", common, places.run),

@@ -103,6 +103,7 @@ def expect_linux() -> None:
 
 def _lock(what: str) -> Path:
     """The locked versions for this Python."""
+    _expect_cpython(what)
     lock = REQUIREMENTS / "{}-{}.{}.lock".format(what, *sys.version_info)
     if what == "gpu" and platform.machine() != "x86_64":
         raise CannotInstall(
@@ -117,6 +118,21 @@ def _lock(what: str) -> Path:
             f"and where it is not on PATH name it: PYTHON=/path/to/python {_DOORS[what]}"
         )
     return lock
+
+
+def _expect_cpython(what: str) -> None:
+    """Another interpreter of the same version has a lock, and no wheel in it fits."""
+    found = platform.python_implementation()
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        found = "a free-threaded build"
+    elif sys.maxsize < 2**32:
+        found = "a build of 32 bits"
+    if found != "CPython":
+        raise CannotInstall(
+            f"{sys.executable} is {found} of Python {platform.python_version()}, expected CPython "
+            "of 64 bits with its global lock, which the wheels are made for: install one, and name "
+            f"it: PYTHON=/path/to/python {_DOORS[what]}"
+        )
 
 
 def _steps(what: str, lock: Path, uv: str | None) -> list[Step]:
@@ -174,7 +190,8 @@ def _expect_compiler(what: str) -> None:
             "TransformerEngine's extension is built from source, and Triton compiles in each run; "
         )
     header = Path(sysconfig.get_path("include"), "Python.h")
-    missing = [f"{k} ({v})" for k, v in compilers.items() if not shutil.which(v.split()[0])]
+    found = {k: shutil.which(v.partition(" ")[0]) for k, v in compilers.items()}
+    missing = [f"{k} ({v})" for k, v in compilers.items() if not found[k]]
     missing += [] if header.is_file() else [f"Python's headers ({header})"]
     if missing:
         raise CannotInstall(

@@ -9,6 +9,8 @@ import argparse
 import math
 import sys
 
+from sfpo_megatron.config.paths import from_option
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `report`."""
@@ -20,6 +22,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--arm",
+        type=_arm,
         metavar="NAME=RUN,RUN",
         action="append",
         default=[],
@@ -34,9 +37,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--out",
+        type=from_option,
         metavar="FILE",
         help="default: report.html in RUN, of several runs in the working directory",
     )
+
+
+def _arm(given: str) -> str:
+    """`--arm`, in each of whose paths `~` may stand."""
+    name, equals, listed = given.partition("=")
+    return f"{name}{equals}{','.join(from_option(path) for path in listed.split(',') if path)}"
 
 
 def _share(given: str) -> float:

@@ -23,6 +23,7 @@ from sfpo_megatron.config.rules.files import checkpoints, data, outputs
 from sfpo_megatron.config.rules.gate import gate
 from sfpo_megatron.config.rules.gpu_settings import gpu_settings
 from sfpo_megatron.config.rules.length import length
+from sfpo_megatron.config.rules.low_precision import low_precision
 from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.old_logprobs import old_logprobs
@@ -115,6 +116,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     yield from colocated(config, world_size)
     yield from engine_devices(config, world_size, on_cpu)
     yield from gpu_settings(config, on_cpu)
+    yield from low_precision(config, on_cpu)
     for rule in _RULES:
         yield from rule(config)
     for item in read_model(config):
@@ -280,7 +282,6 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
     engine_arguments_on,
     engine_reading,
     tokenizer_fits,
-    engine_arguments_on,
 )
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,

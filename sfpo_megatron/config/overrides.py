@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import yaml
 
 from sfpo_megatron.config.origin import COMMAND_LINE, ConfigError, Source
 from sfpo_megatron.config.yaml_text import read_yaml
 
 _SAYS_HOW = ("'", '"', "|", ">", "!", "&", "*")
 """Text that begins so says itself how YAML is to read it."""
+
+
+def override_of(key: str, value: Any) -> str:
+    """`key=value` that sets the dotted `key` to the plain `value`, whatever is in it."""
+    # In a list, so that nothing follows it; JSON's escapes are not YAML's beyond U+FFFF.
+    listed = yaml.safe_dump([value], default_flow_style=True, width=math.inf)
+    return f"{key}={listed.strip()[1:-1]}"
 
 
 def apply_override(tree: dict[str, Any], override: str, source: Source) -> None:

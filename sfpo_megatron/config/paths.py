@@ -11,8 +11,10 @@ import os
 import pwd
 import re
 import unicodedata
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from sfpo_megatron.config.rollout import RolloutConfig
 from sfpo_megatron.config.tree import DataSource, RunConfig
@@ -84,6 +86,20 @@ def expand(text: str, environ: Mapping[str, str] = os.environ) -> str:
             fix="choose a shorter one",
         )
     return f"./{path}" if path.startswith("~") else path
+
+
+def from_option(text: str) -> str:
+    """A path of a command line, where a shell leaves the `~` of `--out=~/x` to the command; `$` is
+    the shell's own. Raises ArgumentTypeError, so that it can be the `type` of an option."""
+    try:
+        return expand(text.replace("$", "$$"))
+    except PathError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def path_from_option(text: str) -> Path:
+    """`from_option` as a Path."""
+    return Path(from_option(text))
 
 
 def escape(path: str) -> str:

@@ -59,6 +59,11 @@ def hf_files(found: Located) -> Path:
             path = _model_path(written)
             if (path / "config.json").is_file():
                 return path
+            raise CheckpointError(
+                f"{written}: found model.path {str(path)!r} without a config.json in {Path.cwd()}, "
+                "expected the model of the run; start where the run was started, or give the "
+                "directory of config.json and tokenizer with --hf"
+            )
     raise CheckpointError(
         f"{directory}: found no {HF_FILES}/config.json beside it and no run's config.yaml, "
         "expected the model's config.json and tokenizer; give their directory with --hf"

@@ -69,12 +69,21 @@ class TorchDistReader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        found = read_metadata(directory / METADATA)
-        self._storage: dict[dcp.MetadataIndex, _StorageInfo] = dict(found.storage_data)
         self._chunks: dict[str, list[dcp.ChunkStorageMetadata]] = {}
         self._by_index: dict[tuple[str, int], _ChunksByPlace] = {}
         self.tensors: dict[str, TensorEntry] = {}
         self.objects: list[str] = []
+        found = read_metadata(directory / METADATA)
+        try:
+            self._take(found)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{directory / METADATA}: found {error}, expected the records of a torch_dist "
+                "checkpoint; the file is broken: use another checkpoint"
+            ) from error
+
+    def _take(self, found: dcp.Metadata) -> None:
+        self._storage: dict[dcp.MetadataIndex, _StorageInfo] = dict(found.storage_data)
         for key, entry in found.state_dict_metadata.items():
             if isinstance(entry, dcp.TensorStorageMetadata):
                 shape, dtype = tuple(entry.size), entry.properties.dtype
@@ -132,10 +141,7 @@ class TorchDistReader:
                 part = _Slice(file, info.offset, info.length)
                 _check_sums(part)
                 return torch.load(part, map_location="cpu", weights_only=True)
-        except (
-            *(OSError, RuntimeError, pickle.UnpicklingError, EOFError),
-            *(zipfile.BadZipFile, NotImplementedError),
-        ) as error:
+        except Exception as error:  # zip, zlib and pickle each have their own
             raise CheckpointError(
                 f"{path}: {key}: {' '.join(str(error).split())[:200]}, expected {info.length} "
                 f"bytes of a tensor at {info.offset}; the file is broken: use another checkpoint"
@@ -151,7 +157,7 @@ class TorchDistReader:
                 found = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return {}
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:
             first = " ".join(str(error).split())[:200] or "it is empty"
             raise CheckpointError(f"{path}: {first}; not read: it may run any code") from error
         return found if isinstance(found, dict) else {}

@@ -6,3 +6,5 @@ config.yaml is that of examples/demo/; the wheel carries it here.
 from pathlib import Path
 
 CONFIG = Path(__file__).parent / "config.yaml"
+RUN = "runs/demo"
+"""Directory of everything that it makes, unless it is told another."""

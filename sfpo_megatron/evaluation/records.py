@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, TypeAlias
 
 from sfpo_megatron.host.replacing import set_aside, write_durably
@@ -29,10 +29,24 @@ _POLL_S = 0.1
 Record: TypeAlias = dict[str, Any]
 """problem, source, sample, question, reference, text, reward, correct, answer, parts, num_tokens,
 truncated: docs/evaluation.md describes each."""
+_FIGURES: Mapping[str, tuple[type, ...]] = {
+    "source": (str,),
+    "reward": (int, float),
+    "correct": (bool,),
+    "answer": (str, NoneType),
+    "parts": (dict,),
+    "num_tokens": (int,),
+    "truncated": (bool,),
+}
+"""Fields that the figures are made of, and the types of their values."""
 
 
 class EvaluationError(ValueError):
     """An evaluation cannot begin or go on: what was found, what was expected, what to do."""
+
+
+def _is(value: object, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
 class Records:
@@ -97,6 +111,22 @@ class Records:
         os.fsync(self._file.fileno())
         self._take(records)
 
+    def require_figures(self) -> None:
+        """EvaluationError naming a sample that lacks a field of the figures: one of an earlier
+        version, or edited. Evaluating all that is missing would otherwise come before it."""
+        for problem, samples in self.problems.items():
+            for one in samples:
+                wrong = [
+                    name for name, kinds in _FIGURES.items() if not _is(one.get(name, ...), kinds)
+                ]
+                if wrong:
+                    raise EvaluationError(
+                        f"{self._directory / 'records.jsonl'}: found sample {one['sample']} of "
+                        f"problem {problem!r} without a usable {', '.join(wrong)}, expected a "
+                        "record as this version writes it; restore the line, or set the records "
+                        "aside with --fresh"
+                    )
+
     def _take(self, records: Sequence[Record]) -> None:
         for problem, samples in groupby(records, key=lambda record: record["problem"]):
             self.problems[str(problem)] = list(samples)
@@ -132,10 +162,10 @@ class Records:
             return
         records: list[Record] = []
         text = path.read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines(keepends=True):
+        for line in text.split("\n")[:-1]:  # `splitlines` ends one at U+2028 too
             try:
-                record = json.loads(line) if line.endswith("\n") else None
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 record = None  # torn by a crash of the machine
             if isinstance(record, dict) and {"problem", "sample", "correct"} <= record.keys():
                 records.append(record)

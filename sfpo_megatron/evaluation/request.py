@@ -4,7 +4,6 @@ and overrides say the same things in the same words. No torch."""
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import yaml
 from sfpo_megatron.config.check import has_cuda
 from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.config.origin import COMMAND_LINE
-from sfpo_megatron.config.paths import escape
+from sfpo_megatron.config.overrides import override_of
+from sfpo_megatron.config.paths import escape, from_option
 from sfpo_megatron.config.source_files import ENDINGS
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.models import Model, find_model
@@ -58,6 +58,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         action="append",
+        type=from_option,
         metavar="MODEL",
         help="a Hugging Face directory, a checkpoint or a run, in place of the config's "
         "model.path; several are compared on the same problems",
@@ -67,12 +68,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--data",
+        type=_names,
         metavar="NAMES",
         help=f"benchmarks ({', '.join(BENCHMARKS)}) and jsonl or parquet files, with commas "
         "between them, in place of data.eval",
     )
     command.add_argument(
         "--data-dir",
+        type=from_option,
         default="data",
         metavar="DIR",
         help="where tools/prepare_data.py has put the benchmarks (default: data)",
@@ -87,7 +90,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--reward", metavar="NAME", help="a verifier, or a list for a sum (reward.function)"
     )
     command.add_argument("--prompt-suffix", metavar="TEXT", help="data.prompt_suffix")
-    command.add_argument("--out", metavar="DIR", help="output_dir (default: runs/eval)")
+    command.add_argument(
+        "--out", type=from_option, metavar="DIR", help="output_dir (default: runs/eval)"
+    )
     command.add_argument("--json", action="store_true", help="print nothing but JSON on stdout")
     command.add_argument(
         "--quiet", action="store_true", help="print warnings, errors and the results alone"
@@ -95,6 +100,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fresh", action="store_true", help="evaluate again: set aside what --out has"
     )
+
+
+def _names(text: str) -> str:
+    """`--data`, in each of whose files `~` may stand."""
+    return ",".join(from_option(name) if name else "" for name in map(str.strip, text.split(",")))
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
@@ -113,7 +123,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     # Without the trainer's layout: none is started, and there is nobody to share devices with.
     alone = {"parallel": {}, "rollout.placement": "dedicated"}
     before, after = (
-        [f"{key}={json.dumps(value)}" for key, value in part.items()] for part in (options, alone)
+        [override_of(key, value) for key, value in part.items()] for part in (options, alone)
     )
     config = load_config(path, [*before, *arguments.overrides, *after])
     return Request(

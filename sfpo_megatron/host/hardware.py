@@ -59,7 +59,7 @@ def nvlinks(smi: str = "nvidia-smi") -> str:
         return f"{_UNKNOWN}: {smi} is not on PATH"
     try:
         done = subprocess.run([smi, "nvlink", "-s"], capture_output=True, text=True, timeout=_SMI_S)
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):  # a file for another machine, as an image has
         return f"{_UNKNOWN}: {smi} does not answer"
     if done.returncode:
         return f"{_UNKNOWN}: {smi} ended with {done.returncode}"

@@ -44,7 +44,8 @@ def set_aside(path: Path, why: str, *, keeps_suffix: bool = False) -> Path:
     """Rename to the first free `NAME.why-N`, or `STEM.why-N.SUFFIX`; the new path."""
     stem, suffix = (path.stem, path.suffix) if keeps_suffix else (path.name, "")
     number = 1
-    while (target := path.with_name(f"{stem}.{why}-{number}{suffix}")).exists():
+    # A link to nothing has the name too: renaming over it would remove it.
+    while os.path.lexists(target := path.with_name(f"{stem}.{why}-{number}{suffix}")):
         number += 1
     path.rename(target)
     return target

@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
+from sfpo_megatron.config.rules.low_precision import FORMATS
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.megatron_args import latent_fields
 from sfpo_megatron.families.rope import inverse_frequencies
@@ -117,6 +118,14 @@ def _refuse_what_megatron_lacks(
             "TransformerEngine, whose attention alone exchanges keys and values between ranks; "
             "set it to 1"
         )
+    for name in FORMATS:
+        found = config.megatron.transformer.get(name)
+        if found and not (capabilities.cuda and capabilities.layers == "te"):
+            raise ValueError(
+                f"megatron.transformer.{name}: found {found}, expected null without "
+                "TransformerEngine on a GPU, which alone computes in it: layers would silently "
+                "compute in model.dtype; remove it"
+            )
     if shape.mla and shape.mla.query_rank is None and hasattr(latent, "QKNormConfigResolver"):
         raise ValueError(
             "model.path: found q_lora_rank null, expected a number with this megatron-core, which "

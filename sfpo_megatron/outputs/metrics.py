@@ -89,14 +89,15 @@ def cut_metrics(path: str | Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
+    # Bytes: what is no UTF-8 costs its own line alone, and U+2028 in a text ends none.
+    for text in file.read_bytes().splitlines(keepends=True):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a killed run may leave half a line
         at = line.get("step") if isinstance(line, dict) else None
         # A line without a train step is nobody's here, and `read_metrics` would end on it.
-        if text.endswith("\n") and type(at) is int and at <= step:
+        if text.endswith(b"\n") and type(at) is int and at <= step:
             kept.append(text)
     with replacing(file) as aside:
-        aside.write_text("".join(kept), encoding="utf-8")
+        aside.write_bytes(b"".join(kept))

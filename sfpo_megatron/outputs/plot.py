@@ -74,7 +74,8 @@ def _accuracy(axes: Axes, run: RunMetrics) -> None:
     axes.set_title(_title(run), loc="left", fontsize=11)
     axes.set_ylabel("accuracy, reward")
     axes.margins(y=0.12)
-    axes.legend(loc="lower right", frameon=False)
+    if axes.get_legend_handles_labels()[0]:  # matplotlib warns of an empty one
+        axes.legend(loc="lower right", frameon=False)
 
 
 def _title(run: RunMetrics) -> str:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.phases import doing
-from sfpo_megatron.host.spans import span
-from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.outputs.plot import plot
-from sfpo_megatron.outputs.report.reading import ReportError
-from sfpo_megatron.outputs.report.writing import write_report
-from sfpo_megatron.outputs.table import summary_table
+from sfpo_megatron.outputs.shown import shown
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.opening import OpenedRun
@@ -29,19 +24,6 @@ def finish(config: RunConfig, opened: OpenedRun, source: MegatronWeightSource) -
                 is_writer=opened.is_main,
             )
     if opened.is_main and directory.metrics.exists():
-        with span("report"):
-            plot(directory.metrics, directory.plot)
-            said = _report(directory)
         continued = opened.start.continued
-        resumed = continued.step if continued is not None else None
-        opened.important(summary_table(directory.metrics, resumed_after=resumed))
-        opened.important(f"policy: {directory.hf}   curve: {directory.plot}")
-        opened.important(said)
-
-
-def _report(directory: RunDirectory) -> str:
-    """Write RUN/report.html; what is to be said of it. A page must not end a run that has ended."""
-    try:
-        return f"report: {write_report([str(directory.path)])}"
-    except (ReportError, OSError) as error:
-        return f"warning: no report ({error})"
+        for said in shown(directory, resumed_after=continued.step if continued else None):
+            opened.important(said)

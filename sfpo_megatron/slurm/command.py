@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.paths import PathError, expand
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.slurm.layout import LayoutError, job_layout
+from sfpo_megatron.slurm.more_options import check_more
 from sfpo_megatron.slurm.render import SIGNAL_MARGIN_S, TEMPLATES, Job, render
-from sfpo_megatron.slurm.submit import SubmitError, submit
+from sfpo_megatron.slurm.submit import TIMEOUT_S, SubmitError, submit
 from sfpo_megatron.slurm.walltime import format_time, parse_time
 
 DEFAULT_SAVE_BUDGET_S = 300
@@ -82,7 +84,7 @@ def slurm(options: argparse.Namespace) -> int:
     run = RunDirectory.of(config.output_dir)
     config = dataclasses.replace(config, output_dir=str(run.path))
     _check_counts(options)
-    _check_sbatch(options.sbatch)
+    _check_more_sbatch(options.sbatch)
     env_file = _env_file(options)
     try:
         layout = None
@@ -128,7 +130,7 @@ def slurm(options: argparse.Namespace) -> int:
             print(files[script], end="")
             return 0
         number = submit(run, script, files)
-    except (CheckpointError, LayoutError, SubmitError) as error:
+    except (CheckpointError, LayoutError, SubmitError, OSError) as error:
         raise SlurmError(str(error)) from error
     print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0
@@ -141,23 +143,34 @@ def _check_counts(options: argparse.Namespace) -> None:
             raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
 
 
-def _check_sbatch(options: list[str]) -> None:
-    """Each becomes a line of the script: another line in it would be a command of the job."""
-    for option in options:
-        if not option.startswith("-") or len(option.splitlines()) > 1:
-            raise SlurmError(
-                f"--sbatch: found {option!r}, expected one option of sbatch in one line; write it "
-                "as --sbatch=--partition=h100, and repeat --sbatch for the next one"
-            )
+def _check_more_sbatch(options: list[str]) -> None:
+    try:
+        check_more(options)
+    except ValueError as error:
+        raise SlurmError(f"--sbatch: {error}") from error
 
 
 def _env_file(options: argparse.Namespace) -> Path:
+    """The file of `--env`, read by bash without being run: its first mistake costs no job."""
     try:
         env_file = Path(expand(options.env)) if options.env else TEMPLATES / "env.sh"
     except PathError as error:
         raise SlurmError(f"--env: {error}") from error
     if not env_file.is_file():
         raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
+    try:
+        has_carriage_returns = b"\r\n" in env_file.read_bytes()
+        read = subprocess.run(["bash", "-n", env_file], capture_output=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmError(f"--env: found {error}, expected a file that bash can read") from error
+    if has_carriage_returns:
+        raise SlurmError(
+            f"--env: found lines of {env_file} that end as on Windows (CRLF), expected LF alone: "
+            f"bash takes the rest for a part of each value; sed -i 's/\\r$//' {env_file}"
+        )
+    if read.returncode:
+        said = read.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise SlurmError(f"--env: found {said}, expected what bash can read; correct that line")
     return env_file
 
 

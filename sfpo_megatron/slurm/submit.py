@@ -38,7 +38,7 @@ def submit(run: RunDirectory, script: str, files: dict[str, str]) -> str:
         )
     job_file = run.slurm / _JOB_FILE
     if job_file.exists():
-        earlier = job_file.read_text(encoding="utf-8").strip()
+        earlier = job_file.read_text(encoding="utf-8", errors="replace").strip()
         if state := _state(earlier):
             raise SubmitError(
                 f"{run.path}: found job {earlier} of this run {state}, expected none; wait for it, "

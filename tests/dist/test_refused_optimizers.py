@@ -88,6 +88,14 @@ def test_layer_wise_and_muon_classes_are_refused(bench: Workbench) -> None:
         MainParamShards(member)
 
 
+@on_ranks(TP1, TE1, name=["fp8", "fp4"])
+def test_formats_that_nothing_here_computes_in(bench: Workbench, name: str) -> None:
+    """Not by `check`, which another machine may have run: Megatron would compute in fp32."""
+    found = {"fp8": "hybrid", "fp4": "e2m1"}[name]
+    with refused(f"megatron.transformer.{name}: found {found}, expected null without Transformer"):
+        bench.policy(transformer={name: found})
+
+
 @on_ranks(TE1)
 def test_precision_aware_modes_are_refused_by_policy(bench: Workbench) -> None:
     """Through the whole set-up, with dtypes named as a config file names them."""

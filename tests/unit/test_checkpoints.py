@@ -18,8 +18,9 @@ from sfpo_megatron.checkpoints.store import (
     CheckpointError,
     CheckpointStore,
     at,
+    pointed_at,
 )
-from sfpo_megatron.host.replacing import replacing, write_durably
+from sfpo_megatron.host.replacing import replacing, set_aside, write_durably
 
 
 def make_store(folder: Path, **settings: object) -> CheckpointStore:
@@ -277,3 +278,38 @@ def test_what_could_not_be_written_whole_is_removed(tmp_path: Path) -> None:
         aside.write_text("new")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("run.json", "old")]
+
+
+def test_retention_removes_nothing_of_others(tmp_path: Path) -> None:
+    """Notes in a checkpoint, a link in its place, files whose names are like our own."""
+    store = make_store(tmp_path / "run", keep_last=1)
+    first = add(store, 1)
+    (first / "exported").mkdir()
+    (first / "exported/notes.txt").write_text("mine")
+    second = add(store, 2)
+    assert not first.exists(), "what is ours of it goes"
+    left = tmp_path / "run/step_0000001.removed-1"
+    assert [p.name for p in left.rglob("*") if p.is_file()] == ["notes.txt"]
+    elsewhere = second.rename(tmp_path / "archived")
+    second.symlink_to(elsewhere)
+    others = [tmp_path / f"run/{name}" for name in ("notes.replaced-by-me", "x.replaced-1")]
+    for path in others:
+        path.mkdir()
+    add(store, 3)
+    add(store, 4)
+    assert sorted(store.steps()) == [2, 4]
+    assert manifest.faults(elsewhere) == [] and all(path.is_dir() for path in others)
+
+
+def test_a_name_that_a_link_to_nothing_has_is_not_free(tmp_path: Path) -> None:
+    (tmp_path / "a.previous-1").symlink_to("none")
+    (tmp_path / "a").write_text("text")
+    assert set_aside(tmp_path / "a", "previous") == tmp_path / "a.previous-2"
+    assert (tmp_path / "a.previous-1").is_symlink()
+
+
+@pytest.mark.parametrize(("text", "name"), [("5", "iter_0000005"), ("0" * 5000, "iter_0000000")])
+def test_megatrons_tracker(tmp_path: Path, text: str, name: str) -> None:
+    """Python reads no number of thousands of digits."""
+    (tmp_path / MEGATRON_TRACKER).write_text(f"{text}\n")
+    assert pointed_at(tmp_path) == tmp_path / name

@@ -214,6 +214,21 @@ def test_doctor_says_what_will_be_used(here: Path) -> None:
         assert any(line.startswith(f"{fact} ") for line in lines), fact
 
 
+def test_doctor_says_what_ails_torch(here: Path) -> None:
+    """A library that it loads is missing, as on an image for other drivers: no ImportError."""
+    (here / "broken/torch").mkdir(parents=True)
+    said = "libcudart.so.13: cannot open shared object file:\\n  No such file"
+    (here / "broken/torch/__init__.py").write_text(f"raise OSError('{said}')\n")
+    done = sfpo("doctor", PYTHONPATH=f"{here / 'broken'}:{ROOT}")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = "cannot be imported: libcudart.so.13: cannot open shared object file: No such file\n"
+    lines = done.stdout.splitlines(keepends=True)
+    assert [line.split(maxsplit=1) for line in lines if line.endswith(found)] == [
+        ["torch", found],
+        ["unknown", f"here  torch {found}"],
+    ]
+
+
 def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     """Built, unpacked into an empty folder, run by a Python that sees nothing else but PyYAML."""
     import yaml

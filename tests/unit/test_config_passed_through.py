@@ -130,6 +130,7 @@ def test_the_names_are_megatrons() -> None:
         *(("optimizer.optimizer", "muon"), ("optimizer.optimizer", "lion")),
         ("optimizer.overlap_param_gather_with_optimizer_step", True),
         ("optimizer.reuse_grad_buf_for_mxfp8_param_ag", True),
+        *(("transformer.fp8_param", True), ("transformer.fp4_param", True)),
     ],
 )
 def test_modes_of_the_optimizer_that_sfpo_refuses(here: Path, key: str, value: object) -> None:
@@ -137,6 +138,27 @@ def test_modes_of_the_optimizer_that_sfpo_refuses(here: Path, key: str, value: o
     with pytest.raises(ConfigError, match=r"expected .* with SFPO; remove it: ") as caught:
         run_check(f"megatron.{key}={json.dumps(value)}")
     assert caught.value.key == f"megatron.{key}"
+
+
+@pytest.mark.parametrize("setting", ["fp8=hybrid", "fp8=e4m3", "fp4=e2m1"])
+def test_formats_that_only_transformer_engine_computes_in(here: Path, setting: str) -> None:
+    """Megatron-Core without it computes in model.dtype, as if nothing had been asked for.
+
+    Not exercised here: a machine that has it.
+    """
+    local = "model.transformer_impl=local"
+    for_gpus = ("rollout.gpu_memory_utilization=0.9", "model.dtype=bfloat16")
+    for words, overrides, arguments in (
+        ("without a CUDA device", (), {"on_cpu": True}),
+        ("with model.transformer_impl local", (local,), {"on_cpu": False}),
+        ("and no TransformerEngine in this", for_gpus, {"on_cpu": False, "for_training": True}),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            run_check(f"{CORE}.{setting}", *overrides, **arguments)
+        assert caught.value.key == f"{CORE}.{setting[:3]}"
+    (warning,) = run_check(f"{CORE}.{setting}", *for_gpus, on_cpu=False)
+    assert "and no TransformerEngine in this Python" in warning
+    assert run_check(f"{CORE}={{fp8: null, fp4: null, fp8_recipe: mxfp8}}", on_cpu=True) == []
 
 
 def test_main_params_in_other_dtypes(here: Path) -> None:

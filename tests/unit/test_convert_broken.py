@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sfpo_megatron.checkpoints.store import CheckpointError, pointed_at
 from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.convert.inspect import describe
 from sfpo_megatron.convert.locate import hf_files, locate
+from sfpo_megatron.convert.to_hf import megatron_to_hf
 from sfpo_megatron.convert.to_megatron import hf_to_megatron
 from tools import convert_hf_to_megatron, make_tiny_model
 
@@ -38,11 +40,41 @@ def test_a_runs_config_without_a_model(checkpoint: Path, content: bytes) -> None
         hf_files(locate(checkpoint))
 
 
+def test_a_runs_model_that_is_elsewhere(checkpoint: Path) -> None:
+    """The path is relative, and the converter is started in another folder."""
+    (checkpoint / "hf").rename(checkpoint / "away")
+    (checkpoint / "config.yaml").write_text("model: {path: gone}")
+    with pytest.raises(CheckpointError, match=r"config\.yaml: found model\.path 'gone' .*--hf"):
+        hf_files(locate(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "other"),
+    [
+        (".metadata", b"decoder", b"\xffecoder"),
+        (".metadata", b"\x80", b"\x82"),
+        (".metadata", b"storage_data", b"storage_dada"),
+        ("__0_0.distcp", b"data.pkl", b"\xffata.pkl"),
+    ],
+)
+def test_flipped_bytes_are_named(checkpoint: Path, name: str, text: bytes, other: bytes) -> None:
+    """Readers of pickles and of zip files run into anything."""
+    file = checkpoint / "release" / name
+    whole = file.read_bytes()
+    assert text in whole
+    file.write_bytes(whole.replace(text, other))
+    with pytest.raises(CheckpointError, match=re.escape(f"{file}: ")):
+        megatron_to_hf(checkpoint, checkpoint.parent / "back")
+    assert not (checkpoint.parent / "back").exists()
+
+
 def test_files_beside_the_tensors(checkpoint: Path) -> None:
     """What can be said is said all the same."""
     release = checkpoint / "release"
-    (release / "common.pt").write_bytes(b"")
-    assert "not read" in dict(describe(checkpoint))["common.pt"]
+    whole = (release / "common.pt").read_bytes()
+    for content in (b"", whole.replace(b"data.pkl", b"\xffata.pkl"), whole[:-9]):
+        (release / "common.pt").write_bytes(content)
+        assert "not read" in dict(describe(checkpoint))["common.pt"]
     for content in ('{"step"', "[1]", "5"):
         (release / "run_state.json").write_text(content)
         found = dict(describe(checkpoint))

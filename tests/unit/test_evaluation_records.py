@@ -128,3 +128,48 @@ def test_set_aside_deletes_nothing(tmp_path: Path) -> None:
         aside = set_aside(tmp_path / "m", "previous")
         assert aside == tmp_path / f"m.previous-{number}"
         assert json.loads((aside / "settings.json").read_text())["n"] == number
+
+
+WHOLE = {
+    "source": "x", "reward": 1, "correct": True, "answer": None, "parts": {}, "num_tokens": 3,
+    "truncated": False, "question": "q\u2028", "text": "t\u0085",
+}  # fmt: skip
+
+
+def write_records(folder: Path, changes: dict[str, Any], *, lacks: str = "") -> None:
+    """Three samples of problem `a`, the last changed, as somebody may write them: not in ASCII."""
+    (folder / "m").mkdir()
+    samples = [WHOLE | {"problem": "a", "sample": number} for number in range(3)]
+    samples[2] = {k: v for k, v in (samples[2] | changes).items() if k != lacks}
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    (folder / "m/records.jsonl").write_text(lines, "utf-8")
+
+
+def test_records_in_other_letters_are_kept(tmp_path: Path) -> None:
+    """U+2028 ends no line of JSON."""
+    write_records(tmp_path, {})
+    with opened(tmp_path) as records:
+        records.require_figures()
+        assert [sample["question"] for sample in records.problems["a"]] == ["q\u2028"] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks", "name"),
+    [
+        *(({}, name, name) for name in ("source", "answer", "num_tokens", "truncated", "parts")),
+        *(({"num_tokens": None}, "", "num_tokens"), ({"num_tokens": True}, "", "num_tokens")),
+        *(({"correct": 1}, "", "correct"), ({"reward": "1"}, "", "reward")),
+        *(({"answer": 3}, "", "answer"), ({"source": None}, "", "source")),
+    ],
+)
+def test_a_record_without_what_the_figures_need_is_named(
+    tmp_path: Path, changes: dict[str, Any], lacks: str, name: str
+) -> None:
+    """An earlier version wrote it, or somebody edited it: said before an engine starts, and nothing
+    is lost."""
+    write_records(tmp_path, changes, lacks=lacks)
+    found = rf"records\.jsonl: found sample 2 of problem 'a' without a usable {name}, .*--fresh"
+    with opened(tmp_path) as records, pytest.raises(EvaluationError, match=found):
+        records.require_figures()
+    with opened(tmp_path) as again:
+        assert len(again.problems["a"]) == 3

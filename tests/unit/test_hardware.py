@@ -78,3 +78,5 @@ def test_nvlinks_by_the_drivers_own_tool(
     smi.chmod(0o755)
     assert nvlinks(str(smi)).startswith(expected)
     assert nvlinks(str(tmp_path / "none")).endswith("is not on PATH")
+    smi.write_text("#!/no/such/shell\n")
+    assert nvlinks(str(smi)) == f"unknown here: {smi} does not answer"

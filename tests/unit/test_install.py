@@ -103,6 +103,12 @@ WITHOUT += "lambda name, *a: None if name in {} else find(name, *a)"
             "platform.libc_ver = lambda: ('glibc', '2.28')",
             "found glibc 2.28, expected glibc 2.31 or newer, ",
         ),
+        ("platform.python_implementation = lambda: 'PyPy'", " is PyPy of Python 3."),
+        (
+            "sysconfig.get_config_var = lambda name: name == 'Py_GIL_DISABLED'",
+            " is a free-threaded build of Python 3.",
+        ),
+        ("sys.maxsize = 2**31 - 1", " is a build of 32 bits of Python 3."),
         ("sys.version_info = (3, 14, 1)", f", expected {', '.join(f.stem[4:] for f in LOCKS)}: "),
         (WITHOUT.format(("pip", "ensurepip")), "has neither pip nor ensurepip, and uv is not on"),
         (

@@ -59,6 +59,12 @@ PATHS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
     "/none": (2, ("no directory '/none',",), ("hub id",)),
     "./~none": (2, ("no directory './~none' in",), ("hub id",)),
     "a/b/c": (2, ("no directory 'a/b/c' in",), ("hub id",)),
+    "runs/demo/warm_start/hf": (2, ("make it first: `sfpo-megatron demo` does",), ("tiny",)),
+    "./runs/demo/hf": (2, ("make it first: `sfpo-megatron demo` does",), ("tiny",)),
+    "runs/a/warm_start/hf/": (
+        2, ("sft CONFIG output_dir=runs/a/warm_start model.path=MODEL`",), ("tiny",)),
+    "runs/a/hf": (2, ("wait for the run in 'runs/a', which writes it",), ("tiny",)),
+    "runs/a/model": (2, ("make_tiny_model.py makes a small random one",), ("hub id",)),
     "none/": (2, ("no directory 'none/' in",), ("hub id",)),
     "model/none": (2, ("no directory 'model/none' in",), ("hub id",)),
     "my model": (2, ("no directory 'my model' in",), ("hub id",)),

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics, read_metrics
 from sfpo_megatron.outputs.plot import plot
+from sfpo_megatron.outputs.shown import shown
 from sfpo_megatron.outputs.table import summary_table
 
 NUM_STEPS, ROLLOUTS, GATE_CLOSES = 80, 256, 48
@@ -184,3 +186,28 @@ def test_cut_metrics_keeps_lines_up_to_the_step(tmp_path: Path, tail: str) -> No
     cut_metrics(path, 2)
     assert path.read_text() == kept
     cut_metrics(tmp_path / "none.jsonl", 2)
+
+
+def test_cut_metrics_drops_what_it_cannot_read_alone(tmp_path: Path) -> None:
+    """A resumed run must not end on a byte that is no UTF-8, and its other lines stay as they
+    are."""
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": 1, "text": "é\u2028"}\n'.encode()
+    broken = (b'{"step": 1, "text": "\xff"}\n', b"[" * 10_000 + b"\n", b"\0\0\0\n")
+    path.write_bytes(b"".join((good, *broken, good, b'{"step": 3}\n', b'{"step": 2}')))
+    cut_metrics(path, 2)
+    assert path.read_bytes() == good * 2
+
+
+def test_broken_metrics_end_no_run_that_has_ended(tmp_path: Path) -> None:
+    """Its policy is written: what cannot be shown is said."""
+    run = RunDirectory.of(tmp_path)
+    run.metrics.write_text('{"step": 1, "num_rollouts": 8, "loss": 0.5}\n' + "x\n")
+    table, policy, report = shown(run, resumed_after=None)
+    assert "warning: no table" in table and "metrics.jsonl:2: found 'x'" in table
+    assert policy.startswith(f"policy: {run.hf}   warning: no plot (") and "jsonl:2" in policy
+    assert report.startswith("warning: no report (") and "metrics.jsonl:2" in report
+    run.metrics.write_text('{"step": 1, "num_rollouts": 8, "loss": 0.5}\n')
+    table, policy, report = shown(run, resumed_after=None)
+    assert "rollouts" in table and policy.endswith(f"curve: {run.plot}") and run.plot.is_file()
+    assert report == f"report: {run.path / 'report.html'}"

@@ -258,7 +258,9 @@ def test_check_warns_of_a_server_that_is_not_asked_or_too_patient(
     assert "reward.http.url: found 'http://127.0.0.1:1/', and no reward" in capsys.readouterr().err
     path = config_file({"function": "http", "http": server})
     assert cli.main(["check", str(path)]) == 0
-    assert "reward.http.retries: found 30 of 60 s each" in capsys.readouterr().err
+    assert "found 30 of 60 s each, with their pauses 2,641 s" in capsys.readouterr().err
+    assert cli.main(["check", str(path), f"reward.http.retries={2**62}"]) == 0
+    assert f"reward.http.retries: found {2**62} of 60 s each" in capsys.readouterr().err
 
 
 def test_the_sections_alone_are_checked() -> None:

@@ -251,7 +251,10 @@ def test_layouts_that_do_not_fit(
         (["--nodes=0"], "--nodes: found 0, expected 1 or more"),
         (["--sbatch=--qos=high\nrm x"], "--sbatch: found '--qos=high\\nrm x', expected one option"),
         (["--sbatch=qos=high"], "--sbatch: found 'qos=high', expected one option of sbatch"),
+        (["--sbatch=--nodes=4"], "--sbatch: found '--nodes=4', expected an option that the job"),
         (["--env=none.sh"], "--env: found no file none.sh"),
+        (["--env=crlf.sh"], "crlf.sh that end as on Windows (CRLF), expected LF alone"),
+        (["--env=cut.sh"], "cut.sh: line 3: syntax error"),
         (["output_dir=a b"], "output_dir: found"),
         (["model.path=none"], "model.path: found"),
         (["parallel.tensor=3"], "parallel.tensor"),
@@ -263,6 +266,8 @@ def test_wrong_options_are_refused_before_anything_is_written(
     options: list[str],
     message: str,
 ) -> None:
+    Path("crlf.sh").write_bytes(b"export NAME=ib0\r\n")
+    Path("cut.sh").write_text("true\nif true; then\n")
     overrides = [one for one in options if not one.startswith("--")]
     flags = [one for one in options if one.startswith("--")]
     assert cli.main(["slurm", str(config()), *overrides, *OPTIONS, *flags]) == 2

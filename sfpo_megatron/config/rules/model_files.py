@@ -11,12 +11,14 @@ from pathlib import Path
 
 from sfpo_megatron.config.paths import looks_like_path
 from sfpo_megatron.config.rules.problem import Problem
+from sfpo_megatron.demo import RUN
 from sfpo_megatron.families.hf_config import HFConfig
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.safetensors_header import ModelFilesError, impostor
 from sfpo_megatron.families.shape import ModelShape, read_hf_config
 from sfpo_megatron.families.weight_files import weight_files
 from sfpo_megatron.families.weight_names import check_tensors
+from sfpo_megatron.outputs.directory import RunDirectory
 
 _KEY = "model.path"
 _DIRECTORY = "a Hugging Face model directory"
@@ -50,10 +52,7 @@ def _nowhere(text: str) -> Problem:
     if os.path.isabs(text):
         found = f"no directory {text!r}"
     if looks_like_path(text):
-        return Problem(
-            _KEY, found, _DIRECTORY,
-            "correct the path or make the model first (tools/make_tiny_model.py)",
-        )  # fmt: skip
+        return Problem(_KEY, found, _DIRECTORY, f"correct the path, or {_what_makes(text)}")
     return Problem(
         _KEY, f"{found}, nor is the hub id {text!r} on this machine",
         "a model directory on this machine",
@@ -61,6 +60,19 @@ def _nowhere(text: str) -> Problem:
         "checked until then",
         "error_when_training",
     )  # fmt: skip
+
+
+def _what_makes(text: str) -> str:
+    """How the model that is to be at the path `text` comes there."""
+    path = Path(os.path.normpath(text))
+    if path.is_relative_to(RUN):
+        return "make it first: `sfpo-megatron demo` does"
+    if path != RunDirectory(path.parent).hf:
+        return "put the model there first (tools/make_tiny_model.py makes a small random one)"
+    if path.parent.name == "warm_start":
+        given = f"output_dir={path.parent} model.path=MODEL"
+        return f"make it first: `sfpo-megatron sft CONFIG {given}` does"
+    return f"wait for the run in {str(path.parent)!r}, which writes it when it ends"
 
 
 def config_json(path: Path) -> Problem | HFConfig:

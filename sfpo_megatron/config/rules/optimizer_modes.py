@@ -10,6 +10,8 @@ from sfpo_megatron.config.tree import RunConfig
 
 OPTIMIZERS = ("adam", "sgd")
 REFUSED = {
+    ("transformer", "fp8_param"): "model params are quantized",
+    ("transformer", "fp4_param"): "model params are quantized",
     ("ddp", "use_megatron_fsdp"): "its param buffers are managed elsewhere",
     ("ddp", "use_custom_fsdp"): "its param buffers are managed elsewhere",
     ("ddp", "fp8_param_gather"): "model params are quantized",
@@ -23,8 +25,11 @@ REFUSED = {
 
 
 def optimizer_modes(config: RunConfig) -> Iterator[Problem]:
-    """Whether `megatron.ddp` and `megatron.optimizer` leave SFPO the fp32 main params."""
-    sections = {"ddp": config.megatron.ddp, "optimizer": config.megatron.optimizer}
+    """Whether the sections of `megatron` leave SFPO the fp32 main params."""
+    megatron = config.megatron
+    sections = {
+        "transformer": megatron.transformer, "ddp": megatron.ddp, "optimizer": megatron.optimizer
+    }  # fmt: skip
     for (section, name), why in REFUSED.items():
         if sections[section].get(name):
             yield _refused(f"{section}.{name}", sections[section][name], "false", why)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_PAUSE_S = 30.0
+"""What comes after `_PAUSES_S`, each time (rewards/http.py)."""
 
 
 def server(config: RunConfig) -> Iterator[Problem]:
@@ -29,9 +31,9 @@ def server(config: RunConfig) -> Iterator[Problem]:
             "it has no effect",
             "warning",
         )
-    longest_s = http.timeout_s * (http.retries + 1) + sum(
-        min(2.0**retry, _LONGEST_PAUSE_S) for retry in range(http.retries)
-    )
+    pauses_s = sum(_PAUSES_S[: http.retries])
+    pauses_s += _LONGEST_PAUSE_S * max(0, http.retries - len(_PAUSES_S))
+    longest_s = http.timeout_s * (http.retries + 1) + pauses_s
     if used and longest_s > config.train.control_timeout_s:
         yield Problem(
             "reward.http.retries",
