@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sfpo_megatron.host.unwinding import Unwound
+from sfpo_megatron.host.unwinding import failures
 
 Foreign: TypeAlias = object
 """A value that a user's code returned or raised with: nothing is known of it yet."""
@@ -183,9 +183,7 @@ def load(name: str, *, key: str, form: str) -> Any:
     search_working_directory()
     try:
         module = importlib.import_module(module_name)
-    except Unwound:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
+    except failures() as error:  # whatever a user's module does while it is imported
         raise PluginError(
             key,
             found=f"{name!r}, but {module_name} does not import ({type(error).__name__}: {error})",
