@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sfpo_megatron.host.replacing import replacing
 
-_HIGHEST = 1e300
+_HIGHEST = 1e100
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -32,8 +32,8 @@ class RunMetrics:
         return None
 
     def series(self, name: str, lines: tuple[dict[str, Any], ...]) -> list[tuple[int, float]]:
-        """(step, value) of the lines that have a value: a finite number."""
-        return [(line["step"], line[name]) for line in lines if _is_number(line.get(name))]
+        """(step, value) of the lines that have a number."""
+        return [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
 
     def rollouts_at(self, step: int) -> int:
         """Rollouts used up to and including `step` (0 before the first)."""
@@ -78,8 +78,9 @@ def _whole(found: object) -> int:
     return found
 
 
-def _is_number(found: object) -> bool:
-    return type(found) in (int, float) and -_HIGHEST < found < _HIGHEST  # type: ignore[operator]
+def is_number(found: object) -> TypeGuard[float]:
+    """Whether a value of a line is a number that can be squared and summed; a boolean is none."""
+    return type(found) in (int, float) and abs(found) < _HIGHEST  # type: ignore[arg-type]
 
 
 def cut_metrics(path: str | Path, step: int) -> None:

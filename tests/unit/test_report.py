@@ -134,7 +134,7 @@ def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     good = {"step": 1, "num_rollouts": 8, "reward_mean": 0.5, "entropy": 1.0, "time/step_s": 2.0}
     lines = [good]
-    for odd in (float("nan"), float("inf"), 10**400, "x", [1], {"a": 1}, True, None):
+    for odd in (float("nan"), float("inf"), 1e200, 10**400, "x", [1], {"a": 1}, True, None):
         names = ("reward_mean", "entropy", "time/step_s", "num_optimizer_steps")
         lines.append({**good, "step": len(lines) + 1, **dict.fromkeys(names, odd)})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
