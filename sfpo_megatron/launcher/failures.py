@@ -14,8 +14,8 @@ from sfpo_megatron.host.peers import is_peers
 from sfpo_megatron.host.phases import recorded_phase
 from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.host.shortage import killed_by
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 # Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}

@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.host import lock, stopping
-from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.peers import lost_peer
 from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
@@ -23,7 +21,9 @@ from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 from sfpo_megatron.host.unwinding import Unwound, failures
 from sfpo_megatron.launcher.failures import write_error_file
+from sfpo_megatron.outputs import lock, stopping
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryRefused
 
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.peers import PeerLostError, lost_peer
-from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.outputs.trace import NoTrace, Trace
 from sfpo_megatron.resharding.seams import EngineClient
 from sfpo_megatron.run.evaluation import Best, Evaluation

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stopping import OutOfTime, StopRun
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
+from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run.ends import MainEnds, WeightSender
 from sfpo_megatron.run.evaluation import is_due

@@ -24,11 +24,11 @@ from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.host.gpus import VISIBLE, visible_devices
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.environment import note_start
+from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice

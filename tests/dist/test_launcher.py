@@ -20,9 +20,9 @@ from typing import Literal
 import psutil
 import pytest
 
-from sfpo_megatron.host import stopping
 from sfpo_megatron.host.peers import PeerLostError
 from sfpo_megatron.launcher.failures import Failure, first_failure, write_error_file
+from sfpo_megatron.outputs import stopping
 from sfpo_megatron.outputs.directory import RunDirectory
 
 LAUNCH = """

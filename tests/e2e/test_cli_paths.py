@@ -16,7 +16,7 @@ from pathlib import Path
 import digits
 import pytest
 
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 TOOLS = Path(__file__).parents[2] / "tools"
 NUM_STEPS = 20

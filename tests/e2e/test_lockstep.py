@@ -15,8 +15,8 @@ import pytest
 from made.tool_templates import tool_tokenizer
 
 from sfpo_megatron.demo.tiny_model import TinyModel, write_model
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
 from sfpo_megatron.outputs.cost_metrics import without_costs
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 OWN = """
 import asyncio, os, random

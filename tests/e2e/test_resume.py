@@ -24,7 +24,7 @@ from digits import ALONE, environment, lines
 
 from benchmarks.common import provenance
 from sfpo_megatron.checkpoints import manifest
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 NUM_STEPS = 10
 LAYOUTS = {

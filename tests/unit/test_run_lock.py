@@ -23,16 +23,16 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron.host import heartbeat, lock
-from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse
-from sfpo_megatron.host.lock import RunLock, has, is_anothers
+from sfpo_megatron.outputs import heartbeat, lock
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryNotWritable, Holder, RunInUse
+from sfpo_megatron.outputs.lock import RunLock, has, is_anothers
 
 HOLD = """
 import errno, fcntl, os, sys, time
 from pathlib import Path
-from sfpo_megatron.host import heartbeat
-from sfpo_megatron.host.lock import RunLock
+from sfpo_megatron.outputs import heartbeat
+from sfpo_megatron.outputs.lock import RunLock
 from sfpo_megatron.outputs.directory import RunDirectory
 
 folder, run, how = sys.argv[1:]
