@@ -22,7 +22,7 @@ from sfpo_megatron.evaluation.records import Record, Records
 from sfpo_megatron.evaluation.request import Request
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.run.evaluation import Outcome, eval_metrics
+from sfpo_megatron.run.held_out import Outcome, eval_metrics
 from sfpo_megatron.tracking.screen import open_screen, screen
 from sfpo_megatron.types import Prompt, Rollout
 

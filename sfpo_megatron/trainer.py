@@ -4,7 +4,7 @@
     prepared = advantages, minibatches, old_logprobs, ref_logprobs, K      run/learner
     results  = K fast passes, reposition, slow correction                  sfpo -> mcore/passes
     refit    = weights into the engines    run/engines -> resharding
-    log, evaluate, save                    tracking, run/evaluation, run/checkpoints
+    log, evaluate, save                    tracking, run/held_out, run/checkpoints
 
 SPMD: every rank runs every line, in this order; rank 0 alone talks to the engines.
 """

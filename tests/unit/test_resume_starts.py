@@ -31,8 +31,8 @@ from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.run import ends, opening, same_data
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.continuing import decide, prepare_output
-from sfpo_megatron.run.evaluation import Best
 from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.learner import Learner
 from sfpo_megatron.run.same_data import hold_to_data
 from sfpo_megatron.run.saving import read_run_state

@@ -24,8 +24,8 @@ from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
 from sfpo_megatron.mcore.reference_policy import rollout_kl
 from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
 from sfpo_megatron.run import learner
-from sfpo_megatron.run.evaluation import Best, EngineEvaluation, is_due
 from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.held_out import Best, EngineEvaluation, is_due
 from sfpo_megatron.run.metrics import Totals, batch_metrics, split_metrics
 from sfpo_megatron.run.saved_rollouts import RolloutSaver, SavedFeed
 from sfpo_megatron.tracking.timers import Timers
