@@ -20,6 +20,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from sfpo_megatron.errors import InputError
 from sfpo_megatron.host.unwinding import failures
 
 Foreign: TypeAlias = object
@@ -29,13 +30,12 @@ _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 EXPECTED = "package.module:name"
 
 
-class PluginError(ValueError):
-    """A `package.module:name` cannot be used: `key`, what was `found`, what was `expected`, and the
-    `fix`."""
+class PluginError(InputError):
+    """A `package.module:name` cannot be used; `key` is the config key that names it."""
 
     def __init__(self, key: str, *, found: str, expected: str, fix: str) -> None:
-        self.key, self.found, self.expected, self.fix = key, found, expected, fix
-        super().__init__(f"{key}: found {found}, expected {expected}; {fix}")
+        super().__init__(key, found, expected, fix)
+        self.key = key
 
 
 @dataclass(kw_only=True, frozen=True, slots=True, eq=False)  # hashed, in annotations

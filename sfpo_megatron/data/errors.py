@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from sfpo_megatron.errors import InputError
 
-class DataError(ValueError):
+
+class DataError(InputError):
     """`where: found ..., expected ...; fix`; of a row, `kind` says in a few words what is wrong."""
 
     def __init__(
         self, where: str, *, found: str, expected: str, fix: str, kind: str = "malformed"
     ) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}; {fix}")
-        self.where, self.found, self.expected, self.fix = where, found, expected, fix
+        super().__init__(where, found, expected, fix)
         self.kind = kind
 
 

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "sfpo_megatron"
 LAYER = {
     "sfpo": 0, "gate": 0, "snapshots": 0, "types": 0, "batching": 0, "config": 0, "objectives": 0,
     "families": 0, "data": 0, "rewards": 0, "planner": 0, "checkpoints": 0, "host": 0, "outputs": 0,
-    "plugins": 0, "demo": 0, "sandbox": 0, "tools": 0,
+    "errors": 0, "plugins": 0, "demo": 0, "sandbox": 0, "tools": 0,
     "mcore": 1, "convert": 1, "resharding": 1, "rollout": 1, "tracking": 1, "slurm": 1,
     "trainer": 2, "run": 2, "sft": 2, "evaluate": 2, "evaluation": 2,
     "cli": 3, "commands": 3, "__main__": 3, "launcher": 3, "doctor": 3,
@@ -51,6 +51,7 @@ TORCH_FREE = (
     "launcher/rank.py",
     "launcher/failures.py",
     "plugins.py",
+    "errors.py",
     "outputs/",
     "host/",
     "sandbox/",
