@@ -1,4 +1,4 @@
-"""The one form of an error about what a user gave. Standard library only."""
+"""The one form of an error about what a user gave, and of what it quotes. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
         at = f"{where}: " if where else ""
         super().__init__(f"{at}found {found}, expected {expected}; {fix}")
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters, so that a message stays on a line or two."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfpo_megatron.errors import InputError
+from sfpo_megatron.errors import InputError, shortened
 
 
 class DataError(InputError):
@@ -46,6 +46,5 @@ def by_kind(counts: dict[str, int]) -> str:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr(value)`, cut so that a message stays on a line or two."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    """`repr(value)` for a message."""
+    return shortened(repr(value), limit)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from sfpo_megatron.data.turns import Message
 from sfpo_megatron.data.values import is_text
+from sfpo_megatron.errors import shortened
 
 Json: TypeAlias = dict[str, Any]
 
@@ -246,8 +247,7 @@ def _arguments(given: Any) -> Json:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(json.dumps(value), 80)
 
 
 # ---- answers -----------------------------------------------------------------------------------
