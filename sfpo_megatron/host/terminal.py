@@ -78,11 +78,11 @@ class WipingStream(io.TextIOBase):
         self._stream.flush()
 
     def fileno(self) -> int:
-        """The stream's own."""
+        """The number of the stream below."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """The stream's own."""
+        """Whether the stream below is a terminal."""
         return self._stream.isatty()
 
 

@@ -45,7 +45,7 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """At the fullest moment."""
+        """Bytes on the device at the fullest moment: in the passes or in a refit."""
         passes = self.activations + self.logits
         apart = ("activations", "logits", "refit", "host")
         held = sum(getattr(self, f.name) for f in fields(self) if f.name not in apart)

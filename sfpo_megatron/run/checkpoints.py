@@ -212,7 +212,7 @@ class Checkpoints:
             self._stop.save_s = self._writer.write(step, lambda: self._state(step))
 
     def _state(self, step: int) -> dict[str, Any]:
-        """run_state.json."""
+        """The content of run_state.json."""
         return {
             "format": FORMAT,
             "run_id": self._run_id,
