@@ -31,11 +31,11 @@ from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.evaluation.request import add_options
-from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.home import NoHome
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.torchrun import num_ranks, speaks
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryRefused
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
 from sfpo_megatron.slurm.command import SlurmError, slurm
@@ -52,8 +52,8 @@ Command = Literal["train", "sft"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, or another has its
-    output_dir), 2 (the config or the data is wrong), 85 (stopped and saved, host/stopping.py), 130
-    (Ctrl-C)."""
+    output_dir), 2 (the config or the data is wrong), 85 (stopped and saved: outputs/stopping.py),
+    130 (Ctrl-C)."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal without the letters of a text shows their codes: that ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")

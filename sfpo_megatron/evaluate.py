@@ -22,7 +22,7 @@ from sfpo_megatron.evaluation.records import Record, Records
 from sfpo_megatron.evaluation.request import Request
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.run.evaluation import Outcome, eval_metrics
+from sfpo_megatron.run.held_out import HeldOutRollout, eval_metrics
 from sfpo_megatron.tracking.screen import open_screen, screen
 from sfpo_megatron.types import Prompt, Rollout
 
@@ -157,4 +157,6 @@ def _rewards(config: RunConfig) -> Any:
 def _metrics(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
     """The figures under the names that evaluations of a run have in metrics.jsonl."""
     rollouts = [record for samples in records.values() for record in samples]
-    return eval_metrics([Outcome(**{k: one[k] for k in Outcome._fields}) for one in rollouts])
+    return eval_metrics(
+        [HeldOutRollout(**{k: one[k] for k in HeldOutRollout._fields}) for one in rollouts]
+    )

@@ -20,7 +20,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sfpo_megatron.host.unwinding import Unwound
+from sfpo_megatron.errors import InputError
+from sfpo_megatron.host.unwinding import failures
 
 Foreign: TypeAlias = object
 """A value that a user's code returned or raised with: nothing is known of it yet."""
@@ -29,13 +30,12 @@ _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 EXPECTED = "package.module:name"
 
 
-class PluginError(ValueError):
-    """A `package.module:name` cannot be used: `key`, what was `found`, what was `expected`, and the
-    `fix`."""
+class PluginError(InputError):
+    """A `package.module:name` cannot be used; `key` is the config key that names it."""
 
     def __init__(self, key: str, *, found: str, expected: str, fix: str) -> None:
-        self.key, self.found, self.expected, self.fix = key, found, expected, fix
-        super().__init__(f"{key}: found {found}, expected {expected}; {fix}")
+        super().__init__(key, found, expected, fix)
+        self.key = key
 
 
 @dataclass(kw_only=True, frozen=True, slots=True, eq=False)  # hashed, in annotations
@@ -183,9 +183,7 @@ def load(name: str, *, key: str, form: str) -> Any:
     search_working_directory()
     try:
         module = importlib.import_module(module_name)
-    except Unwound:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported
+    except failures() as error:  # whatever a user's module does while it is imported
         raise PluginError(
             key,
             found=f"{name!r}, but {module_name} does not import ({type(error).__name__}: {error})",

@@ -17,13 +17,13 @@ import torch
 from sfpo_megatron.batching import build_minibatches
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.phases import doing
-from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.batches import batch_layout
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.passes import compute_logprobs, on_device, run_pass
 from sfpo_megatron.mcore.schedule import sft_schedule
 from sfpo_megatron.mcore.setup import Policy, build_policy
 from sfpo_megatron.objectives.objective import NextTokenObjective
+from sfpo_megatron.outputs.stopping import StopRun
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.checkpoints import Checkpoints

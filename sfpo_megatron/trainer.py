@@ -4,7 +4,7 @@
     prepared = advantages, minibatches, old_logprobs, ref_logprobs, K      run/learner
     results  = K fast passes, reposition, slow correction                  sfpo -> mcore/passes
     refit    = weights into the engines    run/engines -> resharding
-    log, evaluate, save                    tracking, run/evaluation, run/checkpoints
+    log, evaluate, save                    tracking, run/held_out, run/checkpoints
 
 SPMD: every rank runs every line, in this order; rank 0 alone talks to the engines.
 """
@@ -15,10 +15,10 @@ from itertools import count
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.phases import doing
-from sfpo_megatron.host.stopping import StopRun
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.schedule import train_schedule
 from sfpo_megatron.mcore.setup import build_policy
+from sfpo_megatron.outputs.stopping import StopRun
 from sfpo_megatron.plugins import ADVANTAGE
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.checkpoints import Checkpoints

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     from sfpo_megatron.convert.to_megatron import TOOL, hf_to_megatron
     from sfpo_megatron.families.shape import UnsupportedModel
     from sfpo_megatron.mcore.bridge import bridge_to_megatron
-    from sfpo_megatron.outputs.owned import writing
+    from sfpo_megatron.outputs.aside import writing
 
     try:
         parallel = ParallelConfig(tensor=arguments.tp, pipeline=arguments.pp, expert=arguments.ep)

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     from sfpo_megatron.convert.to_hf import TOOL, megatron_to_hf
     from sfpo_megatron.families.shape import UnsupportedModel
     from sfpo_megatron.mcore.bridge import bridge_to_hf
-    from sfpo_megatron.outputs.owned import writing
+    from sfpo_megatron.outputs.aside import writing
 
     try:
         try:

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "--overwrite", action="store_true", help="replace what was written, keep others' files"
     )
     arguments = parser.parse_args(argv)
-    from sfpo_megatron.outputs.owned import writing
+    from sfpo_megatron.outputs.aside import writing
 
     try:
         texts = _texts(arguments.format, arguments.calibration, arguments.num_texts)

@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         "--overwrite", action="store_true", help="replace what was written, keep others' files"
     )
     args = parser.parse_args(argv)
-    from sfpo_megatron.outputs.owned import NotOurs, writing
+    from sfpo_megatron.outputs.aside import writing
+    from sfpo_megatron.outputs.owned import NotOurs
 
     if (args.out / WEIGHTS).is_file():
         print(f"{args.out}: already there")

@@ -30,14 +30,13 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]  # run as a file, from anywhere
 
 import sums  # noqa: E402
-import torch  # noqa: E402
 from cells import Cell, Study, frozen_file, trimmed  # noqa: E402
 
-from benchmarks.common.provenance import commit, hardware  # noqa: E402
 from sfpo_megatron.config.load import load_config  # noqa: E402
 from sfpo_megatron.data.prepared import generated, prepare  # noqa: E402
 from sfpo_megatron.demo.legs import write_data as write_legs  # noqa: E402
 from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model  # noqa: E402
+from sfpo_megatron.outputs.environment import commit, machine  # noqa: E402
 
 RUNS = ROOT / "runs/study"
 _MAKING = threading.Lock()
@@ -109,7 +108,7 @@ def run_cell(study: Study, cell: Cell) -> None:
         "ended": "finished" if code == 0 else (folder / "log").read_text().splitlines()[-1][:300],
         "seconds": round(time.monotonic() - begun, 1),
         "commit": commit(),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": machine(),
     }
     cell.file.parent.mkdir(parents=True, exist_ok=True)
     aside = cell.file.with_suffix(".tmp")

@@ -12,8 +12,8 @@ from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.origin import COMMAND_LINE
 from sfpo_megatron.evaluation.records import EvaluationError
 from sfpo_megatron.evaluation.request import Request, request_of
-from sfpo_megatron.host.holder import require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import require_writable
 
 
 def run(arguments: argparse.Namespace) -> int:

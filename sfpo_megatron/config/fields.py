@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sfpo_megatron.errors import InputError
 from sfpo_megatron.plugins import Kind
 
 MOST_PROCESSES = 1024
@@ -14,12 +15,11 @@ MOST_SECONDS = 1e9
 """The kernel and Python's locks cannot wait ten times as long."""
 
 
-class FieldError(ValueError):
+class FieldError(InputError):
     """One field of one section is wrong: which, what was found, what to do about it."""
 
     def __init__(self, field_name: str, found: object, expected: str, fix: str) -> None:
-        super().__init__(f"{field_name}: found {found!r}, expected {expected}; {fix}")
-        self.field_name, self.found, self.expected, self.fix = field_name, found, expected, fix
+        super().__init__(field_name, repr(found), expected, fix)
 
 
 def at_least(section: object, minimum: float, *names: str) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sfpo_megatron.errors import InputError
+
 COMMAND_LINE = "command line"
 
 
-class ConfigError(ValueError):
-    """One value of a config is wrong: where, what was found, what was expected, what to do."""
+class ConfigError(InputError):
+    """One value of a config is wrong: file, key and line, what was found and expected, the fix."""
 
     def __init__(
         self, file: str, key: str, *, found: str, expected: str, fix: str, line: int | None = None
     ) -> None:
-        self.file, self.key, self.found, self.expected, self.fix = file, key, found, expected, fix
-        self.line = line
-        at = f" (line {line})" if line else ""
-        super().__init__(f"{file}: {key}: found {found}, expected {expected}; {fix}{at}")
+        super().__init__(f"{file}: {key}", found, expected, fix)
+        self.file, self.key, self.line = file, key, line
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} (line {self.line})" if self.line else super().__str__()
 
 
 @dataclass(kw_only=True, slots=True)

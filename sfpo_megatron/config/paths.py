@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sfpo_megatron.config.rollout import RolloutConfig
 from sfpo_megatron.config.tree import DataSource, RunConfig
+from sfpo_megatron.errors import InputError
 
 PATH_KEYS = frozenset(
     {
@@ -41,12 +42,11 @@ _HUB_ID = re.compile(r"(?:\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.A)
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 
 
-class PathError(ValueError):
-    """A path cannot be used: what was `found`, what was `expected`, and the `fix`."""
+class PathError(InputError):
+    """A path cannot be used; the caller knows the key or the option."""
 
     def __init__(self, *, found: str, expected: str, fix: str) -> None:
-        self.found, self.expected, self.fix = found, expected, fix
-        super().__init__(f"found {found}, expected {expected}; {fix}")
+        super().__init__("", found, expected, fix)
 
 
 def is_path(key: str) -> bool:

@@ -55,8 +55,8 @@ def build(cls: type, tree: Any, key: str, source: Source) -> Any:
         return cls(**values)
     except FieldError as error:
         raise source.error(
-            join(key, error.field_name),
-            found=repr(error.found),
+            join(key, error.where),
+            found=error.found,
             expected=error.expected,
             fix=error.fix,
         ) from error

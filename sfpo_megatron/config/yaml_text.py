@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from sfpo_megatron.config.origin import ConfigError, Source, join
+from sfpo_megatron.errors import shortened
 
 MAX_VALUES = 100_000
 """Values of a tree: aliases of aliases can write billions in ten lines."""
@@ -191,8 +192,7 @@ def _kind(node: yaml.Node) -> str:
 
 def shorten(text: str) -> str:
     """`text` for a message, in one line."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 60 else f"{flat[:57]}..."
+    return shortened(" ".join(text.split()), 60)
 
 
 # ---- what PyYAML refuses -----------------------------------------------------------------------

@@ -24,7 +24,7 @@ from sfpo_megatron.families.operations import split
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.table import hf_shapes, rules_of
-from sfpo_megatron.outputs.owned import writing
+from sfpo_megatron.outputs.aside import writing
 
 TOOL = "convert_megatron_to_hf"
 

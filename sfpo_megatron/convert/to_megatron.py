@@ -25,7 +25,7 @@ from sfpo_megatron.families.operations import merge
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.families.table import EMBEDDING, rules_of
-from sfpo_megatron.outputs.owned import writing
+from sfpo_megatron.outputs.aside import writing
 
 RELEASE = "release"
 TOOL = "convert_hf_to_megatron"

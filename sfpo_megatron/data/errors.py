@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from sfpo_megatron.errors import InputError, shortened
 
-class DataError(ValueError):
+
+class DataError(InputError):
     """`where: found ..., expected ...; fix`; of a row, `kind` says in a few words what is wrong."""
 
     def __init__(
         self, where: str, *, found: str, expected: str, fix: str, kind: str = "malformed"
     ) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}; {fix}")
-        self.where, self.found, self.expected, self.fix = where, found, expected, fix
+        super().__init__(where, found, expected, fix)
         self.kind = kind
 
 
@@ -45,6 +46,5 @@ def by_kind(counts: dict[str, int]) -> str:
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr(value)`, cut so that a message stays on a line or two."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    """`repr(value)` for a message."""
+    return shortened(repr(value), limit)

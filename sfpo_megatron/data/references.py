@@ -14,6 +14,7 @@ from types import ModuleType
 from sfpo_megatron.config.reward import RewardConfig
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
+from sfpo_megatron.errors import shortened
 from sfpo_megatron.plugins import REWARD
 
 _CACHED = 1 << 16
@@ -90,7 +91,6 @@ def _module(function: str) -> ModuleType:
     return importlib.import_module(REWARD.built_in[function].partition(":")[0])
 
 
-def shorten_line(text: str, limit: int = 120) -> str:
+def shorten_line(text: str) -> str:
     """The first line of a text, cut."""
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+    return shortened(text.strip().partition("\n")[0], 120)

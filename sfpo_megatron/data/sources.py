@@ -13,7 +13,7 @@ from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
 from sfpo_megatron.data.rows import Row
-from sfpo_megatron.host.unwinding import Unwound
+from sfpo_megatron.host.unwinding import failures
 from sfpo_megatron.plugins import SOURCE, Foreign
 
 MOST_ROWS = 1_000_000
@@ -53,9 +53,7 @@ def source_rows(source: DataSource, *, seed: int, key: str, name: str) -> Iterat
         raise error.at(key) from error
     except DataError:
         raise
-    except Unwound:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's function raises
+    except failures() as error:  # whatever a user's function raises
         what = "what it reads" if source.source in SOURCE.built_in else "the function"
         raise DataError(
             f"{key}.source",

@@ -19,7 +19,8 @@ from typing import Any
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.reading import train_rows
 from sfpo_megatron.data.taught import completion_of
-from sfpo_megatron.outputs.owned import check_owned, writing
+from sfpo_megatron.outputs.aside import writing
+from sfpo_megatron.outputs.owned import check_owned
 
 TOOL = "make_tiny_model"
 WRITTEN = (

@@ -20,7 +20,8 @@ from types import NoneType, TracebackType
 from typing import Any, TypeAlias
 
 from sfpo_megatron.host.replacing import set_aside, write_durably
-from sfpo_megatron.outputs.owned import NotOurs, one_writer
+from sfpo_megatron.outputs.aside import one_writer
+from sfpo_megatron.outputs.owned import NotOurs
 
 PATIENCE_S = 20.0
 """How long a directory that another process holds is tried again."""

@@ -12,7 +12,7 @@ from sfpo_megatron.families.shape import ModelShape
 
 
 def dtype_of(rule: Rule, dtype: torch.dtype) -> torch.dtype:
-    """In a model of `dtype`."""
+    """The dtype that a rule's tensor has in a model of `dtype`: fp32 where it is not trained."""
     return torch.float32 if rule.frozen else dtype
 
 

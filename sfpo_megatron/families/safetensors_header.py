@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sfpo_megatron.errors import InputError
+
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 _MAX_NUMBERS = 2**60
 _BITS = {
@@ -35,16 +37,15 @@ _IMPOSTORS: tuple[tuple[bytes, str, str], ...] = (
 """What else is found under the name of a weight file: its beginning, what it is, what to do."""
 
 
-class ModelFilesError(ValueError):
-    """A file of a model directory cannot be used: what was `found`, what was `expected`, the `fix`.
+class ModelFilesError(InputError):
+    """A file of a model directory cannot be used; what was found names it.
 
     `not_there`: nothing is wrong with what is there, but something is missing, as on a login node
     that has no weights.
     """
 
     def __init__(self, found: str, expected: str, fix: str, *, not_there: bool = False) -> None:
-        super().__init__(f"found {found}, expected {expected}; {fix}")
-        self.found, self.expected, self.fix = found, expected, fix
+        super().__init__("", found, expected, fix)
         self.not_there = not_there
 
 

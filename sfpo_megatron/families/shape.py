@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from sfpo_megatron.errors import InputError
 from sfpo_megatron.families.family import Family
 from sfpo_megatron.families.hf_config import Finding, HFConfig
 from sfpo_megatron.families.json_file import read_object
@@ -23,14 +24,11 @@ from sfpo_megatron.families.rope import (
 )
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(InputError):
     """A config.json that nothing here trains, or that is broken."""
 
     def __init__(self, found: str, expected: str, fix: str = "choose another model") -> None:
-        super().__init__(f"config.json: found {found}, expected {expected}; {fix}")
-        self.found = found
-        self.expected = expected
-        self.fix = fix
+        super().__init__("config.json", found, expected, fix)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""This machine, by the standard library alone: addresses, processes, stop requests."""
+"""This machine, by the standard library alone: addresses, processes, memory, temporary files."""

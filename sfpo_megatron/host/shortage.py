@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,10 +168,14 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str, tuple[str, ...], str | None], ...] 
 )
 
 
-def killed_hint(phase: str | None) -> str:
-    """What to say of a process that got SIGKILL, which the kernel sends when memory runs out."""
+def killed_by(signum: int, phase: str | None) -> str:
+    """How a signal ended a process that was in `phase`: of SIGKILL, which the kernel sends when
+    memory runs out, also what there was of it."""
+    killed = f"killed by {signal.Signals(signum).name}"
+    if signum != signal.SIGKILL:
+        return killed
     line = MemoryShortage.of_host().line(phase)
-    return f"the kernel does that when memory runs out: if it did, {line}"
+    return f"{killed}; the kernel does that when memory runs out: if it did, {line}"
 
 
 def total_memory() -> int | None:

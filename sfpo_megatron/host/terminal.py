@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import TextIO, cast
 
@@ -19,10 +18,10 @@ WIPE = "\r\x1b[K"
 _SHOW_CURSOR = "\x1b[?25h"
 
 
-def takes_line_in_place(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+def takes_line_in_place(stream: TextIO) -> bool:
     """Whether a line of `stream` can be redrawn: a terminal, and nobody has asked for plain text
     (NO_COLOR, TERM=dumb)."""
-    if environ.get("NO_COLOR") or environ.get("TERM", "dumb") in ("dumb", "unknown"):
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         return False
     try:
         return stream.isatty()
@@ -79,11 +78,11 @@ class WipingStream(io.TextIOBase):
         self._stream.flush()
 
     def fileno(self) -> int:
-        """The stream's own."""
+        """The number of the stream below."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """The stream's own."""
+        """Whether the stream below is a terminal."""
         return self._stream.isatty()
 
 

@@ -13,9 +13,9 @@ from typing import Literal
 from sfpo_megatron.host.peers import is_peers
 from sfpo_megatron.host.phases import recorded_phase
 from sfpo_megatron.host.replacing import replacing
-from sfpo_megatron.host.shortage import killed_hint
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
+from sfpo_megatron.host.shortage import killed_by
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 # Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
@@ -93,10 +93,8 @@ def first_failure(
     who, failure = f"error: rank {rank} (pid {pid})", Failure.read(directory, rank)
     # Our own signal may reach a rank that has raised and is on its way out.
     if failure is None if code in _OURS else code < 0:
-        signum = signal.Signals(-code if code < 0 else code % 128)
-        phase = recorded_phase(directory.phase_file(rank))
-        hint = f"; {killed_hint(phase)}" if signum == signal.SIGKILL else ""
-        return f"{who} was killed by {signum.name}{hint}", 1
+        signum = -code if code < 0 else code % 128
+        return f"{who} was {killed_by(signum, recorded_phase(directory.phase_file(rank)))}", 1
     if failure is not None:
         return failure.message, failure.exit_code
     return f"{who} ended with exit code {code} and no message", 1

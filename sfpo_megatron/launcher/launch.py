@@ -12,16 +12,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from sfpo_megatron.host import stopping
 from sfpo_megatron.host.addresses import leaves_machine
-from sfpo_megatron.host.holder import DirectoryRefused
-from sfpo_megatron.host.lock import RunLock
 from sfpo_megatron.host.terminal import announce, give_back
 from sfpo_megatron.host.variables import When, settle
 from sfpo_megatron.launcher.failures import first_failure
 from sfpo_megatron.launcher.rank import launched_name, torchrun_id
 from sfpo_megatron.launcher.supervise import supervise
+from sfpo_megatron.outputs import stopping
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryRefused
+from sfpo_megatron.outputs.lock import RunLock
 
 SHUTDOWN_TIMEOUT_S = 15  # above the rank's own limit (rank.CLOSING_TIME_S), below 30 s in all
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")

@@ -15,16 +15,16 @@ from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.data.errors import DataError
-from sfpo_megatron.host import lock, stopping
-from sfpo_megatron.host.holder import DirectoryRefused
 from sfpo_megatron.host.peers import lost_peer
 from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
-from sfpo_megatron.host.unwinding import Unwound
+from sfpo_megatron.host.unwinding import Unwound, failures
 from sfpo_megatron.launcher.failures import write_error_file
+from sfpo_megatron.outputs import lock, stopping
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryRefused
 from sfpo_megatron.plugins import PluginError
 
 WRONG_INPUT = (ConfigError, DataError, PluginError)
@@ -95,12 +95,10 @@ def _run(
         stopped = run()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, None
-    except Unwound:
-        raise
     except stopping.StopRequested as reason:
         print(f"stopped by {reason} before the first train step", flush=True)
         return stopping.STOPPED_EXIT_CODE, None
-    except (Exception, SystemExit) as error:
+    except failures() as error:
         is_config = isinstance(error, ConfigError)
         line = f"error: {error}" if is_config else message_line(error, rank)
         code = exit_code_of(error)

@@ -60,7 +60,7 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Its own inverse."""
+        """Swap the live weights and those on the host; twice is none."""
         for kept, live in zip(self._host, _weights(self._policy.chunks), strict=True):
             own = live.to("cpu", copy=True)
             live.copy_(kept)

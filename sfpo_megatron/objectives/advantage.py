@@ -28,7 +28,7 @@ STD_EPS = 1e-6
 
 
 def grpo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
-    """[N]: see above."""
+    """GRPO's advantages [N] of rewards [N]; with `normalize_std` off, Dr.GRPO's."""
     centered = _centered(rewards, group_size)
     if config.normalize_std:
         centered = centered / (centered.std(dim=1, keepdim=True) + STD_EPS)
@@ -36,13 +36,14 @@ def grpo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
 
 
 def rloo(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
-    """[N]: see above."""
+    """Leave-one-out advantages [N] of rewards [N]."""
     centered = _centered(rewards, group_size)
     return (centered * (group_size / (group_size - 1))).reshape(-1)
 
 
 def reinforce_pp(rewards: Tensor, group_size: int, config: ObjectiveConfig) -> Tensor:
-    """[N]: see above; the batch is the whole rollout batch, one entry a rollout. Its mean is 0."""
+    """REINFORCE++'s advantages [N] of rewards [N], those of the whole rollout batch. Their mean is
+    0."""
     centered = _centered(rewards, group_size).reshape(-1)
     return centered / (centered.std() + STD_EPS)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.config.objective import ObjectiveConfig
-from sfpo_megatron.host.unwinding import Unwound
+from sfpo_megatron.host.unwinding import failures
 from sfpo_megatron.objectives.surrogate import PolicyLoss, PolicyTokens, Statistics
 from sfpo_megatron.plugins import ADVANTAGE, LOSS, Foreign, Kind, PluginError
 
@@ -119,9 +119,7 @@ def _named(kind: Kind, name: str) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         raise  # that there is no room says nothing about the function
-    except Unwound:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's function raises
+    except failures() as error:  # whatever a user's function raises
         found = f"raised {type(error).__name__}: {error}"
         raise _wrong(kind, name, found, kind.form, "correct it") from error
 

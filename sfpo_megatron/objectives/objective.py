@@ -62,7 +62,7 @@ class Objective(Protocol):
         """What the loss sum of all microbatches and ranks is divided by: the same on all ranks."""
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, microbatch: Microbatch) -> ObjectiveTerms:
-        """logprobs, entropy: [T]."""
+        """The loss and its statistics on this rank; logprobs, entropy: [T]."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

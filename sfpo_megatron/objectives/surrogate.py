@@ -45,12 +45,12 @@ PolicyLoss = Callable[[PolicyTokens, ObjectiveConfig], Tensor | tuple[Tensor, St
 
 
 def log_ratio_of(logprobs: Tensor, old_logprobs: Tensor, loss_mask: Tensor) -> Tensor:
-    """d_t [T], 0 outside the mask."""
+    """d_t = logprobs - old_logprobs [T], 0 outside the mask."""
     return torch.where(loss_mask, finite(logprobs) - finite(old_logprobs), 0.0)
 
 
 def ratio_of(log_ratio: Tensor, sequences: Sequences, config: ObjectiveConfig) -> Tensor:
-    """r_t [T]."""
+    """r_t [T] of d_t [T]: a token's own, or its sequence's (`objective.ratio`)."""
     if config.ratio == "sequence":
         log_ratio = sequences.on_tokens(sequences.mean(log_ratio))
     return bounded(log_ratio).exp()

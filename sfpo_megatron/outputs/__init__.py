@@ -1,1 +1,1 @@
-"""What a run writes: the paths in its directory, and its metrics as a table, a plot and a page."""
+"""The directory of a run: paths, lock, stop requests, and its metrics as table, plot and page."""

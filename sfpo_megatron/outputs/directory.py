@@ -17,8 +17,8 @@
                              scoring-N.log
     RUN/slurm/               job scripts
     RUN/trace/               pictures of train steps (outputs/trace.py)
-    RUN/stop-requested       asks the run to stop (host/stopping.py)
-    RUN/.lock                who trains here, or did last (host/lock.py); .lock-heartbeat
+    RUN/stop-requested       asks the run to stop (outputs/stopping.py)
+    RUN/.lock                who trains here, or did last (outputs/lock.py); .lock-heartbeat
 
 Standard library only.
 """

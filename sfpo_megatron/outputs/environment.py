@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
         "hardware": _hardware(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "sfpo-megatron": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         **versions(),
     }
@@ -76,10 +76,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
-    """Commit of the checkout that runs; `-dirty` if tracked files differ from it."""
+def commit() -> str:
+    """Commit of the checkout that runs; `-dirty` if tracked files differ from it, `unknown: ...`
+    where there is none."""
     if not (_ROOT / ".git").exists():
-        return "installed without a checkout"
+        return "unknown: installed without a checkout"
     command = ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_S)
@@ -90,10 +91,14 @@ def _commit() -> str:
 
 def _hardware() -> str:
     """GPUs, cores and memory in words."""
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{len(os.sched_getaffinity(0))} cores of {_cpu()}, {gib:.0f} GiB"
     gpus = [f"{count} x {name}" for name, count in Counter(_gpus()).items()]
-    return "; ".join([*gpus, machine])
+    return "; ".join([*gpus, machine()])
+
+
+def machine() -> str:
+    """The cores that this process may use, and the memory, in words."""
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{len(os.sched_getaffinity(0))} cores of {_cpu()}, {gib:.0f} GiB"
 
 
 def _gpus() -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sfpo_megatron.host.replacing import replacing
+from sfpo_megatron.outputs.json_lines import bad_line, read_lines
 
-_HIGHEST = 1e300
+_HIGHEST = 1e100
+_EXPECTED = "a JSON object with a step, which is a whole number as num_rollouts is"
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -32,8 +34,8 @@ class RunMetrics:
         return None
 
     def series(self, name: str, lines: tuple[dict[str, Any], ...]) -> list[tuple[int, float]]:
-        """(step, value) of the lines that have a value: a finite number."""
-        return [(line["step"], line[name]) for line in lines if _is_number(line.get(name))]
+        """(step, value) of the lines that have a number."""
+        return [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
 
     def rollouts_at(self, step: int) -> int:
         """Rollouts used up to and including `step` (0 before the first)."""
@@ -46,40 +48,23 @@ def read_metrics(path: str | Path, *, is_written: bool = False) -> RunMetrics:
     `is_written`: a run may be writing it; half a line at its end is left out."""
     train: dict[int, dict[str, Any]] = {}
     evals: dict[int, dict[str, Any]] = {}
-    with Path(path).open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip() or (is_written and not text.endswith("\n")):
-                continue
-            try:
-                line = json.loads(text)
-                step = _whole(line["step"])
-                if "num_rollouts" in line:
-                    _whole(line["num_rollouts"])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(
-                    f"{path}:{number}: found {text.strip()[:80]!r}, expected a JSON object with a "
-                    "step, which is a whole number as num_rollouts is; remove the line (a killed "
-                    "run may leave half a line at the end)"
-                ) from error
-            if "eval/accuracy" in line:
-                evals[step] = line
-            if "num_rollouts" in line and ("loss" in line or "reward_mean" in line):
-                train[step] = line
+    for where, text, line in read_lines(path, expected=_EXPECTED, is_written=is_written):
+        step = line.get("step")
+        if type(step) is not int or type(line.get("num_rollouts", 0)) is not int:
+            raise bad_line(where, text, _EXPECTED)
+        if "eval/accuracy" in line:
+            evals[step] = line
+        if "num_rollouts" in line and ("loss" in line or "reward_mean" in line):
+            train[step] = line
     return RunMetrics(
         train=tuple(train[step] for step in sorted(train)),
         evals=tuple(evals[step] for step in sorted(evals)),
     )
 
 
-def _whole(found: object) -> int:
-    """The number; TypeError for anything but a whole one."""
-    if type(found) is not int:
-        raise TypeError(f"found {found!r}, expected a whole number")
-    return found
-
-
-def _is_number(found: object) -> bool:
-    return type(found) in (int, float) and -_HIGHEST < found < _HIGHEST  # type: ignore[operator]
+def is_number(found: object) -> TypeGuard[float]:
+    """Whether a value of a line is a number that can be squared and summed; a boolean is none."""
+    return type(found) in (int, float) and abs(found) < _HIGHEST  # type: ignore[arg-type]
 
 
 def cut_metrics(path: str | Path, step: int) -> None:

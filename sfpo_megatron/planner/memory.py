@@ -18,7 +18,6 @@ from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner.hardware import AWAY_BYTES
 from sfpo_megatron.planner.params import Chunk, Spec, buffers_of, chunks_of, params_of
 
-GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "fp8": 1}
 _LOGIT_BUFFERS = 2
 """fp32 buffers of a chunk in the log-prob kernel, half a chunk each, and the gradient's."""
@@ -46,7 +45,7 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """At the fullest moment."""
+        """Bytes on the device at the fullest moment: in the passes or in a refit."""
         passes = self.activations + self.logits
         apart = ("activations", "logits", "refit", "host")
         held = sum(getattr(self, f.name) for f in fields(self) if f.name not in apart)

@@ -31,9 +31,9 @@ the median."""
 
 
 @functools.lru_cache(maxsize=8)
-def response_lengths(work: Workload, count: int, seed: int = 0) -> tuple[int, ...]:
+def response_lengths(work: Workload, count: int) -> tuple[int, ...]:
     """Log-normal, cut at the longest, `work.mean_response` on average after the cut."""
-    source, longest = random.Random(seed), int(work.longest_response)
+    source, longest = random.Random(0), int(work.longest_response)
     mu = _log_median(work.mean_response, work.longest_response)
     drawn = (source.lognormvariate(mu, SPREAD) for _ in range(count))
     return tuple(min(max(round(length), 1), longest) for length in drawn)
@@ -82,14 +82,12 @@ def decoding_seconds(engine: Decoder, lengths: Sequence[int], prompt: float, roo
     return seconds
 
 
-def simulate(
-    shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload, *, seed: int = 0
-) -> StepSeconds:
+def simulate(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> StepSeconds:
     """Seconds of `config`'s train step whose responses have lengths of their own, dealt out to the
     engines in turn. `parallel.data` must be a number."""
     engine, engines = decoder(shape, config, gpu), config.rollout.num_engines
     count = config.train.prompts_per_step * config.train.group_size
-    lengths, room = response_lengths(work, count, seed), int(engine.room_for(work))
+    lengths, room = response_lengths(work, count), int(engine.room_for(work))
     generation = max(
         decoding_seconds(engine, lengths[index::engines], work.mean_prompt, room)
         for index in range(min(engines, count))

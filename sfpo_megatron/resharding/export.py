@@ -10,8 +10,8 @@ from sfpo_megatron.families.hf_files import (
     SafetensorsWriter,
     copy_companions,
 )
+from sfpo_megatron.outputs.aside import writing
 from sfpo_megatron.outputs.exported import RUN_TOOL, exported_names
-from sfpo_megatron.outputs.owned import writing
 
 if TYPE_CHECKING:
     from sfpo_megatron.resharding.source import MegatronWeightSource
@@ -28,7 +28,7 @@ def export_hf(
     """Write `source` to `out`, with config.json, tokenizer, chat template and generation config of
     `model_path`. Every rank calls it (iterating `source` is collective); one writes.
 
-    Files of others that came into `out` since the run began are kept (outputs/owned.py).
+    Files of others that came into `out` since the run began are kept (outputs/aside.py).
     """
     if not is_writer:
         for _ in source:

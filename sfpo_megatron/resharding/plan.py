@@ -230,28 +230,3 @@ def plan_streams(
         )
         for leader, rounds in sorted(streams.items())
     )
-
-
-def bytes_by_link(
-    streams: Sequence[Stream], num_bytes: Sequence[int], num_workers: int
-) -> dict[tuple[int, str], int]:
-    """Bytes from each leader to each engine worker `worker/N`."""
-    return {
-        (stream.leader, f"worker/{worker}"): sum(num_bytes[i] for r in stream.rounds for i in r)
-        for stream in streams
-        for worker in range(num_workers)
-    }
-
-
-def predicted_s(
-    streams: Sequence[Stream],
-    num_bytes: Sequence[int],
-    *,
-    leader_bytes_per_s: float,
-    worker_bytes_per_s: float,
-) -> float:
-    """Seconds by bandwidth alone: the longer of the slowest leader's sending and a worker's
-    receiving. A worker receives every stream; a leader's broadcast leaves it once (a ring passes it
-    on)."""
-    sent = [sum(num_bytes[i] for r in stream.rounds for i in r) for stream in streams]
-    return max(max(sent) / leader_bytes_per_s, sum(sent) / worker_bytes_per_s)

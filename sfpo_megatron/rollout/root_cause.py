@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_hint
+from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_by
 
 _RAISED = re.compile(
     # vLLM prefixes each line of a traceback: `(EngineCore pid=7) ERROR 11-29 01:02:03 [core.py:9] `
@@ -31,11 +31,8 @@ def how_ended(children: Iterable[BaseProcess]) -> str:
     wait({child.sentinel for child in children}, timeout=_EXIT_S)
     for child in children:
         if code := child.exitcode:
-            if code == -signal.SIGKILL:
-                return f"killed by SIGKILL; {killed_hint('generation')}"
-            if code < 0:
-                return f"killed by {signal.Signals(-code).name}, without a word"
-            return f"exit code {code}, without a word"
+            how = killed_by(-code, "generation") if code < 0 else f"exit code {code}"
+            return how if code == -signal.SIGKILL else f"{how}, without a word"
     return "without a word"
 
 

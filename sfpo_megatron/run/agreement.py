@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.stopping import RunEnded
 from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.outputs.stopping import RunEnded
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
 ALLOWED = {

@@ -23,9 +23,9 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.peers import watch_peers
 from sfpo_megatron.host.phases import doing
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
 from sfpo_megatron.run import same_model
 from sfpo_megatron.run.engines import Engines, NoEngines
 from sfpo_megatron.run.opening import OpenedRun
@@ -212,7 +212,7 @@ class Checkpoints:
             self._stop.save_s = self._writer.write(step, lambda: self._state(step))
 
     def _state(self, step: int) -> dict[str, Any]:
-        """run_state.json."""
+        """The content of run_state.json."""
         return {
             "format": FORMAT,
             "run_id": self._run_id,

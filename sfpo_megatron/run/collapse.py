@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 from sfpo_megatron.config.tree import TrainConfig
-from sfpo_megatron.host.stopping import RunEnded
 from sfpo_megatron.mcore.passes import PassResult
+from sfpo_megatron.outputs.stopping import RunEnded
 from sfpo_megatron.types import RolloutBatch
 
 DEAD_ENTROPY = 0.01

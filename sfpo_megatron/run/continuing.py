@@ -197,7 +197,7 @@ def _as_start(value: list[Any]) -> Start:
 
 
 def warn(text: str) -> None:
-    """A line on stderr."""
+    """Print a warning in a line on stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.peers import PeerLostError, lost_peer
-from sfpo_megatron.host.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.stopping import NoStop, Stopping, StopWatch
 from sfpo_megatron.outputs.trace import NoTrace, Trace
 from sfpo_megatron.resharding.seams import EngineClient
-from sfpo_megatron.run.evaluation import Best, Evaluation
 from sfpo_megatron.run.feed import Feed
+from sfpo_megatron.run.held_out import Best, Evaluation
 from sfpo_megatron.run.saved_rollouts import Saver
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stopping import OutOfTime, StopRun
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
+from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run.ends import MainEnds, WeightSender
-from sfpo_megatron.run.evaluation import is_due
+from sfpo_megatron.run.held_out import is_due
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.together import Together
 from sfpo_megatron.run.turns import DeviceTurns, NoTurns, Turns

@@ -24,19 +24,19 @@ from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.host.gpus import VISIBLE, visible_devices
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.environment import note_start
+from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
 from sfpo_megatron.run.continuing import Start, find, prepare_output
 from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender, stop_watch
 from sfpo_megatron.run.engines import Engines, is_colocated
-from sfpo_megatron.run.evaluation import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
+from sfpo_megatron.run.held_out import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.length import said_length, train_length
 from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from sfpo_megatron.host.stopping import OutOfTime
+from sfpo_megatron.outputs.stopping import OutOfTime
 from sfpo_megatron.rollout.errors import FleetLost
 
 T = TypeVar("T")

@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.errors import InputError
 
 
-class LayoutError(ValueError):
-    """The run does not fit the nodes: option or key, found, expected, fix."""
-
-    def __init__(self, key: str, found: str, expected: str, fix: str) -> None:
-        super().__init__(f"{key}: found {found}, expected {expected}; {fix}")
+class LayoutError(InputError):
+    """The run does not fit the nodes."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

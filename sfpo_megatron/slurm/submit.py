@@ -8,8 +8,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from sfpo_megatron.host.holder import require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import require_writable
 from sfpo_megatron.slurm.render import write
 
 _JOB_FILE = "job-id"

@@ -24,7 +24,7 @@ class NoPeak:
     """Nothing can be measured here."""
 
     def take_bytes(self) -> int:
-        """Nothing."""
+        """0: nothing was measured."""
         return 0
 
 

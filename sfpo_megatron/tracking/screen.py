@@ -43,7 +43,7 @@ class Screen(Protocol):
         """A line for a person. `important`: a warning, or how the run has ended."""
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Sample rollouts."""
+        """Sample rollouts of train step `step`, for a person to read."""
 
     def length(self, num_steps: int, left_s: float | None) -> None:
         """How long the run is, and how long it still takes, where that is known."""
@@ -102,14 +102,14 @@ class QuietScreen(PlainScreen):
     """Warnings, and how the run has ended."""
 
     def metrics(self, record: Mapping[str, Any], lines: Sequence[str]) -> None:
-        """Is in metrics.jsonl."""
+        """Nothing is said: metrics.jsonl has it."""
 
     def text(self, line: str, *, important: bool = False) -> None:
         if important:
             super().text(line)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Are in samples.jsonl."""
+        """Nothing is said: samples.jsonl has them."""
 
     def tick(self, now: Now) -> None:
         """Nothing is said."""

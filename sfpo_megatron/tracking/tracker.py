@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.unwinding import Unwound
+from sfpo_megatron.host.unwinding import failures
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.plugins import SINK, PluginError
 from sfpo_megatron.tracking.details import Details
@@ -87,9 +87,7 @@ class Tracker:
         """A sink must not end a run: what it raises is named once, and it gets nothing more."""
         try:
             yield
-        except Unwound:
-            raise
-        except (Exception, SystemExit) as error:
+        except failures() as error:
             self._sinks = {other: sink for other, sink in self._sinks.items() if other != name}
             why = " ".join(f"{type(error).__name__}: {error}".split())
             text = f"warning: tracking.sinks: {name} failed and gets nothing more ({why})"

@@ -19,10 +19,11 @@ from typing import Literal
 
 import psutil
 import pytest
+from made.waiting import wait_for
 
-from sfpo_megatron.host import stopping
 from sfpo_megatron.host.peers import PeerLostError
 from sfpo_megatron.launcher.failures import Failure, first_failure, write_error_file
+from sfpo_megatron.outputs import stopping
 from sfpo_megatron.outputs.directory import RunDirectory
 
 LAUNCH = """
@@ -74,7 +75,7 @@ def pids(folder: Path) -> list[int]:
 
 
 def alive(folder: Path) -> list[int]:
-    """Pids of the ranks and their children that still run (a zombie does not)."""
+    """Pids of all processes that still run (a zombie does not)."""
     left = []
     for pid in pids(folder):
         try:
@@ -101,13 +102,6 @@ def listening_addresses(processes: list[int]) -> set[str]:
         for line in Path(file).read_text().splitlines()[1:]
     ]
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
-
-
-def wait_until(condition: object, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:  # type: ignore[operator]
-        time.sleep(0.05)
-    assert condition()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +139,7 @@ def test_end_of_a_run(tmp_path: Path, mode: str, exit_code: int, line: str) -> N
 def test_signal_ends_all_ranks(tmp_path: Path, signum: signal.Signals) -> None:
     """Rank 0 unwinds (its `finally` runs), rank 1 dies at once, nobody is left."""
     process = start("sleep", tmp_path)
-    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
     time.sleep(1.0)  # past the barrier
     assert listening_addresses([process.pid, *pids(tmp_path)]) == {"0100007F"}  # 127.0.0.1
     began = time.monotonic()
@@ -189,7 +183,7 @@ def test_signals_while_the_ranks_start(
 ) -> None:
     """Anywhere from the import of torchrun to the ranks' first barrier."""
     process = start("sleep", tmp_path)
-    wait_until(RunDirectory(tmp_path).logs.exists, 30)  # Python itself is up
+    wait_for(RunDirectory(tmp_path).logs.exists, timeout_s=30, what="logs/")  # Python itself is up
     time.sleep(after_s)
     launcher = psutil.Process(process.pid)
     family = launcher.children(recursive=True)
@@ -214,7 +208,7 @@ def test_signals_while_the_ranks_start(
 def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signals) -> None:
     """The ranks end by themselves, when rank 0 has seen the request; nothing is reported."""
     process = start("stop", tmp_path)
-    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
     time.sleep(1.0)  # past the barrier
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
@@ -227,7 +221,7 @@ def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signal
 @pytest.mark.full
 def test_a_second_sigterm_ends_a_run_that_saves(tmp_path: Path) -> None:
     process = start("stop_never", tmp_path)
-    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.0)
@@ -251,13 +245,13 @@ def test_a_killed_rank_is_no_request(tmp_path: Path) -> None:
 def test_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     """The ranks; what they started in other sessions is theirs to end (rank 1 cannot)."""
     process = start("sleep", tmp_path)
-    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+    wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
     time.sleep(1.0)
     process.kill()
     process.wait(timeout=30)
     ranks = [int((tmp_path / f"pids_{rank}").read_text().split()[0]) for rank in (0, 1)]
     try:
-        wait_until(lambda: not set(ranks) & set(alive(tmp_path)), 10)
+        wait_for(lambda: not set(ranks) & set(alive(tmp_path)), timeout_s=10, what="the ranks' end")
         assert (tmp_path / "closed_0").exists()
     finally:
         for pid in alive(tmp_path):
@@ -275,7 +269,7 @@ def test_a_second_run_in_one_directory_ends_at_once(tmp_path: Path) -> None:
     first = start("stop_never", tmp_path)
     folder, ranks = RunDirectory(tmp_path), list[int]()
     try:
-        wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+        wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
         ranks += alive(tmp_path)
         folder.error_file(1).write_text("error: rank 1: X\n")
         folder.stop_file.touch()
@@ -321,7 +315,7 @@ def test_a_second_torchrun_in_one_directory_ends_at_once(tmp_path: Path) -> None
     first = start_plain("stop_never", tmp_path)
     ranks: list[int] = []
     try:
-        wait_until(lambda: len(pids(tmp_path)) == 4, 60)
+        wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
         ranks += alive(tmp_path)
         before = files(tmp_path)
         second = start_plain("stop", tmp_path)

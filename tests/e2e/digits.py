@@ -8,15 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tiny
 import yaml
-
-from sfpo_megatron.outputs.cost_metrics import without_costs
 
 VOCABULARY = ("<pad>", "<eos>", *"0123456789+=.")  # 15 tokens: not divisible by TP 2
 ALONE = ("parallel.tensor=1",)
@@ -169,16 +166,6 @@ def engine_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Any, *, timeout_s: float, what: str) -> Any:
-    """Poll until `condition()` is truthy and return it."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {timeout_s:g} s for {what}")
-
-
 def environment(overrides: tuple[str, ...]) -> dict[str, str]:
     """What torchrun sets for a rank; the launcher does it where there are more."""
     if overrides != ALONE:
@@ -194,10 +181,3 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     """(train lines, eval lines)."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [x for x in lines if "loss" in x], [x for x in lines if "eval/accuracy" in x]
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without what is a time."""
-    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
-    whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [without_costs(line) for line in whole]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import digits
 import pytest
+from made.waiting import wait_for
 
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 TOOLS = Path(__file__).parents[2] / "tools"
 NUM_STEPS = 20
@@ -54,7 +55,7 @@ def test_train_stop_resume_evaluate_export(tmp_path: Path, monkeypatch: pytest.M
 
     process = digits.start_train(config, *paths, *more)
     try:
-        digits.wait_for(
+        wait_for(
             lambda: process.poll() is not None or steps_logged(out) >= 2,
             timeout_s=100,
             what="steps",

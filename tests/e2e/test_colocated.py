@@ -16,6 +16,7 @@ from typing import Any
 
 import digits
 import pytest
+from made.waiting import wait_for
 
 from sfpo_megatron.outputs.cost_metrics import without_costs
 
@@ -78,7 +79,7 @@ def test_engines_that_die_in_their_turn(tmp_path: Path) -> None:
     process = digits.start_train(config)
     try:
         metrics = tmp_path / "run/metrics.jsonl"
-        digits.wait_for(
+        wait_for(
             lambda: metrics.exists() and '"loss"' in metrics.read_text(),
             timeout_s=180,
             what="the first train step",

@@ -18,6 +18,7 @@ from pathlib import Path
 import digits
 import psutil
 import pytest
+from made.waiting import wait_for
 
 from sfpo_megatron.rollout.lifeline import shared_memory
 
@@ -85,7 +86,7 @@ def running(config: Path, tmpdir: Path) -> Iterator[subprocess.Popen[str]]:
         return metrics.exists() and metrics.read_text().count('"loss"') >= 2
 
     try:
-        digits.wait_for(two_steps, timeout_s=180, what="two train steps")
+        wait_for(two_steps, timeout_s=180, what="two train steps")
         yield process
     finally:
         if process.poll() is None:
@@ -144,7 +145,7 @@ def test_engines_lost_for_good_save_the_run(config: Path) -> None:
     process = digits.start_train(config, "checkpoint.every=1000", f"output_dir={run}")
     try:
         metrics = run / "metrics.jsonl"
-        digits.wait_for(
+        wait_for(
             lambda: metrics.exists() and metrics.read_text().count('"loss"') >= 2,
             timeout_s=180,
             what="two train steps",
@@ -173,7 +174,7 @@ def test_killed_launcher_leaves_nothing(running: subprocess.Popen[str], tmpdir: 
     traces.look()
     running.kill()
     running.communicate(timeout=LIMIT_S)
-    digits.wait_for(
+    wait_for(
         lambda: not any(member.is_running() for member in traces.family),
         timeout_s=LIMIT_S,
         what="the end of what the launcher had started",

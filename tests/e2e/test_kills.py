@@ -20,6 +20,7 @@ import pytest
 import tiny
 import torch.distributed as dist
 from engines import assert_is_model
+from made.waiting import wait_for
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
@@ -87,7 +88,7 @@ def test_one_of_two_goes_while_generating(
     assert len(made) == 128 and two.health().num_restarts == before + 1
     assert_is_model(made[::16], models["untied_a"])
     sender.close()
-    digits.wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="the second engine")
+    wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="the second engine")
 
 
 @pytest.mark.parametrize("engines", [(0,), (0, 1)])
@@ -104,7 +105,7 @@ def test_killed_in_mid_update(
     assert {rollout.weight_version for rollout in made} == {3}
     assert_is_model(made, models["untied_b"])
     sender.close()
-    digits.wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="both engines")
+    wait_for(lambda: all(two.health().engines_alive), timeout_s=90, what="both engines")
 
 
 class GatheredSource(InterruptedSource):
@@ -184,7 +185,7 @@ def test_the_others_of_a_broadcast_survive(
     )
     sender = Refit(config, source=source, client=gloo.sync_client)
     version = gloo.health().weight_version + 1
-    digits.wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
+    wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
     survivor = fleet.process_of(gloo, "EngineCore", 0)
     victim = fleet.process_of(gloo, "worker", 1)
     source.interrupt = lambda: os.kill(victim, signum)
@@ -193,7 +194,7 @@ def test_the_others_of_a_broadcast_survive(
     made = gloo.collect("after", lambda: sender.send(version, only_stale=True) and None)
     assert {rollout.weight_version for rollout in made} == {version}
     assert_is_model(made, models["untied_b"])
-    digits.wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
+    wait_for(lambda: all(gloo.health().engines_alive), timeout_s=150, what="both engines")
     assert fleet.process_of(gloo, "EngineCore", 0) == survivor
     assert gloo.health().num_restarts == before + 1
     # And the whole fleet once more, over a communicator of both.
@@ -226,15 +227,15 @@ def test_a_run_with_kills_at_random_moments(tmp_path: Path, num_kills: int, tens
         return metrics.read_text().count('"loss"') if metrics.exists() else 0
 
     try:
-        digits.wait_for(lambda: num_steps() >= 2, timeout_s=180, what="two train steps")
+        wait_for(lambda: num_steps() >= 2, timeout_s=180, what="two train steps")
         for _ in range(num_kills):
             time.sleep(dice.uniform(0.0, 3.0))
-            engine = digits.wait_for(
+            engine = wait_for(
                 lambda: digits.engine_processes(process), timeout_s=120, what="an engine to kill"
             )
             dice.choice(engine).kill()
         done = num_steps()
-        digits.wait_for(lambda: num_steps() >= done + 3, timeout_s=180, what="three more steps")
+        wait_for(lambda: num_steps() >= done + 3, timeout_s=180, what="three more steps")
     finally:
         if process.poll() is None:
             digits.end(process)

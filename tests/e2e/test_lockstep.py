@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import digits
 import pytest
+from made.same_run import assert_same_run, lines
 from made.tool_templates import tool_tokenizer
+from made.waiting import wait_for
 
 from sfpo_megatron.demo.tiny_model import TinyModel, write_model
-from sfpo_megatron.host.stopping import STOPPED_EXIT_CODE
-from sfpo_megatron.outputs.cost_metrics import without_costs
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 OWN = """
 import asyncio, os, random
@@ -64,12 +64,6 @@ class Sums(ToolEnvironment):
 """
 
 
-def as_repeated(line: dict[str, Any]) -> dict[str, Any]:
-    """A step's metrics without its costs and what it counts of the engine that was lost."""
-    lost = {"num_reissued", "num_engine_restarts"}
-    return {name: value for name, value in without_costs(line).items() if name not in lost}
-
-
 @pytest.mark.full
 def test_a_run_with_tools_repeats_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +100,7 @@ def test_a_run_with_tools_repeats_bit_for_bit(
     overrides = (f"output_dir={broken}",)
     process = digits.start_train(config, *overrides, environment=digits.environment(digits.ALONE))
     try:
-        digits.wait_for(lambda: digits.lines(broken), timeout_s=400, what="a train step")
+        wait_for(lambda: lines(broken), timeout_s=400, what="a train step")
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=200)
     finally:
@@ -119,11 +113,9 @@ def test_a_run_with_tools_repeats_bit_for_bit(
     assert "resumed from" in output and not (tmp_path / "kill").exists()
 
     (steps, _), (wanted, _) = digits.read_metrics(broken), digits.read_metrics(straight)
-    assert [as_repeated(line) for line in steps] == [as_repeated(line) for line in wanted]
+    assert_same_run(broken, straight, but=("num_reissued", "num_engine_restarts"))
     assert wanted[-1]["num_reissued"] == 0
     assert steps[-1]["num_reissued"] > 0 and steps[-1]["num_engine_restarts"] == 1
     assert [line["num_rollouts"] for line in steps] == [16 * 8 * n for n in range(1, 5)]
     turns = [line["environment/turns"] for line in wanted]
     assert all(1 < number < 4 for number in turns), "all episodes were of one length"
-    weights = [(run / "hf/model.safetensors").read_bytes() for run in (straight, broken)]
-    assert weights[0] == weights[1]

@@ -14,6 +14,7 @@ from typing import Any
 import digits
 import psutil
 import pytest
+from made.waiting import wait_for
 
 pytestmark = pytest.mark.full
 
@@ -59,9 +60,7 @@ def test_an_engine_on_each_node(cluster: Any, tmp_path: Path) -> None:
     )
     process = digits.start_train(config)
     try:
-        digits.wait_for(
-            lambda: len(engine_parents()) == 2, timeout_s=120, what="two raylets' engines"
-        )
+        wait_for(lambda: len(engine_parents()) == 2, timeout_s=120, what="two raylets' engines")
         output, _ = process.communicate(timeout=200)
     finally:
         if process.poll() is None:

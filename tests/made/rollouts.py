@@ -1,7 +1,11 @@
-"""Rollouts of which nothing but the rewards matters."""
+"""Rollouts of which nothing but the rewards matters, alone and as the engines answer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from sfpo_megatron.data.selective import Outcome
+from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
 from sfpo_megatron.types import Rollout
 
 
@@ -24,3 +28,18 @@ def group(
         )
         for sample, reward in enumerate(rewards)
     ]
+
+
+def scored_request(
+    rollouts: list[Rollout], *, num_groups: int = 1, outcomes: Mapping[str, Outcome] | None = None
+) -> ScoredRequest:
+    """What the engines answer with `rollouts`, after one round and without a restart."""
+    return ScoredRequest(
+        rollouts=rollouts,
+        times=RolloutTimes(generate_s=1.0, reward_s=1.0),
+        counts=SamplingCounts(num_rounds=1, num_groups=num_groups),
+        outcomes=outcomes or {},
+        load=EngineLoad(kv_cache_usage=0.5, num_preemptions=0),
+        num_reissued=0,
+        num_restarts=0,
+    )

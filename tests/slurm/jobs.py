@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import digits
-from lab import SlurmLab, wait_for
+from lab import SlurmLab
+from made.same_run import lines
+from made.waiting import wait_for
 
-from sfpo_megatron.outputs.cost_metrics import without_costs
 from sfpo_megatron.slurm.render import TEMPLATES
 
 NUM_STEPS = 6
@@ -80,18 +80,6 @@ def processes(lab: SlurmLab, job: str) -> dict[int, str]:
     return found
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    """Every whole line of metrics.jsonl; none before the run has begun."""
-    file = run / "metrics.jsonl"
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """The same without what a clock wrote."""
-    return [without_costs(line) for line in lines(run)]
-
-
 def wait_for_step(lab: SlurmLab, job: str, run: Path, step: int) -> None:
     """Until train step `step` has been logged."""
 
@@ -144,25 +132,3 @@ def resume(lab: SlurmLab, job: str, run: Path, timeline: Timeline) -> None:
     timeline.seconds["resumed, from its release,"] = round(time.monotonic() - released, 1)
     lab.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=120)
     assert lab.state(job) == "COMPLETED", output(run, job)
-
-
-def assert_same_run(
-    run: Path, reference: Path, *, engines: bool = True, but: tuple[str, ...] = ()
-) -> None:
-    """The same metrics and the same policy, to the last bit. `but`: keys that may differ; a run
-    without `engines` has no evaluations and no counts of what they did."""
-    expected = metrics(reference)
-    if not engines:
-        counts = ("num_groups_", "num_sampling_", "num_reissued", "num_engine_", "staleness")
-        expected = [
-            {k: v for k, v in line.items() if not k.startswith(counts)}
-            for line in expected
-            if "loss" in line
-        ]
-    for mine, other in zip(metrics(run), expected, strict=True):
-        odd = {
-            k: (mine.get(k), other.get(k)) for k in {*mine, *other} if mine.get(k) != other.get(k)
-        }
-        assert odd.keys() <= set(but), f"step {other['step']}: {odd}"
-    policies = [(folder / "hf/model.safetensors").read_bytes() for folder in (run, reference)]
-    assert policies[0] == policies[1]

@@ -15,9 +15,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from made.waiting import wait_for
 
 PROGRAMS = ("sbatch", "srun", "slurmctld", "slurmd", "munged")
 KILL_WAIT_S = 5
@@ -227,16 +228,6 @@ class SlurmLab:
             return state if state in states else None
 
         return wait_for(reached, timeout_s=timeout_s, what=f"job {job} to be {' or '.join(states)}")
-
-
-def wait_for(condition: Callable[[], Any], *, timeout_s: float, what: str) -> Any:
-    """Poll until `condition()` is truthy and return it."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"waited {timeout_s:g} s for {what}")
 
 
 def _free_ports(count: int) -> int:

@@ -17,8 +17,10 @@ from typing import Any
 
 import jobs
 import pytest
-from jobs import Timeline, assert_same_run, resume
-from lab import SlurmLab, wait_for
+from jobs import Timeline, resume
+from lab import SlurmLab
+from made.same_run import assert_same_run, lines
+from made.waiting import wait_for
 
 from benchmarks.common import provenance
 from sfpo_megatron.checkpoints import manifest
@@ -103,11 +105,11 @@ def test_cancelled_in_mid_generation(lab: SlurmLab, model: Path, tmp_path: Path)
     )
     job = jobs.submit(lab, config)
     jobs.wait_for_step(lab, job, run, 3)
-    steps = [line for line in jobs.lines(run) if "loss" in line]
+    steps = [line for line in lines(run) if "loss" in line]
     generate_s = steps[-1]["time/generate_s"]
     assert generate_s > 0.5, "too short to be hit"
     time.sleep(generate_s / 2)
-    assert len([line for line in jobs.lines(run) if "loss" in line]) == len(steps)
+    assert len([line for line in lines(run) if "loss" in line]) == len(steps)
     timeline = Timeline("scancel in mid-generation")
     lab.run("scancel", job)
     left = jobs.left_after(lab, job, 10)

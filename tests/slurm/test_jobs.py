@@ -12,8 +12,9 @@ from pathlib import Path
 import jobs
 import pytest
 import yaml
-from jobs import assert_same_run, resume
+from jobs import resume
 from lab import SlurmLab
+from made.same_run import assert_same_run
 
 
 def test_run_on_two_nodes_equals_the_run_without_slurm(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made.rollouts import group
+from made.rollouts import group, scored_request
 
 from sfpo_megatron.config.tree import (
     DataConfig,
@@ -24,7 +24,7 @@ from sfpo_megatron.config.tree import (
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.selective import Outcome, ZeroVarianceHistory
 from sfpo_megatron.demo.tiny_model import train_tokenizer
-from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
+from sfpo_megatron.rollout.reports import ScoredRequest
 from sfpo_megatron.rollout.selection import GroupSelection
 from sfpo_megatron.run.feed import EngineFeed
 
@@ -168,14 +168,10 @@ class Client:
 
     def collect_scored(self, request_id: str, refit: Any) -> ScoredRequest:
         prompts = self.asked[-1].prompts
-        return ScoredRequest(
-            rollouts=[rollout for prompt in prompts for rollout in group(prompt.id, [1.0, 1.0])],
-            times=RolloutTimes(generate_s=1.0, reward_s=1.0),
-            counts=SamplingCounts(num_rounds=1, num_groups=len(prompts)),
+        return scored_request(
+            [rollout for prompt in prompts for rollout in group(prompt.id, [1.0, 1.0])],
+            num_groups=len(prompts),
             outcomes=dict.fromkeys((prompt.id for prompt in prompts), "solved"),
-            load=EngineLoad(kv_cache_usage=0.5, num_preemptions=0),
-            num_reissued=0,
-            num_restarts=0,
         )
 
 

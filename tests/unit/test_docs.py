@@ -255,7 +255,7 @@ def test_every_metric_of_a_train_step_is_described() -> None:
 
 
 def test_every_metric_of_an_evaluation_is_described() -> None:
-    logged = logged_keys("run/evaluation.py") | logged_keys("evaluate.py")
+    logged = logged_keys("run/held_out.py") | logged_keys("evaluate.py")
     expected = {key for key in logged if key.startswith("eval/")} | {"step", "model"}
     expected |= logged_keys("run/engines.py") & {"time/evaluate_s"}
     assert names(EVALUATION) == expected | {"eval/reward/NAME", "eval/accuracy/SOURCE"}

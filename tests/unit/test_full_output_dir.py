@@ -1,7 +1,7 @@
 """output_dir on a real file system that is read-only or full: one line, before anything starts.
 
 Mounts in a namespace of its own, so only root can run it; other obstacles are in
-test_config_output_dir.py and test_host_lock.py.
+test_config_output_dir.py and test_run_lock.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron.host.holder import DirectoryNotWritable, require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryNotWritable, require_writable
 
 CONFIG = """\
 output_dir: mounted/run

@@ -237,4 +237,4 @@ def test_sums_and_means_over_the_sequences_of_a_pack() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(FieldError) as refused:
         ObjectiveConfig(**settings)
-    assert refused.value.field_name == field
+    assert refused.value.where == field

@@ -17,9 +17,10 @@ from made.configs import AIW
 
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import ConfigError, load_config
-from sfpo_megatron.outputs import owned
+from sfpo_megatron.outputs import aside
+from sfpo_megatron.outputs.aside import writing
 from sfpo_megatron.outputs.exported import RUN_TOOL
-from sfpo_megatron.outputs.owned import MARKER, Marker, NotOurs, check_owned, writing
+from sfpo_megatron.outputs.owned import MARKER, Marker, NotOurs, check_owned
 
 ROOT = Path(__file__).parents[2]
 
@@ -225,10 +226,10 @@ def test_killed_anywhere(
     """At every rename, link, unlink, exchange and rmtree: old or new, the user's file in it, and
     the next writer finds its way and leaves nothing beside it."""
     if not exchange:
-        monkeypatch.setattr(owned, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(aside, "_exchange", lambda one, other: False)
     calls: list[tuple[object, str]]
     calls = [(os, "rename"), (os, "replace"), (os, "link"), (os, "unlink"), (shutil, "rmtree")]
-    calls += [(owned, "_exchange"), (owned, "_remove")]
+    calls += [(aside, "_exchange"), (aside, "_remove")]
     number = 0
     while True:
         number += 1

@@ -12,6 +12,7 @@ import pytest
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import cut_metrics, read_metrics
 from sfpo_megatron.outputs.plot import plot
+from sfpo_megatron.outputs.report.reading import ReportError, read_run
 from sfpo_megatron.outputs.shown import shown
 from sfpo_megatron.outputs.table import summary_table
 
@@ -112,11 +113,26 @@ def test_a_step_logged_twice_counts_once(tmp_path: Path) -> None:
     assert [line["reward_mean"] for line in read_metrics(path).train] == [0.9]
 
 
-def test_a_bad_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [b'{"step": 2, "loss"', b"[1]", b"7", b'{"step": 2, "model": "\xff"}', b"[" * 100_000],
+    ids=["half", "list", "number", "no UTF-8", "deep"],
+)
+def test_a_bad_line_is_named(tmp_path: Path, bad: bytes) -> None:
+    """The page names it as the table does, and leaves out half a line that a run may be writing."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "loss"')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: .*remove the line"):
+    path.write_bytes(b'{"step": 1}\n' + bad)
+    said = r"\.jsonl:2: found .*, expected a JSON object.*; remove the line"
+    with pytest.raises(ValueError, match=f"metrics{said}"):
         read_metrics(path)
+    assert not read_metrics(path, is_written=True).train
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ReportError, match=f"metrics{said}"):
+        read_run(tmp_path, "run")
+    path.rename(tmp_path / "samples.jsonl")
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ReportError, match=f"samples{said}"):
+        read_run(tmp_path, "run")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +152,7 @@ def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     good = {"step": 1, "num_rollouts": 8, "reward_mean": 0.5, "entropy": 1.0, "time/step_s": 2.0}
     lines = [good]
-    for odd in (float("nan"), float("inf"), 10**400, "x", [1], {"a": 1}, True, None):
+    for odd in (float("nan"), float("inf"), 1e200, 10**400, "x", [1], {"a": 1}, True, None):
         names = ("reward_mean", "entropy", "time/step_s", "num_optimizer_steps")
         lines.append({**good, "step": len(lines) + 1, **dict.fromkeys(names, odd)})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

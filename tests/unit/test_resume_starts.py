@@ -26,13 +26,13 @@ from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.tree import DataConfig, DataSource, DebugConfig, RunConfig
 from sfpo_megatron.data import PromptStream
 from sfpo_megatron.data.tokenize import load_tokenizer
-from sfpo_megatron.host.stopping import NoStop
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.run import ends, opening, same_data
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.continuing import decide, prepare_output
-from sfpo_megatron.run.evaluation import Best
 from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.learner import Learner
 from sfpo_megatron.run.same_data import hold_to_data
 from sfpo_megatron.run.saving import read_run_state

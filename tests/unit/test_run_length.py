@@ -15,7 +15,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.run.ends import MainEnds
 from sfpo_megatron.run.engines import Engines
-from sfpo_megatron.run.evaluation import Best
+from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.length import sft_length, train_length
 from sfpo_megatron.run.opening import other_ends
 

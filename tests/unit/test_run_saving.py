@@ -18,7 +18,7 @@ from sfpo_megatron.checkpoints.store import store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.run import saving
 from sfpo_megatron.run.checkpoints import Checkpoints
-from sfpo_megatron.run.evaluation import Best
+from sfpo_megatron.run.held_out import Best
 
 
 class Saved:

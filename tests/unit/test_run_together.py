@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sfpo_megatron.host.stopping import OutOfTime
+from sfpo_megatron.outputs.stopping import OutOfTime
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run.together import Together
 

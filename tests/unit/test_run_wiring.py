@@ -15,6 +15,7 @@ import pytest
 import torch
 from made.batches import make_batch
 from made.configs import run_config
+from made.rollouts import scored_request
 from ragged import cut, ragged
 
 from sfpo_megatron import sft
@@ -22,10 +23,10 @@ from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import EvalConfig
 from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
 from sfpo_megatron.mcore.reference_policy import rollout_kl
-from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
+from sfpo_megatron.rollout.reports import ScoredRequest
 from sfpo_megatron.run import learner
-from sfpo_megatron.run.evaluation import Best, EngineEvaluation, is_due
 from sfpo_megatron.run.feed import EngineFeed
+from sfpo_megatron.run.held_out import Best, EngineEvaluation, is_due
 from sfpo_megatron.run.metrics import Totals, batch_metrics, split_metrics
 from sfpo_megatron.run.saved_rollouts import RolloutSaver, SavedFeed
 from sfpo_megatron.tracking.timers import Timers
@@ -99,15 +100,7 @@ class Client:
         return self.rollouts
 
     def collect_scored(self, request_id: str, refit: Any) -> ScoredRequest:
-        return ScoredRequest(
-            rollouts=self.rollouts,
-            times=RolloutTimes(generate_s=1.0, reward_s=1.0),
-            counts=SamplingCounts(num_rounds=1, num_groups=1),
-            outcomes={},
-            load=EngineLoad(kv_cache_usage=0.5, num_preemptions=0),
-            num_reissued=0,
-            num_restarts=0,
-        )
+        return scored_request(self.rollouts)
 
 
 def test_an_evaluation_samples_at_its_own_temperature() -> None:

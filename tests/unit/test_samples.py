@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from made.configs import run_config
-from made.rollouts import group
+from made.rollouts import group, scored_request
 
 from sfpo_megatron.checkpoints.identity import retire_metrics
 from sfpo_megatron.config.tree import RunConfig, SamplesConfig
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.rollout.reports import EngineLoad, RolloutTimes, SamplingCounts, ScoredRequest
+from sfpo_megatron.rollout.reports import ScoredRequest
 from sfpo_megatron.run.continuing import prepare_output
 from sfpo_megatron.run.feed import EngineFeed
 from sfpo_megatron.run.samples import SamplePicker
@@ -86,15 +86,7 @@ class Client:
 
     def collect_scored(self, request_id: str, refit: Any) -> ScoredRequest:
         rollouts: list[Rollout] = group(self._name, [0.0, 1.0], weight_version=self._version)
-        return ScoredRequest(
-            rollouts=rollouts,
-            times=RolloutTimes(generate_s=1.0, reward_s=1.0),
-            counts=SamplingCounts(num_rounds=1, num_groups=1),
-            outcomes={},
-            load=EngineLoad(kv_cache_usage=0.5, num_preemptions=0),
-            num_reissued=0,
-            num_restarts=0,
-        )
+        return scored_request(rollouts)
 
 
 def feed_of(config: RunConfig, client: Any) -> EngineFeed:

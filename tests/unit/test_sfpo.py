@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from made.shards import through_one_buffer
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -107,15 +108,10 @@ def test_snapshot_reuses_its_storage_and_edits_in_place() -> None:
 
 
 class StagedShards(Shards):
-    """Every shard is drawn into one buffer and written back when the next one is drawn."""
+    """Shards that are handed out through one buffer."""
 
     def tensors(self) -> Iterator[Tensor]:  # type: ignore[override]
-        buffer = torch.empty(max(t.numel() for t in self.held))
-        for tensor in self.held:
-            staged = buffer[: tensor.numel()].view(tensor.shape)
-            staged.copy_(tensor)
-            yield staged
-            tensor.copy_(staged)
+        return through_one_buffer(self.held)
 
 
 def test_shards_drawn_into_one_buffer_are_written_back_to_the_last() -> None:

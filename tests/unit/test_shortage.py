@@ -6,6 +6,7 @@ The messages are the libraries' own, real ones where a CPU can make them. Not ex
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.host.phases import Phase, doing, phase_of, record_phases, recorded_phase
-from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_hint, total_memory
+from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_by, total_memory
 from sfpo_megatron.launcher.failures import first_failure
 from sfpo_megatron.launcher.rank import message_line
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -137,7 +138,8 @@ def test_a_killed_rank_was_in_a_phase(tmp_path: Path) -> None:
     assert recorded_phase(folder.phase_file(1)) is None and recorded_phase(tmp_path / "no") is None
     folder.forget_ranks()
     assert not folder.phase_file(1).exists()
-    assert "during" not in killed_hint(None)
+    assert "during" not in killed_by(signal.SIGKILL, None)
+    assert killed_by(signal.SIGSEGV, "passes") == "killed by SIGSEGV"
 
 
 LOG = """ValueError: of an earlier engine

@@ -12,6 +12,7 @@ import pytest
 import torch
 from made.bits import all_same_bits, clones
 from made.prepo import predicted
+from made.shards import through_one_buffer
 from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, Snapshot, sfpo_step
@@ -54,15 +55,10 @@ class Shards:
 
 
 class Staged(Shards):
-    """Each shard is drawn into one buffer and written back when the next one is drawn."""
+    """Shards that are handed out through one buffer."""
 
     def tensors(self) -> Iterator[Tensor]:
-        buffer = torch.empty(max(t.numel() for t in self.held))
-        for tensor in self.held:
-            staged = buffer[: tensor.numel()].view(tensor.shape)
-            staged.copy_(tensor)
-            yield staged
-            tensor.copy_(staged)
+        return through_one_buffer(self.held)
 
 
 def noise(seed: int) -> list[Tensor]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sfpo_megatron.host import stopping
-from sfpo_megatron.host.stopping import OutOfTime, StopRequested, StopWatch
+from sfpo_megatron.outputs import stopping
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.stopping import OutOfTime, StopRequested, StopWatch
 
 
 class Clock:
@@ -135,7 +135,7 @@ def test_a_signal_of_a_run_that_has_not_the_directory_ends_it(tmp_path: Path) ->
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from sfpo_megatron.host import stopping\n"
+        "from sfpo_megatron.outputs import stopping\n"
         "from sfpo_megatron.outputs.directory import RunDirectory\n"
         "directory = RunDirectory(Path(sys.argv[1]))\n"
         "stopping.request_on_signal(directory, signal.SIGTERM, is_ours=lambda: False)\n"

@@ -10,6 +10,7 @@ from sfpo_megatron.config.names import did_you_mean
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.config.upstream import accepts, fields_of
+from sfpo_megatron.errors import shortened
 
 _CORE = "megatron.core"
 CLASSES: dict[str, tuple[str, str]] = {
@@ -229,5 +230,4 @@ def _int(given: dict[str, Any], name: str) -> int | None:
 
 def shown(value: object) -> str:
     """`value` for a message, in one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(repr(value), 60)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sfpo_megatron.gate import EntropyGate
+from sfpo_megatron.outputs.metrics import is_number
 from sfpo_megatron.outputs.report.reading import Run, setting
 from sfpo_megatron.outputs.report.zscores import gate_scores
 
@@ -56,7 +57,6 @@ PHASES = (
     "other",
 )
 """Phases of a train step, in their order; "other" is the rest of `time/step_s`."""
-_HIGHEST = 1e100
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -197,10 +197,8 @@ def _column(lines: Sequence[Mapping[str, Any]], name: str) -> Column:
 
 
 def finite(found: Any) -> float | None:
-    """A number that can be squared and summed, or None."""
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return None
-    return float(found) if abs(found) < _HIGHEST else None
+    """The value of a line if it is a number (`is_number`), else None."""
+    return float(found) if is_number(found) else None
 
 
 def _sums(column: Column) -> Column:

@@ -16,7 +16,7 @@ def text(value: str) -> Markup:
 
 
 def joined(*parts: Markup) -> Markup:
-    """One after the other."""
+    """The parts, one after the other."""
     return Markup("".join(parts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from sfpo_megatron.config.load import ConfigError, dump_config, load_config
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.json_lines import read_lines
 from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
 
 
@@ -106,12 +107,7 @@ def _metrics(file: Path) -> RunMetrics:
         return RunMetrics(train=(), evals=())
     try:
         return read_metrics(file, is_written=True)
-    except UnicodeDecodeError as error:
-        raise ReportError(
-            f"{file}: found what is no UTF-8 ({error.reason}), expected the lines of a run; move "
-            "it away to report without it"
-        ) from error
-    except ValueError as error:  # it names file and line
+    except ValueError as error:
         raise ReportError(str(error)) from error
 
 
@@ -161,20 +157,10 @@ def _object(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a jsonl file, but for half a line at its end."""
+def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
-        return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, text in enumerate(lines, start=1):
-            if not text.strip() or not text.endswith("\n"):
-                continue
-            try:
-                found = json.loads(text)
-            except ValueError as error:
-                raise ReportError(
-                    f"{file}:{number}: found {text.strip()[:80]!r}, expected a JSON object; remove "
-                    "the line"
-                ) from error
-            if isinstance(found, dict):
-                yield found
+        return []
+    try:
+        return [line.content for line in read_lines(file, is_written=True)]
+    except ValueError as error:
+        raise ReportError(str(error)) from error

@@ -178,5 +178,5 @@ class WorkerReports:
     weight_transfer_engine: Receiver
 
     def interrupted_update(self) -> str | None:
-        """`Receiver.interruption`."""
+        """What `Receiver.interruption` says of this worker's."""
         return self.weight_transfer_engine.interruption

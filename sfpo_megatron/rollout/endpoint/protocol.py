@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from sfpo_megatron.data.strict_json import MOST_DEEP, is_deeper, read_strict
 from sfpo_megatron.data.turns import Message
 from sfpo_megatron.data.values import is_text
+from sfpo_megatron.errors import shortened
 
 Json: TypeAlias = dict[str, Any]
 
@@ -249,8 +250,7 @@ def _arguments(given: Any) -> Json:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(json.dumps(value), 80)
 
 
 # ---- answers -----------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from sfpo_megatron.host.heartbeat import Heartbeat
-from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse, require_writable
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.heartbeat import Heartbeat
+from sfpo_megatron.outputs.holder import DirectoryNotWritable, Holder, RunInUse, require_writable
 
 PATIENCE_S = 1.0
 """How long a lock that is taken is tried again: others look at it for an instant."""

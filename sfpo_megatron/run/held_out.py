@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sfpo_megatron.rollout.client import RolloutClient
 
 
-class Outcome(NamedTuple):
+class HeldOutRollout(NamedTuple):
     """One scored rollout of an evaluation, as far as its means go."""
 
     source: str
@@ -87,8 +87,8 @@ class EngineEvaluation:
 
         request = eval_request(self._config, f"eval/{step}", self._prompts, step=step)
         self._client.submit(request)
-        outcomes = [
-            Outcome(
+        rollouts = [
+            HeldOutRollout(
                 source=source_of(rollout.prompt_id),
                 correct=rollout.correct,
                 reward=rollout.reward,
@@ -98,7 +98,7 @@ class EngineEvaluation:
             )
             for rollout in self._client.collect(request.id, refit)
         ]
-        return {"step": step, **eval_metrics(outcomes)}
+        return {"step": step, **eval_metrics(rollouts)}
 
 
 def is_due(config: RunConfig, step: int) -> bool:
@@ -107,21 +107,21 @@ def is_due(config: RunConfig, step: int) -> bool:
     return step == config.train.steps or (every > 0 and step % every == 0)
 
 
-def eval_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def eval_metrics(rollouts: Sequence[HeldOutRollout]) -> dict[str, float]:
     """The means over all rollouts of an evaluation, and of each source where there are several."""
-    num = len(outcomes)
+    num = len(rollouts)
     sources: dict[str, list[float]] = {}
-    for one in outcomes:
+    for one in rollouts:
         sources.setdefault(one.source, []).append(float(one.correct))
     of_each = {f"eval/accuracy/{name}": sum(v) / len(v) for name, v in sources.items()}
     if len(of_each) > 1:  # what the best checkpoint is chosen by: each source counts alike
         of_each["eval/average"] = sum(of_each.values()) / len(of_each)
     return {
-        "eval/accuracy": sum(one.correct for one in outcomes) / num,
-        "eval/reward_mean": sum(one.reward for one in outcomes) / num,
-        "eval/response_tokens_mean": sum(one.num_tokens for one in outcomes) / num,
-        "eval/truncated": sum(one.truncated for one in outcomes) / num,
+        "eval/accuracy": sum(one.correct for one in rollouts) / num,
+        "eval/reward_mean": sum(one.reward for one in rollouts) / num,
+        "eval/response_tokens_mean": sum(one.num_tokens for one in rollouts) / num,
+        "eval/truncated": sum(one.truncated for one in rollouts) / num,
         "eval/num_rollouts": num,
         **(of_each if len(of_each) > 1 else {}),
-        **part_means(outcomes, "eval/reward/"),
+        **part_means(rollouts, "eval/reward/"),
     }

@@ -13,8 +13,8 @@ import os
 import threading
 import time
 
-from sfpo_megatron.host.holder import Holder, RunInUse
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import Holder, RunInUse
 
 INTERVAL_S = 5.0
 LIMIT_S = 30.0

@@ -16,23 +16,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made.waiting import wait_for
 
-from sfpo_megatron.host import heartbeat, lock
-from sfpo_megatron.host.holder import DirectoryNotWritable, Holder, RunInUse
-from sfpo_megatron.host.lock import RunLock, has, is_anothers
+from sfpo_megatron.outputs import heartbeat, lock
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.holder import DirectoryNotWritable, Holder, RunInUse
+from sfpo_megatron.outputs.lock import RunLock, has, is_anothers
 
 HOLD = """
 import errno, fcntl, os, sys, time
 from pathlib import Path
-from sfpo_megatron.host import heartbeat
-from sfpo_megatron.host.lock import RunLock
+from sfpo_megatron.outputs import heartbeat
+from sfpo_megatron.outputs.lock import RunLock
 from sfpo_megatron.outputs.directory import RunDirectory
 
 folder, run, how = sys.argv[1:]
@@ -269,7 +270,11 @@ def test_many_at_once_and_one_gets_it(directory: RunDirectory, how: str) -> None
         for n in range(6)
     ]
     try:
-        wait_until(lambda: sum(p.poll() is None for p in processes) == 1)
+        wait_for(
+            lambda: sum(p.poll() is None for p in processes) == 1,
+            timeout_s=60,
+            what="the one that has it",
+        )
         (winner,) = (p for p in processes if p.poll() is None)
         assert winner.stdout is not None and winner.stdout.readline() == "held\n"
         for process in processes:
@@ -280,13 +285,6 @@ def test_many_at_once_and_one_gets_it(directory: RunDirectory, how: str) -> None
         for process in processes:
             process.kill()
             process.communicate()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert condition()
 
 
 # ---- without flock -----------------------------------------------------------------------------
@@ -307,7 +305,7 @@ def test_without_flock_a_heartbeat_is_said_once(
             pass
         assert directory.heartbeat.exists(), "the second of a run does not remove it"
         before = directory.heartbeat.stat().st_mtime_ns
-        wait_until(lambda: directory.heartbeat.stat().st_mtime_ns > before)
+        wait_for(lambda: directory.heartbeat.stat().st_mtime_ns > before, timeout_s=60, what="beat")
     (record,) = caplog.records
     assert os.strerror(code) in record.getMessage() and "heartbeat" in record.getMessage()
     assert not directory.heartbeat.exists()
@@ -375,7 +373,7 @@ def test_who_is_taken_for_dead_says_so_and_leaves_the_other_alone(
     no_flock(monkeypatch)
     with caplog.at_level(logging.ERROR), RunLock(directory, run="first"):
         there = elsewhere(directory, "second")
-        wait_until(lambda: bool(caplog.records))
+        wait_for(lambda: bool(caplog.records), timeout_s=60, what="a warning")
     assert "another run has taken this one for dead" in caplog.text
     assert Holder.read(directory.heartbeat) == there
 
@@ -392,8 +390,8 @@ def test_a_heart_goes_on_after_a_file_system_that_was_away(
             raise OSError(errno.EIO, "Input/output error")
 
         monkeypatch.setattr(os, "utime", away)
-        wait_until(lambda: "no heartbeat now" in caplog.text)
+        wait_for(lambda: "no heartbeat now" in caplog.text, timeout_s=60, what="a warning")
         monkeypatch.setattr(os, "utime", utime)
         before = directory.heartbeat.stat().st_mtime_ns
-        wait_until(lambda: directory.heartbeat.stat().st_mtime_ns > before)
+        wait_for(lambda: directory.heartbeat.stat().st_mtime_ns > before, timeout_s=60, what="beat")
     assert "another run has taken this one" not in caplog.text

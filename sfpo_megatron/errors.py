@@ -1,0 +1,18 @@
+"""The one form of an error about what a user gave, and of what it quotes. Standard library only."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """`WHERE: found FOUND, expected EXPECTED; FIX`. `where` is a key, a file, an option or a row;
+    empty where only the caller knows it."""
+
+    def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
+        self.where, self.found, self.expected, self.fix = where, found, expected, fix
+        at = f"{where}: " if where else ""
+        super().__init__(f"{at}found {found}, expected {expected}; {fix}")
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text` in at most `limit` characters, so that a message stays on a line or two."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

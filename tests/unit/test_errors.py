@@ -1,0 +1,49 @@
+"""Errors about what a user gave: one form, whoever says it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sfpo_megatron.config.fields import FieldError
+from sfpo_megatron.config.origin import ConfigError
+from sfpo_megatron.config.paths import PathError
+from sfpo_megatron.data.errors import DataError, SourceError
+from sfpo_megatron.errors import InputError, shortened
+from sfpo_megatron.families.safetensors_header import ModelFilesError
+from sfpo_megatron.families.shape import UnsupportedModel
+from sfpo_megatron.plugins import PluginError
+from sfpo_megatron.slurm.layout import LayoutError
+
+SAID = {"found": "3", "expected": "4", "fix": "set 4"}
+ERRORS = {
+    "run.yaml: seed: ": ConfigError("run.yaml", "seed", **SAID),
+    "seed: ": FieldError("seed", 3, "4", "set 4"),
+    "data.train.0.size: ": SourceError("size", **SAID).at("data.train.0"),
+    "rows.jsonl:2: ": DataError("rows.jsonl:2", **SAID),
+    "objective.loss: ": PluginError("objective.loss", **SAID),
+    "--nodes: ": LayoutError("--nodes", **SAID),
+    "config.json: ": UnsupportedModel(**SAID),
+}
+
+
+@pytest.mark.parametrize("at", ERRORS)
+def test_where_found_expected_and_fix(at: str) -> None:
+    error = ERRORS[at]
+    assert str(error) == f"{at}found 3, expected 4; set 4"
+    assert (error.found, error.expected, error.fix) == ("3", "4", "set 4")
+
+
+@pytest.mark.parametrize("error", [PathError(**SAID), ModelFilesError(**SAID)])
+def test_whoever_calls_knows_where(error: InputError) -> None:
+    assert error.where == "" and str(error) == "found 3, expected 4; set 4"
+
+
+def test_a_line_of_a_file_stands_last() -> None:
+    error = ConfigError("run.yaml", "seed", **SAID, line=7)
+    assert str(error) == "run.yaml: seed: found 3, expected 4; set 4 (line 7)"
+    assert error.fix == "set 4"
+
+
+@pytest.mark.parametrize(("text", "cut"), [("123456", "123456"), ("1234567", "123...")])
+def test_what_is_quoted_is_cut_at_a_limit(text: str, cut: str) -> None:
+    assert shortened(text, 6) == cut
