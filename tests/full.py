@@ -8,6 +8,8 @@ too; those of Slurm, whose own limits know no neighbours, alone and last.
 
 The code of a unit test is everything, since it may read everything; of one on ranks what it
 imports; of another all but other files of tests; of a mutant the two files that its row names.
+What never passed runs first, then what has passed with other code, the oldest first: where a
+sitting is too short for all of it, the next ones come round to the rest.
 """
 
 from __future__ import annotations
@@ -53,32 +55,51 @@ RESULTS = "benchmarks/results"
 FIGURES = ".cache/test-full/figures"
 """Folder for what tests measure: in RESULTS it would make pages of docs/ stale meanwhile."""
 _ALONE = "tests/slurm/"
-_LAST = "tests/e2e/"
-"""Begun from the other end: they wait where the rest computes."""
+_WAITS = "tests/e2e/"
+"""One of them beside one of the rest, as long as there are both."""
 
 
 class Results:
-    """What has run, each with the digest of its code: `benchmarks/results/test_full.json`."""
+    """What has run, when and with which code: `benchmarks/results/test_full.json`."""
 
     def __init__(self, root: Path, digests: Mapping[str, str]) -> None:
+        self._root, self._digests = root, digests
         self._file = root / RESULTS / "test_full.json"
-        self._digests = digests
         found = json.loads(self._file.read_text())["ran"] if self._file.exists() else {}
-        self._ran: dict[str, Any] = {
-            name: result for name, result in found.items() if result["code"] == digests.get(name)
-        }
+        self._ran: dict[str, Any] = {name: found[name] for name in digests if name in found}
+
+    def _passed(self, name: str) -> str:
+        """When it passed, with whichever code; empty if it never did."""
+        result = self._ran.get(name)
+        return result["at"] if result and not result["failed"] else ""
 
     @property
     def missing(self) -> list[str]:
-        """What has not passed, in order."""
-        return [one for one in self._digests if self._ran.get(one, {"failed": 1})["failed"]]
+        """What has not passed with this code, in the order in which it should run."""
+        found = [
+            name
+            for name, code in self._digests.items()
+            if not self._passed(name) or self._ran[name]["code"] != code
+        ]
+        return sorted(found, key=self._passed)
 
     def add(self, name: str, counts: dict[str, int]) -> None:
         """Note it at once: the sitting may end at any moment."""
-        self._ran[name] = {**counts, "code": self._digests[name]}
-        content = {"missing": len(self.missing), "ran": self._ran}
+        now = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
+        commit = git(self._root, "rev-parse", "--short", "HEAD").strip()
+        self._ran[name] = {**counts, "at": now, "commit": commit, "code": self._digests[name]}
+        content = {"missing": len(self.missing), "ran": dict(sorted(self._ran.items()))}
         features = [] if self.missing else ["test-full"]
         write(self._file, content, device=torch.device("cpu"), features=features)
+
+    def summary(self) -> str:
+        """What is left, in a line."""
+        left = self.missing
+        if not left:
+            return "all have passed with this code"
+        earlier = [at for name in left if (at := self._passed(name))]
+        told = f", {len(earlier)} passed with earlier code, since {min(earlier)}" if earlier else ""
+        return f"{len(left)} left{told}"
 
 
 def git(root: Path, *words: str, stdin: str | None = None) -> str:
@@ -97,11 +118,11 @@ def code_of(root: Path) -> dict[str, str]:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """What pytest is called with, files and mutants one by one, Slurm's last; and its code."""
+    """What pytest is called with, files and mutants one by one, and its code."""
     code = code_of(root)
     tests = [path for path in code if path.startswith("tests/") and "/test_" in path]
     found = {}
-    for file in sorted(tests, key=lambda file: (file.startswith(_ALONE), file.startswith(_LAST))):
+    for file in sorted(tests):
         if file == MUTANTS:
             for row in tomllib.loads((root / TABLE).read_text())["mutant"]:
                 if not row.get("survives"):
@@ -148,20 +169,23 @@ def run(root: Path, name: str) -> dict[str, int] | None:
 
 
 def run_all(root: Path, results: Results, todo: Iterable[str], *, jobs: int, end: float) -> bool:
-    """Run them `jobs` at a time, from both ends of the list, until `end`; whether all passed."""
-    waiting, is_good = deque(todo), True
-    running: dict[Future[dict[str, int] | None], tuple[str, bool]] = {}
+    """Run them `jobs` at a time until `end`, those that wait beside those that compute; whether
+    all passed."""
+    todo, is_good = list(todo), True
+    waits = deque(name for name in todo if name.startswith(_WAITS))
+    computes = deque(name for name in todo if not name.startswith(_WAITS))
+    running: dict[Future[dict[str, int] | None], str] = {}
     with ThreadPoolExecutor(jobs) as pool:
         while True:
-            while waiting and len(running) < jobs and time.monotonic() < end:
-                is_first = all(not first for _, first in running.values())
-                name = waiting.popleft() if is_first else waiting.pop()
-                running[pool.submit(run, root, name)] = name, is_first
+            while (computes or waits) and len(running) < jobs and time.monotonic() < end:
+                is_computing = any(not name.startswith(_WAITS) for name in running.values())
+                first, then = (waits, computes) if is_computing else (computes, waits)
+                name = (first or then).popleft()
+                running[pool.submit(run, root, name)] = name
             if not running:
-                return is_good and not waiting
+                return is_good and not computes and not waits
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, _ = running.pop(future)
-                counts = future.result()
+                name, counts = running.pop(future), future.result()
                 is_good &= counts is not None and not counts["failed"]
                 if counts is not None:
                     results.add(name, counts)
@@ -187,9 +211,8 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     passed &= run_all(root, results, alone, jobs=1, end=end)
     for figures in (root / FIGURES).glob("*.json"):
         shutil.move(figures, root / RESULTS / figures.name)
-    left = results.missing
-    print(f"{len(left)} left" if left else "all have passed with this code")
-    return 0 if passed and not left else 1
+    print(results.summary())
+    return 0 if passed and not results.missing else 1
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_everything_once_and_slurm_alone_at_the_end(root: Path) -> None:
     (root / "Makefile").write_text("")
     commit(root)
     assert main(["--jobs", "1"], root) == 0
-    assert ran(root) == ["d", "one", "three", "u", "e", "s"], "other code: all of it again"
+    assert ran(root) == ["d", "u", "e", "s"], "other code: all but the mutants again"
 
 
 def test_another_test_is_other_code_for_unit_tests_alone(root: Path) -> None:
@@ -192,3 +192,24 @@ def test_a_test_on_ranks_depends_on_what_it_imports(root: Path) -> None:
         is_other_test = changed.startswith("tests/e2e/")
         assert (after["tests/dist/test_p.py"] == before["tests/dist/test_p.py"]) == is_other_test
         before = after
+
+
+def test_what_never_passed_runs_first_then_the_oldest(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sittings too short for all of it come round to every test."""
+    assert main([], root) == 0
+    file = root / "benchmarks/results/test_full.json"
+    results = json.loads(file.read_text())
+    for day, name in enumerate(("unit/test_u", "dist/test_d"), start=1):
+        results["ran"][f"tests/{name}.py"]["at"] = f"2026-01-0{day}T00:00Z"
+    del results["ran"]["tests/mutants/test_mutants.py::test_is_noticed[three]"]
+    file.write_text(json.dumps(results))
+    (root / "Makefile").write_text("")
+    commit(root)
+    ran(root)
+    capsys.readouterr()
+    assert main(["--minutes", "0"], root) == 1
+    assert "5 left, 4 passed with earlier code, since 2026-01-01T00:00Z" in capsys.readouterr().out
+    assert main(["--jobs", "1"], root) == 0
+    assert ran(root) == ["three", "u", "d", "e", "s"]
