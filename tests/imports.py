@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 TOPS = ("", "tests", "tests/unit", "tests/dist", "tests/e2e", "tests/slurm", "tests/mutants")
-"""Where Python looks for a module: `pythonpath` of pyproject.toml."""
+"""The folders that Python looks for a module in: `pythonpath` of pyproject.toml."""
 
 
 @cache

@@ -152,15 +152,19 @@ def _check_more_sbatch(options: list[str]) -> None:
 
 def _env_file(options: argparse.Namespace) -> Path:
     """The file of `--env`, read by bash without being run: its first mistake costs no job."""
+    if not options.env:
+        return TEMPLATES / "env.sh"
     try:
-        env_file = Path(expand(options.env)) if options.env else TEMPLATES / "env.sh"
+        env_file = Path(expand(options.env))
     except PathError as error:
         raise SlurmError(f"--env: {error}") from error
     if not env_file.is_file():
         raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
     try:
         has_carriage_returns = b"\r\n" in env_file.read_bytes()
-        read = subprocess.run(["bash", "-n", env_file], capture_output=True, timeout=TIMEOUT_S)
+        read = subprocess.run(
+            ["bash", "-n", "--", env_file], capture_output=True, timeout=TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmError(f"--env: found {error}, expected a file that bash can read") from error
     if has_carriage_returns:

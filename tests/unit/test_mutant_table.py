@@ -39,7 +39,7 @@ def test_every_row_names_tests_that_exist() -> None:
 
 
 def test_every_row_names_a_case_that_exists(request: pytest.FixtureRequest) -> None:
-    """Of the files that this pytest has collected as wholes."""
+    """Asked of the files that this pytest has collected as wholes."""
     chosen = request.config.option
     if chosen.keyword or any("::" in name for name in chosen.file_or_dir):
         pytest.skip("only some tests of a file are collected")
