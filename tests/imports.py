@@ -11,17 +11,24 @@ TOPS = ("", "tests", "tests/unit", "tests/dist", "tests/e2e", "tests/slurm", "te
 """The folders that Python looks for a module in: `pythonpath` of pyproject.toml."""
 
 
-@cache
-def imports(path: Path) -> frozenset[str]:
-    """Dotted names, those inside functions included; `from a import b` gives `a` and `a.b`."""
-    names = set()
+def import_statements(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """(line, dotted module, names taken from it) of every import, those inside functions included.
+    AssertionError for a relative one."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return frozenset(names)
+            yield from ((node.lineno, alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import absolutely"
+            yield node.lineno, node.module or "", tuple(alias.name for alias in node.names)
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Dotted names; `from a import b` gives `a` and `a.b`."""
+    found = set()
+    for _, module, names in import_statements(path):
+        found |= {module, *(f"{module}.{name}" for name in names)}
+    return frozenset(found)
 
 
 def closure(root: Path, first: Collection[str], files: Collection[str]) -> set[str]:

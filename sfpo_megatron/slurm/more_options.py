@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 _OWN = "nothing: the script starts its steps for one task a node"
+_ARRAY = "nothing: the jobs of an array would all write one output_dir"
 _SET = {
     "nodes": "--nodes",
     "N": "--nodes",
@@ -14,8 +15,7 @@ _SET = {
     "t": "--time",
     "gpus-per-node": "--gpus-per-node",
     "signal": "--save-budget",
-    "array": "nothing: the jobs of an array would all write one output_dir",
-    "a": "nothing: the jobs of an array would all write one output_dir",
+    **dict.fromkeys(("array", "a"), _ARRAY),
     **dict.fromkeys(("ntasks", "n", "ntasks-per-node"), _OWN),
 }
 """Name of an option of sbatch that our own decide -> what is set in its place."""

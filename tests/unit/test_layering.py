@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from imports import import_statements
 from made.configs import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -77,15 +78,10 @@ def name(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted module) of every import; `from a import b` gives `a.b` as well as `a`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name(path)}:{node.lineno}: write the import absolutely"
-            module = node.module or ""
-            yield node.lineno, module
-            if module == "sfpo_megatron":
-                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+    for line, module, names in import_statements(path):
+        yield line, module
+        if module == "sfpo_megatron":
+            yield from ((line, f"{module}.{name}") for name in names)
 
 
 def layer_faults(path: Path) -> list[str]:
