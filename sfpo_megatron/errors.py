@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
 
-class InputError(ValueError):
+E = TypeVar("E", bound=BaseException)
+
+
+class WrongInput(Exception):
+    """What the user gave is at fault: the same command would end in the same way."""
+
+
+class InputError(ValueError, WrongInput):
     """`WHERE: found FOUND, expected EXPECTED; FIX`. `where` is a key, a file, an option or a row;
     empty where only the caller knows it."""
 
@@ -11,6 +19,15 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
         at = f"{where}: " if where else ""
         super().__init__(f"{at}found {found}, expected {expected}; {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are made again with `args`, which is the message: other processes could not.
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[E], args: tuple[object, ...]) -> E:
+    """An exception without its `__init__`."""
+    return kind.__new__(kind, *args)
 
 
 def shortened(text: str, limit: int) -> str:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.data.errors import DataError
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.peers import lost_peer
 from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
@@ -25,10 +25,7 @@ from sfpo_megatron.launcher.failures import write_error_file
 from sfpo_megatron.outputs import lock, stopping
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.holder import DirectoryRefused
-from sfpo_megatron.plugins import PluginError
 
-WRONG_INPUT = (ConfigError, DataError, PluginError)
-"""What is wrong with what the user has given: the same command would end in the same way."""
 WRONG_INPUT_EXIT_CODE = 2
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5
@@ -116,7 +113,7 @@ def _run(
 def exit_code_of(error: BaseException) -> int:
     """That of a command which this ended: whether another start could succeed. A hub or a file
     system that is away may be back by then."""
-    if not isinstance(error, WRONG_INPUT):
+    if not isinstance(error, WrongInput):
         return 1
     cause = error.__cause__
     while cause is not None and not isinstance(cause, ConnectionError | TimeoutError):

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from sfpo_megatron.errors import WrongInput
+
 
 class Problem(Protocol):
     """What a verifier may look at: of `types.Prompt`, the fields that go to a scoring process."""
@@ -27,3 +29,7 @@ class Problem(Protocol):
 
 class VerifierError(RuntimeError):
     """A verifier cannot score whatever the response: a bug or a bad row, not a reward."""
+
+
+class CannotBeLoaded(VerifierError, WrongInput):
+    """A verifier of the user's own does not import, or its `warm_up` raises."""

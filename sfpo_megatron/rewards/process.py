@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from sfpo_megatron.config.reward import RewardConfig, WeightedReward
-from sfpo_megatron.rewards import VerifierError
+from sfpo_megatron.rewards import CannotBeLoaded, VerifierError
 from sfpo_megatron.rewards.wire import Reply
 from sfpo_megatron.sandbox.output import OutputLog
 from sfpo_megatron.sandbox.process import CannotServe, DidNotStart, LimitedProcess
@@ -32,4 +32,4 @@ def start_scoring(
         names = ", ".join(one.name for one in functions)
         raise VerifierError(f"reward.function {names}: its scoring process {error}") from error
     except CannotServe as error:
-        raise VerifierError(str(error)) from error
+        raise CannotBeLoaded(str(error)) from error

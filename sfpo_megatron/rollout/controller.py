@@ -19,17 +19,17 @@ from typing import Any
 from sfpo_megatron.config.paths import absolute_model, with_absolute_paths
 from sfpo_megatron.config.rules.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
-from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.actor_variables import enter_actor
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.cluster import create_actor, nodes, start_cluster
 from sfpo_megatron.rollout.engine import Engine, Memory, WireInfo
 from sfpo_megatron.rollout.episode_runner import EpisodeRunner
 from sfpo_megatron.rollout.episodes import check_environment
-from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.errors import CannotBeUsed, RolloutError
 from sfpo_megatron.rollout.handles import EngineActor
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.placement import Placement, RankDevice, place_engines
@@ -53,10 +53,7 @@ def start_rollouts(
     `trainer`: the device of each trainer rank, which dedicated engines leave alone and colocated
     ones share; empty on CPU.
     """
-    try:
-        check_environment(config)  # before an engine starts
-    except PluginError as error:
-        raise RolloutError(str(error)) from None
+    check_environment(config)  # before an engine starts
     # Actors on a cluster that RAY_ADDRESS names run in another directory.
     config, model_path = with_absolute_paths(config), absolute_model(model_path)
     with span("cluster"):
@@ -156,11 +153,14 @@ class RolloutController:
         await asyncio.gather(self._fleet.start(), self._prepare())
 
     async def _prepare(self) -> None:
-        await self._scorer.start()
-        # In a thread: a user's environment may take its time.
-        runner = await asyncio.to_thread(
-            EpisodeRunner, self._config, self._scorer.tokenizer, self._fleet
-        )
+        try:
+            await self._scorer.start()
+            # In a thread: a user's environment may take its time.
+            runner = await asyncio.to_thread(
+                EpisodeRunner, self._config, self._scorer.tokenizer, self._fleet
+            )
+        except WrongInput as error:
+            raise CannotBeUsed(str(error)) from None
         self._open.callback(runner.close)
         self._rounds = Rounds(self._config.seed, runner, self._scorer)
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.outputs.declared import is_metric_name
-from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.rollout.episodes import BatchEnvironment, Episode, make_environment
 from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.lockstep import Generator, Lockstep, together
@@ -45,8 +45,8 @@ class EpisodeRunner:
         self._fleet = fleet
         try:
             self._environment = make_environment(config, tokenizer)
-        except PluginError as error:
-            raise RolloutError(str(error)) from None
+        except WrongInput:
+            raise
         except (Exception, SystemExit) as error:  # whatever a user's constructor raises
             raise self._failure(error, "while it was made") from None
 

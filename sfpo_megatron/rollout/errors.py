@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from sfpo_megatron.errors import WrongInput
+
 
 class RolloutError(RuntimeError):
     """Generation, scoring or a refit failed; the message says where and what to do."""
+
+
+class CannotBeUsed(RolloutError, WrongInput):
+    """A reward, an environment, an agent or a tool of the user's own cannot be used."""
 
 
 class FleetLost(RolloutError):

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.scratch import Scratch
 from sfpo_megatron.host.variables import variables
 from sfpo_megatron.sandbox.output import OutputLog
@@ -43,8 +44,8 @@ class DidNotStart(Exception):
     """The process ended, or took too long, before it was ready: how, and its last output."""
 
 
-class CannotServe(Exception):
-    """The process has said why it cannot do its work."""
+class CannotServe(WrongInput):
+    """The process has said why it cannot do its work: it could not load what it was given."""
 
 
 class LimitedProcess(Generic[Reply]):

@@ -21,7 +21,6 @@ from typing import TypeAlias
 from sfpo_megatron.host.scratch import remove_abandoned
 from sfpo_megatron.sandbox.output import OutputLog
 from sfpo_megatron.sandbox.process import (
-    CannotServe,
     DidNotStart,
     LimitedProcess,
     WorkerDied,
@@ -60,7 +59,7 @@ class ToolPool:
     def __init__(
         self, choices: Sequence[ToolChoice], *, timeout_s: float, num_workers: int
     ) -> None:
-        """PluginError or ToolsFailed where a tool cannot be loaded."""
+        """PluginError, CannotServe or ToolsFailed where a tool cannot be loaded."""
         self._choices, self._timeout_s = tuple(choices), timeout_s
         self._limit_s = {
             choice.called: timeout_s + (_GRACE_S if "timeout_s" in choice.load().hidden else 0.0)
@@ -135,7 +134,7 @@ class ToolPool:
         module = "sfpo_megatron.tools.worker"
         try:
             worker: Worker = LimitedProcess(module, arguments, scratch=SCRATCH, output=self._output)
-        except (DidNotStart, CannotServe) as error:
+        except DidNotStart as error:
             raise ToolsFailed(f"a process for tools: {error}") from error
         self._workers.add(worker)
         return worker

@@ -58,16 +58,18 @@ def main(lifeline_fd: int, timeout_s: float, choices: list[ToolChoice]) -> None:
     surroundings = Surroundings()
     faulthandler.enable()
     adopt_orphans()
-    try:
-        tools = [choice.load(timeout_s=timeout_s) for choice in choices]
-        for tool in tools:
+    tools: list[BoundTool] = []
+    for choice in choices:
+        try:
+            tool = choice.load(timeout_s=timeout_s)
             tool.warm_up()
-    except BaseException as error:  # SystemExit too: a module may call it while it is imported
-        traceback.print_exc()
-        is_ours = isinstance(error, PluginError)
-        reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
-        write_line(surroundings.results, {"failed": reason})
-        return
+        except BaseException as error:  # SystemExit too: a module may call it while it is imported
+            traceback.print_exc()
+            is_ours = isinstance(error, PluginError)
+            raised = f"tool {choice.name} raised {type(error).__name__}: {error}"
+            write_line(surroundings.results, {"failed": str(error) if is_ours else raised})
+            return
+        tools.append(tool)
     surroundings.restore()
     limit_this_process(file_bytes=FILE_BYTES)
     write_line(surroundings.results, {"ready": True})

@@ -108,7 +108,7 @@ def test_a_module_that_does_not_import_ends_the_run(
         text=True,
         timeout=240,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert "reward.function: found 'mine:score', but mine does not import" in last
     assert "No module named 'no_such_package'" in last

@@ -274,7 +274,7 @@ def test_what_is_no_environment_is_refused_before_anything_starts(
     with pytest.raises(PluginError, match=rf"^rollout\.environment: found .*{message}"):
         load_environment(name)
     config = run_config(rollout={"environment": name})
-    with pytest.raises(RolloutError, match=rf"^rollout\.environment: found .*{message}"):
+    with pytest.raises(PluginError, match=rf"^rollout\.environment: found .*{message}"):
         controller.start_rollouts(config, model_path="unused")
     found = list(own_code(config))
     assert [problem.key for problem in found] == ["rollout.environment"] * found_by_check

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.origin import ConfigError
 from sfpo_megatron.config.paths import PathError
-from sfpo_megatron.data.errors import DataError, SourceError
+from sfpo_megatron.data.errors import BadRowsError, DataError, SourceError
 from sfpo_megatron.errors import InputError, shortened
 from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.families.shape import UnsupportedModel
@@ -36,6 +39,27 @@ def test_where_found_expected_and_fix(at: str) -> None:
 @pytest.mark.parametrize("error", [PathError(**SAID), ModelFilesError(**SAID)])
 def test_whoever_calls_knows_where(error: InputError) -> None:
     assert error.where == "" and str(error) == "found 3, expected 4; set 4"
+
+
+WRONG_ROW = DataError("rows.jsonl:2", **SAID, kind="too long")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *ERRORS.values(),
+        PathError(**SAID),
+        ModelFilesError(**SAID, not_there=True),
+        BadRowsError([WRONG_ROW], {"too long": 3}),
+        ConfigError("run.yaml", "seed", **SAID, line=7),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_another_process_has_the_same_error(error: InputError) -> None:
+    """An actor of Ray's, or a process of a pool, raised it."""
+    for made in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
+        assert type(made) is type(error) and str(made) == str(error)
+        assert vars(made) == vars(error)
 
 
 def test_a_line_of_a_file_stands_last() -> None:

@@ -17,8 +17,10 @@ RANK = """
 import os, signal, sys
 from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.launcher.rank import run_rank
+from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rollout.errors import CannotBeUsed
 
 def wrong(line):
     return DataError(f"rows.jsonl:{line}", found="nothing", expected="an answer", fix="add it")
@@ -35,6 +37,8 @@ def run():
                 raise ConnectionError("the hub is away")
             except ConnectionError as error:
                 raise wrong(1) from error
+        case "model file": raise ModelFilesError("a broken one", "a whole one", "copy it again")
+        case "reward": raise CannotBeUsed("reward.function: found no mine.py, expected it; add it")
         case "own code": raise PluginError("loss", found="no mine.py", expected="it", fix="add it")
     return False
 
@@ -54,6 +58,8 @@ sys.exit(run_rank(run, directory=RunDirectory.of(sys.argv[1]), launched=False))
         ),
         ("away", 1, "error: rank 0: DataError: rows.jsonl:1: found nothing"),
         ("own code", 2, "error: rank 0: PluginError: loss: found no mine.py, expected it; add it"),
+        ("model file", 2, "error: rank 0: ModelFilesError: found a broken one, expected a whole"),
+        ("reward", 2, "error: rank 0: CannotBeUsed: reward.function: found no mine.py"),
         ("leaves", 1, "error: rank 0: SystemExit: 0"),
         ("leaves with text", 1, "error: rank 0: SystemExit: no licence"),
         ("signal", 128 + signal.SIGTERM, ""),

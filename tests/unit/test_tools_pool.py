@@ -18,8 +18,9 @@ from made.processes import gone
 from sfpo_megatron.config.environments import ToolArgs
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.plugins import TOOL, PluginError
+from sfpo_megatron.sandbox.process import CannotServe
 from sfpo_megatron.tools.declared import choices_of, schemas_of
-from sfpo_megatron.tools.pool import ToolPool, ToolResult, ToolsFailed
+from sfpo_megatron.tools.pool import ToolPool, ToolResult
 
 OWN = own_tools.__name__
 SHOUT = f"{OWN}:shout"
@@ -114,7 +115,7 @@ def test_calls_share_the_processes() -> None:
 
 
 def test_tools_that_cannot_be_had_are_named() -> None:
-    with pytest.raises(ToolsFailed, match="a process for tools: ValueError: times: found a neg"):
+    with pytest.raises(CannotServe, match=f"^tool {SHOUT} raised ValueError: times: found a neg"):
         pool_of(SHOUT, shout={"times": -1})
     with pytest.raises(PluginError, match=r"tool_args\.shout: found volume, .* settings: times;"):
         pool_of(SHOUT, shout={"volume": 1})
