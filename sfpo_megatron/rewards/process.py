@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from sfpo_megatron.config.reward import RewardConfig, WeightedReward
 from sfpo_megatron.rewards import CannotBeLoaded, VerifierError
+from sfpo_megatron.rewards.code import CHECKS_S
 from sfpo_megatron.rewards.wire import Reply
+from sfpo_megatron.sandbox.interpreter import START_S
 from sfpo_megatron.sandbox.output import OutputLog
 from sfpo_megatron.sandbox.process import CannotServe, DidNotStart, LimitedProcess
 
 SCRATCH = "sfpo-scoring-"
 """How the names of scratch directories begin."""
-KEEPS_THE_LIMIT = {"code": 8.0}
+KEEPS_THE_LIMIT = {"code": 2 * START_S + CHECKS_S + 4.0}
 """Built-in functions that run programs, and end those themselves when reward.timeout_s is over ->
 seconds that all else of them may take: interpreters are started and ended."""
 

@@ -15,17 +15,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, Self
 
 from sfpo_megatron.sandbox.isolation import isolation
 from sfpo_megatron.sandbox.mounts import namespace
 
 OUTPUT_BYTES = 1 << 20
 """How much a program may print, and how large a file it may write."""
-START_S = 2.0
-"""Seconds for the interpreter itself, on a busy machine."""
+START_S = 30.0
+"""Seconds until a program begins, where hundreds are started at once. They are not the program's,
+whose time is counted from there."""
+_CPU_START_S = 2.0
+_POLL_S = 0.1
 _BOOTSTRAP = Path(__file__).with_name("program.py")
 
 
@@ -61,20 +66,9 @@ def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
     """Run `code` as a script in a folder of its own."""
     given: dict[str, object] = {"mode": "script", "code": code}
     with new_folder() as folder, tempfile.TemporaryFile() as output:
-        try:
-            done = subprocess.run(
-                command(),
-                input=request(given, folder, timeout_s, memory_bytes),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=environment(folder),
-                timeout=timeout_s + START_S,
-            )
-        except subprocess.TimeoutExpired:
-            status = None
-        else:
-            status = signed(done.returncode)
+        with _Begun() as begun:
+            asked = request(begun.told(given), folder, timeout_s, memory_bytes)
+            status, _ = begun.ended(asked, folder, timeout_s, output, subprocess.STDOUT)
         output.seek(0)
         return Ran(status=status, output=output.read().decode(errors="replace"))
 
@@ -84,22 +78,12 @@ def run_trials(
 ) -> list[TrialResult]:
     """Try `code` in one interpreter, each time in a fork of it; results of the first trials, as
     many as have ended within the limit."""
-    asked = [asdict(trial) for trial in trials]
-    given: dict[str, object] = {"mode": "trials", "code": code, "trials": asked}
+    all_trials = [asdict(trial) for trial in trials]
+    given: dict[str, object] = {"mode": "trials", "code": code, "trials": all_trials}
     file_bytes = max([OUTPUT_BYTES, *(4 * len(trial.stdin) for trial in trials)])
-    with new_folder() as folder:
-        try:
-            lines = subprocess.run(
-                command(),
-                input=request(given, folder, timeout_s, memory_bytes, file_bytes),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env=environment(folder),
-                timeout=timeout_s + START_S,
-            ).stdout
-        except subprocess.TimeoutExpired as error:
-            lines = error.output or b""
+    with new_folder() as folder, _Begun() as begun:
+        asked = request(begun.told(given), folder, timeout_s, memory_bytes, file_bytes)
+        _, lines = begun.ended(asked, folder, timeout_s, subprocess.PIPE, subprocess.DEVNULL)
     results = []
     for line in lines.splitlines()[: len(trials)]:
         try:
@@ -111,6 +95,61 @@ def run_trials(
             break
         results.append(result)
     return results
+
+
+class _Begun:
+    """A pipe by which an interpreter says when its program begins, before the program can."""
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def told(self, given: Mapping[str, object]) -> dict[str, object]:
+        """What the interpreter is asked for, and to say it."""
+        return {**given, "begun": self._writer}
+
+    def ended(
+        self, asked: bytes, folder: str, timeout_s: float, stdout: int | IO[bytes], stderr: int
+    ) -> tuple[int | None, bytes]:
+        """Exit status of an interpreter, None if its program took too long and has been ended, and
+        what it wrote to a pipe."""
+        end, has_begun = time.monotonic() + START_S, False
+        unsent: bytes | None = asked
+        with subprocess.Popen(
+            command(),
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=folder,
+            env=environment(folder),
+            pass_fds=(self._writer,),
+        ) as process:
+            try:
+                while True:
+                    left = max(0.0, end - time.monotonic())
+                    try:
+                        wait = left if has_begun else min(left, _POLL_S)
+                        output, _ = process.communicate(unsent, timeout=wait)
+                        return signed(process.returncode), output or b""
+                    except subprocess.TimeoutExpired as error:
+                        unsent = None  # communicate has it
+                        if not has_begun and (at := self._time()) is not None:
+                            has_begun, end = True, at + timeout_s
+                        elif not left:
+                            return None, error.output or b""
+            finally:
+                process.kill()
+
+    def _time(self) -> float | None:
+        try:
+            return float(os.read(self._reader, 64).partition(b"\n")[0])
+        except BlockingIOError:
+            return None
 
 
 def signed(returncode: int) -> int:
@@ -140,7 +179,7 @@ def request(
         "folder": folder,
         "memory_bytes": memory_bytes,
         "file_bytes": file_bytes,
-        "cpu_s": timeout_s + START_S,  # reached only by several threads
+        "cpu_s": timeout_s + _CPU_START_S,  # reached only by several threads
         "limits_processes": isolation().limits_processes,
         "outer_mounts": namespace() if isolation().mounts else 0,
     }

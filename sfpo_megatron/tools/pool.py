@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sfpo_megatron.host.scratch import remove_abandoned
+from sfpo_megatron.sandbox.interpreter import START_S
 from sfpo_megatron.sandbox.output import OutputLog
 from sfpo_megatron.sandbox.process import (
     DidNotStart,
@@ -35,7 +36,7 @@ Worker: TypeAlias = LimitedProcess[ToolReply]
 SCRATCH = "sfpo-tools-"
 """How the names of scratch directories begin."""
 _SEND_TIMEOUT_S = 60.0
-_GRACE_S = 3.0  # for a tool that keeps the limit itself
+_GRACE_S = START_S + 3.0  # for a tool that keeps the limit itself
 _NUM_SEND_ATTEMPTS = 3
 
 log = logging.getLogger(__name__)

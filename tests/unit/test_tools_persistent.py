@@ -15,9 +15,10 @@ import pytest
 
 from sfpo_megatron.config.environments import ToolArgs
 from sfpo_megatron.sandbox.isolation import isolation
+from sfpo_megatron.sandbox.process import CannotServe
 from sfpo_megatron.sandbox.session import Session
 from sfpo_megatron.tools.declared import choices_of, schemas_of
-from sfpo_megatron.tools.pool import ToolPool, ToolResult, ToolsFailed
+from sfpo_megatron.tools.pool import ToolPool, ToolResult
 
 PERSISTENT = {"interpreter": "persistent", "timeout_s": 20.0}
 GONE = "; the next call gets a fresh interpreter, without what was defined]"
@@ -186,7 +187,7 @@ def test_what_the_model_is_told_and_what_is_refused() -> None:
     assert "Variables are kept from call to call." in str(schema)
     (schema,) = schemas_of(choices_of(ToolArgs(tools=("python",))))
     assert "kept" not in str(schema) and "interpreter" not in str(schema)
-    with pytest.raises(ToolsFailed, match="interpreter: found 'eternal', expected one of fresh, p"):
+    with pytest.raises(CannotServe, match="interpreter: found 'eternal', expected one of fresh, p"):
         pool_of(interpreter="eternal")
 
 
