@@ -62,6 +62,12 @@ async def hangs(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:
         hanging.remove(prompt.id)
 
 
+async def cancels_itself(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:
+    """As frameworks of task groups do when a child fails."""
+    await Chat(base_url, api_key).say(prompt.question)
+    raise asyncio.CancelledError
+
+
 async def blocks(base_url: str, api_key: str, prompt: Prompt, seed: int) -> float:
     """A client that is not asynchronous."""
     http = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)

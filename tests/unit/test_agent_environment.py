@@ -106,6 +106,15 @@ def test_a_hanging_agent_costs_its_limit(tokenizer: Any) -> None:
     assert episode.scored_from == len(episode.token_ids)
 
 
+def test_an_agent_that_cancels_itself_has_not_taken_too_long(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    episode = play(tokenizer, "cancels_itself", "4")
+    assert episode.metrics["stop_error"] == 1 and not episode.finished
+    assert episode.metrics["stop_timeout"] == 0
+    assert "an agent raised CancelledError" in caplog.text
+
+
 def test_no_room_for_another_turn(tokenizer: Any) -> None:
     episode = play(tokenizer, "endless", *["a"] * 9, context=300)
     assert episode.metrics["stop_length"] == 1 and not episode.finished

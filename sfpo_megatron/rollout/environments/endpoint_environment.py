@@ -85,16 +85,20 @@ class EndpointEnvironment(ABC):
                     ends, timeout=self._args.timeout_s, return_when=asyncio.FIRST_COMPLETED
                 )
             finally:
-                agent.cancel()
+                in_time = not agent.cancel()
         await session.close()
         if session.failed.done():
             session.failed.result()  # raises what the engines did
-        return self._recorded(session, agent)
+        return self._recorded(session, agent, in_time=in_time)
 
-    def _recorded(self, session: Session, agent: asyncio.Future[Foreign]) -> Episode:
+    def _recorded(
+        self, session: Session, agent: asyncio.Future[Foreign], *, in_time: bool
+    ) -> Episode:
         """What the session has come to."""
-        returned, reason = None, _reason(session, agent)
-        if not agent.cancelled():
+        returned, reason = None, _reason(session, agent, in_time=in_time)
+        if agent.cancelled() and in_time:
+            self._tell_once("raised", "an agent raised CancelledError: it cancelled itself")
+        elif not agent.cancelled():
             error = agent.exception()
             if error is None:
                 returned = agent.result()
@@ -147,10 +151,10 @@ def outcome_of(returned: Foreign) -> Outcome:
     )
 
 
-def _reason(session: Session, agent: asyncio.Future[Foreign]) -> StopReason:
-    if agent.cancelled():
+def _reason(session: Session, agent: asyncio.Future[Foreign], *, in_time: bool) -> StopReason:
+    if agent.cancelled() and not in_time:
         return "timeout"
-    if agent.exception() is None:
+    if not agent.cancelled() and agent.exception() is None:
         return "answered"
     return "length" if session.num_too_long else "error"
 
