@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 
 from sfpo_megatron.families.hf_config import HFConfig
-from sfpo_megatron.families.safetensors_header import ModelFilesError, impostor
+from sfpo_megatron.families.safetensors_header import (
+    ModelFilesError,
+    impostor,
+    opened,
+    what_is_there,
+)
 
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -14,10 +19,11 @@ _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 def read_object(file: Path, *, expected: str = "a JSON object", fix: str) -> HFConfig:
     """The object in `file`; ModelFilesError says what is there in its place, and `fix`."""
     try:
-        data = file.read_bytes()
+        with opened(file) as stream:
+            data = stream.read()
     except OSError as error:
-        what = "a link to nothing" if file.is_symlink() and not file.exists() else error.strerror
-        raise ModelFilesError(f"{what} at {file}", expected, fix) from error
+        found = what_is_there(file, error)
+        raise ModelFilesError(f"{found} at {file}", expected, fix) from error
     if not data.lstrip().startswith(b"{") and (other := impostor(data)):
         raise ModelFilesError(f"{other[0]} at {file}", expected, other[1])
     if data.startswith(_MARKS):  # transformers and vLLM refuse it too

@@ -6,12 +6,13 @@ here opens there (tests/unit/test_model_files_property.py).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from sfpo_megatron.errors import InputError
 
@@ -67,18 +68,30 @@ class TensorEntry(NamedTuple):
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """Every tensor of a safetensors file by name, none read; ModelFilesError names the file."""
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             num_file_bytes = os.fstat(stream.fileno()).st_size
             start = stream.read(256)
             num_bytes = _num_header_bytes(file, start, num_file_bytes)
             stream.seek(8)
             text = stream.read(num_bytes)
     except OSError as error:
-        what = "a link to nothing" if file.is_symlink() and not file.exists() else error.strerror
-        raise _broken(file, str(what), "make it readable, or download it again") from error
+        raise _broken(file, what_is_there(file, error), f"make it readable, or {AGAIN}") from error
     found, end = _entries(file, _parsed(file, text), 8 + num_bytes)
     _check_size(file, num_file_bytes, end)
     return found
+
+
+def opened(file: Path) -> BinaryIO:
+    """The file to read, OSError if there is none; a pipe would wait for its writer for ever."""
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file,")
+    return file.open("rb")
+
+
+def what_is_there(file: Path, error: OSError) -> str:
+    """In place of a file that could not be read."""
+    is_dead_link = file.is_symlink() and not file.exists()
+    return "a link to nothing" if is_dead_link else str(error.strerror)
 
 
 def impostor(start: bytes) -> tuple[str, str] | None:

@@ -15,11 +15,11 @@ _WRITTEN = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.
 
 
 def companions(source: Path) -> list[Path]:
-    """Everything beside the weights of `source` that loads with them."""
+    """Everything beside the weights of `source` that loads with them; links to nothing too."""
     return [
         file
         for file in sorted(source.iterdir())
-        if file.is_file()
+        if (file.is_file() or (file.is_symlink() and not file.exists()))
         and file.name != MARKER
         and not any(file.match(pattern) for pattern in _WEIGHT_FILES)
     ]

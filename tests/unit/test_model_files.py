@@ -121,6 +121,16 @@ def a_folder(model: Path) -> None:
     (model / TWO).mkdir()
 
 
+def a_pipe(name: str) -> Callable[[Path], None]:
+    """Whoever opens it waits for a writer."""
+
+    def make(model: Path) -> None:
+        (model / name).unlink()
+        os.mkfifo(model / name)
+
+    return make
+
+
 def no_index(model: Path) -> None:
     (model / INDEX).unlink()
     (model / TWO).unlink()
@@ -172,6 +182,8 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "pickle": (replaced(TWO, b"PK\x03\x04" + bytes(99)), ("a PyTorch pickle", TWO)),
     "zeros": (replaced(TWO, bytes(4096)), ("zeros", TWO)),
     "link_to_nothing": (link_to_nothing, ("a link to nothing", TWO)),
+    "a_pipe": (a_pipe(TWO), ("a pipe", TWO)),
+    "a_pipe_for_the_index": (a_pipe(INDEX), ("a pipe", INDEX)),
     "a_folder": (a_folder, ("Is a directory", TWO)),
     # cut off, or changed
     "truncated": (cut(lambda n: n - 1), ("a truncated file", TWO, "bytes as its header says")),
