@@ -14,7 +14,7 @@ from sfpo_megatron.host.addresses import gloo_fault, own_address
 from sfpo_megatron.host.gpus import VISIBLE, driver
 from sfpo_megatron.host.hardware import huge_pages, infiniband, limits, nvlinks
 from sfpo_megatron.host.home import can_be_written
-from sfpo_megatron.outputs.environment import DISTRIBUTIONS, versions
+from sfpo_megatron.outputs.starts import DISTRIBUTIONS, versions
 from sfpo_megatron.sandbox.isolation import isolation
 
 if TYPE_CHECKING:

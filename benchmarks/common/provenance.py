@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sfpo_megatron.host.replacing import replacing
-from sfpo_megatron.outputs.environment import commit, machine, versions
+from sfpo_megatron.outputs.starts import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -36,7 +36,7 @@ from sfpo_megatron.config.load import load_config  # noqa: E402
 from sfpo_megatron.data.prepared import generated, prepare  # noqa: E402
 from sfpo_megatron.demo.legs import write_data as write_legs  # noqa: E402
 from sfpo_megatron.demo.tiny_model import DEMO, make_tiny_model  # noqa: E402
-from sfpo_megatron.outputs.environment import commit, machine  # noqa: E402
+from sfpo_megatron.outputs.starts import commit, machine  # noqa: E402
 
 RUNS = ROOT / "runs/study"
 _MAKING = threading.Lock()

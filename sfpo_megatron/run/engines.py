@@ -15,11 +15,11 @@ from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.rollout.errors import FleetLost
+from sfpo_megatron.run.device_turns import DeviceTurns, NoTurns, Turns
 from sfpo_megatron.run.ends import MainEnds, WeightSender
 from sfpo_megatron.run.held_out import is_due
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.together import Together
-from sfpo_megatron.run.turns import DeviceTurns, NoTurns, Turns
 from sfpo_megatron.tracking.details import Details
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import RolloutBatch

@@ -27,7 +27,7 @@ from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.outputs.environment import note_start
+from sfpo_megatron.outputs.starts import note_start
 from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
 from sfpo_megatron.resharding.refit import Refit

@@ -26,7 +26,7 @@ _LEAST_PID_MAX = 301  # the kernel takes no less
 def main() -> int:
     """The exit status."""
     given = json.loads(sys.stdin.readline())
-    names = (given["mode"], "capabilities", "landlock", "mounts", "sockets")
+    names = (given["mode"], "privileges", "landlock", "mounts", "sockets")
     mode, *walls = map(_beside, names)  # while files can still be read
     limit(given, *walls)
     if "begun" in given:  # the same clock as the parent's
@@ -38,7 +38,7 @@ def main() -> int:
 
 def limit(
     given: dict[str, Any],
-    capabilities: ModuleType,
+    privileges: ModuleType,
     landlock: ModuleType,
     mounts: ModuleType,
     sockets: ModuleType,
@@ -67,7 +67,7 @@ def limit(
         writable=(given["folder"], "/dev/null"),
     )
     sockets.refuse()
-    capabilities.drop()
+    privileges.drop()
 
 
 def _beside(name: str) -> ModuleType:

@@ -23,7 +23,7 @@ from typing import TypedDict
 import sfpo_megatron
 from sfpo_megatron.host.addresses import gloo_fault, is_loopback, own_address
 from sfpo_megatron.host.replacing import replacing
-from sfpo_megatron.outputs.environment import DISTRIBUTIONS, versions
+from sfpo_megatron.outputs.starts import DISTRIBUTIONS, versions
 
 _WAIT_S = 60.0
 _MAX_SKEW_S = 30.0

@@ -240,7 +240,7 @@ def test_every_metric_of_a_train_step_is_described() -> None:
     feed |= {"reward/NAME"}  # rewards.parts.part_means
     feed |= {f"speed/{key}" for key in logged_keys("run/speed.py")}
     feed |= ZeroVarianceHistory(0.25).metrics.keys()
-    for file in ("run/checkpoints.py", "run/turns.py", "run/engines.py"):
+    for file in ("run/checkpoints.py", "run/device_turns.py", "run/engines.py"):
         feed |= {key for key in logged_keys(file) if key.startswith("time/")}
     feed -= {"time/evaluate_s"}  # of the evaluation's own line
     assert "time/checkpoint_s" in feed

@@ -18,7 +18,7 @@ from made.report_runs import write_report_run
 
 from sfpo_megatron import cli
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.outputs.environment import note_start
+from sfpo_megatron.outputs.starts import note_start
 
 
 def report(*words: str | Path) -> int:

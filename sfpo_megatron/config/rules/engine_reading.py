@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.engine import engine_differs
 from sfpo_megatron.families.shape import ModelShape, read_hf_config
+from sfpo_megatron.families.vllm_reading import engine_differs
 
 
 def engine_reading(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sfpo_megatron.mcore.offload import residue
-from sfpo_megatron.run.turns import Turns
+from sfpo_megatron.run.device_turns import Turns
 
 
 class Noted:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from made.readings import FULL, auto_config
 
-from sfpo_megatron.families.engine import engine_differs
 from sfpo_megatron.families.shape import model_shape
+from sfpo_megatron.families.vllm_reading import engine_differs
 from sfpo_megatron.rollout.vllm_arguments import named_positions
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
