@@ -5,7 +5,7 @@ docs/data-and-rewards.md says what is built in, docs/extend.md what your own fun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -87,6 +87,15 @@ class HttpRewardConfig:
 
 
 _URL = "correct the address of your server"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+
+
+def pauses_s(retries: int, first_s: float = FIRST_PAUSE_S) -> Iterator[float]:
+    """Seconds before each of so many retries."""
+    pause_s = min(first_s, LONGEST_PAUSE_S)
+    for _ in range(retries):
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _no_url(url: str) -> str | None:

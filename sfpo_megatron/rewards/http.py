@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from sfpo_megatron.config.reward import HttpRewardConfig
+from sfpo_megatron.config.reward import FIRST_PAUSE_S, HttpRewardConfig, pauses_s
 from sfpo_megatron.plugins import Foreign
 from sfpo_megatron.rewards import Problem, VerifierError
 from sfpo_megatron.rewards.posting import Connection, Refused, Unavailable
@@ -30,8 +30,6 @@ from sfpo_megatron.rewards.scores import Item, Outcome, Score, not_a_score
 
 HTTP = "http"
 """Its name in reward.function."""
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
 
 T = TypeVar("T")
 
@@ -110,23 +108,22 @@ class HttpScorer:
 
     def _persevere(self, ask: Callable[[], T]) -> T:
         """What `ask` gives, however often it takes within `reward.http.retries`."""
-        pause_s = min(self._first_pause_s, LONGEST_PAUSE_S)
-        for retries_left in reversed(range(self._config.retries + 1)):
+        pauses = pauses_s(self._config.retries, self._first_pause_s)
+        while True:
             try:
                 answer = ask()
             except Refused as error:
                 raise self._useless(str(error)) from error
             except Unavailable as error:
-                if not retries_left:
+                pause_s = next(pauses, None)
+                if pause_s is None:
                     raise self._gone_for_good(error) from error
                 self._has_gone(error)
             else:
                 self._is_back()
                 return answer
             if self._closed.wait(pause_s):
-                break
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        raise VerifierError(f"reward.http.url: {self._url} was away when scoring ended")
+                raise VerifierError(f"reward.http.url: {self._url} was away when scoring ended")
 
     def _gone_for_good(self, last: Unavailable) -> VerifierError:
         return VerifierError(

@@ -22,8 +22,8 @@ from made.servers import free_port, send, serving
 from own_rewards import problem
 
 from sfpo_megatron import cli
+from sfpo_megatron.config import reward
 from sfpo_megatron.plugins import REWARD
-from sfpo_megatron.rewards import http
 
 Run = Callable[..., tuple[int, list[str], str]]
 
@@ -360,7 +360,7 @@ def test_whoever_reads_may_stop_reading(tmp_path: Path) -> None:
 
 
 def test_an_address_where_nothing_listens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(reward, "LONGEST_PAUSE_S", 0.0)
     code, out, err = run(
         ROWS, "--reward", "http", "--url", f"http://127.0.0.1:{free_port()}/", "--json"
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sfpo_megatron.config.reward import LONGEST_PAUSE_S, pauses_s
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-_LONGEST_PAUSE_S = 30.0
-"""What comes after `_PAUSES_S`, each time (rewards/http.py)."""
+_GROWING = 8
+"""Not before so many pauses are they all as long as they get."""
 
 
 def server(config: RunConfig) -> Iterator[Problem]:
@@ -31,9 +31,9 @@ def server(config: RunConfig) -> Iterator[Problem]:
             "it has no effect",
             "warning",
         )
-    pauses_s = sum(_PAUSES_S[: http.retries])
-    pauses_s += _LONGEST_PAUSE_S * max(0, http.retries - len(_PAUSES_S))
-    longest_s = http.timeout_s * (http.retries + 1) + pauses_s
+    growing_s = sum(pauses_s(min(http.retries, _GROWING)))
+    all_s = growing_s + LONGEST_PAUSE_S * max(0, http.retries - _GROWING)
+    longest_s = http.timeout_s * (http.retries + 1) + all_s
     if used and longest_s > config.train.control_timeout_s:
         yield Problem(
             "reward.http.retries",
