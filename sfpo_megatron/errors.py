@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TypeVar
 
 E = TypeVar("E", bound=BaseException)
+_LASTING = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOEXEC, errno.ENXIO),
+)
 
 
 class WrongInput(Exception):
     """What the user gave is at fault: the same command would end in the same way."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether a network or a file system that is away has caused it: it may be back by another
+    start. False for a file that is not there or may not be read."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING:
+            return True
+        seen.append(error)
+        error = error.__cause__
+    return False
 
 
 class InputError(ValueError, WrongInput):

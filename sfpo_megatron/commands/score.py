@@ -23,6 +23,7 @@ from sfpo_megatron.config.origin import COMMAND_LINE, Source
 from sfpo_megatron.config.reward import RewardConfig
 from sfpo_megatron.config.typed import build
 from sfpo_megatron.data.references import NEED_NONE
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.rewards import VerifierError
 from sfpo_megatron.rewards.parts import part_means
 from sfpo_megatron.rewards.pool import Score, ScoringPool
@@ -79,7 +80,7 @@ def score(arguments: argparse.Namespace) -> int:
     try:
         pool = ScoringPool(reward, explain=arguments.explain or not arguments.json)
     except VerifierError as error:
-        return _failed(error, 2)
+        return _failed(error, 2 if isinstance(error, WrongInput) else 1)
     with pool:
         try:
             tally = _score_all(lines, pool, arguments)

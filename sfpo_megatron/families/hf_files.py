@@ -15,11 +15,10 @@ import torch
 from safetensors import safe_open
 
 from sfpo_megatron.families.rule import Rule
-from sfpo_megatron.families.safetensors_header import AGAIN, ModelFilesError
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.weight_files import INDEX, SINGLE, weight_files
 from sfpo_megatron.families.weight_names import check_tensors, not_trained
-from sfpo_megatron.outputs.exported import companions
+from sfpo_megatron.outputs.exported import companions, dead_links
 
 log = logging.getLogger(__name__)
 
@@ -153,14 +152,9 @@ def copy_companions(source: Path, out: Path, dtype: str | None) -> None:
     """Everything beside the weights that loads with them: config.json (with `dtype`, if given, and
     without multi-token prediction), tokenizer, chat template, generation config."""
     for file in companions(source):
-        try:
-            shutil.copyfile(file, out / file.name)
-        except FileNotFoundError as error:
-            raise ModelFilesError(
-                f"a link to nothing at {file}",
-                "a file, to be written beside the weights",
-                f"{AGAIN}, or remove the link if it is not the model's",
-            ) from error
+        shutil.copyfile(file, out / file.name)
+    if left_out := dead_links(source):
+        log.warning("%s: left out, links to nothing: %s", source, ", ".join(left_out))
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     if dtype is None and not config.get("num_nextn_predict_layers"):
         return

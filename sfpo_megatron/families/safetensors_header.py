@@ -81,10 +81,14 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     return found
 
 
+class NotAFile(OSError):
+    """A pipe, which would wait for its writer for ever, or a device."""
+
+
 def opened(file: Path) -> BinaryIO:
-    """The file to read, OSError if there is none; a pipe would wait for its writer for ever."""
+    """The file to read; NotAFile, or another OSError if there is none."""
     if file.exists() and not file.is_file() and not file.is_dir():
-        raise OSError(errno.EINVAL, "a pipe or a device, not a file,")
+        raise NotAFile(errno.EINVAL, "a pipe or a device, not a file,")
     return file.open("rb")
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.errors import WrongInput
+from sfpo_megatron.errors import WrongInput, may_pass
 from sfpo_megatron.host.peers import lost_peer
 from sfpo_megatron.host.phases import phase_of, record_phases
 from sfpo_megatron.host.processes import end_with_parent
@@ -113,12 +113,7 @@ def _run(
 def exit_code_of(error: BaseException) -> int:
     """That of a command which this ended: whether another start could succeed. A hub or a file
     system that is away may be back by then."""
-    if not isinstance(error, WrongInput):
-        return 1
-    cause = error.__cause__
-    while cause is not None and not isinstance(cause, ConnectionError | TimeoutError):
-        cause = cause.__cause__
-    return WRONG_INPUT_EXIT_CODE if cause is None else 1
+    return WRONG_INPUT_EXIT_CODE if isinstance(error, WrongInput) and not may_pass(error) else 1
 
 
 def torchrun_id(launcher: int) -> str:

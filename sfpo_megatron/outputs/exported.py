@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,13 +16,21 @@ _WRITTEN = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.
 
 
 def companions(source: Path) -> list[Path]:
-    """Everything beside the weights of `source` that loads with them; links to nothing too."""
+    """Everything beside the weights of `source` that loads with them."""
+    return [file for file in _beside_weights(source) if file.is_file()]
+
+
+def dead_links(source: Path) -> list[str]:
+    """Names of what would be among the companions of `source` if its links led anywhere."""
+    found = _beside_weights(source)
+    return [file.name for file in found if file.is_symlink() and not os.path.exists(file)]
+
+
+def _beside_weights(source: Path) -> list[Path]:
     return [
         file
         for file in sorted(source.iterdir())
-        if (file.is_file() or (file.is_symlink() and not file.exists()))
-        and file.name != MARKER
-        and not any(file.match(pattern) for pattern in _WEIGHT_FILES)
+        if file.name != MARKER and not any(file.match(pattern) for pattern in _WEIGHT_FILES)
     ]
 
 

@@ -31,5 +31,6 @@ class VerifierError(RuntimeError):
     """A verifier cannot score whatever the response: a bug or a bad row, not a reward."""
 
 
-class CannotBeLoaded(VerifierError, WrongInput):
-    """A verifier of the user's own does not import, or its `warm_up` raises."""
+class WrongReward(VerifierError, WrongInput):
+    """A reward cannot be used as it is given: a function that does not load, a server without an
+    address."""

@@ -108,11 +108,21 @@ def passed(code: str, tests: list[Test], timeout_s: float) -> list[bool]:
             verdicts[number] = result.status == 0 and _same(result.output, test.stdout)
         elif (check := test.on(result.values)) is not None:
             checks[number] = check
-    # Where no program has been: each condition by itself, since one may raise.
-    asked = [Trial(expressions=(f"bool({check})",)) for check in checks.values()]
-    for number, result in zip(checks, _tried("import math", asked, CHECKS_S), strict=False):
-        verdicts[number] = result.values == ("True",)
+    for number, holds in zip(checks, _hold(list(checks.values())), strict=True):
+        verdicts[number] = holds
     return verdicts
+
+
+def _hold(checks: list[str]) -> list[bool]:
+    """Which conditions hold, where no program has been. All in one trial; one by one where that
+    does not end, so that a value which takes for ever spoils its own."""
+    asked = tuple(f"bool({check})" for check in checks)
+    together = _tried("import math", [Trial(expressions=asked)] if asked else [], CHECKS_S)
+    if together and together[0].status == 0:
+        return [value == "True" for value in together[0].values]
+    alone = _tried("import math", [Trial(expressions=(one,)) for one in asked], CHECKS_S)
+    holds = [result.values == ("True",) for result in alone]
+    return holds + [False] * (len(checks) - len(holds))
 
 
 def _tried(code: str, trials: list[Trial], timeout_s: float) -> list[TrialResult]:

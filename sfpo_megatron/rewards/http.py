@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from sfpo_megatron.config.reward import FIRST_PAUSE_S, HttpRewardConfig, pauses_s
 from sfpo_megatron.plugins import Foreign
-from sfpo_megatron.rewards import Problem, VerifierError
+from sfpo_megatron.rewards import Problem, VerifierError, WrongReward
 from sfpo_megatron.rewards.posting import Connection, Refused, Unavailable
 from sfpo_megatron.rewards.returned import NotAScore, each_of, scored, shown
 from sfpo_megatron.rewards.scores import Item, Outcome, Score, not_a_score
@@ -43,7 +43,7 @@ class HttpScorer:
         """Returns when something listens at the address; VerifierError if that takes longer than
         an outage may."""
         if config.url is None:
-            raise VerifierError(
+            raise WrongReward(
                 "reward.http.url: found null, expected the address of the server that scores; "
                 "set it, or choose another reward.function"
             )

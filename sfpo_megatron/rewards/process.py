@@ -6,16 +6,16 @@ import json
 from collections.abc import Sequence
 
 from sfpo_megatron.config.reward import RewardConfig, WeightedReward
-from sfpo_megatron.rewards import CannotBeLoaded, VerifierError
+from sfpo_megatron.rewards import VerifierError, WrongReward
 from sfpo_megatron.rewards.code import CHECKS_S
 from sfpo_megatron.rewards.wire import Reply
 from sfpo_megatron.sandbox.interpreter import START_S
 from sfpo_megatron.sandbox.output import OutputLog
-from sfpo_megatron.sandbox.process import CannotServe, DidNotStart, LimitedProcess
+from sfpo_megatron.sandbox.process import CannotServe, DidNotStart, LimitedProcess, WrongFunction
 
 SCRATCH = "sfpo-scoring-"
 """How the names of scratch directories begin."""
-KEEPS_THE_LIMIT = {"code": 2 * START_S + CHECKS_S + 4.0}
+KEEPS_THE_LIMIT = {"code": 3 * START_S + 2 * CHECKS_S + 4.0}
 """Built-in functions that run programs, and end those themselves when reward.timeout_s is over ->
 seconds that all else of them may take: interpreters are started and ended."""
 
@@ -33,5 +33,7 @@ def start_scoring(
     except DidNotStart as error:
         names = ", ".join(one.name for one in functions)
         raise VerifierError(f"reward.function {names}: its scoring process {error}") from error
+    except WrongFunction as error:
+        raise WrongReward(str(error)) from error
     except CannotServe as error:
-        raise CannotBeLoaded(str(error)) from error
+        raise VerifierError(str(error)) from error

@@ -103,5 +103,7 @@ class Reply(Verdict, total=False):
     ready: bool
     failed: str
     """Why the function cannot be loaded."""
+    may_pass: bool
+    """Whether another start could load it."""
     verdicts: list[Verdict]
     again: bool

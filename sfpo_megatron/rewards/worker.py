@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
+from sfpo_megatron.errors import may_pass
 from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign, PluginError
 from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.process import KEEPS_THE_LIMIT
@@ -50,8 +51,9 @@ def main(
         ) as error:  # SystemExit too: a module may call sys.exit while it is imported
             traceback.print_exc()
             is_ours = isinstance(error, PluginError)
-            reason = str(error) if is_ours else f"{name} raised {type(error).__name__}: {error}"
-            write_line(surroundings.results, {"failed": reason})
+            raised = f"reward.function: {name} raised {type(error).__name__}: {error}"
+            reason = str(error) if is_ours else raised
+            write_line(surroundings.results, {"failed": reason, "may_pass": may_pass(error)})
             return
     surroundings.restore()
     is_built_in = all(name in REWARD.built_in for name, _ in functions)

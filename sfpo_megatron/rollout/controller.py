@@ -19,7 +19,7 @@ from typing import Any
 from sfpo_megatron.config.paths import absolute_model, with_absolute_paths
 from sfpo_megatron.config.rules.transports import chosen, transports
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.errors import WrongInput
+from sfpo_megatron.errors import WrongInput, may_pass
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
@@ -160,7 +160,8 @@ class RolloutController:
                 EpisodeRunner, self._config, self._scorer.tokenizer, self._fleet
             )
         except WrongInput as error:
-            raise CannotBeUsed(str(error)) from None
+            kind = RolloutError if may_pass(error) else CannotBeUsed
+            raise kind(str(error)) from None
         self._open.callback(runner.close)
         self._rounds = Rounds(self._config.seed, runner, self._scorer)
 

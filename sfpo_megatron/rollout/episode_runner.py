@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+from asyncio import CancelledError, current_task
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
@@ -85,7 +86,7 @@ class EpisodeRunner:
                 episodes = await environment.run_batch(prompts, calls.ask, seeds)
             except RolloutError:  # an engine's, by way of `generate`
                 raise
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit, CancelledError) as error:
                 first, last = prompts[0].id, prompts[-1].id
                 raise self._failure(error, f"on prompts {first} to {last}") from None
             if len(episodes) != len(prompts):
@@ -132,7 +133,7 @@ class EpisodeRunner:
             episode = await self._environment.run(prompt, turns, seed)
         except RolloutError:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, CancelledError) as error:
             raise self._failure(error, f"on prompt {prompt.id}") from None
         return self._checked(episode, prompt, settings)
 
@@ -146,7 +147,11 @@ class EpisodeRunner:
             )
         return episode.cut_to(settings.max_response_tokens)
 
-    def _failure(self, error: BaseException, when: str) -> RolloutError:
+    def _failure(self, error: BaseException, when: str) -> BaseException:
+        """What to raise for it: itself if we have cancelled the environment, not it itself."""
+        task = current_task() if isinstance(error, CancelledError) else None
+        if task is not None and task.cancelling():
+            return error
         log.error("%s raised %s", self._name, when, exc_info=error)
         return RolloutError(
             f"rollout.environment: {self._name} raised {type(error).__name__}: {error} {when}; "

@@ -23,14 +23,15 @@ from typing import IO, Self
 
 from sfpo_megatron.sandbox.isolation import isolation
 from sfpo_megatron.sandbox.mounts import namespace
+from sfpo_megatron.sandbox.process import DidNotStart
 
 OUTPUT_BYTES = 1 << 20
 """How much a program may print, and how large a file it may write."""
-START_S = 30.0
+START_S = 60.0
 """Seconds until a program begins, where hundreds are started at once. They are not the program's,
 whose time is counted from there."""
 _CPU_START_S = 2.0
-_POLL_S = 0.1
+_POLL_S, _LAST_S = 0.1, 0.5
 _BOOTSTRAP = Path(__file__).with_name("program.py")
 
 
@@ -63,7 +64,7 @@ class TrialResult:
 
 
 def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
-    """Run `code` as a script in a folder of its own."""
+    """Run `code` as a script in a folder of its own; DidNotStart."""
     given: dict[str, object] = {"mode": "script", "code": code}
     with new_folder() as folder, tempfile.TemporaryFile() as output:
         with _Begun() as begun:
@@ -117,33 +118,47 @@ class _Begun:
         self, asked: bytes, folder: str, timeout_s: float, stdout: int | IO[bytes], stderr: int
     ) -> tuple[int | None, bytes]:
         """Exit status of an interpreter, None if its program took too long and has been ended, and
-        what it wrote to a pipe."""
-        end, has_begun = time.monotonic() + START_S, False
-        unsent: bytes | None = asked
-        with subprocess.Popen(
-            command(),
-            stdin=subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=folder,
-            env=environment(folder),
-            pass_fds=(self._writer,),
-        ) as process:
+        what it wrote to a pipe; DidNotStart."""
+        with open(os.memfd_create("request"), "w+b") as stdin:  # whole, whatever a pipe holds
+            stdin.write(asked)
+            stdin.seek(0)
+            process = subprocess.Popen(
+                command(),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=folder,
+                env=environment(folder),
+                pass_fds=(self._writer,),
+            )
+        with process:
             try:
-                while True:
-                    left = max(0.0, end - time.monotonic())
-                    try:
-                        wait = left if has_begun else min(left, _POLL_S)
-                        output, _ = process.communicate(unsent, timeout=wait)
-                        return signed(process.returncode), output or b""
-                    except subprocess.TimeoutExpired as error:
-                        unsent = None  # communicate has it
-                        if not has_begun and (at := self._time()) is not None:
-                            has_begun, end = True, at + timeout_s
-                        elif not left:
-                            return None, error.output or b""
+                return self._waited(process, timeout_s)
             finally:
                 process.kill()
+
+    def _waited(
+        self, process: subprocess.Popen[bytes], timeout_s: float
+    ) -> tuple[int | None, bytes]:
+        begun, end = None, time.monotonic() + START_S
+        while (left := end - time.monotonic()) > 0:
+            try:
+                wait = min(left, _POLL_S) if begun is None else left
+                output, _ = process.communicate(timeout=wait)
+                return signed(process.returncode), output or b""
+            except subprocess.TimeoutExpired:
+                if begun is None and (begun := self._time()) is not None:
+                    end = begun + timeout_s
+        # It may have ended before this process was scheduled again.
+        status = process.poll()
+        process.kill()
+        try:
+            output, _ = process.communicate(timeout=_LAST_S)
+        except subprocess.TimeoutExpired as error:
+            output = error.output
+        if status is None and begun is None:
+            raise DidNotStart(f"an interpreter did not start within {START_S:g} s")
+        return None if status is None else signed(status), output or b""
 
     def _time(self) -> float | None:
         try:

@@ -10,12 +10,12 @@ import fcntl
 import json
 import os
 import resource
-import select
 import signal
 import sys
 from collections.abc import Mapping
 
 from sfpo_megatron.host.processes import end_with_parent
+from sfpo_megatron.sandbox.waiting import ready
 
 EXTRA_MEMORY_BYTES = 1 << 30
 """Address space that a call may take beyond what the process has once it is ready."""
@@ -36,7 +36,7 @@ def die_with(lifeline_fd: int) -> None:
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, -os.getpgrp())  # a group of its own (process.py)
     flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
-    if select.select([lifeline_fd], [], [], 0)[0]:  # it closed before it was watched
+    if ready([lifeline_fd], [], 0)[0]:  # it closed before it was watched
         sys.exit(0)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -22,6 +22,7 @@ from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.scratch import Scratch
 from sfpo_megatron.host.variables import variables
 from sfpo_megatron.sandbox.output import OutputLog
+from sfpo_megatron.sandbox.waiting import ready
 
 Reply = TypeVar("Reply", bound=Mapping[str, object])
 START_TIMEOUT_S = 120.0
@@ -44,8 +45,12 @@ class DidNotStart(Exception):
     """The process ended, or took too long, before it was ready: how, and its last output."""
 
 
-class CannotServe(WrongInput):
+class CannotServe(Exception):
     """The process has said why it cannot do its work: it could not load what it was given."""
+
+
+class WrongFunction(CannotServe, WrongInput):
+    """The same, and another start would not help."""
 
 
 class LimitedProcess(Generic[Reply]):
@@ -104,7 +109,8 @@ class LimitedProcess(Generic[Reply]):
             ) from error
         if "failed" in reply:
             self.kill()
-            raise CannotServe(f"{reply['failed']} (the traceback is in {self._output_log.name})")
+            kind = CannotServe if reply.get("may_pass") else WrongFunction
+            raise kind(f"{reply['failed']} (the traceback is in {self._output_log.name})")
 
     @property
     def pid(self) -> int:
@@ -143,6 +149,12 @@ class LimitedProcess(Generic[Reply]):
             raise WorkerDied from error
         return reply
 
+    def interrupt(self) -> None:
+        """End what it does; from any thread. Who waits for it sees it die, and has to `kill` it."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def kill(self, *, grace_s: float = 0.0) -> None:
         """End it and all that it has started, reap it and remove its scratch directory. `grace_s`:
         for one that is about to end, so that its exit code is its own."""
@@ -172,7 +184,7 @@ class LimitedProcess(Generic[Reply]):
         """The pipes that can be read and written; WorkerTimeout past the deadline unless there is
         more than output."""
         wait = max(0.0, deadline - time.monotonic())
-        readable, writable, _ = select.select(self._readable, to_write or [], [], wait)
+        readable, writable = ready(self._readable, to_write or [], wait)
         if wait == 0.0 and not writable and self._results not in readable:
             raise WorkerTimeout
         return readable, writable

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from sfpo_megatron.sandbox.interpreter import (
     signed,
 )
 from sfpo_megatron.sandbox.process import START_TIMEOUT_S, DidNotStart
+from sfpo_megatron.sandbox.waiting import ready
 
 _CPU_S = 3600.0  # of the whole session; each program's seconds are counted here
 _REPLY_BYTES = 64
@@ -51,6 +51,11 @@ class Session:
                 env=environment(self._folder.name),
                 pass_fds=(theirs,),
             )
+        except BaseException:
+            os.close(self._replies)
+            self._output.close()
+            self._folder.cleanup()
+            raise
         finally:
             os.close(theirs)
         assert self._process.stdin is not None
@@ -65,6 +70,9 @@ class Session:
             printed = self._printed()
             self.close()
             raise DidNotStart(f"an interpreter did not start: {printed}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, code: str, *, timeout_s: float) -> Ran:
         """Run a program in it. Where that takes too long, or ends the interpreter, it is closed."""
@@ -103,7 +111,7 @@ class Session:
         while not reply.endswith(b"\n"):
             wait = max(0.0, deadline - time.monotonic())
             to_write = [self._stdin.fileno()] if left else []
-            readable, writable, _ = select.select([self._replies], to_write, [], wait)
+            readable, writable = ready([self._replies], to_write, wait)
             if not readable and not writable:
                 raise TimeoutError
             try:

@@ -74,6 +74,7 @@ class Interpreters:
         """`settings`: those of `python`; `num_workers`: calls at a time."""
         self._settings = dict(settings)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="interpreter")
+        self._leaving = ThreadPoolExecutor(num_workers, thread_name_prefix="leaving")
         self._seats: set[Seat] = set()
         self._seat: ContextVar[Seat] = ContextVar("seat")
 
@@ -89,7 +90,10 @@ class Interpreters:
         finally:
             self._seat.reset(before)
             self._seats.discard(seat)
-            seat.leave()
+            try:  # not here, in the loop of all episodes: an interpreter may only be starting
+                self._leaving.submit(seat.leave)
+            except RuntimeError:  # closed
+                seat.leave()
 
     async def call(self, arguments: Mapping[str, object]) -> str:
         """What the program printed; ToolError for arguments that are not the tool's, and where the
@@ -104,3 +108,4 @@ class Interpreters:
         for seat in tuple(self._seats):
             seat.leave()
         self._threads.shutdown(cancel_futures=True)
+        self._leaving.shutdown()

@@ -36,7 +36,7 @@ Worker: TypeAlias = LimitedProcess[ToolReply]
 SCRATCH = "sfpo-tools-"
 """How the names of scratch directories begin."""
 _SEND_TIMEOUT_S = 60.0
-_GRACE_S = START_S + 3.0  # for a tool that keeps the limit itself
+_GRACE_S = 3.0  # for a tool that keeps the limit itself
 _NUM_SEND_ATTEMPTS = 3
 
 log = logging.getLogger(__name__)
@@ -62,10 +62,7 @@ class ToolPool:
     ) -> None:
         """PluginError, CannotServe or ToolsFailed where a tool cannot be loaded."""
         self._choices, self._timeout_s = tuple(choices), timeout_s
-        self._limit_s = {
-            choice.called: timeout_s + (_GRACE_S if "timeout_s" in choice.load().hidden else 0.0)
-            for choice in choices
-        }
+        self._limit_s = {choice.called: timeout_s + _more_s(choice) for choice in choices}
         self._number = {choice.called: index for index, choice in enumerate(choices)}
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="tool")
         self._output = OutputLog(None)
@@ -121,6 +118,8 @@ class ToolPool:
     def close(self) -> None:
         """End the processes; calls that wait for one fail."""
         self._closing.set()
+        for worker in tuple(self._workers):
+            worker.interrupt()
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.kill()
@@ -180,6 +179,13 @@ class ToolPool:
         if worker is not None:
             self._workers.discard(worker)
             worker.kill()
+
+
+def _more_s(choice: ToolChoice) -> float:
+    """What a tool that keeps the limit itself may take beyond it before its process is ended."""
+    if "timeout_s" not in choice.load().hidden:
+        return 0.0
+    return _GRACE_S + (START_S if choice.name == "python" else 0.0)
 
 
 def _failed(name: str, how: str) -> ToolResult:

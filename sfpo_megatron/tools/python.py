@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sfpo_megatron.sandbox.interpreter import run_program
 from sfpo_megatron.sandbox.isolation import isolation
-from sfpo_megatron.tools import require_number
+from sfpo_megatron.sandbox.process import DidNotStart
+from sfpo_megatron.tools import ToolError, require_number
 
 MAX_OUTPUT_CHARS = 20_000
 INTERPRETERS = ("fresh", "persistent")
@@ -32,7 +33,10 @@ def python(
         memory_mib: Memory that it may take.
         interpreter: fresh for each program; persistent is not run here (`interpreters.py`).
     """
-    ran = run_program(str(code), timeout_s=timeout_s, memory_bytes=memory_mib << 20)
+    try:
+        ran = run_program(str(code), timeout_s=timeout_s, memory_bytes=memory_mib << 20)
+    except DidNotStart as error:
+        raise ToolError(str(error)) from error
     if ran.status is None:
         return f"{shown(ran.output)}[ended: it took longer than {timeout_s:g} s]"
     if ran.status < 0:

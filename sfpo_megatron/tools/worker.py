@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TypedDict
 
+from sfpo_megatron.errors import may_pass
 from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
 from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.sandbox.limits import (
@@ -47,6 +48,8 @@ class ToolReply(TypedDict, total=False):
 
     ready: bool
     failed: str
+    may_pass: bool
+    """Whether another start could load what failed."""
     result: str
     error: str
     """Why there is none, for the model."""
@@ -67,7 +70,8 @@ def main(lifeline_fd: int, timeout_s: float, choices: list[ToolChoice]) -> None:
             traceback.print_exc()
             is_ours = isinstance(error, PluginError)
             raised = f"tool {choice.name} raised {type(error).__name__}: {error}"
-            write_line(surroundings.results, {"failed": str(error) if is_ours else raised})
+            reason = str(error) if is_ours else raised
+            write_line(surroundings.results, {"failed": reason, "may_pass": may_pass(error)})
             return
         tools.append(tool)
     surroundings.restore()

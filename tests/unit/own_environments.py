@@ -113,6 +113,11 @@ class FewInBatch(Asks):
         return []
 
 
+class CancelsItself(Asks):
+    async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
+        raise asyncio.CancelledError
+
+
 class Broken(Asks):
     def __init__(self, tokenizer: Any) -> None:
         raise OSError("no index")

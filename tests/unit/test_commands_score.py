@@ -364,4 +364,4 @@ def test_an_address_where_nothing_listens(run: Run, monkeypatch: pytest.MonkeyPa
     code, out, err = run(
         ROWS, "--reward", "http", "--url", f"http://127.0.0.1:{free_port()}/", "--json"
     )
-    assert code == 2 and not out and "ConnectionRefusedError" in err
+    assert code == 1 and not out and "ConnectionRefusedError" in err

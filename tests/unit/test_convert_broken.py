@@ -16,7 +16,6 @@ from sfpo_megatron.convert.inspect import describe
 from sfpo_megatron.convert.locate import hf_files, locate
 from sfpo_megatron.convert.to_hf import megatron_to_hf
 from sfpo_megatron.convert.to_megatron import hf_to_megatron
-from sfpo_megatron.families.safetensors_header import ModelFilesError
 from tools import convert_hf_to_megatron, make_tiny_model
 
 
@@ -69,14 +68,16 @@ def test_flipped_bytes_are_named(checkpoint: Path, name: str, text: bytes, other
     assert not (checkpoint.parent / "back").exists()
 
 
-def test_a_file_beside_the_tensors_that_is_a_link_to_nothing(
-    checkpoint: Path, tmp_path: Path
+def test_links_to_nothing_are_left_out_by_name(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cache keeps files behind links: what is written would lack one, and nobody would know."""
+    """Of a cache that was pruned, or an editor's lock."""
     (checkpoint / "hf" / "merges.txt").symlink_to("../blobs/none")
-    with pytest.raises(ModelFilesError, match=r"link to nothing at .*merges\.txt, .*download"):
-        megatron_to_hf(checkpoint, tmp_path / "back")
-    assert not (tmp_path / "back").exists()
+    (checkpoint / "hf" / ".#config.json").symlink_to(".#config.json")
+    megatron_to_hf(checkpoint, tmp_path / "back")
+    assert "left out, links to nothing: .#config.json, merges.txt" in caplog.text
+    names = {file.name for file in (tmp_path / "back").iterdir()}
+    assert "config.json" in names and not names & {"merges.txt", ".#config.json"}
 
 
 def test_files_beside_the_tensors(checkpoint: Path) -> None:

@@ -233,6 +233,12 @@ def test_a_batch_of_the_wrong_size_is_refused() -> None:
         run(f"{OWN}:FewInBatch", prompts, Engines())
 
 
+def test_an_environment_that_cancels_itself_is_named() -> None:
+    """As frameworks of task groups do; Ray would take it for a cancelled call."""
+    with pytest.raises(RolloutError, match=f"{OWN}:CancelsItself raised CancelledError"):
+        run(f"{OWN}:CancelsItself", [prompt_of("p/0", 7)], Engines())
+
+
 def test_a_constructor_that_raises_is_named() -> None:
     with pytest.raises(RolloutError, match=f"{OWN}:Broken raised OSError: no index while it was"):
         runner_of(f"{OWN}:Broken", Engines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.origin import ConfigError
 from sfpo_megatron.config.paths import PathError
 from sfpo_megatron.data.errors import BadRowsError, DataError, SourceError
-from sfpo_megatron.errors import InputError, shortened
+from sfpo_megatron.errors import InputError, may_pass, shortened
 from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.families.shape import UnsupportedModel
 from sfpo_megatron.plugins import PluginError
@@ -60,6 +61,27 @@ def test_another_process_has_the_same_error(error: InputError) -> None:
     for made in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
         assert type(made) is type(error) and str(made) == str(error)
         assert vars(made) == vars(error)
+
+
+@pytest.mark.parametrize(
+    ("cause", "passes"),
+    [
+        (ConnectionError("the hub is away"), True),
+        (TimeoutError(), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (OSError("no index"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_what_may_pass(cause: Exception, passes: bool) -> None:
+    middle, outer = ValueError("between"), DataError("rows.jsonl:2", **SAID)
+    middle.__cause__, outer.__cause__ = cause, middle
+    assert may_pass(cause) is passes and may_pass(outer) is passes
+    cause.__cause__ = outer  # a circle
+    assert may_pass(outer) is passes
 
 
 def test_a_line_of_a_file_stands_last() -> None:

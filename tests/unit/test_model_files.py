@@ -182,6 +182,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "pickle": (replaced(TWO, b"PK\x03\x04" + bytes(99)), ("a PyTorch pickle", TWO)),
     "zeros": (replaced(TWO, bytes(4096)), ("zeros", TWO)),
     "link_to_nothing": (link_to_nothing, ("a link to nothing", TWO)),
+    "a_pipe_for_the_tokenizer": (a_pipe("tokenizer.json"), ("a pipe", "tokenizer.json")),
     "a_pipe": (a_pipe(TWO), ("a pipe", TWO)),
     "a_pipe_for_the_index": (a_pipe(INDEX), ("a pipe", INDEX)),
     "a_folder": (a_folder, ("Is a directory", TWO)),

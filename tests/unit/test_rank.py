@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 RANK = """
-import os, signal, sys
+import errno, os, signal, sys
 from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.launcher.rank import run_rank
 from sfpo_megatron.families.safetensors_header import ModelFilesError
@@ -38,6 +38,11 @@ def run():
             except ConnectionError as error:
                 raise wrong(1) from error
         case "model file": raise ModelFilesError("a broken one", "a whole one", "copy it again")
+        case "model file away":
+            try:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            except OSError as error:
+                raise ModelFilesError("no file", "a file", "look there") from error
         case "reward": raise CannotBeUsed("reward.function: found no mine.py, expected it; add it")
         case "own code": raise PluginError("loss", found="no mine.py", expected="it", fix="add it")
     return False
@@ -59,6 +64,7 @@ sys.exit(run_rank(run, directory=RunDirectory.of(sys.argv[1]), launched=False))
         ("away", 1, "error: rank 0: DataError: rows.jsonl:1: found nothing"),
         ("own code", 2, "error: rank 0: PluginError: loss: found no mine.py, expected it; add it"),
         ("model file", 2, "error: rank 0: ModelFilesError: found a broken one, expected a whole"),
+        ("model file away", 1, "error: rank 0: ModelFilesError: found no file"),
         ("reward", 2, "error: rank 0: CannotBeUsed: reward.function: found no mine.py"),
         ("leaves", 1, "error: rank 0: SystemExit: 0"),
         ("leaves with text", 1, "error: rank 0: SystemExit: no licence"),

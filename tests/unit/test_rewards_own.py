@@ -15,6 +15,7 @@ from own_rewards import Own, log_of, own, problem, rewards
 
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.rewards import WrongReward
 from sfpo_megatron.rewards.pool import ScoringPool, VerifierError
 
 __all__ = ["own"]  # the fixture
@@ -223,6 +224,20 @@ def test_a_function_that_cannot_be_loaded(own: Own, source: str, message: str) -
         own(source)
     assert "the traceback is in " in str(caught.value)
     assert "Traceback (most recent call last)" in log_of()
+
+
+@pytest.mark.parametrize(
+    ("raised", "passes"),
+    [
+        ("OSError('no disk')", False),
+        ("ConnectionError('the judge is away')", True),
+        ("OSError(116, 'Stale file handle')", True),
+    ],
+)
+def test_whether_another_start_could_load_it(own: Own, raised: str, passes: bool) -> None:
+    with pytest.raises(VerifierError, match=r"reward\.function: mine:score raised") as caught:
+        own(f"def score(r, p): return 1\ndef warm_up(): raise {raised}")
+    assert isinstance(caught.value, WrongReward) is not passes
 
 
 def test_a_process_that_ends_while_it_starts(own: Own) -> None:

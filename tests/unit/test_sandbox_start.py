@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
+from typing import Any
 
 import pytest
 
+from sfpo_megatron.config.reward import RewardConfig
 from sfpo_megatron.rewards import code
+from sfpo_megatron.rewards.pool import ScoringPool
+from sfpo_megatron.rewards.wire import WireProblem
 from sfpo_megatron.sandbox import interpreter
+from sfpo_megatron.sandbox.process import DidNotStart
+from sfpo_megatron.sandbox.session import Session
+from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.python import python
 
 
@@ -34,9 +44,60 @@ def test_the_time_of_a_row_s_tests_begins_with_the_program(slow_start: None) -> 
     ]
 
 
-def test_an_interpreter_that_does_not_start_takes_no_longer_than_that(
+def test_a_request_is_longer_than_a_pipe_holds(slow_start: None) -> None:
+    text = "x" * 300_000
+    assert python(f"len({text!r})", timeout_s=5.0) == "300000"
+    tests = [{"input": text, "output": "300000"}]
+    program = "print(len(input()))"
+    assert code.passed(program, code.tests_of(json.dumps(tests)), 5.0) == [True]
+
+
+def test_an_interpreter_that_does_not_start_is_no_program_s_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(interpreter, "command", lambda: ["sleep", "600"])
     monkeypatch.setattr(interpreter, "START_S", 0.3)
-    assert "took longer than 60 s" in python("1", timeout_s=60.0)
+    with pytest.raises(ToolError, match=r"an interpreter did not start within 0\.3 s"):
+        python("1", timeout_s=60.0)
+    with pytest.raises(DidNotStart):
+        code.passed("pass", code.tests_of('[{"input": "", "output": ""}]'), 60.0)
+
+
+def test_what_has_ended_in_time_counts_though_nobody_looked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This process was not scheduled: half of the time passes before it waits at all."""
+    started = subprocess.Popen
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        process = started(*args, **kwargs)
+        time.sleep(1.5)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+    assert python("6 * 7", timeout_s=0.3) == "42"
+    assert code.passed("", code.tests_of('[{"input": "", "output": ""}]'), 0.3) == [True]
+
+
+def test_more_descriptors_than_select_takes() -> None:
+    pipes = [os.pipe() for _ in range(520)]
+    try:
+        session = Session(memory_bytes=512 << 20)
+        assert session.run("6 * 7", timeout_s=5.0).output == "42\n"
+        session.close()
+        config = RewardConfig(function="last_number", num_workers=1)
+        with ScoringPool(config) as pool:
+            problem = WireProblem(id="p/0", question="?", answer="4", metadata={})
+            assert pool.score([(problem, "4")])[0].reward == 1
+    finally:
+        for pipe in pipes:
+            os.close(pipe[0])
+            os.close(pipe[1])
+
+
+def test_conditions_are_tried_together_and_one_by_one_where_that_does_not_end() -> None:
+    many = [f"assert f({number}) == {2 * number}" for number in range(300)]
+    assert all(code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(many)), 5.0))
+    slow = ["assert f(1) == 2", "assert sum(range(f(10**10))) > 0", "assert f(3) == 6"]
+    found = code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(slow)), 5.0)
+    assert found[0] and not found[1]

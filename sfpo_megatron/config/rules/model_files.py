@@ -14,7 +14,7 @@ from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.demo import RUN
 from sfpo_megatron.families.hf_config import HFConfig
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
-from sfpo_megatron.families.safetensors_header import ModelFilesError, impostor
+from sfpo_megatron.families.safetensors_header import ModelFilesError, NotAFile, impostor, opened
 from sfpo_megatron.families.shape import ModelShape, read_hf_config
 from sfpo_megatron.families.weight_files import weight_files
 from sfpo_megatron.families.weight_names import check_tensors
@@ -115,8 +115,11 @@ def pointers(path: Path) -> Iterator[Problem]:
     for name in _BESIDE:
         file = path / name
         try:
-            with file.open("rb") as stream:
+            with opened(file) as stream:
                 start = stream.read(256)
+        except NotAFile as error:
+            yield Problem(_KEY, f"{error.strerror} at {file}", "JSON", "put the file there")
+            continue
         except OSError:
             continue  # not there: who needs it says so
         if not start.lstrip().startswith((b"{", b"[")) and (other := impostor(start)):

@@ -97,7 +97,7 @@ class EndpointEnvironment(ABC):
         """What the session has come to."""
         returned, reason = None, _reason(session, agent, in_time=in_time)
         if agent.cancelled() and in_time:
-            self._tell_once("raised", "an agent raised CancelledError: it cancelled itself")
+            self._tell_once("cancelled", "an agent raised CancelledError: it cancelled itself")
         elif not agent.cancelled():
             error = agent.exception()
             if error is None:
