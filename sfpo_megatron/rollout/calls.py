@@ -54,11 +54,11 @@ class ControllerCalls:
     @contextmanager
     def polling(self, poll: Callable[[], None]) -> Iterator[None]:
         """Call `poll` again and again while waits inside go on; what it raises ends the wait."""
-        self._on_poll = poll
+        before, self._on_poll = self._on_poll, poll
         try:
             yield
         finally:
-            self._on_poll = _nothing
+            self._on_poll = before
 
     def wait(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 import ray
@@ -43,6 +43,7 @@ class RolloutClient:
     def __init__(self, config: RunConfig, spawn: SpawnController, *, owns_cluster: bool) -> None:
         self._owns_cluster = owns_cluster
         self._max_restarts = config.rollout.max_restarts
+        self._timeout_s = config.rollout.timeout_s
         self.processes = ProcessList()
         """What has to be gone at the end."""
         self._closed = False
@@ -51,6 +52,8 @@ class RolloutClient:
         self._postponed: str | None = None
         """Why a controller has to be started once engines have their devices again."""
         self.num_controller_restarts = 0
+        self._lost: FleetLost | None = None
+        """Why there is no controller any more, and will be none."""
         # Ray's agents outlive a driver that is killed with SIGKILL. Without a thread here: the
         # cluster's processes are there when the engines are ready.
         self._lifeline = Lifeline(watch=False) if owns_cluster else None
@@ -59,7 +62,7 @@ class RolloutClient:
         self.calls = ControllerCalls(spawn, RunDirectory.of(config.output_dir))
         """Calls to the controller, which any part of rank 0 may make."""
         self.sync_client = WeightSyncClient(
-            self.calls, config.refit.transport, self.restart_controller
+            self.calls, config.refit.transport, self._restart_in_an_update
         )
         """The way of weight updates to all engines."""
         atexit.register(self.close)
@@ -75,11 +78,20 @@ class RolloutClient:
 
     def submit(self, request: RolloutRequest) -> None:
         """Begin a request and return; the engines must be ready."""
-        self._submit(request, f"submitting request {request.id}")
+        self._check_not_lost()
+        try:
+            self._submit(request, f"submitting request {request.id}")
+        except ControllerDied as error:
+            self.restart_controller(str(error))
+            self._submit(request, f"submitting request {request.id} again")
         self._requests[request.id] = request
 
     def _submit(self, request: RolloutRequest, doing: str) -> None:
         self.calls.wait(self.calls.controller.submit.remote(request), doing)
+
+    def _check_not_lost(self) -> None:
+        if self._lost is not None:
+            raise self._lost
 
     def collect(self, request_id: str, refit: Callable[[], None] | None = None) -> list[Rollout]:
         """`collect_scored`'s rollouts alone."""
@@ -144,6 +156,7 @@ class RolloutClient:
     ) -> T:
         """The answer to a long call, which a dead controller interrupts but does not end."""
         while True:
+            self._check_not_lost()
             try:
                 running = call(self.calls.controller)
                 return self.calls.wait(running, doing, timeout_s=None, request_id=request_id)
@@ -152,22 +165,33 @@ class RolloutClient:
 
     def restart_controller(self, reason: str) -> None:
         """Start another one with its engines, and submit again what was not collected."""
-        log.warning("%s", reason)
-        old = self.processes.members
-        self.calls.kill()
-        wait_until_gone(old)
-        if self._asleep:  # the trainer has the devices: no engine could start there
-            self._postponed = reason
-            return
-        if self.num_controller_restarts >= self._max_restarts:
-            raise FleetLost(
-                f"{reason}; that is one more than rollout.max_restarts={self._max_restarts} allows"
-            )
-        self.num_controller_restarts += 1
-        self.calls.spawn()
-        self.wait_ready()
-        for request in self._requests.values():
-            self._submit(request, f"submitting request {request.id} again")
+        while True:
+            log.warning("%s", reason)
+            old = self.processes.members
+            self.calls.kill()
+            wait_until_gone(old)
+            if self._asleep:  # the trainer has the devices: no engine could start there
+                self._postponed = reason
+                return
+            if self.num_controller_restarts >= self._max_restarts:
+                limit = f"rollout.max_restarts={self._max_restarts}"
+                self._lost = FleetLost(f"{reason}; that is one more than {limit} allows")
+                raise self._lost
+            self.num_controller_restarts += 1
+            self.calls.spawn()
+            try:
+                self.wait_ready(self._timeout_s)
+                for request in self._requests.values():
+                    self._submit(request, f"submitting request {request.id} again")
+                return
+            except ControllerDied as error:
+                reason = str(error)
+
+    def _restart_in_an_update(self, reason: str) -> None:
+        """The same for rank 0 amid the other ranks, which an error here would leave waiting: that
+        the engines are lost for good is raised by whatever asks for rollouts next."""
+        with suppress(FleetLost):
+            self.restart_controller(reason)
 
     def close(self) -> None:
         """End every process that this started; may be called again."""

@@ -62,7 +62,7 @@ class Checkpoints:
         self._found = opened.start.found
         self._run_id = opened.start.run_id
         self._kind = kind
-        self._stop = opened.ends.stop
+        self._stop, self._feed = opened.ends.stop, opened.ends.feed
         self._progress, self._important = opened.progress, opened.important
         self._writer = CheckpointWriter(
             config.checkpoint,
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def after_step(self, step: int, *, is_last: bool = False) -> bool:
         """Save if it is time; True if the run has been asked to stop and has been saved. `is_last`:
-        the run ends here by itself."""
+        the run ends here by itself. StopRun if its engines are lost for good."""
         every, last = self._config.checkpoint.every, is_last
         if every == 0 or (last and step == self._writer.saved_step > 0):  # continued from there
             return False
@@ -154,7 +154,10 @@ class Checkpoints:
         if stop.step - 1 > self._writer.saved_step:
             self._save(stop.step - 1)
         self._writer.close()
-        self._say_goodbye(str(stop), stop.step - 1)
+        if self._writer.saved_step == stop.step - 1 > 0:
+            self._say_goodbye(str(stop), stop.step - 1)
+        else:
+            self._important(f"stopped by {stop} before the first train step: nothing to save")
 
     def guarded(self, run_pass: Callable[[], T], *, step: int, num_passes: int) -> Callable[[], T]:
         """`run_pass`, which raises StopRun on every rank if the step's other passes would not end
@@ -164,7 +167,7 @@ class Checkpoints:
         left = iter(range(num_passes, 0, -1))
 
         def guarded_pass() -> T:
-            self._check_time(next(left) * self._longest_pass_s, step)
+            self._check_time(num_left := next(left), step, is_first=num_left == num_passes)
             begun = time.monotonic()
             result = run_pass()
             self._longest_pass_s = max(self._longest_pass_s, time.monotonic() - begun)
@@ -172,16 +175,18 @@ class Checkpoints:
 
         return guarded_pass
 
-    def _check_time(self, remaining_s: float, step: int) -> None:
+    def _check_time(self, num_passes: int, step: int, *, is_first: bool) -> None:
         late = None
         if self._control.rank == 0:
             try:
-                self._stop.check(remaining_s)
+                self._stop.check(num_passes * self._longest_pass_s)
             except OutOfTime as error:
                 late = str(error)
         late = self._control.broadcast_json(late)
         if late is not None:
-            raise StopRun(late, step=step, begun=True)
+            if is_first:
+                self._feed.hand_back(step)
+            raise StopRun(late, step=step, begun=not is_first)
 
     def _say_goodbye(self, reason: str, step: int) -> None:
         self._important(
@@ -203,7 +208,7 @@ class Checkpoints:
     # --- save ---------------------------------------------------------------------------------
 
     def _hold_and_save(self, step: int) -> None:
-        self._engines.hold()
+        self._engines.hold(step)
         self._engines.to_trainer()
         self._save(step)
 

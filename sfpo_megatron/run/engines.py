@@ -6,6 +6,8 @@ ends, and help where all ranks are needed. Every method is collective.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,7 @@ class NoEngines:
     def refit(self, *, weight_version: int) -> None:
         """There is nobody to send weights to."""
 
-    def hold(self) -> None:
+    def hold(self, step: int) -> None:
         """Nothing is begun ahead."""
 
     def to_trainer(self) -> None:
@@ -64,39 +66,53 @@ class Engines:
         if is_colocated(config):
             self._turns = Turns(offload, control, sleep=self._sleep, wake=self._wake)
         self._weight_version = 0
+        self._lost: FleetLost | None = None
+        """Why the engines are lost for good, once they are; the train step is ended first."""
 
     # --- batches ------------------------------------------------------------------------------
 
     def collect(self, step: int) -> RolloutBatch:
         """The step's rollouts, on every rank. Raises StopRun if the run ends before the step: there
         is no time for its rollouts, or the engines are lost for good."""
-        self._to_engines()
-        try:
+        with self._before(step):
+            self._to_engines()
             with span("collect"), self._ends.polling():
                 batch = self._together.run(partial(self._ends.feed.collect, step), self._resend)
+        shared = share(self._control, batch)
+        self._ends.saver.add(step, shared)
+        return shared
+
+    @contextmanager
+    def _before(self, step: int) -> Iterator[None]:
+        """StopRun in place of what ends the run before train step `step`, which can be saved."""
+        try:
+            if self._lost is not None:
+                raise self._lost
+            yield
         except OutOfTime as error:
             raise StopRun(str(error), step=step, begun=False) from error
         except FleetLost as error:
             if not self._config.saves_state:
                 raise
             raise StopRun(str(error), step=step, begun=False) from error
-        shared = share(self._control, batch)
-        self._ends.saver.add(step, shared)
-        return shared
 
-    def hold(self) -> None:
-        """Take in the rollouts that were begun ahead, for a checkpoint."""
+    def hold(self, step: int) -> None:
+        """Take in the rollouts that were begun ahead, for the checkpoint after train step `step`.
+        StopRun as from `collect` of the next."""
         if self._config.rollout.async_steps:
-            self._together.run(self._ends.feed.hold, self._resend)
+            with self._before(step + 1):
+                self._together.run(self._ends.feed.hold, self._resend)
 
     def evaluate(self, *, step: int) -> None:
-        """Held-out accuracy of the current weights into the metrics."""
+        """Held-out accuracy of the weights after train step `step` into the metrics. StopRun as
+        from `collect` of the next."""
         if self._config.debug.train_only or not self._config.data.eval:
             return
-        self._to_engines()
         timers = Timers()
-        with timers("evaluate"):
-            metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
+        with self._before(step + 1):
+            self._to_engines()
+            with timers("evaluate"), self._ends.polling():
+                metrics = self._together.run(partial(self._ends.evaluation, step), self._resend)
         if metrics is not None:  # on rank 0
             self._ends.tracker.log(metrics | timers.take())
             self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))
@@ -129,12 +145,16 @@ class Engines:
 
     def take_weights(self, step: int, timers: Timers) -> None:
         """Send the weights after train step `step`, once the rollouts of the next, which
-        async_steps has begun, need no engine any more."""
-        with timers("wait"):
-            if self._config.rollout.async_steps:
-                self._together.run(lambda ask: self._ends.feed.wait_generated(), self._resend)
-        with timers("refit"):
-            self.refit(weight_version=step)
+        async_steps has begun, need no engine any more. Engines that are lost for good end the run
+        at its next turn: the step is whole, and has yet to be counted and logged."""
+        try:
+            with timers("wait"):
+                if self._config.rollout.async_steps:
+                    self._together.run(lambda ask: self._ends.feed.wait_generated(), self._resend)
+            with timers("refit"):
+                self.refit(weight_version=step)
+        except FleetLost as error:
+            self._lost = error
 
     def refit(self, *, weight_version: int) -> None:
         """Send the weights to all engines; the devices are theirs then."""

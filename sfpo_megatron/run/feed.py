@@ -47,6 +47,9 @@ class Feed(Protocol):
     def hold(self, refit: Callable[[], None]) -> None:
         """Take in what was begun ahead: older weights than a resumed run has made it."""
 
+    def hand_back(self, step: int) -> None:
+        """Keep the batch that `collect` gave, which was not used, for the next `collect`."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps (`saving.Stateful`)."""
 
@@ -69,6 +72,9 @@ class NoFeed:
 
     def hold(self, refit: Callable[[], None]) -> None:
         """Nothing is begun ahead."""
+
+    def hand_back(self, step: int) -> None:
+        """Rank 0 has the batch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Rank 0 alone saves the data cursor."""
@@ -101,7 +107,8 @@ class EngineFeed:
         """Steps under way -> the prompts' cursor before each of the rounds, and after the last."""
         self._picker = SamplePicker(config.tracking.samples)
         self._held: dict[int, _Received] = {}
-        """Step -> what was taken in before the step began (`hold`)."""
+        """Step -> what was taken in before the step began (`hold`), or given back."""
+        self._given: _Received | None = None
         self.metrics: Mapping[str, float] = {}
         """What `Feed.metrics` says; empty before the first `collect`."""
         self.samples: tuple[Sample, ...] = ()
@@ -117,9 +124,13 @@ class EngineFeed:
             if step not in self._cursors:
                 self._submit(step)
             received = self._receive(step, refit)
-        self.metrics, self.samples = received.metrics, received.samples
+        self.metrics, self.samples, self._given = received.metrics, received.samples, received
         if self._config.rollout.async_steps and step < self._config.train.steps:
-            self._submit(step + 1)
+            try:
+                self._submit(step + 1)
+            except BaseException:
+                self.hand_back(step)
+                raise
         return received.batch
 
     def _receive(self, step: int, refit: Callable[[], None]) -> _Received:
@@ -147,6 +158,11 @@ class EngineFeed:
         """Return when no engine generates for a later step: a rollout has one weight version."""
         for step in self._cursors:
             self._client.wait_generated(_request_id(step))
+
+    def hand_back(self, step: int) -> None:
+        """Keep the batch that `collect` gave, which was not used, for the next `collect`."""
+        if self._given is not None:
+            self._held[step] = self._given
 
     def hold(self, refit: Callable[[], None]) -> None:
         """Take in what was begun ahead: older weights than a resumed run has made it."""

@@ -23,6 +23,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.host.gpus import VISIBLE, visible_devices
+from sfpo_megatron.host.peers import watch_peers
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
@@ -164,6 +165,7 @@ def open_run(
                 opened.ends.fleet.sleep()
             control.barrier()
         yield opened
+        watch_peers([])  # they have ended when rank 0 has closed what it alone holds
 
 
 def open_sinks(

@@ -76,6 +76,9 @@ class SavedFeed:
     def hold(self, refit: Callable[[], None]) -> None:
         """Nothing is begun ahead."""
 
+    def hand_back(self, step: int) -> None:
+        """It stays in the file."""
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a train step names its batch."""
         return {}

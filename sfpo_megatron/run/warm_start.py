@@ -56,11 +56,13 @@ class ExampleFeed:
     def __init__(self, examples: SFTExamples, examples_per_step: int) -> None:
         self._examples = examples
         self._per_step = examples_per_step
+        self._cursor = examples.stream.state_dict()
         self.metrics: dict[str, float] = {}
         self.samples: tuple[Sample, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The next examples; there is no engine to refit."""
+        self._cursor = self._examples.stream.state_dict()
         return as_batch(self._examples.next_batch(self._per_step))
 
     def wait_generated(self) -> None:
@@ -68,6 +70,10 @@ class ExampleFeed:
 
     def hold(self, refit: Callable[[], None]) -> None:
         """Nothing is begun ahead."""
+
+    def hand_back(self, step: int) -> None:
+        """Read the examples that `collect` gave, which were not used, again."""
+        self._examples.stream.load_state_dict(self._cursor)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor of the examples."""

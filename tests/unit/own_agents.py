@@ -63,7 +63,7 @@ async def hangs(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:
 
 
 async def cancels_itself(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:
-    """As frameworks of task groups do when a child fails."""
+    """Frameworks of task groups do so when a child fails."""
     await Chat(base_url, api_key).say(prompt.question)
     raise asyncio.CancelledError
 

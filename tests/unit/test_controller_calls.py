@@ -109,3 +109,17 @@ def test_nobody_is_asked_where_nobody_watches() -> None:
     made = calls_to(controller)
     assert made.wait(Call("rollouts", 20), "x", timeout_s=None) == "rollouts"
     assert controller.asked == []
+
+
+def test_a_poll_goes_on_after_a_wait_without_one(waiting: None) -> None:
+    made, polled = calls_to(Controller([])), list[str]()
+
+    def wait() -> None:
+        made.wait(Call(None, num_looks=2), "waiting")
+
+    with made.polling(lambda: polled.append("outer")):
+        with made.polling(lambda: None):
+            wait()
+        wait()
+    wait()
+    assert polled == ["outer"]

@@ -71,7 +71,7 @@ def test_flipped_bytes_are_named(checkpoint: Path, name: str, text: bytes, other
 def test_links_to_nothing_are_left_out_by_name(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a cache that was pruned, or an editor's lock."""
+    """They are a pruned cache's, or an editor's lock."""
     (checkpoint / "hf" / "merges.txt").symlink_to("../blobs/none")
     (checkpoint / "hf" / ".#config.json").symlink_to(".#config.json")
     megatron_to_hf(checkpoint, tmp_path / "back")

@@ -234,7 +234,7 @@ def test_a_batch_of_the_wrong_size_is_refused() -> None:
 
 
 def test_an_environment_that_cancels_itself_is_named() -> None:
-    """As frameworks of task groups do; Ray would take it for a cancelled call."""
+    """Frameworks of task groups do so; Ray would take it for a cancelled call."""
     with pytest.raises(RolloutError, match=f"{OWN}:CancelsItself raised CancelledError"):
         run(f"{OWN}:CancelsItself", [prompt_of("p/0", 7)], Engines())
 

@@ -114,7 +114,7 @@ def a_checkpoints(config: RunConfig) -> tuple[Checkpoints, list[str]]:
     engines: Any = SimpleNamespace(hold=note("hold"), to_trainer=note("to_trainer"))
     opened: Any = SimpleNamespace(
         start=SimpleNamespace(found=None, run_id=RUN),
-        ends=SimpleNamespace(stop=NoStop(), best=Best()),
+        ends=SimpleNamespace(stop=NoStop(), best=Best(), feed=None),
         progress=lambda text: asked.append(text),
         important=lambda text: asked.append(text),
         store=store_of(config),

@@ -16,6 +16,7 @@ from made.configs import run_config
 
 from sfpo_megatron.checkpoints.store import store_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.run import saving
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.held_out import Best
@@ -42,17 +43,22 @@ class Saved:
         )
         opened: Any = SimpleNamespace(
             start=SimpleNamespace(found=None, run_id="abcdef012345"),
-            ends=SimpleNamespace(stop=self.stop, best=self.best),
+            ends=SimpleNamespace(stop=self.stop, best=self.best, feed=self),
             progress=self.events.append,
             important=self.events.append,
             store=self.store,
         )
         policy: Any = SimpleNamespace(control=control)
-        engines: Any = SimpleNamespace(hold=self.note("hold"), to_trainer=self.note("to trainer"))
+        engines: Any = SimpleNamespace(
+            hold=self.note("hold"), to_trainer=self.note("to trainer"), end=self.note("end")
+        )
         self.checkpoints = Checkpoints(self.config, opened, policy, engines, {})
 
-    def note(self, event: str) -> Callable[[], None]:
-        return lambda: self.events.append(event)
+    def note(self, event: str) -> Callable[..., None]:
+        return lambda *step: self.events.append(event)
+
+    def hand_back(self, step: int) -> None:
+        self.events.append(f"hand back {step}")
 
     def begin_save(self, policy: Any, directory: Path, *, step: int, form: str) -> Any:
         self.events.append(f"save {step}")
@@ -82,6 +88,48 @@ def test_saved_at_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run.checkpoints.after_step(3) is True
     assert list(run.store.steps()) == [3] and "stopped by SIGTERM" in run.events[-1]
     assert run.checkpoints.after_step(5, is_last=True) is False  # the run has ended by itself
+
+
+@pytest.mark.parametrize("num_made", [0, 1])
+def test_without_time_for_its_passes_a_step_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_made: int
+) -> None:
+    """Before the first pass the weights are those of the step before: they are saved, and the batch
+    is kept for the next start. After it only the last checkpoint is whole."""
+    run = Saved(tmp_path, monkeypatch, every=10, must_save_within_s=60.0)
+    run.checkpoints.resume()
+    left = iter([None] * num_made)
+
+    def check(remaining_s: float) -> None:
+        if next(left, "out of time"):
+            raise OutOfTime("SIGUSR1")
+
+    run.stop.check = check
+    one_pass = run.checkpoints.guarded(run.note("pass"), step=5, num_passes=4)
+    with pytest.raises(StopRun) as stop:
+        for _ in range(4):
+            one_pass()
+    run.checkpoints.give_up(stop.value)
+    if num_made:
+        assert (
+            run.events == ["pass", run.events[1]]
+            and "last checkpoint is of step 0" in run.events[1]
+        )
+        assert not run.store.steps()
+    else:
+        assert run.events[:3] == ["hand back 5", "end", "save 4"]
+        assert "stopped by SIGUSR1 after step 4, saved" in run.events[-1]
+        assert list(run.store.steps()) == [4]
+
+
+def test_engines_that_are_lost_before_the_first_step_leave_nothing_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Saved(tmp_path, monkeypatch)
+    run.checkpoints.resume()
+    run.checkpoints.give_up(StopRun("engine 0 died", step=1, begun=False))
+    assert "stopped by engine 0 died before the first train step: nothing to s" in run.events[-1]
+    assert not run.store.steps()
 
 
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(

@@ -23,6 +23,7 @@ from sfpo_megatron.config.objective import KLConfig, ObjectiveConfig
 from sfpo_megatron.config.tree import EvalConfig
 from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
 from sfpo_megatron.mcore.reference_policy import rollout_kl
+from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.rollout.reports import ScoredRequest
 from sfpo_megatron.run import learner
 from sfpo_megatron.run.feed import EngineFeed
@@ -170,6 +171,46 @@ def test_a_cursor_is_of_the_first_step_under_way() -> None:
     client.rollouts = [rollout(weight_version=1)] * 2
     feed.collect(3, lambda: None)
     assert not client.requests and feed.state_dict()["prompts"] == {"position": 3}
+
+
+def test_a_batch_is_not_passed_over_when_the_next_cannot_be_begun() -> None:
+    """Its engines are lost for good: the run is saved, and another start trains on it."""
+    position = iter(range(99))
+
+    class Lost(Client):
+        def submit(self, request: Any) -> None:
+            super().submit(request)
+            if request.step == 2:
+                raise FleetLost("engine 0 died")
+
+    config = run_config(
+        train={"prompts_per_step": 1, "minibatches_per_step": 1, "group_size": 2, "num_steps": 3},
+        rollout={"async_steps": 1},
+    )
+    client: Any = Lost(*[rollout()] * 2)
+    prompts: Any = SimpleNamespace(
+        state_dict=lambda: {"position": next(position)}, next_batch=lambda count, history: []
+    )
+    feed = EngineFeed(config, client, prompts)
+    with pytest.raises(FleetLost):
+        feed.collect(1, lambda: None)
+    state = feed.state_dict()
+    assert state["held"].keys() == {1} and state["prompts"] == {"position": 2}  # before step 2's
+    assert any(name.startswith("1.") for name in state["rollouts"])
+
+
+def test_a_batch_that_was_not_used_is_given_again() -> None:
+    """There was no time for a pass over it."""
+    config = run_config(
+        train={"prompts_per_step": 1, "minibatches_per_step": 1, "group_size": 2, "num_steps": 3}
+    )
+    client: Any = Client(*[rollout()] * 2)
+    prompts: Any = SimpleNamespace(state_dict=dict, next_batch=lambda count, history: [])
+    feed = EngineFeed(config, client, prompts)
+    given = feed.collect(1, lambda: None)
+    feed.hand_back(1)
+    assert feed.state_dict()["held"].keys() == {1}
+    assert feed.collect(1, lambda: None) is given and len(client.requests) == 1
 
 
 def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Engines that are lost for good, or a stop request without time: the run ends saved, and nothing
+of its data is passed over. Rank 0 alone, with stand-ins for what it asks.
+
+Not exercised: real engines (tests/e2e/test_zz_dead_engine.py, test_kills.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from made.configs import run_config
+
+from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
+from sfpo_megatron.rollout import client as clients
+from sfpo_megatron.rollout.client import RolloutClient
+from sfpo_megatron.rollout.errors import ControllerDied, FleetLost
+from sfpo_megatron.run.engines import Engines
+from sfpo_megatron.run.opening import other_ends
+from sfpo_megatron.tracking.timers import Timers
+
+LOST = FleetLost("engine 0 died once too often")
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    def work(*arguments: Any, **more: Any) -> Any:
+        raise error
+
+    return work
+
+
+def engines_of(ends: dict[str, Any], *, saves: bool = True, refit: Any = None) -> Engines:
+    config = run_config(
+        rollout={"async_steps": 1},
+        checkpoint={"every": 10 if saves else 0},
+        data={"eval": [{"source": "jsonl", "path": "x.jsonl"}]},
+    )
+    control: Any = SimpleNamespace(rank=0, broadcast_json=lambda value=None: value)
+    refit = refit or SimpleNamespace(send=lambda version, **more: 0)
+    offload: Any = None
+    return Engines(config, replace(other_ends(), **ends), control, refit, offload)
+
+
+@pytest.mark.parametrize("error", [LOST, OutOfTime("SIGUSR1")])
+def test_a_run_ends_before_the_next_step_wherever_it_is(error: Exception) -> None:
+    feed: Any = SimpleNamespace(collect=raises(error), hold=raises(error))
+    engines = engines_of({"feed": feed, "evaluation": raises(error)})
+    for step, act in (
+        (7, lambda: engines.collect(7)),
+        (8, lambda: engines.hold(7)),
+        (8, lambda: engines.evaluate(step=7)),
+    ):
+        with pytest.raises(StopRun) as stop:
+            act()
+        assert (stop.value.step, stop.value.begun) == (step, False)
+        assert str(stop.value) == str(error)
+
+
+def test_a_run_that_saves_nothing_fails() -> None:
+    engines = engines_of({"evaluation": raises(LOST)}, saves=False)
+    with pytest.raises(FleetLost):
+        engines.evaluate(step=7)
+
+
+@pytest.mark.parametrize("where", ["wait", "refit"])
+def test_a_step_is_ended_before_its_engines_are_missed(where: str) -> None:
+    """It has yet to be counted and logged, or the checkpoint would lack it."""
+    fine: Callable[..., None] = lambda *arguments, **more: None  # noqa: E731
+    feed: Any = SimpleNamespace(wait_generated=raises(LOST) if where == "wait" else fine)
+    refit = SimpleNamespace(send=raises(LOST) if where == "refit" else fine)
+    engines = engines_of({"feed": feed}, refit=refit)
+    engines.take_weights(7, Timers())
+    for act in (lambda: engines.collect(8), lambda: engines.hold(7)):
+        with pytest.raises(StopRun, match="once too often") as stop:
+            act()
+        assert (stop.value.step, stop.value.begun) == (8, False)
+
+
+# ---- rank 0's end ------------------------------------------------------------------------------
+
+
+class Calls:
+    """Answers what a list says; an error in it is raised."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers, self.spawned, self.doing = answers, 0, list[str]()
+        self.controller: Any = SimpleNamespace(
+            submit=SimpleNamespace(remote=lambda request: None),
+            collect=SimpleNamespace(remote=lambda request_id: None),
+            needs_introduction=SimpleNamespace(remote=lambda only_stale: None),
+        )
+        self.starting = None
+
+    def spawn(self) -> None:
+        self.spawned += 1
+
+    def kill(self) -> None:
+        pass
+
+    def wait(self, call: object, doing: str, **more: Any) -> Any:
+        self.doing.append(f"{doing} {more.get('timeout_s', '')}".strip())
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[Any]], Any]]:
+    def make(answers: list[Any]) -> Any:
+        config = run_config(rollout={"max_restarts": 2, "timeout_s": 1234.0})
+        made: Any = RolloutClient(config, lambda weight_version: None, owns_cluster=False)
+        made.calls.answers = answers
+        monkeypatch.setattr(made, "learn_processes", lambda: None)
+        return made
+
+    monkeypatch.setattr(clients, "ControllerCalls", lambda spawn, directory: Calls([]))
+    monkeypatch.setattr(clients, "wait_until_gone", lambda members: None)
+    monkeypatch.setattr(clients, "atexit", SimpleNamespace(register=lambda f: None))
+    yield make
+
+
+REQUEST = SimpleNamespace(id="train/3")
+
+
+def test_a_controller_that_dies_before_a_request_is_restarted(client: Any) -> None:
+    """Its restart takes as long as the first start may, and may fail once more."""
+    died = ControllerDied("gone")
+    made = client([died, died, None, None])
+    made.submit(REQUEST)
+    assert made.calls.doing == [
+        "submitting request train/3",
+        "starting the engines 1234.0",
+        "starting the engines 1234.0",
+        "submitting request train/3 again",
+    ]
+    assert made.num_controller_restarts == 2 and not made.calls.answers
+
+
+def test_who_asks_next_hears_that_the_engines_are_lost(client: Any) -> None:
+    """In an update the other ranks wait in collectives: rank 0 may not leave them there."""
+    made = client([ControllerDied("gone")] * 3)
+    assert made.sync_client.needs_introduction()
+    assert not made.calls.answers
+    for act in (lambda: made.submit(REQUEST), lambda: made.collect("train/3")):
+        with pytest.raises(FleetLost, match=r"one more than rollout\.max_restarts=2 allows"):
+            act()
