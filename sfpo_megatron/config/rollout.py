@@ -56,9 +56,9 @@ class RolloutConfig:
     """fp8_per_channel: the engine quantizes what it is sent, online; the trainer keeps its dtype
     (set objective.importance_sampling against the mismatch)."""
     timeout_s: float = 600.0
-    """An engine with work that finishes nothing for this long is ended and started anew."""
+    """An engine with work that makes no step for this long is ended and restarted."""
     max_restarts: int = 3
-    """Engines started anew in the whole run before it stops."""
+    """Engines restarted in the whole run before it stops."""
     gpu_memory_utilization: float = 0.6
     """Share of a GPU's memory that an engine may take."""
     reproducible: bool = False

@@ -101,6 +101,10 @@ class Engine:
         """Whether EngineCore and its workers run; answers while generating."""
         return self._llm is not None and not self._llm.errored
 
+    async def num_steps(self) -> int:
+        """How many steps vLLM has made; answers while generating."""
+        return self._listener.num_steps
+
     async def take_load(self) -> EngineLoad:
         """How full the engine was since the last call."""
         return self._listener.take()

@@ -34,6 +34,8 @@ class EngineHandle:
     """It knows the trainer's sending end."""
     outstanding_tokens: int = 0
     num_calls: int = 0
+    num_steps: int = 0
+    """Steps that vLLM has made, when they were last counted."""
     last_progress: float = 0.0
 
 

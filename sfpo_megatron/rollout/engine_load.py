@@ -25,6 +25,8 @@ class LoadListener:
     def __init__(self) -> None:
         self._highest_usage = 0.0
         self._num_preemptions = 0
+        self.num_steps = 0
+        """Steps that vLLM has made."""
 
     def take(self) -> EngineLoad:
         """The load since the last call."""
@@ -40,6 +42,7 @@ class LoadListener:
         engine_idx: int = 0,
     ) -> None:
         """Take in one step's statistics."""
+        self.num_steps += 1
         if scheduler_stats is not None:
             self._highest_usage = max(self._highest_usage, scheduler_stats.kv_cache_usage)
         if iteration_stats is not None:

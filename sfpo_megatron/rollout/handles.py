@@ -30,6 +30,7 @@ class EngineActor(Protocol):
     start: Remote[[], None]
     processes: Remote[[], ActorProcesses]
     alive: Remote[[], bool]
+    num_steps: Remote[[], int]
     take_load: Remote[[], EngineLoad]
     generate: Remote[
         [list[tuple[int, ...]], list[int], list[GenerationSettings]],

@@ -36,7 +36,7 @@ class ActorProcesses(NamedTuple):
     """What has to be gone when an actor is closed."""
 
     members: tuple[ProcessIdentity, ...]
-    """The actor and every descendant seen so far."""
+    """The actor and every descendant seen that is alive."""
     guard: ProcessIdentity | None
     """Ends by itself, last: it must not be killed before it has tidied up."""
 
@@ -98,12 +98,15 @@ class Lifeline:
 
         children = psutil.Process().children(recursive=True)
         found = {ProcessIdentity.of(child.pid) for child in children}
-        self._known |= {identity for identity in found if identity is not None}
+        # The dead are forgotten: programs of tools come and go, and their pids are given to others.
+        alive = {identity for identity in self._known if identity.alive}
+        self._known = alive | {identity for identity in found if identity is not None}
         lines = {f"process {identity.pid} {identity.start_ticks}\n" for identity in self._known}
         pids = (os.getpid(), *(identity.pid for identity in self._known))
         segments = {path for pid in pids for path in shared_memory(pid)}
         lines |= {f"shared_memory {path}\n" for path in segments}
         self._tell(lines)
+        self._told &= lines
         for path in segments - self._noted:  # for the next run, if the guard is killed as well
             self._noted.add(path)
             if self._scratch is not None:

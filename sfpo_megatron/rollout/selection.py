@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from ctypes import c_float
 
 from sfpo_megatron.data.selective import Outcome
 from sfpo_megatron.rollout.reports import SamplingCounts
@@ -18,7 +19,7 @@ Group = Sequence[Rollout]
 
 def fault(group: Group, drop: Sequence[str]) -> str | None:
     """Which of the kinds in `drop` the group is of."""
-    if "zero_variance" in drop and len({rollout.reward for rollout in group}) == 1:
+    if "zero_variance" in drop and len(_rewards(group)) == 1:
         return "zero_variance"
     if "truncated" in drop and not any(rollout.finished for rollout in group):
         return "truncated"
@@ -27,9 +28,15 @@ def fault(group: Group, drop: Sequence[str]) -> str | None:
 
 def outcome(group: Group) -> Outcome:
     """What the next rollouts of the group's prompt are likely to be too."""
-    if len({rollout.reward for rollout in group}) > 1:
+    if len(_rewards(group)) > 1:
         return "mixed"
     return "solved" if all(rollout.correct for rollout in group) else "failed"
+
+
+def _rewards(group: Group) -> set[float]:
+    """The different rewards, in the precision in which they are trained on: 0.1 + 0.2 + 0.3 is no
+    other reward than 0.3 + 0.2 + 0.1."""
+    return {c_float(rollout.reward).value for rollout in group}
 
 
 class GroupSelection:

@@ -99,11 +99,12 @@ class EngineSlots:
             limit_s = self._config.rollout.timeout_s
             ready = [engine for engine in self.engines if engine.ready]
             alive = await asyncio.gather(*(self.alive(engine) for engine in ready))
+            await asyncio.gather(*(self._look_at(one) for one in ready if one.num_calls))
             for engine, state in zip(ready, alive, strict=True):
                 if state is False:
                     self._lose(engine, "died")
                 elif engine.num_calls and time.monotonic() - engine.last_progress > limit_s:
-                    self._lose(engine, f"finished nothing for rollout.timeout_s={limit_s:g} s")
+                    self._lose(engine, f"made no step for rollout.timeout_s={limit_s:g} s")
 
     async def alive(self, engine: EngineHandle) -> bool | None:
         """Whether an engine is alive; None if it did not answer in time."""
@@ -113,6 +114,16 @@ class EngineSlots:
             return None
         except ACTOR_GONE:
             return False
+
+    async def _look_at(self, engine: EngineHandle) -> None:
+        """Note whether vLLM has made a step: a call ends with its longest response, which may take
+        longer than an engine may hang."""
+        try:
+            num_steps = await asyncio.wait_for(engine.actor.num_steps.remote(), _ALIVE_S)
+        except (TimeoutError, RayTaskError, *ACTOR_GONE):
+            return
+        if num_steps != engine.num_steps:
+            engine.num_steps, engine.last_progress = num_steps, time.monotonic()
 
     async def take_load(self) -> EngineLoad:
         """How full the engines were since the last call; one that does not answer in time is left
@@ -224,9 +235,10 @@ class EngineSlots:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def change(self) -> None:
-        """Wait until an engine becomes ready, gets weights or is lost."""
-        await self._changed.wait()
+    def change(self) -> Awaitable[object]:
+        """Wait until an engine becomes ready, gets weights or is lost, from this call on: a task
+        that waits may begin later."""
+        return self._changed.wait()
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)

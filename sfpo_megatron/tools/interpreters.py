@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from sfpo_megatron.sandbox.process import DidNotStart
 from sfpo_megatron.sandbox.session import Session
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.declared import BoundTool
@@ -44,7 +45,10 @@ class Seat:
             if self._left:
                 raise ToolError("the episode has ended")
             if not self._session:
-                self._session.append(Session(memory_bytes=memory_mib << 20))
+                try:
+                    self._session.append(Session(memory_bytes=memory_mib << 20))
+                except (DidNotStart, OSError) as error:
+                    raise ToolError(f"no interpreter could be started ({error})") from error
             (session,) = self._session
         ran = session.run(str(code), timeout_s=timeout_s)
         if session.is_open:

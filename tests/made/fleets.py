@@ -61,7 +61,7 @@ class Actor:
         if name == "generate":
             await self.release.wait()
             return [f"made by {self.index}" for _ in args[1]]
-        return {"alive": True, "processes": ((), None)}.get(name)
+        return {"alive": True, "num_steps": 0, "processes": ((), None)}.get(name)
 
 
 def make_fleet(

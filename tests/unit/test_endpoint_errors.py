@@ -245,6 +245,33 @@ def test_a_session_ends_when_no_engine_works_for_it(endpoint: Endpoint, tokenize
     asyncio.run(talk())
 
 
+def test_a_turn_whose_client_has_asked_again_is_not_recorded(
+    endpoint: Endpoint, tokenizer: Any
+) -> None:
+    """The reward is for what the client got, and the last turn recorded is trained on."""
+    first = asyncio.Event()
+
+    class Slow(Says):
+        async def __call__(self, *args: Any, **more: Any) -> Any:
+            made = await super().__call__(*args, **more)
+            if len(self.asked) == 1:
+                await first.wait()
+            return made
+
+    async def talk() -> None:
+        says = Slow(tokenizer, f"a{END}", f"b{END}")
+        async with client_of(endpoint, says) as client:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.say([user("1")]), 0.3)
+            said = await client.say([user("1")])
+            endpoint.thread.loop.call_soon_threadsafe(first.set)
+            await endpoint.thread.start(client.session.close())
+            (turn,) = client.session.turns
+            assert turn.messages[-1]["content"] == said["message"]["content"] == "b"
+
+    asyncio.run(talk())
+
+
 # ---- load --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from made.fleets import Actor, calls_of, job, make_fleet, until, update
 
+from sfpo_megatron.rollout import slots
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.rollout.reports import EngineLoad
 from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
@@ -58,6 +59,48 @@ def test_unfinished_work_of_a_lost_engine_is_issued_again(actors: list[Actor], h
         await until(lambda: len(actors) == 3 and all(e.ready for e in fleet.engines))
         assert not fleet.wants_weights and actors[0].dead.is_set()
         await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_a_response_may_take_longer_than_an_engine_may_hang(
+    actors: list[Actor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call ends with its longest response; vLLM's steps say that it goes on."""
+    monkeypatch.setattr(slots, "_POLL_S", 0.05)
+
+    class Steps(Actor):
+        made, stuck = 0, False
+
+        async def answer(self, name: str, *args: Any) -> Any:
+            if name == "num_steps":
+                self.made += not self.stuck
+                return self.made
+            return await super().answer(name, *args)
+
+    async def run() -> None:
+        fleet = make_fleet(actors, Steps, timeout_s=0.4)
+        await fleet.start()
+        actors[0].release.clear()
+        first = job(fleet, 5, (7,))
+        await until(lambda: actors[0].seeds)
+        await asyncio.sleep(1.0)
+        assert fleet.num_restarts == 0
+        actors[0].stuck = True  # type: ignore[attr-defined]
+        assert (await first)[0] == ["made by 1"] and fleet.num_restarts == 1
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
+def test_a_change_is_heard_from_the_call_on(actors: list[Actor]) -> None:
+    """The task that waits may begin after it."""
+
+    async def run() -> None:
+        fleet = make_fleet(actors)
+        change = asyncio.ensure_future(fleet.change())
+        fleet.notify()
+        await asyncio.wait_for(change, 5.0)
 
     asyncio.run(run())
 

@@ -21,6 +21,7 @@ import pytest
 
 from sfpo_megatron.host.processes import ProcessIdentity
 from sfpo_megatron.host.scratch import remove_tree
+from sfpo_megatron.rollout.lifeline import Lifeline
 
 ACTOR = """
 import os, subprocess, sys, tempfile, time
@@ -135,3 +136,17 @@ def test_a_folder_that_another_removes_meanwhile(
     monkeypatch.setattr(os, "scandir", after_another)
     remove_tree(str(short / "outer"))
     assert not (short / "outer").exists()
+
+
+def test_the_dead_are_forgotten() -> None:
+    """Programs of tools come and go by the thousand, and their pids are given to others, whose
+    shared memory is not ours to remove."""
+    lifeline = Lifeline(watch=False)
+    try:
+        with subprocess.Popen(["sleep", "600"]) as child:
+            members = {one.pid for one in lifeline.processes().members}
+            assert members >= {os.getpid(), child.pid}
+            child.kill()
+        assert child.pid not in {one.pid for one in lifeline.processes().members}
+    finally:
+        lifeline.close()

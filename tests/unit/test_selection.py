@@ -8,7 +8,7 @@ import pytest
 from made.rollouts import group
 
 from sfpo_megatron.rollout.rounds import jobs_of
-from sfpo_megatron.rollout.selection import GroupSelection
+from sfpo_megatron.rollout.selection import GroupSelection, fault, outcome
 from sfpo_megatron.types import Prompt, Rollout
 
 
@@ -43,6 +43,15 @@ def test_dropped_groups_are_replaced_in_prompt_order() -> None:
     assert counts.num_duplicate == 1 and counts.num_surplus == 1 and counts.num_taken_back == 0
     dropped = counts.num_zero_variance + counts.num_truncated + counts.num_duplicate
     assert counts.num_groups == 3 + dropped + counts.num_surplus - counts.num_taken_back
+
+
+def test_rewards_that_training_takes_for_equal_are_equal() -> None:
+    """They are float32 there; sums of turn rewards differ in the last bit of float64."""
+    near = [0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1]
+    assert near[0] != near[1]
+    assert fault(group("a", near), ("zero_variance",)) == "zero_variance"
+    assert outcome(group("a", near)) == "failed"
+    assert fault(group("a", [0.6, 0.6001]), ("zero_variance",)) is None
 
 
 def test_a_group_is_truncated_when_all_of_it_is() -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from sfpo_megatron.config.environments import ToolArgs
 from sfpo_megatron.sandbox.isolation import isolation
-from sfpo_megatron.sandbox.process import CannotServe
+from sfpo_megatron.sandbox.process import CannotServe, DidNotStart
 from sfpo_megatron.sandbox.session import Session
+from sfpo_megatron.tools import interpreters
 from sfpo_megatron.tools.declared import choices_of, schemas_of
 from sfpo_megatron.tools.pool import ToolPool, ToolResult
 
@@ -189,6 +190,18 @@ def test_what_the_model_is_told_and_what_is_refused() -> None:
     assert "kept" not in str(schema) and "interpreter" not in str(schema)
     with pytest.raises(CannotServe, match="interpreter: found 'eternal', expected one of fresh, p"):
         pool_of(interpreter="eternal")
+
+
+@pytest.mark.parametrize("error", [DidNotStart("no namespace"), OSError(24, "Too many open files")])
+def test_an_interpreter_that_cannot_be_started_is_told_to_the_model(
+    pool: ToolPool, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(**settings: object) -> Session:
+        raise error
+
+    monkeypatch.setattr(interpreters, "Session", refuse)
+    (result,) = episode(pool, "1")
+    assert result.failed and f"no interpreter could be started ({error})" in result.text
 
 
 def test_a_session_is_closed_once() -> None:

@@ -101,7 +101,7 @@ class Endpoint:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         session, sampling = self._asked(request)
         asked = parse_request(await request.read(), sampling)
-        answer = await session.answer(asked)
+        answer = await session.answer(asked, is_awaited=lambda: _is_connected(request))
         created = int(time.time())
         if asked.stream:
             return await _streamed(request, chunks(asked, answer, created))
@@ -155,6 +155,11 @@ def _new_key() -> str:
 
 def _error(error: ApiError) -> web.Response:
     return web.json_response(error.body, status=error.status)
+
+
+def _is_connected(request: web.Request) -> bool:
+    """Whether the client still waits: it may have asked again on another connection."""
+    return request.transport is not None and not request.transport.is_closing()
 
 
 async def _streamed(request: web.Request, events: list[Json]) -> web.StreamResponse:

@@ -10,6 +10,7 @@ branch: from the last turn that it still has, or from nothing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sfpo_megatron.config.environments import CallFormat
@@ -56,13 +57,19 @@ class Session:
         self._calls: set[asyncio.Task[Completion]] = set()
         self._is_closed = False
 
-    async def answer(self, request: ChatRequest) -> Answer:
-        """The model's turn after `request`, recorded; ApiError for a request without one."""
+    async def answer(
+        self, request: ChatRequest, *, is_awaited: Callable[[], bool] = lambda: True
+    ) -> Answer:
+        """The model's turn after `request`, recorded; ApiError for a request without one. A turn
+        that nobody awaits any more, whose client may have asked again, is not recorded: no reward
+        was given for it."""
         number, self._num_requests = self._num_requests, self._num_requests + 1
         parent = self._continued_by(request)
         start, tokens = self._tokens(parent, request)
         generate = self._branch(parent, request)
         completion = await self._call(generate, tokens, request.max_tokens)
+        if not is_awaited():
+            raise ConnectionResetError("Connection lost")
         message, finish = self._said(completion, request, number)
         self.turns.append(
             Turn(
