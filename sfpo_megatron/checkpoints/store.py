@@ -117,7 +117,7 @@ class CheckpointStore:
         kept = {*newest, self.best if self._keep_best else None}
         leaving = [path for path in directories if path not in kept]
         leaving += (path for path in self.folder.iterdir() if _REPLACED.fullmatch(path.name))
-        if newest and (problems := manifest.faults(newest[-1], drop_cache=True)):
+        if newest and (problems := _faults(newest[-1], drop_cache=True)):
             raise CheckpointError(
                 f"checkpoint {newest[-1].name} does not hold what was written: {problems[0]}; "
                 "older ones are kept; check the disk"
@@ -138,10 +138,11 @@ class CheckpointStore:
 
     def newest_good(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint whose manifest holds; None where there is none at all. Broken ones
-        are named to `warn` and renamed. CheckpointError if all are broken."""
+        are named to `warn` and renamed. CheckpointError if all are broken, or if one cannot be
+        read: whether it is broken is not known."""
         candidates = self.steps()
         for step, directory in reversed(candidates.items()):
-            problems = manifest.faults(directory)
+            problems = _faults(directory)
             if not problems:
                 return Found(directory=directory, step=step, has_run_state=True)
             renamed = set_aside(directory, "broken")
@@ -190,6 +191,18 @@ def _is_ours(directory: Path) -> bool:
     return (directory / manifest.NAME).exists() or (directory / RUN_STATE).exists()
 
 
+def _faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
+    """The same as `manifest.faults`; CheckpointError for a file that cannot be read."""
+    try:
+        return manifest.faults(directory, drop_cache=drop_cache)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename}: found {error.strerror}, expected a checkpoint whose files can be "
+            "read; nothing has been renamed or removed: mend the file system or the permissions, "
+            "then start the same command"
+        ) from error
+
+
 def _remove(directory: Path) -> None:
     """Remove a checkpoint; where others have put files into it, all but those, which stay in
     NAME.removed-N."""
@@ -229,7 +242,7 @@ def at(path: Path) -> Found:
             f"{path}: found no checkpoint, expected a directory with metadata.json, or a folder "
             f"with `{LATEST}` or {MEGATRON_TRACKER}; correct checkpoint.resume"
         )
-    if (directory / manifest.NAME).is_file() and (problems := manifest.faults(directory)):
+    if (directory / manifest.NAME).is_file() and (problems := _faults(directory)):
         raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
     match = _NAME.fullmatch(directory.name)
     return Found(
