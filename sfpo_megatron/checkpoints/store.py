@@ -5,6 +5,7 @@ ones are removed once a newer one has been verified. No torch; rank 0 alone writ
     RUN/checkpoints/latest              its name; latest_checkpointed_iteration.txt (megatron_lm)
     RUN/checkpoints/best                the name of the best one
     RUN/checkpoints/.writing-.../       not a checkpoint yet
+    RUN/checkpoints/.removing-NAME/     not one any more: retention has not got through it yet
     RUN/checkpoints/NAME.broken-1/      one that did not hold when a run wanted to continue from it
     RUN/checkpoints/NAME.removed-1/     what others had put into one that retention has removed
 """
@@ -31,7 +32,7 @@ RUN_STATE = "run_state.json"
 _PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
 _NAME = re.compile(r"(step|iter)_(\d{7,})")
 _REPLACED = re.compile(rf"{_NAME.pattern}\.replaced-\d+")
-_ASIDE = ".writing-"
+_ASIDE, _REMOVING = ".writing-", ".removing-"
 
 
 class CheckpointError(RuntimeError):
@@ -111,7 +112,8 @@ class CheckpointStore:
     def prune(self) -> list[Path]:
         """Remove what retention does not keep, after reading the newest checkpoint back from the
         disk; CheckpointError, and nothing is removed, if it does not hold. What others have put
-        into a checkpoint, or there in its place (a link), stays."""
+        into a checkpoint, or there in its place (a link), stays. What a kill has left of an earlier
+        removal goes too."""
         directories = list(self.steps().values())
         newest = directories[-self._keep_last :]
         kept = {*newest, self.best if self._keep_best else None}
@@ -124,7 +126,9 @@ class CheckpointStore:
             )
         leaving = [path for path in leaving if path.is_dir() and not path.is_symlink()]
         for path in leaving:
-            _remove(path)
+            _begin_removal(path)
+        for path in self.folder.glob(f"{_REMOVING}*"):
+            shutil.rmtree(path)
         return leaving
 
     def abandon(self, aside: Path) -> None:
@@ -203,19 +207,21 @@ def _faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
         ) from error
 
 
-def _remove(directory: Path) -> None:
-    """Remove a checkpoint; where others have put files into it, all but those, which stay in
-    NAME.removed-N."""
+def _begin_removal(directory: Path) -> None:
+    """Make a checkpoint one that is to be removed, in one rename; where others have put files into
+    it, remove all but those, which stay in NAME.removed-N."""
     try:
         own = manifest.read_manifest(directory)
     except ValueError:
         own = {}  # broken: whose its files are is not known
     if own.keys() >= set(manifest.files_in(directory)):
-        shutil.rmtree(directory)
+        directory.rename(directory.with_name(f"{_REMOVING}{directory.name}"))
         return
+    for name in own:
+        (directory / name).unlink(missing_ok=True)
     left = set_aside(directory, "removed")
-    for name in (*own, *((manifest.NAME, RUN_STATE) if own else ())):
-        (left / name).unlink(missing_ok=True)
+    if own:  # last: a kill before this leaves a checkpoint, which the next retention removes
+        (left / manifest.NAME).unlink(missing_ok=True)
 
 
 def store_of(config: RunConfig) -> CheckpointStore:

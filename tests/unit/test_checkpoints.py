@@ -327,6 +327,38 @@ def test_retention_removes_nothing_of_others(tmp_path: Path) -> None:
     assert manifest.faults(elsewhere) == [] and all(path.is_dir() for path in others)
 
 
+@pytest.mark.parametrize("has_notes", [False, True])
+def test_a_kill_during_retention_leaves_nothing_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_notes: bool
+) -> None:
+    """Half a checkpoint is none, whichever of its files went first, and goes with the next one."""
+    store = make_store(tmp_path, keep_last=1)
+    notes = add(store, 1) / "notes.txt"
+    if has_notes:
+        notes.write_text("mine")
+
+    def kill(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    def kill_halfway(path: Path) -> None:
+        (path / manifest.NAME).unlink()
+        kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", kill_halfway)
+        if has_notes:
+            patch.setattr("sfpo_megatron.checkpoints.store.set_aside", kill)
+        with pytest.raises(KeyboardInterrupt):
+            add(store, 2)
+    assert list(make_store(tmp_path).steps()) == ([1, 2] if has_notes else [2])
+    assert store.others() == []
+    add(store, 3)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    kept = [name for name in left if "step_0000003" not in name]
+    mine = ["step_0000001.removed-1", "step_0000001.removed-1/notes.txt"]
+    assert kept == ["latest", *(mine if has_notes else [])]
+
+
 def test_a_name_that_a_link_to_nothing_has_is_not_free(tmp_path: Path) -> None:
     (tmp_path / "a.previous-1").symlink_to("none")
     (tmp_path / "a").write_text("text")
