@@ -56,7 +56,7 @@ def _records_of(
     sets them aside."""
     config = replace(config, model=replace(config.model, path=str(model.hf)))
     prompts = list(eval_prompts(config, load_tokenizer(config.model.path)))
-    settings = _settings(model, config, prompts)
+    settings = settings_of(model, config, prompts)
     with Records(folder, settings, n=config.eval.n, fresh=fresh) as records:
         if records.previous is not None:
             screen().text(f"{folder}: set aside as {records.previous.name}")
@@ -125,22 +125,39 @@ def _record(config: RunConfig, prompt: Prompt, rollout: Rollout) -> Record:
     }
 
 
-def _settings(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def settings_of(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What the records depend on."""
-    tokens = hashlib.sha256(repr([(p.id, p.token_ids, p.answer) for p in prompts]).encode())
+    rollout, reward = config.rollout, config.reward
     return {
         "model": str(model.checkpoint or model.hf),
         "files": model.fingerprint(),
         "dtype": config.model.dtype,
+        "quantization": rollout.quantization,
+        "engine_args": rollout.engine_args,
+        "environment": rollout.environment,
+        "environment_args": rollout.environment_args,
         "seed": config.seed,
         "n": config.eval.n,
         "temperature": config.eval.temperature,
         "top_p": config.eval.top_p,
         "max_tokens": config.eval_response_tokens,
         "reward": _rewards(config),
-        "thinking": config.reward.thinking,
-        "prompts": tokens.hexdigest()[:16],
+        "batched": reward.batched,
+        "thinking": reward.thinking,
+        "reward_timeout_s": reward.timeout_s,
+        "reward_url": reward.http.url,
+        "prompts": _digest(repr([(p.id, p.token_ids, p.answer) for p in prompts])),
+        "metadata": _digest("\n".join(_plain(dict(p.metadata)) for p in prompts)),
     }
+
+
+def _plain(metadata: dict[str, Any]) -> str:
+    """JSON; of a value that it cannot hold the type alone, whose text may be another next time."""
+    return json.dumps(metadata, default=lambda value: type(value).__name__, skipkeys=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _rewards(config: RunConfig) -> Any:

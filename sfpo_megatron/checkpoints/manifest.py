@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sfpo_megatron.host.replacing import write_durably
 NAME = "manifest.json"
 FORMAT = 1
 _CHUNK_BYTES = 1 << 22
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _THREADS = 8  # hashing releases the interpreter's lock
 
 
@@ -55,17 +57,20 @@ def write_manifest(directory: Path, step: int, known: Mapping[str, FileDigest]) 
 
 
 def read_manifest(directory: Path) -> dict[str, FileDigest]:
-    """Digest of each file, by name. ValueError says what is wrong with the manifest itself."""
+    """Digest of each file, by name. ValueError says what is wrong with the manifest itself, OSError
+    that it could not be read."""
     path = directory / NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with _named(path):
+            text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
         if content["format"] != FORMAT:
             raise ValueError(f"found format {content['format']!r}, expected {FORMAT}")
         return {
             str(name): FileDigest(num_bytes=int(entry["bytes"]), sha256=str(entry["sha256"]))
             for name, entry in content["files"].items()
         }
-    except FileNotFoundError:
+    except _ABSENT:
         raise ValueError(f"{path}: found no such file, expected a whole checkpoint") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: found no readable manifest ({error})") from error
@@ -75,6 +80,7 @@ def faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
     """Files that differ from the manifest, one line each; empty for a whole checkpoint.
 
     Reads every byte. `drop_cache`: from the disk, not from the kernel's cache of what was written.
+    OSError names a file that is there and could not be read: it may be as it should.
     """
     try:
         expected = read_manifest(directory)
@@ -89,17 +95,27 @@ def faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
 
 def _fault(path: Path, expected: FileDigest, drop_cache: bool) -> str | None:
     try:
-        size = path.stat().st_size
-        if size != expected.num_bytes:
-            return f"{path}: found {size} bytes, expected {expected.num_bytes}"
-        if drop_cache:
-            _drop_cache(path)
-        found = FileDigest.of(path)
-    except OSError as error:
+        with _named(path):
+            size = path.stat().st_size
+            if size != expected.num_bytes:
+                return f"{path}: found {size} bytes, expected {expected.num_bytes}"
+            if drop_cache:
+                _drop_cache(path)
+            found = FileDigest.of(path)
+    except _ABSENT as error:
         return f"{path}: found {error.strerror}, expected {expected.num_bytes} bytes"
     if found != expected:
         return f"{path}: found sha256 {found.sha256[:12]}, expected {expected.sha256[:12]}"
     return None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have an error say which file: that of a read alone does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _drop_cache(path: Path) -> None:

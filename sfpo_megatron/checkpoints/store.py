@@ -5,6 +5,7 @@ ones are removed once a newer one has been verified. No torch; rank 0 alone writ
     RUN/checkpoints/latest              its name; latest_checkpointed_iteration.txt (megatron_lm)
     RUN/checkpoints/best                the name of the best one
     RUN/checkpoints/.writing-.../       not a checkpoint yet
+    RUN/checkpoints/.removing-NAME/     not one any more: retention has not got through it yet
     RUN/checkpoints/NAME.broken-1/      one that did not hold when a run wanted to continue from it
     RUN/checkpoints/NAME.removed-1/     what others had put into one that retention has removed
 """
@@ -31,7 +32,7 @@ RUN_STATE = "run_state.json"
 _PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
 _NAME = re.compile(r"(step|iter)_(\d{7,})")
 _REPLACED = re.compile(rf"{_NAME.pattern}\.replaced-\d+")
-_ASIDE = ".writing-"
+_ASIDE, _REMOVING = ".writing-", ".removing-"
 
 
 class CheckpointError(RuntimeError):
@@ -111,20 +112,23 @@ class CheckpointStore:
     def prune(self) -> list[Path]:
         """Remove what retention does not keep, after reading the newest checkpoint back from the
         disk; CheckpointError, and nothing is removed, if it does not hold. What others have put
-        into a checkpoint, or there in its place (a link), stays."""
+        into a checkpoint, or there in its place (a link), stays. What a kill has left of an earlier
+        removal goes too."""
         directories = list(self.steps().values())
         newest = directories[-self._keep_last :]
         kept = {*newest, self.best if self._keep_best else None}
         leaving = [path for path in directories if path not in kept]
         leaving += (path for path in self.folder.iterdir() if _REPLACED.fullmatch(path.name))
-        if newest and (problems := manifest.faults(newest[-1], drop_cache=True)):
+        if newest and (problems := _faults(newest[-1], drop_cache=True)):
             raise CheckpointError(
                 f"checkpoint {newest[-1].name} does not hold what was written: {problems[0]}; "
                 "older ones are kept; check the disk"
             )
         leaving = [path for path in leaving if path.is_dir() and not path.is_symlink()]
         for path in leaving:
-            _remove(path)
+            _begin_removal(path)
+        for path in self.folder.glob(f"{_REMOVING}*"):
+            shutil.rmtree(path)
         return leaving
 
     def abandon(self, aside: Path) -> None:
@@ -138,10 +142,11 @@ class CheckpointStore:
 
     def newest_good(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint whose manifest holds; None where there is none at all. Broken ones
-        are named to `warn` and renamed. CheckpointError if all are broken."""
+        are named to `warn` and renamed. CheckpointError if all are broken, or if one cannot be
+        read: whether it is broken is not known."""
         candidates = self.steps()
         for step, directory in reversed(candidates.items()):
-            problems = manifest.faults(directory)
+            problems = _faults(directory)
             if not problems:
                 return Found(directory=directory, step=step, has_run_state=True)
             renamed = set_aside(directory, "broken")
@@ -190,19 +195,33 @@ def _is_ours(directory: Path) -> bool:
     return (directory / manifest.NAME).exists() or (directory / RUN_STATE).exists()
 
 
-def _remove(directory: Path) -> None:
-    """Remove a checkpoint; where others have put files into it, all but those, which stay in
-    NAME.removed-N."""
+def _faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
+    """The same as `manifest.faults`; CheckpointError for a file that cannot be read."""
+    try:
+        return manifest.faults(directory, drop_cache=drop_cache)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename}: found {error.strerror}, expected a checkpoint whose files can be "
+            "read; nothing has been renamed or removed: mend the file system or the permissions, "
+            "then start the same command"
+        ) from error
+
+
+def _begin_removal(directory: Path) -> None:
+    """Make a checkpoint one that is to be removed, in one rename; where others have put files into
+    it, remove all but those, which stay in NAME.removed-N."""
     try:
         own = manifest.read_manifest(directory)
     except ValueError:
         own = {}  # broken: whose its files are is not known
     if own.keys() >= set(manifest.files_in(directory)):
-        shutil.rmtree(directory)
+        directory.rename(directory.with_name(f"{_REMOVING}{directory.name}"))
         return
+    for name in own:
+        (directory / name).unlink(missing_ok=True)
     left = set_aside(directory, "removed")
-    for name in (*own, *((manifest.NAME, RUN_STATE) if own else ())):
-        (left / name).unlink(missing_ok=True)
+    if own:  # last: a kill before this leaves a checkpoint, which the next retention removes
+        (left / manifest.NAME).unlink(missing_ok=True)
 
 
 def store_of(config: RunConfig) -> CheckpointStore:
@@ -229,7 +248,7 @@ def at(path: Path) -> Found:
             f"{path}: found no checkpoint, expected a directory with metadata.json, or a folder "
             f"with `{LATEST}` or {MEGATRON_TRACKER}; correct checkpoint.resume"
         )
-    if (directory / manifest.NAME).is_file() and (problems := manifest.faults(directory)):
+    if (directory / manifest.NAME).is_file() and (problems := _faults(directory)):
         raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
     match = _NAME.fullmatch(directory.name)
     return Found(

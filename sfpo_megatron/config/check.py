@@ -127,6 +127,17 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
             yield from model_rule(config, item, on_cpu)
 
 
+def layout_problems(config: RunConfig, shape: ModelShape) -> Iterator[Problem]:
+    """What another layout of a config that is fine runs into, on GPUs; no file is read."""
+    yield from _layout(config)
+    yield from expert_layout(config, None)
+    yield from colocated(config, None)
+    for rule in (_batch, context_parallel, transports):
+        yield from rule(config)
+    for model_rule in (*MODEL_RULES, experts_of_model):
+        yield from model_rule(config, shape, False)
+
+
 def _layout(config: RunConfig) -> Iterator[Problem]:
     parallel = config.parallel
     if parallel.virtual_pipeline is not None and parallel.pipeline == 1:

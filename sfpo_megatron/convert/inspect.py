@@ -101,7 +101,10 @@ def _describe_run_state(found: Located) -> list[tuple[str, str]]:
 def _describe_manifest(directory: Path) -> list[tuple[str, str]]:
     if not (directory / manifest.NAME).is_file():
         return [("manifest", "none")]
-    problems = manifest.faults(directory)
+    try:
+        problems = manifest.faults(directory)
+    except OSError as error:
+        problems = [f"{error.filename}: found {error.strerror}, expected a file that can be read"]
     return [("manifest", "holds" if not problems else "; ".join(problems))]
 
 

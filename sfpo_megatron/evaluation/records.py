@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
@@ -141,19 +141,24 @@ class Records:
                 raise EvaluationError(
                     f"{path}: found {error}, expected an object of JSON; move it away"
                 ) from error
-            changed = sorted(
-                k for k in {**then, **self._settings} if then.get(k) != self._settings.get(k)
-            )
-            if changed:
-                what = ", ".join(
-                    f"{k} {then.get(k)!r} -> {self._settings.get(k)!r}" for k in changed
-                )
+            found = list(self._differences(then))
+            if found:
                 raise EvaluationError(
-                    f"{self._directory}: found records made with other settings ({what}), expected "
-                    "the same; choose another --out, or set them aside with --fresh"
+                    f"{self._directory}: found records made with {' and '.join(found)}, expected "
+                    "the same settings; choose another --out, or set them aside with --fresh"
                 )
         else:
             write_durably(path, json.dumps(self._settings, indent=1) + "\n")
+
+    def _differences(self, then: Mapping[str, Any]) -> Iterator[str]:
+        """How the settings of the records differ, those apart that their version did not keep."""
+        now = self._settings
+        changed = sorted(k for k in then if then[k] != now.get(k))
+        if changed:
+            what = ", ".join(f"{k} {then[k]!r} -> {now.get(k)!r}" for k in changed)
+            yield f"other settings ({what})"
+        if unknown := sorted(now.keys() - then.keys()):
+            yield f"unknown settings (their version did not record {', '.join(unknown)})"
 
     def _read(self) -> None:
         """Take in whole problems, and leave only them in the file: a killed evaluation may have

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sfpo_megatron.host.spans import Detail, span
@@ -33,10 +33,13 @@ _open_phases: list[str] = []
 
 
 def record_phases(file: Path) -> None:
-    """Write each phase into `file` from now on: a process that the kernel kills says no more."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _record.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    _write()
+    """Write each phase into `file` from now on: a process that the kernel kills says no more. A
+    file that cannot be written is done without."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _record.descriptor = os.open(file, flags, 0o644)
+        _write()
 
 
 def recorded_phase(file: Path) -> str | None:
@@ -77,6 +80,12 @@ def phase_of(error: BaseException) -> str | None:
 
 
 def _write() -> None:
-    if _record.descriptor is not None:
-        name = _open_phases[-1] if _open_phases else ""
+    if _record.descriptor is None:
+        return
+    name = _open_phases[-1] if _open_phases else ""
+    try:
         os.pwrite(_record.descriptor, name.encode()[:_WIDTH].ljust(_WIDTH), 0)
+    except OSError:  # a full disk, a file system that has gone: no reason to end a run
+        with suppress(OSError):
+            os.close(_record.descriptor)
+        _record.descriptor = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 # Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
+
+_WRONG_INPUT = 2  # that of launcher/rank.py, which imports this module
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -53,15 +56,20 @@ def write_error_file(
     directory: RunDirectory, rank: int, error: BaseException, message: str, *, exit_code: int
 ) -> str:
     """Leave message and traceback in logs/rank_N.err, for a reader, and logs/rank_N.json, for the
-    launcher; the line that names the file."""
+    launcher; the line that names the file. Where they cannot be written, as on a full disk, the
+    traceback goes to stderr: the rank's exit code must not become another."""
     file = directory.error_file(rank)
-    file.parent.mkdir(parents=True, exist_ok=True)
     line = f"{message} (traceback: {file})"
-    text = "".join(traceback.format_exception(error))
-    file.write_text(f"{line}\n\n{text}", encoding="utf-8")
     kind: Literal["raised", "peer"] = "peer" if is_peers(error) else "raised"
     failure = Failure(kind=kind, time=time.time(), message=line, exit_code=exit_code)
-    failure.write(directory, rank)
+    text = "".join(traceback.format_exception(error))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{line}\n\n{text}", encoding="utf-8")
+        failure.write(directory, rank)
+    except OSError:
+        print(f"{text}{message}", file=sys.stderr, flush=True)
+        return message
     return line
 
 
@@ -97,4 +105,6 @@ def first_failure(
         return f"{who} was {killed_by(signum, recorded_phase(directory.phase_file(rank)))}", 1
     if failure is not None:
         return failure.message, failure.exit_code
-    return f"{who} ended with exit code {code} and no message", 1
+    # A message that could not be written changes nothing about what was given.
+    kept = code if code == _WRONG_INPUT else 1
+    return f"{who} ended with exit code {code} and no message", kept

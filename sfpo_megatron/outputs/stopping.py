@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Protocol
 
@@ -69,11 +70,16 @@ def request_on_signal(
 
 
 def request(directory: RunDirectory, signum: signal.Signals) -> None:
-    """Ask the run in `directory` to stop; the first who asks is named."""
+    """Ask the run in `directory` to stop; the first who asks is named. Where that cannot be written
+    a line says so: raised out of a signal handler, the error would end what goes on."""
     file = directory.stop_file
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{signum.name}\n", encoding="utf-8")
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{signum.name}\n", encoding="utf-8")
+    except OSError as error:  # on a full disk there may be the file all the same: enough
+        with suppress(OSError):  # not print: the handler may have interrupted one
+            os.write(2, f"warning: {file}: {error}: {signum.name} is not passed on\n".encode())
 
 
 def forget(directory: RunDirectory) -> None:

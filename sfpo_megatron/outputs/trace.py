@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.host.spans import Detail, forget_watcher, watch_spans
@@ -118,13 +119,14 @@ class Trace:
         shutil.rmtree(self._run.spans, ignore_errors=True)
 
     def _draw(self, step: int) -> None:
-        found = picture(self._run.spans, step)
-        if found:
-            path = self._run.trace / f"step_{step:07}.json"
-            with replacing(path) as aside:
-                aside.write_text(
-                    json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}), "utf-8"
-                )
+        path = self._run.trace / f"step_{step:07}.json"
+        try:
+            if found := picture(self._run.spans, step):
+                text = json.dumps({"traceEvents": found, "displayTimeUnit": "ms"})
+                with replacing(path) as aside:
+                    aside.write_text(text, "utf-8")
+        except OSError as error:  # a picture is no reason to end a run
+            print(f"warning: {path} is not drawn: {error}", file=sys.stderr, flush=True)
 
 
 def begin_trace(run: RunDirectory, steps: Iterable[int]) -> Trace | NoTrace:
@@ -140,7 +142,8 @@ def begin_trace(run: RunDirectory, steps: Iterable[int]) -> Trace | NoTrace:
 def picture(folder: Path, step: int) -> list[Event]:
     """The events of a train step, over all span files of `folder`; empty if rank 0 has not been
     through it."""
-    files = sorted((_read(path) for path in folder.glob(f"*{_SUFFIX}")), key=lambda f: _order(f[0]))
+    found = [_read(path) for path in folder.glob(f"*{_SUFFIX}")]
+    files = sorted((file for file in found if file[0]), key=lambda file: _order(file[0]))
     begins = sorted(
         (span.begin, span.details["step"] == step)
         for process, _, spans in files
@@ -197,10 +200,24 @@ def lanes(spans: Sequence[Span]) -> list[list[Span]]:
 
 
 def _read(path: Path) -> tuple[str, str, list[Span]]:
-    """Name and title of a process, and its spans; a last line that is being written is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    process, title = json.loads(lines[0]) if lines else ("", "")
-    return process, title, [Span(*json.loads(line)) for line in lines[1:]]
+    """Name and title of a process, and its spans. What a full disk or the moment has cut short is
+    left out: of a file that does not say whose it is everything, the name included."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    head = _parsed(lines[0]) if lines else []
+    if len(head) != 2:
+        return "", "", []
+    process, title = head
+    fields = (_parsed(line) for line in lines[1:])
+    return process, title, [Span(*found) for found in fields if len(found) == len(Span._fields)]
+
+
+def _parsed(line: str) -> list[Any]:
+    """The entries of a line; none where it is no whole one."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _order(process: str) -> tuple[int, int]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+from sfpo_megatron.config.check import layout_problems
+from sfpo_megatron.config.overrides import override_of
 from sfpo_megatron.config.tree import MegatronConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner.hardware import GPUS_PER_NODE, USABLE_MEMORY, Gpu
@@ -17,6 +20,9 @@ _RECOMPUTE = {
     "recompute_method": "uniform",
     "recompute_num_layers": 1,
 }
+_ALWAYS_SAID = ("data", "tensor", "pipeline", "expert", "sequence")
+_DIVIDED_BY_HAND = ("pipeline_stage", "pipeline_split", "pipeline_model_parallel_layout")
+"""Parts of names of settings that say which stage has which layers."""
 _POWERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -24,24 +30,29 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64)
 class Option:
     """A layout that fits."""
 
+    given: RunConfig
+    """The config that it was found for."""
     config: RunConfig
     memory: RankMemory
     seconds: StepSeconds
 
     def overrides(self) -> list[str]:
-        """What to write on the command line."""
-        parallel, transformer = self.config.parallel, self.config.megatron.transformer
-        found = [
-            f"parallel.{name}={getattr(parallel, name)}"
-            for name in ("data", "tensor", "pipeline", "expert")
-        ]
-        found.append(f"parallel.sequence={str(parallel.sequence).lower()}")
+        """What to write on the command line after what has made `given`."""
+        parallel, before = asdict(self.config.parallel), asdict(self.given.parallel)
+        found = {
+            f"parallel.{name}": value
+            for name, value in parallel.items()
+            if name in _ALWAYS_SAID or value != before[name]
+        }
         if self.config.rollout.placement == "colocated":
-            found.append(f"rollout.num_engines={self.config.rollout.num_engines}")
-        for name in (*_RECOMPUTE, "num_layers_in_last_pipeline_stage"):
-            if name in transformer:
-                found.append(f"megatron.transformer.{name}={transformer[name]}")
-        return found
+            found["rollout.num_engines"] = self.config.rollout.num_engines
+        section = "megatron.transformer"
+        then, now = self.given.megatron.transformer, self.config.megatron.transformer
+        if then.keys() - now.keys():  # an override can replace a section, and take nothing out
+            found[section] = now
+        else:
+            found |= {f"{section}.{k}": v for k, v in now.items() if v != then.get(k)}
+        return [shlex.quote(override_of(key, value)) for key, value in found.items()]
 
 
 def fullest(shape: ModelShape, config: RunConfig) -> tuple[int, RankMemory]:
@@ -63,15 +74,19 @@ def recommend(
 ) -> Option | None:
     """The quickest layout of the trainer on `gpus` GPUs that fits; None if none does."""
     found = []
+    known = list(layout_problems(config, shape))  # of its lengths, not of its layout
     least = num_params(shape) * DTYPE_BYTES[config.model.dtype]
     for candidate in _candidates(shape, config, gpus):
         parallel = candidate.parallel
         if least > gpu.memory_bytes * parallel.model_size * parallel.expert:
             continue
+        new = (problem for problem in layout_problems(candidate, shape) if problem not in known)
+        if any(problem.level == "error" for problem in new):
+            continue
         _, memory = fullest(shape, candidate)
         if fits(memory, gpu):
             seconds = step_seconds(shape, candidate, gpu, work)
-            found.append(Option(config=candidate, memory=memory, seconds=seconds))
+            found.append(Option(given=config, config=candidate, memory=memory, seconds=seconds))
     return min(found, key=lambda option: option.seconds.total, default=None)
 
 
@@ -85,7 +100,7 @@ def _stages(layers: int, pipeline: int) -> dict[str, int] | None:
 
 def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[RunConfig]:
     plain = {k: v for k, v in config.megatron.transformer.items() if not k.startswith("recompute_")}
-    plain = {k: v for k, v in plain.items() if "pipeline_stage" not in k}
+    plain = {k: v for k, v in plain.items() if not any(part in k for part in _DIVIDED_BY_HAND)}
     experts = shape.moe.num_experts if shape.moe else 1
     rollouts = config.train.prompts_per_step * config.train.group_size
     rollout = config.rollout

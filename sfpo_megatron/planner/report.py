@@ -133,6 +133,13 @@ def _advice(
             where = f"on {factor * gpus} GPUs" if factor > 1 else "on as many GPUs"
             yield f"{where}, {option.memory.total / GIB:.1f} GiB: {' '.join(option.overrides())}"
             return
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if config.train.microbatch_size is None and config.train.max_tokens_per_microbatch < longest:
+        yield (
+            "no layout is advised: without context parallelism a microbatch has no room for one "
+            f"rollout; raise train.max_tokens_per_microbatch to {longest}, or parallel.context"
+        )
+        return
     yield f"no layout fits on {16 * gpus} GPUs: offload the optimizer or shorten microbatches"
 
 

@@ -80,8 +80,12 @@ def active_params(shape: ModelShape) -> float:
 def forward_flops(shape: ModelShape, length: float) -> float:
     """Operations of one token of a sequence of `length`, causal attention included."""
     heads = shape.num_heads * (shape.head_dim + shape.value_dim)
-    seen = min(length, shape.window or length) / 2
-    return 2 * active_params(shape) + 2 * shape.num_layers * heads * seen
+    seen = shape.num_layers * length / 2
+    if shape.window is not None and length > shape.window:
+        # A windowed query sees all that is before it, from the window's length on only as much.
+        windowed = shape.window - shape.window**2 / (2 * length)
+        seen += sum(shape.windowed) * (windowed - length / 2)
+    return 2 * active_params(shape) + 2 * heads * seen
 
 
 def step_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu, work: Workload) -> StepSeconds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -26,10 +27,11 @@ class HeldOutRollout(NamedTuple):
 
 
 class Best:
-    """The best evaluation of the run so far; part of every checkpoint."""
+    """The best evaluation of the run so far, and the newest; part of every checkpoint."""
 
     def __init__(self) -> None:
         self._found: tuple[int, float] | None = None
+        self._newest: tuple[int, float] | None = None
 
     @property
     def step(self) -> int | None:
@@ -42,18 +44,29 @@ class Best:
         average."""
         return self._found[1] if self._found is not None else None
 
+    def value_at(self, step: int) -> float | None:
+        """What the newest evaluation has found, if it was taken after train step `step`."""
+        return self._newest[1] if self._newest is not None and self._newest[0] == step else None
+
     def observe(self, step: int, value: float) -> None:
-        """Keep the evaluation after train step `step` if it is better than all before."""
+        """Keep the evaluation after train step `step` if it is better than all before; one that is
+        not finite, as of weights that have diverged, is none."""
+        if not math.isfinite(value):
+            return
+        self._newest = step, value
         if self._found is None or value > self._found[1]:
             self._found = step, value
 
-    def state_dict(self) -> tuple[int, float] | None:
-        """(train step, value), None before the first evaluation."""
-        return self._found
+    def state_dict(self) -> tuple[float, ...] | None:
+        """(train step, value) of the best and of the newest, None before the first evaluation."""
+        if self._found is None or self._newest is None:
+            return None
+        return *self._found, *self._newest
 
     def load_state_dict(self, state: Sequence[float] | None) -> None:
-        """Continue at a saved state."""
+        """Continue at a saved state; the versions before saved the best alone."""
         self._found = (int(state[0]), state[1]) if state is not None else None
+        self._newest = (int(state[-2]), state[-1]) if state is not None else None
 
 
 class Evaluation(Protocol):

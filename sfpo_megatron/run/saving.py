@@ -23,6 +23,7 @@ from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.host.peers import PeerLostError
 from sfpo_megatron.host.replacing import write_durably
 from sfpo_megatron.mcore import checkpoint
+from sfpo_megatron.run.held_out import Best
 
 if TYPE_CHECKING:
     from sfpo_megatron.mcore.setup import Policy
@@ -58,6 +59,17 @@ def read_run_state(directory: Path) -> dict[str, Any]:
     """run_state.json of a checkpoint, without its tensors."""
     state: dict[str, Any] = json.loads((directory / RUN_STATE).read_text(encoding="utf-8"))
     return state
+
+
+def evaluated(directory: Path) -> float | None:
+    """What an evaluation at the step of a checkpoint has found; None without one."""
+    best = Best()
+    try:
+        state = read_run_state(directory)
+        best.load_state_dict(state.get("best"))
+    except (OSError, ValueError):  # one that is gone, or has been broken since
+        return None
+    return best.value_at(state["step"])
 
 
 def read_rollouts(directory: Path) -> dict[str, Any]:
@@ -136,12 +148,21 @@ class CheckpointWriter:
                 digests = one.writing.finish()
                 if self._is_main:
                     directory = self._store.commit(one.aside, one.step, digests)
-                    if self._best_step() == one.step:
+                    if self._is_best_saved(one.step, directory):
                         self._store.mark_best(one.step)
                     size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
                     self._progress(f"checkpoint {directory} ({size / 2**20:,.0f} MiB)")
                     self._clean_up()
             self.saved_step = one.step
+
+    def _is_best_saved(self, step: int, directory: Path) -> bool:
+        """Whether this checkpoint is better than the one that is marked as the best: the best
+        evaluation of all may have been at a step that was not saved."""
+        if self._best_step() == step:
+            return True
+        own, marked = evaluated(directory), self._store.best
+        then = evaluated(marked) if marked is not None else None
+        return own is not None and (then is None or own > then)
 
     def close(self) -> None:
         """Bring what is being written to its end."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import store_of
+from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.tree import DebugConfig, RunConfig
 from sfpo_megatron.data.sft import SFTExample, SFTExamples
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -24,6 +25,7 @@ from sfpo_megatron.run.ends import stop_watch
 from sfpo_megatron.run.length import said_length, sft_length
 from sfpo_megatron.run.opening import OpenedRun, open_sinks, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
+from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.tracking.details import Sample
@@ -101,7 +103,7 @@ def open_warm_start(
         ends = other_ends()
         if examples is not None:
             tracker = _open_sinks(given, config, start, examples, closing)
-            _hold_to_data(config, start, examples, tracker, accept_data_change)
+            _hold_to_checkpoint(config, start, examples, tracker, accept_data_change)
             ends = replace(
                 other_ends(),
                 stop=stop_watch(config),
@@ -153,12 +155,14 @@ def _open_sinks(
     return tracker
 
 
-def _hold_to_data(
+def _hold_to_checkpoint(
     config: RunConfig, start: Start, examples: SFTExamples, tracker: Tracker, accept: bool
 ) -> None:
     if (found := start.continued) is None:
         return
     state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
+    # Without objective.kl, which is for `train`: there is no reference here.
+    hold_to_model(replace(config, objective=ObjectiveConfig()), found, state)
     said = hold_to_data(examples.stream, found, state, directory, accept=accept)
     if said:
         tracker.progress(said)

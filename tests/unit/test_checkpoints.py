@@ -217,6 +217,32 @@ def test_falls_back_to_the_newest_good_one(tmp_path: Path, damage: object) -> No
     assert list(store.steps()) == [5]
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["__0_0.distcp", manifest.NAME])
+def test_a_checkpoint_that_cannot_be_read_is_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str
+) -> None:
+    """A file server that is away for a moment costs no checkpoint."""
+    store = make_store(tmp_path)
+    for step in (5, 10):
+        add(store, step)
+    opened, file = Path.open, tmp_path / "step_0000010" / name
+
+    def fail(self: Path, *arguments: object, **named: object) -> object:
+        if self == file:
+            raise OSError(code, os.strerror(code))  # as of a read: without a name
+        return opened(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        for read in (lambda: store.newest_good(pytest.fail), store.prune, lambda: at(file.parent)):
+            with pytest.raises(CheckpointError) as raised:
+                read()
+            assert str(raised.value).startswith(f"{file}: found {os.strerror(code)}, expected")
+    assert list(store.steps()) == [5, 10]
+    assert store.newest_good(pytest.fail).step == 10
+
+
 def test_none_at_all_is_a_new_run_but_all_broken_is_an_error(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     assert store.newest_good(pytest.fail) is None
@@ -299,6 +325,38 @@ def test_retention_removes_nothing_of_others(tmp_path: Path) -> None:
     add(store, 4)
     assert sorted(store.steps()) == [2, 4]
     assert manifest.faults(elsewhere) == [] and all(path.is_dir() for path in others)
+
+
+@pytest.mark.parametrize("has_notes", [False, True])
+def test_a_kill_during_retention_leaves_nothing_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_notes: bool
+) -> None:
+    """Half a checkpoint is none, whichever of its files went first, and goes with the next one."""
+    store = make_store(tmp_path, keep_last=1)
+    notes = add(store, 1) / "notes.txt"
+    if has_notes:
+        notes.write_text("mine")
+
+    def kill(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    def kill_halfway(path: Path) -> None:
+        (path / manifest.NAME).unlink()
+        kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", kill_halfway)
+        if has_notes:
+            patch.setattr("sfpo_megatron.checkpoints.store.set_aside", kill)
+        with pytest.raises(KeyboardInterrupt):
+            add(store, 2)
+    assert list(make_store(tmp_path).steps()) == ([1, 2] if has_notes else [2])
+    assert store.others() == []
+    add(store, 3)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    kept = [name for name in left if "step_0000003" not in name]
+    mine = ["step_0000001.removed-1", "step_0000001.removed-1/notes.txt"]
+    assert kept == ["latest", *(mine if has_notes else [])]
 
 
 def test_a_name_that_a_link_to_nothing_has_is_not_free(tmp_path: Path) -> None:

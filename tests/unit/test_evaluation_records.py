@@ -64,7 +64,7 @@ def test_a_file_cut_anywhere_holds_its_whole_problems(tmp_path: Path) -> None:
         ] + ["z"] * 3
 
 
-@pytest.mark.parametrize("changed", [{"n": 4}, {"temperature": 0.5}, {"new": 1}, {"model": None}])
+@pytest.mark.parametrize("changed", [{"n": 4}, {"temperature": 0.5}, {"model": None}])
 def test_other_settings_are_refused_and_named(tmp_path: Path, changed: dict[str, Any]) -> None:
     with opened(tmp_path) as records:
         records.add(problem("a"))
@@ -76,6 +76,22 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, changed: dict[str,
         pass
     with opened(tmp_path) as again:
         assert list(again.problems) == ["a"]
+
+
+def test_records_whose_version_kept_fewer_settings_are_refused(tmp_path: Path) -> None:
+    """Whether they were made with the same ones nobody can tell."""
+    with opened(tmp_path) as records:
+        records.add(problem("a"))
+    with pytest.raises(EvaluationError) as raised, opened(tmp_path, later=None, also=1):
+        pass
+    assert str(raised.value) == (
+        f"{tmp_path / 'm'}: found records made with unknown settings (their version did not record "
+        "also, later), expected the same settings; choose another --out, or set them aside with "
+        "--fresh"
+    )
+    both = r"other settings \(n 3 -> 4\) and unknown settings \(.* later\)"
+    with pytest.raises(EvaluationError, match=both), opened(tmp_path, n=4, later=None):
+        pass
 
 
 def test_one_evaluation_at_a_time(tmp_path: Path) -> None:

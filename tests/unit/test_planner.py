@@ -46,7 +46,13 @@ from sfpo_megatron.planner.params import Buffer, Param, buffer_of, chunks_of
 from sfpo_megatron.planner.published import PUBLISHED
 from sfpo_megatron.planner.report import report
 from sfpo_megatron.planner.scaling import base_config, page
-from sfpo_megatron.planner.time import StepSeconds, Workload, active_params, step_seconds
+from sfpo_megatron.planner.time import (
+    StepSeconds,
+    Workload,
+    active_params,
+    forward_flops,
+    step_seconds,
+)
 
 ROOT = Path(__file__).parents[2]
 H100 = GPUS["h100-80gb"]
@@ -171,6 +177,21 @@ def test_interleaved_chunks() -> None:
         activation_bytes(LLAMA_8B, run, stage=stage, spec="te", tokens=4096) for stage in (0, 1)
     )
     assert first > last
+
+
+@pytest.mark.parametrize("window", [3, 8, 50])
+@pytest.mark.parametrize("num_windowed", [0, 10, 36])
+def test_operations_of_windowed_attention(window: int, num_windowed: int) -> None:
+    """By counting, token by token, what each query sees; half a token of its own is not counted."""
+    layers, length = QWEN3_4B.num_layers, 40
+    windowed = (True,) * num_windowed + (False,) * (layers - num_windowed)
+    shape = dataclasses.replace(QWEN3_4B, window=window, windowed=windowed)
+    full = sum(place + 0.5 for place in range(length)) / length
+    near = sum(min(place + 0.5, window) for place in range(length)) / length
+    seen = num_windowed * near + (layers - num_windowed) * full
+    heads = shape.num_heads * (shape.head_dim + shape.value_dim)
+    attention = forward_flops(shape, length) - 2 * active_params(shape)
+    assert attention == pytest.approx(2 * heads * seen, rel=1e-6)
 
 
 def test_recommended_layout_fits() -> None:

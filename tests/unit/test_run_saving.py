@@ -6,6 +6,7 @@ tests/dist/test_checkpoint.py, tests/e2e/test_resume.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,7 +53,7 @@ class Saved:
         engines: Any = SimpleNamespace(
             hold=self.note("hold"), to_trainer=self.note("to trainer"), end=self.note("end")
         )
-        self.checkpoints = Checkpoints(self.config, opened, policy, engines, {})
+        self.checkpoints = Checkpoints(self.config, opened, policy, engines, {"best": self.best})
 
     def note(self, event: str) -> Callable[..., None]:
         return lambda *step: self.events.append(event)
@@ -147,3 +148,53 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(
     run.best.observe(5, 0.6)
     run.checkpoints.save_now(5)
     assert run.store.best == run.store.steps()[5]
+
+
+def test_the_best_of_those_that_are_saved_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best evaluation of all was at step 1, which is not saved; retention keeps the best."""
+    run = Saved(tmp_path, monkeypatch, keep_best=True, keep_last=1)
+    run.checkpoints.resume()
+    marked = []
+    for step, accuracy in enumerate((0.9, 0.4, 0.8, 0.5, 0.3, 0.45, 0.1, float("nan")), 1):
+        run.best.observe(step, accuracy)
+        if step % 2 == 0:
+            run.checkpoints.save_now(step)
+            marked.append(run.store.best)
+    steps = run.store.steps()
+    assert list(steps) == [4, 8]
+    assert [path and path.name[-1] for path in marked] == ["2", "4", "4", "4"]
+
+
+def test_the_best_of_the_version_before_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run_state.json has the best evaluation alone: that of its own step, if it is marked."""
+    run = Saved(tmp_path, monkeypatch, keep_best=True)
+    run.checkpoints.resume()
+    run.best.observe(2, 0.5)
+    run.checkpoints.save_now(2)
+    file = run.store.steps()[2] / "run_state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps(state | {"best": state["best"][:2]}))
+    run.best.observe(3, 0.9)
+    for step, accuracy, wanted in ((4, 0.4, 2), (5, 0.6, 5)):
+        run.best.observe(step, accuracy)
+        run.checkpoints.save_now(step)
+        assert run.store.best == run.store.steps()[wanted]
+
+
+def test_a_held_out_loss_that_is_not_finite_can_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never the best, and one that follows is."""
+    run = Saved(tmp_path, monkeypatch, keep_best=True)
+    run.checkpoints.resume()
+    run.best.observe(0, float("nan"))
+    run.checkpoints.save_now(1)
+    assert run.store.best is None and run.best.step is None
+    run.best.observe(2, -3.0)
+    run.best.observe(3, float("inf"))
+    run.checkpoints.save_now(2)
+    assert run.best.step == 2 and run.store.best == run.store.steps()[2]

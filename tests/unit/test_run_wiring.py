@@ -260,8 +260,13 @@ def test_a_resumed_run_knows_its_best_evaluation() -> None:
     assert resumed.step == 3
     resumed.observe(7, 0.6)
     assert resumed.step == 7
+    resumed.observe(8, 0.1)
+    assert resumed.state_dict() == (7, 0.6, 8, 0.1)
+    assert (resumed.value_at(8), resumed.value_at(7)) == (0.1, None)
+    resumed.load_state_dict([3, 0.5])  # by the version before
+    assert resumed.state_dict() == (3, 0.5, 3, 0.5)
     resumed.load_state_dict(None)
-    assert resumed.step is None
+    assert resumed.step is None and resumed.value_at(3) is None
 
 
 def test_a_warm_start_is_at_the_models_own_temperature(monkeypatch: pytest.MonkeyPatch) -> None:

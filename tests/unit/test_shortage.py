@@ -6,6 +6,7 @@ The messages are the libraries' own, real ones where a CPU can make them. Not ex
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.host.phases import Phase, doing, phase_of, record_phases, recorded_phase
 from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_by, total_memory
-from sfpo_megatron.launcher.failures import first_failure
+from sfpo_megatron.launcher.failures import first_failure, write_error_file
 from sfpo_megatron.launcher.rank import message_line
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.root_cause import EngineLog
@@ -140,6 +141,41 @@ def test_a_killed_rank_was_in_a_phase(tmp_path: Path) -> None:
     assert not folder.phase_file(1).exists()
     assert "during" not in killed_by(signal.SIGKILL, None)
     assert killed_by(signal.SIGSEGV, "passes") == "killed by SIGSEGV"
+
+
+def test_a_phase_that_cannot_be_noted_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the file cannot be made nor where writing fails later, once for good."""
+    (tmp_path / "file").touch()
+    record_phases(tmp_path / "file/rank_0.phase")
+    file = tmp_path / "rank_0.phase"
+    record_phases(file)
+    tried = []
+
+    def fail(*arguments: object) -> None:
+        tried.append(arguments)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with doing("step"), doing("passes"):
+        pass
+    assert len(tried) == 1
+
+
+def test_a_message_that_cannot_be_written_changes_no_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the disk has no room for is on stderr, and 2 stays: the same command would end so."""
+    (tmp_path / "run").touch()  # a file where the folder should be
+    folder = RunDirectory(tmp_path / "run")
+    error = ValueError("found x, expected y")
+    assert write_error_file(folder, 1, error, "error: rank 1: x", exit_code=2) == "error: rank 1: x"
+    said = capsys.readouterr().err
+    assert "ValueError: found x, expected y\n" in said and said.endswith("error: rank 1: x\n")
+    for code, kept in ((2, 2), (7, 1)):
+        line = f"error: rank 1 (pid 11) ended with exit code {code} and no message"
+        assert first_failure({1: (code, 11)}, RunDirectory(tmp_path)) == (line, kept)
 
 
 LOG = """ValueError: of an earlier engine

@@ -144,3 +144,16 @@ def test_a_signal_of_a_run_that_has_not_the_directory_ends_it(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
     assert done.returncode == -signal.SIGTERM
     assert not RunDirectory(tmp_path).stop_file.exists()
+
+
+def test_a_request_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is raised in a signal handler, in the middle of anything."""
+    (tmp_path / "run").touch()  # a file where the folder should be
+    directory = RunDirectory(tmp_path / "run")
+    stopping.request(directory, signal.SIGTERM)
+    assert capfd.readouterr().err == (
+        f"warning: {directory.stop_file}: [Errno 17] File exists: "
+        f"'{directory.path}': SIGTERM is not passed on\n"
+    )

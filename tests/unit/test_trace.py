@@ -273,3 +273,31 @@ def test_torch_profiler_writes_the_steps_that_are_asked_for(run: RunDirectory) -
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(FieldError, match=says):
         TraceConfig(**settings)
+
+
+def test_what_a_full_disk_has_cut_short_is_left_out(run: RunDirectory) -> None:
+    """An empty file, one without its first line, a line in two halves: the rest is drawn."""
+    trace = begin_trace(run, [1])
+    main, second = run.spans / "rank-0.jsonl", 10**9
+    steps = [Span("step", n * second, n * second + 5000, "", {"step": n}) for n in (1, 2)]
+    written(main, "rank 0", *steps)
+    lines = main.read_text().split("\n")
+    main.write_text("\n".join([lines[0], lines[1][:9] + lines[2], *lines[1:]]))
+    (run.spans / "rank-1.jsonl").touch()
+    (run.spans / "rank-2.jsonl").write_text('["rank 2", "ra\n' + lines[1] + "\n")
+    (run.spans / "rank-3.jsonl").write_bytes(b'["rank 3", "rank 3"]\n\xff\n[1, 2]\n3\n')
+    trace.logged(2)
+    events = json.loads((run.trace / "step_0000001.json").read_text())["traceEvents"]
+    assert drawn(events) == {"rank 0 (host, pid 1)": [("main", "step", 0.0, 0.005)]}
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_run(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = begin_trace(run, [1])
+    written(run.spans / "rank-0.jsonl", "rank 0", Span("step", 1, 2, "", {"step": 1}))
+    picture_file = run.trace / "step_0000001.json"
+    picture_file.mkdir()  # in its place
+    trace.logged(2)
+    assert f"warning: {picture_file} is not drawn: " in capsys.readouterr().err
+    assert not run.spans.exists()

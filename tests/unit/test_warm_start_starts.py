@@ -6,21 +6,25 @@ Model and examples are stand-ins. With real ones: tests/dist/test_warm_start.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from made.run_states import RUN, save
+from safetensors.torch import save_file
 
 from sfpo_megatron import cli, sft
 from sfpo_megatron.checkpoints.identity import Kind, RunRecord
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
-from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.config.tree import RunConfig, SFTConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run import warm_start
 from sfpo_megatron.run.continuing import decide, prepare_output
+from sfpo_megatron.run.same_model import KEY, print_of
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -122,6 +126,46 @@ def test_a_warm_start_continues_with_its_date(
         with pytest.raises(Stop) as stopped:
             run_sft(config, monkeypatch, rank=0, fresh=fresh)
         assert stopped.value.args == (date,)
+
+
+def test_a_warm_start_continues_as_the_same_model(
+    config: RunConfig, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another config.json is refused; other weights in model.path are of no matter, whatever
+    objective.kl says: the checkpoint has its own, and there is no reference."""
+    model = model_dir()
+    save_file({"model.embed_tokens.weight": torch.zeros(4)}, model / "model.safetensors")
+    objective = replace(config.objective, kl=replace(config.objective.kl, coef=0.1))
+    config = replace(
+        config, model=replace(config.model, path=str(model)), objective=objective, sft=SFTConfig()
+    )
+    begun = decide(config, store_of(config), fresh=False, kind="sft")
+    state = json.loads(state_of(begun.run_id, "sft")) | {KEY: print_of(str(model))}
+    save(config, 2, json.dumps({**state, "data": {"prompts": {}}}))
+
+    control = SimpleNamespace(rank=0, broadcast_json=lambda value=None: value)
+    examples, told = SimpleNamespace(epoch_size=8, held_out=(), stream=None), []
+    tracker = SimpleNamespace(progress=told.append)
+    for name, stand_in in {
+        "ControlGroup": lambda _: control,
+        "read_examples": lambda config, *, now: examples,
+        "sft_length": lambda config, *_: config,
+        "_open_sinks": lambda *_: tracker,
+        "hold_to_data": lambda *_, accept: "the same data",
+    }.items():
+        monkeypatch.setattr(warm_start, name, stand_in)
+
+    def start() -> None:
+        with warm_start.open_warm_start(config) as warm:
+            assert warm.opened.start.continued_step == 2
+
+    save_file({"model.embed_tokens.weight": torch.ones(4)}, model / "model.safetensors")
+    start()
+    assert told == ["the same data"]
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(CheckpointError, match=r"found norm_eps 0\.5 .*as in step_0000002"):
+        start()
 
 
 @pytest.mark.parametrize("has", ["checkpoints", "a record", "both"])
