@@ -114,7 +114,7 @@ def _chains(reference: Answer, found: Answer) -> bool:
         if any(sign not in ("=", r"\implies", r"\approx") for sign in found.signs):
             return False
         if r"\approx" in found.signs:
-            return any(equal(reference, side) for side in found.sides) and _all_near(found)
+            return _is_rounding(found) and any(equal(reference, side) for side in found.sides)
         sides = found.sides
         if _is_unknown(sides[0]) and not _is_unknown(reference):
             sides = sides[1:]  # `m + n = 204` says what 204 is
@@ -124,6 +124,26 @@ def _chains(reference: Answer, found: Answer) -> bool:
         return any(equal(side, found) for side in reference.sides)  # either form is the answer
     is_equality = all(sign == "=" for sign in reference.signs)
     return is_equality and all(equal(side, found) for side in reference.sides)
+
+
+def _is_rounding(found: Chain) -> bool:
+    """Whether it is an exact value and the decimal that it rounds to: of more, or of values that
+    are only near each other, each would be a candidate."""
+    sides = [side for side in found.sides if isinstance(side, Value)]
+    exact = [side for side in sides if not _is_decimal(side)]
+    if len(found.sides) != 2 or len(sides) != 2 or len(exact) != 1:
+        return False
+    (decimal,) = (side for side in sides if _is_decimal(side))
+    value = _fraction(_sympy(exact[0]))
+    if value is None or not isinstance(decimal.exact, Fraction):
+        return False
+    same_unit = not exact[0].unit or not decimal.unit or exact[0].unit == decimal.unit
+    same_unit = same_unit and exact[0].percent == decimal.percent
+    return same_unit and numbers.rounds(value, Number(value=decimal.exact, written=decimal.written))
+
+
+def _is_decimal(side: Value) -> bool:
+    return side.written is not None and isinstance(side.exact, Fraction)
 
 
 def _is_unknown(side: Answer) -> bool:
@@ -324,6 +344,7 @@ def _fraction(expr: Expr) -> Fraction | None:
 
 
 def _all_near(chain: Chain) -> bool:
+    """Whether it is a reference's approximation: a row is trusted to round as it likes."""
     return all(_near(one, other) for one, other in pairwise(chain.sides))
 
 
