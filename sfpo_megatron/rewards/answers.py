@@ -48,10 +48,11 @@ class Chain:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Named:
-    """`x = 5`: a name and what it is."""
+    """`x = 5`, `x \\in A`: a name and what it is."""
 
     name: str
     value: Answer
+    sign: str = "="
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -248,7 +249,7 @@ def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
         value = (
             _read(rest[0], depth + 1) if len(rest) == 1 else _relation(rest, signs[1:], depth + 1)
         )
-        return Named(name=name, value=value)
+        return Named(name=name, value=value, sign=signs[0])
     if signs == [r"\ne"] and _NAME.fullmatch(sides[0].strip()):  # all but that
         reals = _read(r"\reals", depth + 1)
         other = _read(sides[1], depth + 1)

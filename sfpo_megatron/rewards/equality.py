@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _FUNCTION = re.compile(r"([A-Za-z]\w*)\(([A-Za-z])\)")
 """A function's name and its variable."""
+_DIRECTED = {r"\implies", r"\in"}
+"""Signs that say another thing when their sides are exchanged."""
 
 
 def equal(reference: Answer, found: Answer) -> bool:
@@ -164,7 +166,7 @@ def _as_chain(named: Named) -> Chain:
         if isinstance(high, Value) and _is_infinite(high):
             sign = ">" if value.opening == "(" else r"\ge"
             return Chain(sides=(name[0], low), signs=(sign,))
-    return Chain(sides=(name[0], value), signs=("=",))
+    return Chain(sides=(name[0], value), signs=(named.sign,))
 
 
 def _is_infinite(value: Value) -> bool:
@@ -174,6 +176,8 @@ def _is_infinite(value: Value) -> bool:
 def _relations(reference: Chain, found: Chain) -> bool:
     if reference.signs == found.signs and _in_order(reference.sides, found.sides):
         return True
+    if {*reference.signs, *found.signs} & _DIRECTED:
+        return False  # its sides are no terms of an equation, to be moved across
     one, other = _difference(reference), _difference(found)
     if one is None or other is None:
         return False
