@@ -95,6 +95,11 @@ _NAME = re.compile(
     r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\^\{?-1\}?)?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
 )
+_LETTERS = re.compile("(?!pi$)[A-Za-z]{2,}")
+_FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
+"""Letters that are set as a word, and not as a product of variables."""
+_IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}")
+"""An ordering, the vertices of a polygon, a Roman numeral: as a product any order would do."""
 _CHOICE = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-J])(?=[).:])[).:]|([A-J])(?=$))\s*(.*)",
     re.IGNORECASE,
@@ -131,6 +136,9 @@ def readings(text: str) -> tuple[Answer, ...]:
     first = read[0]
     if isinstance(first, Value) and first.unit and (product := value_of(spelled)):
         read.append(product)  # `5 m` may be five times m
+    if isinstance(first, Value) and _LETTERS.fullmatch(spelled):
+        word = Text(words=spelled)  # in its case: `AB` is not `ab`
+        read = [word] if _FONTED.fullmatch(text.strip(" $")) else [*read, word]
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
 
@@ -141,6 +149,8 @@ def _read(text: str, depth: int = 0) -> Answer:
         return _text(text)
     if number := numbers.read(text):
         return Value(exact=number.value, written=number.written)
+    if _IN_ORDER.fullmatch(text) and value_of(text):
+        return Text(words=text.replace(" ", ""))
     if rows := matrices.entries(text):
         if len(rows) == len(rows[0]) == 1:
             return _read(rows[0][0], depth + 1)

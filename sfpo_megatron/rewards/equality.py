@@ -25,7 +25,7 @@ from sfpo_megatron.rewards.answers import (
     readings,
 )
 from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
-from sfpo_megatron.rewards.quantities import Value
+from sfpo_megatron.rewards.quantities import Value, value_of
 from sfpo_megatron.rewards.real_sets import same_set
 
 if TYPE_CHECKING:
@@ -191,10 +191,17 @@ def _relations(reference: Chain, found: Chain) -> bool:
 
 
 def _difference(chain: Chain) -> Expr | None:
-    left, right = chain.sides[0], chain.sides[-1]
+    left, right = _term(chain.sides[0]), _term(chain.sides[-1])
     if len(chain.sides) != 2 or not (isinstance(left, Value) and isinstance(right, Value)):
         return None
     return _sympy(left) - _sympy(right)
+
+
+def _term(side: Answer) -> Answer:
+    """The side of an equation, where `CD` is a length and no Roman numeral."""
+    if isinstance(side, Text) and side.words.isupper():
+        return value_of(side.words) or side
+    return side
 
 
 def _groups(reference: Answer, found: Answer) -> bool:
