@@ -95,6 +95,11 @@ _NAME = re.compile(
     r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\^\{?-1\}?)?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
 )
+_MONTH_DAY = r"(?:0?[1-9]|[12][0-9]|3[01])"
+_DATE = re.compile(
+    rf"[12][0-9]{{3}}([-/]){_MONTH_DAY}\1{_MONTH_DAY}|{_MONTH_DAY}([-/]){_MONTH_DAY}\2[12][0-9]{{3}}"
+)
+"""`2024-01-05`, `5/6/2020`: no difference and no quotient."""
 _LETTERS = re.compile("(?!pi$)[A-Za-z]{2,}")
 _FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 """Letters that are set as a word, and not as a product of variables."""
@@ -149,6 +154,8 @@ def _read(text: str, depth: int = 0) -> Answer:
         return _text(text)
     if number := numbers.read(text):
         return Value(exact=number.value, written=number.written)
+    if _DATE.fullmatch(text):
+        return _text(re.sub(r"(?<![0-9])0(?=[0-9])", "", text))
     if _IN_ORDER.fullmatch(text) and value_of(text):
         return Text(words=text.replace(" ", ""))
     if rows := matrices.entries(text):
