@@ -98,7 +98,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="with --task: number of problems")
     parser.add_argument("--seed", type=int, default=0, help="with --task (default: 0)")
     parser.add_argument(
-        "--args", type=json.loads, default={}, help="with --task: its settings, as JSON"
+        "--args", type=_settings, default={}, help="with --task: its settings, as JSON"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that this tool did not write"
@@ -112,6 +112,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if args.task and (args.size is None or args.size < 1):
         parser.error(f"found --size {args.size}, expected 1 or more with --task")
     return args
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """The value of --args."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(
+            f"found {text}, expected an object such as '{{\"max_terms\": 2}}'"
+        )
+    return found
 
 
 # ---- what to read ------------------------------------------------------------------------------
@@ -201,14 +214,13 @@ def read_set(problem_set: ProblemSet, files: Sequence[Path]) -> Prepared:
             num_read += 1
             try:
                 question, answer = problem_set.question(row), problem_set.answer(row)
+                taught = problem_set.taught(row)
             except NoAnswer as error:
                 bad[str(error)] += 1
                 examples.append(f"{path}:{number}: found {error}")
                 continue
             kept, _ = json_only({name: row[name] for name in problem_set.keeps if name in row})
-            if row.get(problem_set.completion):
-                kept[COMPLETION] = row[problem_set.completion]
-            problems.append(Problem(question, answer, kept))
+            problems.append(Problem(question, answer, kept | taught))
     entry: dict[str, Any] = {
         "hub": problem_set.hub or None,
         "benchmark": problem_set.is_benchmark,

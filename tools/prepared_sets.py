@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sfpo_megatron.data.taught import COMPLETION, completion_text
 from sfpo_megatron.data.values import is_text, message_text, number_text
 from sfpo_megatron.data.written_json import read_written
 
@@ -118,6 +119,16 @@ class ProblemSet:
             if row.get(name):
                 return _unicode(unframed(row[name]))
         raise NoAnswer(f"none of the columns {', '.join(self.questions)}")
+
+    def taught(self, row: Record) -> dict[str, str]:
+        """The worked solution of a row, if it has one; NoAnswer for what a run would refuse."""
+        given = row.get(self.completion)
+        if given is None or given == "":
+            return {}
+        text = completion_text(given, "")
+        if not isinstance(text, str):
+            raise NoAnswer(f"a completion that is no text ({type(given).__name__})")
+        return {COMPLETION: _unicode(text)}
 
     def answer(self, row: Record) -> str:
         """The answer of a row; NoAnswer if it has none."""

@@ -84,6 +84,8 @@ def _convert(value: Any, hint: Any, key: str, source: Source, whole: Any = None)
                 for index, (item, inner) in enumerate(zip(value, inner_hints, strict=True))
             )
     if origin is dict and isinstance(value, dict):
+        if args[1] is str:
+            return {n: _convert(item, str, join(key, n), source) for n, item in value.items()}
         return _passed_on(value, key, source)
     if hint in (int, float):
         number = _number(value, hint, key, source)

@@ -172,7 +172,7 @@ def _mapping(value: Any) -> Record:
 
 
 def write(path: Path, problems: Sequence[Problem]) -> None:
-    """The problems as parquet, whole or not at all."""
+    """The problems as parquet, whole or not at all; NotPrepared for a column of several types."""
     import pyarrow
     import pyarrow.parquet
 
@@ -182,8 +182,14 @@ def write(path: Path, problems: Sequence[Problem]) -> None:
         "answer": [problem.answer for problem in problems],
         **{name: [_text(problem.kept.get(name)) for problem in problems] for name in names},
     }
+    try:
+        columns = pyarrow.table(table)
+    except pyarrow.ArrowException as error:
+        raise NotPrepared(
+            f"{path}: found a column of several types ({error}), expected one; correct the rows"
+        ) from error
     with replacing(path) as aside:
-        pyarrow.parquet.write_table(pyarrow.table(table), aside)
+        pyarrow.parquet.write_table(columns, aside)
 
 
 def _text(value: Any) -> Any:

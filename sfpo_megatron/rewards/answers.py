@@ -48,10 +48,11 @@ class Chain:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Named:
-    """`x = 5`: a name and what it is."""
+    """`x = 5`, `x \\in A`: a name and what it is."""
 
     name: str
     value: Answer
+    sign: str = "="
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -94,6 +95,16 @@ _NAME = re.compile(
     r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\^\{?-1\}?)?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
 )
+_MONTH_DAY = r"(?:0?[1-9]|[12][0-9]|3[01])"
+_DATE = re.compile(
+    rf"[12][0-9]{{3}}([-/]){_MONTH_DAY}\1{_MONTH_DAY}|{_MONTH_DAY}([-/]){_MONTH_DAY}\2[12][0-9]{{3}}"
+)
+"""`2024-01-05`, `5/6/2020`: no difference and no quotient."""
+_LETTERS = re.compile("(?!pi$)[A-Za-z]{2,}")
+_FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
+"""Letters that are set as a word, and not as a product of variables."""
+_IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}")
+"""An ordering, the vertices of a polygon, a Roman numeral: as a product any order would do."""
 _CHOICE = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-J])(?=[).:])[).:]|([A-J])(?=$))\s*(.*)",
     re.IGNORECASE,
@@ -130,6 +141,9 @@ def readings(text: str) -> tuple[Answer, ...]:
     first = read[0]
     if isinstance(first, Value) and first.unit and (product := value_of(spelled)):
         read.append(product)  # `5 m` may be five times m
+    if isinstance(first, Value) and _LETTERS.fullmatch(spelled):
+        word = Text(words=spelled)  # in its case: `AB` is not `ab`
+        read = [word] if _FONTED.fullmatch(text.strip(" $")) else [*read, word]
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
 
@@ -140,6 +154,10 @@ def _read(text: str, depth: int = 0) -> Answer:
         return _text(text)
     if number := numbers.read(text):
         return Value(exact=number.value, written=number.written)
+    if _DATE.fullmatch(text):
+        return _text(re.sub(r"(?<![0-9])0(?=[0-9])", "", text))
+    if _IN_ORDER.fullmatch(text) and value_of(text):
+        return Text(words=text.replace(" ", ""))
     if rows := matrices.entries(text):
         if len(rows) == len(rows[0]) == 1:
             return _read(rows[0][0], depth + 1)
@@ -248,7 +266,7 @@ def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
         value = (
             _read(rest[0], depth + 1) if len(rest) == 1 else _relation(rest, signs[1:], depth + 1)
         )
-        return Named(name=name, value=value)
+        return Named(name=name, value=value, sign=signs[0])
     if signs == [r"\ne"] and _NAME.fullmatch(sides[0].strip()):  # all but that
         reals = _read(r"\reals", depth + 1)
         other = _read(sides[1], depth + 1)

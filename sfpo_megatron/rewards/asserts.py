@@ -15,6 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _OURS = frozenset(dir(builtins)) | {"math"}
+_FUNCTIONS: dict[str, tuple[int, ...]] = {
+    "map": (0,),
+    "filter": (0,),
+    "callable": (0,),
+    "isinstance": (1,),
+    "issubclass": (0, 1),
+}
+"""Python's own functions, and which of their arguments are functions or classes."""
+_SORTING = frozenset({"sorted", "min", "max", "sort"})
 _VALUE = "value of the program "  # no identifier: a test cannot have it
 
 
@@ -74,6 +83,8 @@ class _Split(ast.NodeTransformer):
             return self.generic_visit(node)
         root = _root(node)
         if root is None or root in _OURS or root in self._bound:
+            if isinstance(node, ast.Call):
+                self._check_functions(node)
             return self.generic_visit(node)
         names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
         if names & self._bound:
@@ -83,6 +94,26 @@ class _Split(ast.NodeTransformer):
             )
         self.expressions.append(ast.unparse(node))
         return ast.Name(id=f"{_VALUE}{len(self.expressions) - 1}", ctx=ast.Load())
+
+    def _check_functions(self, call: ast.Call) -> None:
+        """BadTest if Python's own function takes one of the program: only values leave it."""
+        for argument in _functions(call):
+            for one in ast.walk(argument):
+                if isinstance(one, ast.Name) and one.id not in _OURS | self._bound:
+                    raise BadTest(
+                        f"found {ast.unparse(call)!r}, which takes {one.id} as a function or class "
+                        "of the program, expected its values; write [f(1), f(2)] for map(f, [1, 2])"
+                    )
+
+
+def _functions(call: ast.Call) -> list[ast.expr]:
+    """What a call takes that is no value but a function or class."""
+    function = call.func
+    name = str(getattr(function, "id", None) or getattr(function, "attr", ""))
+    places = _FUNCTIONS.get(name, ()) if isinstance(function, ast.Name) else ()
+    given = [call.args[place] for place in places if place < len(call.args)]
+    keys = call.keywords if name in _SORTING else []
+    return given + [one.value for one in keys if one.arg == "key"]
 
 
 class _Filled(ast.NodeTransformer):

@@ -25,7 +25,7 @@ from sfpo_megatron.rewards.answers import (
     readings,
 )
 from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
-from sfpo_megatron.rewards.quantities import Value
+from sfpo_megatron.rewards.quantities import Value, value_of
 from sfpo_megatron.rewards.real_sets import same_set
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _FUNCTION = re.compile(r"([A-Za-z]\w*)\(([A-Za-z])\)")
 """A function's name and its variable."""
+_DIRECTED = {r"\implies", r"\in"}
+"""Signs that say another thing when their sides are exchanged."""
 
 
 def equal(reference: Answer, found: Answer) -> bool:
@@ -114,7 +116,7 @@ def _chains(reference: Answer, found: Answer) -> bool:
         if any(sign not in ("=", r"\implies", r"\approx") for sign in found.signs):
             return False
         if r"\approx" in found.signs:
-            return any(equal(reference, side) for side in found.sides) and _all_near(found)
+            return _is_rounding(found) and any(equal(reference, side) for side in found.sides)
         sides = found.sides
         if _is_unknown(sides[0]) and not _is_unknown(reference):
             sides = sides[1:]  # `m + n = 204` says what 204 is
@@ -124,6 +126,26 @@ def _chains(reference: Answer, found: Answer) -> bool:
         return any(equal(side, found) for side in reference.sides)  # either form is the answer
     is_equality = all(sign == "=" for sign in reference.signs)
     return is_equality and all(equal(side, found) for side in reference.sides)
+
+
+def _is_rounding(found: Chain) -> bool:
+    """Whether it is an exact value and the decimal that it rounds to: of more, or of values that
+    are only near each other, each would be a candidate."""
+    sides = [side for side in found.sides if isinstance(side, Value)]
+    exact = [side for side in sides if not _is_decimal(side)]
+    if len(found.sides) != 2 or len(sides) != 2 or len(exact) != 1:
+        return False
+    (decimal,) = (side for side in sides if _is_decimal(side))
+    value = _fraction(_sympy(exact[0]))
+    if value is None or not isinstance(decimal.exact, Fraction):
+        return False
+    same_unit = not exact[0].unit or not decimal.unit or exact[0].unit == decimal.unit
+    same_unit = same_unit and exact[0].percent == decimal.percent
+    return same_unit and numbers.rounds(value, Number(value=decimal.exact, written=decimal.written))
+
+
+def _is_decimal(side: Value) -> bool:
+    return side.written is not None and isinstance(side.exact, Fraction)
 
 
 def _is_unknown(side: Answer) -> bool:
@@ -144,7 +166,7 @@ def _as_chain(named: Named) -> Chain:
         if isinstance(high, Value) and _is_infinite(high):
             sign = ">" if value.opening == "(" else r"\ge"
             return Chain(sides=(name[0], low), signs=(sign,))
-    return Chain(sides=(name[0], value), signs=("=",))
+    return Chain(sides=(name[0], value), signs=(named.sign,))
 
 
 def _is_infinite(value: Value) -> bool:
@@ -154,6 +176,8 @@ def _is_infinite(value: Value) -> bool:
 def _relations(reference: Chain, found: Chain) -> bool:
     if reference.signs == found.signs and _in_order(reference.sides, found.sides):
         return True
+    if {*reference.signs, *found.signs} & _DIRECTED:
+        return False  # its sides are no terms of an equation, to be moved across
     one, other = _difference(reference), _difference(found)
     if one is None or other is None:
         return False
@@ -167,10 +191,17 @@ def _relations(reference: Chain, found: Chain) -> bool:
 
 
 def _difference(chain: Chain) -> Expr | None:
-    left, right = chain.sides[0], chain.sides[-1]
+    left, right = _term(chain.sides[0]), _term(chain.sides[-1])
     if len(chain.sides) != 2 or not (isinstance(left, Value) and isinstance(right, Value)):
         return None
     return _sympy(left) - _sympy(right)
+
+
+def _term(side: Answer) -> Answer:
+    """The side of an equation, where `CD` is a length and no Roman numeral."""
+    if isinstance(side, Text) and side.words.isupper():
+        return value_of(side.words) or side
+    return side
 
 
 def _groups(reference: Answer, found: Answer) -> bool:
@@ -324,6 +355,7 @@ def _fraction(expr: Expr) -> Fraction | None:
 
 
 def _all_near(chain: Chain) -> bool:
+    """Whether it is a reference's approximation: a row is trusted to round as it likes."""
     return all(_near(one, other) for one, other in pairwise(chain.sides))
 
 

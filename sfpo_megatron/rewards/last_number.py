@@ -3,7 +3,8 @@
 For models that explain before they answer. Numbers are compared exactly, as decimals: `42`,
 `42.0`, `+42` and `42,000` / `42000` are pairs of equals; 0.1 + 0.2 style rounding does not occur.
 `.5`, `1e-7`, digits and signs of Unicode and thousands as LaTeX has them (`1{,}234`, `1\\,234`) are
-read; `50%` is the number 50. A reference that ends in a part of something else (`1/2`, `x^2`,
+read; `50%` is the number 50. A sign may stand apart from its number (`x = - 5`, `$-\\,5$`), but in
+`8 - 5` it is no sign. A reference that ends in a part of something else (`1/2`, `x^2`,
 `2\\pi`, `7:30`) is refused: its last number is not what was asked for.
 """
 
@@ -29,7 +30,16 @@ _APART = re.compile(
     r"(?<=[0-9])(?:\{,\}|,?\\!|\\[,;: ]|\\thinspace ?|['\u00a0\u2009\u202f\u066c])"
     r"(?=[0-9]{3}(?![0-9]))"
 )
-_BEFORE_PART = re.compile(r"[/^_:]\s*\{?\s*$|\\[A-Za-z]*(?:frac|sqrt)[^A-Za-z]*$")
+_LOOSE_SIGN = re.compile(
+    r"(\A|:\*\*|[=:(\[{,;<>+/~≈≤≥≠×·→]|(?<!\*)\*|(?<!\S)\*\*|(?<![\w)\]}])\$|"
+    r"\\(?:approx|sim|leq?|geq?|neq?|times|cdot|div|to|implies|Rightarrow)(?![A-Za-z]))"
+    r"([ \t]*[+-])(?:[ \t{]|\\[,;:! ])+(?=(?:\\?[$€£])?\.?[0-9])"
+)
+"""A sign apart from its digits, and not between two numbers: `= - 5`, `$-\\,5$`, `-{5}`. At the
+beginning of a further line it is none: lists begin so."""
+_BEFORE_PART = re.compile(
+    r"[/^_]\s*\{?\s*$|[0-9]\s*:\s*\{?\s*$|\\[A-Za-z]*(?:frac|sqrt)[^A-Za-z]*$"
+)
 _BEHIND_PART = re.compile(
     r"\s*\}?\s*(?:\^(?!\s*\{?\s*\\circ)|_|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))"
 )
@@ -51,11 +61,11 @@ def last_number(text: str) -> Decimal | None:
 
 
 def _spelled(text: str) -> str:
-    """With ASCII's digits and signs, and a comma between thousands."""
+    """With ASCII's digits and signs, the signs at their digits and a comma between thousands."""
     if not text.isascii():
         text = text.translate(_MINUS)
         text = "".join(char if char.isascii() else _digit(char) for char in text)
-    return _APART.sub(",", text)
+    return _LOOSE_SIGN.sub(r"\1\2", _APART.sub(",", text))
 
 
 def _digit(char: str) -> str:

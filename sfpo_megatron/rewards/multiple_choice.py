@@ -1,9 +1,10 @@
 r"""The response chooses the option of the reference, by its letter or by its text.
 
 The reference is a letter (`E`, `(E)`), a letter with the option's text (`E. 42`) or, where the row
-has `choices` (a list, in the order A, B, ..., or an object by letter), either. The choice is what
-stands in the last box, else in the last `<answer>` tags, else behind the last "answer is",
-else on the last line: `E`, `(E)`, `E. 42`, or the option's text alone. Several letters are none.
+has `choices` (a list, in the order A, B, ..., or an object by letter), either; a number is a text
+or a label there, no index. The choice is what stands in the last box, else in the last `<answer>`
+tags, else behind the last "answer is", else on the last line: `E`, `(E)`, `E. 42`, or the option's
+text alone. Several letters are none.
 """
 
 from __future__ import annotations
@@ -101,13 +102,19 @@ def _reference(answer: str, options: Mapping[str, str]) -> tuple[str, str]:
             "'E. 42', or one of the row's `choices`; use reward.function=exact_match or math"
         )
     letter = (marked[1] or marked[2] or marked[3]).upper()
+    if options and letter not in options:
+        raise ValueError(
+            f"answer: found {answer[:200]!r}, expected one of the row's `choices` "
+            f"({', '.join(options)}); correct either"
+        )
     return letter, (marked[4] or "").strip() or options.get(letter, "")
 
 
 def _options(choices: object) -> dict[str, str]:
     if isinstance(choices, Mapping):
         if isinstance(choices.get("text"), Sequence) and isinstance(choices.get("label"), Sequence):
-            return dict(zip(map(str, choices["label"]), map(str, choices["text"]), strict=False))
+            labels = (str(label).upper() for label in choices["label"])
+            return dict(zip(labels, map(str, choices["text"]), strict=False))
         return {str(letter).upper(): str(text) for letter, text in choices.items()}
     if isinstance(choices, Sequence) and not isinstance(choices, str):
         return {chr(ord("A") + index): str(text) for index, text in enumerate(choices[:26])}

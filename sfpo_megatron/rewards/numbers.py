@@ -139,22 +139,22 @@ def agree(reference: Number, found: Number) -> bool:
         return True
     if ours is None:
         assert theirs is not None
-        return theirs.significant >= ENOUGH_IN_REFERENCE and _rounds(found.value, reference)
+        return theirs.significant >= ENOUGH_IN_REFERENCE and rounds(found.value, reference)
     if theirs is None:
-        return ours.significant >= ENOUGH_DIGITS and _rounds(reference.value, found)
+        return ours.significant >= ENOUGH_DIGITS and rounds(reference.value, found)
     # Two decimals, one with more digits: both must have enough, behind the point too.
     longer, shorter = sorted((reference, found), key=_unit)
     written = shorter.written
     assert written is not None
     few = written.significant < ENOUGH_DIGITS or written.unit > Fraction(1, 10**4)
-    return not few and _rounds(longer.value, shorter)
+    return not few and rounds(longer.value, shorter)
 
 
 def _unit(number: Number) -> Fraction:
     return number.written.unit if number.written else Fraction(0)
 
 
-def _rounds(exact: Fraction, decimal: Number) -> bool:
+def rounds(exact: Fraction, decimal: Number) -> bool:
     """Whether `exact` gives `decimal` when it is rounded; cut off too, with enough digits."""
     assert decimal.written is not None
     unit, significant = decimal.written

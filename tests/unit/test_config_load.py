@@ -178,6 +178,25 @@ OVERRIDE_CASES = {
 }
 
 
+COLUMNS = {
+    "{prompt: no}": ("prompt", "False, which YAML makes of no", "write it in quotes: prompt: 'no'"),
+    "{answer: 1}": ("answer", "1 (int)", "write it in quotes: answer: '1'"),
+    "{system: null}": ("system", "null", "give system a value"),
+    "{prompt: [q]}": ("prompt", "['q']", "write one text"),
+}
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_values_of_a_section_of_texts_are_texts(tmp_path: Path, columns: str) -> None:
+    name, found, fix = COLUMNS[columns]
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"    - {{source: jsonl, path: a.jsonl, columns: {columns}}}\n")
+    assert f"data.train.2.columns.{name}: found {found}, expected a string" in str(caught.value)
+    assert fix in caught.value.fix
+    config = load(tmp_path, "    - {source: jsonl, path: a.jsonl, columns: {prompt: 'no'}}\n")
+    assert config.data.train[2].columns == {"prompt": "no"}
+
+
 @pytest.mark.parametrize("override", OVERRIDE_CASES)
 def test_override_errors_name_the_command_line(tmp_path: Path, override: str) -> None:
     key, found, fix = OVERRIDE_CASES[override]

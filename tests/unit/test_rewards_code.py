@@ -266,6 +266,10 @@ def test_what_the_program_sees_of_an_assert() -> None:
         "assert sorted(f(2).x[0]) == [4]": ("f(2).x[0]",),
         "assert all(x > 3 for x in f(2))": ("f(2)",),
         "assert LIMIT == 4, 'no'": ("LIMIT",),
+        "assert len(LIMITS) == 4": ("LIMITS",),  # a name may be that of a value
+        "assert list(map(int, f(2))) == [4]": ("f(2)",),
+        "assert sorted(f(2), key=lambda pair: pair[1]) == [4]": ("f(2)",),
+        "assert isinstance(f(2), (int, float))": ("f(2)",),
         "assert '-'.join(f(2)) == '4'": ("f(2)",),
     }.items():
         assert assertion(line).expressions == expressions
@@ -293,6 +297,12 @@ def test_what_the_program_sees_of_an_assert() -> None:
         ('["assert f(1)\\nassert f(2)"]', "expected one assert line"),
         ('["assert f(1)", "assert 1 == 1"]', "test 1: found 'assert 1 == 1', which calls nothing"),
         ('["assert all(f(x) for x in [1])"]', "found 'f(x)' in a comprehension or lambda"),
+        ('["assert list(map(f, [1])) == [1]"]', "'map(f, [1])', which takes f as a function or"),
+        ('["assert sum(filter(a.f, [1])) == 1"]', "which takes a as a function or class"),
+        ('["assert sorted([2, 1], key=f) == [1, 2]"]', "which takes f as a function or class"),
+        ('["assert max(g(1), key=f) == 2"]', "which takes f as a function or class"),
+        ('["assert isinstance(f(1), (int, Node))"]', "which takes Node as a function or class"),
+        ('["assert callable(f)"]', "write [f(1), f(2)] for map(f, [1, 2])"),
         ('[{"input": "1"}]', "test 0: found {'input': '1'}, expected an assert line or input and"),
         ('[{"input": 1, "output": "2"}]', "test 0: found"),
     ],

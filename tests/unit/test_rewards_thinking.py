@@ -26,6 +26,31 @@ def problem(answer: str = "42", **metadata: object) -> WireProblem:
 
 
 @pytest.mark.parametrize(
+    ("choices", "letters"),
+    [
+        (["x", "y"], "A, B"),
+        ({"a": "x", "b": "y"}, "A, B"),
+        ({"label": ["a", "b"], "text": ["x", "y"]}, "A, B"),
+        ({"label": ["1", "2"], "text": ["x", "y"]}, "1, 2"),
+    ],
+)
+def test_multiple_choice_refuses_a_letter_that_no_option_has(choices: object, letters: str) -> None:
+    prompt = problem("C", choices=choices)
+    expected = rf"found 'C', expected one of the row's `choices` \({letters}\)"
+    with pytest.raises(ValueError, match=expected):
+        multiple_choice.score("C", prompt)
+    assert "expected one of the row's `choices`" in (multiple_choice.scorable(prompt) or "")
+    assert multiple_choice.scorable(problem(letters[-1], choices=choices)) is None
+
+
+def test_a_number_is_an_option_s_text_and_no_index() -> None:
+    numbers = problem("1", choices=["1", "2", "3", "4"])
+    assert multiple_choice.score("A", numbers) == multiple_choice.score("1", numbers) == 1
+    assert multiple_choice.score("B", numbers) == 0
+    assert multiple_choice.scorable(problem("1", choices=["x", "y"])) is not None
+
+
+@pytest.mark.parametrize(
     ("response", "strip", "require_closed"),
     [
         ("a", "a", ""),

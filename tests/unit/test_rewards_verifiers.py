@@ -54,11 +54,37 @@ def gym_problem(task="chain_sum", **args):
         ("-$5", -5),
         ("-\\$5.50", -5.5),
         ("9" * 5000, None),
+        # A sign that does not touch its digits.
+        ("x = - 5", -5),
+        ("- 5", -5),
+        ("$-\\,5$", -5),
+        ("\\boxed{-{5}}", -5),
+        ("so x \u2264 \u2212 5", -5),
+        ("**Answer:** - $5", -5),
+        ("3 \\cdot - 5", -5),
+        ("(3, - 5)", -5),
+        ("= + 5", 5),
+        ("8 - 5", 5),
+        ("$8$ - 5", 5),
+        ("\\pi - {5}", 5),
+        ("(x + 1) - 5", 5),
+        ("the answers are\n- 5", 5),  # of a list
     ],
 )
 def test_last_number(text, number):
     found = last_number.last_number(text)
     assert (found is None) if number is None else (float(found) == number)
+
+
+@pytest.mark.parametrize("answer", ["Answer: 42", "The result is: 42", "answer:42", "x = 42"])
+def test_last_number_takes_a_reference_with_a_lead(answer):
+    assert last_number.readable(answer) is None
+    assert last_number.score("6 * 7 = 42", problem(answer)) == 1
+
+
+@pytest.mark.parametrize("answer", ["7:30", "3 : 2", "1/2", "1/ - 2", "x^2", "2\\pi"])
+def test_last_number_refuses_a_part_of_something_else(answer):
+    assert "a part of something else" in last_number.readable(answer)
 
 
 def test_last_number_scores():
@@ -132,7 +158,22 @@ def test_no_answer_makes_math_raise(answer):
 
 
 @pytest.mark.parametrize(
-    "unit", ["1", "1,", "1.", "-", "(", "<answer>", "</answer>", "1,2", "+1-", "1,111"]
+    "unit",
+    [
+        "1",
+        "1,",
+        "1.",
+        "-",
+        "(",
+        "<answer>",
+        "</answer>",
+        "1,2",
+        "+1-",
+        "1,111",
+        "= - {",
+        "- ",
+        "{ ",
+    ],
 )
 def test_time_is_linear_in_the_response(unit):
     response = unit * (200_000 // len(unit))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sfpo_megatron.data.prepared import NotPrepared, Problem, write
 from tools.prepare_data import main
 from tools.prepared_sets import SETS
 
@@ -300,6 +301,39 @@ def test_a_download_that_was_cut_off_is_named(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(os.urandom(1000).hex().encode())[:-100])
     with pytest.raises(SystemExit, match=r"test\.jsonl\.gz: found .*; is it downloaded whole"):
         prepare(tmp_path, "math500")
+
+
+def test_completions_are_read_as_a_run_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list with the assistant's message is its text; what is none is left out, and counted."""
+    message = {"role": "assistant", "content": "6*7=42"}
+    given = [[message], "7*6=42", 5, [message, message], [{"role": "user", "content": "?"}], None]
+    rows = [{"prompt": f"q{i}", "answer": "42", "steps": one} for i, one in enumerate(given)]
+    path = jsonl(tmp_path / "mine.jsonl", rows)
+    command = ["mine", "--file", str(path), "--columns", "completion=steps"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    found = {row["prompt"]: row["completion"] for row in rows_of(tmp_path / "out/mine.parquet")}
+    assert found == {"q0": "6*7=42", "q1": "7*6=42", "q5": None}
+    out, err = capsys.readouterr()
+    assert "1 left out: a completion that is no text (int), 2 left out" in out
+    assert "mine.jsonl:3: found a completion that is no text (int)" in err
+
+
+def test_a_column_of_several_types_is_said(tmp_path: Path) -> None:
+    rows = [Problem("q", "1", {"level": 1}), Problem("r", "2", {"level": "Level 2"})]
+    with pytest.raises(NotPrepared, match=r"mine\.parquet: found a column of several types"):
+        write(tmp_path / "mine.parquet", rows)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["5", "null", "[1]", "{"])
+def test_settings_of_a_generator_are_an_object(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--task", "chain_sum", "--size", "2", "--args", given, "--out", str(tmp_path)])
+    assert "argument --args: found " in capsys.readouterr().err
 
 
 def test_problems_of_a_generator(tmp_path: Path) -> None:
