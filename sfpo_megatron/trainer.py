@@ -78,8 +78,8 @@ def run(
 def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Checkpoints) -> bool:
     """The loop; True if the run was asked to stop and has been saved. Collective."""
     done, alpha = checkpoints.resume(), opened.config.sfpo.alpha
-    if done == 0:
-        engines.evaluate(step=0)
+    if done == 0 or engines.lacks_evaluation(done):
+        engines.evaluate(step=done)
     if engines.is_over(done):
         return checkpoints.after_step(done, is_last=True)
     for step in count(done + 1):

@@ -117,6 +117,11 @@ class Engines:
             self._ends.tracker.log(metrics | timers.take())
             self._ends.best.observe(step, metrics.get("eval/average", metrics["eval/accuracy"]))
 
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the run that was saved after train step `step` had no time to evaluate it. The
+        same on all ranks once they have resumed. Not collective."""
+        return is_due(self._config, step) and self._ends.best.value_at(step) is None
+
     def evaluate_if_due(self, step: int) -> bool:
         """Evaluate after train step `step` if it is time; whether the run is over."""
         if not is_due(self._config, step):

@@ -19,6 +19,7 @@ from sfpo_megatron.rollout import client as clients
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.errors import ControllerDied, FleetLost
 from sfpo_megatron.run.engines import Engines
+from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.opening import other_ends
 from sfpo_megatron.tracking.timers import Timers
 
@@ -36,6 +37,7 @@ def engines_of(ends: dict[str, Any], *, saves: bool = True, refit: Any = None) -
     config = run_config(
         rollout={"async_steps": 1},
         checkpoint={"every": 10 if saves else 0},
+        eval={"every": 10},
         data={"eval": [{"source": "jsonl", "path": "x.jsonl"}]},
     )
     control: Any = SimpleNamespace(rank=0, broadcast_json=lambda value=None: value)
@@ -77,6 +79,15 @@ def test_a_step_is_ended_before_its_engines_are_missed(where: str) -> None:
         with pytest.raises(StopRun, match="once too often") as stop:
             act()
         assert (stop.value.step, stop.value.begun) == (8, False)
+
+
+def test_an_evaluation_that_a_stop_cut_off_is_made_up_for() -> None:
+    """Every tenth step has one; that of step 10 is in the checkpoint, that of step 20 is not."""
+    best = Best()
+    best.observe(10, 0.5)
+    engines = engines_of({"best": best})
+    assert not engines.lacks_evaluation(7) and not engines.lacks_evaluation(10)
+    assert engines.lacks_evaluation(20)
 
 
 # ---- rank 0's end ------------------------------------------------------------------------------
