@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 from sfpo_megatron.config.load import ConfigError
@@ -69,7 +69,8 @@ def run_rank(
                 )
             code, error = _run(run, rank, directory, launched=launched, is_ours=is_ours)
             if launched:  # whoever was killed has left it
-                directory.phase_file(rank).unlink(missing_ok=True)
+                with suppress(OSError):
+                    directory.phase_file(rank).unlink(missing_ok=True)
             if code and is_ours():
                 final = isinstance(error, stopping.RunEnded)
                 _record_exit_code(code, rank, directory, final=final)
@@ -140,8 +141,9 @@ def _record_exit_code(code: int, rank: int, directory: RunDirectory, *, final: b
     """Leave it in logs/rank_N.exit for a job script: torchrun's own is 1 whatever its ranks say.
     `final`: a line more says that the job is not to be requeued."""
     file = directory.exit_file(rank)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{code}\nfinal\n" if final else f"{code}\n", encoding="utf-8")
+    with suppress(OSError):  # a disk that is full may be what the run has ended of
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{code}\nfinal\n" if final else f"{code}\n", encoding="utf-8")
 
 
 def message_line(error: BaseException, rank: int) -> str:
