@@ -58,7 +58,7 @@ class ExampleFeed:
     def __init__(self, examples: SFTExamples, examples_per_step: int) -> None:
         self._examples = examples
         self._per_step = examples_per_step
-        self._cursor = examples.stream.state_dict()
+        self._cursor: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.samples: tuple[Sample, ...] = ()
 
@@ -75,7 +75,8 @@ class ExampleFeed:
 
     def hand_back(self, step: int) -> None:
         """Read the examples that `collect` gave, which were not used, again."""
-        self._examples.stream.load_state_dict(self._cursor)
+        if self._cursor is not None:
+            self._examples.stream.load_state_dict(self._cursor)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor of the examples."""

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from made.fleets import Actor, calls_of, job, make_fleet, until, update
 
-from sfpo_megatron.rollout import slots
 from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.rollout.reports import EngineLoad
 from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
@@ -63,11 +62,8 @@ def test_unfinished_work_of_a_lost_engine_is_issued_again(actors: list[Actor], h
     asyncio.run(run())
 
 
-def test_a_response_may_take_longer_than_an_engine_may_hang(
-    actors: list[Actor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_response_may_take_longer_than_an_engine_may_hang(actors: list[Actor]) -> None:
     """A call ends with its longest response; vLLM's steps say that it goes on."""
-    monkeypatch.setattr(slots, "_POLL_S", 0.05)
 
     class Steps(Actor):
         made, stuck = 0, False

@@ -148,6 +148,7 @@ class FakeRun:
             collect=lambda step: self.trained.append(step),
             take_weights=lambda step, timers: None,
             evaluate=target.evaluate,
+            lacks_evaluation=target.lacks_evaluation,
             evaluate_if_due=target.evaluate_if_due,
             is_over=target.is_over,
             details=lambda step, batch: None,
