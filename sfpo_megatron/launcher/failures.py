@@ -21,7 +21,7 @@ from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 # Exit codes of ranks that got our signal; Ray's own SIGTERM handler exits with the bare number.
 _OURS = {code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)} | {signal.SIGTERM}
 
-_WRONG_INPUT = 2  # that of launcher/rank.py, which imports this module
+WRONG_INPUT_EXIT_CODE = 2
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -106,5 +106,5 @@ def first_failure(
     if failure is not None:
         return failure.message, failure.exit_code
     # A message that could not be written changes nothing about what was given.
-    kept = code if code == _WRONG_INPUT else 1
+    kept = code if code == WRONG_INPUT_EXIT_CODE else 1
     return f"{who} ended with exit code {code} and no message", kept

@@ -21,12 +21,11 @@ from sfpo_megatron.host.processes import end_with_parent
 from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 from sfpo_megatron.host.unwinding import Unwound, failures
-from sfpo_megatron.launcher.failures import write_error_file
+from sfpo_megatron.launcher.failures import WRONG_INPUT_EXIT_CODE, write_error_file
 from sfpo_megatron.outputs import lock, stopping
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.holder import DirectoryRefused
 
-WRONG_INPUT_EXIT_CODE = 2
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5
 

@@ -15,13 +15,11 @@ import faulthandler
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
-from sfpo_megatron.errors import may_pass
-from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign, PluginError
+from sfpo_megatron.plugins import BATCHED_REWARD, REWARD, Foreign
 from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.process import KEEPS_THE_LIMIT
 from sfpo_megatron.rewards.wire import Batch, WireProblem, unpacked
@@ -30,6 +28,7 @@ from sfpo_megatron.sandbox.limits import (
     allow_cpu_seconds,
     die_with,
     limit_this_process,
+    say_failed,
     write_line,
 )
 from sfpo_megatron.sandbox.surroundings import Surroundings
@@ -49,11 +48,7 @@ def main(
         except (
             BaseException
         ) as error:  # SystemExit too: a module may call sys.exit while it is imported
-            traceback.print_exc()
-            is_ours = isinstance(error, PluginError)
-            raised = f"reward.function: {name} raised {type(error).__name__}: {error}"
-            reason = str(error) if is_ours else raised
-            write_line(surroundings.results, {"failed": reason, "may_pass": may_pass(error)})
+            say_failed(surroundings.results, error, f"reward.function: {name}")
             return
     surroundings.restore()
     is_built_in = all(name in REWARD.built_in for name, _ in functions)

@@ -12,9 +12,12 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 
+from sfpo_megatron.errors import may_pass
 from sfpo_megatron.host.processes import end_with_parent
+from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.sandbox.waiting import ready
 
 EXTRA_MEMORY_BYTES = 1 << 30
@@ -58,6 +61,15 @@ def allow_cpu_seconds(seconds: float) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime + seconds) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+def say_failed(results: int, error: BaseException, name: str) -> None:
+    """Tell the parent why the process cannot serve, and the log with a traceback. `name`: what has
+    raised, if it was not refused by `plugins`."""
+    traceback.print_exception(error)
+    raised = f"{name} raised {type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, PluginError) else raised
+    write_line(results, {"failed": reason, "may_pass": may_pass(error)})
 
 
 def write_line(descriptor: int, reply: Mapping[str, object]) -> None:

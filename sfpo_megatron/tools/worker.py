@@ -18,14 +18,13 @@ import traceback
 from collections.abc import Mapping
 from typing import TypedDict
 
-from sfpo_megatron.errors import may_pass
 from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
-from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.sandbox.limits import (
     FILE_BYTES,
     allow_cpu_seconds,
     die_with,
     limit_this_process,
+    say_failed,
     write_line,
 )
 from sfpo_megatron.sandbox.surroundings import Surroundings
@@ -67,11 +66,7 @@ def main(lifeline_fd: int, timeout_s: float, choices: list[ToolChoice]) -> None:
             tool = choice.load(timeout_s=timeout_s)
             tool.warm_up()
         except BaseException as error:  # SystemExit too: a module may call it while it is imported
-            traceback.print_exc()
-            is_ours = isinstance(error, PluginError)
-            raised = f"tool {choice.name} raised {type(error).__name__}: {error}"
-            reason = str(error) if is_ours else raised
-            write_line(surroundings.results, {"failed": reason, "may_pass": may_pass(error)})
+            say_failed(surroundings.results, error, f"tool {choice.name}")
             return
         tools.append(tool)
     surroundings.restore()
