@@ -11,11 +11,15 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 _MARKER = ".sfpo-scratch"
 _SEGMENTS = ".sfpo-segments"
 SHARED_MEMORY = Path("/dev/shm")
+_TRIES = 5
+_BETWEEN_TRIES_S = 0.1
 
 
 class Scratch:
@@ -55,7 +59,8 @@ def note_segment(path: Path, directory: str | None = None) -> None:
 
 
 def remove_tree(directory: str) -> None:
-    """Remove a directory, and the shared memory that is noted in it or in one below."""
+    """Remove a directory, and the shared memory that is noted in it or in one below. What cannot
+    be removed now keeps the marker, so that the next run on the machine removes it."""
     # Not rglob, which raises where a folder goes while it looks: others may remove this one too.
     for folder, _, names in os.walk(directory):
         if _SEGMENTS not in names:
@@ -67,7 +72,33 @@ def remove_tree(directory: str) -> None:
         for path in map(Path, noted):
             if path.parent == SHARED_MEMORY:
                 path.unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    for _ in range(_TRIES):
+        if _removed(directory):
+            return
+        time.sleep(_BETWEEN_TRIES_S)
+
+
+def _removed(directory: str) -> bool:
+    """Try to remove it, its marker last; False if it is still there: a process that is ending has
+    made a file meanwhile, as Ray's do for their logs."""
+    marker = os.path.join(directory, _MARKER)
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            if path == marker:
+                continue
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
+        if not set(os.listdir(directory)) - {_MARKER}:
+            Path(marker).unlink(missing_ok=True)
+            os.rmdir(directory)
+    if not os.path.isdir(directory):
+        return True
+    with suppress(OSError):
+        Path(marker).touch()
+    return False
 
 
 def remove_abandoned(prefix: str, parent: str | None = None) -> None:

@@ -7,6 +7,7 @@ sockets.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -160,4 +161,39 @@ def test_a_refit_buffer_goes_with_the_run_that_is_killed_over_it(short: Path) ->
     assert not path.exists()
     path = shared_file.create(4096, short)  # of somebody who has made no such folder
     path.unlink()
+    assert not any(short.iterdir())
+
+
+def test_what_is_written_while_a_folder_is_removed_goes_as_well(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray's processes do, which end with their cluster but after us."""
+    scratch, late = Scratch("sfpo-", str(short)), [2]
+    session = Path(scratch.path, "session")
+    session.mkdir()
+
+    def one_more_file(folder: str, ignore_errors: bool) -> None:
+        if late[0]:
+            late[0] -= 1
+            (session / "late").touch()
+        else:
+            rmtree(folder, ignore_errors)
+
+    rmtree = shutil.rmtree
+    with monkeypatch.context() as busy:
+        busy.setattr(shutil, "rmtree", one_more_file)
+        scratch.remove()
+    assert not any(short.iterdir())
+
+
+def test_what_cannot_be_removed_is_left_to_the_next_run(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = Scratch("sfpo-", str(short))
+    Path(scratch.path, "session").mkdir()
+    with monkeypatch.context() as busy:
+        busy.setattr(shutil, "rmtree", lambda *_, **__: None)
+        scratch.remove()
+    assert Path(scratch.path, "session").exists()
+    remove_abandoned("sfpo-", str(short))
     assert not any(short.iterdir())
