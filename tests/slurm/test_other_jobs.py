@@ -28,13 +28,14 @@ def test_evaluation_job(lab: SlurmLab, model: Path, tmp_path: Path) -> None:
 
 
 def test_converter_job(lab: SlurmLab, tmp_path: Path) -> None:
-    """Any of tools/, by the script as it lies in launch/slurm."""
+    """Any of tools/, by the script as it lies in launch/slurm; from inside an allocation."""
     out = tmp_path / "model"
     job = lab.run(
         "sbatch", "--parsable", f"--output={tmp_path}/%j.out",
         f"--export=ALL,SFPO_PYTHON={sys.executable}", "--mem=4G",
         str(ROOT / "launch/slurm/convert.sbatch"), "tools/make_tiny_model.py",
         "--out", str(out), "--config", "tests/made/aiw.yaml", cwd=ROOT,
+        env=lab.env | {"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_PER_TASK": "2"},
     ).stdout.strip()  # fmt: skip
     lab.wait_for_state(job, "COMPLETED", "FAILED", timeout_s=60)
     assert lab.state(job) == "COMPLETED", (tmp_path / f"{job}.out").read_text()

@@ -134,3 +134,50 @@ def test_nothing_of_an_allocation_is_handed_to_sbatch() -> None:
     """But for where the user's jobs go, and who pays."""
     kept = {"SLURM_CONF": "c", "SBATCH_ACCOUNT": "a", "SBATCH_PARTITION": "p", "PATH": "/bin"}
     assert without_allocation({**ALLOCATION, "SLURM_JOB_ID": "1", **kept}) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("SFPO_PYTHON=echo\nCONTAINER_EXEC=(env -u X)\n", 0, "tools/convert.py --out x y"),
+        ("true\nif true; then\n", 1, "env.sh: line 3: syntax error"),
+        ("exit 0\n", 1, "env.sh: it ended the job (exit code 0)"),
+        ("true\nfalse\n", 1, "env.sh:2: `false` ended with 1"),
+    ],
+)
+def test_the_converters_job_begins_like_the_others(
+    tmp_path: Path, text: str, code: int, message: str
+) -> None:
+    """`srun` is a script here that runs what it is given; tests/slurm has the real one."""
+    srun, tools = tmp_path / "bin/srun", tmp_path / "tools"
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nenv | grep ^S\nexec "$@"\n')
+    srun.chmod(0o755)
+    tools.mkdir()
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/slurm").symlink_to(TEMPLATES)
+    (tmp_path / "env.sh").write_text(text)
+    done = subprocess.run(
+        ["bash", TEMPLATES / "convert.sbatch", "tools/convert.py", "--out", "x y"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": f"{srun.parent}:/usr/bin:/bin", "SFPO_ENV": str(tmp_path / "env.sh")}
+        | ALLOCATION
+        | OWN,
+        timeout=20,
+    )
+    assert done.returncode == code, done.stderr
+    assert message in (done.stderr if code else done.stdout)
+    assert not any(line.partition("=")[0] in ALLOCATION for line in done.stdout.splitlines())
+
+
+def test_a_converters_job_without_a_checkout_says_what_it_looked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", TEMPLATES / "convert.sbatch", "convert.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=20,
+    )
+    assert done.returncode == 2 and "found no launch/slurm/before_env.sh" in done.stderr
