@@ -160,7 +160,7 @@ class CheckpointStore:
         return None
 
     def refuse_others(self) -> None:
-        """CheckpointError if there are checkpoints by others where a run would begin anew."""
+        """CheckpointError if there are checkpoints by others where a new run would begin."""
         if others := self.others():
             raise CheckpointError(
                 f"{others[-1]}: found a checkpoint that no run has written (without "

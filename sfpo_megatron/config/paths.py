@@ -29,6 +29,7 @@ PATH_KEYS = frozenset(
         "debug.save_rollouts",
         "debug.train_only",
         "checkpoint.resume",
+        "rollout.environment_args.tool_args.search.path",
     }
 )
 """Every key that is a path; `*` for the index into a list."""

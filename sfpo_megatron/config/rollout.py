@@ -113,7 +113,7 @@ class RefitConfig:
     bucket_bytes: int = 536870912
     """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
     timeout_s: float = 300.0
-    """An engine that has not taken an update after this long is ended and started anew."""
+    """An engine that has not taken an update after this long is ended and restarted."""
     verify_every: int = 0
     """Train steps between refits whose checksums are compared, parameter by parameter, between
     the trainer's shards and what arrived in the engines; 0 for never."""
@@ -135,7 +135,7 @@ class RefitConfig:
 
     @property
     def survives_interruption(self) -> bool:
-        """An engine whose update another one broke off can take it anew: in our transports alone,
+        """An engine whose update another one broke off can take it again: in our transports alone,
         vLLM's own wait in a broadcast without a time limit."""
         return self.transport in ("gloo", "nccl_stages")
 

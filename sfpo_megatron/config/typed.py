@@ -148,6 +148,8 @@ def _passed_on(value: Any, key: str, source: Source) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_digits(value, key, source)
     elif isinstance(value, str):
+        if is_path(key):
+            return _expanded(value, key, source)
         without_quotes = key in source.texts
         if without_quotes and {*value} & {*".eE"} and NUMBER_TEXT.fullmatch(value):
             return float(value)  # YAML 1.1 makes a text of 1e-6

@@ -114,7 +114,7 @@ def megatron_to_hf(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> Located:
-    """Write `out` anew, whole or not at all. `hf`: directory of the model's config.json and
+    """Write `out`, whole or not at all. `hf`: directory of the model's config.json and
     tokenizer, where they are not found beside the checkpoint. `overwrite`: as in `writing`."""
     found = locate(checkpoint)
     companions = hf or hf_files(found)

@@ -34,7 +34,7 @@ TOOL = "convert_hf_to_megatron"
 def hf_to_megatron(
     hf: Path, out: Path, parallel: ParallelConfig, *, overwrite: bool = False
 ) -> None:
-    """Write `out` anew, whole or not at all. ValueError names what does not fit; UnsupportedModel
+    """Write `out`, whole or not at all. ValueError names what does not fit; UnsupportedModel
     a model of no family here. `overwrite`: as in `writing`."""
     shape = model_shape(read_hf_config(hf))
     _check_layout(shape, parallel)

@@ -150,7 +150,7 @@ TABLE: tuple[Variable, ...] = (
         _ACTORS, "TORCH_COMPILE_DISABLE", "1",
         "even eager vLLM compiles a helper of its sampler, which takes a C++ compiler", "cpu",
     ),
-    # glibc maps anew what vLLM allocates and frees of every layer. Huge pages are few, and nothing
+    # glibc maps again what vLLM allocates and frees of every layer. Huge pages are few, and nothing
     # is kept for the next.
     Variable(
         _ACTORS, "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1",

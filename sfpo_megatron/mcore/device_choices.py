@@ -19,7 +19,7 @@ _GEMM_ROWS = 128
 def seqlen_bound(longest: int, num_tokens: int, capabilities: Capabilities) -> int:
     """A bound of the lengths of a pack's sequences, the same for many packs of `num_tokens`.
 
-    TransformerEngine selects an attention backend anew where this, the pack's tokens or its number
+    TransformerEngine selects an attention backend again where this, the pack's tokens or its number
     of sequences differs from the last call's (`DotProductAttention.forward` compares
     `AttentionParams`, dot_product_attention.py), and Megatron keeps 32 tables of rotary embeddings,
     one for each bound (`RotaryEmbedding.forward`, rotary_pos_embedding.py). A larger bound costs

@@ -81,7 +81,7 @@ class Connection:
 
 
 class _Watch:
-    """Ends the connection when the time for all of it is over: a socket's own timeout starts anew
+    """Ends the connection when the time for all of it is over: a socket's own timeout starts again
     with each byte that comes."""
 
     def __init__(self, timeout_s: float) -> None:

@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_in_mid_save(tmp_path: Path) -> None:
 def test_stopped_at_20_random_moments(tmp_path: Path, must_save_within_s: float | None) -> None:
     """Ten without a limit and ten with one, SIGTERM and SIGUSR1 in turn, at any moment between the
     launcher's first line and the end of a run that is not stopped; one that ends before its moment
-    is begun anew. With a limit, steps may be given up and redone."""
+    begins again. With a limit, steps may be given up and redone."""
     config = make_config(tmp_path, engines=False, every=4, must_save_within_s=must_save_within_s)
     straight, layout = tmp_path / "straight", LAYOUTS["TP2"]
     begun = time.monotonic()

@@ -48,7 +48,7 @@ class Mutant:
         if text.count(self.before) != 1:
             raise ValueError(
                 f"{TABLE.name}, {self.name}: found {self.before!r} {text.count(self.before)} times "
-                f"in {self.file}, expected once; write the row anew for the line as it is now"
+                f"in {self.file}, expected once; rewrite the row for the line as it is now"
             )
         path.write_text(text.replace(self.before, self.after), encoding="utf-8")
 

@@ -49,7 +49,7 @@ class HybridMainParams(ShardedMainParams):
         return self._optimizer.optimizer
 
     def tensors(self) -> Iterator[Tensor]:
-        inner_of = self._hybrid.param_to_inner_param  # read anew: loading a state rebuilds it
+        inner_of = self._hybrid.param_to_inner_param  # read again: loading a state rebuilds it
         for group in self._hybrid.param_groups:
             for outer in group["params"]:
                 yield inner_of[outer]

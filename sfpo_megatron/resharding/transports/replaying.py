@@ -52,7 +52,7 @@ class Replay:
                 self._note(name, tensor, layer, before)
 
     def forget(self) -> None:
-        """Let vLLM load every tensor of the next update itself; that notes them anew."""
+        """Let vLLM load every tensor of the next update itself; that notes them again."""
         self._entries.clear()
 
     def _replays(self, name: str, tensor: Tensor) -> bool:
