@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, fields
 
+from sfpo_megatron.config.rules.optimizer_modes import OPTIMIZERS
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.mla import MLAShape
 from sfpo_megatron.families.shape import ModelShape
@@ -130,8 +131,9 @@ def _optimizer_bytes(config: RunConfig, owned: int) -> tuple[int, int]:
         main = 2 if config.model.dtype == "bfloat16" else 4
     else:
         main = 0 if config.model.dtype == "float32" else 4  # fp32: views of the params
-    if settings.get("optimizer") == "sgd":
-        return main * owned, 4 * owned  # momentum
+    kind = str(settings.get("optimizer", "adam"))
+    if kind != "adam":
+        return main * owned, 4 * OPTIMIZERS[kind] * owned
     moments = sum(
         DTYPE_BYTES.get(str(settings.get(name, "float32")), 4)
         for name in ("exp_avg_dtype", "exp_avg_sq_dtype")

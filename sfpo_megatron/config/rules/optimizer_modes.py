@@ -3,12 +3,13 @@ what mcore/shards/refused.py says of the optimizer that was built. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS: Mapping[str, int] = {"adam": 2, "sgd": 1}
+"""Megatron's name of an optimizer that SFPO knows -> moments that it keeps of each param."""
 REFUSED = {
     ("transformer", "fp8_param"): "model params are quantized",
     ("transformer", "fp4_param"): "model params are quantized",
