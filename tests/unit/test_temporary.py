@@ -167,7 +167,7 @@ def test_a_refit_buffer_goes_with_the_run_that_is_killed_over_it(short: Path) ->
 def test_what_is_written_while_a_folder_is_removed_goes_as_well(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Ray's processes do, which end with their cluster but after us."""
+    """Ray's processes do that: they end with their cluster, but after us."""
     scratch, late = Scratch("sfpo-", str(short)), [2]
     session = Path(scratch.path, "session")
     session.mkdir()
