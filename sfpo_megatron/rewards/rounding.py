@@ -1,4 +1,4 @@
-"""Approximations: an exact value beside the decimal that it rounds to, and how they are computed."""
+"""Approximations: an exact value beside the decimal that it rounds to, and their parts."""
 
 from __future__ import annotations
 
