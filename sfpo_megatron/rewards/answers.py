@@ -75,7 +75,7 @@ Answer: TypeAlias = Value | Text | Group | Chain | Named | Choice | Matrix
 _SEPARATOR = re.compile(
     r",?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[,;]|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
-_SIGN = re.compile(r"\\(?:implies|approx|equiv|le|ge|ne|in)(?![A-Za-z])|[=<>]")
+_SIGN = re.compile(r"\\(?:implies|iff|approx|equiv|le|ge|ne|in)(?![A-Za-z])|[=<>]")
 _SEMICOLON = re.compile(";")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _BUILDER = re.compile(
@@ -257,9 +257,10 @@ def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
     if len(sides) > MAX_ITEMS or any(not side.strip() for side in sides):
         return _text(" ".join(sides))
     if (
-        r"\implies" not in signs
+        not {r"\implies", r"\iff"} & {*signs}
         and signs[0] in ("=", r"\in", r"\approx", r"\equiv")
         and _NAME.fullmatch(sides[0].strip())
+        and not (signs[0] == r"\approx" and sides[0].strip() in (r"\pi", "e"))
     ):
         rest = sides[1:]
         name = re.sub(r"[\s{}]", "", sides[0])

@@ -27,6 +27,7 @@ from sfpo_megatron.rewards.answers import (
 from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
 from sfpo_megatron.rewards.quantities import Value, value_of
 from sfpo_megatron.rewards.real_sets import same_set
+from sfpo_megatron.rewards.rounding import as_sympy, fraction, hundredth, near, rounds_to
 
 if TYPE_CHECKING:
     from sympy import Expr
@@ -34,15 +35,19 @@ if TYPE_CHECKING:
 
 _FUNCTION = re.compile(r"([A-Za-z]\w*)\(([A-Za-z])\)")
 """A function's name and its variable."""
-_DIRECTED = {r"\implies", r"\in"}
-"""Signs that say another thing when their sides are exchanged."""
+_LONGEST_PRODUCT = 5
+_BETWEEN_STATEMENTS = {r"\implies", r"\iff", r"\in"}
+"""Signs whose sides are no terms of an equation, to be moved across."""
 
 
 def equal(reference: Answer, found: Answer) -> bool:
     """Whether `found` is what `reference` asks for."""
     if isinstance(reference, Named) and isinstance(found, Named):
-        if reference.name == found.name:
-            return equal(reference.value, found.value)
+        if reference.name == found.name and equal(reference.value, found.value):
+            return True
+        if reference.name == found.name:  # `P = IV` is a formula, `x = IV` the number 4
+            is_formula = reference.name.isupper() and {reference.sign, found.sign} == {"="}
+            return is_formula and _same_product(reference, found)
         if renamed := _of_one_variable(reference, found):
             return equal(reference.value, renamed)
         return _relations(_as_chain(reference), _as_chain(found))  # `a < b`, `b > a`
@@ -72,6 +77,14 @@ def equal(reference: Answer, found: Answer) -> bool:
     return isinstance(reference, Text) and reference == found
 
 
+def _same_product(reference: Named, found: Named) -> bool:
+    """`F = BIL` and `F = ILB`: three letters and more are read as a word."""
+    one, other = reference.value, found.value
+    if isinstance(one, Text) and isinstance(other, Text) and len(one.words) <= _LONGEST_PRODUCT:
+        return one.words.isalpha() and sorted(one.words) == sorted(other.words)
+    return _relations(_as_chain(reference), _as_chain(found))
+
+
 def _of_one_variable(reference: Named, found: Named) -> Answer | None:
     """What `f(t) = t^2` is for the variable of `f(x) = x^2`; None if they are not of one form."""
     one, other = _FUNCTION.fullmatch(reference.name), _FUNCTION.fullmatch(found.name)
@@ -79,7 +92,7 @@ def _of_one_variable(reference: Named, found: Named) -> Answer | None:
         return None
     import sympy
 
-    exact = _sympy(found.value)
+    exact = as_sympy(found.value.exact)
     if sympy.Symbol(one[2]) in exact.free_symbols:
         return None
     return replace(found.value, exact=exact.subs(sympy.Symbol(other[2]), sympy.Symbol(one[2])))
@@ -113,7 +126,7 @@ def _chains(reference: Answer, found: Answer) -> bool:
     if isinstance(reference, Chain) and isinstance(found, Chain):
         return _relations(reference, found)
     if isinstance(found, Chain):
-        if any(sign not in ("=", r"\implies", r"\approx") for sign in found.signs):
+        if any(sign not in ("=", r"\implies", r"\iff", r"\approx") for sign in found.signs):
             return False
         if r"\approx" in found.signs:
             return _is_rounding(found) and any(equal(reference, side) for side in found.sides)
@@ -129,28 +142,22 @@ def _chains(reference: Answer, found: Answer) -> bool:
 
 
 def _is_rounding(found: Chain) -> bool:
-    """Whether it is an exact value and the decimal that it rounds to: of more, or of values that
-    are only near each other, each would be a candidate."""
+    """Whether it is an exact value, in any number of equal forms, and then the decimal that it
+    rounds to: of more, or of values that are only near each other, each would be a candidate."""
+    if found.signs.count(r"\approx") != 1 or found.signs[-1] != r"\approx":
+        return False
     sides = [side for side in found.sides if isinstance(side, Value)]
-    exact = [side for side in sides if not _is_decimal(side)]
-    if len(found.sides) != 2 or len(sides) != 2 or len(exact) != 1:
+    if len(sides) != len(found.sides) or any(s not in ("=", r"\approx") for s in found.signs):
         return False
-    (decimal,) = (side for side in sides if _is_decimal(side))
-    value = _fraction(_sympy(exact[0]))
-    if value is None or not isinstance(decimal.exact, Fraction):
+    if not all(equal(one, other) for one, other in pairwise(sides[:-1])):
         return False
-    same_unit = not exact[0].unit or not decimal.unit or exact[0].unit == decimal.unit
-    same_unit = same_unit and exact[0].percent == decimal.percent
-    return same_unit and numbers.rounds(value, Number(value=decimal.exact, written=decimal.written))
-
-
-def _is_decimal(side: Value) -> bool:
-    return side.written is not None and isinstance(side.exact, Fraction)
+    exact, decimal = sides[-2:]
+    return rounds_to(exact, decimal) or (len(sides) == 2 and rounds_to(decimal, exact))
 
 
 def _is_unknown(side: Answer) -> bool:
     """Whether it is an expression with variables."""
-    return isinstance(side, Value) and bool(_sympy(side).free_symbols)
+    return isinstance(side, Value) and bool(as_sympy(side.exact).free_symbols)
 
 
 def _as_chain(named: Named) -> Chain:
@@ -176,8 +183,9 @@ def _is_infinite(value: Value) -> bool:
 def _relations(reference: Chain, found: Chain) -> bool:
     if reference.signs == found.signs and _in_order(reference.sides, found.sides):
         return True
-    if {*reference.signs, *found.signs} & _DIRECTED:
-        return False  # its sides are no terms of an equation, to be moved across
+    if {*reference.signs, *found.signs} & _BETWEEN_STATEMENTS:
+        both_ways = {*reference.signs, *found.signs} == {r"\iff"}
+        return both_ways and _in_order(reference.sides, found.sides[::-1])
     one, other = _difference(reference), _difference(found)
     if one is None or other is None:
         return False
@@ -194,7 +202,7 @@ def _difference(chain: Chain) -> Expr | None:
     left, right = _term(chain.sides[0]), _term(chain.sides[-1])
     if len(chain.sides) != 2 or not (isinstance(left, Value) and isinstance(right, Value)):
         return None
-    return _sympy(left) - _sympy(right)
+    return as_sympy(left.exact) - as_sympy(right.exact)
 
 
 def _term(side: Answer) -> Answer:
@@ -302,13 +310,9 @@ def _values(reference: Value, found: Value) -> bool:
         _same_value(r, reference.written, f, found.written)
         for r, f in (
             (reference.exact, found.exact),
-            (_hundredth(reference), _hundredth(found)),
+            (hundredth(reference), hundredth(found)),
         )
     )
-
-
-def _hundredth(value: Value) -> Fraction | Expr:
-    return value.exact / 100 if value.percent else value.exact
 
 
 def _same_value(
@@ -321,12 +325,12 @@ def _same_value(
         return numbers.agree(
             Number(value=reference, written=theirs), Number(value=found, written=ours)
         )
-    one, other = _as_sympy(reference), _as_sympy(found)
+    one, other = as_sympy(reference), as_sympy(found)
     if values.same(one, values.with_constant_of(one, other)):
         return True
     if (theirs is None and ours is None) or one.free_symbols or other.free_symbols:
         return False
-    decimals = [_fraction(expr) for expr in (one, other)]
+    decimals = [fraction(expr) for expr in (one, other)]
     if decimals[0] is None or decimals[1] is None:
         return False
     return numbers.agree(
@@ -344,40 +348,6 @@ def _of_decimal(exact: Fraction | Expr, written: Written | None, value: Fraction
     return Written(abs(value) / 10 ** (written.significant - 1), written.significant)
 
 
-def _fraction(expr: Expr) -> Fraction | None:
-    value = values.value_at(expr, {})
-    if value is None or not value.is_real:
-        return None
-    import sympy
-
-    exact = sympy.Rational(str(value))
-    return Fraction(int(exact.p), int(exact.q))
-
-
 def _all_near(chain: Chain) -> bool:
     """Whether it is a reference's approximation: a row is trusted to round as it likes."""
-    return all(_near(one, other) for one, other in pairwise(chain.sides))
-
-
-def _near(one: Answer, other: Answer) -> bool:
-    """Sides of an approximation: within a percent, and at least one of them a decimal."""
-    if isinstance(one, Named):
-        one = one.value
-    if not (isinstance(one, Value) and isinstance(other, Value)):
-        return False
-    decimals = [_fraction(_as_sympy(side.exact)) for side in (one, other)]
-    if decimals[0] is None or decimals[1] is None or not (one.written or other.written):
-        return False
-    return abs(decimals[0] - decimals[1]) * 100 <= abs(decimals[0])
-
-
-def _sympy(value: Value) -> Expr:
-    return _as_sympy(value.exact)
-
-
-def _as_sympy(exact: Fraction | Expr) -> Expr:
-    if not isinstance(exact, Fraction):
-        return exact
-    import sympy
-
-    return sympy.Rational(exact.numerator, exact.denominator)
+    return all(near(one, other) for one, other in pairwise(chain.sides))

@@ -31,12 +31,15 @@ _APART = re.compile(
     r"(?=[0-9]{3}(?![0-9]))"
 )
 _LOOSE_SIGN = re.compile(
-    r"(\A|:\*\*|[=:(\[{,;<>+/~≈≤≥≠×·→]|(?<!\*)\*|(?<!\S)\*\*|(?<![\w)\]}])\$|"
+    r"(\A|:\*\*|[=:(\[{,;</>~≈≤≥≠×·→]|(?<!\+)\+|(?<!\*)\*|(?<!\S)\*\*|"
+    r"(?<![^\s(\[{=:,;])\$\$?|"
     r"\\(?:approx|sim|leq?|geq?|neq?|times|cdot|div|to|implies|Rightarrow)(?![A-Za-z]))"
     r"([ \t]*[+-])(?:[ \t{]|\\[,;:! ])+(?=(?:\\?[$€£])?\.?[0-9])"
 )
 """A sign apart from its digits, and not between two numbers: `= - 5`, `$-\\,5$`, `-{5}`. At the
 beginning of a further line it is none: lists begin so."""
+_TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,80}>|^[ \t]*>[ \t>]*", re.MULTILINE)
+"""HTML's tags, and Markdown's marks of a quotation."""
 _BEFORE_PART = re.compile(
     r"[/^_]\s*\{?\s*$|[0-9]\s*:\s*\{?\s*$|\\[A-Za-z]*(?:frac|sqrt)[^A-Za-z]*$"
 )
@@ -65,7 +68,7 @@ def _spelled(text: str) -> str:
     if not text.isascii():
         text = text.translate(_MINUS)
         text = "".join(char if char.isascii() else _digit(char) for char in text)
-    return _LOOSE_SIGN.sub(r"\1\2", _APART.sub(",", text))
+    return _LOOSE_SIGN.sub(r"\1\2", _APART.sub(",", _TAG.sub(" ", text)))
 
 
 def _digit(char: str) -> str:

@@ -27,8 +27,10 @@ _MARKED = re.compile(
 _LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
 """`2`, `(2)`, `2. green`: of a row whose choices have numbers for labels."""
 _ANSWER_IS = re.compile(
-    r"\b(?:answer|choice|option)\b(?:\s+(?:is|was|would be))?\s*:?\s*\**\s*", re.IGNORECASE
+    r"\b(?:answer|choice|option)\b(?:\s+(?:is|was|would be))?\s*:?\s*", re.IGNORECASE
 )
+_BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]+)\*\*(?!\w)")
+"""`**B**`, also before a full stop; `2**3` is none."""
 _ANOTHER = re.compile(r"(?:^|[\s(,/])\(?[A-Z](?:[).:]|$)(?=\s|$)|\b(?:or|and)\s+\(?[A-Z]\b")
 _LINE_CHARS = 2000
 
@@ -130,7 +132,7 @@ def chosen(text: str) -> str | None:
     if in_tags is not None:
         return in_tags
     lines = text.strip().rsplit("\n", 1)
-    line = lines[-1][-_LINE_CHARS:].strip()
+    line = _BOLD.sub(r"\1", lines[-1][-_LINE_CHARS:]).strip()
     end = 0
     for found in _ANSWER_IS.finditer(line):
         end = found.end()

@@ -38,6 +38,9 @@ _UNICODE = {
     "⇒": r"\implies ",
     "→": r"\to ",
     "⟹": r"\implies ",
+    "⇔": r"\iff ",
+    "⟺": r"\iff ",
+    "↔": r"\iff ",
     "“": '"',
     "”": '"',
     "‘": "'",
@@ -124,8 +127,9 @@ _RULES = tuple(
         (r"<=(?!>)", r"\\le "),
         (r">=", r"\\ge "),
         (r"!=", r"\\ne "),
-        (r"\\(?:Rightarrow|Longrightarrow|rightarrow|longrightarrow|therefore|iff|Leftrightarrow|"
-         r"leftrightarrow|to(?![^{}]*\})|mapsto)(?![A-Za-z])|=>|->", r"\\implies "),
+        (r"\\(?:iff|(?:Long|long)?(?:Left|left)rightarrow)(?![A-Za-z])|<=>|<->", r"\\iff "),
+        (r"\\(?:Rightarrow|Longrightarrow|rightarrow|longrightarrow|therefore|to(?![^{}]*\})|"
+         r"mapsto)(?![A-Za-z])|=>|->", r"\\implies "),
         (r"\\(?:sim|simeq|cong|approxeq)(?![A-Za-z])|~=", r"\\approx "),
         (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
         (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),

@@ -43,6 +43,31 @@ def test_multiple_choice_refuses_a_letter_that_no_option_has(choices: object, le
     assert multiple_choice.scorable(problem(letters[-1], choices=choices)) is None
 
 
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        ("The answer is **B**.", True),
+        ("The correct answer is **B**.", True),
+        ("The answer is **(B)**.", True),
+        ("The correct option is **B)**.", True),
+        ("The answer is **B. Paris**.", True),
+        ("Therefore, the answer is **(B) Paris**.", True),
+        ("**Answer**: **(B)** Paris", True),
+        ("**B.** Paris", True),
+        ("The answer is **Paris**.", True),
+        ("The answer is **A**.", False),
+        ("The answer is **A** or **B**.", False),
+        ("The answer is **(B) Rome**.", False),
+        ("**A**, not **B**", False),
+    ],
+)
+def test_multiple_choice_in_bold(response: str, right: bool) -> None:
+    prompt = problem("B", choices=["Rome", "Paris", "Oslo"])
+    assert multiple_choice.score(response, prompt) == right
+    power = problem("A", choices=["2**3", "3**2"])
+    assert multiple_choice.score("The answer is 2**3.", power) == 1
+
+
 def test_a_number_is_an_option_s_text_and_no_index() -> None:
     numbers = problem("1", choices=["1", "2", "3", "4"])
     assert multiple_choice.score("A", numbers) == multiple_choice.score("1", numbers) == 1

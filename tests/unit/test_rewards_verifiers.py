@@ -69,6 +69,21 @@ def gym_problem(task="chain_sum", **args):
         ("\\pi - {5}", 5),
         ("(x + 1) - 5", 5),
         ("the answers are\n- 5", 5),  # of a list
+        # A dash, where what stands before it only looks like what a sign stands behind.
+        ("<b>Answer</b> - 42", 42),
+        ("Total<br> - 42", 42),
+        ("Result:\n> - 42", 42),
+        (r"We get $20\%$ - 42 dollars", 42),
+        ("$5!$ - 120", 120),
+        ("x' is $x'$ - 7", 7),
+        ("$$x$$ - 42", 42),
+        ("C++ - 42", 42),
+        ("Answer: <b>- 5</b>", -5),
+        ("x > - 5", -5),
+        ("20 > - 5", -5),
+        ("it is $ - 5$", -5),
+        ("$$ - 5$$", -5),
+        ("3 + - 5", -5),
     ],
 )
 def test_last_number(text, number):
