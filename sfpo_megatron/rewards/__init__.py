@@ -31,6 +31,10 @@ class VerifierError(RuntimeError):
     """A verifier cannot score whatever the response: a bug or a bad row, not a reward."""
 
 
+class CannotBeJudged(Exception):
+    """The machine cannot do now what a verdict takes: no response's fault, and no reward."""
+
+
 class WrongReward(VerifierError, WrongInput):
     """A reward cannot be used as it is given: a function that does not load, a server without an
     address."""

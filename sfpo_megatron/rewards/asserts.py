@@ -147,13 +147,24 @@ def _root(node: ast.AST) -> str | None:
     return node.id
 
 
+def _is_iterable(node: ast.expr) -> bool:
+    """Whether it is `iter(...)` or `range(...)`, as sandbox/trials.py writes them."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("iter", "range")
+        and not node.keywords
+    )
+
+
 def _literal(value: str | None) -> ast.expr | None:
-    """What the program has given, if it is a literal and nothing else."""
+    """What the program has given, if it is a literal, an iterator over one or a range."""
     if value is None:
         return None
     try:
         found = _Infinite().visit(ast.parse(value, mode="eval").body)
-        ast.literal_eval(found)
+        for part in found.args if _is_iterable(found) else [found]:
+            ast.literal_eval(part)
         return found if isinstance(found, ast.expr) else None
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
-from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards import CannotBeJudged, Problem
 from sfpo_megatron.rewards.asserts import Assertion, BadTest, assertion
 from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation
 from sfpo_megatron.sandbox.interpreter import Trial, TrialResult, run_trials
 from sfpo_megatron.sandbox.isolation import isolation
+from sfpo_megatron.sandbox.process import DidNotStart
 
 MEMORY_BYTES = 512 << 20
 CHECKS_S = 2.0
 """For the conditions of a row, once the program has ended."""
+_MOST_CHARS = 16 << 20
+"""Characters of a row's tests: a process that scores writes 64 MiB to a file and no more."""
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)", re.MULTILINE)
 _LABELS = ("", "python", "python3", "py")
 _EXPECTED = 'a JSON list of {"input": TEXT, "output": TEXT} and of assert lines'
@@ -66,6 +69,8 @@ def tests_of(answer: str) -> list[Test]:
         items = json.loads(answer)
     except (ValueError, RecursionError) as error:
         raise BadTest(f"found no JSON ({error}), expected {_EXPECTED}") from None
+    if len(answer) > _MOST_CHARS:
+        raise BadTest(f"found {len(answer):,} characters, expected {_MOST_CHARS:,} or fewer")
     if not isinstance(items, list) or not items:
         raise BadTest(f"found no list with tests, expected {_EXPECTED}")
     return [_test(number, item) for number, item in enumerate(items)]
@@ -128,6 +133,23 @@ def _hold(checks: list[str]) -> list[bool]:
 def _tried(code: str, trials: list[Trial], timeout_s: float) -> list[TrialResult]:
     if not trials:
         return []
+    try:
+        return _run(code, trials, timeout_s)
+    except (DidNotStart, OSError) as error:
+        print(f"a program could not be tried: {error}; once more")
+    # What the machine cannot do now, it cannot do for the smallest program either.
+    try:
+        _run("", [Trial()], timeout_s)
+    except (DidNotStart, OSError) as error:
+        raise CannotBeJudged(f"programs cannot be tried on this machine now: {error}") from error
+    try:
+        return _run(code, trials, timeout_s)
+    except (DidNotStart, OSError) as error:
+        print(f"this program cannot be tried, and others can: {error}")
+        return []
+
+
+def _run(code: str, trials: list[Trial], timeout_s: float) -> list[TrialResult]:
     before = _children()
     try:
         return run_trials(code, trials, timeout_s=timeout_s, memory_bytes=MEMORY_BYTES)

@@ -3,7 +3,7 @@
 An exception is told apart by what raises it. If the function also raises on the prompt's own
 reference answer, prompt or function is broken: the verdict says so, and the run ends. If only the
 response makes it raise (or run out of memory), the response is a wrong answer: 0. `sys.exit` is an
-exception like any other.
+exception like any other; CannotBeJudged is none of the response's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
 from sfpo_megatron.plugins import Foreign
-from sfpo_megatron.rewards import Problem
+from sfpo_megatron.rewards import CannotBeJudged, Problem
 from sfpo_megatron.rewards.returned import NotAScore, each_of, scored
 from sfpo_megatron.rewards.wire import Explanation, Reply, Verdict
 from sfpo_megatron.sandbox.surroundings import Surroundings
@@ -45,6 +45,8 @@ class Judge:
             return _verdict_of(self._call_one(response, problem))
         except NotAScore as error:
             return {"refused": str(error)}
+        except CannotBeJudged as error:
+            return {"unjudged": str(error)}
         except BaseException:
             raised = traceback.format_exc(limit=8)
         try:

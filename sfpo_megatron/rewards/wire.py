@@ -92,6 +92,8 @@ class Verdict(TypedDict, total=False):
     parts: dict[str, float]
     raised: str
     """The traceback of a function that raises on the reference answer too."""
+    unjudged: str
+    """What the machine could not do: CannotBeJudged."""
     refused: str
     """What the function returned, and what was expected: no score."""
     explained: Explanation

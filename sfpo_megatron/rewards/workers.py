@@ -224,6 +224,10 @@ def _outcome(verdict: Verdict, prompt: Problem, function: str) -> Outcome:
             f"prompt {prompt.id}: reward.function {function} raised, and does so on the reference "
             f"answer {prompt.answer!r} too; correct the row or the function\n{verdict['raised']}"
         )
+    if "unjudged" in verdict:
+        return VerifierError(
+            f"prompt {prompt.id}: reward.function {function}: {verdict['unjudged']}"
+        )
     if "refused" in verdict:
         return not_a_score(prompt, function, verdict["refused"])
     reward = verdict["reward"]

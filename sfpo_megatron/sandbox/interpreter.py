@@ -32,6 +32,7 @@ START_S = 60.0
 whose time is counted from there."""
 _CPU_START_S = 2.0
 _POLL_S, _LAST_S = 0.1, 0.5
+_LONGEST_S = 1e6  # at a time: `communicate` takes no more than fits the kernel's milliseconds
 _BOOTSTRAP = Path(__file__).with_name("program.py")
 
 
@@ -143,9 +144,9 @@ class _Begun:
         begun, end = None, time.monotonic() + START_S
         while (left := end - time.monotonic()) > 0:
             try:
-                wait = min(left, _POLL_S) if begun is None else left
+                wait = min(left, _POLL_S if begun is None else _LONGEST_S)
                 output, _ = process.communicate(timeout=wait)
-                return signed(process.returncode), output or b""
+                return self._of_program(process.returncode, output, begun)
             except subprocess.TimeoutExpired:
                 if begun is None and (begun := self._time()) is not None:
                     end = begun + timeout_s
@@ -156,9 +157,19 @@ class _Begun:
             output, _ = process.communicate(timeout=_LAST_S)
         except subprocess.TimeoutExpired as error:
             output = error.output
-        if status is None and begun is None:
+        if status is not None:
+            return self._of_program(status, output, begun)
+        if begun is None:
             raise DidNotStart(f"an interpreter did not start within {START_S:g} s")
-        return None if status is None else signed(status), output or b""
+        return None, output or b""
+
+    def _of_program(
+        self, status: int, output: bytes | None, begun: float | None
+    ) -> tuple[int, bytes]:
+        """Exit status and output of the interpreter if they are its program's; DidNotStart."""
+        if begun is None and self._time() is None:
+            raise DidNotStart(f"an interpreter ended with {status} before its program began")
+        return signed(status), output or b""
 
     def _time(self) -> float | None:
         try:

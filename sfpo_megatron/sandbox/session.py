@@ -113,6 +113,8 @@ class Session:
             to_write = [self._stdin.fileno()] if left else []
             readable, writable = ready([self._replies], to_write, wait)
             if not readable and not writable:
+                if time.monotonic() < deadline:
+                    continue
                 raise TimeoutError
             try:
                 if readable:

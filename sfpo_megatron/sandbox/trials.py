@@ -14,10 +14,14 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
 _MOST_RESULTS = 8 << 20  # bytes of all lines
+_MOST_ITEMS = 100_000
 
 
 def main(given: dict[str, Any]) -> int:
@@ -81,11 +85,26 @@ def _run(code: str, expressions: list[str], stdin: int, output: int, values: int
     sys.stdout.flush()
     for index, expression in enumerate(expressions):
         try:
-            value = repr(plain(eval(expression, module.__dict__)))  # noqa: S307
+            value = written(eval(expression, module.__dict__))  # noqa: S307
         except Exception:
             continue
         os.write(values, json.dumps([index, value]).encode() + b"\n")
     return status
+
+
+def written(value: object) -> str:
+    """The value as Python that holds nothing but literals, `iter([...])` and `range(...)`;
+    TypeError for one that cannot be written so."""
+    if isinstance(value, range):
+        return repr(value)
+    if isinstance(value, KeysView | ValuesView | ItemsView):
+        return repr(plain(list(value)))
+    if isinstance(value, Iterator | deque):
+        items = list(islice(value, _MOST_ITEMS + 1))
+        if len(items) > _MOST_ITEMS:
+            raise TypeError("it goes on and on")
+        return f"iter({plain(items)!r})"
+    return repr(plain(value))
 
 
 def plain(value: object) -> object:

@@ -6,9 +6,10 @@ out.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -41,6 +42,13 @@ class ToolChoice:
         """The tool with its settings; PluginError if it does not take them. `timeout_s`: the limit
         of a call, for a function that has a setting of this name and keeps it itself."""
         function: Callable[..., Foreign] = TOOL.load(self.name)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise PluginError(
+                TOOL.key,
+                found=f"{self.name}, which yields",
+                expected="a function that returns its result, or an `async` one",
+                fix="return the whole text",
+            )
         tool = BoundTool(function, dict(self.settings))
         unknown = [name for name in self.settings if name not in tool.hidden]
         missing = [
@@ -87,7 +95,13 @@ class BoundTool:
             what = f"unknown argument {unknown[0]!r}" if unknown else f"no argument {missing[0]!r}"
             raise ToolError(f"{what}; the arguments are: {', '.join(self._shown) or 'none'}")
         result = self.function(**arguments, **self.settings)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_waited(result))
         return "" if result is None else str(result)
+
+
+async def _waited(result: Awaitable[Foreign]) -> Foreign:
+    return await result
 
 
 def choices_of(args: ToolArgs) -> tuple[ToolChoice, ...]:

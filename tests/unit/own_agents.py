@@ -29,6 +29,22 @@ class Chat:
         return str(answer.choices[0].message.content)
 
 
+async def impatient(base_url: str, api_key: str, prompt: Prompt, seed: int) -> None:
+    """Gives its only request up before the answer."""
+    http = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=1, timeout=0.3)
+    messages: Any = [{"role": "user", "content": prompt.question}]
+    await http.chat.completions.create(model="policy", messages=messages)
+
+
+async def gives_up(base_url: str, api_key: str, prompt: Prompt, seed: int) -> float:
+    """Catches that, and says what it thinks of it."""
+    try:
+        await impatient(base_url, api_key, prompt, seed)
+    except openai.APITimeoutError:
+        return 0.0
+    raise AssertionError("answered")
+
+
 async def polite(
     base_url: str, api_key: str, prompt: Prompt, seed: int, *, end: str = "Bye."
 ) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 
 def shout(text: str, *, times: int = 1) -> str:
@@ -53,3 +55,22 @@ def untyped(text):  # type: ignore[no-untyped-def]
 def warm_up(*, times: int = 1, file: str = "") -> None:
     if times < 0:
         raise ValueError("times: found a negative number")
+
+
+async def later(text: str) -> str:
+    """Say it when it is time.
+
+    Args:
+        text: What to say.
+    """
+    await asyncio.sleep(0.01)
+    return f"later: {text}"
+
+
+def yields(text: str) -> Iterator[str]:
+    """Say it letter by letter.
+
+    Args:
+        text: What to say.
+    """
+    yield from text

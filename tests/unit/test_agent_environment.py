@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -131,6 +132,40 @@ def test_an_agent_that_raises(tokenizer: Any, caplog: pytest.LogCaptureFixture) 
         play(tokenizer, "raises_early")
     with pytest.raises(ValueError, match=r"own_agents:silent ended without a turn of the model"):
         play(tokenizer, "silent")
+
+
+@pytest.mark.parametrize(("agent", "reward"), [("impatient", None), ("gives_up", 0.0)])
+def test_a_response_slower_than_the_client_waits_costs_the_episode(
+    tokenizer: Any, agent: str, reward: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has spoken, though nobody listened: that is no fault of the agent's program."""
+    gone = threading.Event()
+
+    class Slow(Says):
+        async def __call__(self, *args: Any, **more: Any) -> Any:
+            while not gone.is_set():
+                await asyncio.sleep(0.01)
+            return await super().__call__(*args, **more)
+
+        def branch(self, number: int) -> Says:
+            return self
+
+    says = Slow(tokenizer, f"4{END}", f"5{END}", context_tokens=10_000)
+    with environment_of(tokenizer, agent) as environment:
+        plays = environment.play
+
+        async def play_and_go(*args: Any) -> Any:
+            try:
+                return await plays(*args)
+            finally:
+                gone.set()
+
+        monkeypatch.setattr(environment, "play", play_and_go)
+        episode = asyncio.run(environment.run(PROMPT, says, 3))
+    assert not episode.finished and episode.reward == reward
+    assert said_by_model(tokenizer, episode) in (f"4{END}", f"5{END}")
+    assert episode.scored_from == len(episode.token_ids)
+    assert (episode.metrics["turns"], episode.metrics["stop_error"]) == (0, 1)
 
 
 def test_an_agent_that_exits_ends_its_own_episode_alone(

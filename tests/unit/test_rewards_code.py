@@ -92,6 +92,14 @@ def score(pool: ScoringPool, tests: list[object], program: str) -> Score:
         (["assert f() == [-float('inf'), 1]"], "def f(): return [-float('inf'), 1]", 1),
         (["assert math.isnan(f())", "assert f() == 1"], "def f(): return float('nan')", 0.5),
         (["assert f() == float('inf')"], "def f(): return 'inf'", 0),
+        (["assert list(f(3)) == [0, 1, 2]"], "def f(n): yield from range(n)", 1),
+        (["assert list(f(3)) == [0, 1, 2]"], "def f(n): return map(int, '012')", 1),
+        (["assert f(3) == [0, 1, 2]"], "def f(n): yield from range(n)", 0),
+        (["assert len(f(3)) == 3 and f(3)[1] == 1"], "def f(n): return range(n)", 1),
+        (["assert next(f(1)) == 1"], "def f(n): return iter([n])", 1),
+        (["assert sorted(f()) == ['a', 'b']"], "def f(): return {'b': 1, 'a': 2}.keys()", 1),
+        (["assert list(f())"], "import itertools\ndef f(): return itertools.count()", 0),
+        (["assert list(f())"], "def f(): return iter([open])", 0),
         ([{"input": "a\ud800", "output": "2"}, RUNS[0]], "print(len(input()))", 0.5),
         ([{"input": "", "output": "a\nb"}], "print('a\\vb')", 0),
         ([{"input": "", "output": "a\nb"}], "print('a \\r')\nprint('b')", 1),
@@ -305,6 +313,7 @@ def test_what_the_program_sees_of_an_assert() -> None:
         ('["assert callable(f)"]', "write [f(1), f(2)] for map(f, [1, 2])"),
         ('[{"input": "1"}]', "test 0: found {'input': '1'}, expected an assert line or input and"),
         ('[{"input": 1, "output": "2"}]', "test 0: found"),
+        (json.dumps(["assert f()" + " " * (16 << 20)]), "characters, expected 16,777,216 or fewer"),
     ],
 )
 def test_references_that_are_no_tests_are_named(answer: str, why: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sfpo_megatron.config.reward import RewardConfig
-from sfpo_megatron.rewards import code
+from sfpo_megatron.rewards import CannotBeJudged, code
+from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.wire import WireProblem
 from sfpo_megatron.sandbox import interpreter
@@ -59,8 +62,56 @@ def test_an_interpreter_that_does_not_start_is_no_program_s_fault(
     monkeypatch.setattr(interpreter, "START_S", 0.3)
     with pytest.raises(ToolError, match=r"an interpreter did not start within 0\.3 s"):
         python("1", timeout_s=60.0)
-    with pytest.raises(DidNotStart):
+    with pytest.raises(CannotBeJudged, match="programs cannot be tried on this machine now"):
         code.passed("pass", code.tests_of('[{"input": "", "output": ""}]'), 60.0)
+
+
+def test_an_interpreter_that_ends_before_its_program_is_no_program_s_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`unshare` where no more processes may be, a limit that is refused."""
+    failing = ["sh", "-c", "echo 'unshare: fork failed'; exit 1"]
+    monkeypatch.setattr(interpreter, "command", lambda: failing)
+    with pytest.raises(ToolError, match="an interpreter ended with 1 before its program began"):
+        python("6 * 7", timeout_s=5.0)
+    with pytest.raises(CannotBeJudged, match="an interpreter ended with 1"):
+        code.passed("def f(n): return 2 * n", code.tests_of('["assert f(1) == 2"]'), 5.0)
+
+
+@pytest.mark.parametrize("num_faults", [1, 2, 9])
+def test_a_fault_of_the_machine_is_no_reward(
+    monkeypatch: pytest.MonkeyPatch, num_faults: int
+) -> None:
+    """One that has passed costs nothing; one that stays ends the run, and scores no response 0."""
+    faults = iter([OSError(errno.ENOSPC, "No space left on device")] * num_faults)
+
+    def full(code_: str, *args: Any, **more: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return interpreter.run_trials(code_, *args, **more)
+
+    monkeypatch.setattr(code, "run_trials", full)
+    here: Any = SimpleNamespace(restore=lambda: None)  # the test's own streams stay as they are
+    prompt = WireProblem(id="p", question="?", answer='["assert f(1) == 2"]', metadata={})
+    judge = Judge(code.score, batched=False, surroundings=here)
+    verdict = judge.verdict("```python\ndef f(n): return 2 * n\n```", prompt)
+    if num_faults == 1:
+        assert verdict["reward"] == 1.0
+    else:
+        assert "No space left on device" in verdict["unjudged"] and "reward" not in verdict
+
+
+def test_what_this_program_alone_cannot_have_is_its_own_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def picky(code_: str, *args: Any, **more: Any) -> Any:
+        if code_:
+            raise DidNotStart("an interpreter ended with -9 before its program began")
+        return interpreter.run_trials(code_, *args, **more)
+
+    monkeypatch.setattr(code, "run_trials", picky)
+    tests = code.tests_of('["assert f(1) == 2"]')
+    assert code.passed("def f(n): return 2 * n", tests, 5.0) == [False]
 
 
 def test_what_has_ended_in_time_counts_though_nobody_looked(

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sfpo_megatron.plugins import PluginError
 from sfpo_megatron.sandbox import interpreter, landlock, mounts, sockets
 from sfpo_megatron.sandbox.isolation import Isolation, isolation
+from sfpo_megatron.sandbox.waiting import ready
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.calculator import calculator
 from sfpo_megatron.tools.declared import ToolChoice
@@ -160,6 +162,22 @@ def test_settings_that_cannot_be_are_refused_before_a_call(
     """Else the model would be told of it, in every call."""
     with pytest.raises(ValueError, match=said):
         ToolChoice(name=tool, settings=chosen).load().warm_up()
+
+
+def test_a_tool_may_be_async_and_may_not_yield() -> None:
+    assert ToolChoice(name="own_tools:later").load().call({"text": "a"}) == "later: a"
+    with pytest.raises(PluginError, match="yields, which yields, expected a function that returns"):
+        ToolChoice(name="own_tools:yields").load()
+
+
+def test_the_longest_wait_that_a_config_takes_is_waited() -> None:
+    """The kernel's own limit is 24 days."""
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+    assert ready([reader], [], 1e9) == ([reader], [])
+    os.close(reader)
+    os.close(writer)
+    assert python("6 * 7", timeout_s=1e9) == "42"
 
 
 # ---- python ------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ class Session:
         self._templates, self._generate, self._call_format = templates, generate, call_format
         self.turns: list[Turn] = []
         """In the order in which they ended; only ever added to."""
+        self.unread: Episode | None = None
+        """The last turn that ended, whether a client still waited for it or not."""
         self.num_branches = 0
         self.rewritten = ""
         """Which request first left the history, for people; empty: none did."""
@@ -67,7 +69,7 @@ class Session:
         parent = self._continued_by(request)
         start, tokens = self._tokens(parent, request)
         generate = self._branch(parent, request)
-        completion = await self._call(generate, tokens, request.max_tokens)
+        completion = await self._call(generate, start, tokens, request.max_tokens)
         if not is_awaited():
             raise ConnectionResetError("Connection lost")
         message, finish = self._said(completion, request, number)
@@ -75,7 +77,7 @@ class Session:
             Turn(
                 messages=(*request.messages, as_client(message)),
                 tools=request.tools,
-                episode=replace(start.then(completion), scored_from=len(start.token_ids)),
+                episode=_with_turn(start, completion),
                 generate=generate,
                 number=1 if parent is None else parent.number + 1,
             )
@@ -155,10 +157,12 @@ class Session:
     # ---- the turn ------------------------------------------------------------------------------
 
     async def _call(
-        self, generate: Generate, tokens: tuple[int, ...], max_tokens: int | None
+        self, generate: Generate, start: Episode, tokens: tuple[int, ...], max_tokens: int | None
     ) -> Completion:
         async def made() -> Completion:
-            return await generate(tokens, max_tokens=max_tokens)
+            completion = await generate(tokens, max_tokens=max_tokens)
+            self.unread = _with_turn(start, completion)
+            return completion
 
         task = asyncio.create_task(made())  # of its own: a client that goes does not end it
         self._calls.add(task)
@@ -196,6 +200,10 @@ class Session:
             for index, call in enumerate(good)
         ]
         return message, "tool_calls"
+
+
+def _with_turn(start: Episode, completion: Completion) -> Episode:
+    return replace(start.then(completion), scored_from=len(start.token_ids))
 
 
 def _beside_calls(turn: str, call_format: CallFormat) -> str:

@@ -102,20 +102,22 @@ class EndpointEnvironment(ABC):
             error = agent.exception()
             if error is None:
                 returned = agent.result()
-            elif not session.turns:
+            elif session.unread is None:
                 raise error  # before the model could have had a part in it
             else:
                 self._tell_once("raised", f"an agent raised {type(error).__name__}: {error}", error)
-        if not session.turns:
+        if session.unread is None:
             raise ValueError(f"{self._name} ended without a turn of the model ({reason})")
+        if not session.turns and reason == "answered":  # its client gave each turn up
+            reason = "error"
         if session.rewritten:
             self._tell_once("rewrote", f"an agent rewrote its history: {session.rewritten}")
-        last = session.turns[-1]
-        outcome, episode = outcome_of(returned), last.episode
+        outcome = outcome_of(returned)
+        episode = session.turns[-1].episode if session.turns else session.unread
         if reason != "answered":
             episode = replace(episode, finished=False, scored_from=len(episode.token_ids))
         metrics = {
-            "turns": float(last.number),
+            "turns": float(session.turns[-1].number if session.turns else 0),
             "requests": float(len(session.turns)),
             "branches": float(session.num_branches),
             **{f"stop_{name}": float(name == reason) for name in _REASONS},
