@@ -210,7 +210,7 @@ def _idle_ranks(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
         yield Problem(
             "parallel.data",
             f"{data} with {rollouts} rollouts in a minibatch",
-            f"at most {rollouts}: {data - rollouts} ranks would have none",
+            f"at most {rollouts}: further ranks would have none",
             "lower it, or train.minibatches_per_step",
             "warning",
         )

@@ -67,6 +67,6 @@ def test_ranks_without_rollouts_are_a_warning(here: Path, launched: bool) -> Non
 
     assert warnings(8) == []
     assert warnings(9) == [
-        "warning: run.yaml: parallel.data: found 9 with 8 rollouts in a minibatch, expected at most "
-        "8: 1 ranks would have none; lower it, or train.minibatches_per_step"
+        "warning: run.yaml: parallel.data: found 9 with 8 rollouts in a minibatch, expected at "
+        "most 8: further ranks would have none; lower it, or train.minibatches_per_step"
     ]
