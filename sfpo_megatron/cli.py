@@ -243,8 +243,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.nodes is not None:
         config = with_data(config, arguments.nodes)
-    # Its errors; its warnings are of this machine.
-    check_config(config, file=arguments.config, only_reads=True)
+    # Its errors, of a run on GPUs; its warnings are of this machine.
+    check_config(config, file=arguments.config, only_reads=True, on_cpu=False)
     shape = model_of(config, file=arguments.config)
     print(report(shape, config, GPUS[arguments.gpu], arguments.nodes), end="")
     return 0

@@ -112,6 +112,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     """Cheapest first: layout, then batch, then what is read from files."""
     yield from _layout(config)
     yield from _world_size(config, world_size)
+    yield from _idle_ranks(config, world_size)
     yield from expert_layout(config, world_size)
     yield from colocated(config, world_size)
     yield from engine_devices(config, world_size, on_cpu)
@@ -198,6 +199,20 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
             "max_response_tokens"
             + (f", over {context} context-parallel ranks)" if context > 1 else ")"),
             f"set it to {-(-longest // context)} or more",
+        )
+
+
+def _idle_ranks(config: RunConfig, world_size: int | None) -> Iterator[Problem]:
+    """Whole rollouts are dealt to data-parallel ranks, minibatch by minibatch."""
+    data = config.parallel.data or (world_size or 0) // config.parallel.model_size
+    rollouts = config.train.rollouts_per_minibatch
+    if data > rollouts:
+        yield Problem(
+            "parallel.data",
+            f"{data} with {rollouts} rollouts in a minibatch",
+            f"at most {rollouts}: further ranks would have none",
+            "lower it, or train.minibatches_per_step",
+            "warning",
         )
 
 

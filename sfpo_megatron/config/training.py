@@ -107,6 +107,11 @@ class TrainConfig:
             raise RuntimeError("train.num_epochs is a number of steps once the data has been read")
         return self.num_steps
 
+    @property
+    def rollouts_per_minibatch(self) -> int:
+        """Rollouts of one optimizer step, over all data-parallel ranks."""
+        return self.prompts_per_step * self.group_size // self.minibatches_per_step
+
     def with_steps(self, num_steps: int) -> TrainConfig:
         """The same with a length in steps; FieldError if its schedule does not fit in."""
         return replace(self, num_steps=num_steps, num_epochs=None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.taught import Message
+from sfpo_megatron.data.turns import unused_mark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,12 +145,10 @@ class Chat:
                     "way once the conversation goes on"
                 )
             content = message["content"]
-            begin = after.find(content, len(before))
-            if begin < 0:  # many templates strip it
-                content = content.strip()
-                begin = after.find(content, len(before))
-            if begin < 0:
+            place = self._place(messages[:number], content, before, after)
+            if place is None:
                 return f"a chat template that does not write {shorten(content)} as it is"
+            begin, content = place
             # In pieces, as the engine sees them: a prompt, then what is generated.
             token_ids += self._tokens(whole[done:begin])
             start = len(token_ids)
@@ -160,6 +159,26 @@ class Chat:
             turns.append(_Turn(start=start, text_end=text_end, end=text_end + ended))
             done = len(after)
         return token_ids, turns
+
+    def _place(
+        self, earlier: Sequence[Message], content: str, before: str, after: str
+    ) -> tuple[int, str] | None:
+        """Where in `after` the turn's text begins, and the text as it is written there. What is
+        written around it is seen with a mark in its place: the text itself may also stand in what
+        the template writes before it, as `n` does in Qwen3's empty thought."""
+        mark = unused_mark(earlier, content, self._variables)
+        shown = self._rendered([*earlier, {"role": "assistant", "content": mark}])
+        start, _, end = shown.partition(mark)
+        if shown.count(mark) != 1 or not after.endswith(end):
+            return None
+        stop = len(after) - len(end)
+        for text in (content, content.strip(), content.lstrip(), content.rstrip()):  # many strip it
+            begin = stop - len(text)
+            # A thought that the text begins with is written right after the generation prompt.
+            is_alike = after[:begin] in (start, before) and len(before) <= begin
+            if is_alike and after[begin:stop] == text:
+                return begin, text
+        return None
 
     def _rendered(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         return str(

@@ -12,11 +12,14 @@ import json
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
-from sfpo_megatron.data.values import message_text
+from sfpo_megatron.data.values import absent, as_list, message_text
 
 MESSAGES, COMPLETION = "messages", "completion"
 ROLES = ("system", "user", "assistant", "tool")
 Message = dict[str, str]
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Keys of what an assistant has written beside its content. Each template writes them in its own
+way, or not at all, so that what is learned could not be held against them."""
 
 
 def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row | DataError:
@@ -55,8 +58,16 @@ def lesson_of(row: Row) -> str:
 
 def completion_text(given: object, where: str) -> str | DataError:
     """Text, or the one assistant's message that it stands in."""
+    given = as_list(given)
     one = given[0] if isinstance(given, list) and len(given) == 1 else None
     is_message = isinstance(one, dict) and one.get("role") == "assistant"
+    if is_message and (beside := _beside_content(one)):
+        return DataError(
+            where,
+            found=f"a completion with {beside}",
+            expected="all that is to be learned in its content",
+            fix=f"write {beside} into content, in the form that the policy is to write",
+        )
     text = message_text(one) if is_message else given
     if isinstance(text, str) and text.strip():
         return text
@@ -68,6 +79,21 @@ def completion_text(given: object, where: str) -> str | DataError:
     )
 
 
+def _beside_content(message: object) -> str:
+    """The first key of a message that says more than its content; nothing without one."""
+    if not isinstance(message, dict):
+        return ""
+    return next((key for key in _BESIDE_CONTENT if not _is_empty(message.get(key))), "")
+
+
+def _is_empty(value: object) -> bool:
+    """Whether it says nothing: null too, with which columns of structs are filled up."""
+    value = as_list(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return all(map(_is_empty, value)) if isinstance(value, list) else absent(value)
+
+
 def _messages(given: object, where: str) -> list[Message] | DataError:
     """Up to the assistant's last turn: nothing is learned from what follows."""
 
@@ -75,10 +101,14 @@ def _messages(given: object, where: str) -> list[Message] | DataError:
         expected = 'a list such as [{"role": "user", "content": "..."}, {"role": "assistant", ...}]'
         return DataError(where, found=found, expected=expected, fix=fix)
 
+    given = as_list(given)
     if not isinstance(given, list) or not given:
         return wrong(f"messages = {shorten(given)}", "write the conversation as a list")
     messages: list[Message] = []
     for number, message in enumerate(given):
+        if beside := _beside_content(message):
+            fix = f"write {beside} into content, in the form that the policy is to write"
+            return wrong(f"messages[{number}] with {beside}, which is not read", fix)
         role = message.get("role") if isinstance(message, dict) else None
         content = message_text(message)
         if role not in ROLES or content is None:

@@ -23,6 +23,14 @@ _SHOWN_TOKENS = 12
 _NEVER = r"(?!)"
 
 
+def unused_mark(*given: object) -> str:
+    """A text that stands for a turn, and in nothing of what is given."""
+    mark = _MARK
+    while mark in str(given):
+        mark += "-TURN"
+    return mark
+
+
 class TurnTemplate:
     """The turns of a tokenizer's chat template."""
 
@@ -70,9 +78,7 @@ class TurnTemplate:
 
     def _after(self, messages: Sequence[Message]) -> str:
         said = self._without_special(messages)
-        mark = _MARK
-        while mark in str((said, self._variables)):  # whoever speaks may say it too
-            mark += "-TURN"
+        mark = unused_mark(said, self._variables)  # whoever speaks may say it too
         text = self._rendered([_QUESTION, {"role": "assistant", "content": mark}, *said])
         if text.count(mark) != 1:
             raise self._refused(

@@ -13,6 +13,7 @@ from sfpo_megatron.config.tree import MegatronConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner.hardware import GPUS_PER_NODE, USABLE_MEMORY, Gpu
 from sfpo_megatron.planner.memory import DTYPE_BYTES, RankMemory, num_params, rank_memory
+from sfpo_megatron.planner.params import unlike_stages
 from sfpo_megatron.planner.time import StepSeconds, Workload, step_seconds
 
 _RECOMPUTE = {
@@ -57,10 +58,11 @@ class Option:
 
 def fullest(shape: ModelShape, config: RunConfig) -> tuple[int, RankMemory]:
     """(stage, memory) of the rank that needs the most."""
-    # Those between hold fewer microbatches than the first and no embedding.
-    stages = sorted({0, config.parallel.pipeline - 1})
     return max(
-        ((stage, rank_memory(shape, config, stage=stage)) for stage in stages),
+        (
+            (stage, rank_memory(shape, config, stage=stage))
+            for stage in unlike_stages(shape, config)
+        ),
         key=lambda pair: pair[1].total,
     )
 
@@ -102,7 +104,6 @@ def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[Run
     plain = {k: v for k, v in config.megatron.transformer.items() if not k.startswith("recompute_")}
     plain = {k: v for k, v in plain.items() if not any(part in k for part in _DIVIDED_BY_HAND)}
     experts = shape.moe.num_experts if shape.moe else 1
-    rollouts = config.train.prompts_per_step * config.train.group_size
     rollout = config.rollout
     if rollout.placement == "colocated":  # on all of the trainer's GPUs
         rollout = replace(rollout, num_engines=max(gpus // rollout.tensor_parallel, 1))
@@ -120,7 +121,7 @@ def _candidates(shape: ModelShape, config: RunConfig, gpus: int) -> Iterator[Run
             continue
         if expert == 1 and tensor > 1 and shape.moe:
             continue  # config/rules/experts.py: its gradients would miss tokens
-        if rollouts // config.train.minibatches_per_step < data:
+        if config.train.rollouts_per_minibatch < data:
             continue
         parallel = replace(
             config.parallel,

@@ -61,10 +61,9 @@ class Chunk:
 
 def chunks_of(shape: ModelShape, config: RunConfig, stage: int) -> list[Chunk]:
     """The chunks of pipeline stage `stage`, in order."""
-    parallel, settings = config.parallel, config.megatron.transformer
-    pipeline, virtual = parallel.pipeline, parallel.virtual_pipeline or 1
+    pipeline, virtual = config.parallel.pipeline, config.parallel.virtual_pipeline or 1
     starts = [0]
-    for count in _layers_of_stages(shape.num_layers, pipeline * virtual, settings):
+    for count in _layers_of_chunks(shape, config):
         starts.append(starts[-1] + count)
     found = []
     for index in range(stage, pipeline * virtual, pipeline):
@@ -74,16 +73,48 @@ def chunks_of(shape: ModelShape, config: RunConfig, stage: int) -> list[Chunk]:
     return found
 
 
+def unlike_stages(shape: ModelShape, config: RunConfig) -> list[int]:
+    """The pipeline stages among which the fullest is: the first, the last, and of those between the
+    first of each kind, by its numbers of layers with and without experts."""
+    stages: dict[tuple[tuple[bool, ...], ...], int] = {}
+    last, dense = config.parallel.pipeline - 1, shape.num_dense_layers
+    for stage in range(1, last):
+        chunks = chunks_of(shape, config, stage)
+        kind = tuple(tuple(layer < dense for layer in chunk.layers) for chunk in chunks)
+        stages.setdefault(kind, stage)
+    return sorted({0, last, *stages.values()})
+
+
+def _layers_of_chunks(shape: ModelShape, config: RunConfig) -> list[int]:
+    """The number of layers of each chunk, in the model's order, as Megatron has it
+    (`get_num_layers_to_build`): each stage gets its number, divided by its chunks."""
+    settings, pipeline = config.megatron.transformer, config.parallel.pipeline
+    virtual = config.parallel.virtual_pipeline or 1
+    # An embedding or a loss that counts as a layer; one is then missing where it is.
+    embedding, loss = (
+        bool(settings.get(f"account_for_{name}_in_pipeline_split"))
+        for name in ("embedding", "loss")
+    )
+    counted = _layers_of_stages(shape.num_layers + embedding + loss, pipeline, settings)
+    counts = [
+        count // virtual + (chunk < count % virtual)  # without a rest; Megatron refuses another
+        for chunk in range(virtual)
+        for count in counted
+    ]
+    counts[0] -= embedding
+    counts[-1] -= loss
+    return counts
+
+
 def _layers_of_stages(layers: int, stages: int, settings: dict[str, Any]) -> list[int]:
-    ends = [
+    first, last = (
         settings.get(f"num_layers_in_{end}_pipeline_stage") if stages > 1 else None
         for end in ("first", "last")
-    ]
-    given = [n for n in ends if n is not None]
+    )
+    given = [n for n in (first, last) if n is not None]
     middle = stages - len(given)
     even, more = divmod(layers - sum(given), middle) if middle else (0, 0)
     counts = [even + (i < more) for i in range(middle)]
-    first, last = ends
     return [*([first] if first else []), *counts, *([last] if last else [])]
 
 

@@ -63,17 +63,17 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         f"{gpus} {gpu.name} {roles}: {-(-together // GPUS_PER_NODE)} nodes",
         *_epochs(config),
         "",
-        *_memory_table(shape, config, gpu),
+        *_memory_table(shape, config, gpu, stage),
         "",
         *_seconds_table(shape, config, gpu, work),
         "",
     ]
-    faults = list(_engine_beside_the_trainer(shape, config, gpu))
+    faults = list(_engine_faults(shape, config, gpu))
     if nodes is not None and together > nodes * GPUS_PER_NODE:
         faults.append(
             f"does not fit: {together} GPUs, and {nodes} nodes have {nodes * GPUS_PER_NODE}"
         )
-    lines += faults
+    lines += [*faults, *_ranks_without_rollouts(config)]
     if nodes is not None and together < nodes * GPUS_PER_NODE:
         idle = nodes * GPUS_PER_NODE - together
         lines.append(
@@ -106,21 +106,39 @@ def _epochs(config: RunConfig) -> Iterator[str]:
     yield f"{num_epochs} epochs of at most {rows:,} prompts: at most {steps:,} train steps"
 
 
-def _engine_beside_the_trainer(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[str]:
-    """Why a colocated engine does not fit where the trainer has left something behind."""
-    if not _colocated(config):
+def _engine_faults(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[str]:
+    """Why an engine does not fit: beside what the trainer has left behind, or at all."""
+    if config.debug.train_only is not None:
         return
     share = config.rollout.gpu_memory_utilization
     most = (gpu.memory_bytes - hardware.AWAY_BYTES) / gpu.memory_bytes
-    if share > most:
+    if _colocated(config) and share > most:
         yield (
             f"does not fit: rollout.gpu_memory_utilization {share:g} beside what the trainer keeps "
             f"({hardware.AWAY_BYTES / GIB:g} GiB): lower it to {int(100 * most) / 100:g}"
         )
-    if engine_memory(shape, config, gpu.memory_bytes).kv_tokens < config.engine_tokens:
+    engine = engine_memory(shape, config, gpu.memory_bytes)
+    room = share * gpu.memory_bytes
+    if engine.weights > room:
+        yield (
+            f"does not fit: an engine's weights are {engine.weights / GIB:.1f} GiB a GPU, and "
+            f"rollout.gpu_memory_utilization {share:g} leaves it {room / GIB:.1f}; raise "
+            "rollout.tensor_parallel"
+        )
+    elif engine.kv_tokens < config.engine_tokens:
         yield (
             "does not fit: an engine has no room for one rollout's keys and values; raise "
             "rollout.gpu_memory_utilization or rollout.tensor_parallel"
+        )
+
+
+def _ranks_without_rollouts(config: RunConfig) -> Iterator[str]:
+    """Ranks that whole rollouts do not reach."""
+    data, rollouts = config.parallel.data or 1, config.train.rollouts_per_minibatch
+    if data > rollouts:
+        yield (
+            f"{data - rollouts} of {data} data-parallel ranks would have no rollout of a minibatch "
+            f"({rollouts}): lower parallel.data, or train.minibatches_per_step"
         )
 
 
@@ -143,10 +161,11 @@ def _advice(
     yield f"no layout fits on {16 * gpus} GPUs: offload the optimizer or shorten microbatches"
 
 
-def _memory_table(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[str]:
-    """GiB of a rank of the first and of the last stage."""
-    pipeline = config.parallel.pipeline
-    stages = sorted({0, pipeline - 1})
+def _memory_table(
+    shape: ModelShape, config: RunConfig, gpu: Gpu, fullest_stage: int
+) -> Iterator[str]:
+    """GiB of a rank of the first, of the fullest and of the last stage."""
+    stages = sorted({0, fullest_stage, config.parallel.pipeline - 1})
     columns = [rank_memory(shape, config, stage=stage) for stage in stages]
     yield from _aligned(
         [

@@ -19,7 +19,7 @@ from sfpo_megatron.planner.memory import (
     rank_memory,
     weight_bytes,
 )
-from sfpo_megatron.planner.params import buffers_of
+from sfpo_megatron.planner.params import buffers_of, unlike_stages
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -133,10 +133,13 @@ def _sweep_seconds(
     sweeps = (3 + recompute) if backward else 1
     mfu = gpu.moe_mfu if shape.moe else hardware.DENSE_MFU
     flops = sweeps * tokens * forward_flops(shape, length)
-    compute = flops / (num_gpus(config) * gpu.flops * mfu)
+    # Whole rollouts are dealt to data-parallel ranks: more ranks than rollouts stand idle.
+    assert parallel.data is not None, "resolve parallel.data first"
+    busy = min(parallel.data, config.train.rollouts_per_minibatch) * parallel.model_size
+    compute = flops / (busy * gpu.flops * mfu)
     # Tensor parallel: two all-reduces a layer, each way; a rank sees its data-parallel share.
     dtype, tensor = DTYPE_BYTES[config.model.dtype], parallel.tensor
-    own = tokens / (num_gpus(config) / (tensor * parallel.pipeline))
+    own = tokens / (busy / (tensor * parallel.pipeline))
     layers = shape.num_layers / parallel.pipeline
     crossings = (2 + recompute) if backward else 1
     volume = 2 * 2 * (tensor - 1) / tensor * shape.hidden_size * dtype
@@ -162,7 +165,7 @@ def _bandwidth(gpu: Gpu, ranks: int) -> float:
 def _held(shape: ModelShape, config: RunConfig) -> tuple[int, int]:
     """(elements of params, of main params) on the fullest kind of rank."""
     found = []
-    for stage in {0, config.parallel.pipeline - 1}:
+    for stage in unlike_stages(shape, config):
         buffers = [buffer for _, buffer in buffers_of(shape, config, stage)]
         found.append((sum(b.numel for b in buffers), sum(b.owned(0) for b in buffers)))
     return max(found)

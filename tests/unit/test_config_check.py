@@ -111,11 +111,27 @@ CASES = {
         "parallel.expert_tensor", "3", "the model's expert size (128)", "another size",
         "parallel.expert_tensor=3", "parallel.data=3", "train.group_size=3", **MOE),
     "expert_size_by_engine_tp": case(
-        "rollout.tensor_parallel", "3", "the model's expert size (128)", "another size",
+        "rollout.tensor_parallel", "3", "the model's expert size (128)", "one of 1, 2",
         "rollout.tensor_parallel=3", **MOE),
-    "expert_tensor_on_cpu": case(
-        "parallel.expert_tensor", "2", "1 on CPU", "gloo", "parallel.expert_tensor=2",
-        "parallel.tensor=2", "parallel.sequence=true", **MOE),
+    "heads_by_engine_tp": case(
+        "rollout.tensor_parallel", "4", "num_attention_heads (6)", "one of 1, 2",
+        "rollout.tensor_parallel=4"),
+    "kv_heads_by_engine_tp": case(
+        "rollout.tensor_parallel", "3", "multiple of the model's num_key_value_heads (2)",
+        "one of 1, 2", "rollout.tensor_parallel=3", vocab_size=192),
+    "ffn_by_engine_tp": case(
+        "rollout.tensor_parallel", "2", "intermediate_size (385)", "one of 1",
+        "rollout.tensor_parallel=2", intermediate_size=385),
+    "shared_experts_by_engine_tp": case(
+        "rollout.tensor_parallel", "2", "expert size (65)", "one of 1",
+        "rollout.tensor_parallel=2", **LATENT | {"moe_intermediate_size": 65}),
+    "vocabulary_by_engine_tp": case(
+        "rollout.tensor_parallel", "3", "vocab_size, which vLLM pads to 64s (128)",
+        "one of 1, 2", "rollout.tensor_parallel=3", num_key_value_heads=6),
+    "experts_by_engine_tp": case(
+        "rollout.tensor_parallel", "4", "number of experts (2)", "one of 1, 2",
+        "rollout.tensor_parallel=4",
+        **MOE | {"num_experts": 2, "num_attention_heads": 8, "head_dim": 32}),
     "experts_need_sequence_parallel": case(
         "parallel.sequence", "false with experts and tensor 2", "true", "sequence parallelism only",
         "parallel.tensor=2", "parallel.expert=2", **MOE),
@@ -150,9 +166,6 @@ CASES = {
     "world_size_data_null": case(
         "parallel", "3 ranks", "a multiple of 2", "another number of ranks",
         "parallel.tensor=2", "parallel.data=null", world_size=3),
-    "engine_tp": case(
-        "rollout.tensor_parallel", "4", "num_attention_heads (6)", "1, 2, 3, 6",
-        "rollout.tensor_parallel=4"),
     # batch
     "microbatch_below_one_rollout": case(
         "train.max_tokens_per_microbatch", "64", "(96 tokens", "set it to 96",

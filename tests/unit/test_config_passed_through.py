@@ -26,8 +26,6 @@ REFUSED = {  # override -> key, found, expected, fix
         "max_model_len", "95", "at least 96 (rollout.max_prompt_tokens", "remove it"),
     f"{ENGINE}.max_num_seqs=0": ("max_num_seqs", "0", "1 or more", "raise or remove it"),
     f"{ENGINE}.block_size=0": ("block_size", "0", "1 or more", "raise"),
-    f"{ENGINE}.max_num_batched_tokens=95": (
-        "max_num_batched_tokens", "95 with prompts that are taken at once", "at least 96", "raise"),
     f"{ENGINE}={{max_num_batched_tokens: 128, max_num_seqs: 256}}": (
         "max_num_batched_tokens", "128", "at least max_num_seqs (256)", "lower max_num_seqs"),
     f"{ENGINE}={{enable_chunked_prefill: false, max_num_batched_tokens: 90}}": (
@@ -149,7 +147,7 @@ def test_formats_that_only_transformer_engine_computes_in(here: Path, setting: s
     local = "model.transformer_impl=local"
     for_gpus = ("rollout.gpu_memory_utilization=0.9", "model.dtype=bfloat16")
     for words, overrides, arguments in (
-        ("without a CUDA device", (), {"on_cpu": True}),
+        ("without a CUDA device", (), {"on_cpu": True, "for_training": True}),
         ("with model.transformer_impl local", (local,), {"on_cpu": False}),
         ("and no TransformerEngine in this", for_gpus, {"on_cpu": False, "for_training": True}),
     ):

@@ -285,7 +285,7 @@ def test_report_of_shared_gpus() -> None:
     assert "does not fit: rollout.gpu_memory_utilization 0.98" in text and "\nfits: " not in text
     assert "does not fit: stage 0 needs" in text and text.endswith("rollout.num_engines=8\n")
     text = report(LLAMA_70B, colocated(config(data=8), gpu_memory_utilization=0.8), H100, 1)
-    assert "no room for one rollout's keys and values" in text
+    assert "does not fit: an engine's weights are 131.4 GiB a GPU" in text
     plain = report(QWEN2_5_7B, config(data=8), H100, None)
     assert "handover" not in plain and "asleep" not in plain
 

@@ -83,6 +83,21 @@ def test_a_row_without_a_reference_is_for_sft_alone(
 
 
 SKIP = {"on_bad_row": "skip"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+BESIDE = {
+    "tool_calls": [CALL],
+    "function_call": {"name": "add", "arguments": "{}"},
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "One and two."),
+}
+
+
+def said_too(content: str | None, **more: Any) -> dict[str, Any]:
+    """A row whose assistant says more than its content."""
+    row = chat("1 + 2 =", "")
+    row["messages"][1] |= {"content": content, **more}
+    return row
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "a number": ({"prompt": "1", "answer": "1", "completion": 3}, "completion = 3"),
     "a list": ({"prompt": "1", "completion": ["3"]}, r"completion = \['3'\]"),
@@ -98,6 +113,22 @@ BAD: dict[str, tuple[Any, str]] = {
         r"messages\[1\]",
     ),
     "an empty turn": (chat("1", " "), r"messages\[1\]"),
+    **{
+        f"{key} beside content": (
+            said_too("Let me compute.", **{key: value}),
+            rf"messages\[1\] with {key}, .*; write {key} into content",
+        )
+        for key, value in BESIDE.items()
+    },
+    "a call alone": (
+        said_too("", tool_calls=[CALL]),
+        r"messages\[1\] with tool_calls, .*; write tool_calls into content",
+    ),
+    "a call and null": (said_too(None, tool_calls=[CALL]), r"messages\[1\] with tool_calls"),
+    "a completion's thought": (
+        {"prompt": "1", "completion": [{"role": "assistant", "content": "2", "thinking": "Hm."}]},
+        "a completion with thinking, .*; write thinking into content",
+    ),
     "no assistant": (chat("1"), "messages by user alone"),
     "no user": (
         {"messages": [{"role": "assistant", "content": "1"}]},
@@ -172,6 +203,48 @@ def test_the_assistants_turns_are_learned(
     whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
     written = tokenizer.decode([*example.prompt_ids, *example.response_ids])
     assert written == whole.removesuffix("\n")
+
+
+THOUGHTFUL = CHATML.replace(
+    "{{ m.content }}",
+    "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last and "
+    "'</think>' not in m.content }}{{ m.content }}",
+)
+"""Qwen3's: the last turn gets an empty thought if it has none, the generation prompt does not."""
+
+
+@pytest.mark.parametrize(
+    "content", ["n", "think", "<", "\nn", " k ", "THE-TURN", "<think>\nOne.\n</think>\n\nn"]
+)
+def test_a_text_that_is_in_what_the_template_writes_before_it(
+    content: str, template: Any, tmp_path: Path
+) -> None:
+    for text in (THOUGHTFUL, THOUGHTFUL.replace("{{ m.content }}", "{{ m.content | trim }}")):
+        tokenizer = template(text)
+        end = tokenizer.convert_tokens_to_ids(ENDS)
+        row = chat("Which letter?", content)
+        example = only(SFTExamples(config_of(tmp_path, [row]), tokenizer, stop_ids=[end]))
+        (found,) = learned(tokenizer, example)
+        assert found.removesuffix(ENDS).strip() == content.strip() and found.endswith(ENDS)
+        whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        written = tokenizer.decode([*example.prompt_ids, *example.response_ids])
+        assert written == whole.removesuffix("\n")
+        thought = "" if "</think>" in content else "<think>\n\n</think>\n\n"
+        assert tokenizer.decode(example.prompt_ids).endswith(f"assistant\n{thought}")
+
+
+def test_what_says_nothing_beside_the_content_is_nothing(template: Any, tmp_path: Path) -> None:
+    """Columns of structs are filled up with nulls."""
+    nothing = {"tool_calls": [{"function": {"name": None}}], "function_call": {"name": None}}
+    rows = [
+        said_too("3", **dict.fromkeys(BESIDE)),
+        said_too("4", **nothing, reasoning_content="", reasoning=" \n", thinking=float("nan")),
+        said_too("5", tool_calls=[], function_call={}),
+    ]
+    tokenizer = template(CHATML)
+    examples = SFTExamples(config_of(tmp_path, rows), tokenizer)
+    found = [learned(tokenizer, example)[0] for example in examples.next_batch(3)]
+    assert {text[0] for text in found} == {"3", "4", "5"}
 
 
 def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def experts_of_model(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iter
             str(parallel.expert_tensor),
             "1 on CPU",
             "set it to 1: gloo cannot gather the differing numbers of tokens of its ranks",
+            "error_when_training",
         )
     if "sinkhorn" in str(config.megatron.transformer.get("moe_router_load_balancing_type")):
         yield Problem(
@@ -60,7 +61,6 @@ def _divisible(config: RunConfig, moe: MoEShape) -> Iterator[Problem]:
     for key, size, name, total in (
         ("parallel.expert", config.parallel.expert, "experts", moe.num_experts),
         ("parallel.expert_tensor", config.parallel.expert_tensor, "expert size", moe.ffn_size),
-        ("rollout.tensor_parallel", config.rollout.tensor_parallel, "expert size", moe.ffn_size),
     ):
         if total % size:
             yield Problem(

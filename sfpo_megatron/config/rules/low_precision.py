@@ -33,6 +33,7 @@ def low_precision(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
                 f"{found} without a CUDA device",
                 "null: TransformerEngine alone computes in it, on a GPU",
                 f"{remove} here",
+                "error_when_training",
             )
         elif find_spec("transformer_engine") is None:
             yield Problem(

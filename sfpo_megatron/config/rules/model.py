@@ -20,6 +20,10 @@ MIN_HEAD_DIM_ON_CPU = 32  # vLLM's CPU attention kernels start there
 LATENT_DIMS_ON_CPU = (512, 64)
 """kv_lora_rank and qk_rope_head_dim: vLLM's CPU decode kernel for latents is compiled for 576."""
 
+VOCABULARY_PADDING = 64
+"""Rows of an embedding are padded to a multiple (DEFAULT_VOCAB_PADDING_SIZE of vLLM's
+vocab_parallel_embedding.py), and divided over the ranks then."""
+
 _UNEVEN_STAGES = (
     "num_layers_in_first_pipeline_stage",
     "num_layers_in_last_pipeline_stage",
@@ -81,40 +85,50 @@ def _read_shape(path: Path) -> Problem | ModelShape:
 
 
 def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
-    heads = shape.num_heads
-    sizes = {
-        "num_attention_heads": heads,
-        "hidden_size": shape.hidden_size,
-    }
+    given = (
+        ("parallel.tensor", config.parallel.tensor, _not_for_megatron),
+        ("rollout.tensor_parallel", config.rollout.tensor_parallel, _not_for_vllm),
+    )
+    for key, size, faults in given:
+        for expected in faults(shape, size):
+            fitting = [n for n in range(1, shape.num_heads + 1) if not any(faults(shape, n))]
+            fix = f"set it to one of {', '.join(map(str, fitting))}"
+            yield Problem(key, str(size), expected, fix)
+
+
+def _not_for_megatron(shape: ModelShape, size: int) -> Iterator[str]:
+    """What a trainer's tensor-parallel size should be and is not."""
+    yield from _not_dividing(size, "num_attention_heads", shape.num_heads)
+    yield from _not_dividing(size, "hidden_size", shape.hidden_size)
+    yield from _not_sharing(shape, size)
+
+
+def _not_for_vllm(shape: ModelShape, size: int) -> Iterator[str]:
+    """The same for an engine's, which vLLM would refuse once its workers have started."""
+    yield from _not_dividing(size, "num_attention_heads", shape.num_heads)
+    if shape.moe:
+        yield from _not_dividing(size, "expert size", shape.moe.ffn_size)
+        if shape.family == "qwen3_moe" and size > shape.moe.num_experts:
+            yield f"at most the model's number of experts ({shape.moe.num_experts})"
+    yield from _not_sharing(shape, size)
+    padded = -(-shape.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING
+    yield from _not_dividing(size, f"vocab_size, which vLLM pads to {VOCABULARY_PADDING}s", padded)
+
+
+def _not_sharing(shape: ModelShape, size: int) -> Iterator[str]:
+    """What both divide alike: MLPs, keys and values."""
     if shape.num_dense_layers:
-        sizes["intermediate_size"] = shape.ffn_size
+        yield from _not_dividing(size, "intermediate_size", shape.ffn_size)
     if shape.moe and shape.moe.shared_ffn_size:
-        sizes["shared expert size"] = shape.moe.shared_ffn_size
-    tensor = config.parallel.tensor
-    for name, size in sizes.items():
-        if size % tensor:
-            yield Problem(
-                "parallel.tensor",
-                str(tensor),
-                f"a divisor of the model's {name} ({size})",
-                f"set it to one of {_divisors(heads, heads)}",
-            )
+        yield from _not_dividing(size, "shared expert size", shape.moe.shared_ffn_size)
     groups = shape.num_kv_heads
-    if groups % tensor and tensor % groups:  # fewer than ranks: some hold parts of a head
-        yield Problem(
-            "parallel.tensor",
-            str(tensor),
-            f"a divisor or a multiple of the model's num_key_value_heads ({groups})",
-            f"set it to one of {_divisors(heads, groups)}",
-        )
-    engine = config.rollout.tensor_parallel
-    if heads % engine:
-        yield Problem(
-            "rollout.tensor_parallel",
-            str(engine),
-            f"a divisor of the model's num_attention_heads ({heads})",
-            f"set it to one of {_divisors(heads, heads)}",
-        )
+    if groups % size and size % groups:  # fewer than ranks: some hold parts of a head
+        yield f"a divisor or a multiple of the model's num_key_value_heads ({groups})"
+
+
+def _not_dividing(size: int, name: str, number: int) -> Iterator[str]:
+    if number % size:
+        yield f"a divisor of the model's {name} ({number})"
 
 
 def _by_pipeline(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
@@ -127,7 +141,7 @@ def _by_pipeline(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator
             "parallel.pipeline",
             f"{parallel.pipeline} stages x {parallel.virtual_pipeline or 1} chunks",
             f"a divisor of the model's num_hidden_layers ({layers})",
-            f"make pipeline x virtual_pipeline one of {_divisors(layers, layers)}",
+            f"make pipeline x virtual_pipeline one of {_divisors(layers)}",
         )
 
 
@@ -171,8 +185,8 @@ def _length(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Prob
         )
 
 
-def _divisors(a: int, b: int) -> str:
-    return ", ".join(str(n) for n in range(1, min(a, b) + 1) if a % n == 0 and b % n == 0)
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 MODEL_RULES: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...] = (

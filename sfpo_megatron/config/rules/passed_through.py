@@ -4,6 +4,7 @@ and nothing that has a key of its own. No torch: the installed packages' sources
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from sfpo_megatron.config.names import did_you_mean
@@ -211,7 +212,7 @@ def engine_arguments_on(config: RunConfig, model: object, on_cpu: bool) -> Itera
     tokens = _int(given, "max_num_batched_tokens")
     at_once = on_cpu and "enable_chunked_prefill" not in given
     if at_once and tokens is not None and tokens < longest:
-        yield _too_few_tokens(tokens, longest)
+        yield replace(_too_few_tokens(tokens, longest), level="error_when_training")
 
 
 def _too_few_tokens(tokens: int, longest: int) -> Problem:

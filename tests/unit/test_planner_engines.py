@@ -1,0 +1,69 @@
+"""What `plan` says of engines that have no room, and of ranks that have nothing to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.config.tree import DebugConfig, ParallelConfig, RunConfig
+from sfpo_megatron.planner.hardware import GPUS
+from sfpo_megatron.planner.models import LLAMA_70B, QWEN2_5_1_5B
+from sfpo_megatron.planner.report import report
+from sfpo_megatron.planner.scaling import base_config
+from sfpo_megatron.planner.time import Workload, step_seconds
+
+H100 = GPUS["h100-80gb"]
+LAYOUT = {"data": 4, "tensor": 8, "sequence": True, "pipeline": 4}
+WEIGHTS = "does not fit: an engine's weights are 131.4 GiB a GPU"
+NO_ROOM = "does not fit: an engine has no room for one rollout's keys and values"
+
+
+def config(*, debug: DebugConfig | None = None, **rollout: Any) -> RunConfig:
+    base = base_config()
+    return dataclasses.replace(
+        base,
+        parallel=ParallelConfig(**LAYOUT),
+        rollout=dataclasses.replace(base.rollout, **rollout),
+        debug=debug or base.debug,
+    )
+
+
+@pytest.mark.parametrize("placement", ["dedicated", "colocated"])
+@pytest.mark.parametrize(
+    ("tensor", "share", "found"), [(1, 0.9, WEIGHTS), (2, 0.832, NO_ROOM), (8, 0.9, "")]
+)
+def test_an_engine_has_room_for_its_weights_and_a_rollout(
+    placement: str, tensor: int, share: float, found: str
+) -> None:
+    num_engines = 128 // tensor if placement == "colocated" else 4
+    given = {"placement": placement, "tensor_parallel": tensor, "num_engines": num_engines}
+    run = config(**given, gpu_memory_utilization=share)
+    text = report(LLAMA_70B, run, H100, None)
+    faults = [line for line in text.splitlines() if line.startswith("does not fit: an engine")]
+    assert [fault.startswith(found) for fault in faults] == [True] * bool(found)
+    assert ("\nfits: " in text) is not bool(found)
+    # A run on saved rollouts starts no engine.
+    saved = config(**given, gpu_memory_utilization=share, debug=DebugConfig(train_only="x"))
+    assert "an engine" not in report(LLAMA_70B, saved, H100, None)
+
+
+def test_ranks_beyond_the_rollouts_make_nothing_quicker() -> None:
+    def of(data: int) -> RunConfig:
+        base = base_config()
+        train = dataclasses.replace(base.train, prompts_per_step=32, group_size=4)
+        parallel = ParallelConfig(data=data)
+        return dataclasses.replace(base, train=train, parallel=parallel)
+
+    assert of(1).train.rollouts_per_minibatch == 32
+    work = Workload.guessed(of(1))
+    seconds = [step_seconds(QWEN2_5_1_5B, of(data), H100, work) for data in (16, 32, 512)]
+    assert seconds[0].logprobs == pytest.approx(2 * seconds[1].logprobs)
+    assert seconds[1].logprobs == seconds[2].logprobs
+    assert seconds[2].passes > 0.9 * seconds[1].passes
+    assert "data-parallel ranks" not in report(QWEN2_5_1_5B, of(32), H100, None)
+    assert (
+        "\n480 of 512 data-parallel ranks would have no rollout of a minibatch (32): lower "
+        "parallel.data, or train.minibatches_per_step\n"
+    ) in report(QWEN2_5_1_5B, of(512), H100, None)

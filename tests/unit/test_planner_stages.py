@@ -1,0 +1,106 @@
+"""Which layers a pipeline stage holds, by Megatron's own count, and which stage is the fullest.
+
+Not exercised: pipeline_model_parallel_layout, which the planner does not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from sfpo_megatron.config.tree import ParallelConfig, RunConfig
+from sfpo_megatron.planner.hardware import GPUS
+from sfpo_megatron.planner.layouts import fullest
+from sfpo_megatron.planner.memory import rank_memory
+from sfpo_megatron.planner.models import DEEPSEEK_671B, LLAMA_8B, QWEN3_32B
+from sfpo_megatron.planner.params import chunks_of, unlike_stages
+from sfpo_megatron.planner.report import report
+from sfpo_megatron.planner.scaling import base_config
+
+FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
+EMBEDDING = "account_for_embedding_in_pipeline_split"
+LOSS = "account_for_loss_in_pipeline_split"
+CASES: dict[str, tuple[int, int, int | None, dict[str, Any]]] = {
+    "one stage": (30, 1, None, {}),
+    "even": (32, 4, None, {}),
+    "even, chunks": (32, 4, 2, {}),
+    "first": (30, 4, None, {FIRST: 6}),
+    "first, chunks": (30, 4, 2, {FIRST: 6}),
+    "last, chunks": (34, 3, 2, {LAST: 10}),
+    "both": (32, 3, None, {FIRST: 18, LAST: 6}),
+    "both, two stages": (24, 2, None, {FIRST: 18, LAST: 6}),
+    "both, chunks": (32, 4, 2, {FIRST: 6, LAST: 2}),
+    "embedding": (31, 4, None, {EMBEDDING: True}),
+    "loss": (31, 4, None, {LOSS: True}),
+    "embedding and loss": (30, 4, None, {EMBEDDING: True, LOSS: True}),
+    "embedding and loss, chunks": (30, 4, 2, {EMBEDDING: True, LOSS: True}),
+    "embedding, one layer a chunk": (7, 4, 2, {EMBEDDING: True}),
+}
+
+
+def run_of(pipeline: int, virtual: int | None, settings: dict[str, Any]) -> RunConfig:
+    run = base_config()
+    parallel = ParallelConfig(data=1, pipeline=pipeline, virtual_pipeline=virtual)
+    megatron = dataclasses.replace(run.megatron, transformer=settings)
+    return dataclasses.replace(run, parallel=parallel, megatron=megatron)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_chunks_are_those_of_megatron(case: str) -> None:
+    layers, pipeline, virtual, settings = CASES[case]
+    theirs = TransformerConfig(
+        num_layers=layers,
+        hidden_size=64,
+        num_attention_heads=4,
+        pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=virtual,
+        pipeline_dtype="float32",
+        **settings,
+    )
+    shape = dataclasses.replace(LLAMA_8B, num_layers=layers)
+    run = run_of(pipeline, virtual, settings)
+    for stage in range(pipeline):
+        chunks = chunks_of(shape, run, stage)
+        parts = [None] if virtual is None else range(virtual)
+        expected = [
+            range(start := get_transformer_layer_offset(theirs, part, stage),
+                  start + get_num_layers_to_build(theirs, part, stage))
+            for part in parts
+        ]  # fmt: skip
+        assert [chunk.layers for chunk in chunks] == [tuple(part) for part in expected], stage
+
+
+@pytest.mark.parametrize(
+    ("shape", "pipeline", "settings", "stage"),
+    [
+        (LLAMA_8B, 4, {}, 0),
+        (LLAMA_8B, 4, {FIRST: 5, LAST: 5, "recompute_granularity": "full"}, 1),
+        (DEEPSEEK_671B, 16, {LAST: 1, "recompute_granularity": "full"}, 1),
+    ],
+)  # fmt: skip
+def test_the_fullest_stage_may_be_between(
+    shape: Any, pipeline: int, settings: dict[str, Any], stage: int
+) -> None:
+    """Where the first has fewer layers, or layers without experts: by every stage's own bytes."""
+    run = run_of(pipeline, None, settings)
+    every = [rank_memory(shape, run, stage=number).total for number in range(pipeline)]
+    assert fullest(shape, run)[0] == stage == every.index(max(every))
+    assert fullest(shape, run)[1].total == max(every)
+
+
+def test_few_stages_stand_for_all() -> None:
+    assert unlike_stages(QWEN3_32B, run_of(8, None, {})) == [0, 1, 7]
+    assert unlike_stages(DEEPSEEK_671B, run_of(16, None, {LAST: 1})) == [0, 1, 15]
+
+
+def test_the_report_shows_the_fullest_stage() -> None:
+    run = run_of(4, None, {FIRST: 5, LAST: 5, "recompute_granularity": "full"})
+    text = report(LLAMA_8B, run, GPUS["h100-80gb"], None)
+    head = next(line for line in text.splitlines() if line.startswith("GiB a rank"))
+    assert head.split()[3:] == ["stage", "0", "stage", "1", "stage", "3"]
+    assert text.endswith("fits: stage 1 needs the most\n")
