@@ -88,11 +88,18 @@ COSTS = (
         "engines.",
     ),
     Metric(
+        "speed/model_flops_per_s",
+        "FLOP/s",
+        "Model FLOPs of the passes (forward and backward, causal attention, no recomputation) by "
+        "`time/passes_s`, of the whole trainer.",
+    ),
+    Metric(
         "speed/mfu",
         "share",
-        "Model FLOPs of the passes (forward and backward, causal attention, no recomputation) by "
-        "`time/passes_s`, of the trainer's peak.",
-        when="GPUs whose 16-bit peak `planner/hardware.py` knows, `model.dtype` of 16 bits",
+        "`speed/model_flops_per_s` of the trainer's peak. On GPUs that is the vendor's 16-bit "
+        "peak; on CPU a matrix product of the model's dtype, timed once, after the first step of "
+        "a start, on all ranks in the same moment and summed over them.",
+        when="CPU; GPUs that `planner/hardware.py` knows, with `model.dtype` of 16 bits",
     ),
     Metric(
         "ranks/PHASE_max_s",
