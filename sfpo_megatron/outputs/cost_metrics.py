@@ -104,8 +104,9 @@ COSTS = (
     Metric(
         "ranks/PHASE_max_s",
         "seconds",
-        "Longest `time/PHASE_s` of a rank, for logprob, reference, passes and reposition. A pass "
-        "waits for its peers: who computes longer than others shows best in logprob.",
+        "Longest `time/PHASE_s` of a rank, for logprob, reference, passes, reposition, refit, "
+        "onload and offload. A pass, a refit and an offload wait for the other ranks: who computes "
+        "longer than they do shows best in logprob, who copies longer in onload.",
         when="several ranks",
     ),
     Metric("ranks/PHASE_min_s", "seconds", "The shortest.", when="several ranks"),

@@ -163,7 +163,8 @@ class Learner:
             **split_metrics(minibatches),
             **mismatch,
             **self._speed.of(prepared.batch, metrics),
-            **rank_metrics(self._policy.control, times, timers.take_peaks()),
+            # `engines` has the moves of colocated turns.
+            **rank_metrics(self._policy.control, {**times, **engines}, timers.take_peaks()),
             "sfpo_active": prepared.num_fast > 0,
             "weight_version": prepared.step,
             "lr": self._policy.optimizer.param_groups[0]["lr"],

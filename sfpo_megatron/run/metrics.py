@@ -22,8 +22,8 @@ from sfpo_megatron.types import Minibatch, RolloutBatch
 _ONCE_A_STEP = ("mismatch_weight_mean", "mismatch_rejected", "ref_kl")
 """Logged under their own names, of the slow correction; all others pass by pass. The generator's
 gap is the same in every pass."""
-_COMPARED = ("logprob", "reference", "passes", "reposition")
-"""Phases in which every rank computes."""
+_COMPARED = ("logprob", "reference", "passes", "reposition", "refit", "onload", "offload")
+"""Phases that every rank has a part in."""
 
 
 @dataclass(kw_only=True, slots=True)

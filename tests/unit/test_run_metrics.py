@@ -89,6 +89,18 @@ def test_the_slowest_rank_is_named() -> None:
     }
 
 
+@pytest.mark.parametrize("phase", ["reference", "passes", "reposition", "refit", "onload", "offload"])
+def test_phases_that_every_rank_has_a_part_in(phase: str) -> None:
+    """Whatever rank 0 alone has besides is compared with nobody."""
+    control: Any = Control(({f"time/{phase}_s": 0.5}, {}), ({f"time/{phase}_s": 4.0}, {}))
+    own = {f"time/{phase}_s": 2.0, "time/generate_s": 9.0, "num_preemptions": 0}
+    assert rank_metrics(control, own, {}) == {
+        f"ranks/{phase}_max_s": 4.0,
+        f"ranks/{phase}_min_s": 0.5,
+        f"ranks/{phase}_slowest": 2,
+    }
+
+
 def test_one_rank_is_compared_with_nobody() -> None:
     control: Any = Control()
     assert rank_metrics(control, {"time/passes_s": 1.0}, {}) == {}
