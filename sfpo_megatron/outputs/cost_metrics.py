@@ -131,6 +131,22 @@ COSTS = (
         "again.",
         when="engines",
     ),
+    Metric(
+        "engines/queue_s",
+        "seconds",
+        "How long a request of a rollout (or of one turn of it) waited in its engine until it was "
+        "first scheduled, on average: more than moments where an engine has more rollouts than it "
+        "runs at once.",
+        when="engines",
+    ),
+    Metric(
+        "engines/busy",
+        "share",
+        "Share of `time/generate_s` in which an engine ran at least one request: the mean over the "
+        "engines. The rest it waited for the longest rollouts of other engines, or for "
+        "environments.",
+        when="engines",
+    ),
 )
 
 

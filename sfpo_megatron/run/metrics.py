@@ -191,6 +191,8 @@ def rollout_metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
         "num_groups_taken_back": counts.num_taken_back,
         "kv_cache_usage_max": scored.load.kv_cache_usage,
         "num_preemptions": scored.load.num_preemptions,
+        "engines/queue_s": scored.load.mean_queue_s,
+        "engines/busy": scored.load.busy_in(scored.times.generate_s),
         "num_reissued": scored.num_reissued,
         "num_engine_restarts": scored.num_restarts,
         **part_means(scored.rollouts, "reward/"),

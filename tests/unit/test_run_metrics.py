@@ -89,7 +89,9 @@ def test_the_slowest_rank_is_named() -> None:
     }
 
 
-@pytest.mark.parametrize("phase", ["reference", "passes", "reposition", "refit", "onload", "offload"])
+@pytest.mark.parametrize(
+    "phase", ["reference", "passes", "reposition", "refit", "onload", "offload"]
+)
 def test_phases_that_every_rank_has_a_part_in(phase: str) -> None:
     """Whatever rank 0 alone has besides is compared with nobody."""
     control: Any = Control(({f"time/{phase}_s": 0.5}, {}), ({f"time/{phase}_s": 4.0}, {}))
