@@ -88,17 +88,25 @@ COSTS = (
         "engines.",
     ),
     Metric(
+        "speed/model_flops_per_s",
+        "FLOP/s",
+        "Model FLOPs of the passes (forward and backward, causal attention, no recomputation) by "
+        "`time/passes_s`, of the whole trainer.",
+    ),
+    Metric(
         "speed/mfu",
         "share",
-        "Model FLOPs of the passes (forward and backward, causal attention, no recomputation) by "
-        "`time/passes_s`, of the trainer's peak.",
-        when="GPUs whose 16-bit peak `planner/hardware.py` knows, `model.dtype` of 16 bits",
+        "`speed/model_flops_per_s` of the trainer's peak. On GPUs that is the vendor's 16-bit "
+        "peak; on CPU a matrix product of the model's dtype, timed once, after the first step of "
+        "a start, on all ranks in the same moment and summed over them.",
+        when="CPU; GPUs that `planner/hardware.py` knows, with `model.dtype` of 16 bits",
     ),
     Metric(
         "ranks/PHASE_max_s",
         "seconds",
-        "Longest `time/PHASE_s` of a rank, for logprob, reference, passes and reposition. A pass "
-        "waits for its peers: who computes longer than others shows best in logprob.",
+        "Longest `time/PHASE_s` of a rank, for logprob, reference, passes, reposition, refit, "
+        "onload and offload. A pass, a refit and an offload wait for the other ranks: who computes "
+        "longer than they do shows best in logprob, who copies longer in onload.",
         when="several ranks",
     ),
     Metric("ranks/PHASE_min_s", "seconds", "The shortest.", when="several ranks"),
@@ -121,6 +129,22 @@ COSTS = (
         "rollouts",
         "Times that an engine took a rollout's blocks away for want of free ones; it is computed "
         "again.",
+        when="engines",
+    ),
+    Metric(
+        "engines/queue_s",
+        "seconds",
+        "How long a request of a rollout (or of one turn of it) waited in its engine until it was "
+        "first scheduled, on average: more than moments where an engine has more rollouts than it "
+        "runs at once.",
+        when="engines",
+    ),
+    Metric(
+        "engines/busy",
+        "share",
+        "Share of `time/generate_s` in which an engine ran at least one request: the mean over the "
+        "engines. The rest it waited for the longest rollouts of other engines, or for "
+        "environments.",
         when="engines",
     ),
 )

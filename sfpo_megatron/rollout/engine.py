@@ -92,6 +92,7 @@ class Engine:
             temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
         )
         await self.generate([(0,), (0,)], [0, 1], [warm_up, warm_up])
+        self._listener.take()  # no load of a rollout
 
     async def processes(self) -> ActorProcesses:
         """Every process of this engine."""
@@ -106,7 +107,7 @@ class Engine:
         return self._listener.num_steps
 
     async def take_load(self) -> EngineLoad:
-        """How full the engine was since the last call."""
+        """How full and how busy the engine was since the last call."""
         return self._listener.take()
 
     async def generate(

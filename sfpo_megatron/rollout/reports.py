@@ -42,20 +42,38 @@ class SamplingCounts:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class EngineLoad:
-    """How full engines were, of one or of all."""
+    """How full and how busy engines were, of one or of all."""
 
     kv_cache_usage: float
     """Largest share of the blocks for keys and values that was in use."""
     num_preemptions: int
     """Times that a rollout had to give up its blocks, to be computed again."""
+    num_requests: int
+    """Requests that vLLM has ended: a rollout, or one turn of it."""
+    queue_s: float
+    """Seconds that these waited until they were first scheduled, summed."""
+    busy_s: float
+    """Seconds in which at least one of them ran, of one engine or the mean of all."""
 
     @staticmethod
     def of_all(loads: Sequence[EngineLoad]) -> EngineLoad:
-        """The fullest engine, and the preemptions of all."""
+        """The fullest engine, what all have counted, and how long they ran on average."""
         return EngineLoad(
             kv_cache_usage=max((load.kv_cache_usage for load in loads), default=0.0),
             num_preemptions=sum(load.num_preemptions for load in loads),
+            num_requests=sum(load.num_requests for load in loads),
+            queue_s=sum(load.queue_s for load in loads),
+            busy_s=sum(load.busy_s for load in loads) / max(1, len(loads)),
         )
+
+    @property
+    def mean_queue_s(self) -> float:
+        """How long a request waited."""
+        return self.queue_s / max(1, self.num_requests)
+
+    def busy_in(self, seconds: float) -> float:
+        """Share of these seconds; at most 1, though other requests ran before and after."""
+        return min(1.0, self.busy_s / seconds) if seconds > 0 else 0.0
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -126,8 +126,8 @@ class EngineSlots:
             engine.num_steps, engine.last_progress = num_steps, time.monotonic()
 
     async def take_load(self) -> EngineLoad:
-        """How full the engines were since the last call; one that does not answer in time is left
-        out."""
+        """How full and busy the engines were since the last call; one that does not answer in time
+        is left out."""
 
         async def one(engine: EngineHandle) -> list[EngineLoad]:
             try:

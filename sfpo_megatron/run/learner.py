@@ -40,7 +40,7 @@ from sfpo_megatron.run.metrics import (
     rank_metrics,
     split_metrics,
 )
-from sfpo_megatron.run.speed import speed_metrics
+from sfpo_megatron.run.speed import Speed
 from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
@@ -85,6 +85,7 @@ class Learner:
         self.totals = Totals()
         self._agreement = Agreement(config)
         self._collapse = Collapse(config.train)
+        self._speed = Speed(config, policy)
 
     def prepare(self, step: int, batch: RolloutBatch, timers: Timers) -> Prepared:
         """Fix everything that all passes of the step share."""
@@ -161,8 +162,9 @@ class Learner:
             **metrics,
             **split_metrics(minibatches),
             **mismatch,
-            **speed_metrics(self._config, self._policy, prepared.batch, metrics),
-            **rank_metrics(self._policy.control, times, timers.take_peaks()),
+            **self._speed.of(prepared.batch, metrics),
+            # `engines` has the moves of colocated turns.
+            **rank_metrics(self._policy.control, {**times, **engines}, timers.take_peaks()),
             "sfpo_active": prepared.num_fast > 0,
             "weight_version": prepared.step,
             "lr": self._policy.optimizer.param_groups[0]["lr"],

@@ -22,8 +22,8 @@ from sfpo_megatron.types import Minibatch, RolloutBatch
 _ONCE_A_STEP = ("mismatch_weight_mean", "mismatch_rejected", "ref_kl")
 """Logged under their own names, of the slow correction; all others pass by pass. The generator's
 gap is the same in every pass."""
-_COMPARED = ("logprob", "reference", "passes", "reposition")
-"""Phases in which every rank computes."""
+_COMPARED = ("logprob", "reference", "passes", "reposition", "refit", "onload", "offload")
+"""Phases that every rank has a part in."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -191,6 +191,8 @@ def rollout_metrics(scored: ScoredRequest, staleness: int) -> dict[str, float]:
         "num_groups_taken_back": counts.num_taken_back,
         "kv_cache_usage_max": scored.load.kv_cache_usage,
         "num_preemptions": scored.load.num_preemptions,
+        "engines/queue_s": scored.load.mean_queue_s,
+        "engines/busy": scored.load.busy_in(scored.times.generate_s),
         "num_reissued": scored.num_reissued,
         "num_engine_restarts": scored.num_restarts,
         **part_means(scored.rollouts, "reward/"),

@@ -77,10 +77,12 @@ def test_a_line_has_declared_metrics_only(finished: tuple[Path, str]) -> None:
         # Two ranks and one engine.
         per_device = line["speed/tokens_per_s_per_device"]
         assert math.isclose(3 * per_device, line["speed/tokens_per_s"])
+        assert 0 < line["speed/mfu"] < 1 < line["speed/model_flops_per_s"]
         assert line["ranks/passes_min_s"] <= line["time/passes_s"] <= line["ranks/passes_max_s"]
-        assert line["ranks/passes_slowest"] in (0, 1)
+        assert line["ranks/passes_slowest"] in (0, 1) and line["ranks/refit_slowest"] in (0, 1)
         assert 0 < line["memory/passes_peak_bytes"] <= line["memory/step_peak_bytes"]
         assert 0 < line["kv_cache_usage_max"] <= 1 and line["num_preemptions"] == 0
+        assert 0 < line["engines/busy"] <= 1 and line["engines/queue_s"] > 0
         spread = [line[f"response_tokens_{p}"] for p in ("p10", "p50", "p90", "max")]
         assert spread == sorted(spread) and spread[0] >= 1
         assert line["solved_by_all"] + line["solved_by_none"] <= line["zero_variance_groups"] + 1e-9

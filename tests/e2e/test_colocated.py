@@ -21,6 +21,7 @@ from made.waiting import wait_for
 from sfpo_megatron.outputs.cost_metrics import without_costs
 
 TURNS = {"time/onload_s", "time/offload_s"}
+SPREAD = ("max_s", "min_s", "slowest")
 
 
 def run(folder: Path, model: Path, placement: str, num_engines: int, **changes: Any) -> Path:
@@ -48,8 +49,11 @@ def test_it_is_the_dedicated_run(tmp_path: Path, ranks: int) -> None:
     assert [without_costs(line) for line in train] == [without_costs(line) for line in other]
     assert [without_costs(line) for line in evals] == [without_costs(line) for line in other_evals]
     assert all(line["grad_norm"] > 0 and line["sfpo_active"] for line in train)
+    compared = {
+        f"ranks/{phase}_{what}" for phase in ("onload", "offload") for what in SPREAD if ranks > 1
+    }
     for line, plain in zip(other, train, strict=True):
-        assert line.keys() - plain.keys() == TURNS
+        assert line.keys() - plain.keys() == TURNS | compared
         assert all(math.isfinite(line[name]) and line[name] > 0 for name in TURNS)
     assert _weights(dedicated) == _weights(colocated)
 

@@ -39,7 +39,9 @@ def scored_request(
         times=RolloutTimes(generate_s=1.0, reward_s=1.0),
         counts=SamplingCounts(num_rounds=1, num_groups=num_groups),
         outcomes=outcomes or {},
-        load=EngineLoad(kv_cache_usage=0.5, num_preemptions=0),
+        load=EngineLoad(
+            kv_cache_usage=0.5, num_preemptions=0, num_requests=4, queue_s=2.0, busy_s=0.75
+        ),
         num_reissued=0,
         num_restarts=0,
     )

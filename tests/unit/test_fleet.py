@@ -323,7 +323,13 @@ def test_the_load_is_of_the_engines_that_answer(actors: list[Actor]) -> None:
     class Loaded(Actor):
         async def answer(self, name: str, *args: Any) -> Any:
             if name == "take_load" and name not in self.hangs:
-                return EngineLoad(kv_cache_usage=self.index / 10, num_preemptions=self.index)
+                return EngineLoad(
+                    kv_cache_usage=self.index / 10,
+                    num_preemptions=self.index,
+                    num_requests=2 * self.index,
+                    queue_s=0.5 * self.index,
+                    busy_s=1.0 + self.index,
+                )
             return await super().answer(name, *args)
 
     async def run() -> None:
@@ -331,7 +337,10 @@ def test_the_load_is_of_the_engines_that_answer(actors: list[Actor]) -> None:
         await fleet.start()
         actors[3].dead.set()
         actors[4].hangs.add("take_load")
-        assert await fleet.take_load() == EngineLoad(kv_cache_usage=0.2, num_preemptions=3)
+        load = await fleet.take_load()
+        assert load == EngineLoad(
+            kv_cache_usage=0.2, num_preemptions=3, num_requests=6, queue_s=1.5, busy_s=2.0
+        )
         await fleet.shutdown()
 
     asyncio.run(run())

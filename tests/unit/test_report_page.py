@@ -67,7 +67,7 @@ def test_one_run_into_its_directory(tmp_path: Path, capsys: pytest.CaptureFixtur
     steps = [line for line in lines if "num_rollouts" in line]
     evals = [line for line in lines if "eval/accuracy" in line]
     assert shown["train"]["step"] == [line["step"] for line in steps]
-    for name in ("reward_mean", "entropy", "pass_4/ppo_kl", "response_tokens_p90"):
+    for name in ("reward_mean", "entropy", "pass_4/ppo_kl", "engines/busy", "engines/queue_s"):
         assert shown["train"][name] == pytest.approx([x[name] for x in steps], rel=1e-3)
     assert shown["evals"]["accuracy"] == pytest.approx(
         [x["eval/accuracy"] for x in evals], rel=1e-3

@@ -13,12 +13,15 @@ import pytest
 import torch
 from made.batches import make_batch
 from made.configs import run_config
+from made.model_files import CONFIG
 
+from sfpo_megatron.families.shape import model_shape
 from sfpo_megatron.outputs.cost_metrics import COSTS
 from sfpo_megatron.outputs.declared import Metric, table, undeclared
 from sfpo_megatron.outputs.metric_list import EVALUATION, TRAIN_STEP, WARM_START
 from sfpo_megatron.planner.hardware import GPUS, gpu_named
-from sfpo_megatron.run import speed
+from sfpo_megatron.planner.time import forward_flops
+from sfpo_megatron.run import peak, speed
 from sfpo_megatron.run.metrics import Totals, batch_metrics, rank_metrics
 from sfpo_megatron.tracking.memory import ResidentPeak, peak_memory
 from sfpo_megatron.tracking.timers import Timers
@@ -86,24 +89,28 @@ def test_the_slowest_rank_is_named() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "phase", ["reference", "passes", "reposition", "refit", "onload", "offload"]
+)
+def test_phases_that_every_rank_has_a_part_in(phase: str) -> None:
+    """Whatever rank 0 alone has besides is compared with nobody."""
+    control: Any = Control(({f"time/{phase}_s": 0.5}, {}), ({f"time/{phase}_s": 4.0}, {}))
+    own = {f"time/{phase}_s": 2.0, "time/generate_s": 9.0, "num_preemptions": 0}
+    assert rank_metrics(control, own, {}) == {
+        f"ranks/{phase}_max_s": 4.0,
+        f"ranks/{phase}_min_s": 0.5,
+        f"ranks/{phase}_slowest": 2,
+    }
+
+
 def test_one_rank_is_compared_with_nobody() -> None:
     control: Any = Control()
     assert rank_metrics(control, {"time/passes_s": 1.0}, {}) == {}
 
 
 def policy_of(dtype: str, num_ranks: int) -> Any:
-    shape = SimpleNamespace(
-        vocab_size=10,
-        hidden_size=4,
-        tied_embeddings=True,
-        num_layers=2,
-        num_heads=2,
-        head_dim=2,
-        value_dim=2,
-        window=None,
-        moe=None,
-    )
-    return SimpleNamespace(shape=shape, dtype=dtype, control=SimpleNamespace(size=num_ranks))
+    control = SimpleNamespace(size=num_ranks)
+    return SimpleNamespace(shape=model_shape(CONFIG), dtype=dtype, control=control)
 
 
 TIMES = {"time/generate_s": 2.0, "time/passes_s": 4.0, "time/step_s": 8.0, "num_passes": 3}
@@ -113,14 +120,18 @@ def test_tokens_a_second() -> None:
     """4 prompts of 3 tokens, 20 of responses; 2 ranks and 3 engines of 2 devices each."""
     config = run_config(rollout={"num_engines": 3, "tensor_parallel": 2})
     batch = batch_of([2, 4, 6, 8], [0.0] * 4)
-    assert speed.speed_metrics(config, policy_of("float32", 2), batch, TIMES) == {
+    policy = policy_of("float32", 2)
+    found = speed.speed_metrics(config, policy, batch, TIMES, peak_flops=0.0)
+    flops = forward_flops(policy.shape, 8.0)  # by the mean length
+    assert found.pop("speed/model_flops_per_s") == pytest.approx(3 * flops * 32 * 3 / 4.0)
+    assert found == {
         "speed/generation_tokens_per_s": 10.0,
         "speed/training_tokens_per_s": 24.0,
         "speed/tokens_per_s": 4.0,
         "speed/tokens_per_s_per_device": 0.5,
     }
     on_another_rank = {k: v for k, v in TIMES.items() if k != "time/generate_s"}
-    found = speed.speed_metrics(config, policy_of("float32", 2), batch, on_another_rank)
+    found = speed.speed_metrics(config, policy, batch, on_another_rank, peak_flops=0.0)
     assert "speed/generation_tokens_per_s" not in found
 
 
@@ -129,23 +140,81 @@ def test_tokens_a_second() -> None:
 )
 def test_devices_are_counted_once(section: dict[str, Any]) -> None:
     batch = batch_of([5], [0.0], group_size=1)
-    found = speed.speed_metrics(run_config(**section), policy_of("float32", 2), batch, TIMES)
+    policy = policy_of("float32", 2)
+    found = speed.speed_metrics(run_config(**section), policy, batch, TIMES, peak_flops=0.0)
     assert found["speed/tokens_per_s_per_device"] == 0.5
 
 
-def test_mfu_is_of_all_ranks_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the analytic count of the planner, which tests/unit/test_planner.py holds."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+def test_mfu_is_model_flops_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the analytic count of the planner, which tests/unit/test_planner.py holds. What the peak
+    is does not change the count, which is logged without one too."""
     monkeypatch.setattr(speed, "forward_flops", lambda shape, length: length * 1e12)
     batch, policy = batch_of([5, 9], [0.0] * 2), policy_of("bfloat16", 4)
-    found = speed.speed_metrics(run_config(), policy, batch, TIMES)
+    found = speed.speed_metrics(run_config(), policy, batch, TIMES, peak_flops=4e14)
     flops = 3 * 10e12 * 20 * 3  # mean length 10, 20 tokens, 3 passes; a backward is two forwards
-    assert found["speed/mfu"] == pytest.approx(flops / 4.0 / (4 * 989e12))
-    fp32 = speed.speed_metrics(run_config(), policy_of("float32", 4), batch, TIMES)
-    assert "speed/mfu" not in fp32
+    assert found["speed/model_flops_per_s"] == pytest.approx(flops / 4.0)
+    assert found["speed/mfu"] == pytest.approx(flops / 4.0 / 4e14)
+    unknown = speed.speed_metrics(run_config(), policy, batch, TIMES, peak_flops=0.0)
+    assert unknown == {k: v for k, v in found.items() if k != "speed/mfu"}
+
+
+def test_the_peak_of_gpus_is_the_vendors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert peak.trainer_peak_flops(policy_of("bfloat16", 4)) == 4 * 989e12
+    assert peak.trainer_peak_flops(policy_of("float32", 4)) == 0.0
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Another GPU")
-    assert "speed/mfu" not in speed.speed_metrics(run_config(), policy, batch, TIMES)
+    assert peak.trainer_peak_flops(policy_of("bfloat16", 4)) == 0.0
+
+
+class Measured:
+    """Four ranks that count how often they meet; the others find what this one does."""
+
+    size = 4
+
+    def __init__(self) -> None:
+        self.met: list[str] = []
+
+    def barrier(self) -> None:
+        self.met.append("barrier")
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.met.append("sum")
+        return values * self.size
+
+
+def test_the_peak_of_cores_is_measured_once_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the dtype of the model, all at once, and summed. No test says what a machine can do: here
+    only that the figure is that of products of this size (`measured_flops` on its own)."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    dtypes: list[torch.dtype] = []
+
+    def measured(dtype: torch.dtype) -> float:
+        dtypes.append(dtype)
+        return 5e9
+
+    monkeypatch.setattr(peak, "measured_flops", measured)
+    control, policy = Measured(), policy_of("bfloat16", 4)
+    policy.control = control
+    batch, followed = batch_of([5, 9], [0.0] * 2), speed.Speed(run_config(), policy)
+    first, second = followed.of(batch, TIMES), followed.of(batch, TIMES)
+    assert first == second and dtypes == [torch.bfloat16] and control.met == ["barrier", "sum"]
+    assert first["speed/mfu"] == pytest.approx(first["speed/model_flops_per_s"] / 2e10)
+
+
+def test_a_measured_peak_counts_what_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that a product takes 20 ms of: three of them pass the 50 ms."""
+    clock = {"s": 0.0, "calls": 0}
+    product = torch.mm
+
+    def mm(*args: Any, **kwargs: Any) -> torch.Tensor:
+        clock["s"], clock["calls"] = clock["s"] + 0.02, clock["calls"] + 1
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock["s"])
+    monkeypatch.setattr(torch, "mm", mm)
+    assert peak.measured_flops(torch.float32) == pytest.approx(2 * 512**3 / 0.02)
+    assert clock["calls"] == 4  # the first is not timed
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ _PLAIN = (
     "speed/generation_tokens_per_s",
     "speed/training_tokens_per_s",
     "speed/tokens_per_s",
+    "engines/busy",
+    "engines/queue_s",
+    "kv_cache_usage_max",
 )
 _PASS = re.compile(r"pass_(\d+)/ppo_kl")
 _QUANTILE = re.compile(r"(?:response_tokens|reward)_(?:min|p\d+|max)")

@@ -194,6 +194,10 @@ function rollouts(host, run, mean) {
   const speed = (name) => `speed/${name}tokens_per_s`;
   chart(host, { title: "Tokens a second", x: STEPS, y: { label: "tokens/s", format: plain, low: 0 }, note: `By the seconds of each phase.${mean}`,
     series: [line(run, speed("generation_"), "generation", "--phase-generate"), line(run, speed("training_"), "training, each pass", "--phase-passes"), line(run, speed(""), "end to end", "--phase-refit")] });
+  chart(host, { title: "Engines at work", x: STEPS, y: { label: "share", format: percent, low: 0 }, note: `Busy: of the seconds of generation, mean over the engines; keys and values: of the fullest engine's blocks.${mean}`,
+    series: [line(run, "engines/busy", "busy", "--phase-generate"), line(run, "kv_cache_usage_max", "keys and values", "--arm-2")] });
+  chart(host, { title: "Wait in an engine's queue", x: STEPS, y: { label: "seconds", format: plain, low: 0 }, series: [line(run, "engines/queue_s", "mean of the requests", "--arm-1")],
+    note: `Until a request was first scheduled.${mean}` });
 }
 
 function updates(host, run, mean) {
