@@ -17,6 +17,8 @@ import pytest
 from made.makefile import MAKE, value
 from packaging.requirements import Requirement
 
+from sfpo_megatron.commands import install
+
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = sorted(REQUIREMENTS.glob("cpu-*.lock"))
@@ -184,7 +186,10 @@ def test_the_set_for_gpus_is_built_in_its_order(tmp_path: Path) -> None:
     other = installed("gpu", "--dry-run", patch="sys.version_info = (3, 13, 1)")
     assert ", expected 3.12: " in other.stderr and "uv python install 3.12" in other.stderr
     arm = "platform.machine = lambda: 'aarch64'"
-    assert "expected x86_64" in installed("gpu", "--dry-run", patch=arm).stderr
+    refused = installed("gpu", "--dry-run", patch=arm).stderr
+    assert "expected x86_64" in refused and "without transformer-engine-torch" in refused
+    steps = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    assert " ".join(install._BUILD) in steps, "the page that it names builds with other settings"
 
 
 def test_the_script_and_the_container_install_the_locked_set(tmp_path: Path) -> None:
