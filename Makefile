@@ -5,10 +5,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# An interpreter counts once it has run: shims are there, and fail. Without any, python3 is asked, and
-# says what is wrong with it.
-PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do \
-    if $$python -c "" 2>/dev/null; then echo $$python; break; fi; done),python3)
+# The newest that the set installs on (one may lack its headers, or be free-threaded); without any, the
+# newest that runs (shims are there, and fail), else python3, says what is wrong with it.
+PYTHON ?= $(or $(shell runs=; for python in python3.13 python3.12 python3.11; do \
+    $$python -c "" 2>/dev/null || continue; \
+    if $$python $(INSTALL) --dry-run >/dev/null 2>&1; then echo $$python; exit; fi; \
+    runs=$${runs:-$$python}; done; echo $$runs),python3)
 PYTHON312 ?= python3.12
 UV ?= $(shell command -v uv)
 VENV := .venv
