@@ -139,7 +139,7 @@ bench: venv ## benchmarks/*.py, results in benchmarks/results/
 # The interpreter that is given, nothing installed, no network: a GPU node in a container.
 # `make gpu PY=python3 RESULTS=DIR`: pytest is run where that interpreter has it; its exit code 5 (no
 # test chosen) is no failure.
-gpu: ## stages (eight minutes) and tests on a CUDA device: PY=python3 RESULTS=DIR
+gpu: ## stages (at most 8 minutes, 12 with vLLM) and tests on a CUDA device: PY=python3 RESULTS=DIR
 	mkdir -p $(RESULTS)
 	$(PY) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device for this torch"'
 	$(PY) -m sfpo_megatron doctor | tee $(RESULTS)/doctor.txt
