@@ -5,10 +5,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# An interpreter counts once it has run: shims are there, and fail. Without any, python3 is asked, and
-# says what is wrong with it.
-PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do \
-    if $$python -c "" 2>/dev/null; then echo $$python; break; fi; done),python3)
+# The newest that the set installs on (one may lack its headers, or be free-threaded); without any, the
+# newest that runs (shims are there, and fail), else python3, says what is wrong with it.
+PYTHON ?= $(or $(shell runs=; for python in python3.13 python3.12 python3.11; do \
+    $$python -c "" 2>/dev/null || continue; \
+    if $$python $(INSTALL) --dry-run >/dev/null 2>&1; then echo $$python; exit; fi; \
+    runs=$${runs:-$$python}; done; echo $$runs),python3)
 PYTHON312 ?= python3.12
 UV ?= $(shell command -v uv)
 VENV := .venv
@@ -137,7 +139,7 @@ bench: venv ## benchmarks/*.py, results in benchmarks/results/
 # The interpreter that is given, nothing installed, no network: a GPU node in a container.
 # `make gpu PY=python3 RESULTS=DIR`: pytest is run where that interpreter has it; its exit code 5 (no
 # test chosen) is no failure.
-gpu: ## stages (eight minutes) and tests on a CUDA device: PY=python3 RESULTS=DIR
+gpu: ## stages (at most 8 minutes, 12 with vLLM) and tests on a CUDA device: PY=python3 RESULTS=DIR
 	mkdir -p $(RESULTS)
 	$(PY) -c 'import torch; assert torch.cuda.is_available(), "no CUDA device for this torch"'
 	$(PY) -m sfpo_megatron doctor | tee $(RESULTS)/doctor.txt

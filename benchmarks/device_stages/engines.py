@@ -2,7 +2,8 @@
 
 Two train steps of the command line, colocated, by each transport that a device has; after each the
 engine gets the new weights and answers greedily. A fresh engine on the exported weights has to
-answer the same, and every refit is compared parameter by parameter (`refit.verify_every`).
+answer the same. A refit by our own transport is also compared parameter by parameter
+(`refit.verify_every`); vLLM's own receivers compute no checksums.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 
 from benchmarks.common.demo_run import demo_run
 from benchmarks.common.provenance import ROOT
+from sfpo_megatron.config.rollout import RefitConfig, Transport
 from sfpo_megatron.outputs.directory import RunDirectory
 
-TRANSPORTS = {"cuda": ("shm", "ipc"), "cpu": ("shm",)}
+TRANSPORTS: dict[str, tuple[Transport, ...]] = {"cuda": ("shm", "ipc"), "cpu": ("shm",)}
 
 
 def fingerprint(response: str, prompt: Any) -> float:
@@ -31,25 +33,34 @@ def fingerprint(response: str, prompt: Any) -> float:
 
 
 def run(device: torch.device) -> dict[str, Any]:
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [
-            *demo_run(folder),
-            f"model.dtype={dtype}",
-            *("data.eval.0.size=64", "eval.every=1", "eval.temperature=0"),
-            *("parallel.data=1", "rollout.placement=colocated", "rollout.reproducible=true"),
-            *("train.num_steps=2", "train.prompts_per_step=8", "refit.verify_every=1"),
-            "train.optimizer.lr=0.02",  # so that each step changes the greedy answers
-            "reward.function=benchmarks.device_stages.engines:fingerprint",
-        ]
+        words = [*demo_run(folder), *settings(device)]
         return {which: cycle(folder, words, which) for which in TRANSPORTS[device.type]}
 
 
-def cycle(folder: Path, words: list[str], transport: str) -> dict[str, float]:
+def settings(device: torch.device) -> list[str]:
+    """What the train steps and the fresh engine have in common."""
+    return [
+        f"model.dtype={'bfloat16' if device.type == 'cuda' else 'float32'}",
+        *("data.eval.0.size=64", "eval.every=1", "eval.temperature=0"),
+        *("parallel.data=1", "rollout.placement=colocated", "rollout.reproducible=true"),
+        *("train.num_steps=2", "train.prompts_per_step=8"),
+        "train.optimizer.lr=0.02",  # so that each step changes the greedy answers
+        "reward.function=benchmarks.device_stages.engines:fingerprint",
+    ]
+
+
+def refit_by(transport: Transport) -> list[str]:
+    """This transport, with its checksums where it has any."""
+    checked = int(not RefitConfig(transport=transport).is_vllms_own)
+    return [f"refit.transport={transport}", f"refit.verify_every={checked}"]
+
+
+def cycle(folder: Path, words: list[str], transport: Transport) -> dict[str, float]:
     """Train by a transport; AssertionError if a fresh engine answers otherwise."""
     run, begun = RunDirectory(folder / transport), time.monotonic()
-    command("train", *words, f"refit.transport={transport}", f"output_dir={run.path}")
+    command("train", *words, *refit_by(transport), f"output_dir={run.path}")
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     evals = [line["eval/reward_mean"] for line in lines if "eval/reward_mean" in line]

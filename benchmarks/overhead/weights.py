@@ -54,8 +54,11 @@ SIZES = {
     "10M": Sizes(hidden=256, ffn=1024, layers=8, vocab=8192, heads=4, kv_heads=2),
     "100M": Sizes(hidden=512, ffn=2048, layers=16, vocab=81920, heads=8, kv_heads=2),
     "500M": Sizes(hidden=896, ffn=4864, layers=24, vocab=151936, heads=14, kv_heads=2),
+    "3B": Sizes(hidden=2048, ffn=11008, layers=36, vocab=151936, heads=16, kv_heads=2),
+    "7B": Sizes(hidden=3584, ffn=18944, layers=28, vocab=152064, heads=28, kv_heads=4),
 }
-"""The largest is Qwen2.5-0.5B."""
+"""From 500M on those of Qwen2.5, its 7B with tied embeddings."""
+ON_CPU, ON_GPU = ("1M", "10M", "100M", "500M"), ("100M", "500M", "3B", "7B")
 
 
 class PlainShards:

@@ -108,7 +108,8 @@ def _lock(what: str) -> Path:
     if what == "gpu" and platform.machine() != "x86_64":
         raise CannotInstall(
             f"found a processor of type {platform.machine()}, expected x86_64, which the set for "
-            "GPUs is locked for: pip install 'sfpo-megatron[gpu]' resolves it anew (docs/gpu.md)"
+            "GPUs is locked for: resolve it anew without transformer-engine-torch, then build that "
+            "against the torch that is there (docs/gpu.md, Install)"
         )
     if not lock.is_file():
         known = sorted(file.stem.partition("-")[2] for file in REQUIREMENTS.glob(f"{what}-*.lock"))

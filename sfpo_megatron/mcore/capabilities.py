@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 
+from sfpo_megatron.config.rules.low_precision import INSTALL_TE
 from sfpo_megatron.host.gpus import driver, unusable
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def probe(
     if transformer_impl == "te" and not te:
         raise ValueError(
             "model.transformer_impl: found te, but transformer_engine cannot be imported here; "
-            "install transformer-engine[pytorch] or set model.transformer_impl=auto"
+            f"{INSTALL_TE}, or set model.transformer_impl=auto"
         )
     use_te = te and transformer_impl != "local"
     found = Capabilities(

@@ -28,6 +28,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.megatron_args import latent_fields
 from sfpo_megatron.families.rope import inverse_frequencies
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.mcore.capabilities import Capabilities
 from sfpo_megatron.mcore.device_choices import fuse_weight_gradients
 from sfpo_megatron.mcore.experts import canonical_name, choice_biases, expert_fields
@@ -126,6 +127,8 @@ def _refuse_what_megatron_lacks(
                 "TransformerEngine on a GPU, which alone computes in it: layers would silently "
                 "compute in model.dtype; remove it"
             )
+        if found:
+            log_unverified(f"{name.upper()} training")
     if shape.mla and shape.mla.query_rank is None and hasattr(latent, "QKNormConfigResolver"):
         raise ValueError(
             "model.path: found q_lora_rank null, expected a number with this megatron-core, which "

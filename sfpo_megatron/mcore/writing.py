@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -88,6 +89,7 @@ class Writing:
         if self._process is not None:
             self._process.join()
         self._staged.clear()
+        _give_back_page_locked()
         dist.barrier()
         try:
             for finalize in self._request.finalize_fns:
@@ -96,6 +98,14 @@ class Writing:
             raise _what_failed(error) from error
         dist.barrier()
         return _take_notes(self._directory) if dist.get_rank() == 0 else {}
+
+
+def _give_back_page_locked() -> None:
+    """Hand to the system what torch's allocator of page-locked memory has free: from the first save
+    on it would keep as much as a save takes."""
+    # `make gpu` runs with the torch that is there, and an older one may not have it.
+    if torch.cuda.is_available() and hasattr(torch.accelerator, "empty_host_cache"):
+        torch.accelerator.empty_host_cache()
 
 
 def _what_failed(error: CheckpointException) -> OSError | PeerWriteError:

@@ -62,19 +62,22 @@ def test_what_is_written_is_the_state_when_it_began(bench: Workbench, dtype: str
     assert_equal(training_state(bench, loaded), expected)
 
 
-@on_ranks(TP1)
-def test_what_the_writer_reads_is_kept_until_it_has_ended(bench: Workbench) -> None:
+@on_ranks(TP1, device=["cpu", "cuda"])
+def test_what_the_writer_reads_is_kept_until_it_has_ended(bench: Workbench, device: str) -> None:
     """Copies in page-locked memory are shared with the writer, not copied at the fork. Seen here by
-    a weak reference to what stands in their place; the writer waits until it has been looked at."""
+    a weak reference to what stands in their place; the writer waits until it has been looked at.
+    `cuda` is a torch that says it has a device: once the copies are free, its allocator of such
+    memory is emptied."""
     import os
     import weakref
     from types import SimpleNamespace
+    from unittest.mock import patch
 
     import torch
 
     from sfpo_megatron.mcore.writing import Writing
 
-    directory = empty_directory(bench, "staged")
+    directory = empty_directory(bench, f"staged-{device}")
     file = directory / "part.distcp"
     looked_at, look = os.pipe()
     kept: list[weakref.ref[torch.Tensor]] = []
@@ -94,7 +97,16 @@ def test_what_the_writer_reads_is_kept_until_it_has_ended(bench: Workbench) -> N
     writing = Writing(request, directory)
     meanwhile = writing.is_done, kept[0]() is not None
     os.write(look, b"x")
-    digests = writing.finish()
+    free_when_emptied: list[bool] = []
+    with (
+        patch("torch.cuda.is_available", lambda: device == "cuda"),
+        patch(
+            "torch.accelerator.empty_host_cache",
+            lambda: free_when_emptied.append(kept[0]() is None),
+        ),
+    ):
+        digests = writing.finish()
+    assert free_when_emptied == ([True] if device == "cuda" else [])
     assert meanwhile == (False, True), "the parent has let go of what its writer still reads"
     assert digests["part.distcp"].num_bytes == 16
     assert kept[0]() is None, "the copies are never given back"

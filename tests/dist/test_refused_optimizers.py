@@ -5,6 +5,7 @@ Not exercised here: that these modes would be wrong (they need CUDA, Transformer
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -93,7 +94,29 @@ def test_formats_that_nothing_here_computes_in(bench: Workbench, name: str) -> N
     """Not by `check`, which another machine may have run: Megatron would compute in fp32."""
     found = {"fp8": "hybrid", "fp4": "e2m1"}[name]
     with refused(f"megatron.transformer.{name}: found {found}, expected null without Transformer"):
-        bench.policy(transformer={name: found})
+        bench.policy(transformer={name: found, "apply_rope_fusion": False})
+
+
+@on_ranks(TE1, name=["fp8", "fp4"])
+def test_formats_that_were_never_trained_in_are_said_to_be(bench: Workbench, name: str) -> None:
+    """Where TransformerEngine and a device are, as this says there are; once a process."""
+    from unittest.mock import patch
+
+    from sfpo_megatron.config.rules.model import model_of
+    from sfpo_megatron.host import unverified
+    from sfpo_megatron.mcore.model import transformer_config
+
+    unverified.log_unverified.cache_clear()
+    capabilities = dataclasses.replace(bench.capabilities, cuda=True)
+    for found, said in ((None, []), ({"fp8": "hybrid", "fp4": "e2m1"}[name], [name.upper()])):
+        config = bench.config(
+            "qwen2_tied", dtype="bfloat16", transformer={name: found, "apply_rope_fusion": False}
+        )
+        shape = model_of(config, file="a test")
+        with patch.object(unverified.log, "warning") as warning:
+            made = transformer_config(shape, config, capabilities)
+        assert getattr(made, name) == found
+        assert [call.args[1] for call in warning.call_args_list] == [f"{n} training" for n in said]
 
 
 @on_ranks(TE1)

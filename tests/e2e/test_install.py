@@ -103,6 +103,21 @@ def uv(tmp_path: Path) -> str:
     return str(tmp_path / "uv/bin/uv")
 
 
+@pytest.mark.full
+def test_the_versions_for_gpus_go_together_on_arm64(uv: str, tmp_path: Path) -> None:
+    """There is no lock for it; docs/gpu.md says how to make one."""
+    command = [uv, *shlex.split(value("LOCK_GPU", dict(os.environ)))]
+    command[command.index("x86_64-manylinux_2_28")] = "aarch64-manylinux_2_28"
+    command += ["-o", str(tmp_path / "lock"), "requirements/gpu.in"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    if done.returncode == 2 and "requirements/" not in done.stderr:
+        pytest.skip(f"uv cannot resolve here: {done.stderr.strip()[-300:]}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    locked = (tmp_path / "lock").read_text()
+    assert "\ntransformer-engine==" in locked and "\nvllm==" in locked
+    assert "\ntransformer-engine-torch==" not in locked, "it would be built with another torch"
+
+
 def test_the_versions_for_gpus_go_together(uv: str, tmp_path: Path) -> None:
     """Resolved again, with the locked versions preferred, it is the same lock; a pin that does not
     fit, or whose release is gone, shows here."""

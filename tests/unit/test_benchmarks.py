@@ -17,7 +17,7 @@ import torch
 from benchmarks import startup
 from benchmarks.common import clock, provenance
 from benchmarks.common.isolated import isolated
-from benchmarks.overhead import memory, speed, weights
+from benchmarks.overhead import memory, speed, steps, weights
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_sizes_are_what_they_say() -> None:
     for name, sizes in weights.SIZES.items():
-        said = float(name.removesuffix("M")) * 1e6
+        said = float(name[:-1]) * {"M": 1e6, "B": 1e9}[name[-1]]
         num = sum(torch.Size(shape).numel() for shape in sizes.shapes())
         assert num == pytest.approx(said, rel=0.06), name
+    assert {*weights.ON_CPU, *weights.ON_GPU} == weights.SIZES.keys()
 
 
 def test_the_reference_way_is_the_same_update() -> None:
@@ -75,10 +76,40 @@ def test_the_floor_is_twenty_bytes_a_parameter(monkeypatch: pytest.MonkeyPatch) 
     assert row["reached"] and "| yes |" in speed.line(row)
 
 
-@pytest.mark.parametrize("miss", [{"reposition": 1.7}, {"reference": 5.9}])
-def test_a_missed_target_is_said(monkeypatch: pytest.MonkeyPatch, miss: dict[str, float]) -> None:
+def test_a_bounded_copy_counts_as_often_as_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is of a quarter of the parameters, in a quarter of the time."""
+    whole = measured(monkeypatch)
+    monkeypatch.setattr(speed, "LARGEST_COPY", whole["num_params"] // 4)
+    row = measured(monkeypatch, copy=0.2, one_tensor_lerp=0.175)
+    for name in ("floor_s", "copy_gb_per_s", "ratio_to_floor", "ratio_to_one_tensor"):
+        assert row[name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("miss", "goal"),
+    [
+        ({"reposition": 1.7}, "1.35 x floor, to reach: at most 1.3"),
+        ({"reference": 5.9}, "2.46 x faster than the reference's way, to reach: at least 2.5"),
+    ],
+)
+def test_a_missed_goal_is_named(
+    monkeypatch: pytest.MonkeyPatch, miss: dict[str, float], goal: str
+) -> None:
     row = measured(monkeypatch, **miss)
-    assert not row["reached"] and "| NO |" in speed.line(row)
+    assert not row["reached"] and row["missed"] == [goal]
+    assert f"| NO: {goal} |" in speed.line(row)
+
+
+def test_on_a_gpu_the_floor_is_nearer_and_the_reference_may_have_no_room() -> None:
+    assert speed.goals_missed("cpu", 1.2, None) == speed.goals_missed("cuda", 1.15, None) == []
+    assert speed.goals_missed("cuda", 1.2, None) == ["1.20 x floor, to reach: at most 1.15"]
+    assert speed.has_room(CPU, 1) and not speed.has_room(CPU, 2**60)
+
+
+def test_goals_of_a_train_step_are_named() -> None:
+    assert steps.goals_missed(1.01, 4, 4) == []
+    overhead, gathers = steps.goals_missed(1.02, 5, 4)
+    assert "1.0200" in overhead and gathers.startswith("5 gathers, to reach: at most the 4")
 
 
 def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +125,7 @@ def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_measured(arm: str) -> None:
     row = isolated(memory.measure, "10M", CPU, arm)
     assert row["shard_bytes"] == 4 * row["num_params"]
+    assert row["missed"] == []
     if arm == "device":
         assert 0.9 < row["copies_beside_staging"] < 1.1, row
     else:

@@ -142,6 +142,9 @@ def test_a_broken_te_is_hidden_from_megatron_and_logged(
 def test_te_asked_for_and_not_there(probe: Probe, files: dict[str, str]) -> None:
     said = probe(files, "te")
     assert "ValueError model.transformer_impl: found te" in said and "transformer_impl=auto" in said
+    assert "requirements/gpu.sh or `sfpo-megatron install gpu`" in said, (
+        "pip would build it wrongly"
+    )
 
 
 @pytest.mark.parametrize(

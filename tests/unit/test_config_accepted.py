@@ -117,7 +117,7 @@ def test_context_parallelism_without_te_ends_a_run_that_starts(here: Path) -> No
     """A login node may have no TransformerEngine where the job will have one."""
     (warning,) = run_check("parallel.context=2")
     assert "no TransformerEngine in this Python" in warning
-    with pytest.raises(ConfigError, match=r"parallel\.context.*install transformer-engine"):
+    with pytest.raises(ConfigError, match=r"parallel\.context.*requirements/gpu\.sh or `sfpo-"):
         run_check("parallel.context=2", for_training=True)
 
 

@@ -156,6 +156,7 @@ def test_formats_that_only_transformer_engine_computes_in(here: Path, setting: s
         assert caught.value.key == f"{CORE}.{setting[:3]}"
     (warning,) = run_check(f"{CORE}.{setting}", *for_gpus, on_cpu=False)
     assert "and no TransformerEngine in this Python" in warning
+    assert "requirements/gpu.sh or `sfpo-megatron install gpu`" in warning
     assert run_check(f"{CORE}={{fp8: null, fp4: null, fp8_recipe: mxfp8}}", on_cpu=True) == []
 
 

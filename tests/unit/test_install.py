@@ -17,6 +17,8 @@ import pytest
 from made.makefile import MAKE, value
 from packaging.requirements import Requirement
 
+from sfpo_megatron.commands import install
+
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 LOCKS = sorted(REQUIREMENTS.glob("cpu-*.lock"))
@@ -24,6 +26,12 @@ GPU_LOCK = REQUIREMENTS / "gpu-3.12.lock"
 OWN = "cpu-{}.{}.lock".format(*sys.version_info)
 SHIM = "#!/bin/sh\necho 'not one of my versions' >&2\nexit 127\n"
 WORKS = "#!/bin/sh\nexit 0\n"
+REFUSED = """#!/bin/sh
+test "$1" = -c && exit
+echo "error: no headers for ${0##*/}" >&2
+exit 1
+"""
+"""It runs, and the set cannot be installed on it."""
 
 
 def program(file: Path, text: str) -> Path:
@@ -40,9 +48,12 @@ def program(file: Path, text: str) -> Path:
         ({"python3.11": WORKS, "python3.12": WORKS, "python3.13": SHIM}, "python3.12"),
         ({"python3.11": WORKS, "python3.12": SHIM, "python3.14": WORKS}, "python3.11"),
         ({"python3.12": SHIM, "python3.10": WORKS}, "python3"),
+        ({"python3.11": WORKS, "python3.12": WORKS, "python3.13": REFUSED}, "python3.12"),
+        ({"python3.11": WORKS, "python3.12": SHIM, "python3.13": REFUSED}, "python3.11"),
+        ({"python3.11": SHIM, "python3.12": REFUSED, "python3.13": REFUSED}, "python3.13"),
     ],
 )
-def test_make_takes_the_newest_python_that_runs(
+def test_make_takes_the_newest_python_that_the_set_installs_on(
     programs: dict[str, str], chosen: str, tmp_path: Path
 ) -> None:
     for name, text in programs.items():
@@ -51,9 +62,22 @@ def test_make_takes_the_newest_python_that_runs(
     assert value("PYTHON", {"PATH": f"{tmp_path}/bin", "PYTHON": "mine"}) == "mine"
 
 
-def test_a_python_that_will_not_do_is_named_before_there_is_a_venv(tmp_path: Path) -> None:
-    """python3 is asked where no other has run; here it answers as this file does on macOS."""
-    program(tmp_path / "bin/python3", '#!/bin/sh\necho "error: found macOS ($*)" >&2\nexit 1\n')
+@pytest.mark.parametrize(
+    ("programs", "said"),
+    [
+        (
+            {"python3": '#!/bin/sh\necho "error: found macOS ($*)" >&2\nexit 1\n'},
+            "found macOS (-m sfpo_megatron.commands.install cpu --pip --dry-run)",
+        ),
+        ({"python3.12": REFUSED, "python3.11": REFUSED}, "no headers for python3.12"),
+    ],
+    ids=["python3, where no other has run", "the newest that runs"],
+)
+def test_a_python_that_will_not_do_is_named_before_there_is_a_venv(
+    programs: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    for name, text in programs.items():
+        program(tmp_path / "bin" / name, text)
     done = subprocess.run(
         [MAKE, "-C", str(ROOT), "venv", f"VENV={tmp_path}/venv"],
         env={"PATH": f"{tmp_path}/bin"},
@@ -62,8 +86,7 @@ def test_a_python_that_will_not_do_is_named_before_there_is_a_venv(tmp_path: Pat
         timeout=30,
     )
     assert done.returncode == 2
-    asked = "-m sfpo_megatron.commands.install cpu --pip --dry-run"
-    assert done.stderr.startswith(f"error: found macOS ({asked})\n")
+    assert done.stderr.startswith(f"error: {said}\n")
     assert not (tmp_path / "venv").exists()
 
 
@@ -184,7 +207,10 @@ def test_the_set_for_gpus_is_built_in_its_order(tmp_path: Path) -> None:
     other = installed("gpu", "--dry-run", patch="sys.version_info = (3, 13, 1)")
     assert ", expected 3.12: " in other.stderr and "uv python install 3.12" in other.stderr
     arm = "platform.machine = lambda: 'aarch64'"
-    assert "expected x86_64" in installed("gpu", "--dry-run", patch=arm).stderr
+    refused = installed("gpu", "--dry-run", patch=arm).stderr
+    assert "expected x86_64" in refused and "without transformer-engine-torch" in refused
+    steps = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    assert " ".join(install._BUILD) in steps, "the page that it names builds with other settings"
 
 
 def test_the_script_and_the_container_install_the_locked_set(tmp_path: Path) -> None:
@@ -277,7 +303,7 @@ def test_what_is_built_is_of_the_locked_release() -> None:
 def test_every_python_of_the_makefile_has_a_lock() -> None:
     pythons = [lock.stem.removeprefix("cpu-") for lock in LOCKS]
     makefile = (ROOT / "Makefile").read_text()
-    (choice,) = re.findall(r"shell for python in (.+); do", makefile)
+    (choice,) = re.findall(r"shell runs=; for python in (.+); do", makefile)
     assert sorted(choice.split()) == [f"python{python}" for python in pythons]
     (renewed,) = re.findall(r"^\tfor python in (3\..+); do", makefile, re.M)
     assert renewed.split() == pythons

@@ -17,7 +17,11 @@ import torch
 from made.processes import gone
 
 from benchmarks import on_gpu
+from benchmarks.common.demo_run import demo_run
+from benchmarks.device_stages import engines
 from benchmarks.on_gpu import STAGES, Row, Stage, run_stage, write_rows
+from sfpo_megatron.config.check import check_config
+from sfpo_megatron.config.load import load_config
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -90,7 +94,10 @@ def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
 
 
 def test_the_stages_are_there_and_short_enough() -> None:
+    """Eight minutes without vLLM and twelve in all, as the Makefile and docs/gpu.md say."""
     assert sum(stage.limit_s for stage in STAGES if "vllm" not in stage.needs) <= 480
+    assert sum(stage.limit_s for stage in STAGES) <= 720
+    assert STAGES[-1].needs == ("vllm", "ray")
     known = (ROOT / "tools/verified_features.txt").read_text()
     for stage in STAGES:
         assert bool(stage.module) != bool(stage.script)
@@ -102,3 +109,16 @@ def test_the_stages_are_there_and_short_enough() -> None:
             assert (ROOT / "benchmarks" / stage.script[0]).is_file()
         for feature in stage.features:
             assert f"\n{feature} | " in known
+
+
+def test_every_transport_of_the_engines_stage_is_accepted_on_its_device(tmp_path: Path) -> None:
+    """With checksums where the receivers are ours: vLLM's compute none, and are refused with."""
+    file, *words = demo_run(tmp_path)
+    checked = {}
+    for device, transports in engines.TRANSPORTS.items():
+        for which in transports:
+            given = [*words, *engines.settings(torch.device(device)), *engines.refit_by(which)]
+            config = load_config(file, given)
+            check_config(config, file=file, on_cpu=device == "cpu", for_training=True)
+            checked[device, which] = config.refit.verify_every
+    assert checked == {("cuda", "shm"): 1, ("cuda", "ipc"): 0, ("cpu", "shm"): 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from sfpo_megatron.config.rules.low_precision import INSTALL_TE
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 
@@ -50,6 +51,6 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
             "parallel.context",
             f"{found}, and no TransformerEngine in this Python",
             "1 without TransformerEngine",
-            "set it to 1, or install transformer-engine[pytorch]",
+            f"set it to 1, or {INSTALL_TE}",
             "error_when_training",
         )

@@ -11,6 +11,8 @@ from sfpo_megatron.config.tree import RunConfig
 
 FORMATS = ("fp8", "fp4")
 """Fields of TransformerConfig that choose one."""
+INSTALL_TE = "install TransformerEngine by requirements/gpu.sh or `sfpo-megatron install gpu`"
+"""By its name alone pip builds it against the newest torch, and it does not load (docs/gpu.md)."""
 
 
 def low_precision(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
@@ -40,6 +42,6 @@ def low_precision(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
                 key,
                 f"{found}, and no TransformerEngine in this Python",
                 "null without TransformerEngine, which alone computes in it",
-                f"{remove}, or install transformer-engine[pytorch]",
+                f"{remove}, or {INSTALL_TE}",
                 "error_when_training",
             )
