@@ -20,7 +20,7 @@ ACCURACY = 0.75
 BATCHES = 3
 NUM_STEPS = 60
 SEEDS = (0, 1, 2)
-"""Of prompts and sampling; all start from one policy."""
+"""Seeds of prompts and sampling; all start from one policy."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -64,7 +64,7 @@ def num_planned(study: Study, task: str) -> int:
 
 
 def _seconds_a_step(study: Study, task: str) -> str:
-    """Of both arms at the lrs that were chosen."""
+    """Seconds of both arms at the lrs that were chosen."""
     means = []
     for arm in ("grpo", "sfpo"):
         lr = study.frozen(task).get("lrs", {}).get(arm)

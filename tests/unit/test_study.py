@@ -81,7 +81,7 @@ def test_a_result_that_is_broken_is_named(
 
 
 def metrics_of(file: Path, num_steps: int) -> None:
-    """As many train steps as a run has, with all columns and an evaluation every eighth."""
+    """Train steps with all columns that a run has, and an evaluation every eighth."""
     names = ("reward_mean", "grad_norm", "clip_frac", "ppo_kl", "response_tokens_mean")
     lines: list[dict[str, Any]] = [{"step": 0, "eval/accuracy": 0.123456}]
     for step in range(1, num_steps + 1):
