@@ -1,13 +1,15 @@
 """Seconds a train step beside TRL's GRPOTrainer: same model, prompts, batch, optimizer, cores.
 
-    python benchmarks/vs_trl.py [--case NAME ...] [--rounds 3] [--steps 10] [--accuracy]
+    python benchmarks/vs_trl.py [--case NAME ...] [--rounds 3] [--steps 10] [--no-accuracy]
     python benchmarks/vs_trl.py --quick --out FILE         whether all of it works
 
 TRL runs in a venv of its own, which is made in --venv (requirements/trl.txt), in two ways to share
 the two cores; the ratio is to the faster one. It generates with transformers, as it does by
 default. Whole runs take turns, round after round; the figure is the median of all steps after the
 first two of each run. Beside it: where our time goes, and the passes' share of the GEMM peak that
-is measured here. --accuracy: seconds of training until three batches together reach an accuracy.
+is measured here. Then, with three seeds: seconds of training until three batches together reach an
+accuracy, for which the case `short` has to be among those that are measured (--no-accuracy spares
+it).
 
 Prints a table and writes benchmarks/results/vs_trl.json. A target that is missed is printed as
 missed; it does not fail the run.
@@ -41,7 +43,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="train steps of a run")
     parser.add_argument("--quick", action="store_true", help="one round of 3 steps, TRL in one way")
-    parser.add_argument("--accuracy", action="store_true", help="time to equal accuracy too")
+    parser.add_argument("--accuracy", action=argparse.BooleanOptionalAction, default=True,
+                        help="time to equal accuracy too (default: yes)")  # fmt: skip
     default = provenance.ROOT / ".cache/venv-trl"
     parser.add_argument("--venv", type=Path, default=default, help="of TRL; made where it is not")
     out = provenance.ROOT / "benchmarks/results/vs_trl.json"
@@ -69,15 +72,20 @@ def main() -> None:
                 print(rows.line(measured[-1]), flush=True)
         for row in measured:
             print(rows.where_time_goes(row))
-        if args.accuracy:
+        layout = race.faster_layout(measured)
+        if args.accuracy and layout is None:
+            print(f"\nno time to accuracy: it needs --case {race.CASE.name}")
+        elif args.accuracy and layout is not None:
             print(f"\n{race.HEADER}", flush=True)
-            for found in race.run(python, Path(scratch), quick=args.quick):
+            for found in race.run(python, Path(scratch), layout, quick=args.quick):
                 races.append(found)
                 print(race.line(found), flush=True)
+        for found in race.medians(races):
+            print(race.median_line(found))
     provenance.write(
         args.out,
         {"gemm_flops": peak_flops, "trl": theirs.versions(python), "cases": measured,
-         "accuracy": races},
+         "accuracy": races, "accuracy_medians": race.medians(races)},
         device=torch.device("cpu"),
         features=[],
     )  # fmt: skip

@@ -29,11 +29,13 @@ class OurStep(Step):
     """Prompt and response tokens of the batch."""
 
 
-def run(material: Material, num_steps: int, lr: float, log: Path) -> list[OurStep]:
+def run(
+    material: Material, num_steps: int, lr: float, log: Path, *, seed: int = 0
+) -> list[OurStep]:
     """All steps of a run but the first, whose start is not seen."""
     found: list[OurStep] = []
     last_s = 0.0
-    for at_s, line in _lines(material, num_steps, lr, log):
+    for at_s, line in _lines(material, num_steps, lr, log, seed):
         if last_s:
             found.append(_step(line, at_s - last_s))
         last_s = at_s
@@ -41,13 +43,13 @@ def run(material: Material, num_steps: int, lr: float, log: Path) -> list[OurSte
 
 
 def _lines(
-    material: Material, num_steps: int, lr: float, log: Path
+    material: Material, num_steps: int, lr: float, log: Path, seed: int
 ) -> Iterator[tuple[float, dict[str, Any]]]:
     """(When it came, a train step's line) of a run."""
     command = [
         *(sys.executable, "-m", "sfpo_megatron", "train", "--json", "--fresh"),
         *(str(material.config), f"model.path={material.model}"),
-        *(f"train.num_steps={num_steps}", f"train.optimizer.lr={lr}"),
+        *(f"train.num_steps={num_steps}", f"train.optimizer.lr={lr}", f"seed={seed}"),
     ]
     variables = os.environ | {"PYTHONPATH": str(provenance.ROOT)}
     with log.open("w") as errors:

@@ -64,7 +64,7 @@ def versions(python: Path) -> dict[str, str]:
 
 def run(
     python: Path, layout: Layout, case: Case, material: Material, num_steps: int, lr: float,
-    log: Path,
+    log: Path, *, seed: int = 0,
 ) -> list[Step]:  # fmt: skip
     """All train steps of a run but the first."""
     out = log.with_suffix("")
@@ -81,6 +81,7 @@ def run(
         "max_response_tokens": case.task.max_response_tokens,
         "lr": lr,
         "num_steps": num_steps,
+        "seed": seed,
     }
     command = [
         *(str(python), "-m", "torch.distributed.run", "--standalone"),

@@ -99,7 +99,7 @@ def main() -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        seed=0,
+        seed=given["seed"],
     )
     rows = [json.loads(line) for line in Path(given["rows"]).read_text().splitlines()]
     watch = Watch(getattr(rewards, given["reward"]), steps_per_batch)

@@ -1,7 +1,6 @@
 """The cells of the study: what study.toml asks for, what is there, and what comes next.
 
-results/TASK/ARM/lr-LR/seed-SEED.jsonl is one run: a first line with what it was (settings,
-commit, hardware, how it ended), then its evaluations and train steps in few columns.
+results/TASK/ARM/lr-LR/seed-SEED.jsonl is one run (saved.py).
 results/TASK/frozen.json has what was chosen from the tuning seeds; no confirming seed runs before
 it is committed.
 """
@@ -10,18 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from saved import Outcome, read
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-FINAL_EVALS = 3
-"""Evaluations whose mean is the final accuracy."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -37,46 +35,6 @@ class Cell:
     def file(self) -> Path:
         """The file of its result, which may not be there."""
         return RESULTS / self.task / self.arm / f"lr-{self.lr:g}" / f"seed-{self.seed}.jsonl"
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Outcome:
-    """What a run came to."""
-
-    about: Mapping[str, Any]
-    """Its first line."""
-    evals: tuple[tuple[int, float], ...]
-    """(rollouts so far, held-out accuracy), from the warm start on."""
-    train: tuple[Mapping[str, Any], ...]
-
-    @property
-    def score(self) -> float:
-        """Held-out accuracy, averaged over the evaluations: by it the lr of an arm is chosen."""
-        return mean(accuracy for _, accuracy in self.evals)
-
-    @property
-    def final(self) -> float:
-        """The mean of the last evaluations; 0 of a run that broke off."""
-        accuracies = [accuracy for _, accuracy in self.evals]
-        return 0.0 if self.about["ended"] != "finished" else mean(accuracies[-FINAL_EVALS:])
-
-    @property
-    def broke(self) -> bool:
-        """Whether it was stopped, or ended at less than half of its best."""
-        return self.final < 0.5 * max(accuracy for _, accuracy in self.evals)
-
-    def reached(self, threshold: float) -> float | None:
-        """Rollouts until the accuracy was at `threshold`, between two evaluations in proportion;
-        None if it never was."""
-        before = None
-        for rollouts, accuracy in self.evals:
-            if accuracy >= threshold:
-                if before is None:
-                    return float(rollouts)
-                share = (threshold - before[1]) / (accuracy - before[1])
-                return before[0] + share * (rollouts - before[0])
-            before = rollouts, accuracy
-        return None
 
 
 class Study:
@@ -96,14 +54,22 @@ class Study:
 
     def outcome(self, cell: Cell) -> Outcome | None:
         """The result of a cell, None if it has not run."""
-        if cell.file not in self._read and cell.file.exists():
-            self._read[cell.file] = read(cell.file)
-        return self._read.get(cell.file)
+        return self._of(cell.file) if cell.file.exists() else None
+
+    def _of(self, file: Path) -> Outcome:
+        if file not in self._read:
+            self._read[file] = read(file)
+        return self._read[file]
 
     def outcomes(self, task: str, arm: str, lr: float, seeds: Sequence[int]) -> list[Outcome]:
         """Those of the seeds that have run."""
         cells = [Cell(task=task, arm=arm, lr=lr, seed=seed) for seed in seeds]
         return [found for cell in cells if (found := self.outcome(cell)) is not None]
+
+    def everything(self, task: str) -> list[Outcome]:
+        """All results of a task."""
+        files = sorted((RESULTS / task).glob("*/lr-*/seed-*.jsonl"))
+        return [self._of(file) for file in files]
 
     def lrs(self, task: str, arm: str) -> list[float]:
         """Learning rates to try: the first ones, and one more at an end that is the best so far."""
@@ -176,10 +142,7 @@ class Study:
         for grid in ablations["grids"]:
             for values in itertools.product(*grid.values()):
                 changed = dict(zip(grid, values, strict=True))
-                name = "_".join(
-                    f"{key.rpartition('.')[2]}-{value}" for key, value in changed.items()
-                )
-                arms[name] = {**base, **changed}
+                arms[point_name(changed)] = {**base, **changed}
         return arms
 
     def gate_rules(self) -> Mapping[str, Mapping[str, Any]]:
@@ -224,55 +187,17 @@ def _not_run(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for cell in cells if not cell.file.exists()]
 
 
+def point_name(changed: Mapping[str, Any]) -> str:
+    """Name of the arm that changes these settings: a point of a grid."""
+    return "_".join(f"{key.rpartition('.')[2]}-{value}" for key, value in changed.items())
+
+
+def timing_file(task: str) -> Path:
+    return RESULTS / task / "timing.json"
+
+
 def frozen_file(task: str) -> Path:
     return RESULTS / task / "frozen.json"
-
-
-def read(file: Path) -> Outcome:
-    """A result; ValueError for a file that is none."""
-    try:
-        about, *lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    except ValueError as error:
-        raise ValueError(
-            f"{file}: found {error}, expected a line of JSON about the run, then one a step or an "
-            "evaluation; restore the file, or remove it to run the cell again"
-        ) from error
-    return Outcome(
-        about=about,
-        evals=tuple((line["rollouts"], line["accuracy"]) for line in lines if "accuracy" in line),
-        train=tuple(line for line in lines if "accuracy" not in line),
-    )
-
-
-COLUMNS = {
-    "step": "step",
-    "num_rollouts": "rollouts",
-    "reward_mean": "reward",
-    "entropy": "entropy",
-    "grad_norm": "grad_norm",
-    "clip_frac": "clip_frac",
-    "ppo_kl": "ppo_kl",
-    "response_tokens_mean": "tokens",
-    "num_skipped_steps": "skipped",
-    "num_passes": "passes",
-    "time/step_s": "step_s",
-}
-"""Columns of metrics.jsonl that a result keeps of a train step, and what they are called there."""
-
-
-def trimmed(metrics: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl as a result has them."""
-    rollouts = 0
-    for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()):
-        if "eval/accuracy" in line:
-            yield {"rollouts": rollouts, "accuracy": round(line["eval/accuracy"], 6)}
-            continue
-        rollouts = line["num_rollouts"]
-        yield {new: _short(line[old]) for old, new in COLUMNS.items() if line.get(old) is not None}
-
-
-def _short(value: float) -> float:
-    return value if isinstance(value, int) or not math.isfinite(value) else float(f"{value:.4g}")
 
 
 def _rounded(lr: float) -> float:

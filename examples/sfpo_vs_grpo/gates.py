@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from cells import Outcome, Study
-from tables import table
+from cells import Study
+from saved import Outcome
+from tables import hardware, made_with, table
 
 from sfpo_megatron.config.tree import SFPOConfig
 from sfpo_megatron.gate import EntropyGate
@@ -36,7 +37,10 @@ def told(study: Study, task: str) -> Iterator[str]:
     if not runs:
         return
     yield f"The gate, replayed on the entropies of {len(runs)} runs of {of}, and really run.\n"
-    head = ("rule", "closes in", "at step (median)", "run with it", "final", "final without it")
+    head = (
+        *("rule", "closes in", "at step (median)", "run with it", "final", "final without it"),
+        "made with",
+    )
     yield from table(head, _rows(study, task, of, lr, runs))
     yield ""
 
@@ -44,14 +48,17 @@ def told(study: Study, task: str) -> Iterator[str]:
 def _rows(
     study: Study, task: str, of: str, lr: float, runs: Sequence[Outcome]
 ) -> Iterator[list[str]]:
+    machines = hardware(study.everything(task))
     for name, rule in study.gate_rules().items():
         steps = [step for run in runs if (step := closing_step(rule, run)) is not None]
         cells = [name, f"{len(steps)} of {len(runs)}", f"{median(steps):g}" if steps else "-"]
         pairs = [
-            (forks[0].final, study.outcomes(task, of, lr, [seed])[0].final)
+            (forks[0], study.outcomes(task, of, lr, [seed])[0])
             for seed in study.fork_seeds(task)
             if (forks := study.outcomes(task, study.gate_arm(name), lr, [seed]))
         ]
         cells.append(str(len(pairs)) if pairs else "-")
-        cells += [f"{mean(side):.3f}" for side in zip(*pairs, strict=True)] or ["-", "-"]
+        sides = zip(*pairs, strict=True)
+        cells += [f"{mean(run.final for run in side):.3f}" for side in sides] or ["-", "-"]
+        cells.append(made_with([*runs, *(fork for fork, _ in pairs)], machines))
         yield cells

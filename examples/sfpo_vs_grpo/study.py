@@ -2,6 +2,7 @@
 
     python examples/sfpo_vs_grpo/study.py [--task aiw] [--minutes 60] [--jobs 2]    (make study)
     python examples/sfpo_vs_grpo/study.py --list          what is still to be run
+    python examples/sfpo_vs_grpo/study.py --timing        what a rollout costs in each arm
     python examples/sfpo_vs_grpo/study.py --results       docs/results.md from what is committed
 
 A cell is `sfpo-megatron train` on a task's config with the settings of an arm, from the warm start
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,8 +31,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]  # run as a file, from anywhere
 
+import costs  # noqa: E402
+import saved  # noqa: E402
 import sums  # noqa: E402
-from cells import Cell, Study, frozen_file, trimmed  # noqa: E402
+import timing  # noqa: E402
+from cells import Cell, Study, frozen_file, timing_file  # noqa: E402
 
 from sfpo_megatron.config.load import load_config  # noqa: E402
 from sfpo_megatron.data.prepared import generated, prepare  # noqa: E402
@@ -42,6 +47,10 @@ RUNS = ROOT / "runs/study"
 _MAKING = threading.Lock()
 """transformers fetches its names when they are first asked for, and cannot do so twice at once."""
 _LOCKS: dict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
+
+
+_BUSY = 0.5
+"""Load of the machine from which on seconds would be those of other processes too."""
 
 
 class Unfinished(Exception):
@@ -110,12 +119,36 @@ def run_cell(study: Study, cell: Cell) -> None:
         "commit": commit(),
         "hardware": machine(),
     }
-    cell.file.parent.mkdir(parents=True, exist_ok=True)
-    aside = cell.file.with_suffix(".tmp")
-    lines = (about, *trimmed(folder / "metrics.jsonl"))
-    aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    aside.rename(cell.file)
+    saved.write(cell.file, about, list(saved.trimmed(folder / "metrics.jsonl")))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def time_arms(study: Study, task: str, rounds: int) -> None:
+    """Short runs of all arms in turns, from one warm start; leave what a rollout cost in each."""
+    lrs, seed = study.frozen(task)["lrs"], study.settings["tuning_seeds"][0]
+    model = warm_start(study, task, seed)
+    found: dict[str, list[float]] = {arm: [] for arm in lrs}
+    for number, arm in timing.turns(list(lrs), rounds):
+        folder = RUNS / task / f"timing/{number}-{arm}"
+        shutil.rmtree(folder, ignore_errors=True)
+        changed = overrides_of(study, Cell(task=task, arm=arm, lr=lrs[arm], seed=seed))
+        changed |= {"train.num_steps": timing.NUM_STEPS, "eval.every": 0}
+        words = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+        words += [f"model.path={model}", f"output_dir={folder}"]
+        if command("train", HERE / study.tasks[task]["config"], words, folder / "log"):
+            raise Unfinished(f"{arm} failed: see {folder / 'log'}")
+        lines = tuple(saved.trimmed(folder / "metrics.jsonl"))
+        run = saved.Outcome(about={}, evals=(), train=lines)
+        found[arm].append(costs.a_rollout(run))
+        print(f"round {number + 1}: {arm} {1000 * found[arm][-1]:.2f} ms a rollout", flush=True)
+    about = {"num_steps": timing.NUM_STEPS, "commit": commit(), "hardware": machine()}
+    text = json.dumps({**about, "seconds_a_rollout": found}, indent=1)
+    timing_file(task).write_text(text + "\n", encoding="utf-8")
+
+
+def is_alone() -> bool:
+    """Whether nothing else has kept the machine busy in the last minute."""
+    return os.getloadavg()[0] < _BUSY
 
 
 def ended_itself(run: Path) -> bool:
@@ -177,6 +210,10 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--list", action="store_true", help="print the missing cells")
+    parser.add_argument(
+        "--timing", action="store_true", help="time the arms of a tuned task in turns, alone"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of --timing (default: 5)")
     parser.add_argument("--results", action="store_true", help="write docs/results.md")
     options = parser.parse_args()
     if options.results:
@@ -189,25 +226,50 @@ def main() -> int:
         for cell in missing(Study(), tasks):
             print(f"{cell.task:6} {cell.arm:14} lr {cell.lr:g} seed {cell.seed}")
         return 0
+    try:
+        if options.timing:
+            return time_all(tasks, options.rounds)
+        write_data()
+        return run_cells(tasks, options.minutes, options.jobs)
+    except Unfinished as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+
+
+def time_all(tasks: list[str], rounds: int) -> int:
+    """Time the arms of the tasks whose learning rates are chosen."""
+    if not is_alone():
+        print(
+            f"error: found a load of {os.getloadavg()[0]:.1f}, expected less than {_BUSY}: "
+            "--timing measures alone; stop what else runs, and wait a minute", file=sys.stderr,
+        )  # fmt: skip
+        return 2
     write_data()
-    deadline = time.monotonic() + 60 * options.minutes
+    study = Study()
+    for task in tasks:
+        if study.frozen(task):
+            time_arms(study, task, rounds)
+        else:
+            print(f"{task}: its learning rates are not chosen yet")
+    return 0
+
+
+def run_cells(tasks: list[str], minutes: float, jobs: int) -> int:
+    """Run missing cells, `jobs` at a time, and begin none after `minutes`."""
+    deadline = time.monotonic() + 60 * minutes
     running: dict[Future[None], Cell] = {}
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         while True:
             study = Study()  # what comes next depends on what has ended
             waiting = [cell for cell in missing(study, tasks) if cell not in running.values()]
-            for cell in waiting[: options.jobs - len(running)]:
+            for cell in waiting[: jobs - len(running)]:
                 if time.monotonic() < deadline:
                     running[pool.submit(run_cell, study, cell)] = cell
             if not running:
                 return 0
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
-                try:
-                    future.result()
-                except Unfinished as failure:
-                    print(f"error: {failure}", file=sys.stderr)
-                    return 1
+                future.result()
                 print(f"{time.strftime('%H:%M')} {cell}; {len(waiting)} others known", flush=True)
 
 

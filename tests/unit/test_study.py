@@ -1,79 +1,29 @@
-"""The study of examples/sfpo_vs_grpo: which cell comes next, what a run came to, and the page.
+"""The study of examples/sfpo_vs_grpo: which cell comes next, and what a run came to.
 
 Results are made up here; that a cell really trains is left to the study itself.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from made.study_runs import FOLDER, leave, study_modules, tune
 
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.gate import EntropyGate
-
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples/sfpo_vs_grpo"
-NAMES = ("cells", "gates", "pairs", "results", "study", "sums", "tables")
 
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The study's modules, with results in a folder of the test's own."""
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-    found = {name: importlib.import_module(name) for name in NAMES}
-    monkeypatch.setattr(found["cells"], "RESULTS", tmp_path)
-    yield found
-    for name in NAMES:
-        sys.modules.pop(name, None)
-
-
-def leave(
-    cell: Any,
-    accuracies: list[float],
-    *,
-    ended: str = "finished",
-    rise: int = 1000,
-    step_s: float = 1.0,
-) -> None:
-    """The result of a run with 128 rollouts a step and an evaluation every second step, whose
-    entropy is 1 before step `rise` and then 2."""
-    lines: list[dict[str, Any]] = [
-        {
-            "settings": {"sfpo.num_fast_passes": 0},
-            "ended": ended,
-            "commit": "0123456789",
-            "hardware": "2 cores",
-        },
-        {"rollouts": 0, "accuracy": accuracies[0]},
-    ]
-    for index, accuracy in enumerate(accuracies[1:]):
-        for step in (2 * index + 1, 2 * index + 2):
-            line = {"step": step, "rollouts": 128 * step, "tokens": 4.0, "passes": 4}
-            lines.append({**line, "step_s": step_s, "entropy": 2.0 if step >= rise else 1.0})
-        lines.append({"rollouts": 256 * (index + 1), "accuracy": accuracy})
-    cell.file.parent.mkdir(parents=True, exist_ok=True)
-    cell.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def tune(cells: ModuleType, *, best: float) -> list[float]:
-    """Run the tuning of all arms of aiw on made-up scores with their best at `best`; every lr that
-    was tried."""
-    tried = set()
-    while missing := cells.Study().tuning("aiw"):
-        for cell in missing:
-            score = 0.9 - 0.1 * abs(math.log2(cell.lr / best))
-            leave(cell, [0.1, score, score, score])
-            tried.add(cell.lr)
-    return sorted(tried)
+    yield from study_modules(tmp_path, monkeypatch)
 
 
 def test_lrs_go_on_until_the_best_is_not_at_an_end(modules: dict[str, ModuleType]) -> None:
@@ -130,21 +80,62 @@ def test_a_result_that_is_broken_is_named(
         modules["cells"].read(file)
 
 
-def test_ratio_of_pairs(modules: dict[str, ModuleType]) -> None:
-    """Against values worked out by hand: t of 2 degrees of freedom is 4.3027."""
-    pairs = modules["pairs"]
-    found = pairs.paired_ratio([100.0, 200.0, 400.0], [100.0, 100.0, 100.0], budget=1000)
-    assert found.value == pytest.approx(2.0)
-    half = 4.302653 * math.log(2) / math.sqrt(3)
-    expected = (2 * math.exp(-half), 2 * math.exp(half))
-    assert found.t_interval == pytest.approx(expected, rel=1e-5)
-    assert 1 <= found.bootstrap[0] < 2 < found.bootstrap[1] <= 4
-    bounded = pairs.paired_ratio([None, 200.0], [100.0, 100.0], budget=800)
-    assert bounded.value == pytest.approx(4.0) and bounded.num_bounds == 1
-    assert pairs.t_quantile(9) == pytest.approx(2.262157, abs=1e-6)
-    for costs in ([100.0, 0.0], [0.0, 100.0]):
-        with pytest.raises(ValueError, match=r"pair \d: found the costs .*, expected some above 0"):
-            pairs.paired_ratio(costs, [100.0, 100.0], budget=800)
+def metrics_of(file: Path, num_steps: int) -> None:
+    """Train steps with all columns that a run has, and an evaluation every eighth."""
+    names = ("reward_mean", "grad_norm", "clip_frac", "ppo_kl", "response_tokens_mean")
+    lines: list[dict[str, Any]] = [{"step": 0, "eval/accuracy": 0.123456}]
+    for step in range(1, num_steps + 1):
+        lines.append({
+            "step": step, "num_rollouts": 32 * step, "num_skipped_steps": 0, "num_passes": 4,
+            **dict.fromkeys(names, 0.12345 / step), "time/step_s": 1.0 + step % 3 / 10,
+            "entropy": 1.0 + math.sin(step) / 10 + (step > 70),
+        })  # fmt: skip
+        if step % 8 == 0:
+            lines.append({"step": step, "eval/accuracy": min(0.9, step / num_steps)})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("num_steps", [240, 600, 1000])
+def test_a_result_stays_short(
+    modules: dict[str, ModuleType], tmp_path: Path, num_steps: int
+) -> None:
+    """However many steps: all are counted, the gate closes where it would, and the costs are those
+    of the whole file, as far as the steps that are kept are like the others."""
+    saved, costs, gates = modules["saved"], modules["costs"], modules["gates"]
+    metrics_of(tmp_path / "metrics.jsonl", num_steps)
+    lines = list(saved.trimmed(tmp_path / "metrics.jsonl"))
+    about = {"settings": {}, "ended": "finished", "commit": "0" * 40, "hardware": "2 cores"}
+    file = tmp_path / "seed-1.jsonl"
+    saved.write(file, about, lines)
+    assert file.stat().st_size < saved.LIMIT_BYTES
+    found = saved.read(file)
+    whole = saved.Outcome(
+        about=about, evals=found.evals, train=tuple(x for x in lines if "accuracy" not in x)
+    )
+    assert len(found.train) == num_steps and len(found.evals) == 1 + num_steps // 8
+    assert (len(found.measured) == num_steps) == (num_steps == 240)
+    assert [x["entropy"] for x in found.train] == [x["entropy"] for x in whole.train]
+    rule = modules["cells"].Study().gate_rules()["code"]
+    assert gates.closing_step(rule, found) == gates.closing_step(rule, whole) is not None
+    for cost in (costs.passes, costs.seconds):
+        for threshold in (0.5, 0.99):
+            expected = pytest.approx(cost(whole, threshold), rel=0.02)
+            assert cost(found, threshold) == expected
+
+
+def test_a_result_that_cannot_be_short_is_refused(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    lines = [{"step": step, "entropy": 1.234, "step_s": 1.0} for step in range(3000)]
+    with pytest.raises(ValueError, match=r"found 3000 train steps, expected so few"):
+        modules["saved"].write(tmp_path / "seed-1.jsonl", {}, lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_committed_results_are_short(modules: dict[str, ModuleType]) -> None:
+    files = list((FOLDER / "results").rglob("*.jsonl"))
+    assert len(files) > 80
+    assert max(file.stat().st_size for file in files) < modules["saved"].LIMIT_BYTES
 
 
 def test_result_of_metrics(modules: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -161,58 +152,10 @@ def test_result_of_metrics(modules: dict[str, ModuleType], tmp_path: Path) -> No
         {"step": 1, "eval/accuracy": 0.5},
     ]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert list(modules["cells"].trimmed(metrics)) == [
+    assert list(modules["saved"].trimmed(metrics)) == [
         {"rollouts": 0, "accuracy": 0.25},
         {"step": 1, "rollouts": 128, "reward": 0.1235, "entropy": 1, "step_s": 2},
         {"rollouts": 128, "accuracy": 0.5},
-    ]
-
-
-def test_page(
-    modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half the rollouts to the threshold in all pairs: a ratio of 2 with an interval of 2."""
-    cells, results = modules["cells"], modules["results"]
-    monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
-    monkeypatch.setattr(results, "IMAGES", tmp_path)
-    (tmp_path / "results.md").write_text(f"# What was found\n{results.MARK}what was there before")
-    results.write_page(cells.Study())
-    page = (tmp_path / "results.md").read_text()
-    assert "# What was found" in page and "was there" not in page and page.count("No run yet.") == 3
-    tune(cells, best=4e-4)
-    frozen = cells.Study().freeze("aiw")
-    cells.frozen_file("aiw").write_text(json.dumps(frozen))
-    for cell in cells.Study().confirming("aiw"):
-        if cell.arm == "sfpo":
-            leave(cell, [0.0, 0.81, 0.9, 0.9, 0.9], step_s=2.0)
-        else:
-            leave(cell, [0.0, 0.405, 0.81, 0.9, 0.9])
-    results.write_page(cells.Study())
-    page = (tmp_path / "results.md").read_text()
-    ratio, twice_as_dear = "2.00 | 2.00 to 2.00 | 2.00 to 2.00", "0.900 ± 0.000 | 4 | 2.00 | 1.00"
-    to_itself = "1.00 (1.00 to 1.00)"
-    assert f"| sfpo | 0.0004 | 256 | {ratio} | {to_itself} | {twice_as_dear} |" in page
-    assert "| 1.00 | 1.00 to 1.00 | 1.00 to 1.00 | 2.00 (2.00 to 2.00) | 0.870" in page  # grpo
-    assert "| grpo | 0.0004 | 512 | 1.00 |" in page and (tmp_path / "study-aiw.png").exists()
-
-
-def test_gates_on_what_was_logged(modules: dict[str, ModuleType]) -> None:
-    """Entropy doubles at step 34: a rule that sees it at once closes at 35, one that waits for four
-    such steps at 38. Where it was on, the fork's accuracy stands beside that of its own seed."""
-    cells, gates = modules["cells"], modules["gates"]
-    tune(cells, best=4e-4)
-    cells.frozen_file("aiw").write_text(json.dumps(cells.Study().freeze("aiw")))
-    assert list(gates.told(cells.Study(), "aiw")) == []
-    for cell in cells.Study().confirming("aiw"):
-        leave(cell, [0.0] + [0.9] * 30, rise=34 if cell.seed < 104 else 1000)
-    for cell in cells.Study().forking():
-        if cell.arm == "gate_code" and cell.seed < 102:
-            leave(cell, [0.0] + [0.5] * 30)
-    _, _, _, *rows, _ = gates.told(cells.Study(), "aiw")
-    assert rows == [
-        "| code | 4 of 10 | 35 | 2 | 0.500 | 0.900 |",
-        "| paper | 4 of 10 | 35 | - | - | - |",
-        "| patient | 4 of 10 | 38 | - | - | - |",
     ]
 
 

@@ -3,6 +3,9 @@
 A seed has reached a target at its first evaluation that is at or above it. A seed that never does
 is not left out: its cost is infinite, and the median over seeds is taken, which is finite once more
 than half of them have reached it. Intervals are percentile bootstraps over seeds.
+
+The study in examples/sfpo_vs_grpo counts otherwise (docs/results.md says why): its seeds are pairs
+and its runs have one budget, neither of which a report can presume.
 """
 
 from __future__ import annotations
