@@ -51,9 +51,9 @@ Command = Literal["train", "sft"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (the run failed, or another has its
-    output_dir), 2 (the config or the data is wrong), 85 (stopped and saved: outputs/stopping.py),
-    130 (Ctrl-C)."""
+    """Run one command and return its exit code: 0, 1 (the run failed, another has its output_dir,
+    or a file system is away), 2 (the config or the data is wrong), 85 (stopped and saved:
+    outputs/stopping.py), 130 (Ctrl-C)."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal without the letters of a text shows their codes: that ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -62,9 +62,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return command(arguments)
     except ConfigError as error:
+        from sfpo_megatron.launcher.rank import exit_code_of
+
         if speaks():
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return exit_code_of(error)
     except (DirectoryRefused, NoHome) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

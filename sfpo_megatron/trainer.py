@@ -97,7 +97,8 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         metrics = learner.metrics(prepared, results, timers, engines.metrics)
         opened.log(metrics | checkpoints.times)
         opened.show(engines.details(step, batch))
-        learner.check(prepared, results, metrics, warn=opened.important, save=checkpoints.save_now)
+        ids, warn, save = opened.ends.feed.prompt_ids, opened.important, checkpoints.save_now
+        learner.check(prepared, results, metrics, prompt_ids=ids, warn=warn, save=save)
         is_last = engines.evaluate_if_due(step)
         is_stopped = checkpoints.after_step(step, is_last=is_last)
         if is_last or is_stopped:

@@ -34,11 +34,17 @@ begin() {
   say "job $ATTEMPT on ${NODES[*]}; logs: $LOGS"
 }
 
-# Ends the job if the config is wrong, with check's message; a requeue would not help.
+# Ends the job if the config is wrong, with check's message; a requeue would not help. Whatever else
+# kept it from reading, such as a file system that is away, may be over by the next start.
 check_config() {  # OPTIONS OF CHECK...
+  local status=0
   say "check"
   srun --job-name=check --nodes=1 --ntasks=1 "${SHARED[@]}" "${IN_CONTAINER[@]}" \
-    "$SFPO_PYTHON" -m sfpo_megatron check "$@" "$CONFIG" > /dev/null || exit 2
+    "$SFPO_PYTHON" -m sfpo_megatron check "$@" "$CONFIG" > /dev/null || status=$?
+  ((status)) || return 0
+  ((status != 2)) || exit 2
+  [[ -v MAX_FAILURES ]] || fail "check ended with $status"  # a job that does not continue
+  requeue_after_failure "check ended with $status"
 }
 
 # Ends the job if a node is not as it should be, and names it.

@@ -20,6 +20,8 @@ from sfpo_megatron.data.references import References
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.data.table import PromptTable
 from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.launcher.failures import WRONG_INPUT_EXIT_CODE
+from sfpo_megatron.launcher.rank import exit_code_of
 from sfpo_megatron.outputs.percentiles import percentiles
 from sfpo_megatron.outputs.table import aligned
 from sfpo_megatron.plugins import PluginError
@@ -70,13 +72,13 @@ class Report(TypedDict):
 
 
 def check_data(config: RunConfig, *, as_json: bool) -> int:
-    """Read and print; the exit code: 0, or 2 for data that a run refuses."""
+    """Read and print; the exit code: 0, 2 for data that a run refuses, 1 where it is away."""
     see_to_home()
     try:
         with redirect_stdout(sys.stderr):  # libraries and a user's own source print what they like
             report = report_of(config)
     except (DataError, PluginError) as error:
-        return _refused(str(error))
+        return _refused(str(error), exit_code_of(error))
     print(json.dumps(report) if as_json else "\n".join(_lines(report)), flush=True)
     return 0 if report["error"] is None else _refused(report["error"])
 
@@ -167,6 +169,6 @@ def _lines_of(first: First) -> Iterator[str]:
     yield "; ".join((f"    reference: {reference}", *read))
 
 
-def _refused(error: str) -> int:
+def _refused(error: str, code: int = WRONG_INPUT_EXIT_CODE) -> int:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2
+    return code

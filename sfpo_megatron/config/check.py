@@ -103,7 +103,7 @@ def check_config(
         ):
             raise ConfigError(
                 file, problem.key, found=problem.found, expected=problem.expected, fix=problem.fix
-            )
+            ) from problem.cause
         warnings.append(ConfigWarning(file=file, key=problem.key, message=problem.message))
     return warnings
 

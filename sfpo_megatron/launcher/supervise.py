@@ -29,7 +29,8 @@ from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
 
 LIMIT_S = 22.0  # above what closing takes (launch.SHUTDOWN_TIMEOUT_S and more), below 30 s in all
 _POLL_S = 0.05
-Ask = Callable[[signal.Signals], None]
+Ask = Callable[[signal.Signals], bool]
+"""Asks the run to save and end; False where it cannot hear of that."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ASKING = (signal.SIGTERM, signal.SIGUSR1)
 _SIGNALS = (*_ENDING, signal.SIGUSR1)
@@ -40,7 +41,7 @@ def supervise(work: Callable[[], int], *, ask: Ask | None = None) -> int:
     ends with that code: no signal has an effect any more.
 
     `work` takes SIGINT, which it gets once, as the order to end. `ask`: what the first SIGTERM and
-    each SIGUSR1 do instead.
+    each SIGUSR1 do instead, where it does not return False.
     """
     front = _Front(ask)
     try:
@@ -132,9 +133,8 @@ class _Front:
             if self._ask and signum in self._asking:
                 if signum == signal.SIGTERM:
                     self._asking = {signal.SIGUSR1}  # a second one is no request
-                with suppress(OSError):  # a full disk: nothing could be saved there either
-                    self._ask(signum)
-                    continue
+                if self._ask(signum):
+                    continue  # else nothing could be saved there either
             self._ended_by = signal.SIGINT if self._ask and signum in _ASKING else signum
             self._deadline = time.monotonic() + LIMIT_S
             send_signal(pid, signal.SIGINT)

@@ -36,12 +36,13 @@ class Heartbeat:
 
     def take(self) -> bool:
         """True: taken; False: another process of the same run has it, and beats for both. RunInUse
-        if another run has it."""
+        if another run has it. A dead holder's place is taken whatever its run: a job that is
+        requeued has the name of the one that was killed."""
         while not self._create():
             holder = Holder.read(self._file)
-            if holder is not None and holder.run == self._own.run:
-                return False
             if self._is_alive(holder):
+                if holder is not None and holder.run == self._own.run:
+                    return False
                 raise RunInUse(self._directory, Holder.read(self._file))
             self._displace(holder)
         thread = threading.Thread(target=self._beat, name="run-heartbeat", daemon=True)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
 from sfpo_megatron.outputs.report.curves import SMOOTHING, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SOFTWARE = "sfpo-megatron"
+"""What a picture's own metadata say of who has drawn it; matplotlib would name itself."""
+_SIGNED = b"tEXtSoftware\0" + SOFTWARE.encode()
 _BLUE, _GREY, _ORANGE, _GREEN = "#1f5fa8", "#9aa3ad", "#d9722b", "#2f8f6b"
 
 
 def plot(metrics_path: str | Path, png_path: str | Path) -> None:
-    """Draw a run's metrics.jsonl into a PNG (no display is needed)."""
+    """Draw a run's metrics.jsonl into a PNG (no display is needed). ValueError where there is
+    nothing to draw, or a file that was not drawn here stands in its place."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    png_path = Path(png_path)
+    if os.path.lexists(png_path) and not is_drawn(png_path):
+        raise ValueError(f"{png_path} is not sfpo-megatron's: move it away")
     run = read_metrics(metrics_path)
     if not run.train and not run.evals:
         raise ValueError(f"{metrics_path}: no train step and no evaluation to draw")
@@ -39,7 +48,16 @@ def plot(metrics_path: str | Path, png_path: str | Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)
-    figure.savefig(png_path, dpi=140)
+    with replacing(png_path) as aside:
+        figure.savefig(aside, dpi=140, format="png", metadata={"Software": SOFTWARE})
+
+
+def is_drawn(file: Path) -> bool:
+    """Whether `plot` has drawn this file: the picture says it before its pixels."""
+    if not file.is_file() or file.is_symlink():
+        return False
+    with file.open("rb") as stream:
+        return _SIGNED in stream.read(4096)
 
 
 def _xy(run: RunMetrics, name: str, *, evals: bool = False) -> tuple[list[int], list[float]]:

@@ -69,17 +69,21 @@ def request_on_signal(
         signal.signal(signum, take)
 
 
-def request(directory: RunDirectory, signum: signal.Signals) -> None:
-    """Ask the run in `directory` to stop; the first who asks is named. Where that cannot be written
-    a line says so: raised out of a signal handler, the error would end what goes on."""
+def request(directory: RunDirectory, signum: signal.Signals) -> bool:
+    """Ask the run in `directory` to stop; the first who asks is named. False where that cannot be
+    written, and a line says so: raised in a signal handler, the error would end what goes on."""
     file = directory.stop_file
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{signum.name}\n", encoding="utf-8")
-    except OSError as error:  # on a full disk there may be the file all the same: enough
+        return True
+    except OSError as error:
+        if os.path.exists(file):  # on a full disk, and enough
+            return True
         with suppress(OSError):  # not print: the handler may have interrupted one
             os.write(2, f"warning: {file}: {error}: {signum.name} is not passed on\n".encode())
+        return False
 
 
 def forget(directory: RunDirectory) -> None:

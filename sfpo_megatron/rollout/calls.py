@@ -26,9 +26,10 @@ _PING_ANSWER_S = 60.0
 
 
 class SpawnController(Protocol):
-    """Starts a controller whose engines want weights of this version."""
+    """Starts a controller whose engines want weights of this version, which are those of
+    model.path only until some have been sent."""
 
-    def __call__(self, *, weight_version: int) -> ControllerActor: ...
+    def __call__(self, *, weight_version: int, has_sent: bool) -> ControllerActor: ...
 
 
 class ControllerCalls:
@@ -40,11 +41,13 @@ class ControllerCalls:
         self._on_poll: Callable[[], None] = _nothing
         self.weight_version = 0
         """Version of the weights that the engines of another controller have to hold."""
+        self.has_sent = False
+        """Whether the trainer has sent them: version 0 may be other weights than model.path's."""
         self.spawn()
 
     def spawn(self) -> None:
         """Start a controller, which begins to start its engines."""
-        self.controller = self._spawn(weight_version=self.weight_version)
+        self.controller = self._spawn(weight_version=self.weight_version, has_sent=self.has_sent)
         self.starting = self.controller.start.remote()
 
     def kill(self) -> None:

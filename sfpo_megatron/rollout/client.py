@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import ray
 
@@ -20,7 +21,12 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.calls import ControllerCalls, SpawnController
 from sfpo_megatron.rollout.cluster import stop_cluster
 from sfpo_megatron.rollout.engine import Memory
-from sfpo_megatron.rollout.errors import ControllerDied, FleetLost, RolloutError
+from sfpo_megatron.rollout.errors import (
+    CannotBeUsed,
+    ControllerDied,
+    FleetLost,
+    RolloutError,
+)
 from sfpo_megatron.rollout.handles import ControllerActor
 from sfpo_megatron.rollout.lifeline import Lifeline
 from sfpo_megatron.rollout.process_list import ProcessList, wait_until_gone
@@ -79,12 +85,14 @@ class RolloutClient:
     def submit(self, request: RolloutRequest) -> None:
         """Begin a request and return; the engines must be ready."""
         self._check_not_lost()
+        died: ControllerDied | None = None
         try:
             self._submit(request, f"submitting request {request.id}")
         except ControllerDied as error:
-            self.restart_controller(str(error))
-            self._submit(request, f"submitting request {request.id} again")
+            died = error
         self._requests[request.id] = request
+        if died is not None:
+            self.restart_controller(str(died))  # which submits it again with the others
 
     def _submit(self, request: RolloutRequest, doing: str) -> None:
         self.calls.wait(self.calls.controller.submit.remote(request), doing)
@@ -164,7 +172,9 @@ class RolloutClient:
                 self.restart_controller(str(error))
 
     def restart_controller(self, reason: str) -> None:
-        """Start another one with its engines, and submit again what was not collected."""
+        """Start another one with its engines, and submit again what was not collected. FleetLost,
+        and no other error of the rollouts, where none comes up: what is trained can be saved."""
+        deadline = time.monotonic() + self._timeout_s
         while True:
             log.warning("%s", reason)
             old = self.processes.members
@@ -175,8 +185,7 @@ class RolloutClient:
                 return
             if self.num_controller_restarts >= self._max_restarts:
                 limit = f"rollout.max_restarts={self._max_restarts}"
-                self._lost = FleetLost(f"{reason}; that is one more than {limit} allows")
-                raise self._lost
+                self._give_up(f"{reason}; that is one more than {limit} allows")
             self.num_controller_restarts += 1
             self.calls.spawn()
             try:
@@ -184,8 +193,19 @@ class RolloutClient:
                 for request in self._requests.values():
                     self._submit(request, f"submitting request {request.id} again")
                 return
-            except ControllerDied as error:
+            except CannotBeUsed as error:  # the run began with it: it has been changed since
+                self._give_up(f"{reason}; the next did not start: {error}")
+            except RolloutError as error:  # so too an engine: a device may not be free yet
                 reason = str(error)
+                if time.monotonic() > deadline:  # other ranks wait, and not for ever
+                    limit = f"rollout.timeout_s={self._timeout_s:g} s"
+                    self._give_up(f"{reason}; no engines came up within {limit}")
+                with suppress(RolloutError):  # what is to be gone before the next starts
+                    self.learn_processes()
+
+    def _give_up(self, reason: str) -> NoReturn:
+        self._lost = FleetLost(reason)
+        raise self._lost
 
     def _restart_in_an_update(self, reason: str) -> None:
         """The same for rank 0 amid the other ranks, which an error here would leave waiting: that

@@ -116,6 +116,7 @@ class RolloutController:
         model_path: str,
         placements: Sequence[Placement],
         weight_version: int = 0,
+        has_sent: bool = False,
     ) -> None:
         directory = RunDirectory.of(config.output_dir)
         enter_actor(directory.controller_log)
@@ -138,7 +139,7 @@ class RolloutController:
                 is_restart=is_restart,
             )
 
-        self._fleet = UpdatableFleet(config, spawn, version=weight_version)
+        self._fleet = UpdatableFleet(config, spawn, version=weight_version, has_sent=has_sent)
         self._scorer = Scorer(config, model_path)
         self._open = ExitStack()
         self._requests: dict[str, asyncio.Task[ScoredRequest]] = {}

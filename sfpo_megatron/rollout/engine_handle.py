@@ -10,7 +10,8 @@ from sfpo_megatron.rollout.lifeline import ActorProcesses
 from sfpo_megatron.rollout.root_cause import EngineLog
 
 NO_WEIGHTS = -1
-"""The version of an engine that has slept, or whose update was interrupted."""
+"""The version of an engine that has slept, whose update was interrupted, or that was started after
+an update."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -20,9 +21,10 @@ class EngineHandle:
     index: int
     actor: EngineActor
     log: EngineLog
+    version: int
+    """Version of the weights it holds. 0 is that of model.path, but where a run begins with other
+    weights, which it is sent, they are 0."""
     processes: ActorProcesses | None = None
-    version: int = 0
-    """Version of the weights it holds; 0: as loaded from model.path."""
     ready: bool = False
     lost: bool = False
     gone: bool = False

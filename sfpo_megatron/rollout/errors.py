@@ -14,8 +14,8 @@ class CannotBeUsed(RolloutError, WrongInput):
 
 
 class FleetLost(RolloutError):
-    """Engines were restarted as often as rollout.max_restarts allows; the run cannot go on.
-    Raised on every rank, outside of any collective: it can be saved."""
+    """Engines were restarted as often as rollout.max_restarts allows, or do not start again; the
+    run cannot go on. Raised on every rank, outside of any collective: it can be saved."""
 
 
 class EngineInterrupted(RolloutError):

@@ -28,9 +28,12 @@ from sfpo_megatron.rollout.slots import EngineSlots, SpawnEngine
 class Fleet(EngineSlots):
     """Engines that generate."""
 
-    def __init__(self, config: RunConfig, spawn: SpawnEngine, *, version: int) -> None:
-        """`version`: the weights that engines have to hold before they get work."""
-        super().__init__(config, spawn)
+    def __init__(
+        self, config: RunConfig, spawn: SpawnEngine, *, version: int, has_sent: bool = False
+    ) -> None:
+        """`version`: the weights that engines have to hold before they get work; `has_sent`: no
+        engine starts with them."""
+        super().__init__(config, spawn, has_sent=has_sent)
         self.version = version
         self.num_reissued = 0
         """Number of rollouts that were asked for again."""

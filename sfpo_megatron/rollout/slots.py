@@ -21,7 +21,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.stages import stage_in
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
-from sfpo_megatron.rollout.engine_handle import EngineHandle, cause_of
+from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle, cause_of
 from sfpo_megatron.rollout.errors import (
     EngineDied,
     EngineInterrupted,
@@ -49,7 +49,10 @@ log = logging.getLogger(__name__)
 class EngineSlots:
     """Lives in the controller's event loop."""
 
-    def __init__(self, config: RunConfig, spawn: SpawnEngine) -> None:
+    def __init__(self, config: RunConfig, spawn: SpawnEngine, *, has_sent: bool) -> None:
+        """`has_sent`: whether the trainer has sent weights, so that those of model.path, with which
+        an engine starts, count as none."""
+        self._has_sent = has_sent
         self._config = config
         self._spawn = spawn
         self._directory = RunDirectory.of(config.output_dir)
@@ -76,7 +79,8 @@ class EngineSlots:
 
     def _spawned(self, index: int) -> EngineHandle:
         log_so_far = EngineLog(self.log_file(index))
-        return EngineHandle(index=index, actor=self._spawn(index), log=log_so_far)
+        version = NO_WEIGHTS if self._has_sent else 0
+        return EngineHandle(index=index, actor=self._spawn(index), log=log_so_far, version=version)
 
     @property
     def starting(self) -> tuple[str, ...]:

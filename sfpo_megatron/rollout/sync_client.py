@@ -84,7 +84,7 @@ class WeightSyncClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """End the update."""
         self._do(lambda c: c.finish_weight_update.remote())
-        self._calls.weight_version = self._version
+        self._calls.weight_version, self._calls.has_sent = self._version, True
         if self._lost is not None:
             self._restart_controller(self._lost)
 

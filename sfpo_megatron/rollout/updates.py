@@ -30,10 +30,13 @@ log = logging.getLogger(__name__)
 class UpdatableFleet(Fleet):
     """A fleet that takes new weights."""
 
-    def __init__(self, config: RunConfig, spawn: SpawnEngine, *, version: int) -> None:
-        super().__init__(config, spawn, version=version)
+    def __init__(
+        self, config: RunConfig, spawn: SpawnEngine, *, version: int, has_sent: bool = False
+    ) -> None:
+        super().__init__(config, spawn, version=version, has_sent=has_sent)
         self._target = version
         self._updating: list[EngineHandle] = []
+        self._only_stale = False
         self._deadline = 0.0
         self._loss_counted = False
         """A loss has already been counted for this update."""
@@ -127,7 +130,7 @@ class UpdatableFleet(Fleet):
     async def start_update(self, version: int, *, only_stale: bool) -> None:
         """Begin to give `version` to the engines that are there: to all, or to those without the
         current weights."""
-        self._target, self._loss_counted = version, False
+        self._target, self._only_stale, self._loss_counted = version, only_stale, False
         self._deadline = time.monotonic() + self._config.refit.timeout_s
         self._updating = [e for e in self.participants(only_stale=only_stale) if e.introduced]
         with span("start_update", track="refit", weight_version=version):
@@ -171,12 +174,17 @@ class UpdatableFleet(Fleet):
         self._updating = [e for e in self._updating if e.introduced and not e.lost]
 
     async def finish_update(self) -> None:
-        """End the update; from now on only engines with its version get work."""
+        """End the update; from now on only engines with its version get work, which only those
+        that took part have: where a run begins with other weights than model.path's, the version
+        before is the same number."""
         with span("finish_update", track="refit"):
             await self._update(lambda actor: actor.finish_weight_update.remote())
+        if not self._only_stale:
+            for engine in self.engines:
+                engine.version = NO_WEIGHTS
         for engine in self._updating:
             engine.version, engine.interrupted = self._target, False
             self._num_failed_meetings = 0
-        self._updating = []
+        self._updating, self._has_sent = [], True
         self.version = self._target
         self.notify()

@@ -74,9 +74,11 @@ class Agreement:
         batch: RolloutBatch,
         minibatches: Sequence[Minibatch],
         metrics: Mapping[str, float],
+        prompt_ids: Sequence[str] = (),
     ) -> Judgement:
         """`metrics`: those of `logprob_difference`, the same on every rank, so that all ranks take
-        the same way. Collective where a limit is passed."""
+        the same way. `prompt_ids`: the id of each prompt of the batch, where rank 0 knows them.
+        Collective where a limit is passed."""
         if self._config.debug.train_only or batch.weight_version != step - 1:
             return Judgement()
         mean, highest = metrics["logprob_diff_mean"], metrics["logprob_diff_max"]
@@ -98,8 +100,11 @@ class Agreement:
         )
         if parting is not None:
             prompt, sample = divmod(parting.row, batch.group_size)
+            known = prompt_ids[prompt] if prompt < len(prompt_ids) else None
+            known = policy.control.broadcast_json(known)
+            named = f", {known}" if known is not None else ""
             text += (
-                f"; farthest in rollout {parting.row} (prompt {prompt} of the batch, sample "
+                f"; farthest in rollout {parting.row} (prompt {prompt} of the batch{named}, sample "
                 f"{sample}) at response token {parting.position}: generator "
                 f"{parting.generator:.4g}, trainer {parting.trainer:.4g}"
             )

@@ -38,6 +38,10 @@ class Feed(Protocol):
     def samples(self) -> tuple[Sample, ...]:
         """Sample rollouts of the last `collect`, where tracking.samples asks for them."""
 
+    @property
+    def prompt_ids(self) -> tuple[str, ...]:
+        """The id of each prompt of the last `collect`; empty where they are not known."""
+
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch of train step `step`; `refit` sends restarted engines the current weights."""
 
@@ -62,6 +66,7 @@ class NoFeed:
 
     metrics: Mapping[str, float] = {}
     samples: tuple[Sample, ...] = ()
+    prompt_ids: tuple[str, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """Never called: `together` runs rank 0's work on rank 0."""
@@ -91,6 +96,8 @@ class _Received:
     batch: RolloutBatch
     metrics: Mapping[str, float]
     samples: tuple[Sample, ...]
+    prompt_ids: tuple[str, ...] = ()
+    """Not kept in checkpoints."""
 
 
 class EngineFeed:
@@ -112,6 +119,7 @@ class EngineFeed:
         self.metrics: Mapping[str, float] = {}
         """What `Feed.metrics` says; empty before the first `collect`."""
         self.samples: tuple[Sample, ...] = ()
+        self.prompt_ids: tuple[str, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """One train step's scored rollouts. With async_steps the next step's are begun too.
@@ -125,6 +133,7 @@ class EngineFeed:
                 self._submit(step)
             received = self._receive(step, refit)
         self.metrics, self.samples, self._given = received.metrics, received.samples, received
+        self.prompt_ids = received.prompt_ids
         if self._config.rollout.async_steps and step < self._config.train.steps:
             try:
                 self._submit(step + 1)
@@ -152,6 +161,7 @@ class EngineFeed:
             batch=batch,
             metrics=rollout_metrics(scored, staleness) | metrics,
             samples=self._picker.pick(step, scored.rollouts, group_size),
+            prompt_ids=tuple(one.prompt_id for one in scored.rollouts[::group_size]),
         )
 
     def wait_generated(self) -> None:

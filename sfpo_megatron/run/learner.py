@@ -176,15 +176,17 @@ class Learner:
         results: Sequence[PassResult],
         metrics: Mapping[str, float],
         *,
+        prompt_ids: Sequence[str],
         warn: Callable[[str], None],
         save: Callable[[int], None],
     ) -> None:
         """Look whether the run still makes sense: generator against trainer by the step's `metrics`
-        (`agreement.Agreement`), then the limits of the section train (`collapse.Collapse`). Raises
-        GeneratorDisagrees or RunCollapsed on every rank, after a `save` of the step."""
+        (`agreement.Agreement`; `prompt_ids`: the batch's, on rank 0), then the limits of section
+        train (`collapse.Collapse`). Raises GeneratorDisagrees or RunCollapsed on every rank, after
+        a `save` of the step."""
         step, batch = prepared.step, prepared.batch
         compared = self._compared(prepared.minibatches)
-        found = self._agreement.judge(self._policy, step, batch, compared, metrics)
+        found = self._agreement.judge(self._policy, step, batch, compared, metrics, prompt_ids)
         for warning in found.warnings:
             warn(f"warning: {warning}")
         for warning in self.closed_on_noise(prepared):

@@ -23,7 +23,6 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.host.gpus import VISIBLE, visible_devices
-from sfpo_megatron.host.peers import watch_peers
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
@@ -43,6 +42,7 @@ from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.run.together import end_together
 from sfpo_megatron.tracking.details import Details
 from sfpo_megatron.tracking.profiler import profile_spans
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
@@ -165,7 +165,7 @@ def open_run(
                 opened.ends.fleet.sleep()
             control.barrier()
         yield opened
-        watch_peers([])  # they have ended when rank 0 has closed what it alone holds
+        end_together(control)
 
 
 def open_sinks(

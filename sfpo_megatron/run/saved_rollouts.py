@@ -52,6 +52,7 @@ class SavedFeed:
         self._tensors = load_file(path)
         self.metrics = {"time/generate_s": 0.0, "time/reward_s": 0.0}
         self.samples: tuple[Sample, ...] = ()  # the file has no texts
+        self.prompt_ids: tuple[str, ...] = ()  # nor ids
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch that was saved as train step `step`; there is no engine to refit."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
+from sfpo_megatron.host.peers import watch_peers
 from sfpo_megatron.outputs.stopping import OutOfTime
 from sfpo_megatron.rollout.errors import FleetLost
 
@@ -55,6 +56,19 @@ class Together:
         if order["do"] == "stop":
             raise _RAISED[order["error"]](order["reason"])
         return None
+
+
+class Meeting(Protocol):
+    """The part of `mcore.control.ControlGroup` that the end of a run takes."""
+
+    def barrier(self) -> None: ...
+
+
+def end_together(control: Meeting) -> None:
+    """Wait for rank 0, which verifies checkpoints, exports and draws when the others have nothing
+    left to do: to its SIGTERM a rank that has ended is one that has failed. Collective."""
+    watch_peers([])  # before the barrier, behind which they end at once
+    control.barrier()
 
 
 _RAISED: dict[str, type[Exception]] = {"fleet lost": FleetLost, "out of time": OutOfTime}

@@ -28,6 +28,7 @@ from sfpo_megatron.run.same_data import date_then, hold_to_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.run.together import end_together
 from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.tracking.tracker import Tracker
 from sfpo_megatron.types import RolloutBatch
@@ -61,6 +62,7 @@ class ExampleFeed:
         self._cursor: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.samples: tuple[Sample, ...] = ()
+        self.prompt_ids: tuple[str, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The next examples; there is no engine to refit."""
@@ -124,6 +126,7 @@ def open_warm_start(
             control=control,
             held_out=tuple(_shared(control, config.sft.examples_per_step, examples)),
         )
+        end_together(control)
 
 
 def read_examples(config: RunConfig, *, now: str | None = None) -> SFTExamples:

@@ -32,7 +32,7 @@ def run(mode: str, folder: Path) -> bool:
     (folder / f"pids_{rank}").write_text(f"{os.getpid()} {child.pid}")
     try:
         act(mode, rank, dist, folder)
-        return mode == "stop"
+        return mode in ("stop", "stop_slowly")
     finally:
         if mode != "kill":
             child.kill()
@@ -58,6 +58,19 @@ def act(mode: str, rank: int, dist: object, folder: Path) -> None:
     if mode == "stop":
         while not RunDirectory(folder).stop_file.exists():
             time.sleep(0.05)
+        return
+    if mode == "stop_slowly":  # a rank 0 that has the signal itself, as at the end of a job
+        from sfpo_megatron.mcore.control import ControlGroup
+        from sfpo_megatron.run.together import end_together
+
+        control = ControlGroup(60.0)
+        peers.watch_peers([int((folder / "pids_1").read_text().split()[0])])
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2 * worker.CLOSING_TIME_S)  # it verifies the checkpoint
+        end_together(control)
+        if rank == 0:
+            time.sleep(2 * worker.CLOSING_TIME_S)  # it closes the engines
         return
     if mode == "stop_kill":  # as rank 0 does while it waits for rollouts
         peers.watch_peers([int((folder / "pids_1").read_text().split()[0])])

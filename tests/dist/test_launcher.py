@@ -218,6 +218,17 @@ def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signal
     assert not alive(tmp_path)
 
 
+def test_a_rank_0_that_was_asked_itself_has_its_time(tmp_path: Path) -> None:
+    """It does more at the end than the others, whose end is no failure: not before it is with them,
+    and not while it closes the engines."""
+    process = start("stop_slowly", tmp_path)
+    wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (stopping.STOPPED_EXIT_CODE, "")
+    assert RunDirectory(tmp_path).stop_file.read_text() == "SIGTERM\n"
+    assert (tmp_path / "closed_0").exists() and not alive(tmp_path)
+
+
 @pytest.mark.full
 def test_a_second_sigterm_ends_a_run_that_saves(tmp_path: Path) -> None:
     process = start("stop_never", tmp_path)

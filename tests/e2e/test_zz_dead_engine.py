@@ -109,3 +109,25 @@ def test_killed_controller(start: Any, models: dict[str, Path]) -> None:
     with pytest.raises(RolloutError, match="never submitted"):
         client.collect("unheard-of")
     assert_nothing_left(client)
+
+
+@pytest.mark.full
+def test_killed_controller_of_a_run_that_began_with_other_weights(
+    start: Any, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """They were sent as version 0: the new engines, which hold model.path's, wait for them."""
+    client = start(models["untied_a"])
+    client.wait_ready(300)
+    sender = Refit(
+        fleet.make_config(models["untied_b"], tmp_path),
+        source=fleet.StateSource(tiny.load_state(models["untied_b"])),
+        client=client.sync_client,
+    )
+    sender.send(0)
+    client.submit(fleet.make_request("whole", **REQUEST))
+    whole = client.collect("whole")
+    kill_while_generating(client, fleet.process_of(client, "controller"))
+    made = client.collect("doomed", lambda: sender.send(0, only_stale=True) and None)
+    assert [r.token_ids for r in made] == [r.token_ids for r in whole]
+    sender.close()
+    assert_nothing_left(client)

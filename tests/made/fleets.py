@@ -70,6 +70,7 @@ def make_fleet(
     *,
     transport: Any = "auto",
     refit_timeout_s: float = 0.2,
+    has_sent: bool = False,
     **rollout: Any,
 ) -> Fleet:
     def spawn(index: int) -> Actor:
@@ -80,7 +81,7 @@ def make_fleet(
         rollout={"num_engines": 2} | rollout,
         refit={"timeout_s": refit_timeout_s, "transport": transport},
     )
-    return Fleet(config, spawn, version=0)
+    return Fleet(config, spawn, version=0, has_sent=has_sent)
 
 
 def calls_of(actor: Actor, method: str) -> list[Any]:

@@ -13,6 +13,7 @@ from sfpo_megatron.host.progress import forget_observer, observe_progress
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout import calls
 from sfpo_megatron.rollout.reports import FleetProgress, RolloutCount
+from sfpo_megatron.rollout.sync_client import WeightSyncClient
 
 
 class Call:
@@ -75,7 +76,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls_to(controller: Controller) -> Any:
     """`ControllerCalls`, which would want a real one."""
 
-    def spawn(*, weight_version: int) -> Any:
+    def spawn(*, weight_version: int, has_sent: bool) -> Any:
         return controller
 
     return calls.ControllerCalls(spawn, RunDirectory(Path("run")))
@@ -109,6 +110,30 @@ def test_nobody_is_asked_where_nobody_watches() -> None:
     made = calls_to(controller)
     assert made.wait(Call("rollouts", 20), "x", timeout_s=None) == "rollouts"
     assert controller.asked == []
+
+
+@pytest.mark.usefixtures("waiting")
+def test_another_controller_hears_which_weights_were_sent() -> None:
+    """A run that begins with other weights than model.path's sends them as version 0."""
+    spawned: list[dict[str, Any]] = []
+    controller: Any = Controller([])
+    controller.finish_weight_update = SimpleNamespace(remote=lambda: Call(None))
+
+    def spawn(**versions: Any) -> Any:
+        spawned.append(versions)
+        return controller
+
+    made = calls.ControllerCalls(spawn, RunDirectory(Path("run")))
+    client = WeightSyncClient(made, "shm", lambda reason: None)
+    for version in (0, 1):
+        client.prepare(version, only_stale=False)
+        client.finish_weight_update()
+        made.spawn()
+    assert spawned == [
+        {"weight_version": 0, "has_sent": False},
+        {"weight_version": 0, "has_sent": True},
+        {"weight_version": 1, "has_sent": True},
+    ]
 
 
 def test_a_poll_goes_on_after_a_wait_without_one(waiting: None) -> None:

@@ -178,6 +178,30 @@ def test_plot_writes_a_picture(tmp_path: Path) -> None:
         assert len(set(image.convert("RGB").resize((300, 250)).getdata())) > 100
 
 
+def test_a_picture_of_somebody_elses_stays(tmp_path: Path) -> None:
+    """matplotlib's name in it is no sign of ours; one of ours is drawn anew, whole."""
+    from matplotlib.figure import Figure
+
+    run = RunDirectory.of(tmp_path)
+    write_run(run.metrics)
+    Figure().savefig(run.plot)
+    mine = run.plot.read_bytes()
+    for content in (mine, b"", b"sfpo-megatron"):
+        run.plot.write_bytes(content)
+        _, policy, _ = shown(run, resumed_after=None)
+        assert policy.endswith(
+            f"warning: no plot ({run.plot} is not sfpo-megatron's: move it away)"
+        )
+        assert run.plot.read_bytes() == content
+    run.plot.unlink()
+    run.plot.symlink_to(tmp_path / "nowhere")
+    assert "warning: no plot" in list(shown(run, resumed_after=None))[1]
+    run.plot.unlink()
+    for _ in range(2):
+        assert list(shown(run, resumed_after=None))[1].endswith(f"curve: {run.plot}")
+    assert sorted(path.name for path in tmp_path.glob("plot*")) == ["plot.png"]
+
+
 def test_plot_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "eval/accuracy": 0.25}\n')

@@ -8,6 +8,7 @@ tests/e2e/test_resume.py, tests/e2e/test_data_change.py.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.tree import DataConfig, DataSource, DebugConfig, RunConfig
 from sfpo_megatron.data import PromptStream
 from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.host import peers
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.run import ends, opening, same_data
@@ -252,6 +254,29 @@ def test_the_option_reaches_the_data_before_an_engine_starts(
     with pytest.raises(Stop):
         trainer.run(config, capabilities, accept_data_change=accept)
     assert asked == [accept]
+
+
+def test_the_other_ranks_wait_for_rank_0_at_the_end(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks no longer whether they live then; where the run has failed nobody waits."""
+    start = decide(config, store_of(config), fresh=False)
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    met: list[int | None] = []
+    control = SimpleNamespace(rank=1, barrier=lambda: met.append(peers.lost_peer()))
+    monkeypatch.setattr(opening, "ControlGroup", lambda _: control)
+    monkeypatch.setattr(opening, "find", lambda *_, **__: start)
+    try:
+        with pytest.raises(Stop), opening.open_run(config):
+            peers.watch_peers([ended.pid])
+            raise Stop
+        assert met == [] and peers.lost_peer() == ended.pid
+        with opening.open_run(config):
+            peers.watch_peers([ended.pid])
+        assert met == [None]
+    finally:
+        peers.watch_peers([])
 
 
 def test_data_that_has_changed_since_commit_dcc1758(config: RunConfig, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from sfpo_megatron.types import Minibatch, RolloutBatch
 
 POLICY: Any = SimpleNamespace(
     layout=SimpleNamespace(tensor_rank=0),
-    control=SimpleNamespace(all_gather_json=lambda value: [value]),
+    control=SimpleNamespace(
+        all_gather_json=lambda value: [value], broadcast_json=lambda value: value
+    ),
 )
 
 
@@ -148,6 +150,28 @@ def test_what_is_said() -> None:
     for cause in ("rope", "eps", "tied", "temperature", "top_p", "quantization", "stale"):
         assert cause in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_prompt_is_named_on_every_rank(rank: int) -> None:
+    """Rank 0 alone has the ids, of prompts and not of rollouts; any rank's error may be printed."""
+    batch, minibatches = planted(9, 1)
+    heard: list[Any] = []
+
+    def broadcast(value: Any) -> Any:
+        heard.append(value)
+        return "train.sums/37"
+
+    policy: Any = SimpleNamespace(
+        layout=SimpleNamespace(tensor_rank=0),
+        control=SimpleNamespace(all_gather_json=lambda x: [x], broadcast_json=broadcast),
+    )
+    ids = ("a", "b", "train.sums/37", "d") if rank == 0 else ()
+    metrics = {"logprob_diff_mean": 0.4, "logprob_diff_max": 1.0}
+    found = Agreement(stopping(0.3)).judge(policy, 5, batch, minibatches, metrics, ids)
+    assert heard == ["train.sums/37" if rank == 0 else None]
+    assert found.stop is not None
+    assert "(prompt 2 of the batch, train.sums/37, sample 1)" in found.stop
 
 
 @pytest.mark.parametrize("step", [4, 6])

@@ -181,7 +181,7 @@ def test_the_gate_survives_an_entropy_that_is_not_finite() -> None:
 
 def look(learner: Learner, prepared: Any, results: Any, saved: list[int]) -> None:
     """After a step whose rollouts are of older weights, so that log-probs are not compared."""
-    learner.check(prepared, results, {}, warn=print, save=saved.append)
+    learner.check(prepared, results, {}, prompt_ids=(), warn=print, save=saved.append)
 
 
 @pytest.mark.parametrize("every", [0, 5])
@@ -236,7 +236,10 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
     def note(name: str, result: Any = None) -> Any:
         return lambda *_, **__: did.append(name) or result
 
-    def check(prepared: Any, results: Any, metrics: Any, *, warn: Any, save: Any) -> None:
+    def check(
+        prepared: Any, results: Any, metrics: Any, *, prompt_ids: Any, warn: Any, save: Any
+    ) -> None:
+        assert prompt_ids == ("a", "b")
         did.append((prepared.step, results))
         if prepared.step == 2:
             save(prepared.step)
@@ -266,6 +269,7 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     opened: Any = SimpleNamespace(
         config=config,
+        ends=SimpleNamespace(feed=SimpleNamespace(prompt_ids=("a", "b"))),
         log=note("logged"),
         show=note("shown"),
         progress=note("said"),

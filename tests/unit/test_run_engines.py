@@ -17,7 +17,7 @@ from made.configs import run_config
 from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.rollout import client as clients
 from sfpo_megatron.rollout.client import RolloutClient
-from sfpo_megatron.rollout.errors import ControllerDied, FleetLost
+from sfpo_megatron.rollout.errors import CannotBeUsed, ControllerDied, FleetLost, RolloutError
 from sfpo_megatron.run.engines import Engines
 from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.opening import other_ends
@@ -123,7 +123,7 @@ class Calls:
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[Any]], Any]]:
     def make(answers: list[Any]) -> Any:
         config = run_config(rollout={"max_restarts": 2, "timeout_s": 1234.0})
-        made: Any = RolloutClient(config, lambda weight_version: None, owns_cluster=False)
+        made: Any = RolloutClient(config, lambda **versions: None, owns_cluster=False)
         made.calls.answers = answers
         monkeypatch.setattr(made, "learn_processes", lambda: None)
         return made
@@ -149,6 +149,55 @@ def test_a_controller_that_dies_before_a_request_is_restarted(client: Any) -> No
         "submitting request train/3 again",
     ]
     assert made.num_controller_restarts == 2 and not made.calls.answers
+
+
+NO_START = RolloutError("engine 0 died while starting: no memory")
+
+
+def test_a_start_that_fails_is_made_again_as_often_as_a_death(client: Any) -> None:
+    """A device that the last engine had may be free a moment later; the request goes on."""
+    made = client([ControllerDied("gone"), NO_START, None, None])
+    made.submit(REQUEST)
+    assert made.num_controller_restarts == 2 and not made.calls.answers
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ([NO_START, NO_START], r"no memory; that is one more than rollout\.max_restarts=2 allows"),
+        ([CannotBeUsed("environment: gone")], "gone; the next did not start: environment: gone"),
+        ([None, ControllerDied("again"), NO_START], "no memory; that is one more than"),
+    ],
+)
+def test_a_controller_that_does_not_start_again_leaves_what_can_be_saved(
+    client: Any, errors: list[Any], said: str
+) -> None:
+    """Not a failure of rank 0 alone, which the other ranks would not survive: from a request, and
+    from an update, amid collectives."""
+    made = client([ControllerDied("gone"), *errors])
+    with pytest.raises(FleetLost, match=said):
+        made.submit(REQUEST)
+    in_update = client([ControllerDied("gone"), *errors[errors[0] is None :], NO_START])
+    assert in_update.sync_client.needs_introduction()
+    for act in (lambda: in_update.submit(REQUEST), lambda: in_update.collect("train/3")):
+        with pytest.raises(FleetLost):
+            act()
+
+
+def test_starts_that_hang_end_before_the_other_ranks_have_waited_too_long(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, now = client([ControllerDied("gone"), NO_START]), [0.0]
+    wait = made.calls.wait
+
+    def slowly(call: object, doing: str, **more: Any) -> Any:
+        now[0] += more.get("timeout_s", 0.0) + 1.0
+        return wait(call, doing, **more)
+
+    monkeypatch.setattr(made.calls, "wait", slowly)
+    monkeypatch.setattr(clients, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with pytest.raises(FleetLost, match=r"no memory; .*within rollout\.timeout_s=1234 s"):
+        made.submit(REQUEST)
 
 
 def test_who_asks_next_hears_that_the_engines_are_lost(client: Any) -> None:

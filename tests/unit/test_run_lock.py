@@ -311,6 +311,23 @@ def test_without_flock_a_heartbeat_is_said_once(
     assert not directory.heartbeat.exists()
 
 
+def test_a_killed_holder_of_the_same_name_beats_no_more(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is requeued onto its nodes: its address, port and id are those it had."""
+    no_flock(monkeypatch)
+    with holder(directory.path, "job 7", "beat") as killed:
+        killed.kill()
+        killed.wait()
+    with RunLock(directory, run="job 7"):
+        beating = Holder.read(directory.heartbeat)
+        assert beating is not None and beating.pid == os.getpid()
+        assert Holder.read(directory.lock) == beating
+        before = directory.heartbeat.stat().st_mtime_ns
+        wait_for(lambda: directory.heartbeat.stat().st_mtime_ns > before, timeout_s=60, what="beat")
+    assert not directory.heartbeat.exists()
+
+
 def elsewhere(directory: RunDirectory, run: str = "first") -> Holder:
     """A holder on another host, as its files say."""
     there = replace(Holder.this_process(run), host="another-host", pid=1)

@@ -132,6 +132,7 @@ def test_rollouts_older_than_allowed_are_refused(age: int, allowed: int) -> None
     else:
         assert feed.collect(step, lambda: None).weight_version == step - 1 - age
         assert feed.metrics["staleness"] == age
+        assert feed.prompt_ids == ("eval.sums/0",)  # one for the two rollouts of a group
     assert [request.step for request in client.requests] == [step]  # and none behind the last
 
 

@@ -9,6 +9,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from sfpo_megatron.slurm.render import TEMPLATES
 
 BEGIN = f"""
@@ -63,3 +65,28 @@ def test_a_count_of_failures_that_is_none_begins_again(tmp_path: Path) -> None:
         done = bash("requeue_after_failure 'it fell'", tmp_path, 7)
         assert done.returncode == 85 and "(failure 1 of 3)" in done.stdout, done.stderr
         assert (tmp_path / "slurm/failures.7").read_text() == "1 none\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "ended", "code"),
+    [
+        ("train", 0, 0),
+        ("train", 2, 2),
+        ("train", 1, 85),
+        ("train", 137, 85),
+        ("eval", 2, 2),
+        ("eval", 1, 1),
+    ],
+)
+def test_only_a_wrong_config_ends_a_job_for_good(
+    tmp_path: Path, job: str, ended: int, code: int
+) -> None:
+    """A file system that is away for a moment is none; an evaluation has nothing to continue."""
+    (tmp_path / "slurm").mkdir()
+    failures = "" if job == "train" else "unset MAX_FAILURES\n"
+    script = f"{failures}srun() {{ return {ended}; }}\ncheck_config --world-size 2"
+    done = bash(script, tmp_path, 7)
+    assert done.returncode == code, done.stderr
+    said = "check ended with" in done.stdout + done.stderr
+    assert said == (ended not in (0, 2))
+    assert (tmp_path / "slurm/failures.7").exists() == (code == 85)

@@ -4,6 +4,7 @@ tests/e2e/test_resume.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -152,8 +153,20 @@ def test_a_request_that_cannot_be_written_ends_nothing(
     """It is raised in a signal handler, in the middle of anything."""
     (tmp_path / "run").touch()  # a file where the folder should be
     directory = RunDirectory(tmp_path / "run")
-    stopping.request(directory, signal.SIGTERM)
+    assert not stopping.request(directory, signal.SIGTERM)
     assert capfd.readouterr().err == (
         f"warning: {directory.stop_file}: [Errno 17] File exists: "
         f"'{directory.path}': SIGTERM is not passed on\n"
     )
+
+
+def test_on_a_full_disk_the_empty_file_is_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(file: Path, text: str, encoding: str) -> None:
+        file.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert stopping.request(RunDirectory(tmp_path), signal.SIGTERM)
+    assert capfd.readouterr().err == "" and StopWatch(RunDirectory(tmp_path)).reason

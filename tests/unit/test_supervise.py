@@ -54,9 +54,16 @@ def go_on(child):
         return 7
     time.sleep(600)
 
-asked = []
-ask = (lambda signum: (folder / "asked").write_text(signum.name)) if mode == "asks" else None
-sys.exit(module.supervise(work, ask=ask))
+def ask(signum):
+    if mode != "asks":  # a folder that is not there, and cannot be made
+        from sfpo_megatron.outputs import stopping
+        from sfpo_megatron.outputs.directory import RunDirectory
+
+        return stopping.request(RunDirectory(folder / "pids" / "run"), signum)
+    return (folder / "asked").write_text(signum.name) > 0
+
+asked = mode in ("asks", "asks in vain")
+sys.exit(module.supervise(work, ask=ask if asked else None))
 """
 
 
@@ -191,6 +198,19 @@ def test_a_request_is_one_and_the_second_sigterm_the_end(folder: Path) -> None:
         _, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (130, "error: stopped by SIGINT\n")
         assert nothing_is_left(folder, processes)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", full("SIGUSR1")])
+def test_a_request_that_cannot_be_made_is_the_end(folder: Path, name: str) -> None:
+    """A cluster that sends SIGTERM kills soon after: rank 0 closes what it can before that."""
+    with supervised(folder, "asks in vain") as process:
+        processes = started(folder)
+        process.send_signal(signal.Signals[name])
+        _, err = process.communicate(timeout=20)
+        warning, error = err.splitlines()
+        assert warning.endswith(f"{name} is not passed on")
+        assert (process.returncode, error) == (130, "error: stopped by SIGINT")
+        assert (folder / "closed").exists() and nothing_is_left(folder, processes)
 
 
 @pytest.mark.parametrize("which", ["front", "worker"])

@@ -143,7 +143,10 @@ def test_a_warm_start_continues_as_the_same_model(
     state = json.loads(state_of(begun.run_id, "sft")) | {KEY: print_of(str(model))}
     save(config, 2, json.dumps({**state, "data": {"prompts": {}}}))
 
-    control = SimpleNamespace(rank=0, broadcast_json=lambda value=None: value)
+    met: list[str] = []
+    control = SimpleNamespace(
+        rank=0, broadcast_json=lambda value=None: value, barrier=lambda: met.append("barrier")
+    )
     examples, told = SimpleNamespace(epoch_size=8, held_out=(), stream=None), []
     tracker = SimpleNamespace(progress=told.append)
     for name, stand_in in {
@@ -157,7 +160,8 @@ def test_a_warm_start_continues_as_the_same_model(
 
     def start() -> None:
         with warm_start.open_warm_start(config) as warm:
-            assert warm.opened.start.continued_step == 2
+            assert warm.opened.start.continued_step == 2 and not met
+        assert met == ["barrier"], "the other ranks have to wait for rank 0"
 
     save_file({"model.embed_tokens.weight": torch.ones(4)}, model / "model.safetensors")
     start()

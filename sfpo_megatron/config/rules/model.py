@@ -58,16 +58,17 @@ def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
 def model_of(config: RunConfig, *, file: str) -> ModelShape:
     """The sizes in model.path's config.json, which must be there; ConfigError without."""
     found = expected = fix = ""
+    cause: Exception | None = None
     for item in read_model(config):
         if isinstance(item, ModelShape):
             return item
-        found, expected, fix = item.found, item.expected, item.fix
+        found, expected, fix, cause = item.found, item.expected, item.fix, item.cause
         if item.level == "error":
             break
     else:
         expected = "a directory with config.json"
         fix = "correct the path, or download the model's config.json; weights are not needed"
-    raise ConfigError(file, "model.path", found=found, expected=expected, fix=fix)
+    raise ConfigError(file, "model.path", found=found, expected=expected, fix=fix) from cause
 
 
 def _read_shape(path: Path) -> Problem | ModelShape:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sfpo_megatron.config.paths import looks_like_path
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.demo import RUN
+from sfpo_megatron.errors import may_pass
 from sfpo_megatron.families.hf_config import HFConfig
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.safetensors_header import ModelFilesError, NotAFile, impostor, opened
@@ -22,6 +23,7 @@ from sfpo_megatron.outputs.directory import RunDirectory
 
 _KEY = "model.path"
 _DIRECTORY = "a Hugging Face model directory"
+_LATER = "start again when the file system is back"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -78,15 +80,19 @@ def _what_makes(text: str) -> str:
 def config_json(path: Path) -> Problem | HFConfig:
     """The config.json of the directory `path`, or why it cannot be read."""
     file = path / "config.json"
-    if not os.path.lexists(file):
+    try:
+        os.lstat(file)
+    except FileNotFoundError:
         what, fix = "no config.json", "point model.path at the folder that holds config.json"
         if (path / "adapter_config.json").exists():
             what, fix = "an adapter (adapter_config.json), not a model,", "merge it into its base"
         return Problem(_KEY, f"{what} in {str(path)!r}", _DIRECTORY, fix)
+    except OSError:
+        pass  # the reader says so
     try:
         config = read_hf_config(path)
     except ModelFilesError as error:
-        return Problem(_KEY, error.found, error.expected, error.fix)
+        return problem_of(error)
     return next(_elsewhere(file, config), config)
 
 
@@ -131,15 +137,16 @@ def weights(path: Path, shape: ModelShape) -> Iterator[Problem]:
     try:
         files = weight_files(path)
         if files.missing:
-            yield _problem(files.not_there())
+            yield problem_of(files.not_there())
         tensors = files.tensors_there()
         if not files.missing:
             check_tensors(path, tensors, shape)
     except ModelFilesError as error:
-        yield _problem(error)
+        yield problem_of(error)
     except OSError as error:
         found = f"{error.strerror} at {error.filename}"
-        yield Problem(_KEY, found, "files that can be read", "change their permissions")
+        fix = _LATER if may_pass(error) else "change their permissions"
+        yield Problem(_KEY, found, "files that can be read", fix, cause=error)
     else:
         if files.left_alone:
             yield Problem(
@@ -152,11 +159,13 @@ def weights(path: Path, shape: ModelShape) -> Iterator[Problem]:
             )
 
 
-def _problem(error: ModelFilesError) -> Problem:
+def problem_of(error: ModelFilesError) -> Problem:
+    """What a rule says of a file that cannot be used."""
     return Problem(
         _KEY,
         error.found,
         error.expected,
-        error.fix,
+        _LATER if may_pass(error) else error.fix,
         "error_when_training" if error.not_there else "error",
+        cause=error,
     )

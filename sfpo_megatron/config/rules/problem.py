@@ -22,6 +22,8 @@ class Problem:
         "error_when_rewarding",
         "warning",
     ] = "error"
+    cause: Exception | None = None
+    """What was raised where a file was read: a file system may be back by another start."""
 
     @property
     def message(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sfpo_megatron.config.rules.model import Problem
+from sfpo_megatron.config.rules.model_files import problem_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.json_file import read_object
 from sfpo_megatron.families.safetensors_header import ModelFilesError
@@ -28,7 +29,7 @@ def tokenizer_fits(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterat
         for name in ("config.json", "generation_config.json"):
             yield from _special_ids(path / name, shape.vocab_size)
     except ModelFilesError as error:
-        yield Problem("model.path", error.found, error.expected, error.fix)
+        yield problem_of(error)
 
 
 def _tokens(path: Path, num_rows: int) -> Iterator[Problem]:
