@@ -28,6 +28,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.storage import WriteResult
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
+from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.host.peers import PeerWriteError
 from sfpo_megatron.host.processes import end_with_parent
 
@@ -147,9 +148,9 @@ def _write(write: Callable[..., None], directory: Path, rank: int, *arguments: A
 def _take_notes(directory: Path) -> dict[str, FileDigest]:
     """Read and remove what the writers left for us."""
     found = {}
-    for note in directory.glob(f"{_NOTE}digests-*"):
+    for note in paths_in(directory, begin=f"{_NOTE}digests-"):
         for name, (num_bytes, sha256) in json.loads(note.read_text(encoding="utf-8")).items():
             found[name] = FileDigest(num_bytes=num_bytes, sha256=sha256)
-    for note in directory.glob(f"{_NOTE}*"):
+    for note in paths_in(directory, begin=_NOTE):
         note.unlink()
     return found
