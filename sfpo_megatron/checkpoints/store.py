@@ -66,7 +66,7 @@ class CheckpointStore:
         found = {}
         for path in self._named():
             if _is_ours(path):
-                found[int(path.name.partition("_")[2])] = path
+                found[step_of(path)] = path
         return dict(sorted(found.items()))
 
     def others(self) -> list[Path]:
@@ -197,6 +197,11 @@ class CheckpointStore:
         new path."""
         there = self.steps() or self._broken()
         return set_aside(self.folder, "previous") if there else None
+
+
+def step_of(directory: Path) -> int:
+    """The train step after which a checkpoint was written, by its name."""
+    return int(directory.name.partition("_")[2])
 
 
 def _is_ours(directory: Path) -> bool:
