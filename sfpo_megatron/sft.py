@@ -10,6 +10,7 @@ ranks. SPMD: every rank runs every line, in this order.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -27,6 +28,7 @@ from sfpo_megatron.outputs.stopping import StopRun
 from sfpo_megatron.resharding.export import export_hf
 from sfpo_megatron.resharding.source import MegatronWeightSource
 from sfpo_megatron.run.checkpoints import Checkpoints
+from sfpo_megatron.run.collapse import LostSteps, RunCollapsed, loss_scale_of
 from sfpo_megatron.run.engines import NoEngines
 from sfpo_megatron.run.saving import Stateful
 from sfpo_megatron.run.warm_start import WarmStart, open_warm_start
@@ -50,10 +52,15 @@ def run(
         with doing("build"):
             path = config.model.path
             policy = build_policy(config, capabilities, sft_schedule(config.sft), model_path=path)
-        kept: dict[str, Stateful] = {"data": opened.ends.feed, "best": opened.ends.best}
+        teacher = Teacher(config, policy)
+        kept: dict[str, Stateful] = {
+            "data": opened.ends.feed,
+            "best": opened.ends.best,
+            "collapse": teacher.lost,
+        }
         checkpoints = Checkpoints(config, opened, policy, NoEngines(), kept, kind="sft")
         try:
-            if learn(start, Teacher(config, policy), checkpoints):
+            if learn(start, teacher, checkpoints):
                 return True
         except StopRun as stop:  # on every rank
             checkpoints.give_up(stop)
@@ -85,6 +92,7 @@ def learn(start: WarmStart, teacher: Teacher, checkpoints: Checkpoints) -> bool:
             )
             metrics = one_step()
         opened.log({"step": step, **metrics, **timers.take(), **checkpoints.times})
+        teacher.check(step, metrics, save=checkpoints.save_now)
         if step == sft.steps or (sft.eval_every and step % sft.eval_every == 0):
             measure(start, teacher, step=step)
         if checkpoints.after_step(step, is_last=step == sft.steps):
@@ -109,7 +117,9 @@ class Teacher:
     """Learns from batches, and measures without learning. Methods are collective."""
 
     def __init__(self, config: RunConfig, policy: Policy) -> None:
+        self._config = config
         self._policy = policy
+        self.lost = LostSteps(config.sft.stop_after_skipped_steps, section="sft")
         self._layout = batch_layout(config, policy, 1)
         self._objective = NextTokenObjective()
 
@@ -130,6 +140,22 @@ class Teacher:
             "num_skipped_steps": int(result.skipped),
             "lr": self._policy.optimizer.param_groups[0]["lr"],
         }
+
+    def check(
+        self, step: int, metrics: Mapping[str, float], *, save: Callable[[int], None]
+    ) -> None:
+        """Look by the step's `metrics` whether anything is learned still. RunCollapsed on every
+        rank, after a `save` of the step."""
+        said = self.lost.observe(
+            step,
+            loss=metrics["loss"],
+            num_skipped=int(metrics["num_skipped_steps"]),
+            num_steps=1,
+            loss_scale=loss_scale_of(self._config, self._policy),
+        )
+        if said is not None:
+            save(step)
+            raise RunCollapsed.of(self._config, said)
 
     def loss_of(self, batches: tuple[RolloutBatch, ...]) -> tuple[float, int]:
         """Mean over all learned tokens of all batches, and their number. No weight changes."""

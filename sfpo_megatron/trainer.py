@@ -59,6 +59,7 @@ def run(
         kept: dict[str, Stateful] = {
             "gate": learner.gate,
             "totals": learner.totals,
+            "collapse": learner.collapse,
             "data": opened.ends.feed,
             "best": opened.ends.best,
         }
@@ -80,6 +81,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
     done, alpha = checkpoints.resume(), opened.config.sfpo.alpha
     if done == 0 or engines.lacks_evaluation(done):
         engines.evaluate(step=done)
+        checkpoints.evaluated(done)
     if engines.is_over(done):
         return checkpoints.after_step(done, is_last=True)
     for step in count(done + 1):

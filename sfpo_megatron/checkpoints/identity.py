@@ -59,7 +59,8 @@ class RunRecord:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{file}: found something else ({error}), expected the record of this run; remove "
-                "the file to take the run from its checkpoints, or set the run aside with --fresh"
+                "the file and start once with checkpoint.resume=auto to take the run from its "
+                "checkpoints, or set the run aside with --fresh"
             ) from error
         return RunRecord(
             run_id=run_id,

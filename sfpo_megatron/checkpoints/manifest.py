@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfpo_megatron.host.listing import files_below
 from sfpo_megatron.host.replacing import write_durably
 
 NAME = "manifest.json"
@@ -125,7 +126,8 @@ def _drop_cache(path: Path) -> None:
 
 
 def files_in(directory: Path) -> Iterator[str]:
-    """Name of every file below `directory` but the manifest."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != NAME:
+    """Name of every file below `directory` but the manifest. OSError where not all can be listed:
+    a manifest without them would call the rest whole."""
+    for path in sorted(files_below(directory)):
+        if path.name != NAME:
             yield path.relative_to(directory).as_posix()

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.host.replacing import set_aside, sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -32,7 +34,7 @@ RUN_STATE = "run_state.json"
 _PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
 _NAME = re.compile(r"(step|iter)_(\d{7,})")
 _REPLACED = re.compile(rf"{_NAME.pattern}\.replaced-\d+")
-_ASIDE, _REMOVING = ".writing-", ".removing-"
+_ASIDE, _REMOVING, _BROKEN = ".writing-", ".removing-", ".broken-"
 
 
 class CheckpointError(RuntimeError):
@@ -59,11 +61,12 @@ class CheckpointStore:
         self._keep_best = keep_best
 
     def steps(self) -> dict[int, Path]:
-        """Train step -> directory of every checkpoint, oldest first; of either format."""
+        """Train step -> directory of every checkpoint, oldest first; of either format.
+        CheckpointError if the folder cannot be listed: whether there are any is not known."""
         found = {}
         for path in self._named():
             if _is_ours(path):
-                found[int(path.name.partition("_")[2])] = path
+                found[step_of(path)] = path
         return dict(sorted(found.items()))
 
     def others(self) -> list[Path]:
@@ -71,13 +74,19 @@ class CheckpointStore:
         return [path for path in self._named() if not _is_ours(path)]
 
     def _named(self) -> list[Path]:
-        there = sorted(self.folder.glob("*_*"))
-        return [path for path in there if _NAME.fullmatch(path.name) and path.is_dir()]
+        with _readable(self.folder):
+            there = paths_in(self.folder)
+            return [path for path in there if _NAME.fullmatch(path.name) and path.is_dir()]
+
+    def _broken(self) -> list[Path]:
+        """Those that did not hold when a run wanted to continue from them."""
+        with _readable(self.folder):
+            return [path for path in paths_in(self.folder) if _BROKEN in path.name]
 
     def begin(self, step: int) -> Path:
         """Make an empty directory to write a checkpoint into; what an ended run left is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(f"{_ASIDE}*"):
+        for left in paths_in(self.folder, begin=_ASIDE):
             shutil.rmtree(left, ignore_errors=True)
         aside = self.folder / f"{_ASIDE}{self._name(step)}"
         aside.mkdir()
@@ -127,7 +136,7 @@ class CheckpointStore:
         leaving = [path for path in leaving if path.is_dir() and not path.is_symlink()]
         for path in leaving:
             _begin_removal(path)
-        for path in self.folder.glob(f"{_REMOVING}*"):
+        for path in paths_in(self.folder, begin=_REMOVING):
             shutil.rmtree(path)
         return leaving
 
@@ -170,7 +179,7 @@ class CheckpointStore:
 
     def refuse_broken(self) -> None:
         """CheckpointError if there are checkpoints and all are broken."""
-        broken = list(self.folder.glob("*.broken-*"))
+        broken = self._broken()
         if broken and not self.steps():
             raise CheckpointError(
                 f"{self.folder}: found {len(broken)} checkpoints, all broken, expected a whole "
@@ -186,24 +195,37 @@ class CheckpointStore:
     def retire(self) -> Path | None:
         """Rename the folder if it has checkpoints of an earlier run, broken ones too; returns its
         new path."""
-        there = self.steps() or any(self.folder.glob("*.broken-*"))
+        there = self.steps() or self._broken()
         return set_aside(self.folder, "previous") if there else None
+
+
+def step_of(directory: Path) -> int:
+    """The train step after which a checkpoint was written, by its name."""
+    return int(directory.name.partition("_")[2])
 
 
 def _is_ours(directory: Path) -> bool:
     """Whether a run has written it: a manifest comes before the name, and either may be broken."""
-    return (directory / manifest.NAME).exists() or (directory / RUN_STATE).exists()
+    with _readable(directory):
+        return (directory / manifest.NAME).exists() or (directory / RUN_STATE).exists()
 
 
 def _faults(directory: Path, *, drop_cache: bool = False) -> list[str]:
     """The same as `manifest.faults`; CheckpointError for a file that cannot be read."""
-    try:
+    with _readable(directory):
         return manifest.faults(directory, drop_cache=drop_cache)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """CheckpointError in place of an OSError: it says nothing about what is there."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename}: found {error.strerror}, expected a checkpoint whose files can be "
-            "read; nothing has been renamed or removed: mend the file system or the permissions, "
-            "then start the same command"
+            f"{error.filename or path}: found {error.strerror}, expected a checkpoint whose files "
+            "can be read; nothing has been renamed or removed: mend the file system or the "
+            "permissions, then start the same command"
         ) from error
 
 

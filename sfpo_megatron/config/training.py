@@ -81,7 +81,9 @@ class TrainConfig:
     do not count."""
     stop_after_zero_reward_steps: int | None = 100
     """Stop the run, saved, after so many train steps in a row whose rewards are all 0 at an entropy
-    below 0.01 nats; null for never. Not where rewards below 0 have been seen."""
+    below collapsed_entropy; null for never. Not where rewards below 0 have been seen."""
+    collapsed_entropy: float = 0.01
+    """Nats a token, for stop_after_zero_reward_steps: below it samples of a prompt are alike."""
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ class TrainConfig:
         at_least(self, 1, "num_steps", "num_epochs", "prompts_per_step", "minibatches_per_step")
         at_least(self, 1, "microbatch_size", "max_tokens_per_microbatch", "logprob_chunk_tokens")
         at_least(self, 1, "stop_after_skipped_steps", "stop_after_zero_reward_steps")
+        at_least(self, 0, "collapsed_entropy")
         at_least(self, 2, "group_size")
         positive(self, "control_timeout_s", "max_logprob_diff")
         if self.prompts_per_step % self.minibatches_per_step:
@@ -147,10 +150,14 @@ class SFTConfig:
     holdout: float = 0.0
     """Share of the questions of data.train that the held-out loss is taken on, and nothing learned
     from; 0 takes the rows of data.eval."""
+    stop_after_skipped_steps: int | None = 10
+    """Stop the warm start, saved, after so many steps in a row without a finite loss, or whose
+    optimizer step was skipped; as train.stop_after_skipped_steps."""
 
     def __post_init__(self) -> None:
         _one_length(self)
         at_least(self, 1, "num_steps", "num_epochs", "examples_per_step", "lr_decay_steps")
+        at_least(self, 1, "stop_after_skipped_steps")
         at_least(self, 2, "max_tokens")
         at_least(self, 0, "lr_warmup_steps", "lr_floor", "eval_every")
         positive(self, "lr")

@@ -31,10 +31,11 @@ from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
 from sfpo_megatron.checkpoints.records import read_metadata
 from sfpo_megatron.checkpoints.store import CheckpointError, Format
+from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.mcore import optimizer_state
 from sfpo_megatron.mcore.megatron_lm import megatron_lm_extras
 from sfpo_megatron.mcore.model import unwrapped
-from sfpo_megatron.mcore.rng import load_rng, rng_file, save_rng
+from sfpo_megatron.mcore.rng import RNG_FILES, load_rng, rng_file, save_rng
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.mcore.writing import Writing, start_writing
 
@@ -72,7 +73,7 @@ def load(policy: Policy, directory: Path) -> None:
     optimizer_state.load(policy.optimizer, loaded["optimizer"])
     policy.scheduler.num_steps = 0
     policy.scheduler.step(increment=loaded["opt_param_scheduler"]["num_steps"])
-    same_ranks = len(list(directory.glob("rng_*.safetensors"))) == dist.get_world_size()
+    same_ranks = len(paths_in(directory, begin=RNG_FILES)) == dist.get_world_size()
     if same_ranks:
         load_rng(rng_file(directory, dist.get_rank()))
 

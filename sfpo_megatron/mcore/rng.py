@@ -15,10 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+RNG_FILES = "rng_"
+"""How their names begin."""
+
 
 def rng_file(directory: Path, rank: int) -> Path:
     """File of a checkpoint in which `rank` keeps its generators."""
-    return directory / f"rng_{rank:05d}.safetensors"
+    return directory / f"{RNG_FILES}{rank:05d}.safetensors"
 
 
 def save_rng(path: Path) -> None:

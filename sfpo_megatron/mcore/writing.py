@@ -12,6 +12,7 @@ import multiprocessing
 import pickle
 import queue
 import signal
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.storage import WriteResult
 
 from sfpo_megatron.checkpoints.manifest import FileDigest
+from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.host.peers import PeerWriteError
 from sfpo_megatron.host.processes import end_with_parent
 
@@ -65,12 +67,16 @@ class Writing:
         self._directory = directory
         self._process: BaseProcess | None = None
         self._staged: list[Sequence[Any]] = []
+        self.seconds = 0.0
+        """How long the slowest writer and what is done after them took; on rank 0, after
+        `finish`."""
         arguments = list(request.async_fn_args)
         if request.async_fn is None:
             return  # all that this rank holds is written by others
         if request.preload_fn is not None:
             arguments[1] = request.preload_fn()  # device tensors to the host
-        target = partial(_write, request.async_fn, directory, dist.get_rank())
+        begun = time.monotonic()
+        target = partial(_write, request.async_fn, directory, dist.get_rank(), begun)
         # fork: it sees the tensors as they are now, without a copy. Page-locked memory is shared
         # with it, not copied on write: given back to torch's allocator, the next tensor there would
         # be written into the checkpoint. multiprocessing drops its own reference in `start`.
@@ -91,13 +97,18 @@ class Writing:
         self._staged.clear()
         _give_back_page_locked()
         dist.barrier()
+        begun = time.monotonic()
         try:
             for finalize in self._request.finalize_fns:
                 finalize()
         except CheckpointException as error:  # no Exception: nothing above would catch it
             raise _what_failed(error) from error
         dist.barrier()
-        return _take_notes(self._directory) if dist.get_rank() == 0 else {}
+        if dist.get_rank() != 0:
+            return {}
+        digests, slowest_s = _take_notes(self._directory)
+        self.seconds = slowest_s + time.monotonic() - begun
+        return digests
 
 
 def _give_back_page_locked() -> None:
@@ -142,8 +153,11 @@ def start_writing(state: ShardedStateDict, directory: Path, *, content: dict[str
     return Writing(request, directory)
 
 
-def _write(write: Callable[..., None], directory: Path, rank: int, *arguments: Any) -> None:
-    """Write, then read back for the manifest; runs in the forked process."""
+def _write(
+    write: Callable[..., None], directory: Path, rank: int, begun: float, *arguments: Any
+) -> None:
+    """Write, then read back for the manifest; runs in the process forked at `begun`, by a clock
+    that the machine's processes share."""
     end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     write(*arguments)
@@ -151,15 +165,18 @@ def _write(write: Callable[..., None], directory: Path, rank: int, *arguments: A
     for path, name, _ in arguments[1]:
         found = FileDigest.of(Path(path))
         digests[name] = [found.num_bytes, found.sha256]
-    (directory / f"{_NOTE}digests-{rank}").write_text(json.dumps(digests), encoding="utf-8")
+    note = {"digests": digests, "seconds": time.monotonic() - begun}
+    (directory / f"{_NOTE}digests-{rank}").write_text(json.dumps(note), encoding="utf-8")
 
 
-def _take_notes(directory: Path) -> dict[str, FileDigest]:
-    """Read and remove what the writers left for us."""
-    found = {}
-    for note in directory.glob(f"{_NOTE}digests-*"):
-        for name, (num_bytes, sha256) in json.loads(note.read_text(encoding="utf-8")).items():
+def _take_notes(directory: Path) -> tuple[dict[str, FileDigest], float]:
+    """Read and remove what the writers left for us: digests by file, seconds of the slowest."""
+    found, slowest_s = {}, 0.0
+    for note in paths_in(directory, begin=f"{_NOTE}digests-"):
+        left = json.loads(note.read_text(encoding="utf-8"))
+        slowest_s = max(slowest_s, left["seconds"])
+        for name, (num_bytes, sha256) in left["digests"].items():
             found[name] = FileDigest(num_bytes=num_bytes, sha256=sha256)
-    for note in directory.glob(f"{_NOTE}*"):
+    for note in paths_in(directory, begin=_NOTE):
         note.unlink()
-    return found
+    return found, slowest_s

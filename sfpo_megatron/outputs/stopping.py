@@ -94,14 +94,17 @@ def forget(directory: RunDirectory) -> None:
 class Stopping(Protocol):
     """Whether the run was asked to stop."""
 
-    in_train_step: bool
-    """False: a request ends the run at once, for there is nothing to save."""
-    save_s: float
-    """Duration of the last save; counted against the time that is left."""
-
     @property
     def reason(self) -> str | None:
         """Who asked, or None. Cheap: a look at one file."""
+
+    def steps_begin(self) -> None:
+        """Note that the first train step begins: until then a request ends the run at once, for
+        there is nothing to save."""
+
+    def saved(self, seconds: float) -> None:
+        """Note how long a save has taken, all of it; so much of the time that is left the next one
+        needs."""
 
     def check(self, remaining_s: float = 0.0) -> None:
         """Raise if there is no time for `remaining_s` more seconds of this train step and a save:
@@ -111,9 +114,13 @@ class Stopping(Protocol):
 class NoStop:
     """A run that saves nothing takes no requests, and other ranks leave them to rank 0."""
 
-    in_train_step = False
-    save_s = 0.0
     reason: str | None = None
+
+    def steps_begin(self) -> None:
+        """A request is nobody's."""
+
+    def saved(self, seconds: float) -> None:
+        """There is no time to keep to."""
 
     def check(self, remaining_s: float = 0.0) -> None:
         """Nobody asks."""
@@ -136,8 +143,8 @@ class StopWatch:
         self._clock = clock
         self._since: float | None = None
         self._walltime: float | None = None
-        self.in_train_step = False
-        self.save_s = 0.0
+        self._has_steps = False
+        self._save_s = 0.0
         if stop_before_walltime_s is not None and environ.get(JOB_END, "").isdigit():
             self._walltime = int(environ[JOB_END]) - stop_before_walltime_s
 
@@ -153,15 +160,23 @@ class StopWatch:
             return "the end of the Slurm job"
         return None
 
+    def steps_begin(self) -> None:
+        """From here on there is something to save."""
+        self._has_steps = True
+
+    def saved(self, seconds: float) -> None:
+        """Count so much for the next save."""
+        self._save_s = seconds
+
     def check(self, remaining_s: float = 0.0) -> None:
         """Raise if there is no time for `remaining_s` more seconds of this train step and a save.
 
         StopRequested outside a train step, OutOfTime inside."""
         if self.reason is None:
             return
-        if not self.in_train_step:
+        if not self._has_steps:
             raise StopRequested(self.reason)
         if self._limit_s is None or self._since is None:
             return
-        if self._clock() + remaining_s + self.save_s > self._since + self._limit_s:
+        if self._clock() + remaining_s + self._save_s > self._since + self._limit_s:
             raise OutOfTime(self.reason)

@@ -26,6 +26,7 @@ from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore import checkpoint
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE, OutOfTime, StopRun
+from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run import same_model
 from sfpo_megatron.run.engines import Engines, NoEngines
 from sfpo_megatron.run.opening import OpenedRun
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """Saves, resumes and stops the run. Every method but `times` is collective."""
+    """Saves, resumes and stops the run. Methods are collective where nothing else is said."""
 
     def __init__(
         self,
@@ -68,11 +69,13 @@ class Checkpoints:
             config.checkpoint,
             policy,
             opened.store,
-            best_step=lambda: opened.ends.best.step,
+            best=opened.ends.best,
+            took=self._stop.saved,
             progress=opened.progress,
             warn=opened.important,
         )
         self._model = same_model.print_of(config.model.path) if policy.control.rank == 0 else None
+        self._resumed_step = 0
         self._stall_s = 0.0
         self._longest_pass_s = 0.0
         here = (socket.gethostname(), os.getpid())
@@ -86,8 +89,8 @@ class Checkpoints:
         after, 0 for a new run."""
         with span("resume"):
             step = self._load()
-        self._writer.saved_step = step
-        self._stop.in_train_step = True  # from here on there is something to save
+        self._writer.saved_step = self._resumed_step = step
+        self._stop.steps_begin()  # from here on there is something to save
         return step
 
     def _load(self) -> int:
@@ -107,7 +110,7 @@ class Checkpoints:
         if is_main:
             state["data"][ROLLOUTS] = read_rollouts(directory)
         for name, part in self._kept.items():
-            part.load_state_dict(state[name])
+            part.load_state_dict(state.get(name))  # versions before had fewer parts
         self._engines.refit(weight_version=state["weight_version"])
         for key, then, now in changes(state["config"], dataclasses.asdict(self._config)):
             self._progress(f"changed since then: {key}: {then} -> {now}")
@@ -135,6 +138,10 @@ class Checkpoints:
             self._say_goodbye(reason, step)
         return bool(reason) and not last
 
+    def evaluated(self, step: int) -> None:
+        """Note that the run has evaluated the step that it continued after. Not collective."""
+        self._writer.evaluated(step)
+
     def save_now(self, step: int) -> None:
         """Save what is whole after train step `step`, for a run that ends with an error."""
         if self._config.checkpoint.every:
@@ -142,7 +149,11 @@ class Checkpoints:
             self._writer.close()
 
     def give_up(self, stop: StopRun) -> None:
-        """End the run before a step that is not made, saved if the state before it is whole."""
+        """End the run before a step that is not made, saved if the state before it is whole. Where
+        this start has nothing new to save, engines that are lost for good are its failure: raised
+        again, on every rank."""
+        if isinstance(stop.__cause__, FleetLost) and stop.step - 1 == self._resumed_step:
+            raise stop.__cause__
         if stop.begun:
             self._writer.close()  # what is being written is a state to come back to
             self._important(
@@ -214,7 +225,7 @@ class Checkpoints:
 
     def _save(self, step: int) -> None:
         with doing("save"):
-            self._stop.save_s = self._writer.write(step, lambda: self._state(step))
+            self._writer.write(step, lambda: self._state(step))
 
     def _state(self, step: int) -> dict[str, Any]:
         """The content of run_state.json."""

@@ -126,7 +126,15 @@ class Engines:
         """Evaluate after train step `step` if it is time; whether the run is over."""
         if not is_due(self._config, step):
             return False
-        self.evaluate(step=step)
+        try:
+            self.evaluate(step=step)
+        except FleetLost as error:  # of a run that saves nothing: its training would be lost
+            if step < self._config.train.steps:
+                raise
+            self.end()
+            self._ends.tracker.important(
+                f"warning: {error}; the evaluation after step {step}, the last, is missing"
+            )
         return self.is_over(step)
 
     def is_over(self, step: int) -> bool:

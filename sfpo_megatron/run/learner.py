@@ -30,7 +30,7 @@ from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.mcore.trajectory import MainParamTrajectory
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.run.agreement import Agreement, GeneratorDisagrees
-from sfpo_megatron.run.collapse import Collapse, RunCollapsed
+from sfpo_megatron.run.collapse import Collapse, RunCollapsed, loss_scale_of
 from sfpo_megatron.run.metrics import (
     Totals,
     batch_metrics,
@@ -84,7 +84,7 @@ class Learner:
         self._said_flat = False
         self.totals = Totals()
         self._agreement = Agreement(config)
-        self._collapse = Collapse(config.train)
+        self.collapse = Collapse(config.train)
         self._speed = Speed(config, policy)
 
     def prepare(self, step: int, batch: RolloutBatch, timers: Timers) -> Prepared:
@@ -194,11 +194,11 @@ class Learner:
         if found.stop is not None:
             save(step)
             raise GeneratorDisagrees(found.stop)
-        said = self._collapse.observe(step, batch, results, loss_scale=self._loss_scale())
+        loss_scale = loss_scale_of(self._config, self._policy)
+        said = self.collapse.observe(step, batch, results, loss_scale=loss_scale)
         if said is not None:
             save(step)
-            saved = "saved" if self._config.saves_state else "not saved (checkpoint.every is 0)"
-            raise RunCollapsed(f"{said}; the state after this step is {saved}")
+            raise RunCollapsed.of(self._config, said)
 
     def closed_on_noise(self, prepared: Prepared) -> Iterator[str]:
         """Say, once, that the gate has closed after this step on entropy that is flat."""
@@ -211,13 +211,6 @@ class Learner:
                 f"{self._config.sfpo.entropy_window} steps; docs/algorithm.md (The entropy gate) "
                 "has settings that noise does not close"
             )
-
-    def _loss_scale(self) -> float:
-        """What float16 losses are multiplied by, rank 0's for all; else 1."""
-        if self._config.model.dtype != "float16":
-            return 1.0
-        own = float(self._policy.optimizer.get_loss_scale())
-        return float(self._policy.control.broadcast_json(own))
 
 
 def objective_of(config: RunConfig) -> PolicyObjective:

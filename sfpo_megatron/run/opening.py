@@ -27,12 +27,11 @@ from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore.control import ControlGroup
 from sfpo_megatron.mcore.offload import Offload
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.outputs.starts import note_start
 from sfpo_megatron.outputs.stopping import NoStop
-from sfpo_megatron.outputs.trace import NoTrace, Trace, begin_trace, record_spans
+from sfpo_megatron.outputs.trace import NoTrace, Trace
 from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
-from sfpo_megatron.run.continuing import Start, find, prepare_output
+from sfpo_megatron.run.continuing import Start, find
 from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender, stop_watch
 from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.feed import EngineFeed, Feed, NoFeed
@@ -42,9 +41,9 @@ from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.run.sinks import begin_tracing, open_sinks
 from sfpo_megatron.run.together import end_together
 from sfpo_megatron.tracking.details import Details
-from sfpo_megatron.tracking.profiler import profile_spans
 from sfpo_megatron.tracking.tracker import NoTracker, Tracker
 from sfpo_megatron.types import Prompt
 
@@ -134,7 +133,7 @@ def open_run(
         needs_data = is_main and not config.debug.train_only
         data = read_data(config, start.continued) if needs_data else None
     num_prompts = data.prompts.epoch_size if data is not None else 0
-    trace = _begin_trace(config, start, control)
+    trace = begin_tracing(config, start, control)
     given, config = config, train_length(config, control, num_prompts)
     with ExitStack() as closing:
         closing.callback(trace.close)
@@ -166,35 +165,6 @@ def open_run(
             control.barrier()
         yield opened
         end_together(control)
-
-
-def open_sinks(
-    given: RunConfig,
-    config: RunConfig,
-    start: Start,
-    closing: ExitStack,
-    *,
-    num_steps: int,
-    eval_every: int | None = None,
-    said: Iterable[str],
-) -> Tracker:
-    """Make the directory ready, open the sinks, and say what begins. `given`: the config as it was,
-    with epochs where `config` has steps; `eval_every`: where it is not that of `eval`; `said`: the
-    first lines. Rank 0 alone."""
-    directory = prepare_output(given, up_to_step=start.continued_step)
-    note_start(directory, run_id=start.run_id, after_step=start.continued_step)
-    tracker = closing.enter_context(
-        Tracker(
-            config,
-            num_steps=num_steps,
-            eval_every=eval_every,
-            run_id=start.run_id,
-            continued_step=start.continued_step,
-        )
-    )
-    for line in (*said, start.said):
-        tracker.progress(line)
-    return tracker
 
 
 def other_ends() -> MainEnds:
@@ -240,20 +210,6 @@ def _main_ends(
         evaluation=evaluation,
         trace=trace,
     )
-
-
-def _begin_trace(config: RunConfig, start: Start, control: ControlGroup) -> Trace | NoTrace:
-    """Have what this rank does seen from now on; what draws it, on rank 0. Collective."""
-    directory = RunDirectory.of(config.output_dir)
-    trace: Trace | NoTrace = NoTrace()
-    if config.trace.steps:
-        if control.rank == 0:
-            steps = (step for step in config.trace.steps if step > start.continued_step)
-            trace = begin_trace(directory, steps)
-        control.barrier()  # then the others see whether they are to record
-        record_spans(directory, f"rank {control.rank}")
-    profile_spans(config.trace, directory, control.rank)
-    return trace
 
 
 def _start_engines(

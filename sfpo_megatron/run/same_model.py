@@ -50,9 +50,12 @@ def _sample(file: Path, digest: Any) -> None:
             digest.update(stream.read(_SPOT_BYTES))
 
 
-def hold_to_model(config: RunConfig, found: Found, state: Mapping[str, Any]) -> None:
+def hold_to_model(
+    config: RunConfig, found: Found, state: Mapping[str, Any], *, with_reference: bool = True
+) -> None:
     """CheckpointError where the run would continue as another model, or beside another reference.
-    `state`: run_state.json of the checkpoint."""
+    `state`: run_state.json of the checkpoint. `with_reference`: a warm start has none, whatever
+    objective.kl says."""
     then, now = state.get(KEY), print_of(config.model.path)
     if then is None or now is None:
         return
@@ -62,7 +65,8 @@ def hold_to_model(config: RunConfig, found: Found, state: Mapping[str, Any]) -> 
             f"{before} as in {found.directory.name}; restore it, or begin a new run from the "
             "checkpoint by tools/convert_megatron_to_hf.py"
         )
-    if config.objective.kl.coef > 0 and then["weights"] != now["weights"]:
+    has_reference = with_reference and config.objective.kl.coef > 0
+    if has_reference and then["weights"] != now["weights"]:
         raise CheckpointError(
             f"model.path: found other weights in {config.model.path} than when "
             f"{found.directory.name} was written, expected the same: they are the reference of "

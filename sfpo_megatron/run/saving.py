@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors.torch import load_file, save_file
 
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore
+from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore, step_of
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.host.peers import PeerLostError
 from sfpo_megatron.host.replacing import write_durably
@@ -85,6 +85,8 @@ class _Written:
     step: int
     aside: Path
     writing: Writing
+    copy_s: float
+    """How long the run stood still for it."""
 
 
 class CheckpointWriter:
@@ -96,15 +98,20 @@ class CheckpointWriter:
         policy: Policy,
         store: CheckpointStore,
         *,
-        best_step: Callable[[], int | None],
+        best: Best,
+        took: Callable[[float], None],
         progress: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
-        """`best_step()`: the train step of the best evaluation so far."""
+        """`best`: the run's evaluations so far. `took(seconds)`: hears on rank 0 how long the last
+        checkpoint took, beside the training or not."""
         self._config = config
         self._policy = policy
         self._store = store
-        self._best_step = best_step
+        self._best, self._took = best, took
+        self._written_s = self._pruned_s = 0.0
+        self._evaluated_late: dict[int, float] = {}
+        """Train step -> what was found there after its checkpoint had been written."""
         self._progress, self._warn = progress, warn
         self._is_main = policy.control.rank == 0
         self._under_way: list[_Written] = []  # one at the most
@@ -122,9 +129,9 @@ class CheckpointWriter:
         """Whether this rank has written all that it has to. Not collective."""
         return all(written.writing.is_done for written in self._under_way)
 
-    def write(self, step: int, state: Callable[[], Mapping[str, Any]]) -> float:
-        """Begin the checkpoint of `step`, and wait for it unless checkpoint.async_save; the seconds
-        it took. `state()`: what run_state.json holds, asked for on rank 0."""
+    def write(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Begin the checkpoint of `step`, and wait for it unless checkpoint.async_save. `state()`:
+        what run_state.json holds, asked for on rank 0."""
         self.complete()
         begun = time.monotonic()
         aside = str(self._store.begin(step)) if self._is_main else None
@@ -135,10 +142,10 @@ class CheckpointWriter:
             )
             if self._is_main:
                 write_run_state(directory, state())
-        self._under_way = [_Written(step=step, aside=directory, writing=writing)]
+        copy_s = time.monotonic() - begun
+        self._under_way = [_Written(step=step, aside=directory, writing=writing, copy_s=copy_s)]
         if not self._config.async_save:
             self.complete()
-        return time.monotonic() - begun
 
     def complete(self) -> None:
         """Wait for what is being written and make it the latest checkpoint."""
@@ -147,22 +154,45 @@ class CheckpointWriter:
             with self._explained(one.step, one.aside):
                 digests = one.writing.finish()
                 if self._is_main:
+                    begun = time.monotonic()
                     directory = self._store.commit(one.aside, one.step, digests)
                     if self._is_best_saved(one.step, directory):
                         self._store.mark_best(one.step)
                     size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
                     self._progress(f"checkpoint {directory} ({size / 2**20:,.0f} MiB)")
+                    commit_s = time.monotonic() - begun
+                    self._join_cleaning()
+                    self._written_s = one.copy_s + one.writing.seconds + commit_s
+                    self._took(self._written_s + self._pruned_s)
                     self._clean_up()
             self.saved_step = one.step
+
+    def evaluated(self, step: int) -> None:
+        """Take in an evaluation after train step `step` that the checkpoint of that step does not
+        have: a stop had cut it off. Not collective."""
+        value = self._best.value_at(step)
+        if not self._is_main or value is None:
+            return
+        directory = self._store.steps().get(step)
+        if directory is not None:  # else it is another run's, which this one began from
+            self._evaluated_late[step] = value
+            if self._is_best_saved(step, directory):
+                self._store.mark_best(step)
 
     def _is_best_saved(self, step: int, directory: Path) -> bool:
         """Whether this checkpoint is better than the one that is marked as the best: the best
         evaluation of all may have been at a step that was not saved."""
-        if self._best_step() == step:
+        if self._best.step == step:
             return True
-        own, marked = evaluated(directory), self._store.best
-        then = evaluated(marked) if marked is not None else None
+        own, marked = self._value_of(step, directory), self._store.best
+        then = self._value_of(step_of(marked), marked) if marked is not None else None
         return own is not None and (then is None or own > then)
+
+    def _value_of(self, step: int, directory: Path) -> float | None:
+        """What was found at a checkpoint, by the checkpoint itself or later."""
+        if step == self._best.step:
+            return self._best.value
+        return self._evaluated_late.get(step, evaluated(directory))
 
     def close(self) -> None:
         """Bring what is being written to its end."""
@@ -179,10 +209,13 @@ class CheckpointWriter:
             self._join_cleaning()
 
     def _prune(self) -> None:
+        begun = time.monotonic()
         try:
             self._store.prune()
         except (CheckpointError, OSError) as error:
             self._warn(f"warning: {error}")
+        self._pruned_s = time.monotonic() - begun
+        self._took(self._written_s + self._pruned_s)
 
     def _join_cleaning(self) -> None:
         threads, self._cleaning = self._cleaning, []

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import store_of
-from sfpo_megatron.config.objective import ObjectiveConfig
 from sfpo_megatron.config.tree import DebugConfig, RunConfig
 from sfpo_megatron.data.sft import SFTExample, SFTExamples
 from sfpo_megatron.data.tokenize import load_tokenizer
@@ -23,11 +22,12 @@ from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.run.continuing import Start, find
 from sfpo_megatron.run.ends import stop_watch
 from sfpo_megatron.run.length import said_length, sft_length
-from sfpo_megatron.run.opening import OpenedRun, open_sinks, other_ends
+from sfpo_megatron.run.opening import OpenedRun, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
+from sfpo_megatron.run.sinks import open_sinks
 from sfpo_megatron.run.together import end_together
 from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.tracking.tracker import Tracker
@@ -165,8 +165,7 @@ def _hold_to_checkpoint(
     if (found := start.continued) is None:
         return
     state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
-    # Without objective.kl, which is for `train`: there is no reference here.
-    hold_to_model(replace(config, objective=ObjectiveConfig()), found, state)
+    hold_to_model(config, found, state, with_reference=False)
     said = hold_to_data(examples.stream, found, state, directory, accept=accept)
     if said:
         tracker.progress(said)

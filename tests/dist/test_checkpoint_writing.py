@@ -54,6 +54,7 @@ def test_what_is_written_is_the_state_when_it_began(bench: Workbench, dtype: str
         names = {path.name for path in directory.iterdir()}
         assert {".metadata", "metadata.json"} <= names, names
         assert not list(directory.glob(".note-*"))
+        assert 0 < writing.seconds < time.monotonic() - begun
         assert set(digests) == {path.name for path in directory.glob("*.distcp")}
         write_manifest(directory, 1, digests)
     dist.barrier()

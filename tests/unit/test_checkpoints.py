@@ -157,12 +157,10 @@ def test_checkpoints_are_in_the_order_of_their_steps(
     for step in (100, 20, 3):
         (tmp_path / f"step_{step:07d}").mkdir()
         (tmp_path / f"step_{step:07d}" / "manifest.json").touch()  # a run's own
-    listed = Path.glob
+    listed = os.listdir
     for backwards in (False, True):
         monkeypatch.setattr(
-            Path,
-            "glob",
-            lambda self, pattern, b=backwards: sorted(listed(self, pattern), reverse=b),
+            os, "listdir", lambda path, b=backwards: sorted(listed(path), reverse=b)
         )
         assert list(make_store(tmp_path).steps()) == [3, 20, 100]
 
@@ -215,32 +213,6 @@ def test_falls_back_to_the_newest_good_one(tmp_path: Path, damage: object) -> No
     assert "step_0000010 is broken" in warnings[1] and manifest.NAME in warnings[1]
     assert (tmp_path / "step_0000015.broken-1").is_dir()
     assert list(store.steps()) == [5]
-
-
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
-@pytest.mark.parametrize("name", ["__0_0.distcp", manifest.NAME])
-def test_a_checkpoint_that_cannot_be_read_is_not_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str
-) -> None:
-    """A file server that is away for a moment costs no checkpoint."""
-    store = make_store(tmp_path)
-    for step in (5, 10):
-        add(store, step)
-    opened, file = Path.open, tmp_path / "step_0000010" / name
-
-    def fail(self: Path, *arguments: object, **named: object) -> object:
-        if self == file:
-            raise OSError(code, os.strerror(code))  # as of a read: without a name
-        return opened(self, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", fail)
-        for read in (lambda: store.newest_good(pytest.fail), store.prune, lambda: at(file.parent)):
-            with pytest.raises(CheckpointError) as raised:
-                read()
-            assert str(raised.value).startswith(f"{file}: found {os.strerror(code)}, expected")
-    assert list(store.steps()) == [5, 10]
-    assert store.newest_good(pytest.fail).step == 10
 
 
 def test_none_at_all_is_a_new_run_but_all_broken_is_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Not exercised: a model whose loss is not finite (tests/dist/test_skipped_step.py
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from made.batches import make_batch
 from made.configs import run_config
 
-from sfpo_megatron import trainer
+from sfpo_megatron import sft, trainer
 from sfpo_megatron.config.fields import FieldError
+from sfpo_megatron.config.training import SFTConfig
 from sfpo_megatron.config.tree import TrainConfig
 from sfpo_megatron.launcher import rank
 from sfpo_megatron.mcore.passes import MinibatchResult, PassResult
@@ -61,7 +63,14 @@ class Steps:
     """A run, step by step."""
 
     def __init__(self, **train: Any) -> None:
-        self.collapse, self.step = Collapse(TrainConfig(**train)), 0
+        self.train = TrainConfig(**train)
+        self.collapse, self.step = Collapse(self.train), 0
+
+    def start_again(self) -> None:
+        """Continue from a checkpoint, as another process."""
+        state = json.loads(json.dumps(self.collapse.state_dict(), allow_nan=False))
+        self.collapse = Collapse(self.train)
+        self.collapse.load_state_dict(state)
 
     def __call__(
         self,
@@ -151,6 +160,76 @@ def test_solved_where_0_is_the_best_reward() -> None:
     steps = Steps()
     assert steps(passes(), a_batch(-1, 0), times=5) is None
     assert steps(passes(entropy=0.0), a_batch(0, 0), times=300) is None
+
+
+@pytest.mark.parametrize("reached", ["skipped", "zero"])
+def test_a_start_goes_on_counting(reached: str) -> None:
+    """Jobs that are shorter than the limit reach it together; once reached, it counts anew."""
+    steps = Steps(stop_after_skipped_steps=10, stop_after_zero_reward_steps=10)
+    dead = {"skipped": passes(loss=NAN), "zero": passes(entropy=0.0)}[reached]
+    batch = a_batch(0, 0)
+    for _ in range(2):
+        for _ in range(3):
+            assert steps(dead, batch, times=3) is None
+            steps.start_again()
+        said = steps(dead, batch)
+        assert said is not None and "the last 10 train steps" in said
+        steps.start_again()
+
+
+def test_a_start_knows_the_lowest_reward() -> None:
+    """An environment with -1 and 0, which is solved before the job ends."""
+    steps = Steps()
+    assert steps(passes(), a_batch(-1, 0), times=5) is None
+    steps.start_again()
+    assert steps(passes(entropy=0.0), a_batch(0, 0), times=300) is None
+
+
+def test_a_start_knows_the_loss_scale() -> None:
+    steps = Steps(stop_after_skipped_steps=1)
+    assert steps(passes(), loss_scale=8.0) is None
+    steps.start_again()
+    assert steps(passes(skipped="x"), loss_scale=4.0) is None
+
+
+def test_a_checkpoint_of_the_version_before_has_no_counts() -> None:
+    steps = Steps()
+    steps.start_again()  # before the first step, too
+    steps.collapse.load_state_dict(None)
+    assert steps(passes(loss=NAN), times=10) is not None
+
+
+def test_the_entropy_of_a_collapse_can_be_set() -> None:
+    steps = Steps(stop_after_zero_reward_steps=3, collapsed_entropy=0.2)
+    assert steps(passes(entropy=0.3), a_batch(0, 0), times=9) is None
+    said = steps(passes(entropy=0.1), a_batch(0, 0), times=3)
+    assert said is not None and "the entropy below 0.2 nats (now 0.1)" in said
+    with pytest.raises(FieldError, match="collapsed_entropy"):
+        TrainConfig(collapsed_entropy=-1.0)
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_a_warm_start_ends_too(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rewards are none: neither 0 nor an entropy near 0 says anything."""
+    monkeypatch.setattr(sft, "batch_layout", lambda *_: None)
+    config = run_config(checkpoint={"every": every}, sft={"stop_after_skipped_steps": 3})
+    policy: Any = SimpleNamespace()
+    teacher, saved = sft.Teacher(config, policy), list[int]()
+
+    def look(step: int, loss: float, num_skipped: int = 0) -> None:
+        metrics = {"loss": loss, "num_skipped_steps": num_skipped, "entropy": 0.0}
+        teacher.check(step, metrics, save=saved.append)
+
+    for step in range(1, 201):
+        look(step, 0.5)
+    look(201, NAN)
+    look(202, 0.5, num_skipped=1)
+    says = "step is saved" if every else r"not saved \(checkpoint.every is 0"
+    with pytest.raises(RunCollapsed, match=rf"^step 203: .*sft\.stop_after_sk.* sft\.lr.*{says}"):
+        look(203, INF)
+    assert saved == [203]
+    with pytest.raises(FieldError, match="stop_after_skipped_steps"):
+        SFTConfig(stop_after_skipped_steps=0)
 
 
 def test_null_is_never() -> None:
@@ -262,6 +341,7 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     checkpoints: Any = SimpleNamespace(
         resume=lambda: 0,
+        evaluated=lambda step: did.append(f"evaluated {step}"),
         guarded=lambda one_pass, **_: one_pass,
         times={},
         save_now=lambda step: did.append(f"saved {step}"),
@@ -279,7 +359,7 @@ def test_the_loop_looks_after_every_step(monkeypatch: pytest.MonkeyPatch) -> Non
         trainer.train(opened, learner, engines, checkpoints)
     first, second = (1, ["results"]), (2, ["results"])
     shown = ["logged", "shown"]
-    assert did == [*shown, first, "after", *shown, second, "saved 2"]
+    assert did == ["evaluated 0", *shown, first, "after", *shown, second, "saved 2"]
 
 
 @pytest.mark.parametrize(("error", "mark"), [(RunCollapsed, "1\nfinal\n"), (ValueError, "1\n")])

@@ -67,6 +67,18 @@ def test_a_run_that_saves_nothing_fails() -> None:
         engines.evaluate(step=7)
 
 
+def test_the_last_evaluation_costs_no_training() -> None:
+    """The run saves nothing and all its steps are made: the policy can still be exported."""
+    said: list[str] = []
+    tracker: Any = SimpleNamespace(important=said.append)
+    engines = engines_of({"evaluation": raises(LOST), "tracker": tracker}, saves=False)
+    with pytest.raises(FleetLost):
+        engines.evaluate_if_due(10)
+    last = run_config().train.steps
+    assert engines.evaluate_if_due(last) is True
+    assert said == [f"warning: {LOST}; the evaluation after step {last}, the last, is missing"]
+
+
 @pytest.mark.parametrize("where", ["wait", "refit"])
 def test_a_step_is_ended_before_its_engines_are_missed(where: str) -> None:
     """It has yet to be counted and logged, or the checkpoint would lack it."""

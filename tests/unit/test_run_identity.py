@@ -152,6 +152,21 @@ def test_a_record_that_cannot_be_used(run: Run, text: str, said: str) -> None:
     assert (run.directory.path / "run.json.previous-1").read_text() == text
 
 
+def test_the_way_out_of_a_broken_record_keeps_the_run(run: Run) -> None:
+    """Without run.json, `never` would be taken for a first start."""
+    first = run.start("never")
+    run.save(3, first.run_id)
+    run.directory.record.write_text("{")
+    with pytest.raises(
+        CheckpointError, match=r"remove the file and start once with ch.*resume=auto"
+    ):
+        run.start("never")
+    run.directory.record.unlink()
+    for resume in ("auto", "never"):
+        again = run.start(resume)
+        assert again.found is not None and (again.found.step, again.run_id) == (3, first.run_id)
+
+
 def test_a_checkpoint_of_a_later_version_is_refused(run: Run) -> None:
     aside = run.store.begin(3)
     (aside / RUN_STATE).write_text(json.dumps({"format": FORMAT + 1, "run_id": "abc"}))

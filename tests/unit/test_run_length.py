@@ -156,6 +156,7 @@ class FakeRun:
         )
         self.checkpoints: Any = SimpleNamespace(
             resume=lambda: self.resumed,
+            evaluated=lambda step: None,
             guarded=lambda one_pass, **_: one_pass,
             after_step=self._after_step,
             save_now=lambda step: None,

@@ -7,6 +7,7 @@ tests/dist/test_checkpoint.py, tests/e2e/test_resume.py.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 from made.configs import run_config
 
-from sfpo_megatron.checkpoints.store import store_of
+from sfpo_megatron.checkpoints.store import Found, store_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
+from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run import saving
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.held_out import Best
@@ -26,7 +28,15 @@ from sfpo_megatron.run.held_out import Best
 class Saved:
     """A run of 5 train steps that saves every second one."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **checkpoint: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        found: Found | None = None,
+        **checkpoint: Any,
+    ) -> None:
+        """`found`: the checkpoint that the run continues from."""
         self.config: RunConfig = run_config(
             output_dir=str(folder),
             train={"num_steps": 5},
@@ -34,16 +44,21 @@ class Saved:
         )
         self.events: list[str] = []
         self.best = Best()
-        self.stop = SimpleNamespace(reason=None, in_train_step=False, save_s=0.0)
+        self.begun, self.took = list[bool](), list[float]()
+        self.stop = SimpleNamespace(
+            reason=None, steps_begin=lambda: self.begun.append(True), saved=self.took.append
+        )
+        self.writing = SimpleNamespace(finish=dict, is_done=True, seconds=0.0)
         self.store = store_of(self.config)
         monkeypatch.setattr(saving.checkpoint, "begin_save", self.begin_save)
+        monkeypatch.setattr(saving.checkpoint, "load", lambda policy, directory: None)
         control: Any = SimpleNamespace(
             rank=0,
             all_gather_json=lambda value: [value],
             broadcast_json=lambda value: value,
         )
         opened: Any = SimpleNamespace(
-            start=SimpleNamespace(found=None, run_id="abcdef012345"),
+            start=SimpleNamespace(found=found, run_id="abcdef012345"),
             ends=SimpleNamespace(stop=self.stop, best=self.best, feed=self),
             progress=self.events.append,
             important=self.events.append,
@@ -51,9 +66,13 @@ class Saved:
         )
         policy: Any = SimpleNamespace(control=control)
         engines: Any = SimpleNamespace(
-            hold=self.note("hold"), to_trainer=self.note("to trainer"), end=self.note("end")
+            hold=self.note("hold"),
+            to_trainer=self.note("to trainer"),
+            end=self.note("end"),
+            refit=lambda weight_version: None,
         )
-        self.checkpoints = Checkpoints(self.config, opened, policy, engines, {"best": self.best})
+        kept: Any = {"best": self.best, "data": self}
+        self.checkpoints = Checkpoints(self.config, opened, policy, engines, kept)
 
     def note(self, event: str) -> Callable[..., None]:
         return lambda *step: self.events.append(event)
@@ -61,10 +80,16 @@ class Saved:
     def hand_back(self, step: int) -> None:
         self.events.append(f"hand back {step}")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollouts": {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
     def begin_save(self, policy: Any, directory: Path, *, step: int, form: str) -> Any:
         self.events.append(f"save {step}")
         (directory / "metadata.json").write_text("{}")
-        return SimpleNamespace(finish=dict, is_done=True)
+        return self.writing
 
 
 def test_saved_every_so_often_and_after_the_last_step(
@@ -84,7 +109,7 @@ def test_saved_every_so_often_and_after_the_last_step(
 def test_saved_at_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Saved(tmp_path, monkeypatch)
     run.checkpoints.resume()
-    assert run.stop.in_train_step
+    assert run.begun == [True]
     run.stop.reason = "SIGTERM"
     assert run.checkpoints.after_step(3) is True
     assert list(run.store.steps()) == [3] and "stopped by SIGTERM" in run.events[-1]
@@ -123,14 +148,64 @@ def test_without_time_for_its_passes_a_step_is_not_made(
         assert list(run.store.steps()) == [4]
 
 
-def test_engines_that_are_lost_before_the_first_step_leave_nothing_to_save(
+def test_a_stop_before_the_first_step_leaves_nothing_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Saved(tmp_path, monkeypatch)
     run.checkpoints.resume()
-    run.checkpoints.give_up(StopRun("engine 0 died", step=1, begun=False))
-    assert "stopped by engine 0 died before the first train step: nothing to s" in run.events[-1]
+    run.checkpoints.give_up(StopRun("SIGUSR1", step=1, begun=False))
+    assert "stopped by SIGUSR1 before the first train step: nothing to save" in run.events[-1]
     assert not run.store.steps()
+
+
+def continued(run: Saved, folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Saved:
+    """The next start of `run`, from its newest checkpoint."""
+    (step, directory), *_ = reversed(run.store.steps().items())
+    found = Found(directory=directory, step=step, has_run_state=True)
+    again = Saved(folder, monkeypatch, found=found, **more)
+    assert again.checkpoints.resume() == step
+    return again
+
+
+def lost(step: int) -> StopRun:
+    """As `Engines` raises it before train step `step`."""
+    stop = StopRun("engine 0 died", step=step, begun=False)
+    stop.__cause__ = FleetLost("engine 0 died")
+    return stop
+
+
+def test_lost_engines_without_anything_new_to_save_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 85 says that the run has got on, and that the same command continues."""
+    first = Saved(tmp_path, monkeypatch)
+    first.checkpoints.resume()
+    with pytest.raises(FleetLost, match=r"^engine 0 died$"):
+        first.checkpoints.give_up(lost(1))
+    assert not first.store.steps()
+    first.checkpoints.give_up(lost(4))
+    assert list(first.store.steps()) == [3] and "after step 3, saved" in first.events[-1]
+    again = continued(first, tmp_path, monkeypatch)
+    with pytest.raises(FleetLost):
+        again.checkpoints.give_up(lost(4))
+    again.checkpoints.after_step(4)
+    again.checkpoints.give_up(lost(5))  # saved already, by this start
+    assert list(again.store.steps()) == [3, 4] and "after step 4, saved" in again.events[-1]
+
+
+def test_all_of_a_save_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the training too: the last save before a stop is waited for to its end."""
+    run = Saved(tmp_path, monkeypatch, async_save=True)
+    run.checkpoints.resume()
+    run.writing.seconds = 1000.0
+    run.checkpoints.after_step(2)
+    assert run.took == []
+    monkeypatch.setattr(run.store, "prune", lambda: time.sleep(0.25))
+    run.checkpoints.after_step(3)  # finds it written
+    run.checkpoints.after_step(5, is_last=True)
+    first, pruned, second, pruned_again = run.took
+    assert 1000 < first < pruned and 1000.25 < pruned < 1100
+    assert 1000.25 < second < 1100 and 1000.25 < pruned_again < 1100
 
 
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(
@@ -165,6 +240,51 @@ def test_the_best_of_those_that_are_saved_is_marked(
     steps = run.store.steps()
     assert list(steps) == [4, 8]
     assert [path and path.name[-1] for path in marked] == ["2", "4", "4", "4"]
+
+
+def test_an_evaluation_made_up_for_marks_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop had cut off that of step 4; no later one is as good, and retention keeps the best."""
+    more: dict[str, Any] = {"keep_best": True, "keep_last": 1}
+    first = Saved(tmp_path, monkeypatch, **more)
+    first.checkpoints.resume()
+    first.best.observe(2, 0.4)
+    first.checkpoints.save_now(2)
+    first.checkpoints.save_now(4)
+    again = continued(first, tmp_path, monkeypatch, **more)
+    again.best.observe(4, 0.9)
+    again.checkpoints.evaluated(4)
+    for step, accuracy in ((5, 0.5), (6, 0.6)):
+        again.best.observe(step, accuracy)
+        again.checkpoints.save_now(step)
+    assert list(again.store.steps()) == [4, 6]
+    assert again.store.best == again.store.steps()[4]
+    last = continued(again, tmp_path, monkeypatch, **more)
+    last.best.observe(8, 0.8)
+    last.checkpoints.save_now(8)
+    assert list(last.store.steps()) == [4, 8]
+
+
+def test_an_evaluation_made_up_for_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of all was at step 3, which is not saved: with what is saved alone."""
+    more: dict[str, Any] = {"keep_best": True, "keep_last": 9}
+    first = Saved(tmp_path, monkeypatch, **more)
+    first.checkpoints.resume()
+    first.best.observe(2, 0.4)
+    first.checkpoints.save_now(2)
+    first.best.observe(3, 0.9)
+    first.checkpoints.save_now(4)
+    again = continued(first, tmp_path, monkeypatch, **more)
+    for value, wanted in ((0.3, 2), (0.6, 4)):
+        again.best.observe(4, value)
+        again.checkpoints.evaluated(4)
+        assert again.store.best == again.store.steps()[wanted]
+    again.best.observe(6, 0.5)
+    again.checkpoints.save_now(6)
+    assert again.store.best == again.store.steps()[4]
 
 
 def test_the_best_of_the_version_before_is_known(

@@ -73,7 +73,8 @@ def test_time_left(
     in_time: bool,
 ) -> None:
     watch = StopWatch(RunDirectory(tmp_path), must_save_within_s=limit_s, clock=clock)
-    watch.in_train_step, watch.save_s = True, save_s
+    watch.steps_begin()
+    watch.saved(save_s)
     ask(tmp_path, clock)
     clock.now += later_s
     if in_time:
