@@ -107,6 +107,14 @@ def _by_tensor(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[P
             f"a divisor or a multiple of the model's num_key_value_heads ({groups})",
             f"set it to one of {_divisors(heads, groups)}",
         )
+    rows = (heads + 2 * groups) * shape.head_dim
+    if heads % tensor == tensor % groups == 0 and rows % tensor:
+        yield Problem(
+            "parallel.tensor",
+            str(tensor),
+            f"a divisor of the model's rows of queries, keys and values ({rows})",
+            f"set it to one of {_divisors(heads, groups)}",
+        )
     engine = config.rollout.tensor_parallel
     if heads % engine:
         yield Problem(
