@@ -28,7 +28,7 @@ class OverlongConfig:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class KLConfig:
-    """Penalty on KL(policy || reference); the reference is the policy that the run started from."""
+    """Penalty on KL(policy || reference); the reference has the weights of model.path."""
 
     coef: float = 0.0
     """Its weight; 0 turns it off, and then no reference is kept."""

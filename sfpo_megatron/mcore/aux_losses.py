@@ -54,11 +54,19 @@ class AuxLosses:
     def of(
         cls, chunks: Sequence[torch.nn.Module], scale_loss: Callable[[Tensor], Tensor]
     ) -> AuxLosses | None:
-        """The losses of `chunks`; None if no router there has one."""
+        """The losses of `chunks`; None if no router there has one. ValueError under context
+        parallelism."""
         routers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, TopKRouter)]
-        if any(r.is_aux_loss_enabled() or r.config.moe_z_loss_coeff for r in routers):
-            return cls(routers, scale_loss)
-        return None
+        if not any(r.is_aux_loss_enabled() or r.config.moe_z_loss_coeff for r in routers):
+            return None
+        if (size := routers[0].config.context_parallel_size) > 1:
+            # `check` says so too (config/rules/context_parallel.py), of what the config names.
+            raise ValueError(
+                f"parallel.context: found {size} with an auxiliary loss of routers, expected 1: "
+                "the padding inside of sequences would count; set "
+                "megatron.transformer.moe_router_load_balancing_type: none and moe_z_loss_coeff: 0"
+            )
+        return cls(routers, scale_loss)
 
     def grad_scale(self, loss: Tensor) -> Tensor:
         """Megatron's `grad_scale_func`; it gets the token loss, and 1 for the auxiliary losses."""

@@ -82,7 +82,7 @@ def load_weights(policy: Policy, directory: Path) -> None:
     """The model params alone, of a checkpoint by Megatron-LM or by us; the optimizer starts from
     them anew. Collective."""
     _read(policy, directory, _model_state(policy))
-    policy.optimizer.reload_model_params()
+    policy.shards.take_from_model()
 
 
 def _model_state(policy: Policy) -> ShardedStateDict:

@@ -18,6 +18,7 @@ PRIVATE_NAMES: dict[str, str] = {
     "fp32_from_float16_groups": "Float16OptimizerWithFloat16Params: fp32 main params",
     "fp32_from_fp32_groups": "Float16OptimizerWithFloat16Params: params that are fp32 themselves",
     "_copy_main_params_to_model_params": "both: after an edit, before the gather",
+    "_get_model_param_range_map": "DistributedOptimizer: this rank's part of a model param",
     "init_state_fn": "optimizers without sharding: called to plan a load; None unless Adam",
     "model_chunks": "DistributedOptimizer: the DDP chunks whose params it gathers",
     "use_precision_aware_optimizer_no_fp8_or_ds_fp8": "FusedAdam holds main params",

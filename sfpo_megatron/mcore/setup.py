@@ -221,6 +221,7 @@ def _build_optimizer(
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
+    from sfpo_megatron.mcore.finite_gradients import skip_non_finite
     from sfpo_megatron.mcore.model import overridden
 
     section = config.train.optimizer
@@ -246,6 +247,7 @@ def _build_optimizer(
     }
     optimizer_config = overridden("optimizer", OptimizerConfig, fields, config.megatron.optimizer)
     optimizer = get_megatron_optimizer(optimizer_config, chunks)
+    skip_non_finite(optimizer)
     for group in optimizer.param_groups:
         if "fused" in group:  # torch's Adam; Megatron has no setting for it
             group["fused"] = True  # one kernel a step instead of a dozen a tensor

@@ -52,10 +52,12 @@ def pieces_of(rule: Rule, shape: ModelShape, *, rank: int, size: int) -> list[Pi
         return [_piece(0, 0, rank * rows, stop, 1, 0)] if stop > rank * rows else []
     dim = rule.tp_dim or 0
     if rule.kind == "qkv":
+        rows_of = [full[0] for full in parts]
+        if shape.num_kv_heads % size:
+            return _pieces_of_a_group(rows_of, shape.num_kv_heads, rank, size)
         groups = shape.num_kv_heads // size
         found, at = [], 0
-        for part, full in enumerate(parts):
-            rows = full[0] // size
+        for part, rows in enumerate(rows // size for rows in rows_of):
             found.append(_piece(part, 0, rank * rows, (rank + 1) * rows, groups, at))
             at += rows // groups
         return found
@@ -78,6 +80,30 @@ def _piece(part: int, dim: int, start: int, stop: int, groups: int, source_start
         source_start=source_start,
         source_stop=source_start + (stop - start) // groups,
     )
+
+
+def _pieces_of_a_group(rows_of: Sequence[int], groups: int, rank: int, size: int) -> list[Piece]:
+    """A rank's equal share of the rows [q, k, v] of one kv group, where several ranks share each;
+    Megatron gathers the rows in each forward (SelfAttention.get_query_key_value_tensors).
+
+    rows_of: of all groups, for each of q, k and v.
+    """
+    if size % groups or sum(rows_of) % size:
+        raise ValueError(
+            f"parallel.tensor: found {size}, expected a divisor or a multiple of the model's "
+            f"num_key_value_heads ({groups}), and a divisor of {sum(rows_of)} rows of q, k and v"
+        )
+    group, share = divmod(rank, size // groups)
+    length = sum(rows_of) // size
+    first = share * length  # in the group's rows
+    found, at = [], 0
+    for part, rows in enumerate(rows // groups for rows in rows_of):
+        start, stop = max(first, at), min(first + length, at + rows)
+        if start < stop:
+            full = group * rows - at
+            found.append(_piece(part, 0, full + start, full + stop, 1, start - first))
+        at += rows
+    return found
 
 
 def num_elements(piece: Piece, full: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfpo_megatron.families.hf_files import TensorMeta
-from sfpo_megatron.families.operations import dtype_of
+from sfpo_megatron.families.operations import dtype_of, split
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
@@ -165,8 +165,8 @@ class MegatronWeightSource:
 
     def shards(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, this rank's slice of the full tensor, or all of it), where every rank has a
-        part of every weight. Fused projections come apart by a copy of the shard; only a vocabulary
-        that is not cut evenly is gathered. Collective."""
+        part of every weight. Fused projections come apart by a copy of the shard; what is not cut
+        evenly (a vocabulary, kv heads that ranks share) is gathered. Collective."""
         self.prepare()
         for index, (meta, dim) in enumerate(zip(self._metadata, self.shard_dims, strict=True)):
             yield meta.name, self._whole(index) if dim is None else self._slice(index)
@@ -183,14 +183,15 @@ class MegatronWeightSource:
     @torch.no_grad()
     def _whole(self, index: int) -> Tensor:
         """Gather full tensor `index` on every rank of this rank's tensor-parallel group: each part
-        of a fused projection by itself, so that no more than one tensor and slices of it are held.
-        Collective in the group."""
+        of a fused projection by itself, so that no more than one tensor and slices of it are held,
+        but for a projection whose kv heads are fewer than the ranks. Collective in the group."""
         rule, dim, meta = self._rule(index), self.shard_dims[index], self._metadata[index]
         group = tensor_parallel_group(expert=rule.expert)
         if rule.tp_dim is None or group.size() == 1:
             return self._slice(index)
-        if dim is None:  # with its padding
-            assert rule.kind == "vocab", rule
+        is_even = dim is not None
+        if not is_even:  # a vocabulary with its padding, or q, k and v of heads that ranks share
+            assert rule.kind in ("vocab", "qkv"), rule
             mine = self._params[rule.megatron].detach().to(meta.dtype)
         else:
             mine = self._slice(index).contiguous()
@@ -205,7 +206,9 @@ class MegatronWeightSource:
                 sent = mine if rank == dist.get_rank() else torch.empty_like(mine)
                 dist.broadcast(sent, src=rank, group=group)
                 target.copy_(sent)
-        return whole.narrow(dim, 0, meta.shape[dim])
+        if is_even:
+            return whole
+        return split(rule, whole, self._policy.shape)[self._rule_of[index][1]]
 
     @torch.no_grad()
     def _slice(self, index: int) -> Tensor:

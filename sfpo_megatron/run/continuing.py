@@ -84,7 +84,7 @@ def decide(
     record = None if fresh else RunRecord.read(directory)
     there = None if fresh else kind_there(record, store)
     if there == "sft" and kind == "train":
-        start = _first_start(directory, store, None, resume, fresh=True, kind=kind)
+        start = _first_start(config, store, None, fresh=True, kind=kind)
         return dataclasses.replace(
             start, said=f"{start.said}; the warm start that was here is kept as *.previous-N"
         )
@@ -103,7 +103,7 @@ def decide(
         store.refuse_broken()  # an earlier start has renamed them: that is no new run
     if not fresh and record is None and resume == "auto":
         store.refuse_others()  # whoever put it there wants to continue from it
-    return _first_start(directory, store, record, resume, fresh, kind)
+    return _first_start(config, store, record, fresh=fresh, kind=kind)
 
 
 def _refuse_run(directory: RunDirectory, store: CheckpointStore) -> None:
@@ -133,17 +133,20 @@ def _continued(store: CheckpointStore, record: RunRecord, resume: str) -> Start:
 
 
 def _first_start(
-    directory: RunDirectory,
+    config: RunConfig,
     store: CheckpointStore,
     record: RunRecord | None,
-    resume: str,
+    *,
     fresh: bool,
     kind: Kind,
 ) -> Start:
     """By checkpoint.resume. `record`: of a run that ended before its first checkpoint."""
+    directory, resume = RunDirectory.of(config.output_dir), config.checkpoint.resume
     found = None if resume in ("auto", "never") else checkpoint_at(Path(resume))
     if found is not None and found.has_run_state and kind_of(found.directory) != kind:
         found = dataclasses.replace(found, has_run_state=False)  # its weights alone
+    if found is not None and not found.has_run_state and kind == "train":
+        _refuse_other_reference(config, found)
     own = found is not None and found.directory.resolve().parent == store.folder.resolve()
     if found is not None and own and found.has_run_state and not fresh:
         store.abandon_after(found.step)
@@ -157,6 +160,19 @@ def _first_start(
     begins = f"run {record.run_id} begins"
     said = f"{begins} from {found.directory}" if found is not None else begins
     return Start(found=found, run_id=record.run_id, said=said)
+
+
+def _refuse_other_reference(config: RunConfig, found: Found) -> None:
+    """The reference of the KL penalty is read from model.path at every start: CheckpointError where
+    the run would begin from other weights."""
+    if config.objective.kl.coef > 0:
+        raise CheckpointError(
+            f"checkpoint.resume: found {found.directory}, which gives its weights alone, with "
+            f"objective.kl.coef {config.objective.kl.coef:g}, expected weights from model.path: "
+            "the penalty's reference would be model.path, not what the run begins from; set "
+            "model.path to these weights (the hf/ that sft has written, or "
+            "tools/convert_megatron_to_hf.py makes it), or objective.kl.coef: 0"
+        )
 
 
 def _record_of(found: Found, kind: Kind) -> RunRecord:

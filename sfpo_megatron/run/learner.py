@@ -1,7 +1,7 @@
 """The learning side of a train step, before and after its `sfpo_step`.
 
-prepare     cut the batch, old_logprobs, ref_logprobs, K by the gate, one tick of the schedule
-sfpo_step   in trainer.py
+prepare     cut the batch, old_logprobs, ref_logprobs, K by the gate
+sfpo_step   in trainer.py; one tick of the schedule before the first pass
 observe     the gate sees the entropy of the slow correction
 metrics     the step's line in metrics.jsonl
 """
@@ -100,12 +100,15 @@ class Learner:
             set_advantages(minibatches, advantages(config, batch, penalty))
         num_fast = fast_passes(config, policy.control, self.gate, step)
         policy.control.agree(step=step, num_fast=num_fast, minibatches=len(minibatches))
-        policy.scheduler.step(increment=1)  # one tick a rollout batch, whatever K is
-
-        number = count(1)
+        numbers = count(1)
 
         def one_pass() -> PassResult:
-            with timers("passes", number=next(number), of=num_fast + 1):
+            number = next(numbers)
+            if number == 1:
+                # One tick a rollout batch, whatever K is; not before this: a run that stops short
+                # of the first pass is saved as it was after the step before.
+                policy.scheduler.step(increment=1)
+            with timers("passes", number=number, of=num_fast + 1):
                 return run_pass(policy, minibatches, self._objective)
 
         return Prepared(

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from harness import DP2, EP2, PP2, PP2DP2, TE1, TP1, TP2, VPP2, Layout, on_ranks
 from made.bits import all_same_bits, clones
 from made.checkpoints import assert_equal, load, save, step_counts, trained, training_state
-from made.policies import OVERLAP, offloaded_policy
+from made.policies import OVERLAP, PRECISION_AWARE, offloaded_policy
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -314,6 +314,32 @@ def test_megatron_lm_format(bench: Workbench) -> None:
     weights = bench.hf_weights(policy)
     assert_equal(bench.hf_weights(fresh), weights)
     bench.one_pass(fresh, bench.prepared(fresh))()  # lr 0: the main params are the loaded ones
+    assert_equal(bench.hf_weights(fresh), weights)
+
+
+@on_ranks(TP1, DP2, fraction=[0.5, 1.0], only=["TP1-1.0", "DP2-0.5"])
+def test_weights_alone_for_an_offloaded_optimizer(bench: Workbench, fraction: float) -> None:
+    """A step goes on from them, not from those that its host copies were made of: Megatron's own
+    `reload_model_params` leaves the copies as they are."""
+    _a_step_keeps_loaded_weights(bench, fraction)
+
+
+@on_ranks(TE1)
+def test_weights_alone_for_a_precision_aware_offloaded_optimizer(bench: Workbench) -> None:
+    _a_step_keeps_loaded_weights(bench, 0.5, **PRECISION_AWARE)
+
+
+def _a_step_keeps_loaded_weights(bench: Workbench, fraction: float, **optimizer: Any) -> None:
+    """A step with lr 0 by an offloaded optimizer, bit for bit."""
+    from sfpo_megatron.mcore.checkpoint import load_weights
+
+    policy = trained(bench, dtype="bfloat16")
+    directory = save(bench, policy, f"alone-{bench.layout.name}-{fraction}")
+    fresh = offloaded_policy(bench, fraction, lr=0.0, **optimizer)
+    load_weights(fresh, directory)
+    weights = bench.hf_weights(policy)
+    assert_equal(bench.hf_weights(fresh), weights)
+    assert bench.one_pass(fresh, bench.prepared(fresh))().num_skipped == 0
     assert_equal(bench.hf_weights(fresh), weights)
 
 

@@ -7,6 +7,7 @@ Not exercised: an engine; its log-probs are the trainer's with a little noise.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -21,6 +22,8 @@ from sfpo_megatron.sfpo import sfpo_step
 if TYPE_CHECKING:
     from torch import Tensor
     from workbench import Workbench
+
+    from sfpo_megatron.config.tree import RunConfig
 
 NOISE = 5e-7
 """Nats between generator and trainer: five times what is measured on one machine."""
@@ -60,6 +63,84 @@ def test_one_tick_a_step_and_the_slow_corrections_entropy(bench: Workbench) -> N
         assert metrics["pass_1/entropy"] != metrics[f"pass_{k + 1}/entropy"] == metrics["entropy"]
         entropies.append(metrics["entropy"])
     assert learner.gate.state_dict()["window"] == entropies
+
+
+@on_ranks(TP1)
+def test_a_step_that_is_not_made_does_not_tick(bench: Workbench) -> None:
+    """A stop request that leaves no time for the passes of a batch that is prepared: saved is the
+    schedule of the step before, and after a requeue the step has its own lr."""
+    from made.batches import make_batch
+
+    from sfpo_megatron.checkpoints.store import store_of
+    from sfpo_megatron.mcore import checkpoint, setup
+    from sfpo_megatron.outputs.stopping import StopRun
+    from sfpo_megatron.run.learner import Learner, objective_of
+    from sfpo_megatron.tracking.timers import Timers
+
+    config = bench.config("qwen2_tied", lr=references.LR)
+    saved_in_time = replace(config.checkpoint, must_save_within_s=60.0)
+    folder = str(bench.directory / "stopped")
+    config = replace(config, output_dir=folder, checkpoint=saved_in_time)
+    schedule = setup.LRSchedule(
+        peak=references.LR, floor=0.0, warmup_ticks=4, total_ticks=10, style="constant"
+    )
+
+    def build() -> tuple[Any, Learner]:
+        path = config.model.path
+        policy = setup.build_policy(config, bench.capabilities, schedule, model_path=path)
+        return policy, Learner(config, policy, objective_of(config))
+
+    batches = [
+        make_batch(
+            group_size=references.GROUP_SIZE,
+            weight_version=step,
+            **references.load_batch(bench.directory, step),
+        )
+        for step in (0, 1)
+    ]
+    policy, learner = build()
+    late: list[str] = []
+    checkpoints = _checkpoints(config, policy, late)
+    assert checkpoints.resume() == 0
+    for step, batch in enumerate(batches, start=1):
+        prepared = learner.prepare(step, batch, Timers())
+        one_pass = checkpoints.guarded(prepared.one_pass, step=step, num_passes=1)
+        if step == 1:
+            one_pass()
+            late.append("SIGUSR1")
+    with pytest.raises(StopRun) as stop:
+        one_pass()
+    checkpoints.give_up(stop.value)
+    ((step, directory),) = store_of(config).steps().items()
+    resumed, learner = build()
+    checkpoint.load(resumed, directory)
+    assert step == resumed.scheduler.num_steps == 1
+    learner.prepare(2, batches[1], Timers()).one_pass()
+    lr = resumed.optimizer.param_groups[0]["lr"]
+    assert lr == pytest.approx(references.LR * 2 / 4, rel=1e-12)
+
+
+def _checkpoints(config: RunConfig, policy: Any, late: list[str]) -> Any:
+    """A run's, without engines, that has no time left once `late` says why."""
+    from sfpo_megatron.checkpoints.store import store_of
+    from sfpo_megatron.outputs.stopping import OutOfTime
+    from sfpo_megatron.run.checkpoints import Checkpoints
+    from sfpo_megatron.run.engines import NoEngines
+    from sfpo_megatron.run.held_out import Best
+
+    def check(remaining_s: float) -> None:
+        if late:
+            raise OutOfTime(late[0])
+
+    feed = SimpleNamespace(hand_back=lambda step: None)
+    opened: Any = SimpleNamespace(
+        start=SimpleNamespace(found=None, run_id="abcdef012345"),
+        store=store_of(config),
+        ends=SimpleNamespace(stop=SimpleNamespace(check=check), feed=feed, best=Best()),
+        progress=print,
+        important=print,
+    )
+    return Checkpoints(config, opened, policy, NoEngines(), {"best": opened.ends.best})
 
 
 def trained(bench: Workbench, objective: ObjectiveConfig) -> tuple[dict[str, Tensor], list[Any]]:

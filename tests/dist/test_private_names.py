@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from harness import DP2, EP2, TE1, TP1, TP2, on_ranks
-from made.policies import OVERLAP, offloaded_policy
+from made.policies import OVERLAP, live_params, offloaded_policy
 
 if TYPE_CHECKING:
     from workbench import Workbench
@@ -159,6 +159,11 @@ def test_cpu_offloaded_optimizer(bench: Workbench) -> None:
     masters = [t for group in member.shard_fp32_from_float16_groups for t in group]
     assert {id(p) for p in outer} == {id(t) for t in masters}
     assert hybrid.param_to_inner_param.keys() == set(outer)
+    assert member.model_param_group_index_map.keys() == set(live_params(policy))
+    for param, (group, index) in member.model_param_group_index_map.items():
+        span = member._get_model_param_range_map(param)["param"]
+        part = param.detach().view(-1)[span.start : span.end]
+        assert torch.equal(hybrid.param_groups[group]["params"][index], part.float())
     inner = list(hybrid.param_to_inner_param.values())
     stepped = [p for s in hybrid.sub_optimizers for g in s.param_groups for p in g["params"]]
     assert {id(p) for p in stepped} == {id(p) for p in inner}

@@ -11,16 +11,36 @@ from typing import TYPE_CHECKING
 import torch
 from harness import DP2, PP2, TP1, TP2, on_ranks
 from made.bits import all_same_bits, clones
-from made.policies import adam_states
 
 if TYPE_CHECKING:
     from workbench import Workbench
+
+    from sfpo_megatron.mcore.setup import Policy
 
 
 @on_ranks(TP1, TP2, PP2, DP2, dtype=["float32", "bfloat16"])
 def test_non_finite_gradient_is_skipped_and_counted(bench: Workbench, dtype: str) -> None:
     """At DP2 only one rank's microbatch is bad: both must skip."""
-    policy = bench.policy(dtype=dtype)
+    _is_skipped_and_counted(bench, bench.policy(dtype=dtype))
+
+
+@on_ranks(
+    *(TP1, TP2, PP2, DP2),
+    kind=["adam", "sgd"],
+    only=["TP1-sgd", "PP2-adam", "DP2-sgd"],
+)
+def test_without_the_distributed_optimizer(bench: Workbench, kind: str) -> None:
+    """Of fp32 params Megatron's own optimizer, which has no grad scaler, skips nothing. At PP2 only
+    the last stage may have seen it."""
+    from megatron.core.optimizer.optimizer import FP32Optimizer
+
+    policy = bench.policy(ddp={"use_distributed_optimizer": False}, optimizer={"optimizer": kind})
+    (member,) = policy.optimizer.chained_optimizers
+    assert isinstance(member, FP32Optimizer)
+    _is_skipped_and_counted(bench, policy)
+
+
+def _is_skipped_and_counted(bench: Workbench, policy: Policy) -> None:
     minibatches = bench.prepared(policy)
     run_pass = bench.one_pass(policy, minibatches)
     assert run_pass().num_skipped == 0  # Adam has state from here on
@@ -29,13 +49,13 @@ def test_non_finite_gradient_is_skipped_and_counted(bench: Workbench, dtype: str
     if policy.layout.data_rank == 0:
         bad.advantages[bad.loss_mask] = math.inf
     before = clones(policy.shards.tensors())
-    moments = clones(state["exp_avg"] for state in adam_states(policy))
+    moments = clones(policy.shards.moments())
     result = bench.one_pass(policy, minibatches[:1])()
     assert result.num_skipped == 1
     (only,) = result.minibatches
     assert only.skipped and math.isnan(only.grad_norm)
     assert all_same_bits(before, policy.shards.tensors())
-    assert all_same_bits(moments, [state["exp_avg"] for state in adam_states(policy)])
+    assert moments and all_same_bits(moments, policy.shards.moments())
     params = [p for chunk in policy.chunks for p in chunk.parameters()]
     assert all(torch.isfinite(p).all() for p in params)
     bad.advantages.copy_(good)

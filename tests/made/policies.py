@@ -44,11 +44,13 @@ def offloaded_policy(
     dtype: str = "bfloat16",
     *,
     bound: type[MainParams] | None = None,
+    lr: float | None = None,
     **extra: Any,
 ) -> Policy:
     """One CPU optimizer a param at fraction 1 (overlapped copies), one for all at 0.5.
 
     bound: the binding to its main params in place of the one that is chosen, HybridMainParams.
+    extra: other settings of the optimizer.
     """
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from offload import offloading
@@ -59,8 +61,9 @@ def offloaded_policy(
         "optimizer_offload_fraction": fraction,
         "overlap_cpu_optimizer_d2h_h2d": fraction == 1.0,
     }
+    given = {} if lr is None else {"lr": lr}
     with offloading(), nullcontext() if bound is None else bound_as(bound):
-        policy = bench.policy(dtype=dtype, optimizer=settings | extra)
+        policy = bench.policy(dtype=dtype, optimizer=settings | extra, **given)
     (member,) = policy.optimizer.chained_optimizers
     hybrid = member.optimizer
     assert isinstance(hybrid, HybridDeviceOptimizer)

@@ -121,6 +121,26 @@ def test_context_parallelism_without_te_ends_a_run_that_starts(here: Path) -> No
         run_check("parallel.context=2", for_training=True)
 
 
+def test_context_parallelism_without_auxiliary_losses(
+    here: Path, model_dir: Callable[..., Path]
+) -> None:
+    """The model's own coefficient is not taken where another stands in the config."""
+    model_dir(**MOE, router_aux_loss_coef=0.001)
+    balanced = "moe_router_load_balancing_type: aux_loss, moe_aux_loss_coeff: 0"
+    (warning,) = run_check("parallel.context=2", f"megatron.transformer={{{balanced}}}")
+    assert "no TransformerEngine in this Python" in warning
+
+
+def test_float16_experts_under_a_constant_loss_scale(
+    here: Path, model_dir: Callable[..., Path]
+) -> None:
+    model_dir(**MOE)
+    layout = ("model.dtype=float16", "parallel.expert=2", "parallel.data=2")
+    assert not [
+        x for x in run_check(*layout, "megatron.optimizer.loss_scale=1024") if "expert" in x
+    ]
+
+
 def test_narrow_heads_are_fine_on_a_gpu(
     here: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,9 @@ CASES = {
     "kv_heads_by_tp": case(
         "parallel.tensor", "3", "multiple of the model's num_key_value_heads (2)",
         "one of 1, 2", "parallel.tensor=3"),
+    "qkv_rows_by_tp": case(
+        "parallel.tensor", "3", "rows of queries, keys and values (256)", "one of 1",
+        "parallel.tensor=3", num_key_value_heads=1),
     "hidden_by_tp": case(
         "parallel.tensor", "2", "hidden_size (193)", "one of", "parallel.tensor=2",
         hidden_size=193, head_dim=32),
@@ -138,6 +141,19 @@ CASES = {
     "experts_copied_over_tp": case(
         "parallel.expert_tensor", "1 with expert 1 and tensor 2", "2, or parallel.expert above 1",
         "set parallel.expert=2", "parallel.tensor=2", "parallel.sequence=true", **MOE),
+    "experts_with_scales_of_their_own": case(
+        "model.dtype", "float16 with parallel.expert 2", "loss scale of the experts' optimizer",
+        "a constant megatron.optimizer.loss_scale", "model.dtype=float16", "parallel.expert=2",
+        "parallel.data=2", **MOE),
+    "auxiliary_loss_by_cp": case(
+        "megatron.transformer.moe_aux_loss_coeff", "0.001 with parallel.context 2",
+        "no auxiliary loss", "set it to 0", "parallel.context=2",
+        "megatron.transformer={moe_aux_loss_coeff: 0.001}", **MOE),
+    "auxiliary_loss_of_the_model_by_cp": case(
+        "megatron.transformer.moe_router_load_balancing_type",
+        "seq_aux_loss with parallel.context 2", "no auxiliary loss", "router_aux_loss_coef holds",
+        "parallel.context=2", "megatron.transformer.moe_router_load_balancing_type=seq_aux_loss",
+        **MOE, router_aux_loss_coef=0.001),
     "sinkhorn": case(
         "megatron.transformer.moe_router_load_balancing_type", "sinkhorn", "aux_loss",
         "route tokens otherwise",

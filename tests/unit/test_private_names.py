@@ -119,7 +119,7 @@ def test_every_listed_name_has_a_contract() -> None:
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("optimizer._get_model_param_range_map(p)", ["_get_model_param_range_map"]),
+        ("optimizer._build_gbuf_range_map(b)", ["_build_gbuf_range_map"]),
         ("self.optimizer.model_param_gbuf_map", ["model_param_gbuf_map"]),
         ("hasattr(group, 'next_param_gather_bucket_group')", ["next_param_gather_bucket_group"]),
         ("chunk.zero_grad_buffer(); config.bf16; self.model_param_gbuf_map", []),

@@ -45,6 +45,10 @@ MOE = {
 }
 
 
+FEW_KV_HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2}
+ONE_KV_HEAD = {"num_key_value_heads": 1}
+
+
 def full_tensors(rule: Rule, shape: ModelShape) -> list[Tensor]:
     generator = torch.Generator().manual_seed(len(rule.megatron))
     return [torch.randn(size, generator=generator) for size in hf_shapes(rule, shape)]
@@ -59,10 +63,21 @@ def region_of(shard: Tensor, piece: Piece) -> Tensor:
     return blocks[:, piece.source_start : piece.source_stop].reshape(-1, *shard.shape[1:])
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("changes", [{}, MOE], ids=["qwen2", "qwen3_moe"])
+PIECES = [
+    (1, {}),
+    (2, {}),
+    (1, MOE),
+    (2, MOE),
+    (4, FEW_KV_HEADS),
+    (8, FEW_KV_HEADS),
+    (2, ONE_KV_HEAD),
+]
+
+
+@pytest.mark.parametrize(("size", "changes"), PIECES)
 def test_pieces_put_a_cut_tensor_together(size: int, changes: dict[str, Any]) -> None:
-    """101 words on 2 ranks: the padding is nobody's; 3 heads a kv group: qkv is interleaved."""
+    """101 words on 2 ranks: the padding is nobody's; 3 heads a kv group: qkv is interleaved. Fewer
+    kv heads than ranks: a rank has a part of a group, or two parts or three."""
     shape = shape_of(**changes)
     for rule in rules_of(shape):
         parts = full_tensors(rule, shape)
@@ -107,6 +122,17 @@ def test_even_slices_are_what_ranks_hold(vocabulary: int, changes: dict[str, Any
     mlp = "mlp.experts.3." if changes else "mlp."
     found = [dims[f"{layer}{mlp}{x}_proj.weight"] for x in ("gate", "up", "down")]
     assert found == [0, 0, 1]
+
+
+def test_a_number_of_ranks_that_kv_heads_do_not_fit_is_refused() -> None:
+    shape = shape_of()
+    rule = next(rule for rule in rules_of(shape) if rule.kind == "qkv")
+    with pytest.raises(
+        ValueError, match=r"parallel\.tensor: found 3, .* num_key_value_heads \(2\)"
+    ):
+        pieces_of(rule, shape, rank=0, size=3)
+    with pytest.raises(ValueError, match=r"parallel\.tensor: found 3, .* 256 rows"):
+        pieces_of(rule, shape_of(**ONE_KV_HEAD), rank=0, size=3)
 
 
 def holders(shape: ModelShape, *, tensor: int, pipeline: int, data: int) -> list[Holder]:

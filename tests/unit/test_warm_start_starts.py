@@ -202,6 +202,23 @@ def test_a_run_after_a_warm_start_in_one_directory(
         decide(config, store_of(config), fresh=False, kind="sft")
 
 
+def test_other_weights_than_those_of_the_reference(config: RunConfig, tmp_path: Path) -> None:
+    """A KL penalty holds the policy near model.path at every start: a run from the weights of a
+    warm start or of Megatron-LM is refused, and nothing is set aside for it."""
+    other = replace(config, output_dir=str(tmp_path / "other"))
+    begun = decide(other, store_of(other), fresh=False, kind="sft")
+    save(other, 7, state_of(begun.run_id, "sft"))
+    where = str(store_of(other).folder / "step_0000007")
+    config = replace(config, checkpoint=replace(config.checkpoint, resume=where))
+    kl = replace(config.objective, kl=replace(config.objective.kl, coef=0.1))
+    with pytest.raises(
+        CheckpointError, match=r"step_0000007.*objective\.kl\.coef 0\.1.*model\.path"
+    ):
+        decide(replace(config, objective=kl), store_of(config), fresh=False)
+    assert RunRecord.read(RunDirectory.of(config.output_dir)) is None
+    assert decide(config, store_of(config), fresh=False).found is not None
+
+
 @pytest.mark.parametrize("kinds", [("sft", "train"), ("train", "sft")])
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_weights_of_the_other_command(

@@ -31,14 +31,7 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
                 "nothing that is averaged over a whole response: ranks hold parts of it",
                 f"set it to {instead}, or parallel.context to 1",
             )
-    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
-        if coefficient := config.megatron.transformer.get(name):
-            yield Problem(
-                f"megatron.transformer.{name}",
-                f"{coefficient} with parallel.context {found}",
-                "no auxiliary loss: the padding inside of sequences would count",
-                "set it to 0, or parallel.context to 1",
-            )
+    yield from _auxiliary_losses(config)
     if config.model.transformer_impl == "local":
         yield Problem(
             "parallel.context",
@@ -53,4 +46,27 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
             "1 without TransformerEngine",
             f"set it to 1, or {INSTALL_TE}",
             "error_when_training",
+        )
+
+
+def _auxiliary_losses(config: RunConfig) -> Iterator[Problem]:
+    """Those of routers; their load-balancing coefficient is the model's own where none is given."""
+    given, size = config.megatron.transformer, config.parallel.context
+    expected = "no auxiliary loss: the padding inside of sequences would count"
+    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
+        if coefficient := given.get(name):
+            yield Problem(
+                f"megatron.transformer.{name}",
+                f"{coefficient} with parallel.context {size}",
+                expected,
+                "set it to 0, or parallel.context to 1",
+            )
+    kind = given.get("moe_router_load_balancing_type")
+    if "aux_loss" in str(kind) and given.get("moe_aux_loss_coeff") is None:
+        yield Problem(
+            "megatron.transformer.moe_router_load_balancing_type",
+            f"{kind} with parallel.context {size}",
+            expected,
+            "remove it, or set moe_aux_loss_coeff: 0 beside it (else the model's "
+            "router_aux_loss_coef holds), or parallel.context to 1",
         )

@@ -40,6 +40,7 @@ def experts_of_model(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iter
         return
     yield from _divisible(config, moe)
     yield from _with_tensor_parallel(config)
+    yield from _with_loss_scale(config)
     if on_cpu and parallel.expert_tensor > 1:
         yield Problem(
             "parallel.expert_tensor",
@@ -66,6 +67,22 @@ def _divisible(config: RunConfig, moe: MoEShape) -> Iterator[Problem]:
             yield Problem(
                 key, str(size), f"a divisor of the model's {name} ({total})", "choose another size"
             )
+
+
+def _with_loss_scale(config: RunConfig) -> Iterator[Problem]:
+    """Under expert parallelism experts have an optimizer of their own, whose dynamic loss scale
+    moves by its own gradients, while the loss is multiplied by the other optimizer's."""
+    expert = config.parallel.expert
+    constant = config.megatron.optimizer.get("loss_scale")
+    if expert > 1 and config.model.dtype == "float16" and not constant:
+        yield Problem(
+            "model.dtype",
+            f"float16 with parallel.expert {expert}",
+            "bfloat16 or float32: the dynamic loss scale of the experts' optimizer would part from "
+            "that of the others",
+            "set model.dtype: bfloat16, or a constant megatron.optimizer.loss_scale, or "
+            "parallel.expert: 1",
+        )
 
 
 def _with_tensor_parallel(config: RunConfig) -> Iterator[Problem]:

@@ -102,6 +102,9 @@ def _not_for_megatron(shape: ModelShape, size: int) -> Iterator[str]:
     yield from _not_dividing(size, "num_attention_heads", shape.num_heads)
     yield from _not_dividing(size, "hidden_size", shape.hidden_size)
     yield from _not_sharing(shape, size)
+    rows = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    if size % shape.num_kv_heads == 0:  # a rank's rows hold a part of a key head
+        yield from _not_dividing(size, "rows of queries, keys and values", rows)
 
 
 def _not_for_vllm(shape: ModelShape, size: int) -> Iterator[str]:

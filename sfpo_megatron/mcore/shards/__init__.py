@@ -66,6 +66,13 @@ class MainParamShards:
             member.copy_to_model()
         self._gathers.after_edit()
 
+    def take_from_model(self) -> None:
+        """Inverse of `publish`, for weights that were loaded into the model: copy the model params,
+        whole on every rank, into the main params."""
+        self._require_on_device()
+        for member in self._members:
+            member.take_from_model()
+
     @torch.no_grad()
     def params_ready(self) -> None:
         """Finish every param all-gather that is still due: until then live params are 1/DP new and

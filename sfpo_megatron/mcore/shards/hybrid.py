@@ -66,6 +66,16 @@ class HybridMainParams(ShardedMainParams):
                 outer.data.copy_(inner.data)
         self._optimizer._copy_main_params_to_model_params()
 
+    @torch.no_grad()
+    def take_from_model(self) -> None:
+        """Megatron's `reload_model_params` reaches neither outer fp32 shards nor, of those, the
+        inner copies: its first step would write the weights from before the load over all."""
+        for model_param in self._optimizer.model_param_group_index_map:
+            span = self._optimizer._get_model_param_range_map(model_param)["param"]
+            outer = self._stepped(model_param)
+            outer.copy_(model_param.view(-1)[span.start : span.end])
+            self._hybrid.param_to_inner_param[outer].copy_(outer)
+
     def state_of(self, model_param: Tensor) -> dict[str, Tensor]:
         hybrid, outer = self._hybrid, self._stepped(model_param)
         moments = {name: hybrid.state[outer][name] for name in self._moments()}

@@ -42,6 +42,10 @@ class MainParams(ABC):
     def copy_to_model(self) -> None:
         """Main params into this rank's part of the model params. No communication."""
 
+    def take_from_model(self) -> None:
+        """Model params, which have been loaded, into the main params. No communication."""
+        self._optimizer.reload_model_params()
+
     @abstractmethod
     def saved(self) -> AbstractContextManager[None]:
         """Inside, Megatron saves and loads fp32 main params and moments, nothing else of a param;
