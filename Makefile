@@ -107,7 +107,7 @@ _test-served: test-slurm
 test-unit: venv
 	$(PYTEST) tests/unit -m "not full"
 
-test-dist: venv ## torchrun + gloo, real Megatron (test-te is part of it)
+test-dist: venv ## torchrun + gloo, real Megatron (its share of test-te too)
 	$(PYTEST) tests/dist -m "not full"
 
 test-e2e: venv ## vLLM + Ray
@@ -116,13 +116,13 @@ test-e2e: venv ## vLLM + Ray
 test-slurm: venv ## jobs on a real Slurm that the tests start (make slurm-deps); else one skip
 	$(PYTEST) tests/slurm -m "not full"
 
-test-te: venv ## Megatron's TE layer spec over tests/te_standin
-	$(PYTEST) tests/dist -k te_spec
+test-te: venv ## every case of tests/dist under Megatron's TE layer spec, full ones too
+	$(PYTEST) tests/dist -m te_spec
 
 # The newest megatron-core is not for Python 3.11, which .venv may have (.ci/run).
-test-mcore-latest: ## the main line, whatever Python .venv has: unit, dist and e2e on Python 3.12
+test-mcore-latest: ## the main line, whatever Python .venv has: unit, dist, te and e2e on Python 3.12
 	rm -rf .cache/mcore-latest
-	@rc=0; for suite in unit dist e2e; do \
+	@rc=0; for suite in unit dist te e2e; do \
 	    PYTEST_ADDOPTS="--junitxml=$(CURDIR)/.cache/mcore-latest/$$suite.xml" \
 	        $(MAKE) PYTHON=$(PYTHON312) VENV=.venv-latest test-$$suite || rc=1; \
 	done; \

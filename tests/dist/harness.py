@@ -118,7 +118,7 @@ def on_ranks(
     """Register `function(bench, **arguments)` under each layout and combination of parameters.
 
     Cases whose label is in `full`, or with `only` all others than those, run in `make test-full`
-    only.
+    only. Those under TransformerEngine's spec are marked `te_spec` (`make test-te`).
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -144,7 +144,12 @@ def on_ranks(
         assert not unknown, f"{module_of(function)}: no case is labelled {unknown}"
         long = set(full) if only is None else labels - set(only)
         marked = [
-            pytest.param(case, id=case.label, marks=[pytest.mark.full] * (case.label in long))
+            pytest.param(
+                case,
+                id=case.label,
+                marks=[pytest.mark.full] * (case.label in long)
+                + [pytest.mark.te_spec] * case.layout.te,
+            )
             for case in cases
         ]
         return pytest.mark.parametrize("case", marked)(test)

@@ -87,10 +87,15 @@ ELSEWHERE = {
     # Methods of an object that no class in the sources is named for.
     "vllm.platforms.current_platform:is_cpu",
     "vllm.platforms.current_platform:is_sleep_mode_available",
-    # C++, and a function that the stand-in has for itself.
+    # C++, and functions that the stand-in has for itself.
     "transformer_engine.pytorch.optimizers:multi_tensor_l2norm",
     "transformer_engine.pytorch.optimizers:multi_tensor_scale",
     "transformer_engine.pytorch.norm:rms_norm",
+    "transformer_engine.pytorch.exchange:gather_tokens",
+    "transformer_engine.pytorch.exchange:gathered",
+    "transformer_engine.pytorch.exchange:own_sum",
+    "transformer_engine.pytorch.exchange:reduce_output",
+    "transformer_engine.pytorch.exchange:summed",
 }
 """What is taken, and is in no table."""
 

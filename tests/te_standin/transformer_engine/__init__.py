@@ -3,7 +3,7 @@
 It has the names, constructors and parameter names of the classes that Megatron-Core subclasses.
 
 Put on sys.path by tests/dist alone. It proves names, shapes and layout of the TE path, not TE's
-kernels: no FP8, no tensor parallelism, no dropout, no fused anything. What is missing raises.
+kernels: no FP8, no dropout, no fused anything. What is missing raises.
 """
 
 from transformer_engine import common, pytorch

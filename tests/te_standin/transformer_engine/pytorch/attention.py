@@ -15,22 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class _Gather(torch.autograd.Function):
-    """[T, ...] of every rank, one after another; the gradient is added up over ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(x) for _ in range(group.size())]
-        dist.all_gather(parts, x.contiguous(), group=group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        whole = grads[0].contiguous().clone()
-        dist.all_reduce(whole, group=ctx.group)
-        return whole.chunk(ctx.group.size())[ctx.group.rank()], None
+from transformer_engine.pytorch.exchange import gather_tokens
 
 
 def _places(ends: list[int], size: int) -> Tensor:
@@ -59,10 +44,10 @@ class DotProductAttention(torch.nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        if attention_dropout or tp_size != 1 or window_size not in (None, (-1, -1), (-1, 0)):
-            raise NotImplementedError("dropout, tensor parallelism or a window")
-        self.heads = num_attention_heads
-        self.groups = num_gqa_groups or num_attention_heads
+        if attention_dropout or window_size not in (None, (-1, -1), (-1, 0)):
+            raise NotImplementedError("dropout or a window")
+        self.heads = num_attention_heads // tp_size  # of this rank
+        self.groups = (num_gqa_groups or num_attention_heads) // tp_size
         self.softmax_scale = softmax_scale
         self.context_group = cp_group
 
@@ -83,12 +68,13 @@ class DotProductAttention(torch.nn.Module):
             raise NotImplementedError(f"{qkv_format} {attn_mask_type}: packed causal input only")
         assert cu_seqlens_q is not None and cu_seqlens_kv is not None
         assert torch.equal(cu_seqlens_q, cu_seqlens_kv)
+        assert (query.shape[1], key.shape[1]) == (self.heads, self.groups), "heads of other ranks"
         ends = cu_seqlens_q.tolist()
         group = self.context_group
         if group is not None and group.size() > 1:
             places = _places(ends, group.size())
             restore = torch.argsort(places)
-            query, key, value = (_Gather.apply(x, group)[restore] for x in (query, key, value))
+            query, key, value = (gather_tokens(x, group)[restore] for x in (query, key, value))
             whole = self._attend(query, key, value, ends)
             return whole[places.chunk(group.size())[group.rank()]]
         return self._attend(query, key, value, ends)
