@@ -5,7 +5,10 @@ tests/e2e has the statistics of real engines; here each is written out.
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from made.rollouts import group, scored_request
@@ -80,6 +83,24 @@ def test_a_request_that_was_aborted_in_the_queue() -> None:
     listener.record(Scheduled(0.0), Step([Finished(-5000.0, -7.0)]))
     load = listener.take()
     assert (load.num_requests, load.queue_s, load.busy_s) == (1, 0.0, 0.0)
+
+
+def test_the_names_in_vllms_statistics() -> None:
+    """Read in the installed vllm, which takes long to import."""
+    vllm = find_spec("vllm")
+    assert vllm is not None and vllm.origin is not None
+    source = Path(vllm.origin).parent / "v1/metrics/stats.py"
+    names: dict[str, set[str]] = {}
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            found = names[node.name] = set()
+            for part in ast.walk(node):
+                if isinstance(part, ast.AnnAssign | ast.Assign):
+                    targets = part.targets if isinstance(part, ast.Assign) else [part.target]
+                    found |= {ast.unparse(target).removeprefix("self.") for target in targets}
+    assert {"queued_time", "inference_time"} <= names["FinishedRequestStats"]
+    assert {"finished_requests", "num_preempted_reqs"} <= names["IterationStats"]
+    assert "kv_cache_usage" in names["SchedulerStats"]
 
 
 @pytest.mark.parametrize(
