@@ -85,7 +85,7 @@ STAGES = (
     Stage(
         name="te",
         limit_s=80,
-        module="training:run_te",
+        module="te:run",
         needs=("transformer_engine",),
         features=("te",),
     ),

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from benchmarks.common.provenance import ROOT
 from sfpo_megatron.config.tree import (
     DataConfig,
     DataSource,
+    MegatronConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerSection,
@@ -70,8 +71,15 @@ def write_model(folder: Path) -> None:
     )
 
 
-def run_config(folder: Path, impl: Literal["te", "local"], dtype: Any) -> RunConfig:
+def run_config(
+    folder: Path,
+    impl: Literal["te", "local"],
+    dtype: Any,
+    optimizer: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """`optimizer`: of `megatron.optimizer`."""
     return RunConfig(
+        megatron=MegatronConfig(optimizer=dict(optimizer or {})),
         output_dir=str(folder / "run"),
         model=ModelConfig(path=str(folder), dtype=dtype, transformer_impl=impl),
         data=DataConfig(train=(DataSource(source="jsonl", path="-"),)),

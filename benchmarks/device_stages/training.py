@@ -1,4 +1,4 @@
-"""Stages `training` and `te`: SFPO steps in bf16 equal those of a plain trainer.
+"""Stage `training`: SFPO steps in bf16 equal those of a plain trainer. Stage `te` calls it too.
 
 The plain trainer (tests/dist/plain_sfpo.py) shares no code with ours but Megatron's model, which it
 calls a sequence at a time without a schedule, DDP or Megatron's optimizer, under Megatron's local
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +23,10 @@ from benchmarks.device_stages import tiny
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 
 if TYPE_CHECKING:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
     from sfpo_megatron.config.tree import RunConfig
+    from sfpo_megatron.mcore.passes import PassResult
     from sfpo_megatron.mcore.setup import Policy
 
 NUM_STEPS = 2
@@ -29,12 +34,19 @@ LOSS_BOUND, NORM_BOUND = 5e-3, 0.05
 """Absolute, and relative: several times what one rounding to bf16 more or less makes."""
 
 
-def run(device: torch.device, impl: Literal["te", "local"] = "local") -> dict[str, Any]:
-    """Losses and gradient norms of every minibatch, ours against the plain trainer's."""
+def run(
+    device: torch.device,
+    impl: Literal["te", "local"] = "local",
+    *,
+    optimizer: Mapping[str, Any] | None = None,
+    then: Callable[[RunConfig, Policy], dict[str, Any]] = lambda config, policy: {},
+) -> dict[str, Any]:
+    """Losses and gradient norms of every minibatch, ours against the plain trainer's; and what
+    `then` finds of our policy once it is trained."""
     from sfpo_megatron.mcore import setup
 
     with tiny.alone(device) as folder:
-        config = tiny.run_config(folder, impl, "bfloat16")
+        config = tiny.run_config(folder, impl, "bfloat16", optimizer)
         policy, capabilities = tiny.build(config)
         if device.type == "cuda":
             assert "sfpo_megatron.mcore.cpu" not in sys.modules, "the CPU bridge is imported"
@@ -42,6 +54,7 @@ def run(device: torch.device, impl: Literal["te", "local"] = "local") -> dict[st
         plain = PlainModel(config, policy, device)
         ours = train(config, policy)
         theirs = train_plain(plain, config, device)
+        more = then(config, policy)
         setup.shut_down()
     losses = (ours[:, 0] - theirs[:, 0]).abs()
     norms = (ours[:, 1] / theirs[:, 1] - 1).abs()
@@ -51,29 +64,29 @@ def run(device: torch.device, impl: Literal["te", "local"] = "local") -> dict[st
         "optimizer_steps": len(ours),
         "loss_difference": float(losses.max()),
         "grad_norm_difference": float(norms.max()),
+        **more,
     }
     assert figures["loss_difference"] < LOSS_BOUND, figures
     assert figures["grad_norm_difference"] < NORM_BOUND, figures
     return figures
 
 
-def run_te(device: torch.device) -> dict[str, Any]:
-    """The same with TransformerEngine's layers and Adam on our side."""
-    return run(device, "te")
-
-
-def train(config: RunConfig, policy: Policy) -> Tensor:
-    """(loss, gradient norm) of every optimizer step."""
+def one_pass_of(config: RunConfig, policy: Policy, step: int) -> Callable[[], PassResult]:
+    """One pass over the step's batch."""
     from sfpo_megatron.mcore.batches import cut
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.objectives.objective import PolicyObjective
 
-    objective, snapshot = PolicyObjective.of(config), SlowSnapshot(policy.shards)
-    history = []
+    minibatches = cut(config, policy, tiny.batch(step))
+    set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
+    return partial(run_pass, policy, minibatches, PolicyObjective.of(config))
+
+
+def train(config: RunConfig, policy: Policy) -> Tensor:
+    """(loss, gradient norm) of every optimizer step."""
+    snapshot, history = SlowSnapshot(policy.shards), []
     for step in range(NUM_STEPS):
-        minibatches = cut(config, policy, tiny.batch(step))
-        set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
-        one_pass = partial(run_pass, policy, minibatches, objective)
+        one_pass = one_pass_of(config, policy, step)
         results = sfpo_step(one_pass, snapshot, num_fast_passes=tiny.K, alpha=tiny.ALPHA)
         assert sum(result.num_skipped for result in results) == 0
         history += [[m.loss, m.grad_norm] for result in results for m in result.minibatches]
@@ -107,6 +120,20 @@ def train_plain(model: PlainModel, config: RunConfig, device: torch.device) -> T
     return torch.tensor(flat, dtype=torch.float64)
 
 
+def packed_params(lengths: Sequence[int], device: torch.device) -> PackedSeqParams:
+    """Megatron's description of a pack of sequences."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=ends,
+        cu_seqlens_kv=ends,
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(lengths),
+    )
+
+
 class PlainModel(torch.nn.Module):
     """Megatron's model under its local layers, called as transformers' are; its parameters are the
     fp32 weights."""
@@ -127,17 +154,8 @@ class PlainModel(torch.nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> SimpleNamespace:
-        from megatron.core.packed_seq_params import PackedSeqParams
-
         length = tokens.shape[1]
-        ends = torch.tensor([0, length], dtype=torch.int32, device=tokens.device)
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=ends,
-            cu_seqlens_kv=ends,
-            max_seqlen_q=length,
-            max_seqlen_kv=length,
-        )
+        packed = packed_params([length], tokens.device)
         rounded = {n: w.bfloat16() for n, w in zip(self.names, self.weights, strict=True)}
         positions = torch.arange(length, device=tokens.device)[None]
         logits = torch.func.functional_call(

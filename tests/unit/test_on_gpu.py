@@ -1,6 +1,6 @@
 """`make gpu`'s stages: limits, rows that a cut run keeps, and that each is there to be run.
 
-Not exercised: the stages themselves (`python benchmarks/on_gpu.py --device cpu`), GPUs.
+Not exercised: the stages themselves but `te` (`python benchmarks/on_gpu.py --device cpu`), GPUs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,19 @@ def test_the_stages_are_there_and_short_enough() -> None:
             assert (ROOT / "benchmarks" / stage.script[0]).is_file()
         for feature in stage.features:
             assert f"\n{feature} | " in known
+
+
+@pytest.mark.full
+def test_the_te_stage_over_the_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its parts: a plain trainer's steps, also with remainders; transformers' logits."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/te_standin")])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    (stage,) = (stage for stage in STAGES if stage.name == "te")
+    row = run_stage(replace(stage, needs=()), CPU)
+    assert row.status == "passed", row.error
+    assert row.figures["layers"] == row.figures["adam"] == "te"
+    assert row.figures["remainders"]["params_with_remainders"] > 0
+    assert row.figures["logits"].keys() == {"alone", "packed"}
 
 
 def test_every_transport_of_the_engines_stage_is_accepted_on_its_device(tmp_path: Path) -> None:
