@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from harness import DP2, EP2, PP2, PP2DP2, TE1, TP1, TP2, VPP2, Layout, on_ranks
+from harness import DP2, EP2, PP2, PP2DP2, TE1, TE_PP2, TE_SP2, TP1, TP2, VPP2, Layout, on_ranks
 from made.bits import all_same_bits, clones
 from made.checkpoints import assert_equal, load, save, step_counts, trained, training_state
 from made.policies import OVERLAP, PRECISION_AWARE, offloaded_policy
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 
 @on_ranks(
-    TP1,
-    TP2,
-    DP2,
-    PP2,
+    *(TP1, TP2, DP2, PP2, TE1, TE_SP2, TE_PP2),
     dtype=["float32", "bfloat16"],
-    full=["TP1-bfloat16", "PP2-bfloat16", "TP2-bfloat16", "DP2-float32", "PP2-float32"],
+    only=["TP1-float32", "TP2-float32", "DP2-bfloat16"],
 )
 def test_training_goes_on_as_if_it_had_not_stopped(bench: Workbench, dtype: str) -> None:
     """The next pass of a loaded policy ends in the bits of that of the policy that was saved."""

@@ -3,7 +3,8 @@
 A model converted in one plain process is loaded by Megatron's dist_checkpointing at TP2 x PP2 or
 EP2 x PP2 and gives transformers' logits; after a pass the trainer's own code saves it, with
 the optimizer, and converted back: the same bits. Not exercised here: Megatron-LM's command line,
-TransformerEngine's extra state; what is converted and converted back at once (tests/unit).
+TransformerEngine's extra state, nor its grouped experts, which need it; what is converted and
+converted back at once (tests/unit).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from comparisons import check_logits_of
-from harness import EP2PP2, SP2EP2PP2, TP2PP2, on_ranks
+from harness import EP2PP2, SP2EP2PP2, TE1, TE_SP2, TP2PP2, on_ranks
 from made.bits import all_same_bits
 from references import LATENT_MODELS, MODELS, MOE_MODELS, MORE_MODELS
 from safetensors.torch import load_file
@@ -46,6 +47,12 @@ def test_experts_round_trip_through_megatron(bench: Workbench, model: str) -> No
 def test_latent_attention_round_trip_through_megatron(bench: Workbench, model: str) -> None:
     """Layers that differ: their keys are numbered."""
     check_round_trip(bench, model)
+
+
+@on_ranks(TE1, TE_SP2, only=["TE1-qwen2_tied"], model=["qwen2_tied", "qwen3_untied"])
+def test_round_trip_of_the_te_spec(bench: Workbench, model: str) -> None:
+    check_round_trip(bench, model)
+    bench.figures.clear()  # a result has one layout a family: those above
 
 
 def check_round_trip(bench: Workbench, model: str) -> None:

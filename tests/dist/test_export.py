@@ -10,7 +10,26 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import DP2, EP2, EP2DP4, EP2PP2, PP2, SP2, SP2EP2, TP1, TP2, TP2PP2, VPP2, on_ranks
+from harness import (
+    DP2,
+    EP2,
+    EP2DP4,
+    EP2PP2,
+    PP2,
+    SP2,
+    SP2EP2,
+    TE1,
+    TE_EP2,
+    TE_PP2,
+    TE_SP2,
+    TE_SP2EP2,
+    TE_VPP2,
+    TP1,
+    TP2,
+    TP2PP2,
+    VPP2,
+    on_ranks,
+)
 from made.bits import same_bits
 from made.policies import OVERLAP
 from references import MOE_MODELS
@@ -33,7 +52,15 @@ def test_source_equals_the_file_and_follows_training(bench: Workbench, model: st
 
 
 @on_ranks(
-    *(TP1, EP2, SP2EP2, EP2DP4, EP2PP2),
+    *(TE1, TE_SP2, TE_PP2, TE_VPP2), only=["TE1-qwen3_untied"], model=["qwen2_tied", "qwen3_untied"]
+)
+def test_source_of_the_te_spec(bench: Workbench, model: str) -> None:
+    """Norms are parameters of the layers behind them there."""
+    check_source(bench, model)
+
+
+@on_ranks(
+    *(TP1, EP2, SP2EP2, EP2DP4, EP2PP2, TE_EP2, TE_SP2EP2),
     only=["DP2xEP2-qwen3moe_untied", "TP2+SPxEP2-qwen3moe_untied", "DP2xEP2xPP2-mixtral_tied"],
     model=MOE_MODELS[:2],
 )

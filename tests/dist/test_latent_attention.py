@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from comparisons import check_logits, compare, train
-from harness import EP2, PP2, SP2EP2, TE1, TE_EP2, TP1, on_ranks
+from harness import EP2, PP2, SP2EP2, TE1, TE_EP2, TE_SP2EP2, TP1, on_ranks
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def test_biases_stay_exact_in_bf16(bench: Workbench) -> None:
 
 
 @on_ranks(
-    TE1,
-    TE_EP2,
+    *(TE1, TE_EP2, TE_SP2EP2),
     only=["TE1-deepseek_untied-True"],
     model=references.LATENT_MODELS,
     grouped=[True, False],

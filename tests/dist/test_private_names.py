@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import references
 import torch
-from harness import DP2, EP2, TE1, TP1, TP2, on_ranks
+from harness import DP2, EP2, TE1, TE_SP2, TP1, TP2, on_ranks
 from made.policies import OVERLAP, live_params, offloaded_policy
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def test_local_layer_spec(bench: Workbench) -> None:
     assert built[0].submodules_config.sharded_state_dict_keys_map
 
 
-@on_ranks(TP2)
+@on_ranks(TP2, TE_SP2, full=["TExTP2+SP"])
 def test_tensor_parallel_marks(bench: Workbench) -> None:
     """mcore/weights.py sets what the gradient norm and the optimizer's shards read."""
     from megatron.core.distributed import finalize_model_grads

@@ -1,6 +1,6 @@
 """SFPO on Megatron's SGD: the contract of every optimizer, its momentum, and a checkpoint.
 
-Not exercised: TransformerEngine's and Apex's FusedSGD.
+Not exercised: TransformerEngine's and Apex's FusedSGD (TE's name is, of a class of torch's).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import DP2, TP1, TP2, on_ranks
+from harness import DP2, TE1, TP1, TP2, on_ranks
 from made.bits import all_same_bits, clones
 from made.checkpoints import load, save
 from repositions import moved_by_a_null_step
@@ -27,7 +27,8 @@ def sgd_policy(bench: Workbench, dtype: str) -> Any:
         dtype=dtype, ddp={"use_distributed_optimizer": False}, optimizer={"optimizer": "sgd"}
     )
     (member,) = policy.optimizer.chained_optimizers
-    assert type(member.optimizer) is torch.optim.SGD
+    kind = type(member.optimizer)
+    assert kind.__name__ == "FusedSGD" if bench.layout.te else kind is torch.optim.SGD
     assert all(group["momentum"] == 0.9 for group in member.optimizer.param_groups)
     return policy
 
@@ -37,7 +38,7 @@ def state_of(policy: Any) -> list[Tensor]:
     return clones([*policy.shards.tensors(), *policy.shards.moments()])
 
 
-@on_ranks(TP1, DP2, dtype=DTYPES, only=["DP2-bfloat16", "TP1-float32"])
+@on_ranks(TP1, DP2, TE1, dtype=DTYPES, only=["DP2-bfloat16", "TP1-float32"])
 def test_a_null_step_after_a_reposition_changes_nothing(bench: Workbench, dtype: str) -> None:
 
     assert not moved_by_a_null_step(bench, sgd_policy(bench, dtype))
@@ -56,7 +57,7 @@ def test_the_planner_counts_what_it_holds(bench: Workbench, dtype: str) -> None:
     assert (planned.main_params, planned.optimizer) == (main, moments)
 
 
-@on_ranks(TP1)
+@on_ranks(TP1, TE1, full=["TE1"])
 def test_momentum_is_put_back(bench: Workbench) -> None:
     """alpha=0 and `moments: restore` is one plain pass; without it it is not."""
     from sfpo_megatron.snapshots.moments import MomentSnapshot
@@ -76,7 +77,7 @@ def test_momentum_is_put_back(bench: Workbench) -> None:
     assert all_same_bits(found[0], found[1]) and not all_same_bits(found[0], found[2])
 
 
-@on_ranks(TP1, TP2, dtype=DTYPES, only=["TP1-float32", "TP2-bfloat16"])
+@on_ranks(TP1, TP2, TE1, dtype=DTYPES, only=["TP1-float32", "TP2-bfloat16"])
 def test_training_goes_on_as_if_it_had_not_stopped(bench: Workbench, dtype: str) -> None:
     """Also from a checkpoint of before the first step, where there is no momentum."""
 

@@ -1,7 +1,7 @@
 """Megatron's own TransformerEngine layer spec, over tests/te_standin: names, layout and numerics of
 the CUDA path on a CPU.
 
-Not exercised here: TE's kernels, FP8, tensor parallelism (the stand-in refuses them).
+Training is in test_training.py. Not exercised here: TE's kernels, FP8.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import references
 import torch
 from comparisons import check_logits
-from harness import TE1, TE_EP2, TP1, on_ranks
+from harness import TE1, TE_EP2, TE_PP2, TE_SP2, TE_SP2EP2, TE_TP2, TE_VPP2, TP1, on_ranks
 
 from sfpo_megatron.config.tree import ObjectiveConfig
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 MODELS = ["qwen2_tied", "qwen3_untied", "llama_untied"]
 
 
-@on_ranks(TE1, model=MODELS)
+@on_ranks(
+    *(TE1, TE_TP2, TE_SP2, TE_PP2, TE_VPP2),
+    only=[f"TE1-{model}" for model in MODELS],
+    model=MODELS,
+)
 def test_te_spec_logits_equal_transformers(bench: Workbench, model: str) -> None:
     check_logits(bench, model, 1e-4)
 
@@ -46,7 +50,7 @@ def test_te_spec_parameter_names_are_the_table(bench: Workbench, model: str) -> 
     assert set(raw) <= set(rule_by_name(policy.shape))
 
 
-@on_ranks(TE1, TE_EP2, grouped=[True, False], only=["TE1-True"])
+@on_ranks(TE1, TE_EP2, TE_SP2EP2, grouped=[True, False], only=["TE1-True"])
 def test_te_spec_of_experts(bench: Workbench, grouped: bool) -> None:
     """TEGroupedMLP (the default with TE on CUDA) and SequentialMLP: with global indices the names
     are the table's, and the logits transformers'."""

@@ -19,6 +19,13 @@ from harness import (
     PP2DP2,
     SP2,
     SP2EP2,
+    TE1,
+    TE_EP2,
+    TE_PP2,
+    TE_SP2,
+    TE_SP2EP2,
+    TE_TP2,
+    TE_VPP2,
     TP1,
     TP2,
     VPP2,
@@ -54,7 +61,7 @@ def test_every_layout_trains_like_tp1(bench: Workbench, model: str) -> None:
     compare(got, bench.load(f"{model}.tp1"), loss_bound=1e-5, weight_bound=1e-4)
 
 
-@on_ranks(TP1, TP2, SP2, needs=TP1, only=[], model=["llamarope_tied"])
+@on_ranks(TP1, TP2, SP2, TE_SP2, needs=TP1, only=[], model=["llamarope_tied"])
 def test_fewer_kv_heads_than_ranks(bench: Workbench, model: str) -> None:
     """One head of keys and values over two ranks: each makes a part of it, and gathers the rest."""
     got = train(bench, model)
@@ -62,6 +69,17 @@ def test_fewer_kv_heads_than_ranks(bench: Workbench, model: str) -> None:
         bench.save(f"{model}.tp1", *got)
         return
     compare(got, bench.load(f"{model}.tp1"), loss_bound=1e-5, weight_bound=1e-4)
+
+
+@on_ranks(
+    *(TE1, TE_TP2, TE_SP2, TE_PP2, TE_VPP2),
+    only=["TExTP2+SP-qwen3_untied", "TExPP2-qwen2_tied"],
+    model=references.TRAINED,
+)
+def test_te_spec_trains_like_the_plain_trainer(bench: Workbench, model: str) -> None:
+    """Over tests/te_standin, whose layers exchange between tensor-parallel ranks what TE's do."""
+    plain = bench.load(references.plain_name(model))
+    compare(train(bench, model), plain, loss_bound=1e-5, weight_bound=1e-4)
 
 
 @on_ranks(PP2DP2, needs=None, model=["qwen2_tied"])
@@ -72,7 +90,9 @@ def test_four_ranks_train_like_the_plain_trainer(bench: Workbench, model: str) -
     compare(got, plain, loss_bound=1e-5, weight_bound=1e-4)
 
 
-@on_ranks(TP1, EP2, PP2, VPP2, SP2EP2, EP2DP4, EP2PP2, only=["TP1", "DP2xEP2"])
+@on_ranks(
+    *(TP1, EP2, PP2, VPP2, SP2EP2, EP2DP4, EP2PP2, TE_EP2, TE_SP2EP2), only=["TP1", "DP2xEP2"]
+)
 def test_experts_train_like_the_plain_trainer(bench: Workbench) -> None:
     """A mixture of experts, whose dense and expert weights have an optimizer each; no auxiliary
     loss on either side (test_aux_losses.py). On one rank, over two, and sharded over two more."""
