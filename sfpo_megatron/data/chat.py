@@ -163,9 +163,9 @@ class Chat:
     def _place(
         self, earlier: Sequence[Message], content: str, before: str, after: str
     ) -> tuple[int, str] | None:
-        """Where in `after` the turn's text begins, and the text as it is written there. What is
-        written around it is seen with a mark in its place: the text itself may also stand in what
-        the template writes before it, as `n` does in Qwen3's empty thought."""
+        """The character of `after` at which the turn's text begins, and the text as it is written
+        there. What is written around it is seen with a mark in its place: the text itself may also
+        stand in what the template writes before it, as `n` does in Qwen3's empty thought."""
         mark = unused_mark(earlier, content, self._variables)
         shown = self._rendered([*earlier, {"role": "assistant", "content": mark}])
         start, _, end = shown.partition(mark)

@@ -86,7 +86,7 @@ def test_chunks_are_those_of_megatron(case: str) -> None:
 def test_the_fullest_stage_may_be_between(
     shape: Any, pipeline: int, settings: dict[str, Any], stage: int
 ) -> None:
-    """Where the first has fewer layers, or layers without experts: by every stage's own bytes."""
+    """The first may have fewer layers, or layers without experts: by every stage's own bytes."""
     run = run_of(pipeline, None, settings)
     every = [rank_memory(shape, run, stage=number).total for number in range(pipeline)]
     assert fullest(shape, run)[0] == stage == every.index(max(every))
