@@ -50,7 +50,8 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
 
 
 def _auxiliary_losses(config: RunConfig) -> Iterator[Problem]:
-    """Those of routers; their load-balancing coefficient is the model's own where none is given."""
+    """Whether routers have auxiliary losses; the coefficient of the load-balancing one is the
+    model's own where none is given."""
     given, size = config.megatron.transformer, config.parallel.context
     expected = "no auxiliary loss: the padding inside of sequences would count"
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
