@@ -230,7 +230,7 @@ def names(*tables: Iterable[Metric]) -> set[str]:
     return {metric.name for metrics in tables for metric in metrics}
 
 
-KEPT = {"gate", "totals", "data", "best"}  # by checkpoints, not logged
+KEPT = {"gate", "totals", "collapse", "data", "best"}  # by checkpoints, not logged
 
 
 def test_every_metric_of_a_train_step_is_described() -> None:

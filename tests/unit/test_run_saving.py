@@ -168,7 +168,7 @@ def continued(run: Saved, folder: Path, monkeypatch: pytest.MonkeyPatch, **more:
 
 
 def lost(step: int) -> StopRun:
-    """As `Engines` raises it before train step `step`."""
+    """What `Engines` raises before train step `step`."""
     stop = StopRun("engine 0 died", step=step, begun=False)
     stop.__cause__ = FleetLost("engine 0 died")
     return stop
