@@ -99,7 +99,7 @@ def test_formats_that_nothing_here_computes_in(bench: Workbench, name: str) -> N
 
 @on_ranks(TE1, name=["fp8", "fp4"])
 def test_formats_that_were_never_trained_in_are_said_to_be(bench: Workbench, name: str) -> None:
-    """Where TransformerEngine and a device are, as this says there are; once a process."""
+    """A machine that says it has TransformerEngine and a device; once a process."""
     from unittest.mock import patch
 
     from sfpo_megatron.config.rules.model import model_of
