@@ -30,8 +30,7 @@ def test_non_finite_gradient_is_skipped_and_counted(bench: Workbench, dtype: str
     only=["TP1-sgd", "PP2-adam", "DP2-sgd"],
 )
 def test_without_the_distributed_optimizer(bench: Workbench, kind: str) -> None:
-    """Of fp32 params Megatron's own optimizer, which has no grad scaler, skips nothing. At PP2 only
-    the last stage may have seen it."""
+    """Megatron's own optimizer of fp32 params has no grad scaler, and skips nothing."""
     from megatron.core.optimizer.optimizer import FP32Optimizer
 
     policy = bench.policy(ddp={"use_distributed_optimizer": False}, optimizer={"optimizer": kind})

@@ -63,18 +63,18 @@ def region_of(shard: Tensor, piece: Piece) -> Tensor:
     return blocks[:, piece.source_start : piece.source_stop].reshape(-1, *shard.shape[1:])
 
 
-PIECES = [
-    (1, {}),
-    (2, {}),
-    (1, MOE),
-    (2, MOE),
-    (4, FEW_KV_HEADS),
-    (8, FEW_KV_HEADS),
-    (2, ONE_KV_HEAD),
-]
+PIECES = {
+    "qwen2-1": (1, {}),
+    "qwen2-2": (2, {}),
+    "qwen3_moe-1": (1, MOE),
+    "qwen3_moe-2": (2, MOE),
+    "few_kv_heads-4": (4, FEW_KV_HEADS),
+    "few_kv_heads-8": (8, FEW_KV_HEADS),
+    "one_kv_head-2": (2, ONE_KV_HEAD),
+}
 
 
-@pytest.mark.parametrize(("size", "changes"), PIECES)
+@pytest.mark.parametrize(("size", "changes"), PIECES.values(), ids=PIECES)
 def test_pieces_put_a_cut_tensor_together(size: int, changes: dict[str, Any]) -> None:
     """101 words on 2 ranks: the padding is nobody's; 3 heads a kv group: qkv is interleaved. Fewer
     kv heads than ranks: a rank has a part of a group, or two parts or three."""
