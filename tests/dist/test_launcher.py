@@ -219,8 +219,7 @@ def test_a_run_that_saves_is_asked_to_stop(tmp_path: Path, signum: signal.Signal
 
 
 def test_a_rank_0_that_was_asked_itself_has_its_time(tmp_path: Path) -> None:
-    """It does more at the end than the others, whose end is no failure: not before it is with them,
-    and not while it closes the engines."""
+    """It does more at the end than the others, whose end is no failure."""
     process = start("stop_slowly", tmp_path)
     wait_for(lambda: len(pids(tmp_path)) == 4, timeout_s=60, what="all processes")
     _, err = process.communicate(timeout=60)

@@ -176,6 +176,7 @@ class FakeRun:
             show=lambda details: None,
             progress=self.text.append,
             important=self.text.append,
+            ends=_main(SimpleNamespace(), self.best),
         )
 
     def _after_step(self, step: int, *, is_last: bool = False) -> bool:

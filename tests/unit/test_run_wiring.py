@@ -339,14 +339,18 @@ def test_a_gate_that_noise_has_closed_is_told_of_once(
 
 
 def test_the_schedule_ticks_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever K is, and before the passes."""
+    """Whatever K is, at the first pass: a step that is given up before it has not ticked."""
     monkeypatch.setattr(learner, "cut", lambda config, policy, batch: [])
+    monkeypatch.setattr(learner, "run_pass", lambda *_: ticks.append(0))
     ticks: list[int] = []
     found = a_learner(ticks)
     batch: Any = None
     for step in (1, 2):
-        assert found.prepare(step, batch, Timers()).num_fast == 3
-        assert ticks == [1] * step
+        prepared = found.prepare(step, batch, Timers())
+        assert prepared.num_fast == 3 and ticks == [1, 0, 0, 0, 0] * (step - 1)
+        for _ in range(4):
+            prepared.one_pass()
+        assert ticks == [1, 0, 0, 0, 0] * step
 
 
 @pytest.mark.parametrize("tensor_rank", [0, 1])
