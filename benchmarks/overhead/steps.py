@@ -149,7 +149,7 @@ def run_variant(
     from sfpo_megatron.mcore.batches import cut
     from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
     from sfpo_megatron.objectives.objective import PolicyObjective
-    from sfpo_megatron.run.learner import slow_snapshot
+    from sfpo_megatron.run.slow_snapshot import slow_snapshot
     from sfpo_megatron.sfpo import sfpo_step
     from sfpo_megatron.snapshots.predicted import Scales
 

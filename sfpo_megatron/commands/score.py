@@ -25,7 +25,7 @@ from sfpo_megatron.config.typed import build
 from sfpo_megatron.data.references import NEED_NONE
 from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.rewards import VerifierError
-from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rewards.components import part_means
 from sfpo_megatron.rewards.pool import Score, ScoringPool
 from sfpo_megatron.rewards.wire import Explanation
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import CheckpointError
-from sfpo_megatron.convert.keys import Place, find, weights
+from sfpo_megatron.convert.checkpoint_keys import Place, find, weights
 from sfpo_megatron.convert.locate import Located, hf_files, locate
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistReader

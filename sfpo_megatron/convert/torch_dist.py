@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from sfpo_megatron.checkpoints.records import read_metadata
 from sfpo_megatron.checkpoints.store import CheckpointError
+from sfpo_megatron.checkpoints.torch_records import read_metadata
 
 METADATA, COMMON, CONFIG = ".metadata", "common.pt", "metadata.json"
 _BACKENDS = {

@@ -29,8 +29,8 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
-from sfpo_megatron.checkpoints.records import read_metadata
 from sfpo_megatron.checkpoints.store import CheckpointError, Format
+from sfpo_megatron.checkpoints.torch_records import read_metadata
 from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.mcore import optimizer_state
 from sfpo_megatron.mcore.megatron_lm import megatron_lm_extras

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from sfpo_megatron.resharding.rendezvous import StockEnds
+from sfpo_megatron.resharding.meeting import StockEnds
 from sfpo_megatron.resharding.seams import Control, Driver, EngineClient, SendingEnd
 from sfpo_megatron.resharding.source_pass import IntroductionFailed
 

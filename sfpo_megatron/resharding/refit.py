@@ -24,10 +24,10 @@ from sfpo_megatron.families.weight_names import mtp_prefixes
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.resharding import transports
 from sfpo_megatron.resharding.filling import make_filler, manifest_of
-from sfpo_megatron.resharding.lockstep import Lockstep
+from sfpo_megatron.resharding.meeting import StockEnds
 from sfpo_megatron.resharding.parts import EveryRank, Follower, Part, Sender
-from sfpo_megatron.resharding.rendezvous import StockEnds
 from sfpo_megatron.resharding.seams import Driver, EngineClient, SendingEnd, WeightSource
+from sfpo_megatron.resharding.shm_update import Lockstep
 from sfpo_megatron.resharding.source_pass import SourcePass
 from sfpo_megatron.resharding.streams import Streams
 from sfpo_megatron.resharding.transports.tensor_names import check_manifest, read_checkpoint_shapes

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sfpo_megatron.rewards import matrices, numbers
+from sfpo_megatron.rewards.hostile import refused
 from sfpo_megatron.rewards.notation import plain
 from sfpo_megatron.rewards.quantities import GROUPED, Value, quantity, value_of
-from sfpo_megatron.rewards.screen import refused
 from sfpo_megatron.rewards.splitting import balanced, split
 
 MAX_ITEMS = 100

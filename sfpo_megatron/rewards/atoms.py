@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards import numbers
-from sfpo_megatron.rewards.screen import MAX_EXPONENT
+from sfpo_megatron.rewards.hostile import MAX_EXPONENT
 from sfpo_megatron.rewards.tokens import FUNCTIONS, Tokens, Unreadable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from sfpo_megatron.rewards.screen import MAX_CHARS
+from sfpo_megatron.rewards.hostile import MAX_CHARS
 
 MAX_BOXES = 64
 _COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")

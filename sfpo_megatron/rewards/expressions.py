@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards.atoms import Atoms
-from sfpo_megatron.rewards.screen import MAX_FACTORIAL
+from sfpo_megatron.rewards.hostile import MAX_FACTORIAL
 from sfpo_megatron.rewards.tokens import Unreadable
 
 if TYPE_CHECKING:

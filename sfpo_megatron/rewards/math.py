@@ -2,7 +2,7 @@ r"""The last \boxed{} of the response equals the reference, as mathematics.
 
 Fractions, sets, intervals, units...: `\frac{1}{2}`, `0.5` and `1/2` are one answer. A response
 without a box is wrong, and so is a box with several candidates, so a model cannot gain by listing
-them. `answers.py` says how an answer is read and `equality.py` when two are equal; `screen.py`
+them. `answers.py` says how an answer is read and `equality.py` when two are equal; `hostile.py`
 refuses what would take long, and the pool's limit ends the rest.
 """
 
@@ -16,7 +16,7 @@ from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.answers import Answer, Group, Named, readings
 from sfpo_megatron.rewards.boxes import boxes, last_boxed
 from sfpo_megatron.rewards.equality import equal
-from sfpo_megatron.rewards.screen import refused
+from sfpo_megatron.rewards.hostile import refused
 from sfpo_megatron.rewards.shown import shown
 from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from sfpo_megatron.rewards import Problem
 from sfpo_megatron.rewards.boxes import last_boxed
+from sfpo_megatron.rewards.hostile import refused
 from sfpo_megatron.rewards.notation import plain
-from sfpo_megatron.rewards.screen import refused
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from sfpo_megatron.rewards.screen import MAX_DIGITS
+from sfpo_megatron.rewards.hostile import MAX_DIGITS
 
 
 class Written(NamedTuple):

@@ -42,6 +42,7 @@ from sfpo_megatron.rollout.reports import (
 from sfpo_megatron.rollout.rounds import Rounds
 from sfpo_megatron.rollout.sampling import RolloutRequest, check_lengths
 from sfpo_megatron.rollout.scoring import Scorer
+from sfpo_megatron.rollout.slots import SpawnEngine
 from sfpo_megatron.rollout.updates import UpdatableFleet
 
 
@@ -103,6 +104,27 @@ def _with_chosen_transport(
     return config
 
 
+def _spawner(
+    engine_class: type, config: RunConfig, model_path: str, placements: Sequence[Placement]
+) -> SpawnEngine:
+    """What starts an engine by its index; again where one of that index was started before."""
+    started: set[int] = set()
+
+    def spawn(index: int) -> EngineActor:
+        is_restart = index in started
+        started.add(index)
+        return create_actor(
+            engine_class,
+            config,
+            model_path=model_path,
+            log_file=RunDirectory.of(config.output_dir).engine_log(index),
+            placement=placements[index],
+            is_restart=is_restart,
+        )
+
+    return spawn
+
+
 class RolloutController:
     """Dispatch, scoring, refits and the engines' lives, behind asynchronous calls."""
 
@@ -124,21 +146,7 @@ class RolloutController:
         logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
         self._lifeline = Lifeline()
         self._config = config
-
-        started: set[int] = set()
-
-        def spawn(index: int) -> EngineActor:
-            is_restart = index in started
-            started.add(index)
-            return create_actor(
-                self.engine_class,
-                config,
-                model_path=model_path,
-                log_file=directory.engine_log(index),
-                placement=placements[index],
-                is_restart=is_restart,
-            )
-
+        spawn = _spawner(self.engine_class, config, model_path, placements)
         self._fleet = UpdatableFleet(config, spawn, version=weight_version, has_sent=has_sent)
         self._scorer = Scorer(config, model_path)
         self._open = ExitStack()

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Coroutine
+from itertools import count
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +21,7 @@ from sfpo_megatron.config.rules.machine import check_shared_memory
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stages import begin_stage
+from sfpo_megatron.host.start_stages import begin_stage
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.host.variables import variables
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -46,6 +47,10 @@ _WRAPPING = re.compile(
     re.DOTALL,
 )
 
+_TWO_TOKENS = GenerationSettings(
+    temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
+)
+
 
 class Engine:
     """A generator with a weight version."""
@@ -61,7 +66,7 @@ class Engine:
         self._children: list[BaseProcess] = []
         self._listener = LoadListener()
         self._sleeps = False
-        self._num_requests = 0
+        self._ids = map(str, count(1))
         self._one_call = asyncio.Lock()
         self._turn = asyncio.Condition()
         self._next_bucket = 0
@@ -88,10 +93,7 @@ class Engine:
             raise EngineCallFailed(self._log.root_cause() or str(error)) from error
         begin_stage("making its first tokens")
         # The first request compiles and imports for seconds: now, while Megatron sets up.
-        warm_up = GenerationSettings(
-            temperature=1.0, top_p=1.0, max_response_tokens=2, stop_token_ids=()
-        )
-        await self.generate([(0,), (0,)], [0, 1], [warm_up, warm_up])
+        await self.generate([(0,), (0,)], [0, 1], [_TWO_TOKENS, _TWO_TOKENS])
         self._listener.take()  # no load of a rollout
 
     async def processes(self) -> ActorProcesses:
@@ -141,7 +143,7 @@ class Engine:
             for prompt, seed, settings in requests:  # in order: the place in a batch counts too
                 request = {"prompt_token_ids": list(prompt)}
                 parameters = sampling_params(seed, settings)
-                answers.append(await self._llm.add_request(self._next_id(), request, parameters))
+                answers.append(await self._llm.add_request(next(self._ids), request, parameters))
             await self._watched(self._llm.resume_generation())
             finals = [answer.get_nowait() or await answer.get() for answer in answers]
         return [completion_of(final) for final in finals]
@@ -151,15 +153,11 @@ class Engine:
     ) -> Completion:
         final = None
         async for answer in self._llm.generate(
-            {"prompt_token_ids": list(prompt)}, sampling_params(seed, settings), self._next_id()
+            {"prompt_token_ids": list(prompt)}, sampling_params(seed, settings), next(self._ids)
         ):
             final = answer
         assert final is not None
         return completion_of(final)
-
-    def _next_id(self) -> str:
-        self._num_requests += 1
-        return str(self._num_requests)
 
     async def init_weight_transfer_engine(self, init_info: WireInfo) -> None:
         """Meet the trainer's sending end; raises if the engine expects other tensors."""

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.stages import stage_in
+from sfpo_megatron.host.start_stages import stage_in
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.cluster import ACTOR_GONE, why_gone
 from sfpo_megatron.rollout.engine_handle import NO_WEIGHTS, EngineHandle, cause_of
@@ -71,16 +71,14 @@ class EngineSlots:
     # --- from start to shutdown ---------------------------------------------------------------
 
     async def start(self) -> None:
-        """Return when every engine can generate. One that does not start ends the run: it is the
-        config or the machine."""
+        """Return when every engine can generate. One that does not start ends the run."""
         await asyncio.gather(*(self._boot(engine) for engine in self.engines))
         self._has_started = True
         self._in_background(self._watch())
 
     def _spawned(self, index: int) -> EngineHandle:
-        log_so_far = EngineLog(self.log_file(index))
-        version = NO_WEIGHTS if self._has_sent else 0
-        return EngineHandle(index=index, actor=self._spawn(index), log=log_so_far, version=version)
+        log, version = EngineLog(self.log_file(index)), NO_WEIGHTS if self._has_sent else 0
+        return EngineHandle(index=index, actor=self._spawn(index), log=log, version=version)
 
     @property
     def starting(self) -> tuple[str, ...]:

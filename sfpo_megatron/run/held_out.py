@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import source_of
-from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rewards.components import part_means
 from sfpo_megatron.types import Prompt
 
 if TYPE_CHECKING:

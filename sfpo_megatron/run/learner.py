@@ -27,7 +27,6 @@ from sfpo_megatron.mcore.passes import (
 )
 from sfpo_megatron.mcore.reference_policy import ReferencePolicy, rollout_kl
 from sfpo_megatron.mcore.setup import Policy
-from sfpo_megatron.mcore.trajectory import MainParamTrajectory
 from sfpo_megatron.objectives.objective import PolicyObjective
 from sfpo_megatron.run.agreement import Agreement, GeneratorDisagrees
 from sfpo_megatron.run.collapse import Collapse, RunCollapsed, loss_scale_of
@@ -40,12 +39,9 @@ from sfpo_megatron.run.metrics import (
     rank_metrics,
     split_metrics,
 )
+from sfpo_megatron.run.slow_snapshot import slow_snapshot
 from sfpo_megatron.run.speed import Speed
-from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
-from sfpo_megatron.snapshots.host import HostSnapshot
-from sfpo_megatron.snapshots.moments import MomentSnapshot
-from sfpo_megatron.snapshots.predicted import PredictedSnapshot, Scales
-from sfpo_megatron.snapshots.spanned import SpannedSnapshot
+from sfpo_megatron.snapshots.predicted import Scales
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -221,26 +217,6 @@ def objective_of(config: RunConfig) -> PolicyObjective:
     # The first pass's first forward is under the weights before the update: it yields old_logprobs
     # of its minibatch, and no forward is paid for them.
     return PolicyObjective.of(config, first_pass_is_old=not config.objective.kl.in_reward)
-
-
-def slow_snapshot(config: RunConfig, policy: Policy, scales: Scales) -> Snapshot:
-    """The snapshot that `sfpo.trajectory`, `snapshot` and `moments` ask for; a predicted one shows
-    `scales` what it scales by. Collective."""
-    snapshot: Snapshot
-    if config.sfpo.trajectory == "predicted" and config.sfpo.num_fast_passes:
-        snapshot = PredictedSnapshot(
-            MainParamTrajectory(policy),
-            horizon=config.sfpo.num_fast_passes,
-            steps_per_pass=config.train.minibatches_per_step,
-            scales=scales,
-        )
-    elif config.sfpo.snapshot == "host":
-        snapshot = HostSnapshot(policy.shards)
-    else:
-        snapshot = SlowSnapshot(policy.shards)
-    if config.sfpo.moments != "keep":
-        snapshot = MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
-    return SpannedSnapshot(snapshot)
 
 
 def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, step: int) -> int:

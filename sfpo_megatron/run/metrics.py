@@ -14,7 +14,7 @@ from sfpo_megatron.mcore.passes import PassResult
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.objectives.advantage import zero_variance
 from sfpo_megatron.outputs.percentiles import percentiles
-from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rewards.components import part_means
 from sfpo_megatron.rollout.reports import ScoredRequest, environment_metrics
 from sfpo_megatron.snapshots.predicted import Scales
 from sfpo_megatron.types import Minibatch, RolloutBatch

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import DidNotStart
-from sfpo_megatron.sandbox.session import Session
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.declared import BoundTool
 from sfpo_megatron.tools.python import shown

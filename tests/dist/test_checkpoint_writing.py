@@ -179,8 +179,8 @@ def test_foreign_code_in_a_checkpoint_is_not_run(bench: Workbench) -> None:
     """A pickle that names more than the records of a checkpoint, by two ways to say it."""
     import pytest
 
-    from sfpo_megatron.checkpoints.records import read_metadata
     from sfpo_megatron.checkpoints.store import CheckpointError
+    from sfpo_megatron.checkpoints.torch_records import read_metadata
 
     directory = save(bench, bench.policy(), "foreign")
     read_metadata(directory / ".metadata")

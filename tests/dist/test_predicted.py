@@ -149,7 +149,8 @@ def test_the_config_says_how_it_is_repositioned(bench: Workbench) -> None:
 
     from sfpo_megatron.mcore.control import ControlGroup
     from sfpo_megatron.planner.memory import rank_memory
-    from sfpo_megatron.run.learner import fast_passes, slow_snapshot
+    from sfpo_megatron.run.learner import fast_passes
+    from sfpo_megatron.run.slow_snapshot import slow_snapshot
     from sfpo_megatron.sfpo import FlatCopy
 
     policy = bench.policy()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sfpo_megatron.resharding import transports
 from sfpo_megatron.resharding.filling import make_filler
-from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.refit import Refit
+from sfpo_megatron.resharding.shm_update import Lockstep
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.types import Rollout
 

@@ -9,7 +9,7 @@ import pytest
 
 from sfpo_megatron.host.progress import advance, counted, is_observed
 from sfpo_megatron.host.spans import span
-from sfpo_megatron.host.stages import begin_stage, stage_in
+from sfpo_megatron.host.start_stages import begin_stage, stage_in
 from sfpo_megatron.rollout.reports import FleetProgress, RolloutCount
 from sfpo_megatron.rollout.root_cause import EngineLog
 from sfpo_megatron.tracking.activity import Activity

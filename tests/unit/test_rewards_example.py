@@ -18,7 +18,7 @@ from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.reward import HttpRewardConfig, RewardConfig
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rewards.components import part_means
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.wire import WireProblem
 

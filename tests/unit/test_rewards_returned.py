@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rewards.components import part_means
 from sfpo_megatron.rewards.pool import Score
 from sfpo_megatron.rewards.returned import NotAScore, each_of, scored
 

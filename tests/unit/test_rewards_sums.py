@@ -24,7 +24,7 @@ from sfpo_megatron.config.reward import RewardConfig, WeightedReward
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.rows import Row
 from sfpo_megatron.data.sources import source_rows
-from sfpo_megatron.rewards.parts import part_means
+from sfpo_megatron.rewards.components import part_means
 from sfpo_megatron.rewards.pool import ScoringPool, VerifierError
 
 __all__ = ["own"]  # the fixture

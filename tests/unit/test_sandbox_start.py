@@ -18,8 +18,8 @@ from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.wire import WireProblem
 from sfpo_megatron.sandbox import interpreter
+from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import DidNotStart
-from sfpo_megatron.sandbox.session import Session
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.python import python
 

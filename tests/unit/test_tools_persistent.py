@@ -15,8 +15,8 @@ import pytest
 
 from sfpo_megatron.config.environments import ToolArgs
 from sfpo_megatron.sandbox.isolation import isolation
+from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import CannotServe, DidNotStart
-from sfpo_megatron.sandbox.session import Session
 from sfpo_megatron.tools import interpreters
 from sfpo_megatron.tools.declared import choices_of, schemas_of
 from sfpo_megatron.tools.pool import ToolPool, ToolResult

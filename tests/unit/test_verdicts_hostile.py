@@ -11,8 +11,8 @@ import pytest
 
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.rewards import math
+from sfpo_megatron.rewards.hostile import refused
 from sfpo_megatron.rewards.pool import ScoringPool
-from sfpo_megatron.rewards.screen import refused
 from sfpo_megatron.rewards.wire import WireProblem
 
 PROBLEM = WireProblem(id="p", question="?", answer="42", metadata={})

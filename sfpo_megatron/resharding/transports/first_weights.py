@@ -13,7 +13,7 @@ from vllm.config import ModelConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from sfpo_megatron.families.weight_files import INDEX, weight_files
-from sfpo_megatron.host.stages import begin_stage
+from sfpo_megatron.host.start_stages import begin_stage
 
 
 class ListedWeights(DefaultModelLoader):

@@ -31,8 +31,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from sfpo_megatron.resharding.lockstep import Lockstep
 from sfpo_megatron.resharding.seams import UpdateClient, WireInfo
+from sfpo_megatron.resharding.shm_update import Lockstep
 from sfpo_megatron.resharding.transports import shared_file
 from sfpo_megatron.resharding.transports.receiving import Receiver
 from sfpo_megatron.resharding.transports.tensor_names import declaration
