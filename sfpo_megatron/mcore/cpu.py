@@ -157,6 +157,8 @@ def _replacements() -> list[_Name]:
 
     cuda = torch.cuda
     found = [
+        # Once vLLM is imported, a CUDA build of torch decides this by the count below.
+        (cuda, "is_available", lambda: False),
         (cuda, "current_device", lambda: torch.device("cpu")),
         (cuda, "device_count", lambda: 1),
         *((cuda, name, nothing()) for name in ("set_device", "synchronize", "empty_cache")),

@@ -32,6 +32,11 @@ first = changed()
 expected = {"current_device", "current_accelerator", "Stream", "empty", "cuda", "to", "type"}
 assert expected <= set(first), first
 assert torch.accelerator.current_accelerator() is None, "with a CUDA build too"
+import os
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # vLLM's import sets it, and counts devices so
+torch.cuda._is_compiled = lambda: True  # as in a CUDA build
+assert torch.cuda.device_count() == 1 and not torch.cuda.is_available()
+torch.cuda._is_compiled = before[str(torch.cuda), "_is_compiled"]
 assert torch.empty(2, device="cuda").device.type == "cpu"
 tensor = torch.empty(2, device=torch.device("cuda", 0)).to("cuda").cuda()
 assert tensor.type() == "torch.cuda.FloatTensor"

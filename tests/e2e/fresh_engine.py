@@ -14,7 +14,9 @@ from pathlib import Path
 
 def main(model: str, recorded: str, tensor_parallel: int, dtype: str = "float32") -> None:
     from sfpo_megatron.rollout.actor_variables import actor_variables
+    from sfpo_megatron.rollout.lifeline import Lifeline
 
+    _lifeline = Lifeline()  # vLLM leaves its tensor-parallel buffers in /dev/shm
     os.environ.update(actor_variables("engine", on_gpu=False, is_restart=True))
     from vllm import LLM, SamplingParams
 
