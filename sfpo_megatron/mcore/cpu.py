@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from sfpo_megatron.host.variables import settle
 
@@ -203,6 +204,9 @@ def install() -> None:
     if _installed:
         return
     settle("rank", "cpu")
+    # `with torch.device(...)` knows factories by identity, those of when it is first asked. Asked
+    # below, it would leave all tensors where they are, and transformers' rotary tables empty.
+    _device_constructors()
     for owner, name, replacement in _replacements():
         _installed.append(_Name(owner, name, getattr(owner, name)))
         setattr(owner, name, replacement)

@@ -40,6 +40,8 @@ torch.cuda._is_compiled = before[str(torch.cuda), "_is_compiled"]
 assert torch.empty(2, device="cuda").device.type == "cpu"
 tensor = torch.empty(2, device=torch.device("cuda", 0)).to("cuda").cuda()
 assert tensor.type() == "torch.cuda.FloatTensor"
+with torch.device("meta"):
+    assert torch.empty(2).is_meta and torch.arange(2).is_meta, "transformers makes its models so"
 bound = torch.cuda.current_device
 cpu.install()
 assert torch.cuda.current_device is bound, "a second install wrapped the first"
