@@ -123,20 +123,21 @@ def test_a_step_that_is_not_made_does_not_tick(bench: Workbench) -> None:
 def _checkpoints(config: RunConfig, policy: Any, late: list[str]) -> Any:
     """A run's, without engines, that has no time left once `late` says why."""
     from sfpo_megatron.checkpoints.store import store_of
-    from sfpo_megatron.outputs.stopping import OutOfTime
+    from sfpo_megatron.outputs.stopping import NoStop, OutOfTime
     from sfpo_megatron.run.checkpoints import Checkpoints
     from sfpo_megatron.run.engines import NoEngines
     from sfpo_megatron.run.held_out import Best
 
-    def check(remaining_s: float) -> None:
-        if late:
-            raise OutOfTime(late[0])
+    class Late(NoStop):
+        def check(self, remaining_s: float = 0.0) -> None:
+            if late:
+                raise OutOfTime(late[0])
 
     feed = SimpleNamespace(hand_back=lambda step: None)
     opened: Any = SimpleNamespace(
         start=SimpleNamespace(found=None, run_id="abcdef012345"),
         store=store_of(config),
-        ends=SimpleNamespace(stop=SimpleNamespace(check=check), feed=feed, best=Best()),
+        ends=SimpleNamespace(stop=Late(), feed=feed, best=Best()),
         progress=print,
         important=print,
     )
