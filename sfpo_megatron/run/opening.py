@@ -33,11 +33,11 @@ from sfpo_megatron.resharding.refit import Refit
 from sfpo_megatron.rollout.placement import RankDevice
 from sfpo_megatron.run.continuing import Start, find
 from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSender, stop_watch
+from sfpo_megatron.run.engineless import NoFeed
 from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.feed import EngineFeed, Feed
 from sfpo_megatron.run.held_out import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.length import said_length, train_length
-from sfpo_megatron.run.no_feed import NoFeed
 from sfpo_megatron.run.same_data import held_to, read_data
 from sfpo_megatron.run.same_model import hold_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed

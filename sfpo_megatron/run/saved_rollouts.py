@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfpo_megatron.host.replacing import replacing, set_aside
-from sfpo_megatron.tracking.details import Sample
+from sfpo_megatron.run.engineless import EnginelessFeed
 from sfpo_megatron.types import RolloutBatch
 
 if TYPE_CHECKING:
@@ -44,15 +44,14 @@ def tensors_of(step: int | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-class SavedFeed:
-    """`debug.train_only`: the batches of a file that `debug.save_rollouts` wrote."""
+class SavedFeed(EnginelessFeed):
+    """`debug.train_only`: the batches of a file that `debug.save_rollouts` wrote, by train step. It
+    has no texts and no ids."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._tensors = load_file(path)
         self.metrics = {"time/generate_s": 0.0, "time/reward_s": 0.0}
-        self.samples: tuple[Sample, ...] = ()  # the file has no texts
-        self.prompt_ids: tuple[str, ...] = ()  # nor ids
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch that was saved as train step `step`; there is no engine to refit."""
@@ -70,22 +69,6 @@ class SavedFeed:
                 f"{self._path}, expected what this version saves; save the rollouts again"
             )
         return from_tensors(found)
-
-    def wait_generated(self) -> None:
-        """Nothing is generated."""
-
-    def hold(self, refit: Callable[[], None]) -> None:
-        """Nothing is begun ahead."""
-
-    def hand_back(self, step: int) -> None:
-        """It stays in the file."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: a train step names its batch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to load."""
 
 
 class Saver(Protocol):

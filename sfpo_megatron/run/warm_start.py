@@ -21,6 +21,7 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.run.continuing import Start, find
 from sfpo_megatron.run.ends import stop_watch
+from sfpo_megatron.run.engineless import EnginelessFeed
 from sfpo_megatron.run.length import said_length, sft_length
 from sfpo_megatron.run.opening import OpenedRun, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
@@ -29,7 +30,6 @@ from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.run.sinks import open_sinks
 from sfpo_megatron.run.together import end_together
-from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.tracking.tracker import Tracker
 from sfpo_megatron.types import RolloutBatch
 
@@ -53,27 +53,18 @@ def _no_refit() -> None:
     """There is no engine that could ask for weights."""
 
 
-class ExampleFeed:
+class ExampleFeed(EnginelessFeed):
     """Rank 0's examples, in the place where a run has rollouts."""
 
     def __init__(self, examples: SFTExamples, examples_per_step: int) -> None:
         self._examples = examples
         self._per_step = examples_per_step
         self._cursor: dict[str, Any] | None = None
-        self.metrics: dict[str, float] = {}
-        self.samples: tuple[Sample, ...] = ()
-        self.prompt_ids: tuple[str, ...] = ()
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The next examples; there is no engine to refit."""
         self._cursor = self._examples.stream.state_dict()
         return as_batch(self._examples.next_batch(self._per_step))
-
-    def wait_generated(self) -> None:
-        """Nothing is generated."""
-
-    def hold(self, refit: Callable[[], None]) -> None:
-        """Nothing is begun ahead."""
 
     def hand_back(self, step: int) -> None:
         """Read the examples that `collect` gave, which were not used, again."""

@@ -1,4 +1,4 @@
-"""The feed of a rank that does not talk to engines."""
+"""Feeds without engines: nothing is generated, so there is nothing to wait for."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from sfpo_megatron.tracking.details import Sample
 from sfpo_megatron.types import RolloutBatch
 
 
-class NoFeed:
-    """Another rank than 0: its batches come from there."""
+class EnginelessFeed:
+    """What such feeds have in common, of `feed.Feed`."""
 
     metrics: Mapping[str, float] = {}
     samples: tuple[Sample, ...] = ()
     prompt_ids: tuple[str, ...] = ()
-
-    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
-        """Never called: `together` runs rank 0's work on rank 0."""
-        raise AssertionError("only rank 0 collects rollouts")
 
     def wait_generated(self) -> None:
         """There is nothing to wait for."""
@@ -27,11 +23,19 @@ class NoFeed:
         """Nothing is begun ahead."""
 
     def hand_back(self, step: int) -> None:
-        """Rank 0 has the batch."""
+        """Nothing is used up by `collect`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Rank 0 alone saves the data cursor."""
+        """There is no cursor."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Rank 0 alone has prompts."""
+        """There is no cursor."""
+
+
+class NoFeed(EnginelessFeed):
+    """Another rank than 0: its batches come from there, and its cursor is saved there."""
+
+    def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
+        """Never called: `together` runs rank 0's work on rank 0."""
+        raise AssertionError("only rank 0 collects rollouts")
