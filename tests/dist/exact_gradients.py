@@ -6,7 +6,7 @@ Made in the pytest process beside the other references.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,15 @@ class ExactGradients:
     old_logprobs: Tensor  # [sum R] float32
     response_mask: Tensor  # [sum R] bool
     loss: float
+
+    def assert_equal(self, found: Mapping[str, Tensor]) -> None:
+        """The same names, none of zeros, each within 1e-5 of its largest element: what fp32 adds up
+        to."""
+        assert found.keys() == self.gradient.keys()
+        for name, gradient in self.gradient.items():
+            bound = 1e-5 * gradient.abs().max()
+            worst = (found[name].double() - gradient).abs().max()
+            assert gradient.abs().max() > 0 and worst < bound, (name, float(worst), float(bound))
 
 
 @torch.no_grad()
