@@ -108,8 +108,8 @@ class RefitConfig:
     nccl_stages: every pipeline stage and expert-parallel rank broadcasts to all engines. vLLM's
     own: nccl, rank 0 broadcasts everything; ipc, for colocated engines, which open the memory of
     their device's rank; nccl_m2n, every rank sends its shards, to one engine. auto: shm where all
-    engines are on that node, else nccl_stages; ipc if colocated (with verify_every, gloo); gloo
-    without CUDA."""
+    engines are on that node; else gloo without CUDA, nccl_stages for dedicated engines, ipc for
+    colocated ones (gloo with verify_every)."""
     bucket_bytes: int = 536870912
     """Bytes sent at a time; a larger single tensor raises the buffer to its size."""
     timeout_s: float = 300.0
