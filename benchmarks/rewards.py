@@ -4,7 +4,7 @@ r"""Verdicts a second of the `math` reward, through the scoring pool on two core
 
 (a) ordinary answers: groups of eight responses to references that are integers, fractions,
     decimals, expressions, lists, intervals and quantities (seed fixed, references distinct);
-(b) the same with as many hostile answers among them that are refused unread (screen.py);
+(b) the same with as many hostile answers among them that are refused unread (hostile.py);
 (c) the same with a share that only `reward.timeout_s` ends: no pool can do more than
     workers / (share x timeout) then, which is printed beside.
 

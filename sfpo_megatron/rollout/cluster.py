@@ -10,7 +10,13 @@ import tempfile
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    AuthenticationError,
+    OutOfMemoryError,
+    RayActorError,
+    RuntimeEnvSetupError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sfpo_megatron.host.gpus import devices_of_own_node
@@ -30,14 +36,19 @@ _CONNECT_S = 20.0
 # a process that is really gone within seconds.
 _PATIENCE = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
 
-ACTOR_GONE = (RayActorError, OutOfMemoryError)
-"""What Ray raises from a call to an actor that is no longer there."""
+ACTOR_GONE = (RayActorError, OutOfMemoryError, ActorUnschedulableError, RuntimeEnvSetupError)
+"""What Ray raises from a call to an actor that is no longer there, or that could not be made: its
+node has gone."""
 
 
 def why_gone(error: Exception) -> str:
     """One of `ACTOR_GONE` in a few words; Ray's own text has fifty lines."""
     if isinstance(error, OutOfMemoryError):
         return "Ray ended it: the machine's memory is nearly full"
+    if isinstance(error, ActorUnschedulableError):
+        return "Ray cannot place it: its node has left the cluster"
+    if isinstance(error, RuntimeEnvSetupError):
+        return "Ray could not set up its process"
     return "its actor's process ended"
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,8 @@ from sfpo_megatron.rollout.root_cause import EngineLog
 T = TypeVar("T")
 SpawnEngine = Callable[[int], EngineActor]
 """Starts the actor of a slot."""
+START_S = 600.0
+"""Shortest limit of a start, which reads model.path, whatever rollout.timeout_s is."""
 _POLL_S = 1.0
 _ALIVE_S = 2.0
 _GONE_S = 10.0
@@ -196,12 +199,12 @@ class EngineSlots:
             await self.change()
         engine = self._spawned(old.index)
         self.engines[old.index] = engine
-        try:
-            await self._boot(engine)
-        except EngineLost:
-            pass  # counted, and replaced in turn
-        except RolloutError as error:
-            self._lose(engine, f"did not start again ({error})")
+        with suppress(EngineLost):  # counted, and replaced in turn
+            try:
+                async with asyncio.timeout(max(self._config.rollout.timeout_s, START_S)):
+                    await self._boot(engine)
+            except (TimeoutError, RolloutError) as error:
+                self._lose(engine, f"did not start again ({str(error) or 'it hangs'})")
 
     # --- calls and news -----------------------------------------------------------------------
 
