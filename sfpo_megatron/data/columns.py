@@ -225,9 +225,11 @@ def _at(value: dict[str, Any], key: str) -> Any:
 def _metadata(value: dict[str, Any], columns: Mapping[str, str], layout: Layout) -> dict[str, Any]:
     if METADATA in columns:
         item = _at(value, columns[METADATA])
+        # What the row teaches stays with it, whatever its metadata is to be.
+        taught = {COMPLETION: value[COMPLETION]} if COMPLETION in value else {}
         if isinstance(item, _Missing) or item is None:
-            return {}
-        return dict(item) if isinstance(item, dict) else {columns[METADATA]: item}
+            return taught
+        return {**(item if isinstance(item, dict) else {columns[METADATA]: item}), **taught}
     used = {layout.prompt, layout.answer} if columns else {*_ALWAYS_USED, layout.prompt,
                                                            layout.answer}  # fmt: skip
     return {key: item for key, item in value.items() if key not in used}

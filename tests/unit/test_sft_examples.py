@@ -64,6 +64,26 @@ def test_one_turn(case: str, tokenizer: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        {"answer": "3", "extra_info": {"level": 1}},
+        {"answer": "3", "extra_info": None},
+        {"extra_info": {"level": 1}},
+    ],
+)
+def test_a_completion_is_learned_whatever_column_is_the_metadata(
+    more: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    config = config_of(
+        tmp_path,
+        [{"prompt": "1 + 2 =", "completion": "It is 3.", **more}],
+        columns={"metadata": "extra_info"},
+    )
+    example = only(SFTExamples(config, tokenizer))
+    assert tokenizer.decode(example.response_ids[:-1]) == "It is 3."
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"prompt": "1 + 2 =", "completion": "It is 3."},
