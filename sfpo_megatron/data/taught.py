@@ -39,6 +39,14 @@ def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row |
 
 def completion_of(row: Row) -> str | DataError:
     """What comes after the prompt: the completion, or the answer where there is none."""
+    if COMPLETION in row.left_out:
+        return DataError(
+            row.where,
+            found="a completion that JSON cannot hold (half of a surrogate pair, a date, bytes)",
+            expected="text, or one assistant's message of role and content",
+            fix="write it as text, without the fields that are none, or leave the row out",
+            kind="with a completion that JSON cannot hold",
+        )
     given = row.metadata.get(COMPLETION)
     if given is None or given == "":
         return row.answer

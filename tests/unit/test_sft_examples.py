@@ -6,12 +6,15 @@ models ship. Not exercised: pretrained tokenizers, the loss (tests/dist/test_war
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made.configs import run_config
 from made.conversations import CHATML, ENDS, TEMPLATES, chat, config_of
 
+from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream, SFTExample, SFTExamples
 
 
@@ -122,6 +125,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a number": ({"prompt": "1", "answer": "1", "completion": 3}, "completion = 3"),
     "a list": ({"prompt": "1", "completion": ["3"]}, r"completion = \['3'\]"),
     "blank": ({"prompt": "1", "completion": "  "}, "completion = '  '"),
+    "half a pair": (
+        {"prompt": "1", "answer": "1", "completion": "It is \ud83d."},
+        "a completion that JSON cannot hold",
+    ),
     "nothing": ({"prompt": "1"}, "no key 'answer'"),
     "no messages": ({"messages": []}, r"messages = \[\]"),
     "text": ({"messages": "hi"}, "messages = 'hi'"),
@@ -176,6 +183,19 @@ def test_a_bad_row_is_named_or_skipped(case: str, template: Any, tmp_path: Path)
         SFTExamples(config_of(tmp_path, rows, sft=sft), tokenizer)
     examples = SFTExamples(config_of(tmp_path, rows, sft=sft, data=SKIP), tokenizer)
     assert len(examples) == 2 and "1 bad rows skipped" in examples.summary
+
+
+def test_a_completion_with_a_date_beside_its_content(tokenizer: Any, tmp_path: Path) -> None:
+    """Its column is left out of what is read: the bare answer is not learned in its place."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    message = {"role": "assistant", "content": "1 is 1.", "timestamp": datetime(2026, 1, 31)}
+    row = {"prompt": "1", "answer": "1", "completion": [message]}
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    source = DataSource(source="parquet", path=str(file))
+    with pytest.raises(DataError, match=r"rows.parquet.*:1: found a completion that JSON cannot"):
+        SFTExamples(run_config(data={"train": (source,)}), tokenizer)
 
 
 def test_the_limit_is_what_a_microbatch_takes_and_the_model_has(
