@@ -12,7 +12,7 @@ import json
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
-from sfpo_megatron.data.values import absent, as_list, message_text
+from sfpo_megatron.data.values import absent, as_list, is_text, message_text
 
 MESSAGES, COMPLETION = "messages", "completion"
 ROLES = ("system", "user", "assistant", "tool")
@@ -124,6 +124,9 @@ def _messages(given: object, where: str) -> list[Message] | DataError:
             return wrong(found, f"give it a role ({', '.join(ROLES)}) and a content that is text")
         if role in ("user", "assistant") and not content.strip():
             return wrong(f"messages[{number}] = {shorten(message)}", "fill in its content")
+        if not is_text(content):
+            found = f"half of a surrogate pair in messages[{number}] = {shorten(content)}"
+            return wrong(found, "correct or remove the row")
         messages.append({"role": role, "content": content})
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:

@@ -139,6 +139,8 @@ BAD: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": None}]},
         r"messages\[1\]",
     ),
+    "half a pair in a turn": (chat("1", "2 \ud83d"), r"half of a surrogate pair in messages\[1\]"),
+    "half a pair in a question": (chat("\ud83d", "2"), r"half of .* in messages\[0\]"),
     "an empty turn": (chat("1", " "), r"messages\[1\]"),
     **{
         f"{key} beside content": (
