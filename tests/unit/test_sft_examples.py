@@ -275,6 +275,39 @@ def test_a_text_that_is_in_what_the_template_writes_before_it(
         assert tokenizer.decode(example.prompt_ids).endswith(f"assistant\n{thought}")
 
 
+ALWAYS_THINKS = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif").replace(
+    "{{ m.content }}",
+    "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' and '</think>' not in m.content }}"
+    "{{ m.content }}",
+)
+"""Qwen3's that always thinks: its generation prompt opens the thought."""
+
+
+@pytest.mark.parametrize("opener", ["<think>\n", "\n<think>\n", ""])
+def test_a_thought_that_the_prompt_opens_is_opened_once(
+    opener: str, template: Any, tmp_path: Path
+) -> None:
+    """As a completion, with its opener or without; as a message, with it."""
+    tokenizer = template(ALWAYS_THINKS)
+    end = tokenizer.convert_tokens_to_ids(ENDS)
+    thought = "Hm.\n</think>\n\n42"
+    row = {"prompt": "6 * 7 =", "completion": f"{opener}{thought}"}
+    config = config_of(tmp_path, [row], data={"chat_template": True})
+    one_turn = only(SFTExamples(config, tokenizer))
+    assert tokenizer.decode(one_turn.prompt_ids).endswith("assistant\n<think>\n")
+    assert tokenizer.decode(one_turn.response_ids[:-1]) == thought
+    row = chat("6 * 7 =", f"<think>\n{thought}")
+    turns = only(SFTExamples(config_of(tmp_path, [row]), tokenizer, stop_ids=[end]))
+    assert turns.prompt_ids == one_turn.prompt_ids
+    assert turns.response_ids == (*one_turn.response_ids[:-1], end)
+
+
+def test_a_tag_that_a_plain_prompt_ends_with_is_learned(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "1 in <answer>", "completion": "<answer>1</answer>"}]
+    example = only(SFTExamples(config_of(tmp_path, rows), tokenizer))
+    assert tokenizer.decode(example.response_ids[:-1]) == "<answer>1</answer>"
+
+
 def test_what_says_nothing_beside_the_content_is_nothing(template: Any, tmp_path: Path) -> None:
     """Columns of structs are filled up with nulls."""
     nothing = {"tool_calls": [{"function": {"name": None}}], "function_call": {"name": None}}
