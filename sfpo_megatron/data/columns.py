@@ -19,6 +19,7 @@ from sfpo_megatron.data.taught import (
     MESSAGES,
     completion_text,
     conversation_row,
+    template_fault,
 )
 from sfpo_megatron.data.values import (
     absent,
@@ -183,6 +184,9 @@ def _unrewarded(
 ) -> Row | DataError:
     """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
     asked = not isinstance(_at(value, layout.prompt), _Missing)
+    teaches = MESSAGES in value or (asked and COMPLETION in value)
+    if teaches and (fault := template_fault(value, missing.where)) is not None:
+        return fault
     if not asked and MESSAGES in value:
         found = conversation_row(value[MESSAGES], missing, row_id=row_id)
         if isinstance(found, Row):

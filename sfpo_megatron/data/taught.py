@@ -9,6 +9,8 @@ Rows without a reference are for `sft` alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
@@ -20,6 +22,9 @@ Message = dict[str, str]
 _BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys of what an assistant has written beside its content. Each template writes them in its own
 way, or not at all, so that what is learned could not be held against them."""
+
+_FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+"""Columns that other trainers give the chat template with the messages."""
 
 
 def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row | DataError:
@@ -34,6 +39,19 @@ def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row |
         answer=messages[-1]["content"],
         metadata={MESSAGES: messages},
         unrewarded=missing,
+    )
+
+
+def template_fault(value: Mapping[str, Any], where: str) -> DataError | None:
+    """What a record wants its chat template to be given, and which nothing reads."""
+    key = next((key for key in _FOR_TEMPLATE if not _is_empty(value.get(key))), None)
+    if key is None:
+        return None
+    return DataError(
+        where,
+        found=f"{key} = {shorten(value[key])}, which is not read",
+        expected="a row that says in its text all that the template is to write",
+        fix=f"leave {key} out, and give data.chat_template_args what every row has in common",
     )
 
 
@@ -118,6 +136,9 @@ def _messages(given: object, where: str) -> list[Message] | DataError:
             fix = f"write {beside} into content, in the form that the policy is to write"
             return wrong(f"messages[{number}] with {beside}, which is not read", fix)
         role = message.get("role") if isinstance(message, dict) else None
+        if role == "assistant" and not absent(weight := message.get("weight")) and weight != 1:
+            fix = "cut the conversation there, or leave the row out"
+            return wrong(f"messages[{number}] has weight {shorten(weight)}", fix)
         content = message_text(message)
         if role not in ROLES or content is None:
             found = f"messages[{number}] = {shorten(message)}"

@@ -158,6 +158,18 @@ BAD: dict[str, tuple[Any, str]] = {
         {"prompt": "1", "completion": [{"role": "assistant", "content": "2", "thinking": "Hm."}]},
         "a completion with thinking, .*; write thinking into content",
     ),
+    "a turn of no weight": (
+        said_too("2", weight=0),
+        r"messages\[1\] has weight 0, .*; cut the conversation there",
+    ),
+    **{
+        f"{key} of {kind}": ({**row, key: item}, f"{key} = .*, which is not read")
+        for key, item in (("tools", [CALL]), ("chat_template_kwargs", {"enable_thinking": False}))
+        for kind, row in (
+            ("messages", chat("1", "2")),
+            ("a completion", {"prompt": "1", "completion": "2"}),
+        )
+    },
     "no assistant": (chat("1"), "messages by user alone"),
     "no user": (
         {"messages": [{"role": "assistant", "content": "1"}]},
@@ -314,12 +326,14 @@ def test_what_says_nothing_beside_the_content_is_nothing(template: Any, tmp_path
     rows = [
         said_too("3", **dict.fromkeys(BESIDE)),
         said_too("4", **nothing, reasoning_content="", reasoning=" \n", thinking=float("nan")),
-        said_too("5", tool_calls=[], function_call={}),
+        said_too("5", tool_calls=[], function_call={}, weight=1.0),
+        {**said_too("6", weight=None), "tools": [], "chat_template_kwargs": {}},
+        {**said_too("7"), "tools": None, "chat_template_kwargs": {"enable_thinking": None}},
     ]
     tokenizer = template(CHATML)
     examples = SFTExamples(config_of(tmp_path, rows), tokenizer)
-    found = [learned(tokenizer, example)[0] for example in examples.next_batch(3)]
-    assert {text[0] for text in found} == {"3", "4", "5"}
+    found = [learned(tokenizer, example)[0] for example in examples.next_batch(5)]
+    assert {text[0] for text in found} == {"3", "4", "5", "6", "7"}
 
 
 def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) -> None:
