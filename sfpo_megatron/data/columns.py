@@ -184,16 +184,16 @@ def _unrewarded(
 ) -> Row | DataError:
     """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
     asked = not isinstance(_at(value, layout.prompt), _Missing)
-    teaches = MESSAGES in value or (asked and COMPLETION in value)
-    if teaches and (fault := template_fault(value, missing.where)) is not None:
+    completed = asked and value.get(COMPLETION) is not None
+    if not completed and MESSAGES not in value:
+        return missing
+    if (fault := template_fault(value, missing.where)) is not None:
         return fault
-    if not asked and MESSAGES in value:
+    if not completed:
         found = conversation_row(value[MESSAGES], missing, row_id=row_id)
         if isinstance(found, Row):
             return replace(found, lacks=_lacking(value, columns))
         return found
-    if not asked or value.get(COMPLETION) is None:
-        return missing
     text = completion_text(value[COMPLETION], missing.where)
     if isinstance(text, DataError):
         return text

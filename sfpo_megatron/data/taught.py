@@ -72,8 +72,10 @@ def completion_of(row: Row) -> str | DataError:
 
 
 def messages_of(row: Row) -> list[Message]:
-    """The conversation of a row that has no prompt of its own; empty for others."""
-    return row.metadata.get(MESSAGES, []) if row.unrewarded is not None else []
+    """The conversation of a row without a completion and an answer; empty for others."""
+    if row.unrewarded is None or COMPLETION in row.metadata:
+        return []
+    return row.metadata.get(MESSAGES, [])
 
 
 def lesson_of(row: Row) -> str:

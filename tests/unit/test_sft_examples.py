@@ -6,15 +6,12 @@ models ship. Not exercised: pretrained tokenizers, the loss (tests/dist/test_war
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made.configs import run_config
 from made.conversations import CHATML, ENDS, TEMPLATES, chat, config_of
 
-from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data import DataError, PromptStream, SFTExample, SFTExamples
 
 
@@ -64,26 +61,6 @@ def test_one_turn(case: str, tokenizer: Any, tmp_path: Path) -> None:
     assert tokenizer.decode(example.prompt_ids) == "1 + 2 ="
     assert example.response_ids[-1] == tokenizer.eos_token_id and all(example.learned)
     assert tokenizer.decode(example.response_ids[:-1]) == text
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"answer": "3", "extra_info": {"level": 1}},
-        {"answer": "3", "extra_info": None},
-        {"extra_info": {"level": 1}},
-    ],
-)
-def test_a_completion_is_learned_whatever_column_is_the_metadata(
-    more: dict[str, Any], tokenizer: Any, tmp_path: Path
-) -> None:
-    config = config_of(
-        tmp_path,
-        [{"prompt": "1 + 2 =", "completion": "It is 3.", **more}],
-        columns={"metadata": "extra_info"},
-    )
-    example = only(SFTExamples(config, tokenizer))
-    assert tokenizer.decode(example.response_ids[:-1]) == "It is 3."
 
 
 @pytest.mark.parametrize(
@@ -199,19 +176,6 @@ def test_a_bad_row_is_named_or_skipped(case: str, template: Any, tmp_path: Path)
     assert len(examples) == 2 and "1 bad rows skipped" in examples.summary
 
 
-def test_a_completion_with_a_date_beside_its_content(tokenizer: Any, tmp_path: Path) -> None:
-    """Its column is left out of what is read: the bare answer is not learned in its place."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    message = {"role": "assistant", "content": "1 is 1.", "timestamp": datetime(2026, 1, 31)}
-    row = {"prompt": "1", "answer": "1", "completion": [message]}
-    file = tmp_path / "rows.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
-    source = DataSource(source="parquet", path=str(file))
-    with pytest.raises(DataError, match=r"rows.parquet.*:1: found a completion that JSON cannot"):
-        SFTExamples(run_config(data={"train": (source,)}), tokenizer)
-
-
 def test_the_limit_is_what_a_microbatch_takes_and_the_model_has(
     tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -299,7 +263,7 @@ ALWAYS_THINKS = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% en
 def test_a_thought_that_the_prompt_opens_is_opened_once(
     opener: str, template: Any, tmp_path: Path
 ) -> None:
-    """As a completion, with its opener or without; as a message, with it."""
+    """A completion may have the opener or not; a message has it."""
     tokenizer = template(ALWAYS_THINKS)
     end = tokenizer.convert_tokens_to_ids(ENDS)
     thought = "Hm.\n</think>\n\n42"
@@ -346,6 +310,22 @@ def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) ->
     examples = SFTExamples(config, template(CHATML), stop_ids=())
     assert len(examples) == 1
     assert learned(template(CHATML), only(examples))[0].startswith("It is 0.<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [({}, "3"), ({"completion": None}, "3"), ({"completion": "It is 3."}, "It is 3.")],
+)
+def test_messages_beside_a_prompt(
+    more: dict[str, Any], text: str, template: Any, tmp_path: Path
+) -> None:
+    """Rows of ultrachat_200k: learned from where no completion is there."""
+    tokenizer = template(CHATML)
+    row = {"prompt": "1 + 2?", **chat("1 + 2?", "3"), **more}
+    config = config_of(tmp_path, [row], data={"chat_template": True})
+    (found,) = learned(tokenizer, only(SFTExamples(config, tokenizer)))
+    eos = tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
+    assert found.removesuffix(eos).removesuffix(ENDS) == text
 
 
 def test_what_follows_the_last_answer_is_left_out(template: Any, tmp_path: Path) -> None:
