@@ -19,6 +19,7 @@ from sfpo_megatron.data.turns import unused_mark
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_OPENED = re.compile(r"<\w+>\s*\Z")
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -32,9 +33,10 @@ class Marked:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class _Turn:
-    """One assistant's turn in the tokens: [start, text_end) is its text, up to `end` with the token
+    """One assistant's turn in the tokens: [start, text_end) is `text`, up to `end` with the token
     that ends it."""
 
+    text: str
     start: int
     text_end: int
     end: int
@@ -42,6 +44,17 @@ class _Turn:
 
 def _texts(messages: Sequence[Message]) -> list[str]:
     return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+def continued(prompt: str, text: str) -> str:
+    """What of a turn's text follows a prompt that may have opened its thought already (`<think>`,
+    as the templates of models that always think do)."""
+    found = _OPENED.search(prompt)
+    begun = text.lstrip()
+    for opener in (found[0], found[0].rstrip()) if found else ():
+        if begun.startswith(opener):
+            return begun.removeprefix(opener)
+    return text
 
 
 class Chat:
@@ -80,10 +93,10 @@ class Chat:
         if isinstance(found, str):
             return self._refused(where, found)
         token_ids, turns = found
-        texts = _texts(messages)
         if turns[0].start == 0:
             return self._refused(where, "a chat template that writes nothing before the assistant")
-        for text, turn in zip(texts, turns, strict=True):
+        for turn in turns:
+            text = turn.text
             written = self._decoded(token_ids[turn.start : turn.text_end])
             if not self._is_same(written, text):
                 return self._refused(
@@ -122,12 +135,13 @@ class Chat:
         that, or the text alone. A special token in the text is none of its end."""
         if self._is_same(self._decoded(token_ids[start:stop]), text):
             follows = stop < len(token_ids) and token_ids[stop] in self._special
-            return _Turn(start=start, text_end=stop, end=stop + follows)
+            return _Turn(text=text, start=start, text_end=stop, end=stop + follows)
         for end in range(stop - 1, start, -1):
             before = token_ids[start:end]
             if token_ids[end] in self._special and self._is_same(self._decoded(before), text):
-                return _Turn(start=start, text_end=end, end=end + 1)
-        return _Turn(start=start, text_end=stop, end=stop)  # another text: the caller says so
+                return _Turn(text=text, start=start, text_end=end, end=end + 1)
+        # Another text: the caller says so.
+        return _Turn(text=text, start=start, text_end=stop, end=stop)
 
     def _by_prefixes(self, messages: Sequence[Message]) -> tuple[list[int], list[_Turn]] | str:
         whole = self._rendered(messages)
@@ -156,7 +170,7 @@ class Chat:
             text_end = len(token_ids)
             token_ids += self._tokens(after[begin + len(content) :])
             ended = text_end < len(token_ids) and token_ids[text_end] in self._special
-            turns.append(_Turn(start=start, text_end=text_end, end=text_end + ended))
+            turns.append(_Turn(text=content, start=start, text_end=text_end, end=text_end + ended))
             done = len(after)
         return token_ids, turns
 
@@ -174,9 +188,12 @@ class Chat:
         stop = len(after) - len(end)
         for text in (content, content.strip(), content.lstrip(), content.rstrip()):  # many strip it
             begin = stop - len(text)
+            if after[begin:stop] != text:
+                continue
+            if begin < len(before) < stop:  # the generation prompt has opened the text's thought
+                return len(before), after[len(before) : stop]
             # A thought that the text begins with is written right after the generation prompt.
-            is_alike = after[:begin] in (start, before) and len(before) <= begin
-            if is_alike and after[begin:stop] == text:
+            if after[:begin] in (start, before) and len(before) <= begin:
                 return begin, text
         return None
 

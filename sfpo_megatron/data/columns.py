@@ -19,6 +19,7 @@ from sfpo_megatron.data.taught import (
     MESSAGES,
     completion_text,
     conversation_row,
+    template_fault,
 )
 from sfpo_megatron.data.values import (
     absent,
@@ -183,13 +184,16 @@ def _unrewarded(
 ) -> Row | DataError:
     """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
     asked = not isinstance(_at(value, layout.prompt), _Missing)
-    if not asked and MESSAGES in value:
+    completed = asked and value.get(COMPLETION) is not None
+    if not completed and MESSAGES not in value:
+        return missing
+    if (fault := template_fault(value, missing.where)) is not None:
+        return fault
+    if not completed:
         found = conversation_row(value[MESSAGES], missing, row_id=row_id)
         if isinstance(found, Row):
             return replace(found, lacks=_lacking(value, columns))
         return found
-    if not asked or value.get(COMPLETION) is None:
-        return missing
     text = completion_text(value[COMPLETION], missing.where)
     if isinstance(text, DataError):
         return text
@@ -225,9 +229,11 @@ def _at(value: dict[str, Any], key: str) -> Any:
 def _metadata(value: dict[str, Any], columns: Mapping[str, str], layout: Layout) -> dict[str, Any]:
     if METADATA in columns:
         item = _at(value, columns[METADATA])
+        # What the row teaches stays with it, whatever its metadata is to be.
+        taught = {COMPLETION: value[COMPLETION]} if COMPLETION in value else {}
         if isinstance(item, _Missing) or item is None:
-            return {}
-        return dict(item) if isinstance(item, dict) else {columns[METADATA]: item}
+            return taught
+        return {**(item if isinstance(item, dict) else {columns[METADATA]: item}), **taught}
     used = {layout.prompt, layout.answer} if columns else {*_ALWAYS_USED, layout.prompt,
                                                            layout.answer}  # fmt: skip
     return {key: item for key, item in value.items() if key not in used}

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.chat import Chat
+from sfpo_megatron.data.chat import Chat, continued
 from sfpo_megatron.data.errors import DataError
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.reading import eval_rows
@@ -154,7 +154,7 @@ class SFTExamples:
         tokenizer = self._tokenizer
         made = tokenized_prompts(of_one_turn, config, tokens, renderer, bad, rewarded=False)
         prompts = {prompt.id: prompt for prompt in made}
-        answer_of = _answers(prompts, tokenizer)
+        answer_of = _answers(prompts, tokenizer, opened=config.data.chat_template)
         has_chats = any(map(messages_of, rows))
         chats = [Chat(tokenizer, self._stop_ids, renderer.variables)] if has_chats else []
         for row in rows:
@@ -193,12 +193,16 @@ class SFTExamples:
 
 
 def _answers(
-    prompts: Mapping[str, Prompt], tokenizer: PreTrainedTokenizerBase
+    prompts: Mapping[str, Prompt], tokenizer: PreTrainedTokenizerBase, *, opened: bool
 ) -> dict[str, list[int]]:
-    """Token ids of the prompts' answers, by the prompts' ids."""
+    """Token ids of the prompts' answers, by the prompts' ids. `opened`: without the tag of a
+    thought with which the prompt ends."""
     if not prompts:
         return {}
-    texts = [prompt.answer for prompt in prompts.values()]
+    texts = [
+        continued(prompt.text, prompt.answer) if opened else prompt.answer
+        for prompt in prompts.values()
+    ]
     found = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return dict(zip(prompts, found, strict=True))
 

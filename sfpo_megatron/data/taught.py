@@ -9,10 +9,12 @@ Rows without a reference are for `sft` alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
-from sfpo_megatron.data.values import absent, as_list, message_text
+from sfpo_megatron.data.values import absent, as_list, is_text, message_text
 
 MESSAGES, COMPLETION = "messages", "completion"
 ROLES = ("system", "user", "assistant", "tool")
@@ -20,6 +22,9 @@ Message = dict[str, str]
 _BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """Keys of what an assistant has written beside its content. Each template writes them in its own
 way, or not at all, so that what is learned could not be held against them."""
+
+_FOR_TEMPLATE = ("tools", "chat_template_kwargs")
+"""Columns that other trainers give the chat template with the messages."""
 
 
 def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row | DataError:
@@ -37,8 +42,29 @@ def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row |
     )
 
 
+def template_fault(value: Mapping[str, Any], where: str) -> DataError | None:
+    """What a record wants its chat template to be given, and which nothing reads."""
+    key = next((key for key in _FOR_TEMPLATE if not _is_empty(value.get(key))), None)
+    if key is None:
+        return None
+    return DataError(
+        where,
+        found=f"{key} = {shorten(value[key])}, which is not read",
+        expected="a row that says in its text all that the template is to write",
+        fix=f"leave {key} out, and give data.chat_template_args what every row has in common",
+    )
+
+
 def completion_of(row: Row) -> str | DataError:
     """What comes after the prompt: the completion, or the answer where there is none."""
+    if COMPLETION in row.left_out:
+        return DataError(
+            row.where,
+            found="a completion that JSON cannot hold (half of a surrogate pair, a date, bytes)",
+            expected="text, or one assistant's message of role and content",
+            fix="write it as text, without the fields that are none, or leave the row out",
+            kind="with a completion that JSON cannot hold",
+        )
     given = row.metadata.get(COMPLETION)
     if given is None or given == "":
         return row.answer
@@ -46,8 +72,10 @@ def completion_of(row: Row) -> str | DataError:
 
 
 def messages_of(row: Row) -> list[Message]:
-    """The conversation of a row that has no prompt of its own; empty for others."""
-    return row.metadata.get(MESSAGES, []) if row.unrewarded is not None else []
+    """The conversation of a row without a completion and an answer; empty for others."""
+    if row.unrewarded is None or COMPLETION in row.metadata:
+        return []
+    return row.metadata.get(MESSAGES, [])
 
 
 def lesson_of(row: Row) -> str:
@@ -110,12 +138,18 @@ def _messages(given: object, where: str) -> list[Message] | DataError:
             fix = f"write {beside} into content, in the form that the policy is to write"
             return wrong(f"messages[{number}] with {beside}, which is not read", fix)
         role = message.get("role") if isinstance(message, dict) else None
+        if role == "assistant" and not absent(weight := message.get("weight")) and weight != 1:
+            fix = "cut the conversation there, or leave the row out"
+            return wrong(f"messages[{number}] has weight {shorten(weight)}", fix)
         content = message_text(message)
         if role not in ROLES or content is None:
             found = f"messages[{number}] = {shorten(message)}"
             return wrong(found, f"give it a role ({', '.join(ROLES)}) and a content that is text")
         if role in ("user", "assistant") and not content.strip():
             return wrong(f"messages[{number}] = {shorten(message)}", "fill in its content")
+        if not is_text(content):
+            found = f"half of a surrogate pair in messages[{number}] = {shorten(content)}"
+            return wrong(found, "correct or remove the row")
         messages.append({"role": role, "content": content})
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:

@@ -41,7 +41,8 @@ TEMPLATES = {
 def config_of(folder: Path, rows: list[Any], **sections: Any) -> RunConfig:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": (DataSource(source="jsonl", path=str(file)),), **sections.pop("data", {})}
+    source = DataSource(source="jsonl", path=str(file), columns=sections.pop("columns", {}))
+    data = {"train": (source,), **sections.pop("data", {})}
     return run_config(data=data, **sections)
 
 

@@ -102,6 +102,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a number": ({"prompt": "1", "answer": "1", "completion": 3}, "completion = 3"),
     "a list": ({"prompt": "1", "completion": ["3"]}, r"completion = \['3'\]"),
     "blank": ({"prompt": "1", "completion": "  "}, "completion = '  '"),
+    "half a pair": (
+        {"prompt": "1", "answer": "1", "completion": "It is \ud83d."},
+        "a completion that JSON cannot hold",
+    ),
     "nothing": ({"prompt": "1"}, "no key 'answer'"),
     "no messages": ({"messages": []}, r"messages = \[\]"),
     "text": ({"messages": "hi"}, "messages = 'hi'"),
@@ -112,6 +116,8 @@ BAD: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": None}]},
         r"messages\[1\]",
     ),
+    "half a pair in a turn": (chat("1", "2 \ud83d"), r"half of a surrogate pair in messages\[1\]"),
+    "half a pair in a question": (chat("\ud83d", "2"), r"half of .* in messages\[0\]"),
     "an empty turn": (chat("1", " "), r"messages\[1\]"),
     **{
         f"{key} beside content": (
@@ -129,6 +135,18 @@ BAD: dict[str, tuple[Any, str]] = {
         {"prompt": "1", "completion": [{"role": "assistant", "content": "2", "thinking": "Hm."}]},
         "a completion with thinking, .*; write thinking into content",
     ),
+    "a turn of no weight": (
+        said_too("2", weight=0),
+        r"messages\[1\] has weight 0, .*; cut the conversation there",
+    ),
+    **{
+        f"{key} of {kind}": ({**row, key: item}, f"{key} = .*, which is not read")
+        for key, item in (("tools", [CALL]), ("chat_template_kwargs", {"enable_thinking": False}))
+        for kind, row in (
+            ("messages", chat("1", "2")),
+            ("a completion", {"prompt": "1", "completion": "2"}),
+        )
+    },
     "no assistant": (chat("1"), "messages by user alone"),
     "no user": (
         {"messages": [{"role": "assistant", "content": "1"}]},
@@ -233,18 +251,53 @@ def test_a_text_that_is_in_what_the_template_writes_before_it(
         assert tokenizer.decode(example.prompt_ids).endswith(f"assistant\n{thought}")
 
 
+ALWAYS_THINKS = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif").replace(
+    "{{ m.content }}",
+    "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' and '</think>' not in m.content }}"
+    "{{ m.content }}",
+)
+"""Qwen3's that always thinks: its generation prompt opens the thought."""
+
+
+@pytest.mark.parametrize("opener", ["<think>\n", "\n<think>\n", ""])
+def test_a_thought_that_the_prompt_opens_is_opened_once(
+    opener: str, template: Any, tmp_path: Path
+) -> None:
+    """A completion may have the opener or not; a message has it."""
+    tokenizer = template(ALWAYS_THINKS)
+    end = tokenizer.convert_tokens_to_ids(ENDS)
+    thought = "Hm.\n</think>\n\n42"
+    row = {"prompt": "6 * 7 =", "completion": f"{opener}{thought}"}
+    config = config_of(tmp_path, [row], data={"chat_template": True})
+    one_turn = only(SFTExamples(config, tokenizer))
+    assert tokenizer.decode(one_turn.prompt_ids).endswith("assistant\n<think>\n")
+    assert tokenizer.decode(one_turn.response_ids[:-1]) == thought
+    row = chat("6 * 7 =", f"<think>\n{thought}")
+    turns = only(SFTExamples(config_of(tmp_path, [row]), tokenizer, stop_ids=[end]))
+    assert turns.prompt_ids == one_turn.prompt_ids
+    assert turns.response_ids == (*one_turn.response_ids[:-1], end)
+
+
+def test_a_tag_that_a_plain_prompt_ends_with_is_learned(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "1 in <answer>", "completion": "<answer>1</answer>"}]
+    example = only(SFTExamples(config_of(tmp_path, rows), tokenizer))
+    assert tokenizer.decode(example.response_ids[:-1]) == "<answer>1</answer>"
+
+
 def test_what_says_nothing_beside_the_content_is_nothing(template: Any, tmp_path: Path) -> None:
     """Columns of structs are filled up with nulls."""
     nothing = {"tool_calls": [{"function": {"name": None}}], "function_call": {"name": None}}
     rows = [
         said_too("3", **dict.fromkeys(BESIDE)),
         said_too("4", **nothing, reasoning_content="", reasoning=" \n", thinking=float("nan")),
-        said_too("5", tool_calls=[], function_call={}),
+        said_too("5", tool_calls=[], function_call={}, weight=1.0),
+        {**said_too("6", weight=None), "tools": [], "chat_template_kwargs": {}},
+        {**said_too("7"), "tools": None, "chat_template_kwargs": {"enable_thinking": None}},
     ]
     tokenizer = template(CHATML)
     examples = SFTExamples(config_of(tmp_path, rows), tokenizer)
-    found = [learned(tokenizer, example)[0] for example in examples.next_batch(3)]
-    assert {text[0] for text in found} == {"3", "4", "5"}
+    found = [learned(tokenizer, example)[0] for example in examples.next_batch(5)]
+    assert {text[0] for text in found} == {"3", "4", "5", "6", "7"}
 
 
 def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) -> None:
@@ -257,6 +310,22 @@ def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) ->
     examples = SFTExamples(config, template(CHATML), stop_ids=())
     assert len(examples) == 1
     assert learned(template(CHATML), only(examples))[0].startswith("It is 0.<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [({}, "3"), ({"completion": None}, "3"), ({"completion": "It is 3."}, "It is 3.")],
+)
+def test_messages_beside_a_prompt(
+    more: dict[str, Any], text: str, template: Any, tmp_path: Path
+) -> None:
+    """Rows of ultrachat_200k: learned from where no completion is there."""
+    tokenizer = template(CHATML)
+    row = {"prompt": "1 + 2?", **chat("1 + 2?", "3"), **more}
+    config = config_of(tmp_path, [row], data={"chat_template": True})
+    (found,) = learned(tokenizer, only(SFTExamples(config, tokenizer)))
+    eos = tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
+    assert found.removesuffix(eos).removesuffix(ENDS) == text
 
 
 def test_what_follows_the_last_answer_is_left_out(template: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Tokenizers are real ones of transformers, trained on the spot. Not exercised: pr
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,36 @@ def test_epochs_by_weights(per_step: int, tokenizer: Any, tmp_path: Path) -> Non
     drawn = [e.prompt_ids for batch in batches for e in batch]
     assert len(drawn) == 30 and len(set(drawn)) == 20
     assert len(set(drawn[:15])) == len(set(drawn[15:])) == 15
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"answer": "3", "extra_info": {"level": 1}},
+        {"answer": "3", "extra_info": None},
+        {"extra_info": {"level": 1}},
+    ],
+)
+def test_a_completion_is_learned_whatever_column_is_the_metadata(
+    more: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    config = config_of(
+        tmp_path,
+        [{"prompt": "1 + 2 =", "completion": "It is 3.", **more}],
+        columns={"metadata": "extra_info"},
+    )
+    (example,) = SFTExamples(config, tokenizer).next_batch(1)
+    assert tokenizer.decode(example.response_ids[:-1]) == "It is 3."
+
+
+def test_a_completion_with_a_date_beside_its_content(tokenizer: Any, tmp_path: Path) -> None:
+    """Its column is left out of what is read: the bare answer is not learned in its place."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    message = {"role": "assistant", "content": "1 is 1.", "timestamp": datetime(2026, 1, 31)}
+    row = {"prompt": "1", "answer": "1", "completion": [message]}
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    source = DataSource(source="parquet", path=str(file))
+    with pytest.raises(DataError, match=r"rows.parquet.*:1: found a completion that JSON cannot"):
+        SFTExamples(run_config(data={"train": (source,)}), tokenizer)
