@@ -72,7 +72,9 @@ def _weights(chunks: Sequence[torch.nn.Module]) -> Iterator[Tensor]:
     each storage once (tied embeddings)."""
     seen: set[int] = set()
     for chunk in chunks:
-        for tensor in unwrapped(chunk).state_dict().values():
+        for name, tensor in unwrapped(chunk).state_dict().items():
+            if name.endswith("_extra_state"):
+                continue  # TransformerEngine's, whose size changes after the first FP8 forward
             if isinstance(tensor, Tensor) and tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
                 yield tensor

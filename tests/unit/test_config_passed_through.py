@@ -61,6 +61,9 @@ REFUSED = {  # override -> key, found, expected, fix
     "megatron.ddp.bucket_size=big": ("bucket_size", "'big'", "int", "correct"),
     "megatron.optimizer.learning_rate=1": (
         "learning_rate", "OptimizerConfig of", "one of", "did you mean train.optimizer.lr?"),
+    "megatron.optimizer.decoupled_lr=1e-5": ("decoupled_lr", "1e-05", "no such", "told apart"),
+    "megatron.optimizer.decoupled_min_lr=0.1": (
+        "decoupled_min_lr", "0.1", "no such key", "cannot be told apart"),
     "megatron.optimizer.min_lr=small": ("min_lr", "'small'", "float", "correct"),
 }  # fmt: skip
 

@@ -104,6 +104,10 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "adam_beta2": "train.optimizer.betas",
         "adam_eps": "train.optimizer.eps",
         "clip_grad": "train.optimizer.clip_grad",
+        **dict.fromkeys(
+            ("decoupled_lr", "decoupled_min_lr"),
+            "nothing: a checkpoint's groups cannot be told apart: a resume mixes rates",
+        ),
         "bf16": "model.dtype",
         "fp16": "model.dtype",
         "params_dtype": "model.dtype",
