@@ -67,6 +67,44 @@ def test_a_count_of_failures_that_is_none_begins_again(tmp_path: Path) -> None:
         assert (tmp_path / "slurm/failures.7").read_text() == "1 none\n"
 
 
+@pytest.mark.parametrize("broken", ["scontrol() { return 1; }", "mkdir $RUN/slurm/failures.7"])
+def test_a_failure_is_requeued_whatever_else_fails(tmp_path: Path, broken: str) -> None:
+    """Slurm's controller does not answer; the count cannot be written."""
+    (tmp_path / "slurm").mkdir()
+    done = bash(f"{broken}\nrequeue_after_failure 'it fell'", tmp_path, 7)
+    assert done.returncode == 85 and "it fell (failure 1 of 3)" in done.stdout, done.stderr
+
+
+def test_a_token_that_cannot_be_removed_leaves_the_exit_code(tmp_path: Path) -> None:
+    done = bash("begin\nrm() { return 1; }\nrequeue why", tmp_path, 7)
+    assert done.returncode == 85, done.stderr
+
+
+@pytest.mark.parametrize("file", ["/dev/full", "/nowhere/stop-requested"])
+def test_a_request_to_stop_that_cannot_be_written_does_not_end_the_job(
+    tmp_path: Path, file: str
+) -> None:
+    script = f"STOP_FILE={file}\ntrap 'stop USR1' USR1\nkill -USR1 $$\necho \"went on $STOPPING\""
+    done = bash(script, tmp_path, 7)
+    assert done.returncode == 0 and "went on 1" in done.stdout, done.stderr
+    assert (f"{file} cannot be written" in done.stdout) == (file != "/dev/full")
+
+
+def test_a_job_whose_output_cannot_be_written_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    done = bash("requeue_after_failure 'it fell' > /dev/full", tmp_path, 7)
+    assert done.returncode == 85
+    assert (tmp_path / "slurm/failures.7").read_text() == "1 none\n"
+
+
+def test_an_end_of_the_job_that_squeue_does_not_tell_is_none(tmp_path: Path) -> None:
+    """To date, an empty one is midnight, which has passed."""
+    for squeue, end in ((":", ""), ("return 1", ""), ("echo N/A", ""), ("echo @99", "99")):
+        script = f"unset SLURM_JOB_END_TIME\nsqueue() {{ {squeue}; }}\nbegin > /dev/null\n"
+        done = bash(script + 'echo "<$SLURM_JOB_END_TIME>"', tmp_path, 7)
+        assert done.stdout == f"<{end}>\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("job", "ended", "code"),
     [
