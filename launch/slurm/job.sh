@@ -105,6 +105,25 @@ requeue() {  # WHY
   exit 85
 }
 
+# A run that has stopped. Where it has saved nothing the next attempt would most likely do the same:
+# a failure, unless another job took the nodes, which is how a stop far from the job's end is read.
+requeue_stopped() {
+  [[ $(checkpoint) == "$FIRST" ]] || requeue "the run has saved and stopped"
+  ((STOPPING)) || requeue_after_failure "the run stopped itself, and has saved nothing"
+  [[ -z $OWN_STOP ]] || requeue_after_failure "$OWN_STOP, and the run has saved nothing"
+  if ends_soon; then
+    requeue_after_failure "the time was over before a checkpoint: use a longer --time or a smaller \
+checkpoint.every"
+  fi
+  requeue "stopped, with nothing new to save"
+}
+
+# Slurm sends USR1 a minute and SAVE_BUDGET_S before the end, or up to a minute earlier.
+ends_soon() {
+  [[ -n ${SLURM_JOB_END_TIME:-} ]] &&
+    (($(date +%s) >= SLURM_JOB_END_TIME - SAVE_BUDGET_S - 120))
+}
+
 # Anything but a saved stop: requeued as well, but not for ever.
 requeue_after_failure() {  # WHY
   local file=$RUN/slurm/failures.$SLURM_JOB_ID last='' count=0

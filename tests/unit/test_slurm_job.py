@@ -106,6 +106,33 @@ def test_an_end_of_the_job_that_squeue_does_not_tell_is_none(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("latest", "stopping", "own", "end", "said"),
+    [
+        ("step_2", 1, "", 400, "the run has saved and stopped: back into the queue"),
+        ("step_2", 0, "", 4000, "the run has saved and stopped: back into the queue"),
+        ("step_1", 0, "", 4000, "the run stopped itself, and has saved nothing (failure 1 of 3)"),
+        ("step_1", 1, "Ray ended", 4000, "Ray ended, and the run has saved nothing (failure 1 of"),
+        ("step_1", 1, "", 400, "longer --time or a smaller checkpoint.every (failure 1 of 3)"),
+        ("step_1", 1, "", -10, "longer --time or a smaller checkpoint.every (failure 1 of 3)"),
+        ("step_1", 1, "", 440, "stopped, with nothing new to save: back into the queue"),
+        ("step_1", 1, "", None, "stopped, with nothing new to save: back into the queue"),
+    ],
+)
+def test_a_stop_with_nothing_saved_is_a_failure_but_for_a_preemption(
+    tmp_path: Path, latest: str, stopping: int, own: str, end: int | None, said: str
+) -> None:
+    """USR1 comes 300 + 60 s before the end, or a minute earlier; other jobs preempt at any time."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/latest").write_text(latest + "\n")
+    ends = "''" if end is None else f"$(($(date +%s) + {end}))"
+    script = f"SLURM_JOB_END_TIME={ends} SAVE_BUDGET_S=300 FIRST=step_1 STOPPING={stopping}\n"
+    done = bash(f"{script}OWN_STOP='{own}'\nrequeue_stopped", tmp_path, 7)
+    assert done.returncode == 85 and said in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "slurm/failures.7").exists() == ("failure 1" in said)
+
+
+@pytest.mark.parametrize(
     ("job", "ended", "code"),
     [
         ("train", 0, 0),
