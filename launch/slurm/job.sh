@@ -8,7 +8,8 @@
 : "${SFPO_MIN_GB_S_IN_NODE:=200}" "${SFPO_MIN_GB_S_BETWEEN_NODES:=20}"
 : "${SFPO_RAY_OBJECT_STORE_BYTES:=2000000000}"
 
-say() { printf '%(%F %T)T %s\n' -1 "$*"; }
+# The job's output may be on a full disk: what it cannot say is no reason to end it.
+say() { printf '%(%F %T)T %s\n' -1 "$*" || true; }
 fail() { say "error: $*" >&2; exit 1; }
 
 # The steps of a job share its devices: without --overlap, --gres and --mem=0 a second one would wait
@@ -17,6 +18,7 @@ SHARED=(--ntasks-per-node=1 --overlap --gres="gpu:$GPUS_PER_NODE" --mem=0 --cpu-
 IN_CONTAINER=("${CONTAINER_SRUN[@]}" "${CONTAINER_EXEC[@]}")
 
 begin() {
+  local end
   ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
   LOGS=$RUN/slurm/logs/$ATTEMPT
   mkdir -p "$LOGS"
@@ -27,10 +29,12 @@ begin() {
   SFPO_EXPECT_GPUS=${SFPO_EXPECT_GPUS:-$GPUS_PER_NODE}
   SFPO_PREFLIGHT_RANKS=${SFPO_PREFLIGHT_RANKS:-$SFPO_EXPECT_GPUS}
   if [[ -z ${SLURM_JOB_END_TIME:-} ]]; then  # not every release of Slurm sets it
-    SLURM_JOB_END_TIME=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || true
+    end=$(squeue -h -j "$SLURM_JOB_ID" -o %e) || true
+    # Nothing instead of a time would be midnight to date.
+    SLURM_JOB_END_TIME=$(date -d "${end:-unknown}" +%s 2>/dev/null) || true
   fi
   export SFPO_PYTHON LOGS HEAD_ADDRESS RAY_PORT SFPO_RAY_OBJECT_STORE_BYTES SLURM_JOB_END_TIME
-  trap 'rm -f "$LOGS/ray-token"' EXIT
+  trap 'rm -f "$LOGS/ray-token" || true' EXIT  # the exit code stays the script's
   say "job $ATTEMPT on ${NODES[*]}; logs: $LOGS"
 }
 
@@ -81,17 +85,43 @@ stop_ray() {
   done
 }
 
+# Asks the run to save: rank 0 polls the file. One that exists is enough, whatever it says.
+stop() {  # WHY
+  say "$1: asking the run to save and stop"
+  STOPPING=1
+  echo "$1" > "$STOP_FILE" || [[ -e $STOP_FILE ]] || say "$STOP_FILE cannot be written"
+}
+
 checkpoint() { cat "$RUN/checkpoints/latest" 2>/dev/null || echo none; }
 
 # Where the cluster requeues by exit code that is enough; elsewhere the job asks for it.
 requeue() {  # WHY
   say "$1: back into the queue, to continue from checkpoint $(checkpoint)"
   local codes
-  codes=$(scontrol show config | awk '$1 == "RequeueExit" {print $3}')
+  codes=$(scontrol show config | awk '$1 == "RequeueExit" {print $3}') || codes=''
   if [[ ,$codes, != *,85,* && $(squeue -h -j "$SLURM_JOB_ID" -o %T) == RUNNING ]]; then
     scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until Slurm ends this script
   fi
   exit 85
+}
+
+# A run that has stopped. Where it has saved nothing the next attempt would most likely do the same:
+# a failure, unless another job took the nodes, which is how a stop far from the job's end is read.
+requeue_stopped() {
+  [[ $(checkpoint) == "$FIRST" ]] || requeue "the run has saved and stopped"
+  ((STOPPING)) || requeue_after_failure "the run stopped itself, and has saved nothing"
+  [[ -z $OWN_STOP ]] || requeue_after_failure "$OWN_STOP, and the run has saved nothing"
+  if ends_soon; then
+    requeue_after_failure "the time was over before a checkpoint: use a longer --time or a smaller \
+checkpoint.every"
+  fi
+  requeue "stopped, with nothing new to save"
+}
+
+# Slurm sends USR1 a minute and SAVE_BUDGET_S before the end, or up to a minute earlier.
+ends_soon() {
+  [[ -n ${SLURM_JOB_END_TIME:-} ]] &&
+    (($(date +%s) >= SLURM_JOB_END_TIME - SAVE_BUDGET_S - 120))
 }
 
 # Anything but a saved stop: requeued as well, but not for ever.
@@ -101,7 +131,7 @@ requeue_after_failure() {  # WHY
   [[ ! -f $file ]] || read -r count last < "$file" || true
   [[ $count =~ ^[0-9]+$ && $last == "$(checkpoint)" ]] || count=0
   count=$((count + 1))
-  echo "$count $(checkpoint)" > "$file"
+  echo "$count $(checkpoint)" > "$file" || say "$file cannot be written: the next count is wrong"
   ((count < MAX_FAILURES)) || fail "$1; $count failures in a row without a new checkpoint"
   requeue "$1 (failure $count of $MAX_FAILURES)"
 }

@@ -78,7 +78,7 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         idle = nodes * GPUS_PER_NODE - together
         lines.append(
             f"{idle} of the {nodes * GPUS_PER_NODE} GPUs of {nodes} nodes would stay idle: set "
-            "parallel.data to null, which takes what is left, or to a larger number"
+            f"parallel.data to null, which takes what is left, {_rest_of_advice(config, nodes)}"
         )
     if fits(memory, gpu):
         lines += [] if faults else [f"fits: stage {stage} needs the most"]
@@ -89,6 +89,14 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     )
     lines += _advice(shape, config, gpu, gpus, work)
     return "\n".join(lines) + "\n"
+
+
+def _rest_of_advice(config: RunConfig, nodes: int) -> str:
+    """What else it takes to use all GPUs: colocated engines have to be on all of the ranks'."""
+    if not _colocated(config):
+        return "or to a larger number"
+    whole = with_data(replace(config, parallel=replace(config.parallel, data=None)), nodes)
+    return f"and rollout.num_engines to {num_gpus(whole) // config.rollout.tensor_parallel}"
 
 
 def _epochs(config: RunConfig) -> Iterator[str]:

@@ -44,14 +44,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="nodes with trainer ranks; default: all when engines are colocated, else as few as "
-        "the ranks need",
+        "the ranks need; with parallel.data null, what the engines leave",
     )
     command.add_argument("--env", metavar="FILE", help="your copy of launch/slurm/env.sh")
     command.add_argument(
         "--save-budget",
         type=int,
         metavar="SECONDS",
-        help="what a run that is asked to stop may take to save",
+        help="what a run that is asked to stop may take to save (default: "
+        f"checkpoint.must_save_within_s, else {DEFAULT_SAVE_BUDGET_S})",
     )
     command.add_argument(
         "--max-failures",

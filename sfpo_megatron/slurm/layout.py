@@ -30,14 +30,17 @@ class JobLayout:
     def idle(self, config: RunConfig, *, nodes: int, gpus_per_node: int) -> str | None:
         """A line about GPUs of the job that nobody would use; None without any."""
         rollout = config.rollout
-        engines = 0 if rollout.placement == "colocated" else rollout.num_engine_ranks
+        colocated = rollout.placement == "colocated"
+        engines = 0 if colocated else rollout.num_engine_ranks
         used = self.world_size + engines
         num = nodes * gpus_per_node
         if used >= num:
             return None
+        # Colocated engines have to be on all of the ranks' GPUs.
+        more = f"and rollout.num_engines to {num // rollout.tensor_parallel}, " if colocated else ""
         return (
             f"warning: {num - used} of the {num} GPUs would stay idle; set parallel.data to null, "
-            "which takes what is left, or ask for fewer nodes"
+            f"which takes what is left, {more}or ask for fewer nodes"
         )
 
 

@@ -59,6 +59,15 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         assert all(name in done.stdout for name in ("train", "sft", "check", "doctor"))
 
 
+def test_help_of_slurm_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that depend on the config, as docs/slurm.md has them."""
+    with pytest.raises(SystemExit):
+        cli.main(["slurm", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "with parallel.data null, what the engines leave" in text
+    assert "(default: checkpoint.must_save_within_s, else 300)" in text
+
+
 def test_check_prints_a_config_that_loads(here: Path) -> None:
     done = sfpo("check", "run.yaml", "train.num_steps=7", "train.optimizer.lr=1e-5")
     assert done.returncode == 0, done.stderr

@@ -67,6 +67,71 @@ def test_a_count_of_failures_that_is_none_begins_again(tmp_path: Path) -> None:
         assert (tmp_path / "slurm/failures.7").read_text() == "1 none\n"
 
 
+@pytest.mark.parametrize("broken", ["scontrol() { return 1; }", "mkdir $RUN/slurm/failures.7"])
+def test_a_failure_is_requeued_whatever_else_fails(tmp_path: Path, broken: str) -> None:
+    """Slurm's controller does not answer; the count cannot be written."""
+    (tmp_path / "slurm").mkdir()
+    done = bash(f"{broken}\nrequeue_after_failure 'it fell'", tmp_path, 7)
+    assert done.returncode == 85 and "it fell (failure 1 of 3)" in done.stdout, done.stderr
+
+
+def test_a_token_that_cannot_be_removed_leaves_the_exit_code(tmp_path: Path) -> None:
+    done = bash("begin\nrm() { return 1; }\nrequeue why", tmp_path, 7)
+    assert done.returncode == 85, done.stderr
+
+
+@pytest.mark.parametrize("file", ["/dev/full", "/nowhere/stop-requested"])
+def test_a_request_to_stop_that_cannot_be_written_does_not_end_the_job(
+    tmp_path: Path, file: str
+) -> None:
+    script = f"STOP_FILE={file}\ntrap 'stop USR1' USR1\nkill -USR1 $$\necho \"went on $STOPPING\""
+    done = bash(script, tmp_path, 7)
+    assert done.returncode == 0 and "went on 1" in done.stdout, done.stderr
+    assert (f"{file} cannot be written" in done.stdout) == (file != "/dev/full")
+
+
+def test_a_job_whose_output_cannot_be_written_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    done = bash("requeue_after_failure 'it fell' > /dev/full", tmp_path, 7)
+    assert done.returncode == 85
+    assert (tmp_path / "slurm/failures.7").read_text() == "1 none\n"
+
+
+def test_an_end_of_the_job_that_squeue_does_not_tell_is_none(tmp_path: Path) -> None:
+    """To date, an empty one is midnight, which has passed."""
+    for squeue, end in ((":", ""), ("return 1", ""), ("echo N/A", ""), ("echo @99", "99")):
+        script = f"unset SLURM_JOB_END_TIME\nsqueue() {{ {squeue}; }}\nbegin > /dev/null\n"
+        done = bash(script + 'echo "<$SLURM_JOB_END_TIME>"', tmp_path, 7)
+        assert done.stdout == f"<{end}>\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("latest", "stopping", "own", "end", "said"),
+    [
+        ("step_2", 1, "", 400, "the run has saved and stopped: back into the queue"),
+        ("step_2", 0, "", 4000, "the run has saved and stopped: back into the queue"),
+        ("step_1", 0, "", 4000, "the run stopped itself, and has saved nothing (failure 1 of 3)"),
+        ("step_1", 1, "Ray ended", 4000, "Ray ended, and the run has saved nothing (failure 1 of"),
+        ("step_1", 1, "", 400, "longer --time or a smaller checkpoint.every (failure 1 of 3)"),
+        ("step_1", 1, "", -10, "longer --time or a smaller checkpoint.every (failure 1 of 3)"),
+        ("step_1", 1, "", 440, "stopped, with nothing new to save: back into the queue"),
+        ("step_1", 1, "", None, "stopped, with nothing new to save: back into the queue"),
+    ],
+)
+def test_a_stop_with_nothing_saved_is_a_failure_but_for_a_preemption(
+    tmp_path: Path, latest: str, stopping: int, own: str, end: int | None, said: str
+) -> None:
+    """USR1 comes 300 + 60 s before the end, or a minute earlier; other jobs preempt at any time."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/latest").write_text(latest + "\n")
+    ends = "''" if end is None else f"$(($(date +%s) + {end}))"
+    script = f"SLURM_JOB_END_TIME={ends} SAVE_BUDGET_S=300 FIRST=step_1 STOPPING={stopping}\n"
+    done = bash(f"{script}OWN_STOP='{own}'\nrequeue_stopped", tmp_path, 7)
+    assert done.returncode == 85 and said in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "slurm/failures.7").exists() == ("failure 1" in said)
+
+
 @pytest.mark.parametrize(
     ("job", "ended", "code"),
     [

@@ -203,15 +203,17 @@ def test_layouts(config: Callable[..., Path], name: str) -> None:
 
 def test_idle_gpus_are_counted(config: Callable[..., Path]) -> None:
     """Four nodes of 8: all train in turn with engines, or 12 train and one generates."""
-    for parallel, rollout, idle in (
-        ({"data": None}, {"placement": "colocated"}, 0),
-        ({"data": 12}, {}, 19),
-        ({"data": 16}, {"placement": "colocated"}, 16),
+    for parallel, rollout, idle, engines in (
+        ({"data": None}, {"placement": "colocated"}, 0, None),
+        ({"data": 12}, {}, 19, None),
+        ({"data": 16}, {"placement": "colocated"}, 16, 32),
+        ({"data": 8}, {"placement": "colocated", "tensor_parallel": 2}, 24, 16),
     ):
         loaded = load_config(config(parallel=parallel, rollout=rollout))
         layout = job_layout(loaded, nodes=4, gpus_per_node=8)
         said = layout.idle(loaded, nodes=4, gpus_per_node=8)
         assert said is None if not idle else f"{idle} of the 32 GPUs" in str(said)
+        assert (f"rollout.num_engines to {engines}, or" in str(said)) == (engines is not None)
 
 
 @pytest.mark.parametrize(
