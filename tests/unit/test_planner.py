@@ -183,6 +183,22 @@ def test_microbatches_of_a_number_of_rollouts(context: int) -> None:
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_pipeline_is_never_slower_than_its_stages_in_turn() -> None:
+    """Minibatches of one microbatch each leave all stages but one idle, however many they are."""
+
+    def log_probs(pipeline: int, minibatches: int) -> float:
+        run = config(data=1, pipeline=pipeline)
+        train = dataclasses.replace(
+            run.train, minibatches_per_step=minibatches, max_tokens_per_microbatch=10**9
+        )
+        objective = ObjectiveConfig(kl=KLConfig(coef=0.1))
+        run = dataclasses.replace(run, train=train, objective=objective)
+        return step_seconds(LLAMA_8B, run, H100, Workload.guessed(run)).logprobs
+
+    for minibatches in (1, 2, 8):
+        assert log_probs(4, minibatches) == pytest.approx(log_probs(1, minibatches))
+
+
 def test_stages_of_different_sizes() -> None:
     settings = {"num_layers_in_first_pipeline_stage": 18, "num_layers_in_last_pipeline_stage": 6}
     run = config(data=1, pipeline=3)
