@@ -117,26 +117,18 @@ def _engine_faults(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[s
             f"does not fit: rollout.gpu_memory_utilization {share:g} beside what the trainer keeps "
             f"({hardware.AWAY_BYTES / GIB:g} GiB): lower it to {int(100 * most) / 100:g}"
         )
-    tensor = config.rollout.tensor_parallel
-    if tensor > GPUS_PER_NODE:
-        yield (
-            f"does not fit: an engine stays on one node: lower rollout.tensor_parallel {tensor} to "
-            f"at most {GPUS_PER_NODE}"
-        )
-    wider = "raise rollout.tensor_parallel"
-    if tensor >= GPUS_PER_NODE:
-        wider = "set rollout.quantization, or take a larger GPU"
     engine = engine_memory(shape, config, gpu.memory_bytes)
     room = share * gpu.memory_bytes
     if engine.weights > room:
         yield (
             f"does not fit: an engine's weights are {engine.weights / GIB:.1f} GiB a GPU, and "
-            f"rollout.gpu_memory_utilization {share:g} leaves it {room / GIB:.1f}; {wider}"
+            f"rollout.gpu_memory_utilization {share:g} leaves it {room / GIB:.1f}; raise "
+            "rollout.tensor_parallel"
         )
     elif engine.kv_tokens < config.engine_tokens:
         yield (
             "does not fit: an engine has no room for one rollout's keys and values; raise "
-            f"rollout.gpu_memory_utilization, or {wider}"
+            "rollout.gpu_memory_utilization or rollout.tensor_parallel"
         )
 
 

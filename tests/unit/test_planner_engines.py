@@ -49,23 +49,6 @@ def test_an_engine_has_room_for_its_weights_and_a_rollout(
     assert "an engine" not in report(LLAMA_70B, saved, H100, None)
 
 
-def test_an_engine_stays_on_one_node() -> None:
-    node = "does not fit: an engine stays on one node"
-    small: Any = {"placement": "dedicated", "num_engines": 1, "gpu_memory_utilization": 0.1}
-    for tensor, found, advice in (
-        (16, True, "set rollout.quantization, or take a larger GPU"),
-        (8, False, "set rollout.quantization, or take a larger GPU"),
-        (4, False, "raise rollout.tensor_parallel"),
-    ):
-        text = report(LLAMA_70B, config(**small, tensor_parallel=tensor), H100, None)
-        assert (node in text) is found
-        faults = [line for line in text.splitlines() if "an engine's weights are" in line]
-        assert [line.endswith(advice) for line in faults] == [True], tensor
-    wide = config(placement="dedicated", num_engines=1, tensor_parallel=16)
-    text = report(LLAMA_70B, wide, H100, None)
-    assert node in text and "\nfits: " not in text
-
-
 def test_ranks_beyond_the_rollouts_make_nothing_quicker() -> None:
     def of(data: int) -> RunConfig:
         base = base_config()
