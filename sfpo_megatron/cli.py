@@ -242,9 +242,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.nodes is not None:
-        config = with_data(config, arguments.nodes)
+    config = with_data(load_config(arguments.config, arguments.overrides), arguments.nodes)
     # Its errors, of a run on GPUs; its warnings are of this machine.
     check_config(config, file=arguments.config, only_reads=True, on_cpu=False)
     shape = model_of(config, file=arguments.config)

@@ -13,7 +13,7 @@ from itertools import chain
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.agent import agent
-from sfpo_megatron.config.rules.context_parallel import context_parallel
+from sfpo_megatron.config.rules.context_parallel import auxiliary_losses, context_parallel
 from sfpo_megatron.config.rules.devices import engine_devices
 from sfpo_megatron.config.rules.engine_reading import engine_reading
 from sfpo_megatron.config.rules.engines import colocated, engines
@@ -135,7 +135,7 @@ def layout_problems(config: RunConfig, shape: ModelShape) -> Iterator[Problem]:
     yield from colocated(config, None)
     for rule in (_batch, context_parallel, transports):
         yield from rule(config)
-    for model_rule in (*MODEL_RULES, experts_of_model):
+    for model_rule in (*MODEL_RULES, auxiliary_losses, experts_of_model):
         yield from model_rule(config, shape, False)
 
 
@@ -303,6 +303,7 @@ def _objective(config: RunConfig) -> Iterator[Problem]:
 
 _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...] = (
     *MODEL_RULES,
+    auxiliary_losses,
     experts_of_model,
     transport_of_device,
     engine_arguments_on,

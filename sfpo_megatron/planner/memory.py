@@ -10,6 +10,7 @@ modules save; never compared with a GPU.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, fields
 
 from sfpo_megatron.config.rules.optimizer_modes import OPTIMIZERS
@@ -66,9 +67,9 @@ def rank_memory(
 ) -> RankMemory:
     """Bytes of a rank of pipeline stage `stage`. `parallel.data` must be a number.
 
-    `tokens`: of a microbatch, by default the budget of one. `padding`: tokens of the padded batch
-    in the local spec's attention, over `tokens`. `microbatches`: of a minibatch, where they may be
-    too few to fill the pipeline.
+    `tokens`: of a microbatch, by default the most that one can have. `padding`: tokens of the
+    padded batch in the local spec's attention, over `tokens`. `microbatches`: of a minibatch, where
+    they may be too few to fill the pipeline.
     """
     dtype = DTYPE_BYTES[config.model.dtype]
     ddp, optimizer = config.megatron.ddp, config.megatron.optimizer
@@ -86,7 +87,8 @@ def rank_memory(
         away = int(share * (main + moments))
         host += away
         main, moments = int((1 - share) * main), int((1 - share) * moments)
-    tokens = tokens or config.train.max_tokens_per_microbatch
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    tokens = tokens or math.ceil(microbatch_tokens(config, longest))
     asleep = refit = 0
     if config.rollout.placement == "colocated":
         host += total * dtype + main + moments  # as mcore/offload.py: not grads, not the snapshot
@@ -112,6 +114,13 @@ def rank_memory(
         refit=refit,
         host=host,
     )
+
+
+def microbatch_tokens(config: RunConfig, length: float) -> float:
+    """Tokens of a full microbatch on a context-parallel rank, of rollouts of `length` tokens."""
+    if config.train.microbatch_size is None:
+        return config.train.max_tokens_per_microbatch
+    return config.train.microbatch_size * length / config.parallel.context
 
 
 def _snapshot_bytes(config: RunConfig, owned: int, moments: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from sfpo_megatron.planner.hardware import GPUS_PER_NODE, Gpu
 from sfpo_megatron.planner.memory import (
     DTYPE_BYTES,
     engine_memory,
+    microbatch_tokens,
     num_params,
     rank_memory,
     weight_bytes,
@@ -150,9 +151,10 @@ def _sweep_seconds(
         share = (parallel.expert - 1) / parallel.expert / tensor
         volume = 2 * shape.moe.experts_per_token * shape.hidden_size * dtype * share
         waiting += crossings * own * layers * volume / _bandwidth(gpu, experts)
-    microbatches = max(own / config.train.max_tokens_per_microbatch, 1.0)
+    minibatches = config.train.minibatches_per_step
+    microbatches = max(own / microbatch_tokens(config, length), minibatches)  # one in each at least
     chunks = microbatches * (parallel.virtual_pipeline or 1)
-    bubble = config.train.minibatches_per_step * (parallel.pipeline - 1) / chunks
+    bubble = minibatches * (parallel.pipeline - 1) / chunks
     return (compute + waiting) * (1 + bubble)
 
 

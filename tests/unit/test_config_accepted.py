@@ -127,7 +127,12 @@ def test_context_parallelism_without_auxiliary_losses(
     """The model's own coefficient is not taken where another stands in the config."""
     model_dir(**MOE, router_aux_loss_coef=0.001)
     balanced = "moe_router_load_balancing_type: aux_loss, moe_aux_loss_coeff: 0"
-    (warning,) = run_check("parallel.context=2", f"megatron.transformer={{{balanced}}}")
+    for settings in (balanced, "moe_aux_loss_coeff: 0.01"):  # by nothing, without load balancing
+        (warning,) = run_check("parallel.context=2", f"megatron.transformer={{{settings}}}")
+        assert "no TransformerEngine in this Python" in warning
+    model_dir(**MOE, router_aux_loss_coef=0.0)  # as DeepSeek-V3's
+    balanced = "megatron.transformer.moe_router_load_balancing_type=seq_aux_loss"
+    (warning,) = run_check("parallel.context=2", balanced)
     assert "no TransformerEngine in this Python" in warning
 
 

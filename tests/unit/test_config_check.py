@@ -148,7 +148,8 @@ CASES = {
     "auxiliary_loss_by_cp": case(
         "megatron.transformer.moe_aux_loss_coeff", "0.001 with parallel.context 2",
         "no auxiliary loss", "set it to 0", "parallel.context=2",
-        "megatron.transformer={moe_aux_loss_coeff: 0.001}", **MOE),
+        "megatron.transformer={moe_aux_loss_coeff: 1e-3, moe_router_load_balancing_type: aux_loss}",
+        **MOE),
     "auxiliary_loss_of_the_model_by_cp": case(
         "megatron.transformer.moe_router_load_balancing_type",
         "seq_aux_loss with parallel.context 2", "no auxiliary loss", "router_aux_loss_coef holds",

@@ -161,6 +161,44 @@ def test_what_settings_change() -> None:
     assert offloaded.host == (base.main_params + base.optimizer) // 2
 
 
+@pytest.mark.parametrize("context", [1, 2])
+def test_microbatches_of_a_number_of_rollouts(context: int) -> None:
+    """They hold that many of the longest, and their time is that of as many of the mean."""
+    run = config(data=4, pipeline=2, context=context)
+    longest = run.rollout.max_prompt_tokens + run.rollout.max_response_tokens
+    work = Workload.guessed(run)
+    mean = work.mean_prompt + work.mean_response
+
+    def of(**train: Any) -> RunConfig:
+        return dataclasses.replace(run, train=dataclasses.replace(run.train, **train))
+
+    def budget(length: float) -> RunConfig:
+        return of(max_tokens_per_microbatch=math.ceil(16 * length / context))
+
+    counted = of(microbatch_size=16)
+    assert rank_memory(LLAMA_8B, counted) == rank_memory(LLAMA_8B, budget(longest))
+    found, expected = (
+        step_seconds(LLAMA_8B, given, H100, work).passes for given in (counted, budget(mean))
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_pipeline_is_never_slower_than_its_stages_in_turn() -> None:
+    """Minibatches of one microbatch each leave all stages but one idle, however many they are."""
+
+    def log_probs(pipeline: int, minibatches: int) -> float:
+        run = config(data=1, pipeline=pipeline)
+        train = dataclasses.replace(
+            run.train, minibatches_per_step=minibatches, max_tokens_per_microbatch=10**9
+        )
+        objective = ObjectiveConfig(kl=KLConfig(coef=0.1))
+        run = dataclasses.replace(run, train=train, objective=objective)
+        return step_seconds(LLAMA_8B, run, H100, Workload.guessed(run)).logprobs
+
+    for minibatches in (1, 2, 8):
+        assert log_probs(4, minibatches) == pytest.approx(log_probs(1, minibatches))
+
+
 def test_stages_of_different_sizes() -> None:
     settings = {"num_layers_in_first_pipeline_stage": 18, "num_layers_in_last_pipeline_stage": 6}
     run = config(data=1, pipeline=3)

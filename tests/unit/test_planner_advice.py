@@ -92,3 +92,16 @@ def test_what_has_no_room_for_a_rollout_is_not_advised(
         "no layout is advised: without context parallelism a microbatch has no room for one "
         "rollout; raise train.max_tokens_per_microbatch to 4024, or parallel.context"
     )
+
+
+def test_a_layout_of_no_number_of_gpus_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What one node leaves the trainer, where no nodes are given, is not enough for the experts."""
+    monkeypatch.chdir(ROOT)
+    layout = "parallel={data: null, tensor: 1, expert: 16}"
+    command = ["plan", "examples/qwen3-30b-a3b/config.yaml", layout]
+    assert main(command) == 2
+    assert "parallel.expert: found 16" in capsys.readouterr().err
+    assert main([*command, "--nodes", "4"]) == 0
+    assert "16 h100-80gb train, 16 generate: 4 nodes" in capsys.readouterr().out

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 from sfpo_megatron.config.rules.low_precision import INSTALL_TE
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
 
 
 def context_parallel(config: RunConfig) -> Iterator[Problem]:
@@ -31,7 +33,6 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
                 "nothing that is averaged over a whole response: ranks hold parts of it",
                 f"set it to {instead}, or parallel.context to 1",
             )
-    yield from _auxiliary_losses(config)
     if config.model.transformer_impl == "local":
         yield Problem(
             "parallel.context",
@@ -49,25 +50,39 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _auxiliary_losses(config: RunConfig) -> Iterator[Problem]:
-    """Whether routers have auxiliary losses; the coefficient of the load-balancing one is the
-    model's own where none is given."""
+def auxiliary_losses(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
+    """Whether routers have auxiliary losses. A coefficient without its load balancing adds none;
+    that of load balancing is the model's own where none is given."""
     given, size = config.megatron.transformer, config.parallel.context
+    if size == 1:
+        return
     expected = "no auxiliary loss: the padding inside of sequences would count"
-    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
-        if coefficient := given.get(name):
+    balancing = given.get("moe_router_load_balancing_type")
+    own = shape.moe.aux_loss_coef if shape.moe else 0.0
+    coefficient = given.get("moe_aux_loss_coeff")
+    is_balanced = "aux_loss" in str(balancing)
+    for name, has_loss in (
+        ("moe_aux_loss_coeff", is_balanced and _is_positive(coefficient)),
+        ("moe_z_loss_coeff", bool(given.get("moe_z_loss_coeff"))),
+    ):
+        if has_loss:
             yield Problem(
                 f"megatron.transformer.{name}",
-                f"{coefficient} with parallel.context {size}",
+                f"{given[name]} with parallel.context {size}",
                 expected,
                 "set it to 0, or parallel.context to 1",
             )
-    kind = given.get("moe_router_load_balancing_type")
-    if "aux_loss" in str(kind) and given.get("moe_aux_loss_coeff") is None:
+    if is_balanced and coefficient is None and own > 0:
         yield Problem(
             "megatron.transformer.moe_router_load_balancing_type",
-            f"{kind} with parallel.context {size}",
+            f"{balancing} with parallel.context {size}",
             expected,
             "remove it, or set moe_aux_loss_coeff: 0 beside it (else the model's "
             "router_aux_loss_coef holds), or parallel.context to 1",
         )
+
+
+def _is_positive(coefficient: Any) -> bool:
+    """Whether it is above 0, or one of several is."""
+    several = coefficient if isinstance(coefficient, list) else [coefficient]
+    return any(float(one or 0) > 0 for one in several)
