@@ -66,8 +66,8 @@ class Engines:
         if is_colocated(config):
             self._turns = Turns(offload, control, sleep=self._sleep, wake=self._wake)
         self._weight_version = 0
-        self._lost: FleetLost | None = None
-        """Why the engines are lost for good, once they are; the train step is ended first."""
+        self._lost: FleetLost | OutOfTime | None = None
+        """Why there is no next train step, once that is known; this one is ended first."""
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -158,15 +158,16 @@ class Engines:
 
     def take_weights(self, step: int, timers: Timers) -> None:
         """Send the weights after train step `step`, once the rollouts of the next, which
-        async_steps has begun, need no engine any more. Engines that are lost for good end the run
-        at its next turn: the step is whole, and has yet to be counted and logged."""
+        async_steps has begun, need no engine any more. Engines that are lost for good, or a stop
+        request without time, end the run at its next turn: the step is whole, and has yet to be
+        counted and logged."""
         try:
-            with timers("wait"):
+            with timers("wait"), self._ends.polling():
                 if self._config.rollout.async_steps:
                     self._together.run(lambda ask: self._ends.feed.wait_generated(), self._resend)
             with timers("refit"):
                 self.refit(weight_version=step)
-        except FleetLost as error:
+        except (FleetLost, OutOfTime) as error:
             self._lost = error
 
     def refit(self, *, weight_version: int) -> None:

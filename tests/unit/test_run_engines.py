@@ -7,6 +7,7 @@ Not exercised: real engines (tests/e2e/test_zz_dead_engine.py, test_kills.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.rollout import client as clients
 from sfpo_megatron.rollout.client import RolloutClient
 from sfpo_megatron.rollout.errors import CannotBeUsed, ControllerDied, FleetLost, RolloutError
+from sfpo_megatron.run.ends import NoFleet
 from sfpo_megatron.run.engines import Engines
 from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.opening import other_ends
@@ -79,6 +81,21 @@ def test_the_last_evaluation_costs_no_training() -> None:
     assert said == [f"warning: {LOST}; the evaluation after step {last}, the last, is missing"]
 
 
+class PolledFleet(NoFleet):
+    """Its waits look for requests where they are told to."""
+
+    def __init__(self) -> None:
+        self.poll: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def polling(self, poll: Callable[[], None]) -> Iterator[None]:
+        before, self.poll = self.poll, poll
+        try:
+            yield
+        finally:
+            self.poll = before
+
+
 @pytest.mark.parametrize("where", ["wait", "refit"])
 def test_a_step_is_ended_before_its_engines_are_missed(where: str) -> None:
     """It has yet to be counted and logged, or the checkpoint would lack it."""
@@ -91,6 +108,20 @@ def test_a_step_is_ended_before_its_engines_are_missed(where: str) -> None:
         with pytest.raises(StopRun, match="once too often") as stop:
             act()
         assert (stop.value.step, stop.value.begun) == (8, False)
+
+
+def test_a_step_is_ended_where_a_stop_cuts_off_the_wait_for_the_next() -> None:
+    """Its weights are sent only once async_steps' rollouts are there, which may take too long."""
+    fleet, sent = PolledFleet(), list[int]()
+    feed: Any = SimpleNamespace(wait_generated=lambda: fleet.poll(), hold=lambda refit: None)
+    stop: Any = SimpleNamespace(reason="SIGUSR1", check=raises(OutOfTime("SIGUSR1")))
+    refit = SimpleNamespace(send=sent.append)
+    engines = engines_of({"fleet": fleet, "feed": feed, "stop": stop}, refit=refit)
+    engines.take_weights(7, Timers())
+    assert sent == []
+    with pytest.raises(StopRun, match="SIGUSR1") as ended:
+        engines.hold(7)
+    assert (ended.value.step, ended.value.begun) == (8, False)
 
 
 def test_an_evaluation_that_a_stop_cut_off_is_made_up_for() -> None:
