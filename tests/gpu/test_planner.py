@@ -121,7 +121,12 @@ def away_and_back(policy: Any, snapshot: SlowSnapshot) -> tuple[int, int]:
 def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
     from sfpo_megatron.mcore.batches import batch_layout
-    from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
+    from sfpo_megatron.mcore.passes import (
+        compute_logprobs,
+        on_device,
+        run_pass,
+        set_old_logprobs,
+    )
     from sfpo_megatron.objectives.advantage import grpo, in_loss
     from sfpo_megatron.objectives.objective import PolicyObjective
 
@@ -133,12 +138,13 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
         )
         policy = setup.build_policy(config, capabilities, schedule, model_path=config.model.path)
         batch = random_batch()
-        minibatches = build_minibatches(
+        cut = build_minibatches(
             batch,
             grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, ObjectiveConfig()),
             layout=batch_layout(config, policy, 1),
         )
+        minibatches = on_device(policy, cut)
         set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
         snapshot = SlowSnapshot(policy.shards)
         snapshot.take()
