@@ -132,6 +132,15 @@ def test_memory_is_measured(arm: str) -> None:
         assert row["copies_beside_staging"] > 1.9, row
 
 
+def test_a_peak_that_cannot_be_reset_is_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_RESET_PEAK", tmp_path / "none" / "clear_refs")
+    row = memory.measure("1M", CPU, "device")
+    assert row["peak_extra_host_bytes"] is row["copies_beside_staging"] is row["reached"] is None
+    assert row["missed"] == [] and "| 0.0 | ? | 0.0 | ? |  |" in memory.line(row)
+
+
 def test_provenance_names_commit_versions_and_hardware(tmp_path: Path) -> None:
     provenance.write(tmp_path / "r.json", {"x": 1}, device=CPU, features=["overhead"])
     text = (tmp_path / "r.json").read_text()
