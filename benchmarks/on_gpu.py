@@ -211,7 +211,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", help="names of stages, by comma")
     parser.add_argument("--run-stage", choices=[s.name for s in STAGES], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.results is None and args.run_stage is None:
+        parser.error("--results: found none, expected a folder for on_gpu.json")
+    return args
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -110,6 +112,21 @@ def test_the_stages_are_there_and_short_enough() -> None:
             assert (ROOT / "benchmarks" / stage.script[0]).is_file()
         for feature in stage.features:
             assert f"\n{feature} | " in known
+
+
+def test_a_run_without_a_folder_is_refused_before_it_starts() -> None:
+    command = [sys.executable, "benchmarks/on_gpu.py", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "--results: found none" in done.stderr, done.stderr
+
+
+def test_make_bench_runs_every_benchmark_but_two() -> None:
+    make = ["make", "-n", "bench", "PY=python"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    every = {file.name for file in (ROOT / "benchmarks").glob("*.py")}
+    found = re.search("for file in ([^;]*); do", done.stdout)
+    assert found is not None
+    assert {Path(f).name for f in found[1].split()} == every - {"on_gpu.py", "vs_trl.py"}
 
 
 @pytest.mark.full
