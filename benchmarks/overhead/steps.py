@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.overhead.weights import SIZES, Sizes
+from sfpo_megatron.host.processes import end_with_parent
 
 K, ALPHA, MINIBATCHES = 3, 0.8, 2
 NUM_PROMPTS, GROUP_SIZE, PROMPT_TOKENS, RESPONSE_TOKENS = 32, 8, 16, (32, 80)
@@ -232,6 +234,8 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """One rank."""
+    # Torchrun gives it a session of its own, which who ends the benchmark does not reach.
+    end_with_parent(signal.SIGKILL)
     folder, num_steps = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     gathers = count_gathers()

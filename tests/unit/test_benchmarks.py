@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from made.processes import gone
+from made.waiting import wait_for
 
 from benchmarks import startup
 from benchmarks.common import clock, provenance
@@ -110,6 +112,26 @@ def test_goals_of_a_train_step_are_named() -> None:
     assert steps.goals_missed(1.01, 4, 4) == []
     overhead, gathers = steps.goals_missed(1.02, 5, 4)
     assert "1.0200" in overhead and gathers.startswith("5 gathers, to reach: at most the 4")
+
+
+def test_a_rank_ends_with_what_started_it(tmp_path: Path) -> None:
+    """In a session of its own, as torchrun's are."""
+    file = tmp_path / "rank"
+    rank = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom benchmarks.overhead import steps\n"
+        "def wait():\n    Path(sys.argv[1]).write_text(str(os.getpid()))\n    time.sleep(300)\n"
+        "steps.count_gathers = wait\nsteps.main()"
+    )
+    code = (
+        "import subprocess, sys\n"
+        f"command = [sys.executable, '-c', {rank!r}, {str(file)!r}, '1']\n"
+        "subprocess.run(command, start_new_session=True)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    wait_for(lambda: file.exists() and file.read_text(), timeout_s=120, what="the rank")
+    starter.kill()
+    starter.wait()
+    assert gone(int(file.read_text()))
 
 
 def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
