@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,18 @@ def test_goals_of_a_train_step_are_named() -> None:
     assert steps.goals_missed(1.01, 4, 4) == []
     overhead, gathers = steps.goals_missed(1.02, 5, 4)
     assert "1.0200" in overhead and gathers.startswith("5 gathers, to reach: at most the 4")
+
+
+def test_a_call_is_timed_with_its_own_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot's copy on another stream is hidden behind the pass that follows."""
+    order: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: order.append("stream"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("device"))
+    watch = steps.Stopwatch()
+    watch("snapshot", order.append, "call")
+    assert order == ["stream", "call", "stream"] and watch.times["snapshot"] >= 0
 
 
 def test_a_rank_ends_with_what_started_it(tmp_path: Path) -> None:
