@@ -70,6 +70,7 @@ STAGES = (
         limit_s=150,
         script=("sfpo_overhead.py", "--sizes", "100M,500M,7B", "--budget-s", "3", "--steps", "5"),
         small=("--sizes", "1M", "--budget-s", "0.5", "--steps", "2", "--memory-size", "1M"),
+        needs=("transformers",),  # makes the model of the train steps
         features=("overhead", "host-snapshot"),
     ),
     Stage(

@@ -81,6 +81,11 @@ def test_what_is_missing_is_named(runs: pytest.MonkeyPatch) -> None:
     assert (row.status, row.error) == ("left out", "needs no_such_package")
 
 
+def test_snapshots_need_what_makes_their_model() -> None:
+    needs = {stage.name: stage.needs for stage in STAGES}
+    assert needs["snapshots"] == ("transformers",)
+
+
 def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
     """On a CPU no feature is shown."""
     file = tmp_path / "results/on_gpu.json"
