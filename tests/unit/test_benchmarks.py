@@ -5,6 +5,7 @@ Not exercised here: the train steps of overhead/steps.py, GPUs.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import torch
 from made.processes import gone
 from made.waiting import wait_for
 
-from benchmarks import startup
+from benchmarks import logprobs, sfpo_overhead, startup
 from benchmarks.common import clock, provenance
 from benchmarks.common.isolated import isolated
 from benchmarks.overhead import memory, speed, steps, weights
@@ -180,6 +181,50 @@ def test_provenance_names_commit_versions_and_hardware(tmp_path: Path) -> None:
     provenance.write(tmp_path / "r.json", {"x": 1}, device=CPU, features=["overhead"])
     text = (tmp_path / "r.json").read_text()
     assert f'"torch": "{torch.__version__}"' in text and '"device": "cpu"' in text
+
+
+def test_a_run_that_is_cut_off_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which none shows a feature."""
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["logprobs.py", "--device", "cpu", "--out", str(file)])
+    given: list[object] = []
+
+    def cut(function: object, *arguments: object) -> dict[str, object]:
+        given.append(arguments)
+        if len(given) == 3:
+            raise KeyboardInterrupt
+        return {"row": len(given)}
+
+    monkeypatch.setattr(logprobs, "isolated", cut)
+    monkeypatch.setattr(logprobs, "line", str)
+    with pytest.raises(KeyboardInterrupt):
+        logprobs.main()
+    content = json.loads(file.read_text())
+    assert content["rows"] == [{"row": 1}, {"row": 2}] and content["features"] == []
+
+
+def test_an_overhead_that_is_cut_off_keeps_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "parts.json"
+    arguments = ["sfpo_overhead.py", "--device", "cpu", "--sizes", "1M", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    def one(function: object, *arguments: object) -> dict[str, object]:
+        if function is memory.measure:
+            raise KeyboardInterrupt
+        return {"size": "1M"}
+
+    monkeypatch.setattr(sfpo_overhead, "isolated", one)
+    monkeypatch.setattr(speed, "line", str)
+    monkeypatch.setattr(steps, "measure", lambda *_: "not measured")
+    with pytest.raises(KeyboardInterrupt):
+        sfpo_overhead.main()
+    content = json.loads(file.read_text())
+    assert content["speed"] == [{"size": "1M"}] and content["steps"] == "not measured"
+    assert content["features"] == []
 
 
 def test_the_script_starts() -> None:
