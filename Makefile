@@ -133,8 +133,9 @@ test-full: venv ## every matrix and count; hours; begun again it goes on: [MINUT
 	$(PY) tests/full.py $(if $(MINUTES),--minutes $(MINUTES))
 	$(MAKE) test-mcore-latest
 
-bench: venv ## benchmarks/*.py, results in benchmarks/results/
-	for file in benchmarks/*.py; do $(PY) $$file; done
+# on_gpu.py is `make gpu`; vs_trl.py installs TRL into a venv of its own and races it for hours.
+bench: venv ## benchmarks/*.py, results in benchmarks/results/ (not on_gpu.py, not vs_trl.py)
+	for file in $(filter-out %/on_gpu.py %/vs_trl.py,$(wildcard benchmarks/*.py)); do $(PY) $$file; done
 
 # The interpreter that is given, nothing installed, no network: a GPU node in a container.
 # `make gpu PY=python3 RESULTS=DIR`: pytest is run where that interpreter has it; its exit code 5 (no

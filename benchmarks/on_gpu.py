@@ -70,6 +70,7 @@ STAGES = (
         limit_s=150,
         script=("sfpo_overhead.py", "--sizes", "100M,500M,7B", "--budget-s", "3", "--steps", "5"),
         small=("--sizes", "1M", "--budget-s", "0.5", "--steps", "2", "--memory-size", "1M"),
+        needs=("transformers",),  # makes the model of the train steps
         features=("overhead", "host-snapshot"),
     ),
     Stage(
@@ -211,7 +212,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", help="names of stages, by comma")
     parser.add_argument("--run-stage", choices=[s.name for s in STAGES], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.results is None and args.run_stage is None:
+        parser.error("--results: found none, expected a folder for on_gpu.json")
+    return args
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script in a checkout
 
@@ -55,6 +56,8 @@ def main() -> None:
     for size in sizes:
         speeds.append(isolated(speed.measure, size, device, args.budget_s))
         print(speed.line(speeds[-1]), flush=True)
+    found: dict[str, Any] = {"speed": speeds}
+    provenance.keep(out, found, device=device)
 
     print(f"\n(b) overhead of a train step, to reach: at most {steps.MAX_OVERHEAD}", flush=True)
     in_steps = steps.measure(device, args.steps)
@@ -62,6 +65,8 @@ def main() -> None:
         print(in_steps)
     else:
         print("\n".join([steps.HEADER, *map(steps.line, in_steps)]))
+    found["steps"] = in_steps
+    provenance.keep(out, found, device=device)
 
     print("\n(c) peak extra memory, to reach: one copy of the shard, three with moments: restore, "
           f"two staging buckets beside it with host\n{memory.HEADER}")  # fmt: skip
@@ -70,12 +75,7 @@ def main() -> None:
         memories.append(isolated(memory.measure, args.memory_size, device, arm))
         print(memory.line(memories[-1]), flush=True)
 
-    provenance.write(
-        out,
-        {"speed": speeds, "steps": in_steps, "memory": memories},
-        device=device,
-        features=["overhead"],
-    )
+    provenance.write(out, found | {"memory": memories}, device=device, features=["overhead"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ fails when one of them is stale.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import re
@@ -141,5 +142,6 @@ def demo(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     for path, page_text in pages().items():
         path.write_text(page_text, encoding="utf-8")

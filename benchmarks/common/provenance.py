@@ -36,8 +36,20 @@ def write_cpu(name: str, content: dict[str, Any]) -> None:
 def write(
     file: Path, content: dict[str, Any], *, device: torch.device, features: Sequence[str]
 ) -> None:
-    """`content` with its provenance; the file is whole at any time. `features`: keys of
-    tools/verified.py that this run shows."""
+    """`content` with its provenance, said on the screen; the file is whole at any time. `features`:
+    keys of tools/verified.py that this run shows."""
+    _save(file, content, device=device, features=features)
+    print(f"\nwritten: {file}")
+
+
+def keep(file: Path, content: dict[str, Any], *, device: torch.device) -> None:
+    """What there is of a run that goes on, for one that is cut off: it shows no feature yet."""
+    _save(file, content, device=device, features=())
+
+
+def _save(
+    file: Path, content: dict[str, Any], *, device: torch.device, features: Sequence[str]
+) -> None:
     head = {
         "features": list(features),
         "device": device.type,
@@ -49,4 +61,3 @@ def write(
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as aside:
         aside.write_text(json.dumps(head | content, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {file}")

@@ -1,7 +1,8 @@
 """(c) Peak extra memory of one snapshot and reposition: measured, not computed.
 
 On a CPU the growth of the process's peak resident memory, on a GPU that of the allocator's peak;
-there the host's growth is given too. Each in a fresh process.
+there the host's growth is given too. Each in a fresh process. Where the kernel does not let a
+process reset its peak, the host's growth is None, and so are copies that count it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ MAX_COPIES = {"device": 1.0, "device, moments: restore": 3.0, "host": 1.0}
 in host memory."""
 _TOLERANCE = 0.02
 """Share of the shard that pages of code and of the allocator may add."""
+_RESET_PEAK = Path("/proc/self/clear_refs")
+"""Some sandboxes have none, or refuse it."""
 
 
 class PlainAdam:
@@ -54,12 +57,11 @@ def measure(size: str, device: torch.device, arm: str) -> dict[str, Any]:
     staging_bytes = _run(arm, shards, adam)
     on_device, on_host = peak.growth()
     shard_bytes = 4 * shards.num_params
-    counted = on_device - staging_bytes
-    if arm == "host" or device.type == "cpu":
-        counted += on_host
-    copies = counted / shard_bytes
+    on_both = arm == "host" or device.type == "cpu"
+    counted = on_host if on_both else 0
+    copies = None if counted is None else (on_device - staging_bytes + counted) / shard_bytes
     missed = []
-    if copies > MAX_COPIES.get(arm, copies) + _TOLERANCE:
+    if copies is not None and copies > MAX_COPIES.get(arm, copies) + _TOLERANCE:
         missed.append(f"{copies:.2f} copies of the shard, to reach: {MAX_COPIES[arm]:g}")
     if arm == "host" and device.type == "cuda":
         allowed = staging_bytes + _TOLERANCE * shard_bytes
@@ -73,7 +75,7 @@ def measure(size: str, device: torch.device, arm: str) -> dict[str, Any]:
         "peak_extra_device_bytes": on_device,
         "peak_extra_host_bytes": on_host,
         "copies_beside_staging": copies,
-        "reached": not missed if arm in MAX_COPIES else None,
+        "reached": None if arm not in MAX_COPIES or (copies is None and not missed) else not missed,
         "missed": missed,
     }
 
@@ -101,11 +103,16 @@ class _Peak:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self._allocated = torch.cuda.memory_allocated()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+        self._resident: int | None = None
+        try:
+            _RESET_PEAK.write_text("5")  # the peak is now what is resident
+        except OSError:
+            return
         self._resident = _status_bytes("VmRSS")
 
-    def growth(self) -> tuple[int, int]:
-        resident = _status_bytes("VmHWM") - self._resident
+    def growth(self) -> tuple[int, int | None]:
+        """The second is None where the process's peak could not be reset."""
+        resident = None if self._resident is None else _status_bytes("VmHWM") - self._resident
         if not self._cuda:
             return 0, resident
         torch.cuda.synchronize()
@@ -126,11 +133,13 @@ HEADER = (
 
 
 def line(row: dict[str, Any]) -> str:
-    mib = {key: row[key] / 2**20 for key in row if key.endswith("_bytes")}
+    sizes = {key: row[key] for key in row if key.endswith("_bytes")}
+    mib = {key: "?" if size is None else f"{size / 2**20:.1f}" for key, size in sizes.items()}
+    copies = row["copies_beside_staging"]
     missed = f"NO: {'; '.join(row['missed'])}"
     reached = {True: "yes", False: missed, None: ""}[row["reached"]]
     return (
-        f"| {row['arm']} | {row['num_params']:,} | {mib['shard_bytes']:.1f} "
-        f"| {mib['peak_extra_device_bytes']:.1f} | {mib['peak_extra_host_bytes']:.1f} "
-        f"| {mib['staging_bytes']:.1f} | {row['copies_beside_staging']:.2f} | {reached} |"
+        f"| {row['arm']} | {row['num_params']:,} | {mib['shard_bytes']} "
+        f"| {mib['peak_extra_device_bytes']} | {mib['peak_extra_host_bytes']} "
+        f"| {mib['staging_bytes']} | {'?' if copies is None else f'{copies:.2f}'} | {reached} |"
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.overhead.weights import SIZES, Sizes
+from sfpo_megatron.host.processes import end_with_parent
 
 K, ALPHA, MINIBATCHES = 3, 0.8, 2
 NUM_PROMPTS, GROUP_SIZE, PROMPT_TOKENS, RESPONSE_TOKENS = 32, 8, 16, (32, 80)
@@ -102,18 +104,19 @@ def run_config(folder: Path, dtype: str, snapshot: str) -> Any:
 
 
 class Stopwatch:
-    """Seconds of a call, with all that it has put on the device."""
+    """Seconds of a call, with all that it has put on the current stream. A copy on a stream of its
+    own counts where it is waited for, as in a run: that of a snapshot in the first pass."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
 
     def __call__(self, name: str, call: Callable[..., Any], *args: Any) -> Any:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
         start = time.perf_counter()
         result = call(*args)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
         self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
         return result
 
@@ -232,6 +235,8 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """One rank."""
+    # Torchrun gives it a session of its own, which who ends the benchmark does not reach.
+    end_with_parent(signal.SIGKILL)
     folder, num_steps = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     gathers = count_gathers()

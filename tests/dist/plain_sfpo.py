@@ -96,7 +96,7 @@ def train(
         return losses
 
     history = []
-    open_ones = [torch.zeros(p.shape, dtype=torch.bool) for p in params]
+    open_ones = [torch.zeros_like(p, dtype=torch.bool) for p in params]
     for batch in batches:
         lengths = (batch["prompt_lengths"] + batch["response_lengths"]).tolist()
         tokens = batch["token_ids"].split(lengths)

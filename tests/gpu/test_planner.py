@@ -50,6 +50,10 @@ MODEL: dict[str, Any] = {
 ROLLOUTS, PROMPT, RESPONSE = 16, 64, 448
 STATIC_BOUND, ACTIVATIONS_BOUND = 0.03, 0.3
 """Activations: temporaries of a layer's backward are not counted, and stand beside the rest."""
+# Under local layers the planner counts what they keep on a CPU: norms in fp32 and their result, and
+# silu and both halves in the MLP. On CUDA torch's fused norm and Megatron's fused SwiGLU keep less,
+# so a plan may be higher there than what is measured; too low is what a run would fail of.
+LOCAL_AT_LEAST = 0.9
 
 
 def make_model(folder: Path) -> None:
@@ -121,7 +125,12 @@ def away_and_back(policy: Any, snapshot: SlowSnapshot) -> tuple[int, int]:
 def test_against_torchs_allocator(config: RunConfig) -> None:
     from sfpo_megatron.mcore import setup
     from sfpo_megatron.mcore.batches import batch_layout
-    from sfpo_megatron.mcore.passes import compute_logprobs, run_pass, set_old_logprobs
+    from sfpo_megatron.mcore.passes import (
+        compute_logprobs,
+        on_device,
+        run_pass,
+        set_old_logprobs,
+    )
     from sfpo_megatron.objectives.advantage import grpo, in_loss
     from sfpo_megatron.objectives.objective import PolicyObjective
 
@@ -133,12 +142,13 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
         )
         policy = setup.build_policy(config, capabilities, schedule, model_path=config.model.path)
         batch = random_batch()
-        minibatches = build_minibatches(
+        cut = build_minibatches(
             batch,
             grpo(batch.rewards, batch.group_size, ObjectiveConfig()),
             in_loss=in_loss(batch, ObjectiveConfig()),
             layout=batch_layout(config, policy, 1),
         )
+        minibatches = on_device(policy, cut)
         set_old_logprobs(minibatches, compute_logprobs(policy, minibatches, temperature=1.0))
         snapshot = SlowSnapshot(policy.shards)
         snapshot.take()
@@ -154,8 +164,12 @@ def test_against_torchs_allocator(config: RunConfig) -> None:
         held = planned.total - planned.activations - planned.logits
         peak = planned.activations + planned.logits
         print(f"\nstatic: {static} measured, {held} planned; moving: {moving}, {peak} ({spec})")
+        print(f"activations and logits: {peak / moving:.3f} planned / measured")
         assert abs(held / static - 1) <= STATIC_BOUND
-        assert abs(peak / moving - 1) <= ACTIVATIONS_BOUND
+        if spec == "te":
+            assert abs(peak / moving - 1) <= ACTIVATIONS_BOUND
+        else:
+            assert peak / moving >= LOCAL_AT_LEAST
         left, host = away_and_back(policy, snapshot)
         print(f"offloaded: {left - start} of {static} left on the device, {host} on the host")
         assert left - start <= STATIC_BOUND * static

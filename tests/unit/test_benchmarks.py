@@ -5,16 +5,20 @@ Not exercised here: the train steps of overhead/steps.py, GPUs.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from made.processes import gone
+from made.waiting import wait_for
 
-from benchmarks import startup
+from benchmarks import logprobs, sfpo_overhead, startup
 from benchmarks.common import clock, provenance
 from benchmarks.common.isolated import isolated
 from benchmarks.overhead import memory, speed, steps, weights
@@ -112,6 +116,38 @@ def test_goals_of_a_train_step_are_named() -> None:
     assert "1.0200" in overhead and gathers.startswith("5 gathers, to reach: at most the 4")
 
 
+def test_a_call_is_timed_with_its_own_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot's copy on another stream is hidden behind the pass that follows."""
+    order: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: order.append("stream"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("device"))
+    watch = steps.Stopwatch()
+    watch("snapshot", order.append, "call")
+    assert order == ["stream", "call", "stream"] and watch.times["snapshot"] >= 0
+
+
+def test_a_rank_ends_with_what_started_it(tmp_path: Path) -> None:
+    """In a session of its own, as torchrun's are."""
+    file = tmp_path / "rank"
+    rank = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom benchmarks.overhead import steps\n"
+        "def wait():\n    Path(sys.argv[1]).write_text(str(os.getpid()))\n    time.sleep(300)\n"
+        "steps.count_gathers = wait\nsteps.main()"
+    )
+    code = (
+        "import subprocess, sys\n"
+        f"command = [sys.executable, '-c', {rank!r}, {str(file)!r}, '1']\n"
+        "subprocess.run(command, start_new_session=True)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    wait_for(lambda: file.exists() and file.read_text(), timeout_s=120, what="the rank")
+    starter.kill()
+    starter.wait()
+    assert gone(int(file.read_text()))
+
+
 def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "_EVICT_BYTES", 64)
     order: list[str] = []
@@ -132,10 +168,63 @@ def test_memory_is_measured(arm: str) -> None:
         assert row["copies_beside_staging"] > 1.9, row
 
 
+def test_a_peak_that_cannot_be_reset_is_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_RESET_PEAK", tmp_path / "none" / "clear_refs")
+    row = memory.measure("1M", CPU, "device")
+    assert row["peak_extra_host_bytes"] is row["copies_beside_staging"] is row["reached"] is None
+    assert row["missed"] == [] and "| 0.0 | ? | 0.0 | ? |  |" in memory.line(row)
+
+
 def test_provenance_names_commit_versions_and_hardware(tmp_path: Path) -> None:
     provenance.write(tmp_path / "r.json", {"x": 1}, device=CPU, features=["overhead"])
     text = (tmp_path / "r.json").read_text()
     assert f'"torch": "{torch.__version__}"' in text and '"device": "cpu"' in text
+
+
+def test_a_run_that_is_cut_off_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which none shows a feature."""
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", ["logprobs.py", "--device", "cpu", "--out", str(file)])
+    given: list[object] = []
+
+    def cut(function: object, *arguments: object) -> dict[str, object]:
+        given.append(arguments)
+        if len(given) == 3:
+            raise KeyboardInterrupt
+        return {"row": len(given)}
+
+    monkeypatch.setattr(logprobs, "isolated", cut)
+    monkeypatch.setattr(logprobs, "line", str)
+    with pytest.raises(KeyboardInterrupt):
+        logprobs.main()
+    content = json.loads(file.read_text())
+    assert content["rows"] == [{"row": 1}, {"row": 2}] and content["features"] == []
+
+
+def test_an_overhead_that_is_cut_off_keeps_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "parts.json"
+    arguments = ["sfpo_overhead.py", "--device", "cpu", "--sizes", "1M", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    def one(function: object, *arguments: object) -> dict[str, object]:
+        if function is memory.measure:
+            raise KeyboardInterrupt
+        return {"size": "1M"}
+
+    monkeypatch.setattr(sfpo_overhead, "isolated", one)
+    monkeypatch.setattr(speed, "line", str)
+    monkeypatch.setattr(steps, "measure", lambda *_: "not measured")
+    with pytest.raises(KeyboardInterrupt):
+        sfpo_overhead.main()
+    content = json.loads(file.read_text())
+    assert content["speed"] == [{"size": "1M"}] and content["steps"] == "not measured"
+    assert content["features"] == []
 
 
 def test_the_script_starts() -> None:

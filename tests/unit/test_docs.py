@@ -10,6 +10,9 @@ import copy
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -280,6 +283,16 @@ def test_the_table_of_layers_has_every_room_and_its_sentence() -> None:
     )
     assert "| L0 | [`sfpo.py`](../sfpo_megatron/sfpo.py) | Slow-Fast Policy Optimization" in table
     assert "`vllm` in `rollout/` and `resharding/transports/`" in table
+
+
+def test_asking_for_help_writes_no_table(tmp_path: Path) -> None:
+    """In a copy whose pages are not there: to make one would fail."""
+    for folder in ("sfpo_megatron", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    command = [sys.executable, "tools/doc_tables.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "usage: doc_tables.py" in done.stdout, done.stderr
 
 
 def test_a_table_needs_its_markers() -> None:

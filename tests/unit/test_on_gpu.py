@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -79,6 +81,11 @@ def test_what_is_missing_is_named(runs: pytest.MonkeyPatch) -> None:
     assert (row.status, row.error) == ("left out", "needs no_such_package")
 
 
+def test_snapshots_need_what_makes_their_model() -> None:
+    needs = {stage.name: stage.needs for stage in STAGES}
+    assert needs["snapshots"] == ("transformers",)
+
+
 def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:
     """On a CPU no feature is shown."""
     file = tmp_path / "results/on_gpu.json"
@@ -110,6 +117,21 @@ def test_the_stages_are_there_and_short_enough() -> None:
             assert (ROOT / "benchmarks" / stage.script[0]).is_file()
         for feature in stage.features:
             assert f"\n{feature} | " in known
+
+
+def test_a_run_without_a_folder_is_refused_before_it_starts() -> None:
+    command = [sys.executable, "benchmarks/on_gpu.py", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "--results: found none" in done.stderr, done.stderr
+
+
+def test_make_bench_runs_every_benchmark_but_two() -> None:
+    make = ["make", "-n", "bench", "PY=python"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    every = {file.name for file in (ROOT / "benchmarks").glob("*.py")}
+    found = re.search("for file in ([^;]*); do", done.stdout)
+    assert found is not None
+    assert {Path(f).name for f in found[1].split()} == every - {"on_gpu.py", "vs_trl.py"}
 
 
 @pytest.mark.full
