@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _FUNCTION = re.compile(r"([A-Za-z]\w*)\(([A-Za-z])\)")
 """A function's name and its variable."""
 _LONGEST_PRODUCT = 5
+_ROMAN = re.compile("[IVXLCDM]{3,}", re.IGNORECASE)
 _BETWEEN_STATEMENTS = {r"\implies", r"\iff", r"\in"}
 """Signs whose sides are no terms of an equation, to be moved across."""
 
@@ -81,7 +82,9 @@ def _same_product(reference: Named, found: Named) -> bool:
     """`F = BIL` and `F = ILB`: three letters and more are read as a word."""
     one, other = reference.value, found.value
     if isinstance(one, Text) and isinstance(other, Text) and len(one.words) <= _LONGEST_PRODUCT:
-        return one.words.isalpha() and sorted(one.words) == sorted(other.words)
+        if _ROMAN.fullmatch(one.words) and _ROMAN.fullmatch(other.words):
+            return False
+        return one.words.isalpha() and sorted(one.cased) == sorted(other.cased)
     return _relations(_as_chain(reference), _as_chain(found))
 
 
