@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sfpo_megatron.rewards import matrices, numbers
@@ -23,9 +23,10 @@ MAX_ITEMS = 100
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Text:
-    """Words, or what could not be read; case and space do not count."""
+    """Words, or what could not be read; space does not count, nor case where it is prose."""
 
     words: str
+    cased: str = field(compare=False)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -87,7 +88,7 @@ _QUOTED = re.compile(r"\"[^\"]+\"|'[^']+'")
 _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _CONJUNCTION = re.compile(r"(?:and|\\land|\\wedge)$")
 _WITHOUT = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])")
-_ALL_REALS = re.compile(r"\\reals|(?:the set of )?(?:all )?real numbers?|all reals")
+_ALL_REALS = re.compile(r"\\reals|(?:the set of )?(?:all )?real numbers?|all reals", re.IGNORECASE)
 _NAME = re.compile(
     r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
     r"\|[A-Z]{2}\||\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}|"
@@ -105,6 +106,8 @@ _FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 """Letters that are set as a word, and not as a product of variables."""
 _IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}")
 """An ordering, the vertices of a polygon, a Roman numeral: as a product any order would do."""
+_OPERATOR = re.compile(r"\\[A-Za-z]|[\^_+*/]")
+_WORD = re.compile("[A-Za-z]+")
 _CHOICE = re.compile(
     r"(?:(?:option|choice)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-J])(?=[).:])[).:]|([A-J])(?=$))\s*(.*)",
     re.IGNORECASE,
@@ -142,7 +145,7 @@ def readings(text: str) -> tuple[Answer, ...]:
     if isinstance(first, Value) and first.unit and (product := value_of(spelled)):
         read.append(product)  # `5 m` may be five times m
     if isinstance(first, Value) and _LETTERS.fullmatch(spelled):
-        word = Text(words=spelled)  # in its case: `AB` is not `ab`
+        word = Text(words=spelled, cased=spelled)  # in its case: `AB` is not `ab`
         read = [word] if _FONTED.fullmatch(text.strip(" $")) else [*read, word]
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
@@ -157,7 +160,8 @@ def _read(text: str, depth: int = 0) -> Answer:
     if _DATE.fullmatch(text):
         return _text(re.sub(r"(?<![0-9])0(?=[0-9])", "", text))
     if _IN_ORDER.fullmatch(text) and value_of(text):
-        return Text(words=text.replace(" ", ""))
+        letters = text.replace(" ", "")
+        return Text(words=letters, cased=letters)
     if rows := matrices.entries(text):
         if len(rows) == len(rows[0]) == 1:
             return _read(rows[0][0], depth + 1)
@@ -366,7 +370,13 @@ def _choice(text: str) -> Choice | None:
 def _text(text: str) -> Text:
     words = re.sub(r"\s+", " ", re.sub(r"[\"'.!]+$", "", text)).strip()
     words = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", words)  # `\setminus \{0\}`
-    return Text(words=words.casefold())
+    # `GMm` is not `Gmm`: a formula's letters are not a word's, whose case varies as a whole.
+    is_formula = _OPERATOR.search(words) or not all(map(_is_plain_case, _WORD.findall(words)))
+    return Text(words=words if is_formula else words.casefold(), cased=words)
+
+
+def _is_plain_case(word: str) -> bool:
+    return word.islower() or word.isupper() or word.istitle()
 
 
 def _is_prose(text: str) -> bool:

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 _FUNCTION = re.compile(r"([A-Za-z]\w*)\(([A-Za-z])\)")
 """A function's name and its variable."""
+_CALLED = re.compile(
+    r"(?=.*[A-Za-z])(?!.*\b(?:l?not|neg|no|wait|is|or|and)\b)"
+    r"[A-Za-z]*(?:\\[A-Za-z]+ ?)?[A-Za-z ]*(?:\([^()]*\)|\[[^][]*\])?"
+)
+"""`P(A\\cap B)`, `[ABC]`, `m\\angle BAC`, `\\det A`: what a value is said to be the value of."""
 _LONGEST_PRODUCT = 5
+_ROMAN = re.compile("[IVXLCDM]{3,}", re.IGNORECASE)
 _BETWEEN_STATEMENTS = {r"\implies", r"\iff", r"\in"}
 """Signs whose sides are no terms of an equation, to be moved across."""
 
@@ -81,7 +87,9 @@ def _same_product(reference: Named, found: Named) -> bool:
     """`F = BIL` and `F = ILB`: three letters and more are read as a word."""
     one, other = reference.value, found.value
     if isinstance(one, Text) and isinstance(other, Text) and len(one.words) <= _LONGEST_PRODUCT:
-        return one.words.isalpha() and sorted(one.words) == sorted(other.words)
+        if _ROMAN.fullmatch(one.words) and _ROMAN.fullmatch(other.words):
+            return False
+        return one.words.isalpha() and sorted(one.cased) == sorted(other.cased)
     return _relations(_as_chain(reference), _as_chain(found))
 
 
@@ -131,7 +139,10 @@ def _chains(reference: Answer, found: Answer) -> bool:
         if r"\approx" in found.signs:
             return _is_rounding(found) and any(equal(reference, side) for side in found.sides)
         sides = found.sides
-        if _is_unknown(sides[0]) and not _is_unknown(reference):
+        is_called = (
+            {*found.signs} == {"="} and _is_called(sides[0]) and isinstance(reference, Value)
+        )
+        if (_is_unknown(sides[0]) or is_called) and not _is_unknown(reference):
             sides = sides[1:]  # `m + n = 204` says what 204 is
         return all(equal(reference, side) for side in sides)
     assert isinstance(reference, Chain)
@@ -158,6 +169,11 @@ def _is_rounding(found: Chain) -> bool:
 def _is_unknown(side: Answer) -> bool:
     """Whether it is an expression with variables."""
     return isinstance(side, Value) and bool(as_sympy(side.exact).free_symbols)
+
+
+def _is_called(side: Answer) -> bool:
+    """Whether it is a name that is no expression: of a probability, an area, an angle."""
+    return isinstance(side, Text) and _CALLED.fullmatch(side.words) is not None
 
 
 def _as_chain(named: Named) -> Chain:

@@ -46,6 +46,8 @@ _BEFORE_PART = re.compile(
 _BEHIND_PART = re.compile(
     r"\s*\}?\s*(?:\^(?!\s*\{?\s*\\circ)|_|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))"
 )
+_POWER = re.compile(r"([A-Za-z]\}?\^\{?)-?[0-9]+(?:\.[0-9]+)?")
+"""`45 m^2`: its 2 is a part of the unit."""
 _MINUS = str.maketrans("\u2212\u2013\u2010\u2011\ufe63\uff0d", "------")
 _MAX_DIGITS = 1000  # a longer one is no answer, and costs time to compare
 
@@ -53,7 +55,7 @@ _MAX_DIGITS = 1000  # a longer one is no answer, and costs time to compare
 def last_number(text: str) -> Decimal | None:
     """The last integer or decimal in `text`, None if it has none."""
     number = ""
-    for match in _NUMBER.finditer(_spelled(text)):
+    for match in _NUMBER.finditer(_POWER.sub(r"\1", _spelled(text))):
         number = match.group()
     number = re.sub(r"[\\$€£]", "", number)
     if not 0 < len(number) <= _MAX_DIGITS:

@@ -20,7 +20,7 @@ def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
         token = _TOKEN.match(text, index)
         assert token is not None
         piece = token.group()
-        if piece == "|":
+        if piece == "|" and depth == 0:
             bar = not bar
         depth += (piece in ("(", "[", "{", r"\{")) - (piece in (")", "]", "}", r"\}"))
         index = token.end()

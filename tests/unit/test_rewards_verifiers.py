@@ -84,6 +84,9 @@ def gym_problem(task="chain_sum", **args):
         ("it is $ - 5$", -5),
         ("$$ - 5$$", -5),
         ("3 + - 5", -5),
+        ("45 m^2", 45),
+        ("45 \\text{ cm}^{3}", 45),
+        ("10^{12}", 12),
     ],
 )
 def test_last_number(text, number):
