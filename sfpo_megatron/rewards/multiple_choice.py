@@ -26,12 +26,29 @@ _MARKED = re.compile(
 )
 _LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
 """`2`, `(2)`, `2. green`: of a row whose choices have numbers for labels."""
-_ANSWER_IS = re.compile(
-    r"\b(?:answer|choice|option)\b(?:\s+(?:is|was|would be))?\s*:?\s*", re.IGNORECASE
+_IS = r"(?:is|was|would be|must be)"
+_ANSWER_IS = re.compile(rf"\banswer\s*(?:\b{_IS}\b\s*:?|:)\s*", re.IGNORECASE)
+_CHOICE_IS = re.compile(rf"\b(?:answer|choice|option)\b(?:\s+{_IS})?\s*:?\s*", re.IGNORECASE)
+"""Where no answer "is": `the answer C, not option B` chooses nothing by it."""
+_NOT = re.compile(
+    r"\b(?:not|never|cannot|wrong|incorrect|false|rather than|instead of)\b|n't\b", re.IGNORECASE
 )
+_CLAUSE = re.compile(
+    r"[.,;:!?]|\b(?:so|thus|hence|therefore|but|and|because|since)\b", re.IGNORECASE
+)
+_REFUTED = re.compile(
+    r"(?:is|was|does|do|can|could|would)(?:\s+not\b|n't\b)|cannot\b|(?:rather than|instead of)\b"
+    r"|(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)\b",
+    re.IGNORECASE,
+)
+"""Behind a letter: `(B) is incorrect`."""
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]+)\*\*(?!\w)")
 """`**B**`, also before a full stop; `2**3` is none."""
-_ANOTHER = re.compile(r"(?:^|[\s(,/])\(?[A-Z](?:[).:]|$)(?=\s|$)|\b(?:or|and)\s+\(?[A-Z]\b")
+_ANOTHER = re.compile(
+    r"(?:^|[,/])\s*\(?[A-Z](?:[).:]|$)(?=\s|$)|[\s(]\(?[A-Z](?:[):](?=\s|$)|\.(?=\s))"
+    r"|\b(?:or|and)\s+\(?[A-Z]\b"
+)
+"""A second letter; the last of `(B) Vitamin C.` is none."""
 _LINE_CHARS = 2000
 
 
@@ -53,11 +70,11 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
         return 0.0
     rest = (marked[4] or "").strip()
     found = marked[1] or marked[2] or marked[3]
-    if _ANOTHER.search(rest) or (marked[3] and (rest or found.islower())):
+    if marked[3] and (rest or found.islower()):
         return 0.0
-    if rest and text and _key(rest) != _key(text):
-        return 0.0  # the letter of one option, the text of another
-    return float(found.upper() == letter)
+    if rest and text:  # else it may be the letter of one option and the text of another
+        return float(found.upper() == letter and _key(rest) == _key(text))
+    return float(found.upper() == letter and not _ANOTHER.search(rest) and not _REFUTED.match(rest))
 
 
 def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explanation:
@@ -133,9 +150,10 @@ def chosen(text: str) -> str | None:
         return in_tags
     lines = text.strip().rsplit("\n", 1)
     line = _BOLD.sub(r"\1", lines[-1][-_LINE_CHARS:]).strip()
-    end = 0
-    for found in _ANSWER_IS.finditer(line):
-        end = found.end()
+    cues = [*_ANSWER_IS.finditer(line)] or [*_CHOICE_IS.finditer(line)]
+    end = cues[-1].end() if cues else 0
+    if cues and _NOT.search(_CLAUSE.split(line[:end].rstrip(": "))[-1]):
+        return None
     return line[end:].strip("* ") or None
 
 

@@ -115,6 +115,7 @@ class Checkpoints:
         for key, then, now in changes(state["config"], dataclasses.asdict(self._config)):
             self._progress(f"changed since then: {key}: {then} -> {now}")
         seconds = time.monotonic() - begun
+        self._stop.saved(seconds)  # a guess, until this start has saved
         self._progress(f"resumed from {directory} after step {state['step']} ({seconds:.1f} s)")
         return int(state["step"])
 
@@ -145,7 +146,11 @@ class Checkpoints:
     def save_now(self, step: int) -> None:
         """Save what is whole after train step `step`, for a run that ends with an error."""
         if self._config.checkpoint.every:
-            self._hold_and_save(step)
+            try:
+                self._hold_and_save(step)
+            except StopRun:  # of the engines; the error is the reason to end
+                self._engines.end()
+                self._save(step)
             self._writer.close()
 
     def give_up(self, stop: StopRun) -> None:

@@ -65,14 +65,14 @@ class Saved:
             store=self.store,
         )
         policy: Any = SimpleNamespace(control=control)
-        engines: Any = SimpleNamespace(
+        self.engines: Any = SimpleNamespace(
             hold=self.note("hold"),
             to_trainer=self.note("to trainer"),
             end=self.note("end"),
             refit=lambda weight_version: None,
         )
         kept: Any = {"best": self.best, "data": self}
-        self.checkpoints = Checkpoints(self.config, opened, policy, engines, kept)
+        self.checkpoints = Checkpoints(self.config, opened, policy, self.engines, kept)
 
     def note(self, event: str) -> Callable[..., None]:
         return lambda *step: self.events.append(event)
@@ -206,6 +206,33 @@ def test_all_of_a_save_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first, pruned, second, pruned_again = run.took
     assert 1000 < first < pruned and 1000.25 < pruned < 1100
     assert 1000.25 < second < 1100 and 1000.25 < pruned_again < 1100
+
+
+def test_a_load_is_the_first_guess_at_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that is asked to stop before its first save keeps time for one."""
+    first = Saved(tmp_path, monkeypatch)
+    assert first.checkpoints.resume() == 0 and first.took == []
+    first.checkpoints.after_step(2)
+    monkeypatch.setattr(Saved, "load_state_dict", lambda run, state: time.sleep(0.25))
+    (seconds,) = continued(first, tmp_path, monkeypatch).took
+    assert 0.25 < seconds < 100
+
+
+def test_a_run_that_ends_with_an_error_is_saved_without_its_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are lost in the same step: that is not the reason to end, nor the exit code's."""
+    run = Saved(tmp_path, monkeypatch)
+    run.checkpoints.resume()
+
+    def hold(step: int) -> None:
+        raise lost(step + 1)
+
+    run.engines.hold = hold
+    run.checkpoints.save_now(3)
+    assert run.events[:2] == ["end", "save 3"] and list(run.store.steps()) == [3]
 
 
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(
