@@ -28,7 +28,7 @@ CHECKS_S = 2.0
 """For the conditions of a row, once the program has ended."""
 _MOST_CHARS = 16 << 20
 """Characters of a row's tests: a process that scores writes 64 MiB to a file and no more."""
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)```[ \t]*(\w*)", re.MULTILINE)
 _LABELS = ("", "python", "python3", "py")
 _EXPECTED = 'a JSON list of {"input": TEXT, "output": TEXT} and of assert lines'
 
@@ -51,16 +51,20 @@ def warm_up() -> None:
 
 
 def last_block(text: str) -> str | None:
-    """The last fenced block of Python that is closed; None where there is none."""
-    found, opened = None, None
+    """The last fenced block of Python that is closed, else the last without a name, which may be
+    what a program prints; without the margin of its fence. None where there is none."""
+    found, opened = dict[bool, str](), None
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
-        elif not fence[1]:
-            if opened[1].lower() in _LABELS:
-                found = text[text.find("\n", opened.end()) + 1 : fence.start()]
+        elif not fence[2]:
+            margin, label = opened.groups()
+            if label.lower() in _LABELS:
+                block = text[text.find("\n", opened.end()) + 1 : fence.start()]
+                indented = rf"^[ \t]{{1,{len(margin)}}}" if margin else "^"
+                found[label != ""] = re.sub(indented, "", block, flags=re.MULTILINE)
             opened = None
-    return found
+    return found.get(True, found.get(False))
 
 
 def tests_of(answer: str) -> list[Test]:

@@ -1,4 +1,4 @@
-"""What a response chooses among options: letters that are taken back, texts that end in a letter."""
+"""What a response chooses of options: letters taken back, texts that end in a letter."""
 
 from __future__ import annotations
 
