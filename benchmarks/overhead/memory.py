@@ -26,7 +26,7 @@ MAX_COPIES = {"device": 1.0, "device, moments: restore": 3.0, "host": 1.0}
 in host memory."""
 _TOLERANCE = 0.02
 """Share of the shard that pages of code and of the allocator may add."""
-_RESET_PEAK = Path("/proc/self/clear_refs")
+RESET_PEAK = Path("/proc/self/clear_refs")
 """Some sandboxes have none, or refuse it."""
 
 
@@ -105,7 +105,7 @@ class _Peak:
             self._allocated = torch.cuda.memory_allocated()
         self._resident: int | None = None
         try:
-            _RESET_PEAK.write_text("5")  # the peak is now what is resident
+            RESET_PEAK.write_text("5")  # the peak is now what is resident
         except OSError:
             return
         self._resident = _status_bytes("VmRSS")

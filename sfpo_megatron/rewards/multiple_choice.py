@@ -29,7 +29,7 @@ _LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
 _IS = r"(?:is|was|would be|must be)"
 _ANSWER_IS = re.compile(rf"\banswer\s*(?:\b{_IS}\b\s*:?|:)\s*", re.IGNORECASE)
 _CHOICE_IS = re.compile(rf"\b(?:answer|choice|option)\b(?:\s+{_IS})?\s*:?\s*", re.IGNORECASE)
-"""Where no answer "is": `the answer C, not option B` chooses nothing by it."""
+"""Looked for where no answer "is"."""
 _NOT = re.compile(
     r"\b(?:not|never|cannot|wrong|incorrect|false|rather than|instead of)\b|n't\b", re.IGNORECASE
 )

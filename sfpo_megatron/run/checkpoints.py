@@ -56,13 +56,10 @@ class Checkpoints:
     ) -> None:
         """`kept`: key of run_state.json -> what it is the state of. `kind`: the run's command."""
         self._config = config
-        self._control = policy.control
-        self._policy = policy
+        self._policy, self._control = policy, policy.control
         self._engines = engines
-        self._kept = kept
-        self._found = opened.start.found
-        self._run_id = opened.start.run_id
-        self._kind = kind
+        self._kept, self._kind = kept, kind
+        self._found, self._run_id = opened.start.found, opened.start.run_id
         self._stop, self._feed = opened.ends.stop, opened.ends.feed
         self._progress, self._important = opened.progress, opened.important
         self._writer = CheckpointWriter(
@@ -76,8 +73,7 @@ class Checkpoints:
         )
         self._model = same_model.print_of(config.model.path) if policy.control.rank == 0 else None
         self._resumed_step = 0
-        self._stall_s = 0.0
-        self._longest_pass_s = 0.0
+        self._stall_s, self._longest_pass_s = 0.0, 0.0
         here = (socket.gethostname(), os.getpid())
         everyone = policy.control.all_gather_json(here)
         watch_peers([p for host, p in everyone if host == here[0] and p != here[1]])
@@ -114,8 +110,7 @@ class Checkpoints:
         self._engines.refit(weight_version=state["weight_version"])
         for key, then, now in changes(state["config"], dataclasses.asdict(self._config)):
             self._progress(f"changed since then: {key}: {then} -> {now}")
-        seconds = time.monotonic() - begun
-        self._stop.saved(seconds)  # a guess, until this start has saved
+        self._stop.saved(seconds := time.monotonic() - begun)  # a guess, until there is a save
         self._progress(f"resumed from {directory} after step {state['step']} ({seconds:.1f} s)")
         return int(state["step"])
 

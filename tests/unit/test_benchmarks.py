@@ -171,7 +171,7 @@ def test_memory_is_measured(arm: str) -> None:
 def test_a_peak_that_cannot_be_reset_is_no_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_RESET_PEAK", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(memory, "RESET_PEAK", tmp_path / "none" / "clear_refs")
     row = memory.measure("1M", CPU, "device")
     assert row["peak_extra_host_bytes"] is row["copies_beside_staging"] is row["reached"] is None
     assert row["missed"] == [] and "| 0.0 | ? | 0.0 | ? |  |" in memory.line(row)
@@ -186,7 +186,7 @@ def test_provenance_names_commit_versions_and_hardware(tmp_path: Path) -> None:
 def test_a_run_that_is_cut_off_keeps_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of which none shows a feature."""
+    """Part of them shows no feature."""
     file = tmp_path / "rows.json"
     monkeypatch.setattr(sys, "argv", ["logprobs.py", "--device", "cpu", "--out", str(file)])
     given: list[object] = []

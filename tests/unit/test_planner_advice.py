@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made.configs import write_run
 
 from sfpo_megatron.cli import main
 from sfpo_megatron.config.check import check_config
@@ -105,3 +107,24 @@ def test_a_layout_of_no_number_of_gpus_is_refused(
     assert "parallel.expert: found 16" in capsys.readouterr().err
     assert main([*command, "--nodes", "4"]) == 0
     assert "16 h100-80gb train, 16 generate: 4 nodes" in capsys.readouterr().out
+
+
+def test_advice_on_idle_gpus_can_be_followed(
+    model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Colocated engines have to grow with the trainer, or the config is refused."""
+    run = write_run(
+        tmp_path,
+        output_dir=str(tmp_path / "out"),
+        model={"path": str(model_dir(weights=False)), "dtype": "bfloat16"},
+        parallel={"data": 4, "tensor": 2},
+        rollout={"placement": "colocated", "num_engines": 4, "tensor_parallel": 2},
+    )
+    assert main(["plan", str(run), "--nodes", "2"]) == 0
+    assert (
+        "8 of the 16 GPUs of 2 nodes would stay idle: set parallel.data to null, which takes what "
+        "is left, and rollout.num_engines to 8\n"
+    ) in capsys.readouterr().out
+    advice = ["parallel.data=null", "rollout.num_engines=8"]
+    assert main(["plan", str(run), "--nodes", "2", *advice]) == 0
+    assert "idle" not in capsys.readouterr().out
