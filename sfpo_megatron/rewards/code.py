@@ -61,8 +61,8 @@ def last_block(text: str) -> str | None:
             margin, label = opened.groups()
             if label.lower() in _LABELS:
                 block = text[text.find("\n", opened.end()) + 1 : fence.start()]
-                indented = rf"^[ \t]{{1,{len(margin)}}}" if margin else "^"
-                found[label != ""] = re.sub(indented, "", block, flags=re.MULTILINE)
+                indent = rf"^[ \t]{{0,{len(margin)}}}"
+                found[label != ""] = re.sub(indent, "", block, flags=re.MULTILINE)
             opened = None
     return found.get(True, found.get(False))
 

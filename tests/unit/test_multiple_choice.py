@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from made.problems import problem
 
 from sfpo_megatron.rewards import multiple_choice
-from sfpo_megatron.rewards.wire import WireProblem
-
-
-def problem(answer: str, **metadata: object) -> WireProblem:
-    return WireProblem(id="p", question="?", answer=answer, metadata=metadata)
-
 
 VITAMINS = ["Vitamin A", "Vitamin C", "Vitamin D", "Both A and B"]
 

@@ -250,6 +250,7 @@ def test_nothing_is_left_behind(pool: ScoringPool) -> None:
         ("```\na\n```", "a\n"),
         ("```Python3\na\n```\n```json\n{}\n```", "a\n"),
         ("```python\na\n```\n```python\nb", "a\n"),
+        ("  ```python\n  a\n  ```", "a\n"),
         ("```python\na\n```\nOutput:\n```\n3\n```", "a\n"),
         ("1. So:\n\n   ```python\n   if a:\n     b\n c\n   ```", "if a:\n  b\nc\n"),
         ("a", None),

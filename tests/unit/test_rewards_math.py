@@ -5,16 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
+from made.problems import problem
 
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.rewards import math, math_boxed
 from sfpo_megatron.rewards.math import last_boxed
 from sfpo_megatron.rewards.pool import ScoringPool
-from sfpo_megatron.rewards.wire import WireProblem
-
-
-def problem(answer: str) -> WireProblem:
-    return WireProblem(id="p", question="?", answer=answer, metadata={})
 
 
 @pytest.mark.parametrize(

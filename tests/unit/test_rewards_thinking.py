@@ -3,6 +3,7 @@ r"""Which part of a response is judged (`reward.thinking`), boxes, and the small
 from __future__ import annotations
 
 import pytest
+from made.problems import problem
 
 from sfpo_megatron.config.tree import RewardConfig
 from sfpo_megatron.plugins import REWARD
@@ -18,11 +19,6 @@ from sfpo_megatron.rewards import format as form
 from sfpo_megatron.rewards.boxes import boxes
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.thinking import visible
-from sfpo_megatron.rewards.wire import WireProblem
-
-
-def problem(answer: str = "42", **metadata: object) -> WireProblem:
-    return WireProblem(id="p", question="?", answer=answer, metadata=metadata)
 
 
 @pytest.mark.parametrize(
