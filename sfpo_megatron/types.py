@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from sfpo_megatron.config.reward import RewardChoice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sfpo_megatron.config.reward import RewardChoice
+
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+"""A value that was read from JSON or YAML, or is to be written as such."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

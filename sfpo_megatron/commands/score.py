@@ -97,7 +97,7 @@ def score(arguments: argparse.Namespace) -> int:
     return 2 if tally.num_bad else 0
 
 
-def _failed(error: object, code: int) -> int:
+def _failed(error: Exception | str, code: int) -> int:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return code
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar
 
 from sfpo_megatron.config.environments import KEY, CallFormat
 from sfpo_megatron.config.fields import at_least, known, positive
@@ -16,6 +16,7 @@ from sfpo_megatron.config.typed import build
 from sfpo_megatron.plugins import AGENT
 
 AGENT_ENVIRONMENT = "agent"
+Args = TypeVar("Args", bound="EndpointArgs")
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -59,14 +60,14 @@ class VerifiersArgs(EndpointArgs):
 
 def agent_args(environment_args: Mapping[str, Any]) -> AgentArgs:
     """The settings, checked; ConfigError for what is none."""
-    return cast(AgentArgs, _built(AgentArgs, environment_args))
+    return _built(AgentArgs, environment_args)
 
 
 def verifiers_args(environment_args: Mapping[str, Any]) -> VerifiersArgs:
     """The settings, checked; ConfigError for what is none."""
-    return cast(VerifiersArgs, _built(VerifiersArgs, environment_args))
+    return _built(VerifiersArgs, environment_args)
 
 
-def _built(kind: type[EndpointArgs], environment_args: Mapping[str, Any]) -> EndpointArgs:
+def _built(kind: type[Args], environment_args: Mapping[str, Any]) -> Args:
     tree = {k: list(v) if isinstance(v, tuple) else v for k, v in environment_args.items()}
-    return cast(EndpointArgs, build(kind, tree, KEY, Source(file="config")))
+    return build(kind, tree, KEY, Source(file="config"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
 from sfpo_megatron.config.fields import (
     MOST_PROCESSES,
@@ -70,7 +70,7 @@ KEY = "rollout.environment_args"
 def tool_args(environment_args: Mapping[str, Any], source: str = "config") -> ToolArgs:
     """The settings, checked; ConfigError for what is none. `source`: what the error names."""
     tree = {k: list(v) if isinstance(v, tuple) else v for k, v in environment_args.items()}
-    return cast(ToolArgs, build(ToolArgs, tree, KEY, Source(file=source)))
+    return build(ToolArgs, tree, KEY, Source(file=source))
 
 
 def told_tools(rollout: RolloutConfig) -> ToolArgs | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from sfpo_megatron.errors import InputError
 from sfpo_megatron.plugins import Kind
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MOST_PROCESSES = 1024
 """No machine has use for more of one kind: starting them would take it down."""
@@ -22,7 +26,7 @@ class FieldError(InputError):
         super().__init__(field_name, repr(found), expected, fix)
 
 
-def at_least(section: object, minimum: float, *names: str) -> None:
+def at_least(section: DataclassInstance, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         if value is not None and not value >= minimum:
@@ -32,7 +36,7 @@ def at_least(section: object, minimum: float, *names: str) -> None:
         _require_seconds(name, value)
 
 
-def positive(section: object, *names: str) -> None:
+def positive(section: DataclassInstance, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         if value is not None and not value > 0:
@@ -46,7 +50,7 @@ def _require_seconds(name: str, value: float | None) -> None:
         raise FieldError(name, value, expected, fix)
 
 
-def within(section: object, low: float, high: float, *names: str) -> None:
+def within(section: DataclassInstance, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         if not low <= value <= high:
@@ -65,7 +69,7 @@ def first_repeated(names: Iterable[str]) -> str | None:
     return None
 
 
-def known(section: object, kind: Kind, *names: str) -> None:
+def known(section: DataclassInstance, kind: Kind, *names: str) -> None:
     """Each field names what is built in, or a user's own as `package.module:name`."""
     for name in names:
         value = getattr(section, name)

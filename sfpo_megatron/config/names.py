@@ -11,6 +11,7 @@ from functools import cache
 
 from sfpo_megatron.config.origin import join
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.types import Json
 
 _PEERS = """
 seed: random_seed global_seed train.seed grpo.seed
@@ -170,9 +171,7 @@ PEERS: Mapping[str, str] = _table(_PEERS)
 """Name in a peer's config -> our key."""
 
 
-def did_you_mean(
-    key: str, siblings: Iterable[str], inside: object = None, *, otherwise: str
-) -> str:
+def did_you_mean(key: str, siblings: Iterable[str], inside: Json = None, *, otherwise: str) -> str:
     """What to do about the unknown dotted `key`, in whose place `siblings` are known.
 
     `inside`: its value; a section of a peer's config is told by the keys in it.
@@ -207,12 +206,12 @@ def _close(name: str, known: set[str], cutoff: float) -> str | None:
     return f"did you mean {found[0]}?" if found else None
 
 
-def _no_space(name: str, inside: object) -> bool:
+def _no_space(name: str, inside: Json) -> bool:
     """Whether `{size:5}` was meant as `{size: 5}`: YAML takes it for a key without a value."""
     return ":" in name and inside is None
 
 
-def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
+def _leaves(value: Json, path: tuple[str, ...] = ()) -> Iterator[list[str]]:
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _leaves(item, (*path, str(name)))

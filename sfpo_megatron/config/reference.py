@@ -98,8 +98,8 @@ def sections(cls: type = tree.RunConfig, paths: Sequence[str] = ("",)) -> Iterat
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         child = f"{paths[0]}.{field.name}" if paths[0] else field.name
-        if dataclasses.is_dataclass(hint):
-            below.setdefault(typing.cast(type, hint), []).append(child)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            below.setdefault(hint, []).append(child)
             continue
         entry = _entry_class(hint)
         if entry is not None:
@@ -171,9 +171,8 @@ def _entry_class(hint: Any) -> type | None:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return next(filter(None, map(_entry_class, args)), None)
-    if origin is tuple and dataclasses.is_dataclass(args[0]):
-        return typing.cast(type, args[0])
-    return None
+    entry = args[0] if origin is tuple else None
+    return entry if isinstance(entry, type) and dataclasses.is_dataclass(entry) else None
 
 
 def type_text(hint: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from sfpo_megatron.config.fields import (
@@ -20,6 +20,9 @@ from sfpo_megatron.config.fields import (
     within,
 )
 from sfpo_megatron.plugins import REWARD
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -43,7 +46,7 @@ RewardChoice: TypeAlias = str | tuple[WeightedReward, ...]
 """One reward: the name of a function, or a weighted sum of several."""
 
 
-def check_choice(section: object, name: str) -> None:
+def check_choice(section: DataclassInstance, name: str) -> None:
     """Raise FieldError unless the field is null, a name that is known, or a sum."""
     choice: RewardChoice | None = getattr(section, name)
     if isinstance(choice, str):

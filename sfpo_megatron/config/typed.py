@@ -9,7 +9,8 @@ import math
 import re
 import types
 import typing
-from typing import Any, Literal, Union
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.config.names import did_you_mean
@@ -17,6 +18,10 @@ from sfpo_megatron.config.origin import Source, join
 from sfpo_megatron.config.paths import PathError, expand, is_path
 from sfpo_megatron.config.yaml_text import shorten
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 # YAML 1.1 reads `1e-6` (no dot) as a string; a float field takes it for what it means.
 NUMBER_TEXT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.A)
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -25,7 +30,7 @@ _FEW_TEXTS = {"checkpoint.resume": "write auto, never or a directory"}
 """What to write for a text that has few values, where YAML made something else of it."""
 
 
-def build(cls: type, tree: Any, key: str, source: Source) -> Any:
+def build(cls: type[Section], tree: Any, key: str, source: Source) -> Section:
     """The section `cls` at `key`."""
     if not isinstance(tree, dict):
         raise source.error(
@@ -51,8 +56,9 @@ def build(cls: type, tree: Any, key: str, source: Source) -> Any:
             raise source.error(
                 child, found="nothing", expected=_describe(hints[name]), fix=f"set {child}"
             )
+    make: Callable[..., Section] = cls  # no type has said what its fields are
     try:
-        return cls(**values)
+        return make(**values)
     except FieldError as error:
         raise source.error(
             join(key, error.where),
@@ -64,8 +70,8 @@ def build(cls: type, tree: Any, key: str, source: Source) -> Any:
 
 def _convert(value: Any, hint: Any, key: str, source: Source, whole: Any = None) -> Any:
     """`value` as the field's annotation asks for it. `whole`: the annotation with its null."""
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, key, source)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, value, key, source)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:

@@ -14,6 +14,8 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from sfpo_megatron.types import Json
+
 _ATOMS: Mapping[str, tuple[type, ...]] = {
     "bool": (bool, int),  # 0 and 1 too
     "int": (int,),
@@ -57,7 +59,7 @@ def fields_of(module: str, cls: str) -> Mapping[str, str] | None:
     return fields
 
 
-def accepts(annotation: str, value: object) -> bool:
+def accepts(annotation: str, value: Json) -> bool:
     """Whether a field with this annotation may have the value; True where it cannot be told."""
     try:
         return _accepts(ast.parse(annotation, mode="eval").body, value)
@@ -65,7 +67,7 @@ def accepts(annotation: str, value: object) -> bool:
         return True
 
 
-def _accepts(node: ast.expr, value: object) -> bool:
+def _accepts(node: ast.expr, value: Json) -> bool:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return accepts(node.value, value)
     if isinstance(node, ast.Constant):
@@ -86,7 +88,7 @@ def _accepts(node: ast.expr, value: object) -> bool:
     return True
 
 
-def _accepts_subscript(node: ast.Subscript, value: object) -> bool:
+def _accepts_subscript(node: ast.Subscript, value: Json) -> bool:
     name = ast.unparse(node.value).rpartition(".")[2]
     inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     if name == "Literal":

@@ -22,6 +22,7 @@ from sfpo_megatron.data.taught import (
     template_fault,
 )
 from sfpo_megatron.data.values import (
+    Cell,
     absent,
     as_list,
     is_text,
@@ -150,7 +151,7 @@ def _missing(
     return None
 
 
-def _blank(name: str, item: object, text: str, where: str) -> DataError | None:
+def _blank(name: str, item: Cell, text: str, where: str) -> DataError | None:
     """What is wrong with a prompt or an answer whose text is nothing but spaces."""
     if text.strip():
         return None
@@ -239,7 +240,7 @@ def _metadata(value: dict[str, Any], columns: Mapping[str, str], layout: Layout)
     return {key: item for key, item in value.items() if key not in used}
 
 
-def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str] | None:
+def _conversation(prompt: Cell) -> tuple[str, tuple[tuple[str, str], ...], str] | None:
     """(system message or nothing, turns before, question); None for another conversation."""
     if isinstance(prompt, str):
         return "", (), prompt
@@ -261,5 +262,5 @@ def _conversation(prompt: object) -> tuple[str, tuple[tuple[str, str], ...], str
     return system, tuple(texts[:-1]), texts[-1][1]
 
 
-def _role(message: object) -> str:
+def _role(message: Cell) -> str:
     return str(message.get("role")) if isinstance(message, dict) else ""

@@ -34,7 +34,7 @@ resumed run would have other data."""
 _HASH_SEED = "PYTHONHASHSEED"
 
 
-def derived_seed(*parts: object) -> int:
+def derived_seed(*parts: str | int) -> int:
     """A 31-bit seed of its own for each tuple of `parts`, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import NoReturn
+
+from sfpo_megatron.types import Json
 
 MOST_DEEP = 100
 """Lists and objects inside of one another. Schemas of tools have ten; Python's own limit depends on
@@ -21,7 +23,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _no_number(name: str) -> object:
+def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
@@ -29,20 +31,20 @@ STRICT = json.JSONDecoder(parse_float=_float, parse_constant=_no_number)
 """Without NaN and Infinity, which Python writes and other readers refuse."""
 
 
-def read_strict(text: str) -> Any:
+def read_strict(text: str) -> Json:
     """The value of a JSON text; ValueError or RecursionError for what is none."""
-    value = STRICT.decode(text)
+    value: Json = STRICT.decode(text)
     require_shallow(value)
     return value
 
 
-def require_shallow(value: Any) -> None:
+def require_shallow(value: Json) -> None:
     """ValueError for a value that is nested too deeply."""
     if is_deeper(value, MOST_DEEP):
         raise ValueError(f"it is nested deeper than {MOST_DEEP} lists and objects")
 
 
-def is_deeper(value: Any, most: int) -> bool:
+def is_deeper(value: Json, most: int) -> bool:
     """Whether more than `most` lists and objects are inside of one another."""
     level = [value]
     for _ in range(most + 1):

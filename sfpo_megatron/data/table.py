@@ -58,8 +58,6 @@ class PromptTable(Sequence[Prompt]):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
-
     def renamed(self, name: Callable[[str], str]) -> PromptTable:
         """The same prompts with other ids."""
         rows = [replace(row, id=name(row.id)) for row in self.rows]

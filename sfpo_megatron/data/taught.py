@@ -14,7 +14,7 @@ from typing import Any
 
 from sfpo_megatron.data.errors import DataError, shorten
 from sfpo_megatron.data.rows import Row
-from sfpo_megatron.data.values import absent, as_list, is_text, message_text
+from sfpo_megatron.data.values import Cell, absent, as_list, is_text, message_text
 
 MESSAGES, COMPLETION = "messages", "completion"
 ROLES = ("system", "user", "assistant", "tool")
@@ -27,7 +27,7 @@ _FOR_TEMPLATE = ("tools", "chat_template_kwargs")
 """Columns that other trainers give the chat template with the messages."""
 
 
-def conversation_row(given: object, missing: DataError, *, row_id: str) -> Row | DataError:
+def conversation_row(given: Cell, missing: DataError, *, row_id: str) -> Row | DataError:
     """The row of a record that has `messages` in place of what `missing` says."""
     messages = _messages(given, missing.where)
     if isinstance(messages, DataError):
@@ -84,7 +84,7 @@ def lesson_of(row: Row) -> str:
     return json.dumps(messages_of(row)) if messages_of(row) else str(completion_of(row))
 
 
-def completion_text(given: object, where: str) -> str | DataError:
+def completion_text(given: Cell, where: str) -> str | DataError:
     """Text, or the one assistant's message that it stands in."""
     given = as_list(given)
     one = given[0] if isinstance(given, list) and len(given) == 1 else None
@@ -107,14 +107,14 @@ def completion_text(given: object, where: str) -> str | DataError:
     )
 
 
-def _beside_content(message: object) -> str:
+def _beside_content(message: Cell) -> str:
     """The first key of a message that says more than its content; nothing without one."""
     if not isinstance(message, dict):
         return ""
     return next((key for key in _BESIDE_CONTENT if not _is_empty(message.get(key))), "")
 
 
-def _is_empty(value: object) -> bool:
+def _is_empty(value: Cell) -> bool:
     """Whether it says nothing: null too, with which columns of structs are filled up."""
     value = as_list(value)
     if isinstance(value, dict):
@@ -122,7 +122,7 @@ def _is_empty(value: object) -> bool:
     return all(map(_is_empty, value)) if isinstance(value, list) else absent(value)
 
 
-def _messages(given: object, where: str) -> list[Message] | DataError:
+def _messages(given: Cell, where: str) -> list[Message] | DataError:
     """Up to the assistant's last turn: nothing is learned from what follows."""
 
     def wrong(found: str, fix: str) -> DataError:
@@ -137,12 +137,13 @@ def _messages(given: object, where: str) -> list[Message] | DataError:
         if beside := _beside_content(message):
             fix = f"write {beside} into content, in the form that the policy is to write"
             return wrong(f"messages[{number}] with {beside}, which is not read", fix)
-        role = message.get("role") if isinstance(message, dict) else None
-        if role == "assistant" and not absent(weight := message.get("weight")) and weight != 1:
+        said = message if isinstance(message, dict) else {}
+        role, weight = said.get("role"), said.get("weight")
+        if role == "assistant" and not absent(weight) and weight != 1:
             fix = "cut the conversation there, or leave the row out"
             return wrong(f"messages[{number}] has weight {shorten(weight)}", fix)
         content = message_text(message)
-        if role not in ROLES or content is None:
+        if not isinstance(role, str) or role not in ROLES or content is None:
             found = f"messages[{number}] = {shorten(message)}"
             return wrong(found, f"give it a role ({', '.join(ROLES)}) and a content that is text")
         if role in ("user", "assistant") and not content.strip():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import date, time, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from sfpo_megatron.data.errors import shorten
 
@@ -26,6 +27,11 @@ class _Array(Protocol):
     def tolist(self) -> Any: ...
 
 
+_Scalar: TypeAlias = bool | int | float | str | Decimal | bytes | date | time | timedelta | None
+Cell: TypeAlias = _Scalar | _Array | list["Cell"] | tuple["Cell", ...] | dict[str, "Cell"]
+"""What a column of any kind of file has for a row; JSON can hold some of it."""
+
+
 def written_float(text: str) -> float | Decimal:
     """The number that a JSON file has written, for `json.loads`: a Decimal where a float is not
     that number; ValueError for an exponent that is beyond those too."""
@@ -39,7 +45,7 @@ def written_float(text: str) -> float | Decimal:
     return value if not math.isinf(value) and Decimal(repr(value)) == exact else exact
 
 
-def number_text(value: object) -> str | None:
+def number_text(value: Cell) -> str | None:
     """A reference that was given as a number, as text: `42`, not `42.0`; 0.0000001, not 1e-07.
     None for what is no number, not finite, or far past what a float holds."""
     if isinstance(value, bool):
@@ -73,19 +79,19 @@ def is_text(text: str) -> bool:
     return True
 
 
-def absent(value: object) -> bool:
+def absent(value: Cell) -> bool:
     """Whether a column has nothing for this row: null, NaN (pandas' null), white space."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return True
     return isinstance(value, float) and math.isnan(value)
 
 
-def as_list(value: object) -> object:
+def as_list(value: Cell) -> Cell:
     """An array of numpy as a list; everything else as it is."""
     return value.tolist() if isinstance(value, _Array) and len(value.shape) == 1 else value
 
 
-def message_text(message: object) -> str | None:
+def message_text(message: Cell) -> str | None:
     """The text of a conversation's message, also one that is a list of parts of text; None for
     another content."""
     content = as_list(message.get("content")) if isinstance(message, dict) else None
@@ -129,7 +135,7 @@ def _plain(item: Any) -> Any:
     return item
 
 
-def _is_json(item: object) -> bool:
+def _is_json(item: Cell) -> bool:
     try:
         json.dumps(item, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from sfpo_megatron.host.replacing import set_aside, write_durably
 from sfpo_megatron.outputs.aside import one_writer
 from sfpo_megatron.outputs.owned import NotOurs
+from sfpo_megatron.types import Json
 
 PATIENCE_S = 20.0
 """How long a directory that another process holds is tried again."""
@@ -46,7 +47,7 @@ class EvaluationError(ValueError):
     """An evaluation cannot begin or go on: what was found, what was expected, what to do."""
 
 
-def _is(value: object, types: tuple[type, ...]) -> bool:
+def _is(value: Json, types: tuple[type, ...]) -> bool:
     return isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 

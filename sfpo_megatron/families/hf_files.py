@@ -19,6 +19,7 @@ from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.weight_files import INDEX, SINGLE, weight_files
 from sfpo_megatron.families.weight_names import check_tensors, not_trained
 from sfpo_megatron.outputs.exported import companions, dead_links
+from sfpo_megatron.types import Json
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class SafetensorsWriter:
 
 def _header(specs: Sequence[TensorMeta]) -> bytes:
     names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
     start = 0
     for spec in specs:
         end = start + spec.num_bytes

@@ -10,61 +10,62 @@ from collections.abc import Callable, Iterator, Mapping
 
 from sfpo_megatron.families.family import DEFAULTS, Family
 from sfpo_megatron.families.hf_config import Finding, HFConfig
+from sfpo_megatron.types import Json
 
 RESTORE = "restore the model's config.json"
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def _integer(value: object, least: int) -> bool:
+def _integer(value: Json, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _size(value: object) -> bool:
+def _size(value: Json) -> bool:
     return _integer(value, 1)
 
 
-def _count(value: object) -> bool:
+def _count(value: Json) -> bool:
     return _integer(value, 0)
 
 
-def _id(value: object) -> bool:
+def _id(value: Json) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _ids(value: object) -> bool:
+def _ids(value: Json) -> bool:
     return _id(value) or (isinstance(value, list) and all(_id(item) for item in value))
 
 
-def _number(value: object) -> bool:
+def _number(value: Json) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value >= 0
 
 
-def _rate(value: object) -> bool:
+def _rate(value: Json) -> bool:
     return _count(value) or _number(value)
 
 
-def _flag(value: object) -> bool:
+def _flag(value: Json) -> bool:
     return isinstance(value, bool)
 
 
-def _text(value: object) -> bool:
+def _text(value: Json) -> bool:
     return isinstance(value, str)
 
 
-def _dtype(value: object) -> bool:
+def _dtype(value: Json) -> bool:
     return value in _DTYPES
 
 
-def _layers(value: object) -> bool:
+def _layers(value: Json) -> bool:
     return isinstance(value, list) and all(_count(item) for item in value)
 
 
-def _layer_types(value: object) -> bool:
+def _layer_types(value: Json) -> bool:
     return isinstance(value, list) and set(value) <= {"full_attention", "sliding_attention"}
 
 
 _POSITIVE = "a positive integer"
-_KINDS: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
+_KINDS: tuple[tuple[str, Callable[[Json], bool], tuple[str, ...]], ...] = (
     (
         *(_POSITIVE, _size),
         (
@@ -99,7 +100,7 @@ _KINDS: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     ("a list of layers", _layers, ("mlp_only_layers",)),
     ("a list of full_attention and sliding_attention", _layer_types, ("layer_types",)),
 )
-KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+KINDS: Mapping[str, tuple[str, Callable[[Json], bool]]] = {
     key: (expected, holds) for expected, holds, keys in _KINDS for key in keys
 }
 """Key -> what it may hold in words, and as a test."""

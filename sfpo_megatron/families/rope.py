@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sfpo_megatron.families.hf_config import Finding, HFConfig
+from sfpo_megatron.types import Json
 
 Kind = Literal["linear", "llama3", "yarn"]
 _ORIGINAL = "original_max_position_embeddings"
@@ -116,7 +117,7 @@ def refused_rope(config: HFConfig) -> Iterator[Finding]:
         yield f"partial_rotary_factor {partial}", expected, "choose another model"
 
 
-def _positive(value: object) -> bool:
+def _positive(value: Json) -> bool:
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

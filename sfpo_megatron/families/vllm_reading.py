@@ -14,9 +14,10 @@ from sfpo_megatron.families.keys import RESTORE, resolved
 from sfpo_megatron.families.known import FAMILIES
 from sfpo_megatron.families.rope import OTHER_LIMITS, rope_settings
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.types import Json
 
 _REMOVE = "remove it, or choose another model"
-_ENGINE_ONLY: Mapping[str, tuple[object, ...]] = {
+_ENGINE_ONLY: Mapping[str, tuple[Json, ...]] = {
     **dict.fromkeys(("attention_bias", "bias", "qkv_bias", "qk_norm", "mlp_bias"), (False, None)),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "rotary_emb_fraction"), (1, None)),
     **dict.fromkeys(("dual_chunk_attention_config", "llama_4_scaling"), (None,)),

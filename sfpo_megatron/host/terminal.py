@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO, cast
+from typing import TextIO
 
 WIPE = "\r\x1b[K"
 """Back to the start of the line, and nothing is on it."""
@@ -50,40 +50,35 @@ def wipe_before_writing() -> None:
     """Have this process write whole lines from now on, each in the place of the line that another
     process redraws."""
     if takes_line_in_place(sys.stdout):
-        sys.stdout = cast("TextIO", WipingStream(sys.stdout))
+        sys.stdout = WipingStream(sys.stdout)
         if takes_line_in_place(sys.stderr):
-            sys.stderr = cast("TextIO", WipingStream(sys.stderr))
+            sys.stderr = WipingStream(sys.stderr)
 
 
-class WipingStream(io.TextIOBase):
-    """Writes to another stream, line by line, each after a WIPE."""
+class WipingStream(io.TextIOWrapper):
+    """Writes where another stream does, line by line, each after a WIPE."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
         self._begun = ""
+        stream.flush()
+        # With a buffer of its own: that of the other stream would be closed with this one.
+        buffer = open(stream.fileno(), "wb", closefd=False)  # noqa: SIM115
+        super().__init__(buffer, stream.encoding, stream.errors)
 
     def write(self, text: str) -> int:
         """Write the lines that `text` ends, and keep what it begins."""
         *whole, self._begun = (self._begun + text).split("\n")
         if whole:
-            self._stream.write("".join(f"{WIPE}{line}\n" for line in whole))
-            self._stream.flush()
+            super().write("".join(f"{WIPE}{line}\n" for line in whole))
+            super().flush()
         return len(text)
 
     def flush(self) -> None:
         """Write also a line that has not ended."""
         if self._begun:
             begun, self._begun = self._begun, ""
-            self._stream.write(f"{WIPE}{begun}\n")
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        """The number of the stream below."""
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        """Whether the stream below is a terminal."""
-        return self._stream.isatty()
+            super().write(f"{WIPE}{begun}\n")
+        super().flush()
 
 
 def keep_stdout() -> TextIO:

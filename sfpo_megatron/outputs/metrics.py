@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.outputs.json_lines import bad_line, read_lines
+from sfpo_megatron.types import Json
 
 _HIGHEST = 1e100
 _EXPECTED = "a JSON object with a step, which is a whole number as num_rollouts is"
@@ -62,9 +63,11 @@ def read_metrics(path: str | Path, *, is_written: bool = False) -> RunMetrics:
     )
 
 
-def is_number(found: object) -> TypeGuard[float]:
+def is_number(found: Json) -> TypeGuard[float]:
     """Whether a value of a line is a number that can be squared and summed; a boolean is none."""
-    return type(found) in (int, float) and abs(found) < _HIGHEST  # type: ignore[arg-type]
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return False
+    return abs(found) < _HIGHEST
 
 
 def cut_metrics(path: str | Path, step: int) -> None:

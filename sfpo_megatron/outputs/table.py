@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfpo_megatron.outputs.metrics import RunMetrics, read_metrics
+from sfpo_megatron.types import Json
 
 PHASES = ("generate", "reward", "logprob", "passes", "reposition", "refit", "step")
 
@@ -73,7 +74,7 @@ def _at(point: tuple[int, float]) -> str:
     return f"{point[1]:.3f} (step {point[0]})"
 
 
-def _count(value: object) -> str:
+def _count(value: Json) -> str:
     return f"{value:,}" if isinstance(value, int) else "n/a"
 
 

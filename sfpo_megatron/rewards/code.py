@@ -22,6 +22,7 @@ from sfpo_megatron.rewards.wire import Explanation
 from sfpo_megatron.sandbox.interpreter import Trial, TrialResult, run_trials
 from sfpo_megatron.sandbox.isolation import isolation
 from sfpo_megatron.sandbox.process import DidNotStart
+from sfpo_megatron.types import Json
 
 MEMORY_BYTES = 512 << 20
 CHECKS_S = 2.0
@@ -80,7 +81,7 @@ def tests_of(answer: str) -> list[Test]:
     return [_test(number, item) for number, item in enumerate(items)]
 
 
-def _test(number: int, item: object) -> Test:
+def _test(number: int, item: Json) -> Test:
     if isinstance(item, str):
         try:
             return assertion(item)

@@ -19,6 +19,7 @@ from sfpo_megatron.rewards.notation import plain
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation
+from sfpo_megatron.types import Json
 
 _MARKED = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])\s*[).:]|([A-Z]))(?:\s+(.*))?",
@@ -129,11 +130,12 @@ def _reference(answer: str, options: Mapping[str, str]) -> tuple[str, str]:
     return letter, (marked[4] or "").strip() or options.get(letter, "")
 
 
-def _options(choices: object) -> dict[str, str]:
+def _options(choices: Json) -> dict[str, str]:
     if isinstance(choices, Mapping):
-        if isinstance(choices.get("text"), Sequence) and isinstance(choices.get("label"), Sequence):
-            labels = (str(label).upper() for label in choices["label"])
-            return dict(zip(labels, map(str, choices["text"]), strict=False))
+        texts, labels = choices.get("text"), choices.get("label")
+        if isinstance(texts, Sequence) and isinstance(labels, Sequence):
+            letters = (str(label).upper() for label in labels)
+            return dict(zip(letters, map(str, texts), strict=False))
         return {str(letter).upper(): str(text) for letter, text in choices.items()}
     if isinstance(choices, Sequence) and not isinstance(choices, str):
         return {chr(ord("A") + index): str(text) for index, text in enumerate(choices[:26])}

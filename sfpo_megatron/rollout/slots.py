@@ -240,7 +240,7 @@ class EngineSlots:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def change(self) -> Awaitable[object]:
+    def change(self) -> Awaitable[bool]:
         """Wait until an engine becomes ready, gets weights or is lost, from this call on: a task
         that waits may begin later."""
         return self._changed.wait()

@@ -24,6 +24,7 @@ from typing import IO, Self
 from sfpo_megatron.sandbox.isolation import isolation
 from sfpo_megatron.sandbox.mounts import namespace
 from sfpo_megatron.sandbox.process import DidNotStart
+from sfpo_megatron.types import Json
 
 OUTPUT_BYTES = 1 << 20
 """How much a program may print, and how large a file it may write."""
@@ -66,7 +67,7 @@ class TrialResult:
 
 def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
     """Run `code` as a script in a folder of its own; DidNotStart."""
-    given: dict[str, object] = {"mode": "script", "code": code}
+    given: dict[str, Json] = {"mode": "script", "code": code}
     with new_folder() as folder, tempfile.TemporaryFile() as output:
         with _Begun() as begun:
             asked = request(begun.told(given), folder, timeout_s, memory_bytes)
@@ -80,8 +81,8 @@ def run_trials(
 ) -> list[TrialResult]:
     """Try `code` in one interpreter, each time in a fork of it; results of the first trials, as
     many as have ended within the limit."""
-    all_trials = [asdict(trial) for trial in trials]
-    given: dict[str, object] = {"mode": "trials", "code": code, "trials": all_trials}
+    all_trials: list[Json] = [asdict(trial) for trial in trials]
+    given: dict[str, Json] = {"mode": "trials", "code": code, "trials": all_trials}
     file_bytes = max([OUTPUT_BYTES, *(4 * len(trial.stdin) for trial in trials)])
     with new_folder() as folder, _Begun() as begun:
         asked = request(begun.told(given), folder, timeout_s, memory_bytes, file_bytes)
@@ -111,7 +112,7 @@ class _Begun:
         os.close(self._reader)
         os.close(self._writer)
 
-    def told(self, given: Mapping[str, object]) -> dict[str, object]:
+    def told(self, given: Mapping[str, Json]) -> dict[str, Json]:
         """What the interpreter is asked for, and to say it."""
         return {**given, "begun": self._writer}
 
@@ -194,14 +195,14 @@ def command() -> list[str]:
 
 
 def request(
-    given: dict[str, object],
+    given: dict[str, Json],
     folder: str,
     timeout_s: float,
     memory_bytes: int,
     file_bytes: int = OUTPUT_BYTES,
 ) -> bytes:
     """The first line that the interpreter reads."""
-    limits: dict[str, object] = {
+    limits: dict[str, Json] = {
         "folder": folder,
         "memory_bytes": memory_bytes,
         "file_bytes": file_bytes,

@@ -24,6 +24,7 @@ from sfpo_megatron.sandbox.interpreter import (
 )
 from sfpo_megatron.sandbox.process import START_TIMEOUT_S, DidNotStart
 from sfpo_megatron.sandbox.waiting import ready
+from sfpo_megatron.types import Json
 
 _CPU_S = 3600.0  # of the whole session; each program's seconds are counted here
 _REPLY_BYTES = 64
@@ -63,7 +64,7 @@ class Session:
         os.set_blocking(self._stdin.fileno(), False)
         self.is_open = True
         """False once it has ended: there is nothing more to run."""
-        given: dict[str, object] = {"mode": "script", "replies": theirs}
+        given: dict[str, Json] = {"mode": "script", "replies": theirs}
         try:
             self._exchange(request(given, self._folder.name, _CPU_S, memory_bytes), START_TIMEOUT_S)
         except (_Ended, TimeoutError) as error:

@@ -18,10 +18,11 @@ from collections import deque
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from itertools import islice
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 _MOST_RESULTS = 8 << 20  # bytes of all lines
 _MOST_ITEMS = 100_000
+_Tried: TypeAlias = dict[str, int | str | list[str | None]]
 
 
 def main(given: dict[str, Any]) -> int:
@@ -37,7 +38,7 @@ def main(given: dict[str, Any]) -> int:
     return 0
 
 
-def _tried(code: str, trial: dict[str, Any], results: int) -> dict[str, object]:
+def _tried(code: str, trial: dict[str, Any], results: int) -> _Tried:
     stdin, output, values = (os.memfd_create("trial") for _ in range(3))
     os.write(stdin, trial["stdin"].encode(errors="replace"))
     os.lseek(stdin, 0, os.SEEK_SET)
@@ -55,7 +56,7 @@ def _tried(code: str, trial: dict[str, Any], results: int) -> dict[str, object]:
         os.killpg(child, signal.SIGKILL)  # what it has left behind
     except ProcessLookupError:
         pass
-    found = {
+    found: _Tried = {
         "status": os.waitstatus_to_exitcode(status),
         "output": _content(output),
         "values": _values(_content(values), len(trial["expressions"])),

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 
+from sfpo_megatron.types import Json
 
-def require_number(name: str, value: object, *, whole: bool = False) -> None:
+
+def require_number(name: str, value: Json, *, whole: bool = False) -> None:
     """ValueError for a setting that is no number above 0: asked before a call, or a model would
     be told of it in each."""
     kinds = (int,) if whole else (int, float)

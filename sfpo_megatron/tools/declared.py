@@ -16,8 +16,9 @@ from typing import TypeAlias
 from sfpo_megatron.config.environments import ToolArgs
 from sfpo_megatron.plugins import TOOL, Foreign, PluginError
 from sfpo_megatron.tools import ToolError
+from sfpo_megatron.types import Json
 
-Schema: TypeAlias = dict[str, object]
+Schema: TypeAlias = dict[str, Json]
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -26,7 +27,7 @@ class ToolChoice:
 
     name: str
     """Built in, or `package.module:name`."""
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def called(self) -> str:
@@ -71,7 +72,7 @@ class ToolChoice:
 class BoundTool:
     """A tool with its settings, to be called with what a model gives."""
 
-    def __init__(self, function: Callable[..., Foreign], settings: dict[str, object]) -> None:
+    def __init__(self, function: Callable[..., Foreign], settings: dict[str, Json]) -> None:
         self.function, self.settings = function, settings
         parameters = inspect.signature(function).parameters
         self.hidden = {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -83,7 +84,7 @@ class BoundTool:
         if callable(warm_up):
             warm_up(**self.settings)
 
-    def call(self, arguments: Mapping[str, object]) -> str:
+    def call(self, arguments: Mapping[str, Json]) -> str:
         """The result as text; ToolError for arguments that are not its own, or what it raises."""
         unknown = [name for name in arguments if name not in self._shown]
         missing = [
@@ -123,7 +124,7 @@ def _schema(choice: ToolChoice) -> Schema:
 
     tool = choice.load()
     try:
-        schema: dict[str, dict[str, dict[str, dict[str, object]]]] = get_json_schema(tool.function)
+        schema = get_json_schema(tool.function)
     except Exception as error:  # DocstringParsingException, TypeHintParsingException: not public
         raise PluginError(
             TOOL.key,
@@ -131,12 +132,13 @@ def _schema(choice: ToolChoice) -> Schema:
             expected="a type for each parameter, and a docstring with a line for each under Args:",
             fix="add them",
         ) from error
-    parameters = schema["function"]["parameters"]
+    function = schema["function"]
+    parameters = function["parameters"]
     properties = {k: v for k, v in parameters["properties"].items() if k not in tool.hidden}
     required = [name for name in parameters.get("required", ()) if name not in tool.hidden]
     # The return value's description is none of OpenAI's format, and changes what templates write.
-    told: dict[str, object] = {k: v for k, v in schema["function"].items() if k != "return"}
+    told: dict[str, Json] = {k: v for k, v in function.items() if k != "return"}
     if choice.is_persistent:
         told["description"] = f"{told['description']} Variables are kept from call to call."
-    shown = {"type": "object", "properties": properties, "required": required}
+    shown: dict[str, Json] = {"type": "object", "properties": properties, "required": required}
     return {"type": "function", "function": {**told, "parameters": shown}}

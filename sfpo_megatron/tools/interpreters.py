@@ -18,6 +18,7 @@ from sfpo_megatron.sandbox.process import DidNotStart
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.declared import BoundTool
 from sfpo_megatron.tools.python import shown
+from sfpo_megatron.types import Json
 
 _GONE = "the next call gets a fresh interpreter, without what was defined"
 
@@ -74,7 +75,7 @@ class Seat:
 class Interpreters:
     """Interpreters of the episodes that run now."""
 
-    def __init__(self, settings: Mapping[str, object], *, num_workers: int) -> None:
+    def __init__(self, settings: Mapping[str, Json], *, num_workers: int) -> None:
         """`settings`: those of `python`; `num_workers`: calls at a time."""
         self._settings = dict(settings)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="interpreter")
@@ -99,7 +100,7 @@ class Interpreters:
             except RuntimeError:  # closed
                 seat.leave()
 
-    async def call(self, arguments: Mapping[str, object]) -> str:
+    async def call(self, arguments: Mapping[str, Json]) -> str:
         """What the program printed; ToolError for arguments that are not the tool's, and where the
         interpreter is gone."""
         seat = self._seat.get()

@@ -31,6 +31,7 @@ from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.declared import ToolChoice
 from sfpo_megatron.tools.interpreters import Interpreters
 from sfpo_megatron.tools.worker import ToolReply
+from sfpo_megatron.types import Json
 
 Worker: TypeAlias = LimitedProcess[ToolReply]
 SCRATCH = "sfpo-tools-"
@@ -102,7 +103,7 @@ class ToolPool:
         """Process ids of the workers that run now."""
         return [worker.pid for worker in self._workers]
 
-    async def call(self, name: str, arguments: Mapping[str, object]) -> ToolResult:
+    async def call(self, name: str, arguments: Mapping[str, Json]) -> ToolResult:
         """Call a tool; as many at a time as there are processes."""
         if name not in self._number:
             known = ", ".join(self._number) or "none"
@@ -139,7 +140,7 @@ class ToolPool:
         self._workers.add(worker)
         return worker
 
-    def _call(self, name: str, arguments: Mapping[str, object]) -> ToolResult:
+    def _call(self, name: str, arguments: Mapping[str, Json]) -> ToolResult:
         if self._closing.is_set():
             raise ToolsFailed("the tools are closed")
         worker, usable = self._idle.get(), None
@@ -158,7 +159,7 @@ class ToolPool:
             return ToolResult(text=reply["error"], failed=True)
         return ToolResult(text=reply["result"])
 
-    def _send(self, worker: Worker | None, name: str, arguments: Mapping[str, object]) -> Worker:
+    def _send(self, worker: Worker | None, name: str, arguments: Mapping[str, Json]) -> Worker:
         """Hand a call to a process, or to another one where it ended while it was idle."""
         request = {
             "tool": self._number[name],

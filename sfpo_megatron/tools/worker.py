@@ -30,6 +30,7 @@ from sfpo_megatron.sandbox.limits import (
 from sfpo_megatron.sandbox.surroundings import Surroundings
 from sfpo_megatron.tools import ToolError
 from sfpo_megatron.tools.declared import BoundTool, ToolChoice
+from sfpo_megatron.types import Json
 
 _MAX_RESULT_CHARS = 100_000  # of a line to the parent, which cuts it to what the model may read
 
@@ -38,7 +39,7 @@ class ToolCallRequest(TypedDict):
     """A line to the process."""
 
     tool: int
-    arguments: dict[str, object]
+    arguments: dict[str, Json]
     cpu_s: float
 
 
@@ -82,7 +83,7 @@ def main(lifeline_fd: int, timeout_s: float, choices: list[ToolChoice]) -> None:
             write_line(surroundings.results, reply)
 
 
-def answer(tool: BoundTool, arguments: Mapping[str, object]) -> ToolReply:
+def answer(tool: BoundTool, arguments: Mapping[str, Json]) -> ToolReply:
     """What one call gives; an exception is an error that the model is told."""
     try:
         return {"result": tool.call(arguments)[:_MAX_RESULT_CHARS]}

@@ -7,8 +7,11 @@ Static imports only, those inside functions included: a lazy import crosses a la
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +68,9 @@ TORCH_FREE = (
     ),
     "checkpoints/",
 )
+MAX_PER_1000_LINES = {"object": 0.76, "Any": 8.0}
+"""Lines whose types say nothing of a value: `Json` of types.py is one that was only read."""
+MAX_IN_ALL = {"cast": 0, "type: ignore": 8}
 MAX_FILE_LINES, MAX_RUN_FILE_LINES, MAX_CLASS_LINES, MAX_FUNCTION_LINES = 400, 250, 200, 80
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -117,6 +123,21 @@ def dependency_faults(path: Path) -> list[str]:
     return faults
 
 
+def untyped(text: str) -> Counter[str]:
+    """Lines with `object` and with `Any` as a type, calls of `cast` and comments `type: ignore`."""
+    nodes = list(ast.walk(ast.parse(text)))
+    owners = {node.value for node in nodes if isinstance(node, ast.Attribute)}
+    names = [node for node in nodes if isinstance(node, ast.Name) and node not in owners]
+    lines = {(node.id, node.lineno) for node in names if node.id in MAX_PER_1000_LINES}
+    calls = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    found = Counter(name for name, _ in lines)
+    found["cast"] = sum(call in ("cast", "typing.cast") for call in calls)
+    found["type: ignore"] = sum("type: ignore" in comment for comment in comments)
+    return found
+
+
 def test_every_room_has_a_layer() -> None:
     """No more and no less: what has moved away is not in the table."""
     inside = [f for f in PACKAGE.iterdir() if f.suffix == ".py" or (f / "__init__.py").exists()]
@@ -145,6 +166,25 @@ def test_files_and_functions_stay_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= MAX_FUNCTION_LINES, f"{node.name}: {length} lines"
+
+
+def test_types_say_what_values_are() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in FILES]
+    found = sum(map(untyped, texts), Counter[str]())
+    thousands = sum(len(text.splitlines()) for text in texts) / 1000
+    for name, most in MAX_PER_1000_LINES.items():
+        assert found[name] <= most * thousands, f"{found[name]} lines with {name} as a type"
+    for name, most in MAX_IN_ALL.items():
+        assert found[name] <= most, f"{found[name]} times {name}"
+
+
+def test_what_says_nothing_of_a_value_is_counted() -> None:
+    text = """
+def f(x: object, y: dict[str, object], z: Any) -> Any:
+    object.__setattr__(x, "object", cast(int, y) or typing.cast("Any", z))
+    return "type: ignore"  # type: ignore[arg-type]
+"""
+    assert untyped(text) == {"object": 1, "Any": 1, "cast": 2, "type: ignore": 1}
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if f.read_text().strip()], ids=name)

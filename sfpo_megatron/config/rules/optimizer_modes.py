@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.types import Json
 
 OPTIMIZERS: Mapping[str, int] = {"adam": 2, "sgd": 1}
 """Megatron's name of an optimizer that SFPO knows -> moments that it keeps of each param."""
@@ -44,5 +45,5 @@ def optimizer_modes(config: RunConfig) -> Iterator[Problem]:
         yield _refused("optimizer.main_params_dtype", dtype, "float32", why)
 
 
-def _refused(name: str, found: object, expected: str, why: str) -> Problem:
+def _refused(name: str, found: Json, expected: str, why: str) -> Problem:
     return Problem(f"megatron.{name}", repr(found), f"{expected} with SFPO", f"remove it: {why}")

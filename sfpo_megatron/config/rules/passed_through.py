@@ -12,6 +12,8 @@ from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.config.upstream import accepts, fields_of
 from sfpo_megatron.errors import shortened
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.types import Json
 
 _CORE = "megatron.core"
 CLASSES: dict[str, tuple[str, str]] = {
@@ -209,7 +211,7 @@ def engine_arguments(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def engine_arguments_on(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
+def engine_arguments_on(config: RunConfig, model: ModelShape, on_cpu: bool) -> Iterator[Problem]:
     """A rule like `MODEL_RULES`: on a CPU engines take a prompt at once."""
     given = config.rollout.engine_args
     longest = config.engine_tokens
@@ -233,6 +235,6 @@ def _int(given: dict[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def shown(value: object) -> str:
+def shown(value: Json) -> str:
     """`value` for a message, in one short line."""
     return shortened(repr(value), 60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.rules.model_files import problem_of
@@ -12,6 +12,7 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.json_file import read_object
 from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.types import Json
 
 _SPECIAL = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
@@ -66,7 +67,7 @@ def _too_high(
     )
 
 
-def _read(file: Path) -> Mapping[str, object]:
+def _read(file: Path) -> Mapping[str, Json]:
     """The object in `file`; empty where there is no such file."""
     return read_object(file, fix=_FIX) if file.is_file() else {}
 
@@ -79,19 +80,21 @@ def _vocabulary(file: Path) -> tuple[dict[str, int], dict[str, int]]:
     if isinstance(vocab, list):  # Unigram: a token's place is its id
         tokens = (item[0] if isinstance(item, list) and item else item for item in vocab)
         vocab = {str(token): place for place, token in enumerate(tokens)}
-    if not isinstance(vocab, dict) or not all(_is_id(value) for value in vocab.values()):
+    own = {k: v for k, v in vocab.items() if _is_id(v)} if isinstance(vocab, dict) else {}
+    if not isinstance(vocab, dict) or len(own) < len(vocab):
         found = f"no vocabulary under model.vocab of {file}"
         raise ModelFilesError(found, "tokens with their ids", _FIX)
-    added = {}
+    added: dict[str, int] = {}
     for item in more if isinstance(more, list) else [None]:
-        if not (isinstance(item, dict) and _is_id(item.get("id"))):
+        token = item if isinstance(item, dict) else {}
+        if not _is_id(value := token.get("id")):
             found = f"{item!r} under added_tokens of {file}"
             raise ModelFilesError(found, "objects with content and id", _FIX)
-        added[str(item.get("content"))] = item["id"]
-    return vocab, added
+        added[str(token.get("content"))] = value
+    return own, added
 
 
-def _is_id(value: object) -> bool:
+def _is_id(value: Json) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -109,7 +112,7 @@ def _declared(path: Path) -> Iterator[str]:
             yield from _texts(value if isinstance(value, list) else [value])
 
 
-def _texts(values: Iterable[object]) -> Iterator[str]:
+def _texts(values: Iterable[Json]) -> Iterator[str]:
     for value in values:
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str):
@@ -121,7 +124,7 @@ def _special_ids(file: Path, num_rows: int) -> Iterator[Problem]:
     for name in _IDS:
         given = settings.get(name)
         for value in given if isinstance(given, list) else [given]:
-            if value is None or (_is_id(value) and isinstance(value, int) and value < num_rows):
+            if value is None or (_is_id(value) and value < num_rows):
                 continue
             # Old Llamas have pad_token_id -1, which means none; nobody pads here.
             none = name == "pad_token_id" and value == -1

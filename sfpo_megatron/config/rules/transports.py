@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from sfpo_megatron.config.rollout import Transport
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.host.nccl import LIBRARY, nccl_version
 
 OURS = "set refit.transport: nccl_stages"
@@ -101,7 +102,7 @@ def _one_mesh_a_side(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def transport_of_device(config: RunConfig, model: object, on_cpu: bool) -> Iterator[Problem]:
+def transport_of_device(config: RunConfig, model: ModelShape, on_cpu: bool) -> Iterator[Problem]:
     """A rule like `MODEL_RULES`: known once it is known where the run is."""
     transport = config.refit.transport
     if on_cpu and (transport == "nccl_stages" or config.refit.is_vllms_own):

@@ -16,7 +16,7 @@ from sfpo_megatron.data.turns import Message
 from sfpo_megatron.data.values import is_text
 from sfpo_megatron.errors import shortened
 
-Json: TypeAlias = dict[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 
 
 class ApiError(Exception):
@@ -29,7 +29,7 @@ class ApiError(Exception):
         self.status, self.param, self.code = status, param, code
 
     @property
-    def body(self) -> Json:
+    def body(self) -> JsonObject:
         """The JSON of the answer."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
@@ -69,7 +69,7 @@ class Answer:
     num_prompt_tokens: int
 
     @property
-    def usage(self) -> Json:
+    def usage(self) -> JsonObject:
         """Counts of tokens."""
         told, said = self.num_prompt_tokens, len(self.tokens)
         return {"prompt_tokens": told, "completion_tokens": said, "total_tokens": told + said}
@@ -141,7 +141,7 @@ def _check_parameter(key: str, value: Any) -> None:
         )
 
 
-def _check_sampling(given: Json, sampling: Sampling) -> None:
+def _check_sampling(given: JsonObject, sampling: Sampling) -> None:
     for key, own in (("temperature", sampling.temperature), ("top_p", sampling.top_p)):
         if key in given and given[key] != own:
             raise ApiError(
@@ -152,14 +152,14 @@ def _check_sampling(given: Json, sampling: Sampling) -> None:
             )
 
 
-def _count(given: Json, key: str) -> int:
+def _count(given: JsonObject, key: str) -> int:
     value = given[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ApiError(f"{key}: found {_shown(value)}, expected a whole number >= 1", param=key)
     return value
 
 
-def _typed(given: Json, key: str, kind: type, default: Any) -> Any:
+def _typed(given: JsonObject, key: str, kind: type, default: Any) -> Any:
     value = given.get(key, default)
     if not isinstance(value, kind):
         raise ApiError(f"{key}: found {_shown(value)}, expected {kind.__name__}", param=key)
@@ -194,7 +194,7 @@ def _message(message: Any, where: str) -> Message:
     if not isinstance(message, dict) or message.get("role") not in [*_ROLES]:
         raise ApiError(f"{where}: expected a role, one of {', '.join(_ROLES)}", param=where)
     role = _ROLES[message["role"]]
-    made: Json = {"role": role, "content": _content(message.get("content"), where)}
+    made: JsonObject = {"role": role, "content": _content(message.get("content"), where)}
     if role == "assistant":
         made["content"] = made["content"].strip()  # clients trim; the tokens stay as they were
         if message.get("tool_calls"):
@@ -225,7 +225,7 @@ def _text(text: Any, where: str) -> str:
     return text
 
 
-def _tool_calls(calls: Any, where: str) -> list[Json]:
+def _tool_calls(calls: Any, where: str) -> list[JsonObject]:
     try:
         functions = [call["function"] for call in calls]
         made = [(str(call["id"]), str(f["name"])) for call, f in zip(calls, functions, strict=True)]
@@ -241,7 +241,7 @@ def _tool_calls(calls: Any, where: str) -> list[Json]:
     ]
 
 
-def _arguments(given: Any) -> Json:
+def _arguments(given: Any) -> JsonObject:
     """An object: chat templates write it as JSON themselves."""
     value = read_strict(given) if isinstance(given, str) else given
     if not isinstance(value, dict):
@@ -256,14 +256,14 @@ def _shown(value: Any) -> str:
 # ---- answers -----------------------------------------------------------------------------------
 
 
-def completion_body(request: ChatRequest, answer: Answer, created: int) -> Json:
+def completion_body(request: ChatRequest, answer: Answer, created: int) -> JsonObject:
     """The whole answer as one object."""
     choice = {"message": _written(answer.message), "finish_reason": answer.finish_reason}
     head = _head(request, answer, created, "chat.completion")
     return {**head, "choices": [_choice(request, answer, choice)], "usage": answer.usage}
 
 
-def chunks(request: ChatRequest, answer: Answer, created: int) -> list[Json]:
+def chunks(request: ChatRequest, answer: Answer, created: int) -> list[JsonObject]:
     """The same as events of a stream: the turn, its end, and the usage where it is wanted."""
     head = _head(request, answer, created, "chat.completion.chunk")
     delta = _written(answer.message)
@@ -280,21 +280,21 @@ def as_client(message: Message) -> Message:
     return _message(_written(message), "answer")
 
 
-def _head(request: ChatRequest, answer: Answer, created: int, kind: str) -> Json:
+def _head(request: ChatRequest, answer: Answer, created: int, kind: str) -> JsonObject:
     return {"id": answer.id, "object": kind, "created": created, "model": request.model}
 
 
-def _choice(request: ChatRequest, answer: Answer, rest: Json) -> Json:
+def _choice(request: ChatRequest, answer: Answer, rest: JsonObject) -> JsonObject:
     content = [_token(text, logprob) for text, logprob in answer.tokens]
     logprobs = {"content": content, "refusal": None} if request.logprobs else None
     return {"index": 0, **rest, "logprobs": logprobs}
 
 
-def _token(text: str, logprob: float) -> Json:
+def _token(text: str, logprob: float) -> JsonObject:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
 
 
-def _written(message: Message) -> Json:
+def _written(message: Message) -> JsonObject:
     """With the arguments of calls as text, as the protocol has them."""
     written = {**message, "content": message["content"] or None}
     if "tool_calls" in message:
@@ -307,7 +307,7 @@ def _written(message: Message) -> Json:
     return written
 
 
-def _as_text(function: Json) -> str:
+def _as_text(function: JsonObject) -> str:
     text = json.dumps(function["arguments"], ensure_ascii=False)
     # Half of a surrogate pair stays an escape: a client could not send it back otherwise.
     return text if is_text(text) else json.dumps(function["arguments"])

@@ -15,7 +15,7 @@ from aiohttp import web
 from sfpo_megatron.host.event_loops import LoopThread
 from sfpo_megatron.rollout.endpoint.protocol import (
     ApiError,
-    Json,
+    JsonObject,
     Sampling,
     chunks,
     completion_body,
@@ -162,7 +162,7 @@ def _is_connected(request: web.Request) -> bool:
     return request.transport is not None and not request.transport.is_closing()
 
 
-async def _streamed(request: web.Request, events: list[Json]) -> web.StreamResponse:
+async def _streamed(request: web.Request, events: list[JsonObject]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     for event in events:

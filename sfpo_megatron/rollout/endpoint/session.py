@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 
 from sfpo_megatron.config.environments import CallFormat
 from sfpo_megatron.data.turns import Message
-from sfpo_megatron.rollout.endpoint.protocol import Answer, ApiError, ChatRequest, Json, as_client
+from sfpo_megatron.rollout.endpoint.protocol import (
+    Answer,
+    ApiError,
+    ChatRequest,
+    JsonObject,
+    as_client,
+)
 from sfpo_megatron.rollout.endpoint.templates import ChatTemplates
 from sfpo_megatron.rollout.environments.tool_calls import BadCall, ToolCall, calls_in
 from sfpo_megatron.rollout.episodes import Episode, Generate
@@ -183,7 +189,7 @@ class Session:
     ) -> tuple[Message, str]:
         """The turn as a message, and why it ended."""
         text = self._templates.turn_text(completion.token_ids)
-        message: Json = {"role": "assistant", "content": text}
+        message: JsonObject = {"role": "assistant", "content": text}
         if not completion.finished:
             return message, "length"
         calls = calls_in(text, self._call_format) if request.tools else []

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from sfpo_megatron.config.environments import CallFormat
 from sfpo_megatron.data.strict_json import STRICT, read_strict, require_shallow
 from sfpo_megatron.data.values import is_text
+from sfpo_megatron.types import Json
 
 _HERMES = re.compile(r"<tool_call>(.*?)(?P<end></tool_call>|\Z)", re.DOTALL)
 _PYTHON_TAG = "<|python_tag|>"
@@ -25,7 +26,7 @@ class ToolCall:
     """A call that can be made."""
 
     name: str
-    arguments: dict[str, object]
+    arguments: dict[str, Json]
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -81,11 +82,11 @@ def _not_json(error: Exception) -> BadCall:
     return BadCall(why=f"the tool call is not JSON: {error}")
 
 
-def _checked(value: object) -> Call:
+def _checked(value: Json) -> Call:
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(name, str) or not is_text(name):
         return BadCall(why='the tool call has no "name"')
-    given: object = next((value[key] for key in _ARGUMENTS if key in value), {})
+    given: Json = next((value[key] for key in _ARGUMENTS if key in value), {})
     if isinstance(given, str):  # some models write them as text
         try:
             given = read_strict(given)
