@@ -168,8 +168,13 @@ def install_signal_handlers(rank: int, *, asks: bool = False) -> None:
 
 def _unwind(signum: int, frame: FrameType | None) -> None:
     for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the closing short
-        signal.signal(again, signal.SIG_IGN)
+        signal.signal(again, _under_way)
     raise Unwound(128 + signum)
+
+
+def _under_way(signum: int, frame: FrameType | None) -> None:
+    """Not SIG_IGN: Python prints a traceback of a signal that has come and not been handled when
+    that is set, as where Ctrl-C and the launcher's SIGTERM come together."""
 
 
 def _exit_if_unwinding_hangs(asks: bool) -> None:

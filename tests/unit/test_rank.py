@@ -30,6 +30,11 @@ def run():
         case "leaves": sys.exit(0)
         case "leaves with text": sys.exit("no licence")
         case "signal": os.kill(os.getpid(), signal.SIGTERM)
+        case "two signals":  # as from a terminal and from the launcher, in one moment
+            both = {signal.SIGINT, signal.SIGTERM}
+            signal.pthread_sigmask(signal.SIG_BLOCK, both)
+            for signum in both: os.kill(os.getpid(), signum)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
         case "raises": raise KeyError("x")
         case "bad row": raise BadRowsError([wrong(n) for n in (1, 2)], {"without answer": 2})
         case "away":
@@ -69,6 +74,7 @@ sys.exit(run_rank(run, directory=RunDirectory.of(sys.argv[1]), launched=False))
         ("leaves", 1, "error: rank 0: SystemExit: 0"),
         ("leaves with text", 1, "error: rank 0: SystemExit: no licence"),
         ("signal", 128 + signal.SIGTERM, ""),
+        ("two signals", 128 + signal.SIGINT, ""),
     ],
 )
 def test_only_a_run_that_returns_ends_with_0(
