@@ -8,6 +8,7 @@ from made.problems import problem
 from sfpo_megatron.rewards import multiple_choice
 
 VITAMINS = ["Vitamin A", "Vitamin C", "Vitamin D", "Both A and B"]
+CAPITALS = ["London", "Paris", "Rome", "Berlin"]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,20 @@ VITAMINS = ["Vitamin A", "Vitamin C", "Vitamin D", "Both A and B"]
         "The answer cannot be option B.",
         "I do not think the answer is (B)",
         "A. foo B. bar",
+        "(B) is not the correct answer.",
+        "Option B isn't correct.",
+        "B is not correct",
+        "It is wrong that B is the correct answer.",
+        "I doubt that option B is correct.",
+        "Neither A nor option B is correct.",
+        "not (B)",
+        "B is less correct than A",
+        "B is correct, but A is more correct",
+        "(B) is right, but A is better.",
+        "(A) is correct, (B) is not correct.",
+        "B, not correct.",
+        "The answer is B because, no, wait, it is A.",
+        "The answer is B, no: A.",
     ],
 )
 def test_a_letter_that_is_taken_back_is_not_chosen(response: str) -> None:
@@ -72,3 +87,97 @@ def test_the_text_of_an_option_may_end_in_a_letter(response: str, letter: str, r
 )
 def test_a_text_that_the_row_does_not_have(response: str, letter: str, right: bool) -> None:
     assert multiple_choice.score(response, problem(letter)) == right
+
+
+@pytest.mark.parametrize("choices", [None, CAPITALS])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "(B) is the correct answer.",
+        "Option B is correct.",
+        "Therefore, (B) is correct.",
+        "Thus, option B is the right choice.",
+        "**B) Paris** is the correct answer.",
+        "B. Paris is correct.",
+        "[B]",
+        "[[B]]",
+        "<answer>[B]</answer>",
+        "B - Paris",
+        "B – Paris",
+        "B: Paris",
+        "Option (B): Paris",
+        r"\boxed{b}",
+        "<answer>b</answer>",
+        "The answer is: B",
+        "Answer: (B)",
+        "The answer is therefore B.",
+        "The answer is B because Paris is the capital.",
+        "The answer is (B) Paris, since Rome is not in France.",
+        "The answer is B, not A.",
+        "The answer is B rather than option A.",
+    ],
+)
+def test_a_choice_is_said_in_many_ways(said: str, choices: list[str] | None) -> None:
+    row = {} if choices is None else {"choices": choices}
+    assert multiple_choice.score(said, problem("B", **row)) == 1
+    assert multiple_choice.score(said, problem("A", **row)) == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "option A or option B",
+        "Either A or option B is correct.",
+        "Both A and B are correct.",
+        "A and B is correct",
+        "[A] or [B]",
+        "[A, B]",
+        "B - A",
+        "B is correct or A is correct",
+        "(A) is correct, or (B) is correct.",
+        "B - London",
+        "B is London",
+        "The answer is a",
+        "The answer is b",
+    ],
+)
+def test_two_letters_or_another_s_text_are_no_choice(said: str) -> None:
+    row = problem("B", choices=CAPITALS)
+    assert multiple_choice.score(said, row) == 0
+
+
+def test_the_text_of_an_option_may_be_a_verdict() -> None:
+    statements = ["I", "I is correct", "Only II is correct", "I and not II"]
+    assert multiple_choice.score(
+        "The correct option is C. Only II is correct.", problem("C", choices=statements)
+    )
+    assert multiple_choice.score("I is correct", problem("B", choices=statements))
+    assert not multiple_choice.score("The answer is I and not II", problem("A", choices=statements))
+
+
+@pytest.mark.parametrize(
+    ("response", "letter", "choices", "right"),
+    [
+        ("0.5", "B", ["1/4", "1/2", "2"], True),
+        (r"\boxed{\frac{1}{2}}", "B", ["1/4", "1/2", "2"], True),
+        ("The answer is (B) 0.5", "B", ["1/4", "1/2", "2"], True),
+        ("B - 0.5", "B", ["1/4", "1/2", "2"], True),
+        ("2.0", "C", ["1/4", "1/2", "2"], True),
+        ("B", "0.5", ["1/4", "1/2", "2"], True),
+        ("2000", "B", ["$1,000", "$2,000"], True),
+        ("10 meters", "B", ["5 m", "10 m"], True),
+        ("1 + 2x", "A", ["2x+1", "2x-1"], True),
+        ("0.25", "B", ["1/4", "1/2", "2"], False),
+        ("B. 0.25", "B", ["1/4", "1/2", "2"], False),
+        ("0.5 or 2", "B", ["1/4", "1/2", "2"], False),
+        ("-0.5", "B", ["1/4", "1/2", "2"], False),
+        ("1/2", "A", ["0.5", "1/2"], False),
+        ("0.50", "A", ["0.5", "1/2"], False),
+        ("10", "A", ["10 m", "10 cm"], False),
+        ("2", "1", {"label": ["1", "2"], "text": ["2 m", "3 m"]}, False),
+    ],
+)
+def test_the_text_of_an_option_may_be_a_number(
+    response: str, letter: str, choices: object, right: bool
+) -> None:
+    assert multiple_choice.score(response, problem(letter, choices=choices)) == right
