@@ -27,9 +27,10 @@ from sfpo_megatron.commands.score import score
 from sfpo_megatron.commands.starting import load_for_run
 from sfpo_megatron.commands.watching import add_mode, check_mode, options_of, screen_of_rank
 from sfpo_megatron.config.check import check_config
-from sfpo_megatron.config.load import ConfigError, load_config
+from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.evaluation.request import add_options
 from sfpo_megatron.host.home import NoHome
 from sfpo_megatron.host.spans import span
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
-    except ConfigError as error:
+    except WrongInput as error:
         from sfpo_megatron.launcher.rank import exit_code_of
 
         if speaks():

@@ -310,6 +310,13 @@ class RunConfig:
         return self.checkpoint.every > 0 and not self.debug.rollout_only
 
     @property
+    def num_engine_gpus(self) -> int:
+        """GPUs that are the engines' alone."""
+        if self.rollout.placement == "colocated" or self.debug.train_only is not None:
+            return 0
+        return self.rollout.num_engine_ranks
+
+    @property
     def eval_response_tokens(self) -> int:
         """Response tokens at which an evaluation cuts."""
         return self.eval.max_response_tokens or self.rollout.max_response_tokens

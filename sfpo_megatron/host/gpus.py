@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+GPUS_PER_NODE = 8
+"""Of a node that nothing is known of."""
 _ROOT = Path("/")
 _VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
 _OLDEST_DRIVER = {"12": 525, "13": 580}

@@ -66,7 +66,6 @@ GPUS = {
         ),
     )
 }
-GPUS_PER_NODE = 8
 
 
 def gpu_named(device_name: str) -> Gpu | None:

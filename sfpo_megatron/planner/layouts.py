@@ -11,7 +11,8 @@ from sfpo_megatron.config.check import layout_problems
 from sfpo_megatron.config.overrides import override_of
 from sfpo_megatron.config.tree import MegatronConfig, RunConfig
 from sfpo_megatron.families.shape import ModelShape
-from sfpo_megatron.planner.hardware import GPUS_PER_NODE, USABLE_MEMORY, Gpu
+from sfpo_megatron.host.gpus import GPUS_PER_NODE
+from sfpo_megatron.planner.hardware import USABLE_MEMORY, Gpu
 from sfpo_megatron.planner.memory import DTYPE_BYTES, RankMemory, num_params, rank_memory
 from sfpo_megatron.planner.params import unlike_stages
 from sfpo_megatron.planner.time import StepSeconds, Workload, step_seconds

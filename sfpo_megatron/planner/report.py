@@ -10,10 +10,12 @@ from sfpo_megatron.config.rules.rows import MANY, at_most
 from sfpo_megatron.config.training import batches_in
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.planner import hardware
-from sfpo_megatron.planner.hardware import GIB, GPUS_PER_NODE, USABLE_MEMORY, Gpu
+from sfpo_megatron.planner.hardware import GIB, USABLE_MEMORY, Gpu
 from sfpo_megatron.planner.layouts import fits, fullest, recommend
 from sfpo_megatron.planner.memory import engine_memory, num_params, rank_memory
+from sfpo_megatron.planner.nodes import LayoutError, check_engines, engine_nodes, job_layout
 from sfpo_megatron.planner.time import Workload, active_params, num_gpus, step_seconds
 
 _FORMULAS = {
@@ -34,14 +36,15 @@ _SELECTIVE = {
 
 
 def with_data(config: RunConfig, nodes: int | None) -> RunConfig:
-    """`config` with `parallel.data` as a number: what is left of the nodes' GPUs after engines that
-    have their own."""
+    """`config` with `parallel.data` as a number: what a job of so many nodes would take, or, where
+    none are given, what a node has left, one at least. Raises LayoutError as `job_layout`."""
     if config.parallel.data is not None:
         return config
-    left = (nodes or 1) * GPUS_PER_NODE - (
-        0 if _colocated(config) else config.rollout.num_engine_ranks
-    )
-    data = max(left // config.parallel.model_size, 1)
+    if nodes is None:
+        ranks = GPUS_PER_NODE - config.num_engine_gpus
+    else:
+        ranks = job_layout(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE).world_size
+    data = max(ranks // config.parallel.model_size, 1)
     return replace(config, parallel=replace(config.parallel, data=data))
 
 
@@ -52,15 +55,23 @@ def _colocated(config: RunConfig) -> bool:
 def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) -> str:
     """The whole text: memory, seconds, and another layout where this one does not fit."""
     config = with_data(config, nodes)
-    gpus, engines = num_gpus(config), config.rollout.num_engine_ranks
-    together = gpus if _colocated(config) else gpus + engines
-    roles = "train and generate in turn" if _colocated(config) else f"train, {engines} generate"
+    gpus, engines = num_gpus(config), config.num_engine_gpus
+    train_nodes = -(-gpus // GPUS_PER_NODE)
+    together = train_nodes + engine_nodes(
+        config,
+        gpus_per_node=GPUS_PER_NODE,
+        train_nodes=train_nodes,
+        ranks_per_node=-(-gpus // train_nodes),
+    )
+    roles = f"train, {engines} generate" if engines else "train"
+    if _colocated(config):
+        roles = "train and generate in turn"
     work = Workload.guessed(config)
     stage, memory = fullest(shape, config)
     lines = [
         f"{shape.family}: {num_params(shape) / 1e9:.2f}B params, {active_params(shape) / 1e9:.2f}B "
         "for a token",
-        f"{gpus} {gpu.name} {roles}: {-(-together // GPUS_PER_NODE)} nodes",
+        f"{gpus} {gpu.name} {roles}: {together} nodes",
         *_epochs(config),
         "",
         *_memory_table(shape, config, gpu, stage),
@@ -68,18 +79,18 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         *_seconds_table(shape, config, gpu, work),
         "",
     ]
-    faults = list(_engine_faults(shape, config, gpu))
-    if nodes is not None and together > nodes * GPUS_PER_NODE:
-        faults.append(
-            f"does not fit: {together} GPUs, and {nodes} nodes have {nodes * GPUS_PER_NODE}"
-        )
+    faults, idle = list(_engine_faults(shape, config, gpu)), None
+    try:
+        if nodes is None:
+            check_engines(config, nodes=together, gpus_per_node=GPUS_PER_NODE)
+        else:
+            layout = job_layout(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE)
+            idle = layout.idle(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE)
+    except LayoutError as error:
+        faults.append(f"does not fit: {error}")
     lines += [*faults, *_ranks_without_rollouts(config)]
-    if nodes is not None and together < nodes * GPUS_PER_NODE:
-        idle = nodes * GPUS_PER_NODE - together
-        lines.append(
-            f"{idle} of the {nodes * GPUS_PER_NODE} GPUs of {nodes} nodes would stay idle: set "
-            f"parallel.data to null, which takes what is left, {_rest_of_advice(config, nodes)}"
-        )
+    if idle is not None:
+        lines.append(idle)
     if fits(memory, gpu):
         lines += [] if faults else [f"fits: stage {stage} needs the most"]
         return "\n".join(lines) + "\n"
@@ -89,14 +100,6 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     )
     lines += _advice(shape, config, gpu, gpus, work)
     return "\n".join(lines) + "\n"
-
-
-def _rest_of_advice(config: RunConfig, nodes: int) -> str:
-    """What else it takes to use all GPUs: colocated engines have to be on all of the ranks'."""
-    if not _colocated(config):
-        return "or to a larger number"
-    whole = with_data(replace(config, parallel=replace(config.parallel, data=None)), nodes)
-    return f"and rollout.num_engines to {num_gpus(whole) // config.rollout.tensor_parallel}"
 
 
 def _epochs(config: RunConfig) -> Iterator[str]:
@@ -125,18 +128,20 @@ def _engine_faults(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Iterator[s
             f"does not fit: rollout.gpu_memory_utilization {share:g} beside what the trainer keeps "
             f"({hardware.AWAY_BYTES / GIB:g} GiB): lower it to {int(100 * most) / 100:g}"
         )
+    wider = "raise rollout.tensor_parallel"
+    if config.rollout.tensor_parallel >= GPUS_PER_NODE:
+        wider = "set rollout.quantization, or take a larger GPU"
     engine = engine_memory(shape, config, gpu.memory_bytes)
     room = share * gpu.memory_bytes
     if engine.weights > room:
         yield (
             f"does not fit: an engine's weights are {engine.weights / GIB:.1f} GiB a GPU, and "
-            f"rollout.gpu_memory_utilization {share:g} leaves it {room / GIB:.1f}; raise "
-            "rollout.tensor_parallel"
+            f"rollout.gpu_memory_utilization {share:g} leaves it {room / GIB:.1f}; {wider}"
         )
     elif engine.kv_tokens < config.engine_tokens:
         yield (
             "does not fit: an engine has no room for one rollout's keys and values; raise "
-            "rollout.gpu_memory_utilization or rollout.tensor_parallel"
+            f"rollout.gpu_memory_utilization, or {wider}"
         )
 
 

@@ -22,7 +22,7 @@ from sfpo_megatron.config.tree import (
 from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner import hardware
 from sfpo_megatron.planner.accuracy import fitted, held_out, measured
-from sfpo_megatron.planner.hardware import GIB, GPUS
+from sfpo_megatron.planner.hardware import GIB, GPUS, Gpu
 from sfpo_megatron.planner.layouts import Option, recommend
 from sfpo_megatron.planner.models import DEEPSEEK_671B, LLAMA_70B, QWEN2_5_7B
 from sfpo_megatron.planner.simulate import SPREAD, cost_of_sfpo, hidden_passes, simulate
@@ -30,10 +30,12 @@ from sfpo_megatron.planner.time import Workload
 
 MODELS = {"7B": QWEN2_5_7B, "70B": LLAMA_70B, "671B": DEEPSEEK_671B}
 SIZES = (8, 64, 512, 4096)
-ENGINES = {"7B": 1, "70B": 4, "671B": 32}
-"""Tensor-parallel sizes."""
+ENGINES = {"7B": 1, "70B": 4, "671B": 8}
+"""Tensor-parallel sizes: an engine stays on one node."""
 LIMITS = (4096, 32768)
-GPU = GPUS["h100-80gb"]
+GPU, LARGER_GPU = GPUS["h100-80gb"], GPUS["h200-141gb"]
+QUANTIZED = "671B"
+"""The model that eight GPUs hold only in FP8, and only the larger ones."""
 Options = dict[tuple[str, int], Option | None]
 """By model and number of trainer GPUs; None where no layout fits."""
 _WORK = Workload(mean_prompt=200, mean_response=2048, longest_response=4096)
@@ -97,16 +99,22 @@ def _option(name: str, gpus: int) -> Option | None:
     config = base_config()
     tensor = min(ENGINES[name], gpus)
     rollout = replace(config.rollout, tensor_parallel=tensor, num_engines=gpus // tensor)
-    return recommend(MODELS[name], replace(config, rollout=rollout), GPU, gpus, _WORK)
+    if name == QUANTIZED:
+        rollout = replace(rollout, quantization="fp8_per_channel")
+    return recommend(MODELS[name], replace(config, rollout=rollout), _gpu(name), gpus, _WORK)
+
+
+def _gpu(name: str) -> Gpu:
+    return LARGER_GPU if name == QUANTIZED else GPU
 
 
 def _cost(options: Options) -> Iterator[str]:
     yield "## SFPO's cost a rank"
     yield ""
     yield (
-        "The quickest layout that fits on H100 80 GB, K = 3, 1024 prompts x 16, responses of 2048 "
-        "tokens on average, 4 minibatches, microbatches of 8192 tokens. Snapshot: GiB on the "
-        "device. Passes: seconds of K + 1 and of one."
+        f"The quickest layout that fits on H100 80 GB ({QUANTIZED}: H200 141 GB), K = 3, 1024 "
+        "prompts x 16, responses of 2048 tokens on average, 4 minibatches, microbatches of 8192 "
+        "tokens. Snapshot: GiB on the device. Passes: seconds of K + 1 and of one."
     )
     yield ""
     yield "| Model | GPUs | Layout | GiB a rank | Snapshot | Reposition, s | Passes, s |"
@@ -134,9 +142,10 @@ def _behind_generation(options: Options) -> Iterator[str]:
     yield "## Passes behind generation"
     yield ""
     yield (
-        "The same layouts, and as many GPUs again that generate (bf16, engines of "
+        "The same layouts, and as many GPUs again that generate (engines of "
         + ", ".join(f"TP{size} for {name}" for name, size in ENGINES.items())
-        + "): one step simulated rollout by rollout (planner/simulate.py), 16384 responses of "
+        + f"; bf16, but FP8 for {QUANTIZED}): one step simulated rollout by rollout "
+        "(planner/simulate.py), 16384 responses of "
         f"log-normal length (sigma {SPREAD:g}), {_WORK.mean_response:g} tokens on average once "
         "they are cut at the limit. "
         "Behind: the passes that are over when generation is, beside it with "
@@ -152,7 +161,7 @@ def _behind_generation(options: Options) -> Iterator[str]:
             continue
         for limit in LIMITS:
             work = replace(_WORK, longest_response=limit)
-            step = simulate(MODELS[name], option.config, GPU, work)
+            step = simulate(MODELS[name], option.config, _gpu(name), work)
             passes = option.config.sfpo.real_fast_passes + 1
             behind = hidden_passes(step, passes)
             if behind >= passes:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.planner import hardware
-from sfpo_megatron.planner.hardware import GPUS_PER_NODE, Gpu
+from sfpo_megatron.planner.hardware import Gpu
 from sfpo_megatron.planner.memory import (
     DTYPE_BYTES,
     engine_memory,

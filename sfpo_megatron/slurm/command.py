@@ -14,8 +14,9 @@ from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.paths import PathError, expand
+from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.slurm.layout import LayoutError, job_layout
+from sfpo_megatron.planner.nodes import LayoutError, check_engines, job_layout
 from sfpo_megatron.slurm.more_options import check_more
 from sfpo_megatron.slurm.render import SIGNAL_MARGIN_S, TEMPLATES, Job, render
 from sfpo_megatron.slurm.submit import TIMEOUT_S, SubmitError, submit
@@ -38,7 +39,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default="train",
         help="train (the default), or only the held-out prompts through engines",
     )
-    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: 8")
+    command.add_argument(
+        "--gpus-per-node",
+        type=int,
+        default=GPUS_PER_NODE,
+        metavar="N",
+        help=f"default: {GPUS_PER_NODE}",
+    )
     command.add_argument(
         "--train-nodes",
         type=int,
@@ -96,6 +103,8 @@ def slurm(options: argparse.Namespace) -> int:
                 gpus_per_node=options.gpus_per_node,
                 train_nodes=options.train_nodes,
             )
+        else:
+            check_engines(config, nodes=options.nodes, gpus_per_node=options.gpus_per_node)
         job = Job(
             script=options.job,
             nodes=options.nodes,
@@ -125,7 +134,7 @@ def slurm(options: argparse.Namespace) -> int:
             print(f"the job {plan}", file=sys.stderr)
             idle = layout.idle(config, nodes=job.nodes, gpus_per_node=job.gpus_per_node)
             if idle is not None:
-                print(idle, file=sys.stderr)
+                print(f"warning: {idle}", file=sys.stderr)
         script = f"{job.script}.sbatch"
         if options.dry_run:
             print(files[script], end="")

@@ -14,7 +14,7 @@ from pathlib import Path
 from sfpo_megatron.config.load import dump_config
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.replacing import replacing
-from sfpo_megatron.slurm.layout import JobLayout, LayoutError
+from sfpo_megatron.planner.nodes import JobLayout, LayoutError
 
 TEMPLATES = Path(__file__).parent / "templates"
 """launch/slurm/ of the sources; the wheel carries it here."""

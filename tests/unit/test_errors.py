@@ -15,8 +15,8 @@ from sfpo_megatron.data.errors import BadRowsError, DataError, SourceError
 from sfpo_megatron.errors import InputError, may_pass, shortened
 from sfpo_megatron.families.safetensors_header import ModelFilesError
 from sfpo_megatron.families.shape import UnsupportedModel
+from sfpo_megatron.planner.nodes import LayoutError
 from sfpo_megatron.plugins import PluginError
-from sfpo_megatron.slurm.layout import LayoutError
 
 SAID = {"found": "3", "expected": "4", "fix": "set 4"}
 ERRORS = {

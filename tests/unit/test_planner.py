@@ -358,11 +358,10 @@ def test_command(
         parallel={"data": None, "tensor": 2},
     )
     begun = time.process_time()
-    assert main(["plan", str(run), "--nodes", "1"]) == 0
+    assert main(["plan", str(run), "--nodes", "1", "rollout.num_engines=2"]) == 0
     assert time.process_time() - begun < 1.0
     text = capsys.readouterr().out
-    assert "6 h100-80gb train, 1 generate: 1 nodes" in text
-    assert "1 of the 8 GPUs of 1 nodes would stay idle" in text
+    assert "6 h100-80gb train, 2 generate: 1 nodes" in text
     for word in ("main params", "snapshot", "activations by recompute", "reposition", "fits"):
         assert word in text
     assert main(["plan", str(run), "model.path=owner/name"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sfpo_megatron.planner.report import report
 from sfpo_megatron.planner.scaling import base_config
 from sfpo_megatron.planner.time import Workload, step_seconds
 
+ROOT = Path(__file__).parents[2]
 H100 = GPUS["h100-80gb"]
 LAYOUT = {"data": 4, "tensor": 8, "sequence": True, "pipeline": 4}
 WEIGHTS = "does not fit: an engine's weights are 131.4 GiB a GPU"
@@ -47,6 +49,24 @@ def test_an_engine_has_room_for_its_weights_and_a_rollout(
     # A run on saved rollouts starts no engine.
     saved = config(**given, gpu_memory_utilization=share, debug=DebugConfig(train_only="x"))
     assert "an engine" not in report(LLAMA_70B, saved, H100, None)
+
+
+def test_an_engine_stays_on_one_node() -> None:
+    wide = "does not fit: rollout.tensor_parallel: found 16, expected at most the 8 GPUs of a node"
+    small: Any = {"placement": "dedicated", "num_engines": 1, "gpu_memory_utilization": 0.1}
+    for tensor, advice in (
+        (16, "set rollout.quantization, or take a larger GPU"),
+        (8, "set rollout.quantization, or take a larger GPU"),
+        (4, "raise rollout.tensor_parallel"),
+    ):
+        text = report(LLAMA_70B, config(**small, tensor_parallel=tensor), H100, None)
+        assert (wide in text) is (tensor == 16)
+        faults = [line for line in text.splitlines() if "an engine's weights are" in line]
+        assert [line.endswith(advice) for line in faults] == [True], tensor
+    for nodes in (None, 32):
+        alone = config(placement="dedicated", num_engines=1, tensor_parallel=16)
+        text = report(LLAMA_70B, alone, H100, nodes)
+        assert wide in text and "\nfits: " not in text
 
 
 def test_ranks_beyond_the_rollouts_make_nothing_quicker() -> None:

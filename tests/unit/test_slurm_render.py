@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made.configs import run_config, write_run
@@ -20,7 +19,6 @@ from made.configs import run_config, write_run
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.slurm import submit
-from sfpo_megatron.slurm.layout import JobLayout, LayoutError, job_layout
 from sfpo_megatron.slurm.render import TEMPLATES, Job, render, write
 from sfpo_megatron.slurm.walltime import format_time, parse_time
 
@@ -180,71 +178,6 @@ def test_templates_are_the_ones_in_launch() -> None:
     assert TEMPLATES.resolve() == ROOT / "launch/slurm"
 
 
-LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any], int, int | None, tuple[int, int]]] = {
-    # parallel, rollout, nodes, --train-nodes -> training nodes, ranks on each
-    "one node, the rest generates": ({"data": None}, {"num_engines": 4}, 1, None, (1, 4)),
-    "one node, all given": ({"data": 2, "tensor": 2}, {"num_engines": 2}, 1, None, (1, 4)),
-    "engine nodes of their own": ({"data": None}, {"num_engines": 9}, 4, None, (2, 8)),
-    "tp 4 engines": ({"data": None}, {"num_engines": 4, "tensor_parallel": 4}, 4, None, (2, 8)),
-    "as few nodes as the ranks need": ({"data": 12}, {}, 4, None, (2, 6)),
-    "colocated": ({"data": None}, {"placement": "colocated"}, 4, None, (4, 8)),
-    "colocated, all given": ({"data": 16}, {"placement": "colocated"}, 4, None, (4, 4)),
-    "spread": ({"data": 4}, {}, 4, 4, (4, 1)),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(config: Callable[..., Path], name: str) -> None:
-    parallel, rollout, nodes, train_nodes, expected = LAYOUTS[name]
-    loaded = load_config(config(parallel=parallel, rollout=rollout))
-    layout = job_layout(loaded, nodes=nodes, gpus_per_node=8, train_nodes=train_nodes)
-    assert layout == JobLayout(train_nodes=expected[0], ranks_per_node=expected[1])
-
-
-def test_idle_gpus_are_counted(config: Callable[..., Path]) -> None:
-    """Four nodes of 8: all train in turn with engines, or 12 train and one generates."""
-    for parallel, rollout, idle, engines in (
-        ({"data": None}, {"placement": "colocated"}, 0, None),
-        ({"data": 12}, {}, 19, None),
-        ({"data": 16}, {"placement": "colocated"}, 16, 32),
-        ({"data": 8}, {"placement": "colocated", "tensor_parallel": 2}, 24, 16),
-    ):
-        loaded = load_config(config(parallel=parallel, rollout=rollout))
-        layout = job_layout(loaded, nodes=4, gpus_per_node=8)
-        said = layout.idle(loaded, nodes=4, gpus_per_node=8)
-        assert said is None if not idle else f"{idle} of the 32 GPUs" in str(said)
-        assert (f"rollout.num_engines to {engines}, or" in str(said)) == (engines is not None)
-
-
-@pytest.mark.parametrize(
-    ("parallel", "rollout", "train_nodes", "message"),
-    [
-        ({"data": 32}, {}, None, "found 2, expected at least the 4 that 32 ranks take"),
-        ({"data": 16}, {}, None, "found 2 nodes of 8 GPUs, expected 16 for the trainer and 1"),
-        ({"data": 3}, {}, 2, "found 3 ranks on 2 training nodes, expected the same number on each"),
-        ({"data": 12}, {}, 1, "found 12 ranks on 1 training nodes, expected the same number"),
-        (
-            {"data": None, "tensor": 3},
-            {},
-            None,
-            "found 8 GPUs for the trainer, expected a multiple",
-        ),
-        ({"data": None}, {"num_engines": 99}, None, "parallel: found 0 GPUs for the trainer"),
-        ({}, {"tensor_parallel": 16}, None, "rollout.tensor_parallel: found 16, expected at most"),
-    ],
-)
-def test_layouts_that_do_not_fit(
-    config: Callable[..., Path],
-    parallel: dict[str, Any],
-    rollout: dict[str, Any],
-    train_nodes: int | None,
-    message: str,
-) -> None:
-    loaded = load_config(config(parallel=parallel, rollout=rollout))
-    with pytest.raises(LayoutError, match=re.escape(message)):
-        job_layout(loaded, nodes=2, gpus_per_node=8, train_nodes=train_nodes)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -258,6 +191,8 @@ def test_layouts_that_do_not_fit(
         (["--env=crlf.sh"], "crlf.sh that end as on Windows (CRLF), expected LF alone"),
         (["--env=cut.sh"], "cut.sh: line 3: syntax error"),
         (["output_dir=a b"], "output_dir: found"),
+        (["--job=eval", "rollout.tensor_parallel=16"], "rollout.tensor_parallel: found 16"),
+        (["--job=eval", "rollout.num_engines=33"], "--nodes: found 4, expected at least the 5"),
         (["model.path=none"], "model.path: found"),
         (["parallel.tensor=3"], "parallel.tensor"),
     ],

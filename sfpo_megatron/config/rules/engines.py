@@ -7,10 +7,20 @@ from collections.abc import Iterator
 
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.host.gpus import GPUS_PER_NODE
 
 
 def engines(config: RunConfig) -> Iterator[Problem]:
     rollout = config.rollout
+    if rollout.tensor_parallel > GPUS_PER_NODE and config.debug.train_only is None:
+        yield Problem(
+            "rollout.tensor_parallel",
+            str(rollout.tensor_parallel),
+            f"at most the GPUs of a node, which are {GPUS_PER_NODE} on most machines: an engine "
+            "stays on one node",
+            "lower it, set rollout.quantization, or take nodes with as many",
+            "warning",
+        )
     if rollout.async_steps and not config.objective.importance_sampling.is_on:
         yield Problem(
             "rollout.async_steps",

@@ -1,0 +1,140 @@
+"""Ranks and engines over nodes: what `plan` says and what `slurm` writes into a job is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpo_megatron.cli import main
+from sfpo_megatron.config.tree import DebugConfig, ParallelConfig, RunConfig
+from sfpo_megatron.planner.hardware import GPUS
+from sfpo_megatron.planner.models import QWEN2_5_1_5B
+from sfpo_megatron.planner.nodes import JobLayout, LayoutError, job_layout
+from sfpo_megatron.planner.report import report, with_data
+from sfpo_megatron.planner.scaling import base_config
+
+ROOT = Path(__file__).parents[2]
+H100 = GPUS["h100-80gb"]
+
+
+def run_of(parallel: dict[str, Any], rollout: dict[str, Any]) -> RunConfig:
+    base = base_config()
+    engines = dataclasses.replace(base.rollout, **rollout)
+    return dataclasses.replace(base, parallel=ParallelConfig(**parallel), rollout=engines)
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any], int, int | None, tuple[int, int]]] = {
+    # parallel, rollout, nodes, --train-nodes -> training nodes, ranks on each
+    "one node, the rest generates": ({"data": None}, {"num_engines": 4}, 1, None, (1, 4)),
+    "one node, all given": ({"data": 2, "tensor": 2}, {"num_engines": 2}, 1, None, (1, 4)),
+    "engine nodes of their own": ({"data": None}, {"num_engines": 9}, 4, None, (2, 8)),
+    "tp 4 engines": ({"data": None}, {"num_engines": 4, "tensor_parallel": 4}, 4, None, (2, 8)),
+    "as few nodes as the ranks need": ({"data": 12}, {}, 4, None, (2, 6)),
+    "colocated": ({"data": None}, {"placement": "colocated"}, 4, None, (4, 8)),
+    "colocated, all given": ({"data": 16}, {"placement": "colocated"}, 4, None, (4, 4)),
+    "spread": ({"data": 4}, {}, 4, 4, (4, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name: str) -> None:
+    parallel, rollout, nodes, train_nodes, expected = LAYOUTS[name]
+    loaded = run_of(parallel, rollout)
+    layout = job_layout(loaded, nodes=nodes, gpus_per_node=8, train_nodes=train_nodes)
+    assert layout == JobLayout(train_nodes=expected[0], ranks_per_node=expected[1])
+
+
+def test_idle_gpus_are_counted() -> None:
+    """Four nodes of 8: all train in turn with engines, or 12 train and one generates."""
+    for parallel, rollout, idle, engines in (
+        ({"data": None}, {"placement": "colocated"}, 0, None),
+        ({"data": 12}, {}, 19, None),
+        ({"data": 16}, {"placement": "colocated"}, 16, 32),
+        ({"data": 8}, {"placement": "colocated", "tensor_parallel": 2}, 24, 16),
+    ):
+        loaded = run_of(parallel, rollout)
+        layout = job_layout(loaded, nodes=4, gpus_per_node=8)
+        said = layout.idle(loaded, nodes=4, gpus_per_node=8)
+        assert said is None if not idle else f"{idle} of the 32 GPUs" in str(said)
+        assert (f"rollout.num_engines to {engines}, or" in str(said)) == (engines is not None)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rollout", "train_nodes", "message"),
+    [
+        ({"data": 32}, {}, None, "found 2, expected at least the 4 that 32 ranks take"),
+        ({"data": 16}, {}, None, "found 2 nodes of 8 GPUs, expected 3: 16 GPUs train, 1 generate"),
+        ({"data": 3}, {}, 2, "found 3 ranks on 2 training nodes, expected the same number on each"),
+        ({"data": 12}, {}, 1, "found 12 ranks on 1 training nodes, expected the same number"),
+        (
+            {"data": None, "tensor": 3},
+            {},
+            None,
+            "found 8 GPUs for the trainer, expected a multiple",
+        ),
+        (
+            {"data": None},
+            {"num_engines": 99},
+            None,
+            "--nodes: found 2, expected at least the 13 that 99 engines",
+        ),
+        ({"data": None}, {"num_engines": 16}, None, "parallel: found 0 GPUs for the trainer"),
+        # Two of the sixteen GPUs are left on each node: no engine of four has a place.
+        ({"data": 12}, {"tensor_parallel": 4}, None, "expected 3: 12 GPUs train, 4 generate"),
+        ({}, {"tensor_parallel": 16}, None, "rollout.tensor_parallel: found 16, expected at most"),
+    ],
+)
+def test_layouts_that_do_not_fit(
+    parallel: dict[str, Any],
+    rollout: dict[str, Any],
+    train_nodes: int | None,
+    message: str,
+) -> None:
+    loaded = run_of(parallel, rollout)
+    with pytest.raises(LayoutError, match=re.escape(message)):
+        job_layout(loaded, nodes=2, gpus_per_node=8, train_nodes=train_nodes)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rollout", "nodes", "said"),
+    [
+        # Engines that fill part of a node leave the rest of it idle: 24 ranks, not 26.
+        ({"data": None}, {"num_engines": 6}, 4, "24 h100-80gb train, 6 generate: 4 nodes\n"),
+        ({"data": None}, {"num_engines": 6}, 4, "2 of the 32 GPUs would stay idle; set"),
+        # Six ranks of each node leave an engine of four no place on either.
+        ({"data": 12}, {"tensor_parallel": 4}, None, "12 h100-80gb train, 4 generate: 3 nodes\n"),
+        ({"data": 12}, {"tensor_parallel": 4}, 2, "does not fit: --nodes: found 2 nodes of 8 GPUs"),
+        ({"data": 16}, {"tensor_parallel": 5, "num_engines": 8}, None, "40 generate: 10 nodes\n"),
+    ],
+)
+def test_nodes_are_those_of_the_job(
+    parallel: dict[str, Any], rollout: dict[str, Any], nodes: int | None, said: str
+) -> None:
+    """As many ranks, on as many nodes, as `slurm` would write into the job."""
+    run = run_of(parallel, rollout)
+    assert said in report(QWEN2_5_1_5B, run, H100, nodes)
+    if nodes is not None and "does not fit" not in said:
+        layout = job_layout(run, nodes=nodes, gpus_per_node=8)
+        assert layout.world_size == with_data(run, nodes).parallel.data
+
+
+def test_what_no_job_takes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    file = "examples/qwen2.5-math-7b/config.yaml"
+    layout = ["parallel={data: null, tensor: 8, pipeline: 2, sequence: true}"]
+    command = ["plan", str(ROOT / file), f"model.path={(ROOT / file).parent / 'model'}", *layout]
+    assert main([*command, "--nodes", "3", "rollout.num_engines=24"]) == 2
+    assert capsys.readouterr().err == (
+        "error: parallel: found 24 GPUs for the trainer, expected a multiple of 16 (tensor x "
+        "pipeline x context); change --nodes, the layout, or the engines' number\n"
+    )
+
+
+def test_a_run_on_saved_rollouts_has_all_nodes() -> None:
+    run = run_of({"data": None}, {"num_engines": 8})
+    run = dataclasses.replace(run, debug=DebugConfig(train_only="x"))
+    assert with_data(run, 2).parallel.data == 16
+    assert "16 h100-80gb train: 2 nodes\n" in report(QWEN2_5_1_5B, run, H100, 2)
