@@ -111,10 +111,12 @@ def _machine() -> dict[str, str]:
 
 
 def _compiler() -> str:
-    """Whether Triton can compile its launchers, which it does in each run on GPUs."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    """Whether Triton can compile its launchers, which it does in each run on GPUs: with what CC
+    names, else with one of two (`_build`, triton/runtime/build.py)."""
+    named = os.environ.get("CC")
+    compiler = shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
     header = Path(sysconfig.get_path("include"), "Python.h")
-    missing = [] if compiler else ["gcc"]
+    missing = [] if compiler else [named or "gcc"]
     missing += [] if header.is_file() else [str(header)]
     if missing:
         return f"without {' and '.join(missing)}: on GPUs engines and ranks need it, for Triton"

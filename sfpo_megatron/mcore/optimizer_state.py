@@ -17,6 +17,8 @@ param and moments, whoever holds them. What it is for (0.16.1):
   inner copies, which Adam steps.
 - What is gathered of several buckets is shifted (gathered_states.py).
 - It collects garbage each time: a third of a second with all that an RL process has imported.
+- A rank that gathers nothing has `param_state: None` among what rank 0 writes for all: each save
+  warns that the ranks differ.
 - Loaded param groups bring the settings of the run that was saved; this run's own count.
 """
 
@@ -52,6 +54,9 @@ def sharded(optimizer: MegatronOptimizer, model: Any, metadata: Any, *, loading:
     for group in _param_groups(state):
         for name in [name for name, value in group.items() if isinstance(value, type)]:
             del group[name]  # of the offloaded optimizer: classes, which no load accepts
+    for part in (state, *(below for name, below in state.items() if isinstance(name, int))):
+        if part.get("param_state", part) is None:
+            del part["param_state"]
     return state
 
 

@@ -35,7 +35,7 @@ COSTS = (
     Metric(
         "time/reposition_s",
         "seconds",
-        "Snapshot, reposition and publish: what `sfpo_step` took beyond its passes.",
+        "Snapshot, reposition and publish; on a GPU by its own clock, until it has done them.",
     ),
     Metric(
         "time/wait_s",

@@ -134,18 +134,21 @@ class Engine:
     async def _complete_as_one_batch(
         self, requests: list[tuple[tuple[int, ...], int, GenerationSettings]]
     ) -> list[Completion]:
-        """Complete all of this call in one batch: logits depend, in their last bits, on the batch
-        that a sequence is computed in, and that on which requests have arrived when a step
-        begins."""
+        """Complete all of this call in one batch: logits depend, in their last bits, on the batch,
+        and that on which requests have arrived when a step begins."""
         async with self._one_call:
             await self._pause("keep")
-            answers = []
-            for prompt, seed, settings in requests:  # in order: the place in a batch counts too
-                request = {"prompt_token_ids": list(prompt)}
-                parameters = sampling_params(seed, settings)
-                answers.append(await self._llm.add_request(next(self._ids), request, parameters))
-            await self._watched(self._llm.resume_generation())
-            finals = [answer.get_nowait() or await answer.get() for answer in answers]
+            answers: dict[str, Any] = {}
+            try:
+                for prompt, seed, settings in requests:  # in order: the place in a batch counts too
+                    request, id_ = {"prompt_token_ids": list(prompt)}, next(self._ids)
+                    parameters = sampling_params(seed, settings)
+                    answers[id_] = await self._llm.add_request(id_, request, parameters)
+                await self._watched(self._llm.resume_generation())
+                finals = [answer.get_nowait() or await answer.get() for answer in answers.values()]
+            except asyncio.CancelledError:
+                await self._llm.abort(list(answers))
+                raise
         return [completion_of(final) for final in finals]
 
     async def _complete(

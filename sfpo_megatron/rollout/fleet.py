@@ -15,6 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import ray
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.rollout.engine import Memory
@@ -75,7 +78,7 @@ class Fleet(EngineSlots):
         settings: list[GenerationSettings],
     ) -> tuple[list[Completion], int]:
         """One completion for each (prompt, seed, settings), and the version of the weights that
-        made them."""
+        made them. Cancelled, it frees the engine."""
         tokens = sum(map(len, prompts)) + sum(one.max_response_tokens for one in settings)
         while True:
             engine = await self._least_busy()
@@ -87,7 +90,7 @@ class Fleet(EngineSlots):
             try:
                 made = await self._call(
                     engine,
-                    lambda actor: actor.generate.remote(prompts, seeds, settings),
+                    lambda actor: _while_awaited(actor.generate.remote(prompts, seeds, settings)),
                     doing="generating",
                 )
                 return made, version
@@ -149,3 +152,12 @@ class Fleet(EngineSlots):
                 self._lose(engine, f"failed while {doing} ({error})")
 
         await asyncio.gather(*(one(engine) for engine in engines))
+
+
+async def _while_awaited(answer: Any) -> Any:
+    """The answer to a call, which Ray would let run on once nobody waits for it."""
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        ray.cancel(answer)
+        raise

@@ -8,6 +8,7 @@ exercised: CUDA, TransformerEngine (its FusedAdam's state contract is, over test
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,23 @@ def test_other_layouts(bench: Workbench, model: str) -> None:
         assert_equal(training_state(bench, policy), expected)
         assert step_counts(policy) == {2.0}
     save(bench, policy, place[mine].name)
+
+
+@on_ranks(DP2, EP2, form=["native", "megatron_lm"], only=["DP2-native"])
+def test_the_ranks_agree_on_what_rank_0_writes_for_all(bench: Workbench, form: str) -> None:
+    """Megatron compares it at each save, and warns of what differs."""
+    import references
+
+    model = references.TRAINED_MOE if bench.layout == EP2 else "qwen3_untied"
+    policy = trained(bench, model=model)
+    warned: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = warned.append  # type: ignore[method-assign]
+    validation = logging.getLogger("megatron.core.dist_checkpointing.validation")
+    validation.addHandler(handler)
+    save(bench, policy, f"agreed-{bench.layout.name}-{form}", form=form)
+    validation.removeHandler(handler)
+    assert [record.getMessage() for record in warned] == []
 
 
 @on_ranks(EP2, TP2, needs=EP2)

@@ -14,9 +14,21 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
+from sfpo_megatron.host.temporary import short_folder
 from sfpo_megatron.rollout import controller as controller_module
 from sfpo_megatron.rollout.actor_variables import actor_variables
 from sfpo_megatron.rollout.client import RolloutClient
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sockets() -> Iterator[None]:
+    """A vLLM outside of a run leaves its sockets in the folder for temporary files: here in one
+    that goes with them, and has room for their names."""
+    scratch = short_folder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_RPC_BASE_PATH", scratch.path)
+        yield
+    scratch.remove()
 
 
 @pytest.fixture(scope="session")

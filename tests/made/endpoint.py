@@ -113,7 +113,12 @@ class Client:
 @contextlib.asynccontextmanager
 async def client_of(endpoint: Endpoint, says: Says, **more: Any) -> Any:
     async def made() -> Session:
-        return Session(templates_of(says.tokenizer), says, call_format=more.get("call", "hermes"))
+        return Session(
+            templates_of(says.tokenizer),
+            says,
+            call_format=more.get("call", "hermes"),
+            max_response_tokens=more.get("max_response_tokens", says.context_tokens),
+        )
 
     session = await endpoint.thread.start(made())
     with endpoint.serving(session, Sampling(temperature=says.temperature, top_p=says.top_p)) as key:

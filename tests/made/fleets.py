@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from made.configs import run_config
@@ -16,9 +16,19 @@ from sfpo_megatron.rollout.updates import UpdatableFleet as Fleet
 SETTINGS = GenerationSettings(temperature=1.0, top_p=1.0, max_response_tokens=10, stop_token_ids=())
 
 
+class Answer:
+    """What Ray gives for a call, which goes on whether or not it is awaited."""
+
+    def __init__(self, call: Coroutine[Any, Any, Any]) -> None:
+        self.task = asyncio.ensure_future(call)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.shield(self.task).__await__()
+
+
 class Method:
-    def __init__(self, call: Callable[..., Awaitable[Any]]) -> None:
-        self.remote = lambda *args: asyncio.ensure_future(call(*args))
+    def __init__(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self.remote = lambda *args: Answer(call(*args))
 
 
 class Actor:
@@ -43,7 +53,11 @@ class Actor:
                 self.seeds.append(args[1])
             work = asyncio.ensure_future(self.answer(name, *args))
             death = asyncio.ensure_future(self.dead.wait())
-            await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError:
+                self.calls.append(("cancelled", name))
+                raise
             if self.dead.is_set():
                 raise ActorDiedError
             return work.result()

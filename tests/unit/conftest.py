@@ -35,6 +35,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[Actor]:
     from sfpo_megatron.rollout import slots
 
     monkeypatch.setattr(slots.ray, "kill", lambda actor: actor.dead.set())
+    monkeypatch.setattr(slots.ray, "cancel", lambda answer: answer.task.cancel())
     monkeypatch.setattr(slots, "_POLL_S", 0.02)
     return []
 

@@ -233,6 +233,30 @@ def test_cancelling_an_episode_ends_its_agent(tokenizer: Any) -> None:
         asyncio.run(asyncio.wait_for(cancelled(), 30))
 
 
+def test_cancelling_an_episode_frees_the_engines(tokenizer: Any) -> None:
+    class Endless(Says):
+        is_cancelled = False
+
+        async def __call__(self, *args: Any, **more: Any) -> Any:
+            self.asked.append(())
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.is_cancelled = True
+
+    async def cancelled() -> None:
+        episode = asyncio.create_task(environment.run(PROMPT, says, 3))
+        while not says.asked:
+            await asyncio.sleep(0.01)
+        episode.cancel()
+        while not says.is_cancelled:
+            await asyncio.sleep(0.01)
+
+    says = Endless(tokenizer)
+    with environment_of(tokenizer, "number") as environment:
+        asyncio.run(asyncio.wait_for(cancelled(), 30))
+
+
 @pytest.mark.parametrize(
     ("agent", "args", "message"),
     [

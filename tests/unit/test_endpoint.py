@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from made.endpoint import END, Says, client_of, events, user
+from made.endpoint import END, Says, client_of, events, templates_of, user
 from made.tool_templates import HERMES, LLAMA, tool_tokenizer
 
 from sfpo_megatron.data.errors import DataError
@@ -114,6 +114,33 @@ def test_tool_calls_go_there_and_back(endpoint: Endpoint, template: str, call_fo
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize("answer", ["aü€😀b", "a😀", "\N{REPLACEMENT CHARACTER}€b"])
+def test_the_texts_of_tokens_are_the_answer(
+    endpoint: Endpoint, tokenizer: Any, answer: str
+) -> None:
+    """Here each byte is a token: a character comes whole, with its last one. One entry a token, the
+    one that ends the turn among them, as vLLM's server has it."""
+
+    async def talk() -> None:
+        says = Says(tokenizer, f"{answer}{END}")
+        async with client_of(endpoint, says) as client:
+            choice = await client.say([user("a")], logprobs=True)
+            *spoken, end = choice["logprobs"]["content"]
+            assert choice["message"]["content"] == answer and end["token"] == END
+            assert "".join(token["token"] for token in spoken) == answer
+            assert bytes(b for token in spoken for b in token["bytes"]) == answer.encode()
+            assert len(spoken) == len(answer.encode())
+            assert [token["logprob"] for token in spoken] == [-i - 1.0 for i in range(len(spoken))]
+
+    asyncio.run(talk())
+
+
+def test_bytes_that_are_no_text_are_told_as_they_come(tokenizer: Any) -> None:
+    ids = tokenizer("€" * 3, add_special_tokens=False)["input_ids"][1:]
+    texts = templates_of(tokenizer).token_texts([ids[0]] * 1000)
+    assert len(texts) == 1000 and "".join(texts) == tokenizer.decode([ids[0]] * 1000)
+
+
 def test_a_call_that_cannot_be_read_is_text(endpoint: Endpoint, tokenizer: Any) -> None:
     turns = ["<tool_call>{</tool_call>", f"so {CALL}", CALL]
 
@@ -143,6 +170,28 @@ def test_a_turn_that_was_cut_goes_on(endpoint: Endpoint, tokenizer: Any) -> None
             text = f"abc{END}\n<|im_start|>user\nb{END}\n<|im_start|>assistant\nx{END}"
             assert tokenizer.decode(episode.token_ids) == text
             assert episode.response_mask[:5] == (True, True, True, False, False)
+
+    asyncio.run(talk())
+
+
+def test_a_short_prompt_leaves_no_longer_response(endpoint: Endpoint, tokenizer: Any) -> None:
+    """Than rollout.max_response_tokens: its end would be scored and not trained on."""
+
+    async def talk() -> None:
+        says = Says(tokenizer, *["abcdefgh"] * 9, context_tokens=1000)
+        async with client_of(endpoint, says, max_response_tokens=28) as client:
+            messages = [user("a")]
+            first = await client.say(messages, max_tokens=5)
+            assert first["message"]["content"] == "abcde"
+            messages += [first["message"], user("b")]
+            rest = (await client.say(messages))["message"]["content"]
+            episode = client.session.turns[-1].episode
+            assert len(episode.token_ids) == 28 and "abcdefgh".startswith(rest)
+            messages += [{"role": "assistant", "content": rest}, user("c")]
+            status, body = await client.post({"messages": messages})
+            assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+            assert "max_response_tokens (28)" in body["error"]["message"]
+            assert client.session.num_too_long == 1
 
     asyncio.run(talk())
 

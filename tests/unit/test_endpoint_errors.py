@@ -11,16 +11,19 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from made.endpoint import END, MAX_BYTES, Says, client_of, events, user
+from made.fleets import until
 from made.tool_templates import tool_tokenizer
 
 from sfpo_megatron.rollout.endpoint.server import Endpoint
 from sfpo_megatron.rollout.errors import RolloutError
+from sfpo_megatron.rollout.sampling import call_seed
 
 
 @pytest.fixture(scope="module")
@@ -225,49 +228,121 @@ def test_what_engines_raise_is_the_sessions(endpoint: Endpoint, tokenizer: Any) 
     asyncio.run(talk())
 
 
-def test_a_session_ends_when_no_engine_works_for_it(endpoint: Endpoint, tokenizer: Any) -> None:
-    """A client that has gone: its turn is waited for and not recorded."""
-    answered = []
+class Slow(Says):
+    """Answers each call when `may_answer` is set."""
 
-    class Slow(Says):
-        async def __call__(self, *args: Any, **more: Any) -> Any:
-            await asyncio.sleep(0.3)
-            answered.append(1)
-            return await super().__call__(*args, **more)
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.may_answer = asyncio.Event()
+        self.num_cancelled = 0
+
+    async def __call__(self, *args: Any, **more: Any) -> Any:
+        try:
+            made = await super().__call__(*args, **more)
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        return made
+
+
+async def given_up(client: Any, messages: list[Any]) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.say(messages), 0.3)
+
+
+async def in_thread_of(endpoint: Endpoint, function: Callable[[], Any]) -> None:
+    async def call() -> None:
+        function()
+
+    await endpoint.thread.start(call())
+
+
+def test_a_session_without_a_turn_waits_for_what_the_model_says(
+    endpoint: Endpoint, tokenizer: Any
+) -> None:
+    """A client that has gone: its turn is the episode, and not recorded."""
 
     async def talk() -> None:
-        async with client_of(endpoint, Slow(tokenizer, f"a{END}")) as client:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.say([user("1")]), 0.1)
-            await endpoint.thread.start(client.session.close())
-            assert answered and not client.session.turns
+        says = Slow(tokenizer, f"a{END}")
+        async with client_of(endpoint, says) as client:
+            await given_up(client, [user("1")])
+            closing = endpoint.thread.start(client.session.close())
+            await asyncio.sleep(0.1)
+            assert not closing.done() and client.session.unread is None
+            await in_thread_of(endpoint, says.may_answer.set)
+            await closing
+            assert client.session.unread and not client.session.turns and not says.num_cancelled
 
     asyncio.run(talk())
 
 
-def test_a_turn_whose_client_has_asked_again_is_not_recorded(
-    endpoint: Endpoint, tokenizer: Any
-) -> None:
-    """The reward is for what the client got, and the last turn recorded is trained on."""
-    first = asyncio.Event()
+def test_a_session_that_ends_frees_the_engines(endpoint: Endpoint, tokenizer: Any) -> None:
+    """What would come too late for the episode is generated no further."""
 
-    class Slow(Says):
-        async def __call__(self, *args: Any, **more: Any) -> Any:
-            made = await super().__call__(*args, **more)
-            if len(self.asked) == 1:
-                await first.wait()
-            return made
+    async def talk() -> None:
+        says = Slow(tokenizer, f"a{END}", f"b{END}", f"c{END}")
+        async with client_of(endpoint, says) as client:
+            await in_thread_of(endpoint, says.may_answer.set)
+            said = await client.say([user("1")])
+            await in_thread_of(endpoint, says.may_answer.clear)
+            told = [user("1"), said["message"]]
+            await given_up(client, [*told, user("2")])
+            late = asyncio.ensure_future(client.post({"messages": [*told, user("3")]}))
+            await until(lambda: len(says.asked) == 3)
+            await endpoint.thread.start(client.session.close())
+            assert says.num_cancelled == 2 and len(client.session.turns) == 1
+            status, body = await late
+            assert status == 410 and "has ended" in body["error"]["message"]
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("when", ["under way", "there"])
+def test_a_client_that_asks_again_gets_the_turn_that_it_gave_up(
+    endpoint: Endpoint, tokenizer: Any, when: str
+) -> None:
+    """So does openai's, once its timeout is over: that rewrites nothing, and the turn is recorded
+    once."""
 
     async def talk() -> None:
         says = Slow(tokenizer, f"a{END}", f"b{END}")
         async with client_of(endpoint, says) as client:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(client.say([user("1")]), 0.3)
-            said = await client.say([user("1")])
-            endpoint.thread.loop.call_soon_threadsafe(first.set)
-            await endpoint.thread.start(client.session.close())
-            (turn,) = client.session.turns
-            assert turn.messages[-1]["content"] == said["message"]["content"] == "b"
+            for _ in range(2):
+                await given_up(client, [user("1")])
+            if when == "there":
+                await in_thread_of(endpoint, says.may_answer.set)
+                await until(lambda: client.session.unread)
+                assert not client.session.turns
+            again = asyncio.ensure_future(client.say([user("1")]))
+            await asyncio.sleep(0.1)
+            await in_thread_of(endpoint, says.may_answer.set)
+            said = await again
+            await client.say([user("1"), said["message"], user("2")])
+            session = client.session
+            assert said["message"]["content"] == "a" and len(says.asked) == 2
+            assert [turn.number for turn in session.turns] == [1, 2]
+            assert session.num_branches == 1 and not session.rewritten
+            assert says.seeds == [call_seed(3, 0), call_seed(3, 1)]
+
+    asyncio.run(talk())
+
+
+def test_what_its_client_gave_up_is_no_branch(endpoint: Endpoint, tokenizer: Any) -> None:
+    """Until it is asked for after all, beside what was said in its place."""
+
+    async def talk() -> None:
+        says = Slow(tokenizer, *(f"{word}{END}" for word in "abcd"))
+        async with client_of(endpoint, says) as client:
+            await given_up(client, [user("1")])
+            await in_thread_of(endpoint, says.may_answer.set)
+            await client.say([user("another")])
+            session = client.session
+            assert session.num_branches == 1 and not session.rewritten
+            assert (await client.say([user("1")]))["message"]["content"] == "a"
+            assert session.num_branches == 2 and "request 3 kept 0" in session.rewritten
+            assert (await client.say([user("1")]))["message"]["content"] == "c"
+            assert session.num_branches == 3 and len(set(says.seeds)) == len(says.asked) == 3
 
     asyncio.run(talk())
 

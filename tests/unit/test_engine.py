@@ -57,6 +57,45 @@ def test_buckets_load_in_order_whatever_order_their_calls_begin_in(engine: Recor
     assert engine.calls == once * 2
 
 
+def test_a_batch_that_nobody_awaits_is_generated_no_further(
+    engine: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left in a paused scheduler, it would hold up the next refit for ever."""
+
+    class Batch:
+        def __init__(self) -> None:
+            self.errored, self.added, self.aborted = False, list[str](), list[str]()
+
+        async def add_request(self, id_: str, request: Any, parameters: Any) -> asyncio.Queue[Any]:
+            self.added.append(id_)
+            return Answers()
+
+        async def resume_generation(self) -> None:
+            pass
+
+        async def abort(self, ids: list[str]) -> None:
+            self.aborted += ids
+
+    class Answers(asyncio.Queue[Any]):
+        def get_nowait(self) -> Any:
+            return None if self.empty() else super().get_nowait()
+
+    class Batching(Recording):
+        def __init__(self) -> None:
+            super().__init__()
+            self._llm = batch
+
+    async def run() -> None:
+        requests: list[Any] = [((1, 2), seed, None) for seed in range(3)]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Batching()._complete_as_one_batch(requests), 0.05)
+        assert batch.aborted == batch.added == ["1", "2", "3"]
+
+    monkeypatch.setattr(module, "sampling_params", lambda seed, settings: None)
+    batch = Batch()
+    asyncio.run(run())
+
+
 def test_an_engine_that_has_died_answers_while_its_processes_end(
     engine: Recording,
 ) -> None:

@@ -40,6 +40,28 @@ def test_work_goes_to_the_fewest_outstanding_tokens(actors: list[Actor]) -> None
     asyncio.run(run())
 
 
+def test_who_stops_waiting_frees_the_engine(actors: list[Actor]) -> None:
+    """An environment with a limit of its own; the others are answered."""
+
+    async def run() -> None:
+        fleet = make_fleet(actors, num_engines=1)
+        await fleet.start()
+        actors[0].release.clear()
+        given_up, other = job(fleet, 5, (7, 8)), job(fleet, 5, (9,))
+        await until(lambda: len(actors[0].seeds) == 2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(given_up, 0.02)
+        await until(lambda: calls_of(actors[0], "cancelled"))
+        assert (fleet.engines[0].num_calls, fleet.engines[0].outstanding_tokens) == (1, 5 + 10)
+        actors[0].release.set()
+        assert await other == (["made by 0"], 0)
+        assert calls_of(actors[0], "cancelled") == [["generate"]] and fleet.num_reissued == 0
+        assert (fleet.engines[0].num_calls, fleet.engines[0].outstanding_tokens) == (0, 0)
+        await fleet.shutdown()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_unfinished_work_of_a_lost_engine_is_issued_again(actors: list[Actor], how: str) -> None:
     async def run() -> None:

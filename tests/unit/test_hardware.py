@@ -1,4 +1,4 @@
-"""What `doctor` says of links, pages and limits, from files and a program that are given.
+"""What `doctor` says of links, pages, limits and the compiler, from files and programs given here.
 
 Not exercised: real adapters, nvidia-smi itself.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sfpo_megatron import doctor
 from sfpo_megatron.host.hardware import huge_pages, infiniband, limits, nvlinks
 
 LINKED = """\
@@ -80,3 +81,33 @@ def test_nvlinks_by_the_drivers_own_tool(
     assert nvlinks(str(tmp_path / "none")).endswith("is not on PATH")
     smi.write_text("#!/no/such/shell\n")
     assert nvlinks(str(smi)) == f"unknown here: {smi} does not answer"
+
+
+@pytest.mark.parametrize(
+    ("programs", "named", "said"),
+    [
+        (["gcc", "clang"], None, "gcc, with"),
+        (["clang", "cc"], None, "clang, with"),
+        (["cc"], None, "without gcc: on GPUs"),  # Triton does not try it
+        (["gcc", "icc"], "icc", "icc, with"),
+        (["gcc"], "icc", "without icc: on GPUs"),
+        ([], None, "without gcc and "),
+    ],
+)
+def test_the_compiler_is_the_one_that_triton_takes(
+    programs: list[str],
+    named: str | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in programs:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if named:
+        monkeypatch.setenv("CC", named)
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
+    if programs:
+        (tmp_path / "Python.h").touch()
+    assert said in doctor._compiler()

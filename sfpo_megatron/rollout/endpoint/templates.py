@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NUM_KEPT = 64  # sets of tools that clients bring
+_MOST_HALVES = 64  # tokens in a row that are no text: all of a row are decoded with each of them
 
 
 class ChatTemplates:
@@ -54,9 +55,19 @@ class ChatTemplates:
         ended = bool(token_ids) and token_ids[-1] in self._stops
         return self._plain.text(token_ids[: len(token_ids) - ended])
 
-    def token_text(self, token_id: int) -> str:
-        """One token."""
-        return self._plain.text([token_id])
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text. A character that several share is the last one's."""
+        texts: list[str] = []
+        begin = read = 0  # decoded from `begin` on: text depends on what is before it
+        for end in range(1, len(token_ids) + 1):
+            text = self._plain.text(token_ids[begin:end])
+            is_half = text.endswith("\N{REPLACEMENT CHARACTER}") and end - read < _MOST_HALVES
+            if is_half and end < len(token_ids):
+                texts.append("")
+                continue
+            texts.append(text[len(self._plain.text(token_ids[begin:read])) :])
+            begin, read = read, end
+        return texts
 
     def _made(self, tools: str, role: str) -> TurnTemplate:
         told = {"tools": json.loads(tools)} if tools else {}

@@ -75,7 +75,12 @@ class EndpointEnvironment(ABC):
 
     async def _episode(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
         """In the endpoint's thread."""
-        session = Session(self._templates, generate, call_format=self._args.call_format)
+        session = Session(
+            self._templates,
+            generate,
+            call_format=self._args.call_format,
+            max_response_tokens=generate.context_tokens - len(prompt.token_ids),
+        )
         sampling = Sampling(temperature=generate.temperature, top_p=generate.top_p)
         with self._endpoint.serving(session, sampling) as key:
             agent = self._agents.start(self.play(key, prompt, seed))
@@ -84,6 +89,9 @@ class EndpointEnvironment(ABC):
                 await asyncio.wait(
                     ends, timeout=self._args.timeout_s, return_when=asyncio.FIRST_COMPLETED
                 )
+            except asyncio.CancelledError:
+                session.abandon()
+                raise
             finally:
                 in_time = not agent.cancel()
         await session.close()
