@@ -47,6 +47,8 @@ _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*\s*=")
 _OF_A_START = ("--fresh", "--accept-data-change")
 """What the launcher hands on to every rank."""
+_INSTALLED_APART = ("torch", "megatron", "transformers", "vllm", "ray")
+"""What the package does not ask pip for: which build is right, the machine says."""
 
 Command = Literal["train", "sft"]
 
@@ -70,6 +72,18 @@ def main(argv: list[str] | None = None) -> int:
         return exit_code_of(error)
     except (DirectoryRefused, NoHome) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _INSTALLED_APART:
+            raise
+        print(
+            f"error: {sys.executable} has no {package}: `sfpo-megatron install cpu` installs what a "
+            "run needs, `sfpo-megatron install gpu` on machines with GPUs; or take the Python that "
+            "has it",
+            file=sys.stderr,
+            flush=True,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

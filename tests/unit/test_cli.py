@@ -238,6 +238,19 @@ def test_doctor_says_what_ails_torch(here: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("name", "is_named"), [("torch", True), ("mine", False)])
+def test_what_a_run_needs_and_python_has_not(here: Path, name: str, is_named: bool) -> None:
+    """Anything else that cannot be imported is a fault, with its traceback."""
+    (here / "away").mkdir()
+    missing = f"raise ModuleNotFoundError({name!r}, name={name!r})"
+    (here / "away/torch.py").write_text(missing)
+    ended = sfpo("train", "run.yaml", PYTHONPATH=str(here / "away"))
+    assert ended.returncode == 1
+    line = f"error: {sys.executable} has no torch: `sfpo-megatron install cpu` installs what"
+    assert (ended.stderr.splitlines()[-1].startswith(line)) is is_named, ended.stderr
+    assert ("Traceback" in ended.stderr) is not is_named
+
+
 def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     """Built, unpacked into an empty folder, run by a Python that sees nothing else but PyYAML."""
     import yaml
