@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from sfpo_megatron.rewards import matrices, numbers
 from sfpo_megatron.rewards.hostile import refused
-from sfpo_megatron.rewards.notation import plain
+from sfpo_megatron.rewards.notation import all_but, plain
 from sfpo_megatron.rewards.quantities import GROUPED, Value, quantity, value_of
 from sfpo_megatron.rewards.splitting import balanced, split
 
@@ -23,10 +23,12 @@ MAX_ITEMS = 100
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Text:
-    """Words, or what could not be read; space does not count, nor case where it is prose."""
+    """Words, or what could not be read; space does not count, nor case where it is prose.
+    `is_set`: in \\text{}, so that its letters are no factors."""
 
     words: str
     cased: str = field(compare=False)
+    is_set: bool = field(default=False, compare=False)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -104,6 +106,7 @@ _DATE = re.compile(
 _LETTERS = re.compile("(?!pi$)[A-Za-z]{2,}")
 _FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 """Letters that are set as a word, and not as a product of variables."""
+_SET_VALUE = re.compile(rf"=\s*{_FONTED.pattern}[\s$]*$")
 _IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}")
 """An ordering, the vertices of a polygon, a Roman numeral: as a product any order would do."""
 _OPERATOR = re.compile(r"\\[A-Za-z]|[\^_+*/]")
@@ -147,12 +150,14 @@ def readings(text: str) -> tuple[Answer, ...]:
     if isinstance(first, Value) and _LETTERS.fullmatch(spelled):
         word = Text(words=spelled, cased=spelled)  # in its case: `AB` is not `ab`
         read = [word] if _FONTED.fullmatch(text.strip(" $")) else [*read, word]
+    if isinstance(first, Named) and isinstance(first.value, Text) and _SET_VALUE.search(text):
+        read[0] = replace(first, value=replace(first.value, is_set=True))
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
 
 
 def _read(text: str, depth: int = 0) -> Answer:
-    text = text.strip()
+    text = all_but(text.strip())
     if depth > 20 or not text:
         return _text(text)
     if number := numbers.read(text):
@@ -188,12 +193,12 @@ def _read(text: str, depth: int = 0) -> Answer:
         return _read(r"(-\infty, \infty)", depth + 1)
     if text.startswith(r"\{") and (group := _bracketed(text, depth)):
         return group
-    if _PLUS_MINUS.search(text):
-        return _both_signs(text, depth)
     for sign, opening in ((_CUP, "u"), (_WITHOUT, "-")):
         parts = split(text, sign)[0]
         if 1 < len(parts) <= MAX_ITEMS:
             return Group(items=tuple(_braced(part, depth + 1) for part in parts), opening=opening)
+    if _PLUS_MINUS.search(text):
+        return _both_signs(text, depth)
     if group := _bracketed(text, depth):
         return group
     if _QUOTED.fullmatch(text):  # `["42"]`: a list as JSON or Python has it
@@ -214,8 +219,12 @@ def _as_tuple(pair: Answer) -> Answer:
 def _braced(part: str, depth: int) -> Answer:
     """Part of a union: `\\{0\\}` is a set there, not 0."""
     read = _read(part, depth)
-    if isinstance(read, Value) and part.strip().startswith(r"\{"):
+    if not part.strip().startswith(r"\{"):
+        return read
+    if isinstance(read, Value):
         return Group(items=(read,), opening="{", closing="}")
+    if isinstance(read, Group) and not read.opening:  # `\{\pm 2\}`
+        return Group(items=read.items, opening="{", closing="}")
     return read
 
 
@@ -272,12 +281,6 @@ def _relation(sides: list[str], signs: list[str], depth: int) -> Answer:
             _read(rest[0], depth + 1) if len(rest) == 1 else _relation(rest, signs[1:], depth + 1)
         )
         return Named(name=name, value=value, sign=signs[0])
-    if signs == [r"\ne"] and _NAME.fullmatch(sides[0].strip()):  # all but that
-        reals = _read(r"\reals", depth + 1)
-        other = _read(sides[1], depth + 1)
-        if isinstance(other, Value):
-            other = Group(items=(other,), opening="{", closing="}")
-            return Group(items=(reals, other), opening="-")
     if signs == ["="] and _NAME.fullmatch(sides[1].strip()):  # `5 = x`
         return _relation(sides[::-1], signs, depth)
     chain = Chain(sides=tuple(_read(side, depth + 1) for side in sides), signs=tuple(signs))
@@ -371,7 +374,11 @@ def _text(text: str) -> Text:
     words = re.sub(r"\s+", " ", re.sub(r"[\"'.!]+$", "", text)).strip()
     words = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", words)  # `\setminus \{0\}`
     # `GMm` is not `Gmm`: a formula's letters are not a word's, whose case varies as a whole.
-    is_formula = _OPERATOR.search(words) or not all(map(_is_plain_case, _WORD.findall(words)))
+    runs = _WORD.findall(words)
+    is_formula = (
+        _OPERATOR.search(re.sub(r"(?<=[A-Za-z]{2})/(?=[A-Za-z]{2})", "", words))  # `Yes/No` is none
+        or not all(map(_is_plain_case, runs))
+    )
     return Text(words=words if is_formula else words.casefold(), cased=words)
 
 

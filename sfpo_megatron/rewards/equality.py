@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sfpo_megatron.rewards import numbers, values
+from sfpo_megatron.rewards import values
 from sfpo_megatron.rewards.answers import (
     FLIPPED,
     Answer,
@@ -24,10 +24,10 @@ from sfpo_megatron.rewards.answers import (
     Text,
     readings,
 )
-from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
+from sfpo_megatron.rewards.expressions import Unreadable, expression
 from sfpo_megatron.rewards.quantities import Value, value_of
 from sfpo_megatron.rewards.real_sets import same_set
-from sfpo_megatron.rewards.rounding import as_sympy, fraction, hundredth, near, rounds_to
+from sfpo_megatron.rewards.rounding import as_sympy, near, rounds_to, same_quantity
 
 if TYPE_CHECKING:
     from sympy import Expr
@@ -40,6 +40,10 @@ _CALLED = re.compile(
     r"[A-Za-z]*(?:\\[A-Za-z]+ ?)?[A-Za-z ]*(?:\([^()]*\)|\[[^][]*\])?"
 )
 """`P(A\\cap B)`, `[ABC]`, `m\\angle BAC`, `\\det A`: what a value is said to be the value of."""
+_SUM = re.compile(r"({0}\+)+\\ldots(\+{0})+".format(r"[A-Za-z](?:_(?:\w+|\{\w+\}))?(?:\^\w)?"))
+"""`a_1 + ... + a_n`"""
+_LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{5}| [A-Za-z]{2,} ")
+"""Words."""
 _LONGEST_PRODUCT = 5
 _ROMAN = re.compile("[IVXLCDM]{3,}", re.IGNORECASE)
 _BETWEEN_STATEMENTS = {r"\implies", r"\iff", r"\in"}
@@ -79,14 +83,40 @@ def equal(reference: Answer, found: Answer) -> bool:
             _in_order(one, other) for one, other in zip(reference.rows, found.rows, strict=True)
         )
     if isinstance(reference, Value) and isinstance(found, Value):
-        return _values(reference, found)
-    return isinstance(reference, Text) and reference == found
+        return same_quantity(reference, found)
+    return (isinstance(reference, Text) and reference == found) or _same_formula(reference, found)
+
+
+def _same_formula(reference: Answer, found: Answer) -> bool:
+    """`2axy` and `2xya`: a run of letters that may be a word is a product beside other signs."""
+    if isinstance(reference, Text) and isinstance(found, Text) and reference.words.isalpha():
+        return False  # `eat` and `tea`
+    one, other = _formula(reference), _formula(found)
+    if one is None or other is None or one.free_symbols != other.free_symbols:
+        return False
+    return values.same(one, other)
+
+
+def _formula(answer: Answer) -> Expr | None:
+    """An expression with variables, all letters of a text for such."""
+    if isinstance(answer, Text) and not _LONG_RUN.search(answer.words):
+        try:
+            expr = expression(answer.cased, words=False)
+        except Unreadable:
+            return None
+    elif isinstance(answer, Value) and not answer.unit and not answer.percent:
+        expr = as_sympy(answer.exact)
+    else:
+        return None
+    return expr if expr.free_symbols else None
 
 
 def _same_product(reference: Named, found: Named) -> bool:
     """`F = BIL` and `F = ILB`: three letters and more are read as a word."""
     one, other = reference.value, found.value
     if isinstance(one, Text) and isinstance(other, Text) and len(one.words) <= _LONGEST_PRODUCT:
+        if one.is_set:
+            return False
         if _ROMAN.fullmatch(one.words) and _ROMAN.fullmatch(other.words):
             return False
         return one.words.isalpha() and sorted(one.cased) == sorted(other.cased)
@@ -134,10 +164,14 @@ def _chains(reference: Answer, found: Answer) -> bool:
     if isinstance(reference, Chain) and isinstance(found, Chain):
         return _relations(reference, found)
     if isinstance(found, Chain):
+        if r"\equiv" in found.signs:
+            return _is_congruence(found) and equal(reference, found.sides[-1])
         if any(sign not in ("=", r"\implies", r"\iff", r"\approx") for sign in found.signs):
             return False
         if r"\approx" in found.signs:
             return _is_rounding(found) and any(equal(reference, side) for side in found.sides)
+        if solution := _solution(found):
+            return equal(reference, solution)
         sides = found.sides
         is_called = (
             {*found.signs} == {"="} and _is_called(sides[0]) and isinstance(reference, Value)
@@ -149,7 +183,35 @@ def _chains(reference: Answer, found: Answer) -> bool:
     if set(reference.signs) == {r"\approx"} and _all_near(reference):
         return any(equal(side, found) for side in reference.sides)  # either form is the answer
     is_equality = all(sign == "=" for sign in reference.signs)
-    return is_equality and all(equal(side, found) for side in reference.sides)
+    sides = reference.sides[_is_called(reference.sides[0]) :]
+    return is_equality and all(equal(side, found) for side in sides)
+
+
+def _is_congruence(found: Chain) -> bool:
+    """`2^{10} \\equiv 2 \\pmod 7`, whose sides leave one remainder."""
+    *others, last = [side for side in found.sides if isinstance(side, Value)]
+    modulus = int(last.unit.removeprefix("mod ")) if last.unit.startswith("mod ") else 0
+    return (
+        modulus > 0
+        and len(others) + 1 == len(found.sides)
+        and all(
+            isinstance(one.exact, Fraction) and (one.exact - last.exact) % modulus == 0
+            for one in others
+        )
+    )
+
+
+def _solution(found: Chain) -> Answer | None:
+    """What x is in `2x = 4 \\implies x = 2`, if it fulfils what stands before; None for others."""
+    within, between = {*found.signs[::2]}, {*found.signs[1::2]}
+    if len(found.sides) % 2 or within != {"="} or not between or between - {r"\implies", r"\iff"}:
+        return None
+    exact = [as_sympy(side.exact) for side in found.sides if isinstance(side, Value)]
+    if len(exact) != len(found.sides) or not exact[-2].is_Symbol:
+        return None
+    solved = [side.subs(*exact[-2:]) for side in exact]
+    is_solution = all(values.same(*pair) for pair in zip(solved[::2], solved[1::2], strict=True))
+    return found.sides[-1] if is_solution else None
 
 
 def _is_rounding(found: Chain) -> bool:
@@ -173,7 +235,7 @@ def _is_unknown(side: Answer) -> bool:
 
 def _is_called(side: Answer) -> bool:
     """Whether it is a name that is no expression: of a probability, an area, an angle."""
-    return isinstance(side, Text) and _CALLED.fullmatch(side.words) is not None
+    return isinstance(side, Text) and any(one.fullmatch(side.words) for one in (_CALLED, _SUM))
 
 
 def _as_chain(named: Named) -> Chain:
@@ -309,59 +371,6 @@ def _any_order(reference: tuple[Answer, ...], found: tuple[Answer, ...]) -> bool
             return False
         del left[match]
     return True
-
-
-# ---- values ------------------------------------------------------------------------------------
-
-
-def _values(reference: Value, found: Value) -> bool:
-    if reference.unit and found.unit and reference.unit != found.unit:
-        return False
-    if reference.percent == found.percent:
-        return _same_value(reference.exact, reference.written, found.exact, found.written)
-    if (reference.unit and found.percent) or (found.unit and reference.percent):
-        return False
-    # `50\%` is 0.5, and 50 where the question asks for percent.
-    return any(
-        _same_value(r, reference.written, f, found.written)
-        for r, f in (
-            (reference.exact, found.exact),
-            (hundredth(reference), hundredth(found)),
-        )
-    )
-
-
-def _same_value(
-    reference: Fraction | Expr,
-    theirs: Written | None,
-    found: Fraction | Expr,
-    ours: Written | None,
-) -> bool:
-    if isinstance(reference, Fraction) and isinstance(found, Fraction):
-        return numbers.agree(
-            Number(value=reference, written=theirs), Number(value=found, written=ours)
-        )
-    one, other = as_sympy(reference), as_sympy(found)
-    if values.same(one, values.with_constant_of(one, other)):
-        return True
-    if (theirs is None and ours is None) or one.free_symbols or other.free_symbols:
-        return False
-    decimals = [fraction(expr) for expr in (one, other)]
-    if decimals[0] is None or decimals[1] is None:
-        return False
-    return numbers.agree(
-        Number(value=decimals[0], written=_of_decimal(reference, theirs, decimals[0])),
-        Number(value=decimals[1], written=_of_decimal(found, ours, decimals[1])),
-    )
-
-
-def _of_decimal(exact: Fraction | Expr, written: Written | None, value: Fraction) -> Written | None:
-    """The digits of a decimal; those that an expression of decimals (`1.41421\\pi`) can have."""
-    if written is None or isinstance(exact, Fraction):
-        return written
-    if written.significant < ENOUGH_DIGITS:
-        return Written(Fraction(0), written.significant)
-    return Written(abs(value) / 10 ** (written.significant - 1), written.significant)
 
 
 def _all_near(chain: Chain) -> bool:

@@ -22,10 +22,11 @@ __all__ = ["Unreadable", "expression"]
 MAX_POWERS = 4
 
 
-def expression(text: str) -> Expr:
-    """The expression that the whole of `text` is; Unreadable if it is none."""
+def expression(text: str, *, words: bool = True) -> Expr:
+    """The expression that the whole of `text` is; Unreadable if it is none, or if a run of letters
+    may be a word and not a product (without `words` none may)."""
     try:
-        return _Parser(text).whole()
+        return _Parser(text, words=words).whole()
     except (RecursionError, OverflowError, ZeroDivisionError, MemoryError) as error:
         raise Unreadable(type(error).__name__) from error
     except (TypeError, AttributeError, ValueError) as error:  # of sympy, about an odd argument

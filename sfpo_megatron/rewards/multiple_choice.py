@@ -35,10 +35,14 @@ _MARKED = re.compile(
 )
 _LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
 """`2`, `(2)`, `2. green`: of a row whose choices have numbers for labels."""
-_IS = r"(?:is|was|would be|must be)(?:\s+(?:therefore|thus|hence|then|clearly|indeed)\b,?)?"
-_ANSWER_IS = re.compile(rf"\banswer\s*(?:\b{_IS}\b\s*:?|:)\s*", re.IGNORECASE)
-_CHOICE_IS = re.compile(rf"\b(?:answer|choice|option)\b(?:\s+{_IS})?\s*:?\s*", re.IGNORECASE)
+_IS = r"(?:is|was|(?:would|must|should) be)(?:\s+(?:therefore|thus|hence|then|clearly|indeed)\b,?)?"
+_ANSWER_IS = re.compile(rf"\banswer\s*(?:\b{_IS}\b\s*[:：]?|[:：])\s*", re.IGNORECASE)
+_CHOICE_IS = re.compile(rf"\b(?:answer|choice|option)\b(?:\s+{_IS})?\s*[:：]?\s*", re.IGNORECASE)
 """Looked for where no answer "is"."""
+_I_CHOOSE = re.compile(
+    r"\b(?:I|we)(?:\s+(?:will|would)|['’](?:ll|d))?\s+(?:choose|select|pick|go with)\s+",
+    re.IGNORECASE,
+)
 _LISTED = re.compile(r"\b[A-Z][)\]]?\s*(?:[,/&]|\b(?:or|and)\b)\s*$")
 """Before a letter: `option A or option B`"""
 _NOT = re.compile(
@@ -51,13 +55,14 @@ _CLAUSE = re.compile(
 )
 _REFUTED = re.compile(
     r"(?:is|was|does|do|can|could|would)(?:\s+not\b|n't\b)|cannot\b|(?:rather than|instead of)\b"
-    r"|(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)\b|is\s+.*\bbut\b",
+    r"|(?:is|was)\s+(?:\w+\s+)?(?:wrong|incorrect|false)\b|is\s+.*\b(?:but|no|not)\b",
     re.IGNORECASE,
 )
 """Behind a letter: `(B) is incorrect`."""
 _IS_RIGHT = re.compile(
-    r"(?:(?:so|thus|hence|therefore)\b,?\s+)?(?P<choice>.+?)\s+is\s+"
-    r"(?:(?:indeed|the|correct|right|best|only|final)\s+)*(?:correct|right|answer|option|choice)",
+    r"(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:only\s+)?(?P<choice>.+?)\s+is\s+"
+    r"(?:(?:indeed|the|correct|right|best|only|final|most|likely|appropriate|suitable)\s+)*"
+    r"(?:correct|right|true|answer|option|choice)",
     re.DOTALL | re.IGNORECASE,
 )
 """`(B) is the correct answer`"""
@@ -121,6 +126,8 @@ def _right(answer: str, letter: str, text: str, options: Mapping[str, str]) -> b
         return False
     if rest and text:  # else it may be the letter of one option and the text of another
         return _same(rest, text, options)
+    if marked["dashed"] and _NOT.search(rest):  # `B - Paris, not correct`
+        return False
     return not _ANOTHER.search(rest) and not _REFUTED.match(rest)
 
 
@@ -222,7 +229,8 @@ def chosen(text: str) -> str | None:
         _MARKED.fullmatch(verdict["choice"]) or not _CHOICE_IS.search(verdict["choice"])
     ):
         return short
-    cues = [*_ANSWER_IS.finditer(line)] or [*_CHOICE_IS.finditer(line)]
+    kinds = ([*cue.finditer(line)] for cue in (_ANSWER_IS, _CHOICE_IS, _I_CHOOSE))
+    cues = next(filter(None, kinds), [])
     end = cues[-1].end() if cues else 0
     if cues and (
         _NOT.search(_CLAUSE.split(line[:end].rstrip(": "))[-1])

@@ -157,6 +157,13 @@ _RULES = tuple(
         (r"(?<=\d)\s*[pP]\.\s?[mM](?:\.|(?![A-Za-z]))", " pm"),
         (r"(?:(?<=:[0-5]\d)\s*|(?<=\d)\s+)(?:AM|am)(?![A-Za-z])", " am"),
         (r"(?:(?<=:[0-5]\d)\s*|(?<=\d)\s+)(?:PM|pm)(?![A-Za-z])", " pm"),
+        # `9th`, `9^{th}`: the number.
+        *((rf"(?<={digit})\s*(?:\^?\{{\s*{end}\s*\}}|\^?\s*{end})(?![A-Za-z])", " ")
+          for digit, end in (("1", "st"), ("2", "nd"), ("3", "rd"), ("[04-9]", "th"),
+                             ("1[1-3]", "th"))),
+        # `4\sqrt{2} (\approx 5.66)`
+        (r"(?<=\S)\s*\(\s*(?:or\s+)?(?:\\approx(?![A-Za-z])|(?:approximately|approx\.?|about|roughly)"
+         r"(?![A-Za-z]))\s*([^()]*)\)\s*$", r" \\approx \1"),
         (r"\s+", " "),
         (r" ?([\^_]) ?", r"\1"),
     )
@@ -169,6 +176,19 @@ _LEAD = re.compile(
     r"(?:最终)?答案\s*[是为為]?\s*:?|答え\s*は?\s*:?|정답\s*은?\s*:?|ответ\s*:?)\s*",
     re.IGNORECASE,
 )
+_EXCEPT = re.compile(
+    r"(?:(?:(?:[A-Za-z] ?\\in ?)?\\reals ?[,|]? ?)?(?P<name>\\?[A-Za-z]+(?:_\w)?) ?\\ne(?![A-Za-z])"
+    r"|(?:\\reals|(?i:(?:all )?real numbers?)(?: x)?) (?:except|other than|excluding)(?: for)?)"
+    r" *(?P<points>[^=<>|]+)"
+)
+_PARAMETER = re.compile(
+    r"(?P<rest>.*?)\s*(?:[,;:|]|\(|(?:for|where|with)(?:\s+(?:all|any|some|every))?\s)?\s*"
+    r"(?=.*(?:\\in|integer))(?:(?:any )?integers? )?"
+    r"(?P<name>[A-Za-z])(?: ?\\in ?Z| (?:is )?an(?:y)? integer)?\s*\)?(?P<set>\\\})?"
+)
+"""`k\\pi, k \\in \\mathbb{Z}`, `k\\pi for any integer k`"""
+_MAX_CHARS = 500
+"""The longest answer that is searched for an integer parameter."""
 _DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")
 _DELIMITED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 
@@ -188,7 +208,30 @@ def plain(text: str) -> str:
     lead = _LEAD.match(text)
     if lead and lead.end() < len(text):
         text = text[lead.end() :]
-    return _undelimited(_unpunctuated(text))
+    return _undelimited(_unpunctuated(_of_k(text)))
+
+
+def _of_k(text: str) -> str:
+    """Without the domain of its integer parameter, which is called k then."""
+    named = len(text) < _MAX_CHARS and (r"\in" in text or "integer" in text)
+    found = _PARAMETER.fullmatch(text) if named else None
+    if found is None or re.search(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])", rest := found["rest"]):
+        return text
+    name = re.compile(rf"(?<![A-Za-z\\]){found['name']}(?![A-Za-z])")
+    if not name.search(rest) or (found["set"] and not rest.startswith(r"\{")):
+        return text
+    rest = rest.removeprefix(r"\{") if found["set"] else rest
+    return rest if re.search(r"(?<![A-Za-z\\])k(?![A-Za-z])", rest) else name.sub("k", rest)
+
+
+def all_but(text: str) -> str:
+    r"""`x \ne \pm 2`, `real numbers except 2` as a difference of sets; other text as it is."""
+    found = _EXCEPT.fullmatch(text)
+    if found is None:
+        return text
+    again = rf"(?<![A-Za-z\\]){re.escape(found['name'] or 'x')} ?\\ne(?![A-Za-z])"
+    points = re.sub(again, "", found["points"]).replace(" and ", ",")
+    return text if r"\ne" in points else rf"\reals \setminus \{{{points}\}}"
 
 
 def _unfonted(text: str) -> str:

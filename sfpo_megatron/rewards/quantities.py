@@ -67,6 +67,8 @@ def quantity(text: str) -> Value | None:
     if factor != 1 and not phrase:
         return _with_unit(found["value"], "", factor)
     name = unit_of(phrase, spaced=bool(found["space"]))
+    if name and r"\frac" in found["value"] and not re.search("[aeiouy]", name):
+        return None  # `\\frac{1}{2} mgh` is a product
     return _with_unit(found["value"], name, factor) if name else None
 
 

@@ -1,4 +1,4 @@
-"""Approximations: an exact value beside the decimal that it rounds to, and their parts."""
+"""Values and how far they are rounded: two that are one, an exact one beside its decimal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards import numbers, values
 from sfpo_megatron.rewards.answers import Answer, Named
-from sfpo_megatron.rewards.numbers import Number, Written
+from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
 from sfpo_megatron.rewards.quantities import Value
 
 if TYPE_CHECKING:
@@ -53,6 +53,57 @@ def near(one: Answer, other: Answer) -> bool:
     if decimals[0] is None or decimals[1] is None or not (one.written or other.written):
         return False
     return abs(decimals[0] - decimals[1]) * 100 <= abs(decimals[0])
+
+
+def same_quantity(reference: Value, found: Value) -> bool:
+    """Whether they are one number or expression; a unit may be missing on one side."""
+    if reference.unit and found.unit and reference.unit != found.unit:
+        return False
+    if reference.percent == found.percent:
+        return _same_value(reference.exact, reference.written, found.exact, found.written)
+    if (reference.unit and found.percent) or (found.unit and reference.percent):
+        return False
+    # `50\%` is 0.5, and 50 where the question asks for percent.
+    return any(
+        _same_value(r, reference.written, f, found.written)
+        for r, f in (
+            (reference.exact, found.exact),
+            (hundredth(reference), hundredth(found)),
+        )
+    )
+
+
+def _same_value(
+    reference: Fraction | Expr,
+    theirs: Written | None,
+    found: Fraction | Expr,
+    ours: Written | None,
+) -> bool:
+    if isinstance(reference, Fraction) and isinstance(found, Fraction):
+        return numbers.agree(
+            Number(value=reference, written=theirs), Number(value=found, written=ours)
+        )
+    one, other = as_sympy(reference), as_sympy(found)
+    if values.same(one, values.with_constant_of(one, other)):
+        return True
+    if (theirs is None and ours is None) or one.free_symbols or other.free_symbols:
+        return False
+    decimals = [fraction(expr) for expr in (one, other)]
+    if decimals[0] is None or decimals[1] is None:
+        return False
+    return numbers.agree(
+        Number(value=decimals[0], written=_of_decimal(reference, theirs, decimals[0])),
+        Number(value=decimals[1], written=_of_decimal(found, ours, decimals[1])),
+    )
+
+
+def _of_decimal(exact: Fraction | Expr, written: Written | None, value: Fraction) -> Written | None:
+    """The digits of a decimal; those that an expression of decimals (`1.41421\\pi`) can have."""
+    if written is None or isinstance(exact, Fraction):
+        return written
+    if written.significant < ENOUGH_DIGITS:
+        return Written(Fraction(0), written.significant)
+    return Written(abs(value) / 10 ** (written.significant - 1), written.significant)
 
 
 def hundredth(value: Value) -> Fraction | Expr:

@@ -31,6 +31,8 @@ def is_word(letters: str) -> bool:
     if len(letters) == 1 or letters in ("pi",):
         return False
     low = letters.lower()
+    if not letters.isupper() and not re.search("[aeiouy]", low):
+        return False  # `mgh`, `nRT`
     if len(low) == 2:
         return low in ("no", "on", "is", "it", "at", "or", "if", "as", "we", "up")
     used = sorted(set(low))
@@ -38,10 +40,13 @@ def is_word(letters: str) -> bool:
 
 
 class Tokens:
-    """Letters of a run are variables of their own, unless the run is a function or a word."""
+    """Letters of a run are variables of their own, unless the run is a function or a word; without
+    `words` none is a word."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, words: bool = True) -> None:
         import sympy
+
+        self.words = words
 
         self.sympy = sympy
         self.tokens: list[tuple[str, str]] = []
@@ -68,7 +73,7 @@ class Tokens:
     def _add_letters(self, letters: str) -> None:
         if letters in FUNCTIONS or letters == "pi":
             self.tokens.append(("command", "\\" + letters))
-        elif is_word(letters):
+        elif self.words and is_word(letters):
             raise Unreadable(f"the word {letters}")
         else:
             self.tokens += [("letter", letter) for letter in letters]

@@ -24,13 +24,14 @@ degree degrees deg | radian radians rad
 newton newtons N | joule joules J | kilojoule kilojoules kJ | watt watts W | kilowatt kilowatts kW
 volt volts V | ampere amperes amp amps A | ohm ohms | hertz Hz | kelvin K | pascal pascals Pa
 mole moles mol | coulomb coulombs C | electronvolt eV | calorie calories cal
-mph | kmh kph | acre acres | hectare hectares ha | unit units | percent
+acre acres | hectare hectares ha | unit units | percent
 """
 _CANONICAL = {
     name: names[0]
     for names in (line.split() for line in re.split(r"[|\n]", _NAMES))
     for name in names
 }
+_RATES = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h"}
 _SHORT = {name for name in _CANONICAL if len(name) == 1}
 _SYMBOL_UNITS = {
     r"\dollar": "dollar",
@@ -88,7 +89,9 @@ def scale_of(phrase: str) -> tuple[int, str]:
 
 def unit_of(phrase: str, *, spaced: bool) -> str | None:
     """One name for a unit or a noun behind a number; None if the phrase is neither. `spaced`: a
-    space stands before it, without which a single letter is a variable (`12t`, `5m`)."""
+    space stands before it, without which a single letter is a variable (`12t`, `5m`), but for the
+    second of `12km/h`."""
+    phrase = _RATES.get(phrase.lower().rstrip("."), phrase)
     factors: list[str] = []
     power, per, known, index = 0, False, True, 0
     while index < len(phrase):
@@ -107,7 +110,9 @@ def unit_of(phrase: str, *, spaced: bool) -> str | None:
             power = 0 if word.endswith("d") else _POWERS[word]
         else:
             name = _CANONICAL.get(word) or _CANONICAL.get(word.lower() if word[1:] else "") or ""
-            name = _SYMBOL_UNITS.get(word, "" if word in _SHORT and not spaced else name)
+            name = _SYMBOL_UNITS.get(
+                word, "" if word in _SHORT and not (spaced or (per and factors)) else name
+            )
             if not name:
                 known, name = False, word.lower()
                 far = not name.isascii()  # `42元`, which is written without a space

@@ -36,6 +36,10 @@ CAPITALS = ["London", "Paris", "Rome", "Berlin"]
         "B, not correct.",
         "The answer is B because, no, wait, it is A.",
         "The answer is B, no: A.",
+        "(B) is correct? No.",
+        "I would not choose B.",
+        "B - Paris, not correct.",
+        "B - Paris isn't right.",
     ],
 )
 def test_a_letter_that_is_taken_back_is_not_chosen(response: str) -> None:
@@ -115,6 +119,11 @@ def test_a_text_that_the_row_does_not_have(response: str, letter: str, right: bo
         "The answer is (B) Paris, since Rome is not in France.",
         "The answer is B, not A.",
         "The answer is B rather than option A.",
+        "The answer should be B.",
+        "Answer：B",
+        "I would choose B.",
+        "B is the most likely answer.",
+        "Only B is correct.",
     ],
 )
 def test_a_choice_is_said_in_many_ways(said: str, choices: list[str] | None) -> None:
