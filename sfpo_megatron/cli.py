@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         if package not in _INSTALLED_APART:
             raise
         print(
-            f"error: {sys.executable} has no {package}: `sfpo-megatron install cpu` installs what a "
-            "run needs, `sfpo-megatron install gpu` on machines with GPUs; or take the Python that "
-            "has it",
+            f"error: {sys.executable} has no {package}: `sfpo-megatron install cpu` installs what "
+            "a run needs, `sfpo-megatron install gpu` on machines with GPUs; or take the Python "
+            "that has it",
             file=sys.stderr,
             flush=True,
         )
