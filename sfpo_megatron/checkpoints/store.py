@@ -109,14 +109,16 @@ class CheckpointStore:
         if self._form == "megatron_lm":
             write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
 
-    def mark_best(self, step: int) -> None:
-        """Record that the checkpoint of `step` is the best one so far."""
-        write_durably(self.folder / BEST, self._name(step) + "\n")
+    def mark_best(self, directory: Path) -> None:
+        """Record that this checkpoint is the best one so far."""
+        write_durably(self.folder / BEST, directory.name + "\n")
 
     @property
     def best(self) -> Path | None:
+        """The checkpoint that is marked; None where there is none, or it has been removed."""
         best = pointed_at(self.folder, BEST)
-        return best if best is not None and _NAME.fullmatch(best.name) else None
+        there = best is not None and _NAME.fullmatch(best.name) and best.is_dir()
+        return best if there else None
 
     def prune(self) -> list[Path]:
         """Remove what retention does not keep, after reading the newest checkpoint back from the

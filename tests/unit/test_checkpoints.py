@@ -36,7 +36,7 @@ def add(store: CheckpointStore, step: int, *, best: bool = False) -> Path:
     (aside / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
     directory = store.commit(aside, step, {})
     if best:
-        store.mark_best(step)
+        store.mark_best(directory)
     store.prune()
     return directory
 
@@ -184,6 +184,7 @@ def test_retention(tmp_path: Path, keep_last: int, keep_best: bool, kept: list[i
     for step in (10, 20, 30, 40):
         add(store, step, best=step == 10)
     assert list(store.steps()) == kept
+    assert store.best == store.steps().get(10)
 
 
 def test_the_old_one_stays_if_the_new_one_does_not_hold(tmp_path: Path) -> None:
