@@ -12,6 +12,7 @@ ones are removed once a newer one has been verified. No torch; rank 0 alone writ
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -274,12 +275,19 @@ def at(path: Path) -> Found:
         )
     if (directory / manifest.NAME).is_file() and (problems := _faults(directory)):
         raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
-    match = _NAME.fullmatch(directory.name)
     return Found(
         directory=directory,
-        step=int(match.group(2)) if match else 0,
+        step=_step_in(directory),
         has_run_state=(directory / RUN_STATE).is_file(),
     )
+
+
+def _step_in(directory: Path) -> int:
+    """The train step by run_state.json, as a copy may have any name; else by the name, or 0."""
+    try:
+        return int(json.loads((directory / RUN_STATE).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return step_of(directory) if _NAME.fullmatch(directory.name) else 0
 
 
 def pointed_at(folder: Path, *pointers: str) -> Path | None:

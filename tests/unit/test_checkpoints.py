@@ -234,6 +234,15 @@ def test_going_back_keeps_newer_ones_but_does_not_continue_from_them(tmp_path: P
     assert list(store.steps()) == [5] and (tmp_path / "step_0000015.abandoned-1").is_dir()
 
 
+def test_a_copy_under_another_name_is_of_the_step_that_it_says(tmp_path: Path) -> None:
+    """Or the metrics of the run that goes on from it would be set aside."""
+    directory = add(make_store(tmp_path / "run"), 5)
+    for name in ("the_good_one", "step_0000007"):
+        found = at(directory.rename(tmp_path / name))
+        directory = found.directory
+        assert (directory.name, found.step, found.has_run_state) == (name, 5, True)
+
+
 def test_megatron_lms_names(tmp_path: Path) -> None:
     store = make_store(tmp_path, form="megatron_lm")
     directory = add(store, 10)
