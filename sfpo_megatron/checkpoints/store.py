@@ -102,13 +102,13 @@ class CheckpointStore:
             set_aside(directory, "replaced" if _is_ours(directory) else "previous")
         aside.rename(directory)
         sync_directory(self.folder)
-        self._point(step)
+        self._point(directory)
         return directory
 
-    def _point(self, step: int) -> None:
-        write_durably(self.folder / LATEST, self._name(step) + "\n")
-        if self._form == "megatron_lm":
-            write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
+    def _point(self, directory: Path) -> None:
+        write_durably(self.folder / LATEST, directory.name + "\n")
+        if directory.name.startswith(_PREFIX["megatron_lm"]):
+            write_durably(self.folder / MEGATRON_TRACKER, f"{step_of(directory)}\n")
 
     def mark_best(self, directory: Path) -> None:
         """Record that this checkpoint is the best one so far."""
@@ -154,12 +154,14 @@ class CheckpointStore:
 
     def newest_good(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint whose manifest holds; None where there is none at all. Broken ones
-        are named to `warn` and renamed. CheckpointError if all are broken, or if one cannot be
-        read: whether it is broken is not known."""
+        are named to `warn` and renamed, and `latest` names this one. CheckpointError if all are
+        broken, or if one cannot be read: whether it is broken is not known."""
         candidates = self.steps()
         for step, directory in reversed(candidates.items()):
             problems = _faults(directory)
             if not problems:
+                if pointed_at(self.folder) != directory:  # a kill came first, or newer ones broke
+                    self._point(directory)
                 return Found(directory=directory, step=step, has_run_state=True)
             renamed = set_aside(directory, "broken")
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""

@@ -214,6 +214,7 @@ def test_falls_back_to_the_newest_good_one(tmp_path: Path, damage: object) -> No
     assert "step_0000010 is broken" in warnings[1] and manifest.NAME in warnings[1]
     assert (tmp_path / "step_0000015.broken-1").is_dir()
     assert list(store.steps()) == [5]
+    assert pointed_at(tmp_path) == tmp_path / "step_0000005", "for those who read it meanwhile"
 
 
 def test_none_at_all_is_a_new_run_but_all_broken_is_an_error(tmp_path: Path) -> None:
