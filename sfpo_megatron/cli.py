@@ -56,7 +56,7 @@ Command = Literal["train", "sft"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run failed, another has its output_dir,
     or a file system is away), 2 (the config or the data is wrong), 85 (stopped and saved:
-    outputs/stopping.py), 130 (Ctrl-C)."""
+    outputs/stopping.py), 128 + a signal's number (130: Ctrl-C)."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal without the letters of a text shows their codes: that ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -21,9 +21,11 @@ begin() {
   local end
   ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
   LOGS=$RUN/slurm/logs/$ATTEMPT
-  mkdir -p "$LOGS"
+  mkdir -p "$LOGS" || fail_for_now "$LOGS cannot be made"
   mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  HEAD_ADDRESS=$(address_of "${NODES[0]}")
+  ((${#NODES[@]})) || fail_for_now "scontrol does not name the nodes"
+  HEAD_ADDRESS=$(address_of "${NODES[0]}") || true
+  [[ -n $HEAD_ADDRESS ]] || fail_for_now "${NODES[0]} has no address"
   RAY_PORT=$((20000 + SLURM_JOB_ID % 5000 * 2))  # below the ports that the kernel gives out
   MASTER_PORT=$((RAY_PORT + 1))
   SFPO_EXPECT_GPUS=${SFPO_EXPECT_GPUS:-$GPUS_PER_NODE}
@@ -47,8 +49,7 @@ check_config() {  # OPTIONS OF CHECK...
     "$SFPO_PYTHON" -m sfpo_megatron check "$@" "$CONFIG" > /dev/null || status=$?
   ((status)) || return 0
   ((status != 2)) || exit 2
-  [[ -v MAX_FAILURES ]] || fail "check ended with $status"  # a job that does not continue
-  requeue_after_failure "check ended with $status"
+  fail_for_now "check ended with $status"
 }
 
 # Ends the job if a node is not as it should be, and names it.
@@ -122,6 +123,13 @@ checkpoint.every"
 ends_soon() {
   [[ -n ${SLURM_JOB_END_TIME:-} ]] &&
     (($(date +%s) >= SLURM_JOB_END_TIME - SAVE_BUDGET_S - 120))
+}
+
+# What the next start may not meet, as a file system that is away for a moment. A job that does not
+# continue ends by it.
+fail_for_now() {  # WHY
+  [[ -v MAX_FAILURES ]] || fail "$1"
+  requeue_after_failure "$1"
 }
 
 # Anything but a saved stop: requeued as well, but not for ever.

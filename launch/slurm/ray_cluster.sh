@@ -19,7 +19,7 @@ address_of() {  # NODE
 
 # A token that only this user can read; Ray's own variables name it. Ray refuses who has another.
 make_ray_token() {  # FILE
-  (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$1")
+  (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$1") || return 1
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$1
 }
 

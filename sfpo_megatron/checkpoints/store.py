@@ -12,6 +12,7 @@ ones are removed once a newer one has been verified. No torch; rank 0 alone writ
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -101,22 +102,24 @@ class CheckpointStore:
             set_aside(directory, "replaced" if _is_ours(directory) else "previous")
         aside.rename(directory)
         sync_directory(self.folder)
-        self._point(step)
+        self._point(directory)
         return directory
 
-    def _point(self, step: int) -> None:
-        write_durably(self.folder / LATEST, self._name(step) + "\n")
-        if self._form == "megatron_lm":
-            write_durably(self.folder / MEGATRON_TRACKER, f"{step}\n")
+    def _point(self, directory: Path) -> None:
+        write_durably(self.folder / LATEST, directory.name + "\n")
+        if directory.name.startswith(_PREFIX["megatron_lm"]):
+            write_durably(self.folder / MEGATRON_TRACKER, f"{step_of(directory)}\n")
 
-    def mark_best(self, step: int) -> None:
-        """Record that the checkpoint of `step` is the best one so far."""
-        write_durably(self.folder / BEST, self._name(step) + "\n")
+    def mark_best(self, directory: Path) -> None:
+        """Record that this checkpoint is the best one so far."""
+        write_durably(self.folder / BEST, directory.name + "\n")
 
     @property
     def best(self) -> Path | None:
+        """The checkpoint that is marked; None where there is none, or it has been removed."""
         best = pointed_at(self.folder, BEST)
-        return best if best is not None and _NAME.fullmatch(best.name) else None
+        there = best is not None and _NAME.fullmatch(best.name) and best.is_dir()
+        return best if there else None
 
     def prune(self) -> list[Path]:
         """Remove what retention does not keep, after reading the newest checkpoint back from the
@@ -151,12 +154,14 @@ class CheckpointStore:
 
     def newest_good(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint whose manifest holds; None where there is none at all. Broken ones
-        are named to `warn` and renamed. CheckpointError if all are broken, or if one cannot be
-        read: whether it is broken is not known."""
+        are named to `warn` and renamed, and `latest` names this one. CheckpointError if all are
+        broken, or if one cannot be read: whether it is broken is not known."""
         candidates = self.steps()
         for step, directory in reversed(candidates.items()):
             problems = _faults(directory)
             if not problems:
+                if pointed_at(self.folder) != directory:  # a kill came first, or newer ones broke
+                    self._point(directory)
                 return Found(directory=directory, step=step, has_run_state=True)
             renamed = set_aside(directory, "broken")
             more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
@@ -272,12 +277,19 @@ def at(path: Path) -> Found:
         )
     if (directory / manifest.NAME).is_file() and (problems := _faults(directory)):
         raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
-    match = _NAME.fullmatch(directory.name)
     return Found(
         directory=directory,
-        step=int(match.group(2)) if match else 0,
+        step=_step_in(directory),
         has_run_state=(directory / RUN_STATE).is_file(),
     )
+
+
+def _step_in(directory: Path) -> int:
+    """The train step by run_state.json, as a copy may have any name; else by the name, or 0."""
+    try:
+        return int(json.loads((directory / RUN_STATE).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return step_of(directory) if _NAME.fullmatch(directory.name) else 0
 
 
 def pointed_at(folder: Path, *pointers: str) -> Path | None:

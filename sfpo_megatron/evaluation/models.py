@@ -69,10 +69,11 @@ def find_model(text: str, which: Which) -> Model:
     try:
         if which == "best":
             best = pointed_at(run.checkpoints, BEST)
-            if best is None:
+            if best is None or not best.is_dir():
                 raise EvaluationError(
-                    f"{text}: found no {run.checkpoints.name}/{BEST}, expected a run that kept its "
-                    "best checkpoint (checkpoint.keep_best); take --checkpoint last"
+                    f"{text}: found no checkpoint that {run.checkpoints.name}/{BEST} names, "
+                    "expected a run that kept its best one (checkpoint.keep_best); take "
+                    "--checkpoint last"
                 )
             found = locate(best)
         elif (run.hf / "config.json").is_file() and not _newer_checkpoint(run):

@@ -44,10 +44,10 @@ class Failure:
 
     @staticmethod
     def read(directory: RunDirectory, rank: int) -> Failure | None:
-        """None for a rank that has left no message."""
+        """None for a rank that has left no message, or none that can be read."""
         try:
             found = json.loads(directory.failure_file(rank).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (OSError, ValueError):  # the file system may be what the run has ended of
             return None
         return Failure(**{field.name: found[field.name] for field in fields(Failure)})
 

@@ -37,8 +37,8 @@ _SIGNALS = (*_ENDING, signal.SIGUSR1)
 
 
 def supervise(work: Callable[[], int], *, ask: Ask | None = None) -> int:
-    """Call `work` in a process of its own; its exit code, or 130 after Ctrl-C. Whoever calls this
-    ends with that code: no signal has an effect any more.
+    """Call `work` in a process of its own; its exit code, or 128 + N where signal N has ended it.
+    Whoever calls this ends with that code: no signal has an effect any more.
 
     `work` takes SIGINT, which it gets once, as the order to end. `ask`: what the first SIGTERM and
     each SIGUSR1 do instead, where it does not return False.
@@ -135,7 +135,7 @@ class _Front:
                     self._asking = {signal.SIGUSR1}  # a second one is no request
                 if self._ask(signum):
                     continue  # else nothing could be saved there either
-            self._ended_by = signal.SIGINT if self._ask and signum in _ASKING else signum
+            self._ended_by = signum
             self._deadline = time.monotonic() + LIMIT_S
             send_signal(pid, signal.SIGINT)
 
@@ -148,7 +148,7 @@ class _Front:
             return 1
         if by is not None and (code < 0 or code == 128 + signal.SIGINT):
             _say(f"error: stopped by {by.name}")
-            return 128 + by if by == signal.SIGINT else 1
+            return 128 + by
         return 128 + by if by == signal.SIGINT else code
 
 

@@ -1,9 +1,10 @@
-"""Files of JSON lines that a run writes, read back: metrics, samples, starts."""
+"""Files of JSON lines that a run writes and that are read back: metrics, samples, starts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,3 +45,32 @@ def bad_line(where: str, text: bytes, expected: str) -> ValueError:
         f"{where}: found {found!r}, expected {expected}; remove the line (a killed run may leave "
         "half a line at the end)"
     )
+
+
+class Lines:
+    """A file of JSON lines, to which whole lines are appended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Not buffered: a line is one write, so that a reader who follows the file never sees half
+        # of one, and nothing is held back that a later flush could add to a line cut short.
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one object. OSError: the file ends before it."""
+        left = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
+        whole_lines = os.fstat(self._file.fileno()).st_size
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:  # the disk is full: half a line would break the table at the end
+            self._file.truncate(whole_lines)
+            at = f"the line of step {line['step']}" if "step" in line else "this line"
+            why = f"{error.strerror}; {self._path} ends before {at}"
+            raise OSError(error.errno, why) from error
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

@@ -27,7 +27,10 @@ def plot(metrics_path: str | Path, png_path: str | Path) -> None:
 
     png_path = Path(png_path)
     if os.path.lexists(png_path) and not is_drawn(png_path):
-        raise ValueError(f"{png_path} is not sfpo-megatron's: move it away")
+        raise ValueError(
+            f"{png_path}: found a file that is not marked as {SOFTWARE}'s, expected one that is "
+            "(0.1.0 marked none) or none; move it away"
+        )
     run = read_metrics(metrics_path)
     if not run.train and not run.evals:
         raise ValueError(f"{metrics_path}: no train step and no evaluation to draw")

@@ -6,7 +6,6 @@ continue on another machine. The line of a start is that of rank 0's host. Stand
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.json_lines import Lines
 
 DISTRIBUTIONS = (
     "torch",
@@ -46,8 +46,8 @@ def note_start(directory: RunDirectory, *, run_id: str, after_step: int) -> None
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **environment(),
     }
-    with directory.environment.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with Lines(directory.environment) as file:
+        file.append(line)
 
 
 def environment() -> dict[str, str]:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -20,6 +21,9 @@ from sfpo_megatron.outputs.directory import RunDirectory
 STOPPED_EXIT_CODE = 85
 """Exit code of a run that saved and can be resumed; Slurm's RequeueExit understands it."""
 JOB_END = "SLURM_JOB_END_TIME"
+_unwritten: dict[Path, tuple[str, float]] = {}
+"""Stop file that could not be written -> who has asked this process, and when (seconds since the
+epoch): rank 0 hears of it all the same."""
 
 
 class StopRequested(Exception):
@@ -60,7 +64,9 @@ def request_on_signal(
 
     def take(signum: int, frame: FrameType | None) -> None:
         if is_ours():
-            request(directory, signal.Signals(signum))
+            asked = signal.Signals(signum)
+            if not request(directory, asked):
+                _unwritten.setdefault(directory.stop_file, (asked.name, time.time()))
         else:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -89,6 +95,7 @@ def request(directory: RunDirectory, signum: signal.Signals) -> bool:
 def forget(directory: RunDirectory) -> None:
     """Drop the request that ended the run before this one."""
     directory.stop_file.unlink(missing_ok=True)
+    _unwritten.pop(directory.stop_file, None)
 
 
 class Stopping(Protocol):
@@ -151,14 +158,26 @@ class StopWatch:
     @property
     def reason(self) -> str | None:
         """Who asked, or None. Cheap: a look at one file."""
-        if self._file.exists():
-            if self._since is None:
-                self._since = min(self._clock(), self._file.stat().st_mtime)
-            return self._file.read_text(encoding="utf-8").strip() or self._file.name
-        if self._walltime is not None and self._clock() >= self._walltime:
-            self._since = self._since if self._since is not None else self._walltime
-            return "the end of the Slurm job"
-        return None
+        found = self._request() or _unwritten.get(self._file)
+        if found is None and self._walltime is not None and self._clock() >= self._walltime:
+            found = "the end of the Slurm job", self._walltime
+        if found is None:
+            return None
+        who, when = found
+        if self._since is None:
+            self._since = min(self._clock(), when)
+        return who
+
+    def _request(self) -> tuple[str, float] | None:
+        """Who asked by the file, and when."""
+        try:
+            when = self._file.stat().st_mtime
+        except OSError:  # nobody, or the file system is away for a moment
+            return None
+        who = ""
+        with suppress(OSError, UnicodeError):  # it may be one that only others can read
+            who = self._file.read_text(encoding="utf-8").strip()
+        return who or self._file.name, when
 
     def steps_begin(self) -> None:
         """From here on there is something to save."""

@@ -135,7 +135,7 @@ def begin_trace(run: RunDirectory, steps: Iterable[int]) -> Trace | NoTrace:
     shutil.rmtree(run.spans, ignore_errors=True)
     if not (wanted := list(steps)):
         return NoTrace()
-    run.spans.mkdir(parents=True)
+    run.spans.mkdir(parents=True, exist_ok=True)  # NFS keeps what an old process has open
     return Trace(run, wanted)
 
 

@@ -10,17 +10,15 @@ them.
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sfpo_megatron.checkpoints.identity import FORMAT, Kind
 from sfpo_megatron.checkpoints.store import RUN_STATE
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.host.peers import watch_peers
 from sfpo_megatron.host.phases import doing
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.mcore import checkpoint
@@ -37,6 +35,7 @@ from sfpo_megatron.run.saving import (
     read_rollouts,
     read_run_state,
 )
+from sfpo_megatron.run.together import begin_together
 
 T = TypeVar("T")
 
@@ -71,12 +70,10 @@ class Checkpoints:
             progress=opened.progress,
             warn=opened.important,
         )
-        self._model = same_model.print_of(config.model.path) if policy.control.rank == 0 else None
+        self._origin = same_model.origin_of(config.model.path) if policy.control.rank == 0 else {}
         self._resumed_step = 0
         self._stall_s, self._longest_pass_s = 0.0, 0.0
-        here = (socket.gethostname(), os.getpid())
-        everyone = policy.control.all_gather_json(here)
-        watch_peers([p for host, p in everyone if host == here[0] and p != here[1]])
+        begin_together(policy.control)
 
     # --- resume -------------------------------------------------------------------------------
 
@@ -86,6 +83,7 @@ class Checkpoints:
         with span("resume"):
             step = self._load()
         self._writer.saved_step = self._resumed_step = step
+        self.evaluated(step)  # a kill may have come between its checkpoint and the mark
         self._stop.steps_begin()  # from here on there is something to save
         return step
 
@@ -96,9 +94,8 @@ class Checkpoints:
         if not self._found.has_run_state:
             checkpoint.load_weights(self._policy, directory)
             self._engines.refit(weight_version=0)
-            other = (directory / RUN_STATE).exists()  # sft's, for train, or the other way
-            why = "that of another command's run" if other else f"no {RUN_STATE} there"
-            self._progress(f"weights of {directory}; the run begins anew ({why})")
+            self._origin[same_model.BEGAN_FROM] = str(directory)
+            self._progress(f"weights of {directory}; the run begins anew ({_why_anew(directory)})")
             return 0
         checkpoint.load(self._policy, directory)
         is_main = self._control.rank == 0
@@ -107,6 +104,7 @@ class Checkpoints:
             state["data"][ROLLOUTS] = read_rollouts(directory)
         for name, part in self._kept.items():
             part.load_state_dict(state.get(name))  # versions before had fewer parts
+        self._origin = same_model.carried_over(state, self._origin)
         self._engines.refit(weight_version=state["weight_version"])
         for key, then, now in changes(state["config"], dataclasses.asdict(self._config)):
             self._progress(f"changed since then: {key}: {then} -> {now}")
@@ -236,8 +234,13 @@ class Checkpoints:
             "step": step,
             "weight_version": step,
             **{name: part.state_dict() for name, part in self._kept.items()},
-            same_model.KEY: self._model,
+            **self._origin,
             "sampling": {"seed": self._config.seed},
             "parallel": dataclasses.asdict(self._config.parallel),
             "config": dataclasses.asdict(self._config),
         }
+
+
+def _why_anew(checkpoint: Path) -> str:
+    other = (checkpoint / RUN_STATE).exists()  # sft's, for train, or the other way
+    return "that of another command's run" if other else f"no {RUN_STATE} there"

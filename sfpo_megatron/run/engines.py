@@ -100,7 +100,7 @@ class Engines:
         """Take in the rollouts that were begun ahead, for the checkpoint after train step `step`.
         StopRun as from `collect` of the next."""
         if self._config.rollout.async_steps:
-            with self._before(step + 1):
+            with self._before(step + 1), self._ends.polling():
                 self._together.run(self._ends.feed.hold, self._resend)
 
     def evaluate(self, *, step: int) -> None:

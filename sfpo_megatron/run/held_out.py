@@ -32,6 +32,9 @@ class Best:
     def __init__(self) -> None:
         self._found: tuple[int, float] | None = None
         self._newest: tuple[int, float] | None = None
+        self.marked: tuple[int, float] | None = None
+        """(train step, value) of the checkpoint that is marked as the best: one that was evaluated
+        after it had been written does not say so itself."""
 
     @property
     def step(self) -> int | None:
@@ -45,8 +48,9 @@ class Best:
         return self._found[1] if self._found is not None else None
 
     def value_at(self, step: int) -> float | None:
-        """What the newest evaluation has found, if it was taken after train step `step`."""
-        return self._newest[1] if self._newest is not None and self._newest[0] == step else None
+        """What was found after train step `step`, if it is one of those that are remembered."""
+        remembered = (self._newest, self._found, self.marked)
+        return next((one[1] for one in remembered if one is not None and one[0] == step), None)
 
     def observe(self, step: int, value: float) -> None:
         """Keep the evaluation after train step `step` if it is better than all before; one that is
@@ -58,15 +62,19 @@ class Best:
             self._found = step, value
 
     def state_dict(self) -> tuple[float, ...] | None:
-        """(train step, value) of the best and of the newest, None before the first evaluation."""
+        """(train step, value) of the best, of the marked one where there is one, and of the newest;
+        None before the first evaluation."""
         if self._found is None or self._newest is None:
             return None
-        return *self._found, *self._newest
+        return *self._found, *(self.marked or ()), *self._newest
 
     def load_state_dict(self, state: Sequence[float] | None) -> None:
-        """Continue at a saved state; the versions before saved the best alone."""
-        self._found = (int(state[0]), state[1]) if state is not None else None
-        self._newest = (int(state[-2]), state[-1]) if state is not None else None
+        """Continue at a saved state; versions before saved the best alone, or no marked one."""
+        state = state or ()
+        pairs = [(int(state[at]), state[at + 1]) for at in range(0, len(state), 2)]
+        self._found = pairs[0] if pairs else None
+        self._newest = pairs[-1] if pairs else None
+        self.marked = pairs[1] if pairs[2:] else None
 
 
 class Evaluation(Protocol):

@@ -144,11 +144,12 @@ def open_run(
             said = [f"run {RunDirectory.of(config.output_dir).path}: {num_steps} train steps"]
             if num_epochs is not None:
                 said.append(said_length(num_epochs, num_prompts, num_steps, "prompts"))
+            if (continued := start.continued) is not None:  # refused before anything is replaced
+                hold_to_model(config, continued, read_run_state(continued.directory))
+                if data is not None:
+                    data, changed = held_to(data, config, continued, accept_data_change)
+                    said += changed
             tracker = open_sinks(given, config, start, closing, num_steps=num_steps, said=said)
-            if start.continued is not None:
-                hold_to_model(config, start.continued, read_run_state(start.continued.directory))
-            if data is not None and start.continued is not None:
-                data = held_to(data, config, start.continued, tracker, accept_data_change)
             ends = _main_ends(config, start, devices, closing, tracker, data, trace)
         opened = OpenedRun(
             config=config,

@@ -16,7 +16,6 @@ from sfpo_megatron.data.run_data import RunData
 from sfpo_megatron.data.tokenize import load_tokenizer
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run.saving import read_run_state
-from sfpo_megatron.tracking.tracker import Tracker
 
 
 def read_data(config: RunConfig, continued: Found | None) -> RunData:
@@ -35,16 +34,14 @@ def date_then(found: Found | None) -> str | None:
 
 
 def held_to(
-    data: RunData, config: RunConfig, found: Found, tracker: Tracker, accept: bool
-) -> RunData:
-    """The data as the checkpoint that the run continues from knows it."""
+    data: RunData, config: RunConfig, found: Found, accept: bool
+) -> tuple[RunData, list[str]]:
+    """The data as the checkpoint that the run continues from knows it, and what is to be said."""
     state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
     said = hold_to_data(data.prompts, found, state, directory, accept=accept)
-    if said:
-        tracker.progress(said)
     names = source_names(config.data.eval, EVAL)
     held_out = data.held_out.renamed(renaming(names, data.prompts.eval_names))
-    return replace(data, held_out=held_out)
+    return replace(data, held_out=held_out), [said] if said else []
 
 
 def hold_to_data(

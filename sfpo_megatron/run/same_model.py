@@ -20,6 +20,9 @@ from sfpo_megatron.families.weight_files import weight_files
 
 KEY = "model"
 """The key in run_state.json; the versions before had none."""
+BEGAN_FROM = "began_from"
+"""The key of the checkpoint whose weights alone the run began with; null where those were
+model.path's."""
 _NO_FUNCTION = ("max_position", "max_context", "num_mtp_layers")
 """Fields of ModelShape that change no log-prob."""
 _SPOTS, _SPOT_BYTES = 16, 4096
@@ -40,6 +43,20 @@ def print_of(model_path: str) -> dict[str, Any] | None:
     return {"shape": found, "weights": digest.hexdigest()}
 
 
+def origin_of(model_path: str) -> dict[str, Any]:
+    """What run_state.json remembers of the beginning of a run that begins with model.path."""
+    return {KEY: print_of(model_path), BEGAN_FROM: None}
+
+
+def carried_over(state: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a run that continues at `state`; `now`: of one that would begin. Whose weights
+    it began with stays known: without a KL term those of model.path may be others since."""
+    began_from, then, print_now = state.get(BEGAN_FROM), state.get(KEY), now.get(KEY)
+    if then is not None:
+        print_now = {**(print_now or then), "weights": then["weights"]}
+    return {KEY: print_now, BEGAN_FROM: began_from}
+
+
 def _sample(file: Path, digest: Any) -> None:
     """Size and evenly spread spots: training changes all of a file, and shards are large."""
     size = file.stat().st_size
@@ -56,6 +73,13 @@ def hold_to_model(
     """CheckpointError where the run would continue as another model, or beside another reference.
     `state`: run_state.json of the checkpoint. `with_reference`: a warm start has none, whatever
     objective.kl says."""
+    has_reference = with_reference and config.objective.kl.coef > 0
+    if has_reference and (began_from := state.get(BEGAN_FROM)) is not None:
+        raise CheckpointError(
+            f"objective.kl.coef: found {config.objective.kl.coef:g} in a run that began from the "
+            f"weights of {began_from}, expected 0: the penalty's reference would be model.path; "
+            "set it to 0, or begin a new run with these weights as model.path"
+        )
     then, now = state.get(KEY), print_of(config.model.path)
     if then is None or now is None:
         return
@@ -65,7 +89,6 @@ def hold_to_model(
             f"{before} as in {found.directory.name}; restore it, or begin a new run from the "
             "checkpoint by tools/convert_megatron_to_hf.py"
         )
-    has_reference = with_reference and config.objective.kl.coef > 0
     if has_reference and then["weights"] != now["weights"]:
         raise CheckpointError(
             f"model.path: found other weights in {config.model.path} than when "

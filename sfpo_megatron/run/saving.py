@@ -110,8 +110,6 @@ class CheckpointWriter:
         self._store = store
         self._best, self._took = best, took
         self._written_s = self._pruned_s = 0.0
-        self._evaluated_late: dict[int, float] = {}
-        """Train step -> what was found there after its checkpoint had been written."""
         self._progress, self._warn = progress, warn
         self._is_main = policy.control.rank == 0
         self._under_way: list[_Written] = []  # one at the most
@@ -156,8 +154,7 @@ class CheckpointWriter:
                 if self._is_main:
                     begun = time.monotonic()
                     directory = self._store.commit(one.aside, one.step, digests)
-                    if self._is_best_saved(one.step, directory):
-                        self._store.mark_best(one.step)
+                    self._mark_if_best(directory)
                     size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
                     self._progress(f"checkpoint {directory} ({size / 2**20:,.0f} MiB)")
                     commit_s = time.monotonic() - begun
@@ -168,31 +165,25 @@ class CheckpointWriter:
             self.saved_step = one.step
 
     def evaluated(self, step: int) -> None:
-        """Take in an evaluation after train step `step` that the checkpoint of that step does not
-        have: a stop had cut it off. Not collective."""
-        value = self._best.value_at(step)
-        if not self._is_main or value is None:
-            return
-        directory = self._store.steps().get(step)
+        """Mark the checkpoint of train step `step` if its evaluation is known by now, and is the
+        best: a stop had cut it off, or a kill the mark. Not collective."""
+        directory = self._store.steps().get(step) if self._is_main else None
         if directory is not None:  # else it is another run's, which this one began from
-            self._evaluated_late[step] = value
-            if self._is_best_saved(step, directory):
-                self._store.mark_best(step)
+            self._mark_if_best(directory)
 
-    def _is_best_saved(self, step: int, directory: Path) -> bool:
-        """Whether this checkpoint is better than the one that is marked as the best: the best
-        evaluation of all may have been at a step that was not saved."""
-        if self._best.step == step:
-            return True
-        own, marked = self._value_of(step, directory), self._store.best
-        then = self._value_of(step_of(marked), marked) if marked is not None else None
-        return own is not None and (then is None or own > then)
+    def _mark_if_best(self, directory: Path) -> None:
+        """Mark this checkpoint if it is better than the one that is marked: the best evaluation of
+        all may have been at a step that was not saved."""
+        value, marked = self._value_of(directory), self._store.best
+        then = self._value_of(marked) if marked is not None else None
+        if value is not None and (then is None or value > then):
+            self._store.mark_best(directory)
+            self._best.marked = step_of(directory), value
 
-    def _value_of(self, step: int, directory: Path) -> float | None:
+    def _value_of(self, directory: Path) -> float | None:
         """What was found at a checkpoint, by the checkpoint itself or later."""
-        if step == self._best.step:
-            return self._best.value
-        return self._evaluated_late.get(step, evaluated(directory))
+        later = self._best.value_at(step_of(directory))
+        return later if later is not None else evaluated(directory)
 
     def close(self) -> None:
         """Bring what is being written to its end."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, TypeVar
@@ -56,6 +58,19 @@ class Together:
         if order["do"] == "stop":
             raise _RAISED[order["error"]](order["reason"])
         return None
+
+
+class Introductions(Protocol):
+    """The part of `mcore.control.ControlGroup` that the beginning of a run takes."""
+
+    def all_gather_json(self, value: T) -> list[T]: ...
+
+
+def begin_together(control: Introductions) -> None:
+    """Have each rank watch the others of its host. Collective."""
+    here = (socket.gethostname(), os.getpid())
+    everyone = control.all_gather_json(here)
+    watch_peers([pid for host, pid in everyone if host == here[0] and pid != here[1]])
 
 
 class Meeting(Protocol):

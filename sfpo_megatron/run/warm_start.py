@@ -96,8 +96,8 @@ def open_warm_start(
     with ExitStack() as closing:
         ends = other_ends()
         if examples is not None:
-            tracker = _open_sinks(given, config, start, examples, closing)
-            _hold_to_checkpoint(config, start, examples, tracker, accept_data_change)
+            changed = _held_to_checkpoint(config, start, examples, accept_data_change)
+            tracker = _open_sinks(given, config, start, examples, closing, changed)
             ends = replace(
                 other_ends(),
                 stop=stop_watch(config),
@@ -131,7 +131,12 @@ def read_examples(config: RunConfig, *, now: str | None = None) -> SFTExamples:
 
 
 def _open_sinks(
-    given: RunConfig, config: RunConfig, start: Start, examples: SFTExamples, closing: ExitStack
+    given: RunConfig,
+    config: RunConfig,
+    start: Start,
+    examples: SFTExamples,
+    closing: ExitStack,
+    changed: list[str],
 ) -> Tracker:
     num_steps, num_epochs = config.sft.steps, given.sft.num_epochs
     said = [f"warm start {RunDirectory.of(config.output_dir).path}: {num_steps} steps"]
@@ -144,22 +149,22 @@ def _open_sinks(
         closing,
         num_steps=num_steps,
         eval_every=config.sft.eval_every,
-        said=said,
+        said=[*said, *changed],
     )
     tracker.progress(examples.summary)
     return tracker
 
 
-def _hold_to_checkpoint(
-    config: RunConfig, start: Start, examples: SFTExamples, tracker: Tracker, accept: bool
-) -> None:
+def _held_to_checkpoint(
+    config: RunConfig, start: Start, examples: SFTExamples, accept: bool
+) -> list[str]:
+    """What is to be said of a change; it is refused before anything in output_dir is replaced."""
     if (found := start.continued) is None:
-        return
+        return []
     state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
     hold_to_model(config, found, state, with_reference=False)
     said = hold_to_data(examples.stream, found, state, directory, accept=accept)
-    if said:
-        tracker.progress(said)
+    return [said] if said else []
 
 
 def _shared(

@@ -3,13 +3,9 @@ RUN/samples.jsonl a sampled prompt."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
+from sfpo_megatron.outputs.json_lines import Lines
 from sfpo_megatron.tracking.details import Details
 from sfpo_megatron.tracking.sinks import Metrics, RunInfo
 
@@ -38,31 +34,3 @@ class JsonlSink:
 
     def close(self) -> None:
         self._open.close()
-
-
-class Lines:
-    """A file of JSON lines, to which whole lines are appended."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Not buffered: a line is one write, so that a reader who follows the file never sees half
-        # of one, and nothing is held back that a later flush could add to a line cut short.
-        self._file = path.open("ab", buffering=0)
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Write one object, which has a `step`. OSError: the file ends before it."""
-        left = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
-        whole_lines = os.fstat(self._file.fileno()).st_size
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:  # the disk is full: half a line would break the table at the end
-            self._file.truncate(whole_lines)
-            why = f"{error.strerror}; {self._path} ends before the line of step {line.get('step')}"
-            raise OSError(error.errno, why) from error
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()

@@ -36,7 +36,7 @@ def add(store: CheckpointStore, step: int, *, best: bool = False) -> Path:
     (aside / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
     directory = store.commit(aside, step, {})
     if best:
-        store.mark_best(step)
+        store.mark_best(directory)
     store.prune()
     return directory
 
@@ -184,6 +184,7 @@ def test_retention(tmp_path: Path, keep_last: int, keep_best: bool, kept: list[i
     for step in (10, 20, 30, 40):
         add(store, step, best=step == 10)
     assert list(store.steps()) == kept
+    assert store.best == store.steps().get(10)
 
 
 def test_the_old_one_stays_if_the_new_one_does_not_hold(tmp_path: Path) -> None:
@@ -213,6 +214,7 @@ def test_falls_back_to_the_newest_good_one(tmp_path: Path, damage: object) -> No
     assert "step_0000010 is broken" in warnings[1] and manifest.NAME in warnings[1]
     assert (tmp_path / "step_0000015.broken-1").is_dir()
     assert list(store.steps()) == [5]
+    assert pointed_at(tmp_path) == tmp_path / "step_0000005", "for those who read it meanwhile"
 
 
 def test_none_at_all_is_a_new_run_but_all_broken_is_an_error(tmp_path: Path) -> None:
@@ -231,6 +233,15 @@ def test_going_back_keeps_newer_ones_but_does_not_continue_from_them(tmp_path: P
     assert (found.step, found.has_run_state) == (5, True)
     store.abandon_after(found.step)
     assert list(store.steps()) == [5] and (tmp_path / "step_0000015.abandoned-1").is_dir()
+
+
+def test_a_copy_under_another_name_is_of_the_step_that_it_says(tmp_path: Path) -> None:
+    """Or the metrics of the run that goes on from it would be set aside."""
+    directory = add(make_store(tmp_path / "run"), 5)
+    for name in ("the_good_one", "step_0000007"):
+        found = at(directory.rename(tmp_path / name))
+        directory = found.directory
+        assert (directory.name, found.step, found.has_run_state) == (name, 5, True)
 
 
 def test_megatron_lms_names(tmp_path: Path) -> None:

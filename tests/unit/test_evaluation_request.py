@@ -220,8 +220,11 @@ def test_hf_is_the_last_of_a_run_that_has_ended(tmp_path: Path) -> None:
 
 def test_a_run_without_a_best_checkpoint_says_so(tmp_path: Path) -> None:
     make_run(tmp_path / "run", 5)
-    with pytest.raises(EvaluationError, match=r"no checkpoints/best.*keep_best"):
-        find_model(str(tmp_path / "run"), "best")
+    for removed in (None, "step_0000003"):  # by retention, without checkpoint.keep_best
+        if removed is not None:
+            (tmp_path / "run/checkpoints/best").write_text(f"{removed}\n")
+        with pytest.raises(EvaluationError, match=r"that checkpoints/best names.*keep_best"):
+            find_model(str(tmp_path / "run"), "best")
 
 
 def test_the_fingerprint_changes_with_the_weights(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from sfpo_megatron.launcher.failures import first_failure
+from sfpo_megatron.outputs.directory import RunDirectory
+
 RANK = """
 import errno, os, signal, sys
 from sfpo_megatron.data.errors import BadRowsError, DataError
@@ -92,3 +95,14 @@ def test_only_a_run_that_returns_ends_with_0(
     if said:
         left = (tmp_path / "run/logs/rank_0.exit").read_text()
         assert left == f"{exit_code}\n"
+
+
+def test_a_message_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    """The file system may be what the run has ended of: the launcher still says who has."""
+    folder = RunDirectory(tmp_path)
+    folder.failure_file(5).mkdir(parents=True)
+    folder.failure_file(6).write_text("{")
+    for rank in (5, 6):
+        said, code = first_failure({rank: (7, 15)}, folder)
+        assert said == f"error: rank {rank} (pid 15) ended with exit code 7 and no message"
+        assert code == 1

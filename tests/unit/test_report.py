@@ -189,9 +189,8 @@ def test_a_picture_of_somebody_elses_stays(tmp_path: Path) -> None:
     for content in (mine, b"", b"sfpo-megatron"):
         run.plot.write_bytes(content)
         _, policy, _ = shown(run, resumed_after=None)
-        assert policy.endswith(
-            f"warning: no plot ({run.plot} is not sfpo-megatron's: move it away)"
-        )
+        assert f"warning: no plot ({run.plot}: found a file that is not marked" in policy
+        assert policy.endswith("(0.1.0 marked none) or none; move it away)")
         assert run.plot.read_bytes() == content
     run.plot.unlink()
     run.plot.symlink_to(tmp_path / "nowhere")

@@ -241,6 +241,9 @@ def test_the_option_reaches_the_data_before_an_engine_starts(
     config = on_one_sum(config, tmp_path)
     save(config, 3)
     start = decide(config, store_of(config), fresh=False)
+    directory = prepare_output(replace(config, seed=7))
+    directory.metrics.write_text('{"step": 3}\n{"step": 4}\n')
+    before = [file.read_text() for file in (directory.config, directory.metrics)]
     monkeypatch.setattr(opening, "ControlGroup", lambda _: SimpleNamespace(rank=0))
     monkeypatch.setattr(opening, "find", lambda *_, **__: start)
 
@@ -254,6 +257,8 @@ def test_the_option_reaches_the_data_before_an_engine_starts(
     with pytest.raises(Stop):
         trainer.run(config, capabilities, accept_data_change=accept)
     assert asked == [accept]
+    assert [file.read_text() for file in (directory.config, directory.metrics)] == before
+    assert not directory.environment.exists(), "nothing in RUN is replaced by a refused start"
 
 
 def test_the_other_ranks_wait_for_rank_0_at_the_end(

@@ -124,6 +124,17 @@ def test_a_step_is_ended_where_a_stop_cuts_off_the_wait_for_the_next() -> None:
     assert (ended.value.step, ended.value.begun) == (8, False)
 
 
+def test_a_stop_without_time_cuts_off_what_is_taken_in_for_a_save() -> None:
+    """Its rewards may take longer than there is time; a resumed run makes those rollouts again."""
+    fleet = PolledFleet()
+    feed: Any = SimpleNamespace(hold=lambda refit: fleet.poll())
+    stop: Any = SimpleNamespace(reason="SIGUSR1", check=raises(OutOfTime("SIGUSR1")))
+    engines = engines_of({"fleet": fleet, "feed": feed, "stop": stop})
+    with pytest.raises(StopRun, match="SIGUSR1") as ended:
+        engines.hold(7)
+    assert (ended.value.step, ended.value.begun) == (8, False)
+
+
 def test_an_evaluation_that_a_stop_cut_off_is_made_up_for() -> None:
     """Every tenth step has one; that of step 10 is in the checkpoint, that of step 20 is not."""
     best = Best()

@@ -23,6 +23,7 @@ from sfpo_megatron.rollout.errors import FleetLost
 from sfpo_megatron.run import saving
 from sfpo_megatron.run.checkpoints import Checkpoints
 from sfpo_megatron.run.held_out import Best
+from sfpo_megatron.run.saving import read_run_state
 
 
 class Saved:
@@ -51,7 +52,8 @@ class Saved:
         self.writing = SimpleNamespace(finish=dict, is_done=True, seconds=0.0)
         self.store = store_of(self.config)
         monkeypatch.setattr(saving.checkpoint, "begin_save", self.begin_save)
-        monkeypatch.setattr(saving.checkpoint, "load", lambda policy, directory: None)
+        for load in ("load", "load_weights"):
+            monkeypatch.setattr(saving.checkpoint, load, lambda policy, directory: None)
         control: Any = SimpleNamespace(
             rank=0,
             all_gather_json=lambda value: [value],
@@ -167,6 +169,24 @@ def continued(run: Saved, folder: Path, monkeypatch: pytest.MonkeyPatch, **more:
     return again
 
 
+def test_every_checkpoint_says_whose_weights_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are written by later starts too: the reference of a KL term would be another."""
+    other = Found(directory=tmp_path / "other" / "iter_0000007", step=7, has_run_state=False)
+    first = Saved(tmp_path / "run", monkeypatch, found=other)
+    assert first.checkpoints.resume() == 0
+    first.checkpoints.after_step(2)
+    again = continued(first, tmp_path / "run", monkeypatch)
+    again.checkpoints.after_step(4)
+    states = map(read_run_state, again.store.steps().values())
+    assert [state["began_from"] for state in states] == [str(other.directory)] * 2
+    own = Saved(tmp_path / "own", monkeypatch)
+    own.checkpoints.resume()
+    own.checkpoints.after_step(2)
+    assert read_run_state(own.store.steps()[2])["began_from"] is None
+
+
 def lost(step: int) -> StopRun:
     """What `Engines` raises before train step `step`."""
     stop = StopRun("engine 0 died", step=step, begun=False)
@@ -272,7 +292,8 @@ def test_the_best_of_those_that_are_saved_is_marked(
 def test_an_evaluation_made_up_for_marks_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop had cut off that of step 4; no later one is as good, and retention keeps the best."""
+    """A stop had cut off that of step 4; no later one that is saved is as good, at the start after
+    too, and retention keeps the best."""
     more: dict[str, Any] = {"keep_best": True, "keep_last": 1}
     first = Saved(tmp_path, monkeypatch, **more)
     first.checkpoints.resume()
@@ -288,9 +309,41 @@ def test_an_evaluation_made_up_for_marks_its_checkpoint(
     assert list(again.store.steps()) == [4, 6]
     assert again.store.best == again.store.steps()[4]
     last = continued(again, tmp_path, monkeypatch, **more)
+    last.best.observe(7, 0.95)
     last.best.observe(8, 0.8)
     last.checkpoints.save_now(8)
     assert list(last.store.steps()) == [4, 8]
+
+
+def test_a_mark_that_a_kill_cut_off_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the checkpoint of the best evaluation and its mark."""
+    first = Saved(tmp_path, monkeypatch)
+    first.checkpoints.resume()
+    for step, accuracy in ((2, 0.4), (4, 0.9)):
+        first.best.observe(step, accuracy)
+        first.checkpoints.save_now(step)
+    steps = first.store.steps()
+    first.store.mark_best(steps[2])
+    again = continued(first, tmp_path, monkeypatch)
+    assert again.store.best == steps[4]
+    again.best.observe(5, 0.5)
+    again.checkpoints.save_now(5)
+    assert again.store.best == steps[4]
+
+
+def test_an_evaluation_made_up_for_marks_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start writes the other format, whose checkpoints have other names."""
+    first = Saved(tmp_path, monkeypatch)
+    first.checkpoints.resume()
+    first.checkpoints.save_now(4)
+    again = continued(first, tmp_path, monkeypatch, format="megatron_lm")
+    again.best.observe(4, 0.9)
+    again.checkpoints.evaluated(4)
+    assert again.store.best == first.store.steps()[4]
 
 
 def test_an_evaluation_made_up_for_is_compared(

@@ -263,7 +263,10 @@ def test_a_resumed_run_knows_its_best_evaluation() -> None:
     assert resumed.step == 7
     resumed.observe(8, 0.1)
     assert resumed.state_dict() == (7, 0.6, 8, 0.1)
-    assert (resumed.value_at(8), resumed.value_at(7)) == (0.1, None)
+    assert [resumed.value_at(step) for step in (8, 7, 6)] == [0.1, 0.6, None]
+    resumed.marked = 6, 0.5
+    resumed.load_state_dict(json.loads(json.dumps(resumed.state_dict())))
+    assert resumed.state_dict() == (7, 0.6, 6, 0.5, 8, 0.1)
     resumed.load_state_dict([3, 0.5])  # by the version before
     assert resumed.state_dict() == (3, 0.5, 3, 0.5)
     resumed.load_state_dict(None)

@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 
 from sfpo_megatron.checkpoints.store import CheckpointError, Found
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.run.same_model import KEY, hold_to_model, print_of
+from sfpo_megatron.run.same_model import (
+    BEGAN_FROM,
+    KEY,
+    carried_over,
+    hold_to_model,
+    origin_of,
+    print_of,
+)
 
 
 def write_weights(directory: Path, seed: int) -> None:
@@ -85,6 +92,31 @@ def test_another_reference(model: Path) -> None:
         start(model, state, kl=0.1)
     write_weights(model, 0)
     start(model, state, kl=0.1)
+
+
+def test_a_reference_that_the_run_did_not_begin_from(model: Path) -> None:
+    """It began without a KL term, from the weights of a checkpoint alone; nothing of it is left in
+    model.path."""
+    state = {KEY: print_of(str(model)), BEGAN_FROM: "other/iter_0000005"}
+    start(model, state)
+    with pytest.raises(CheckpointError, match=r"^objective\.kl\.coef: .* of other/iter_0000005, "):
+        start(model, state, kl=0.1)
+    start(model, state | {BEGAN_FROM: None}, kl=0.1)
+
+
+def test_a_reference_that_was_changed_while_there_was_none(model: Path, tmp_path: Path) -> None:
+    """The start after the change had no KL term, and has written the newest checkpoint."""
+    first = origin_of(str(model))
+    write_weights(model, 1)
+    start(model, first)
+    second = carried_over(first, origin_of(str(model)))
+    unread = carried_over(second, origin_of(str(tmp_path / "none")))
+    for state in (second, unread):
+        with pytest.raises(CheckpointError, match="found other weights"):
+            start(model, state, kl=0.1)
+    assert carried_over({}, first) == first, "of the format before nothing is known"
+    write_weights(model, 0)
+    start(model, second, kl=0.1)
 
 
 def test_a_model_that_cannot_be_read_is_others_to_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ set -euo pipefail
 RUN=$1 CONFIG=c.yaml GPUS_PER_NODE=8 SFPO_PYTHON=python3 MAX_FAILURES=3
 SLURM_JOB_ID=$2 SLURM_JOB_NODELIST=node SLURM_JOB_END_TIME=1
 source {TEMPLATES}/job.sh
+source {TEMPLATES}/ray_cluster.sh
 address_of() {{ echo 10.0.0.1; }}
 squeue() {{ echo COMPLETING; }}
 scontrol() {{ [[ $2 == hostnames ]] && echo node-1 || echo "RequeueExit = 85"; }}
@@ -103,6 +104,30 @@ def test_an_end_of_the_job_that_squeue_does_not_tell_is_none(tmp_path: Path) -> 
         script = f"unset SLURM_JOB_END_TIME\nsqueue() {{ {squeue}; }}\nbegin > /dev/null\n"
         done = bash(script + 'echo "<$SLURM_JOB_END_TIME>"', tmp_path, 7)
         assert done.stdout == f"<{end}>\n", done.stderr
+
+
+@pytest.mark.parametrize("continues", [True, False])
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("mkdir() { return 1; }", "/logs/7.0 cannot be made"),
+        ("scontrol() { [[ $2 != hostnames ]]; }", "scontrol does not name the nodes"),
+        ("address_of() { return 1; }", "node-1 has no address"),
+        ("head() { return 1; }", "Ray's token cannot be written"),
+        ("begin > /dev/null; LOGS=/nowhere; begin() { :; }", "Ray's token cannot be written"),
+    ],
+)
+def test_a_beginning_that_fails_is_a_failure_like_others(
+    tmp_path: Path, broken: str, said: str, continues: bool
+) -> None:
+    """A file system or Slurm's controller may be away for a moment."""
+    (tmp_path / "slurm").mkdir()
+    token = (line for line in (TEMPLATES / "train.sbatch").open() if "make_ray_token" in line)
+    kind = "" if continues else "unset MAX_FAILURES"
+    done = bash("\n".join([kind, broken, "begin", *token]), tmp_path, 7)
+    assert done.returncode == (85 if continues else 1), done.stderr
+    assert said in (done.stdout if continues else done.stderr)
+    assert (tmp_path / "slurm/failures.7").exists() == continues
 
 
 @pytest.mark.parametrize(

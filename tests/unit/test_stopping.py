@@ -161,6 +161,43 @@ def test_a_request_that_cannot_be_written_ends_nothing(
     )
 
 
+@pytest.mark.usefixtures("handlers")
+def test_rank_0_hears_of_a_request_that_cannot_be_written(tmp_path: Path, clock: Clock) -> None:
+    """Under plain torchrun no process in front ends the run instead."""
+    (tmp_path / "run").touch()
+    directory = RunDirectory(tmp_path / "run")
+    watch = StopWatch(directory, must_save_within_s=60.0, clock=clock)
+    watch.steps_begin()
+    stopping.request_on_signal(directory, signal.SIGTERM)
+    assert watch.reason is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert watch.reason == "SIGTERM"
+    watch.check()
+    clock.now += 61
+    with pytest.raises(OutOfTime, match="SIGTERM"):
+        watch.check()
+    (tmp_path / "run").unlink()
+    stopping.forget(directory)
+    assert watch.reason is None
+
+
+@pytest.mark.parametrize("method", ["stat", "read_text"])
+def test_a_file_that_cannot_be_looked_at_ends_nothing(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A file system that is away for a moment; a request that only root can read is one."""
+    watch = StopWatch(RunDirectory(tmp_path), clock=clock)
+    ask(tmp_path, clock)
+
+    def fails(file: Path, **more: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(file))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, method, fails)
+        assert watch.reason == (None if method == "stat" else "stop-requested")
+    assert watch.reason == "SIGUSR1"
+
+
 def test_on_a_full_disk_the_empty_file_is_a_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from sfpo_megatron.config.tree import (
 from sfpo_megatron.host.unwinding import Unwound
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.metrics import read_metrics
+from sfpo_megatron.outputs.starts import note_start
 from sfpo_megatron.plugins import SINK, PluginError
 from sfpo_megatron.tracking.console import ConsoleSink
 from sfpo_megatron.tracking.sinks import RunInfo
@@ -295,6 +296,20 @@ def test_a_full_disk_leaves_whole_lines_and_says_where_they_end(
     assert said.startswith("warning: tracking.sinks: jsonl failed and gets nothing more (OSError: ")
     assert said.endswith(f"File too large; {file} ends before the line of step 4)\n")
     assert said.count("\n") == 1
+
+
+def test_a_start_that_a_full_disk_cuts_short_leaves_whole_lines(tmp_path: Path) -> None:
+    """Half a line would run into that of the next start, and no report could be made."""
+    run = RunDirectory.of(tmp_path)
+    note_start(run, run_id="a", after_step=0)
+    whole, limits = run.environment.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"environment\.jsonl ends before this line"):
+            note_start(run, run_id="a", after_step=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert run.environment.read_bytes() == whole
 
 
 def test_a_closed_console_ends_no_run(tmp_path: Path) -> None:

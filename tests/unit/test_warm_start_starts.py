@@ -148,12 +148,11 @@ def test_a_warm_start_continues_as_the_same_model(
         rank=0, broadcast_json=lambda value=None: value, barrier=lambda: met.append("barrier")
     )
     examples, told = SimpleNamespace(epoch_size=8, held_out=(), stream=None), []
-    tracker = SimpleNamespace(progress=told.append)
     for name, stand_in in {
         "ControlGroup": lambda _: control,
         "read_examples": lambda config, *, now: examples,
         "sft_length": lambda config, *_: config,
-        "_open_sinks": lambda *_: tracker,
+        "_open_sinks": lambda *given: told.append(given[-1]),
         "hold_to_data": lambda *_, accept: "the same data",
     }.items():
         monkeypatch.setattr(warm_start, name, stand_in)
@@ -165,11 +164,12 @@ def test_a_warm_start_continues_as_the_same_model(
 
     save_file({"model.embed_tokens.weight": torch.ones(4)}, model / "model.safetensors")
     start()
-    assert told == ["the same data"]
+    assert told == [["the same data"]]
     file = model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     with pytest.raises(CheckpointError, match=r"found norm_eps 0\.5 .*as in step_0000002"):
         start()
+    assert told == [["the same data"]], "nothing in RUN is replaced by a start that is refused"
 
 
 @pytest.mark.parametrize("has", ["checkpoints", "a record", "both"])
