@@ -35,7 +35,7 @@ COSTS = (
     Metric(
         "time/reposition_s",
         "seconds",
-        "Snapshot, reposition and publish; on a GPU by its own clock, until it has done them.",
+        "Snapshot, reposition and publish: what `sfpo_step` took beyond its passes.",
     ),
     Metric(
         "time/wait_s",
@@ -57,7 +57,12 @@ COSTS = (
         "measured at the last move before this line.",
         when="`rollout.placement: colocated`",
     ),
-    Metric("time/step_s", "seconds", "The whole train step, without evaluation."),
+    Metric(
+        "time/step_s",
+        "seconds",
+        "The whole train step, without evaluation. On a GPU this and its phases are by the GPU's "
+        "clock: each ends when its kernels have.",
+    ),
     Metric(
         "time/checkpoint_s",
         "seconds",

@@ -138,16 +138,16 @@ class Engine:
         and that on which requests have arrived when a step begins."""
         async with self._one_call:
             await self._pause("keep")
-            answers: dict[str, Any] = {}
-            try:
-                for prompt, seed, settings in requests:  # in order: the place in a batch counts too
-                    request, id_ = {"prompt_token_ids": list(prompt)}, next(self._ids)
+            ids, answers = [next(self._ids) for _ in requests], []
+            try:  # in order: the place in a batch counts too
+                for id_, (prompt, seed, settings) in zip(ids, requests, strict=True):
+                    request = {"prompt_token_ids": list(prompt)}
                     parameters = sampling_params(seed, settings)
-                    answers[id_] = await self._llm.add_request(id_, request, parameters)
+                    answers.append(await self._llm.add_request(id_, request, parameters))
                 await self._watched(self._llm.resume_generation())
-                finals = [answer.get_nowait() or await answer.get() for answer in answers.values()]
+                finals = [answer.get_nowait() or await answer.get() for answer in answers]
             except asyncio.CancelledError:
-                await self._llm.abort(list(answers))
+                await self._llm.abort(ids)
                 raise
         return [completion_of(final) for final in finals]
 

@@ -42,7 +42,6 @@ from sfpo_megatron.run.metrics import (
 from sfpo_megatron.run.slow_snapshot import slow_snapshot
 from sfpo_megatron.run.speed import Speed
 from sfpo_megatron.snapshots.predicted import Scales
-from sfpo_megatron.snapshots.timed import TimedSnapshot
 from sfpo_megatron.tracking.timers import Timers
 from sfpo_megatron.types import Minibatch, RolloutBatch
 
@@ -145,7 +144,7 @@ class Learner:
         """The step's metrics, but for those of checkpoints; `engines`: what is known of the
         rollouts' side."""
         totals, minibatches = self.totals, prepared.minibatches
-        times = _phase_times(timers, self.snapshot)
+        times = _phase_times(timers)
         metrics = {
             **batch_metrics(prepared.batch, totals),
             **pass_metrics(results, totals),
@@ -227,10 +226,8 @@ def fast_passes(config: RunConfig, control: ControlGroup, gate: EntropyGate, ste
     return int(control.broadcast_json(mine))
 
 
-def _phase_times(timers: Timers, snapshot: TimedSnapshot) -> Mapping[str, float]:
-    """Seconds by phase; what `sfpo_step` took beyond snapshot and reposition is its passes. The
-    host waits for a GPU in the passes alone: also for what it has to do before them."""
+def _phase_times(timers: Timers) -> Mapping[str, float]:
+    """Seconds by phase; what `sfpo_step` took beyond its passes is snapshot and reposition."""
     times = timers.take()
-    times["time/reposition_s"] = snapshot.take_seconds()
-    times["time/passes_s"] = times.pop("time/sfpo_s") - times["time/reposition_s"]
+    times["time/reposition_s"] = times.pop("time/sfpo_s") - times["time/passes_s"]
     return times

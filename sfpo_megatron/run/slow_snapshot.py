@@ -9,10 +9,10 @@ from sfpo_megatron.sfpo import SlowSnapshot, Snapshot
 from sfpo_megatron.snapshots.host import HostSnapshot
 from sfpo_megatron.snapshots.moments import MomentSnapshot
 from sfpo_megatron.snapshots.predicted import PredictedSnapshot, Scales
-from sfpo_megatron.snapshots.timed import TimedSnapshot
+from sfpo_megatron.snapshots.spanned import SpannedSnapshot
 
 
-def slow_snapshot(config: RunConfig, policy: Policy, scales: Scales) -> TimedSnapshot:
+def slow_snapshot(config: RunConfig, policy: Policy, scales: Scales) -> Snapshot:
     """The snapshot that `sfpo.trajectory`, `snapshot` and `moments` ask for; a predicted one shows
     `scales` what it scales by. Collective."""
     snapshot: Snapshot
@@ -29,4 +29,4 @@ def slow_snapshot(config: RunConfig, policy: Policy, scales: Scales) -> TimedSna
         snapshot = SlowSnapshot(policy.shards)
     if config.sfpo.moments != "keep":
         snapshot = MomentSnapshot(snapshot, policy.shards, mode=config.sfpo.moments)
-    return TimedSnapshot(snapshot)
+    return SpannedSnapshot(snapshot)

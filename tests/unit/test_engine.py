@@ -57,17 +57,20 @@ def test_buckets_load_in_order_whatever_order_their_calls_begin_in(engine: Recor
     assert engine.calls == once * 2
 
 
+@pytest.mark.parametrize("waits_with", [2, 4])  # amid its requests, and with all of them
 def test_a_batch_that_nobody_awaits_is_generated_no_further(
-    engine: Recording, monkeypatch: pytest.MonkeyPatch
+    engine: Recording, waits_with: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left in a paused scheduler, it would hold up the next refit for ever."""
 
     class Batch:
-        def __init__(self) -> None:
+        def __init__(self, waits_with: int) -> None:
+            self.waits_with = waits_with
             self.errored, self.added, self.aborted = False, list[str](), list[str]()
 
         async def add_request(self, id_: str, request: Any, parameters: Any) -> asyncio.Queue[Any]:
             self.added.append(id_)
+            await asyncio.sleep(60.0 if len(self.added) == self.waits_with else 0.0)
             return Answers()
 
         async def resume_generation(self) -> None:
@@ -89,10 +92,10 @@ def test_a_batch_that_nobody_awaits_is_generated_no_further(
         requests: list[Any] = [((1, 2), seed, None) for seed in range(3)]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(Batching()._complete_as_one_batch(requests), 0.05)
-        assert batch.aborted == batch.added == ["1", "2", "3"]
+        assert batch.added == ["1", "2", "3"][:waits_with] and batch.aborted == ["1", "2", "3"]
 
     monkeypatch.setattr(module, "sampling_params", lambda seed, settings: None)
-    batch = Batch()
+    batch = Batch(waits_with)
     asyncio.run(run())
 
 
