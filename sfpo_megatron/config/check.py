@@ -29,16 +29,20 @@ from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.old_logprobs import old_logprobs
 from sfpo_megatron.config.rules.one_model import one_model
 from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
+from sfpo_megatron.config.rules.optimizer_settings import (
+    data_parallel_settings,
+    optimizer_settings,
+)
 from sfpo_megatron.config.rules.passed_through import (
     engine_arguments,
     engine_arguments_on,
     passed_through,
 )
 from sfpo_megatron.config.rules.plugins import own_code
+from sfpo_megatron.config.rules.recompute import recompute
 from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
 from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
-from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.tracking import sink_libraries
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -245,33 +249,6 @@ def _algorithm(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _optimizer(config: RunConfig) -> Iterator[Problem]:
-    settings = config.megatron.optimizer
-    if settings.get("optimizer_cpu_offload") and config.model.dtype == "float32":
-        yield Problem(
-            "megatron.optimizer.optimizer_cpu_offload",
-            "true with model.dtype: float32",
-            "bfloat16 params",
-            "set model.dtype: bfloat16: Megatron-Core cannot offload fp32 params",
-        )
-    if settings.get("use_precision_aware_optimizer") and config.model.dtype == "float16":
-        yield Problem(
-            "model.dtype",
-            "float16 with megatron.optimizer.use_precision_aware_optimizer",
-            "bfloat16 or float32: a loss scale would be in the main params",
-            "change one of the two",
-        )
-    for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
-        dtype = settings.get(name, "float32")
-        if config.sfpo.moments != "keep" and dtype != "float32":
-            yield Problem(
-                f"megatron.optimizer.{name}",
-                f"{dtype} with sfpo.moments: {config.sfpo.moments}",
-                "float32",
-                "set sfpo.moments: keep: only fp32 moments are put back or zeroed",
-            )
-
-
 def _objective(config: RunConfig) -> Iterator[Problem]:
     buffer, limit = config.objective.overlong.buffer_tokens, config.rollout.max_response_tokens
     if buffer > limit:
@@ -316,13 +293,14 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     context_parallel,
     _algorithm,
     gate,
-    _optimizer,
-    sgd,
     _objective,
     old_logprobs,
     engines,
     transports,
     passed_through,
+    optimizer_settings,
+    data_parallel_settings,
+    recompute,
     one_model,
     optimizer_modes,
     engine_arguments,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GPUS_PER_NODE = 8
-"""GPUs of a node that nothing is known of."""
+"""GPUs of a node that nothing else is known of."""
 _ROOT = Path("/")
 _VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
 _OLDEST_DRIVER = {"12": 525, "13": 580}

@@ -326,9 +326,6 @@ CASES = {
         "megatron.optimizer.optimizer_cpu_offload", "true with model.dtype: float32",
         "bfloat16 params", "model.dtype: bfloat16",
         "megatron.optimizer.optimizer_cpu_offload=true"),
-    "sharded_sgd": case(
-        "megatron.ddp.use_distributed_optimizer", "true with megatron.optimizer.optimizer: sgd",
-        "false", "use_distributed_optimizer=false", "megatron.optimizer.optimizer=sgd"),
     "offloaded_sgd": case(
         "megatron.optimizer.optimizer_cpu_offload", "true with megatron.optimizer.optimizer: sgd",
         "false", "use adam", "megatron.optimizer.optimizer=sgd", "model.dtype=bfloat16",
@@ -336,7 +333,8 @@ CASES = {
         "megatron.ddp.use_distributed_optimizer=false"),
     "scaled_moments": case(
         "megatron.optimizer.exp_avg_dtype", "float16 with sfpo.moments: restore", "float32",
-        "sfpo.moments: keep", "megatron.optimizer.exp_avg_dtype=float16", "sfpo.moments=restore"),
+        "sfpo.moments: keep", "megatron.optimizer.exp_avg_dtype=float16", "sfpo.moments=restore",
+        "megatron.optimizer.use_precision_aware_optimizer=true"),
     "resume_from_nowhere": case(
         "checkpoint.resume", "no directory 'runs/none'", "auto, never, or the directory",
         "correct the path", "checkpoint.resume=runs/none"),

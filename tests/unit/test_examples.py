@@ -26,7 +26,7 @@ PAPER = {
 }
 """Prompt and response tokens, alpha."""
 GPU = {"deepseek-v3-671b": "--gpu=h200-141gb"}
-"""The GPU of the examples that are too large for the default."""
+"""Examples that are too large for the default."""
 BILLIONS = {
     "qwen2.5-math-1.5b": 1.544,
     "qwen2.5-math-7b": 7.616,

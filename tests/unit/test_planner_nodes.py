@@ -114,7 +114,7 @@ def test_layouts_that_do_not_fit(
 def test_nodes_are_those_of_the_job(
     parallel: dict[str, Any], rollout: dict[str, Any], nodes: int | None, said: str
 ) -> None:
-    """`plan` counts as many ranks, on as many nodes, as `slurm` would write into the job."""
+    """Ranks and nodes are those that `slurm` would write into the job."""
     run = run_of(parallel, rollout)
     assert said in report(QWEN2_5_1_5B, run, H100, nodes)
     if nodes is not None and "does not fit" not in said:

@@ -18,6 +18,9 @@ REFUSED = {
     ("ddp", "use_custom_fsdp"): "its param buffers are managed elsewhere",
     ("ddp", "fp8_param_gather"): "model params are quantized",
     ("ddp", "fp4_param_gather"): "model params are quantized",
+    ("optimizer", "use_layer_wise_distributed_optimizer"): "whole params are dealt to ranks, which "
+    "its own step gathers",
+    ("ddp", "reuse_grad_buf_for_mxfp8_param_ag"): "gathered params share storage with gradients",
     ("optimizer", "reuse_grad_buf_for_mxfp8_param_ag"): "gathered params share storage with "
     "gradients",
     ("optimizer", "overlap_param_gather_with_optimizer_step"): "the last fast step would gather "

@@ -113,8 +113,13 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "bf16": "model.dtype",
         "fp16": "model.dtype",
         "params_dtype": "model.dtype",
+        # Megatron has them twice, and goes wrong without a word where they differ.
+        "use_distributed_optimizer": "megatron.ddp.use_distributed_optimizer",
+        "overlap_param_gather": "megatron.ddp.overlap_param_gather",
     },
 }
+_DTYPES = (*("float32", "bfloat16", "float16", "float64", "uint8", "float8_e4m3fn", "float8_e5m2"),)
+"""Names of torch's, as `mcore.model.overridden` takes them."""
 
 
 def passed_through(config: RunConfig) -> Iterator[Problem]:
@@ -153,6 +158,13 @@ def _unlike_the_fields(section: str, settings: dict[str, Any]) -> Iterator[Probl
                 f"a name that {cls} of the installed {package} does not have",
                 "one of its fields",
                 did_you_mean(key, fields, value, otherwise="check the spelling"),
+            )
+        elif fields[name] == "torch.dtype" and value not in _DTYPES:
+            yield Problem(
+                key,
+                repr(value),
+                "the name of a torch dtype, such as bfloat16",
+                "correct the value",
             )
         elif value is not None and not accepts(fields[name], value):
             yield Problem(
