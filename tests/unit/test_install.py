@@ -287,6 +287,15 @@ def test_gpus_and_cpus_have_the_same_releases_of_what_the_code_is_written_for() 
     assert (REQUIREMENTS / "torch.txt").read_text().splitlines()[-1] == f"torch=={gpu['torch']}"
 
 
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_either_build_of_torch_will_do(lock: Path) -> None:
+    """Megatron-Core imports triton from 0.19 on, which torch's CUDA build brings, in one version,
+    and its CPU build does not."""
+    locked = versions(lock)
+    needs_it = not locked["megatron-core"].startswith("0.16.")
+    assert locked.get("triton") == (versions(GPU_LOCK)["triton"] if needs_it else None)
+
+
 def test_what_is_built_is_of_the_locked_release() -> None:
     """All three parts of TransformerEngine: it does not load with one of another release."""
     gpu, built = versions(GPU_LOCK), versions(REQUIREMENTS / "gpu-built.txt")
