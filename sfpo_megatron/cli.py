@@ -28,9 +28,10 @@ from sfpo_megatron.commands.starting import load_for_run
 from sfpo_megatron.commands.watching import add_mode, check_mode, options_of, screen_of_rank
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.config.names import instead_of_word
 from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.errors import WrongInput
+from sfpo_megatron.errors import InputError, WrongInput, may_pass, what_was_met
 from sfpo_megatron.evaluation.request import add_options
 from sfpo_megatron.host.home import NoHome
 from sfpo_megatron.host.spans import span
@@ -39,12 +40,14 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.holder import DirectoryRefused
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.report import report, with_data
-from sfpo_megatron.slurm.command import SlurmError, slurm
 from sfpo_megatron.slurm.command import add_options as add_slurm_options
+from sfpo_megatron.slurm.command import slurm
 from sfpo_megatron.tracking.screen import Mode
 
 _LAUNCHED = "--launched"  # our launcher marks its ranks with it
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*\s*=")
+_NO_OPTIONS = ("config", "overrides", "run", "needs_config", "launched")
+"""What a parsed command line has beside its options."""
 _OF_A_START = ("--fresh", "--accept-data-change")
 """What the launcher hands on to every rank."""
 _INSTALLED_APART = ("torch", "megatron", "transformers", "vllm", "ray")
@@ -70,6 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         if speaks():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return exit_code_of(error)
+    except OSError as error:
+        if error.filename is None:  # nothing that the user has named
+            raise
+        if speaks():
+            print(
+                f"error: {InputError(str(error.filename), *what_was_met(error))}", file=sys.stderr
+            )
+        return 1 if may_pass(error) else 2
     except (DirectoryRefused, NoHome) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -108,9 +119,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if stray:
         parser.error(
             f"found {stray[0]!r}, expected an option of the command or KEY=VALUE; "
-            "`sfpo-megatron COMMAND --help` lists its options"
+            f"{_instead_of(stray[0], arguments)}"
         )
     return arguments
+
+
+def _instead_of(text: str, arguments: argparse.Namespace) -> str:
+    options = [name for name in vars(arguments) if name not in _NO_OPTIONS]
+    meant = instead_of_word(text, options, has_keys=hasattr(arguments, "overrides"))
+    return meant or "`sfpo-megatron COMMAND --help` lists its options"
 
 
 def _config_among(words: list[str]) -> str | None:
@@ -172,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     submitting = _config_command(commands, "slurm", text)
     add_slurm_options(submitting)
     _add_accept_data_change(submitting)
-    submitting.set_defaults(run=_slurm)
+    submitting.set_defaults(run=slurm)
     _add_plan(commands)
     text = "score responses that are in a file; starts nothing else"
     scoring = _command(commands, "score", text)
@@ -328,14 +345,6 @@ def _run(
     # to end with SIGABRT after its last step. After an error there is nobody to wait for.
     shut_down()
     return stopped
-
-
-def _slurm(arguments: argparse.Namespace) -> int:
-    try:
-        return slurm(arguments)
-    except SlurmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

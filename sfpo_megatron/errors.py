@@ -30,6 +30,16 @@ def may_pass(error: BaseException | None) -> bool:
     return False
 
 
+LATER = "start again when the file system is back"
+
+
+def what_was_met(error: OSError) -> tuple[str, str, str]:
+    """(found, expected, fix) of a file or a directory that could not be looked at."""
+    if may_pass(error):
+        return str(error.strerror), "a file system that answers", LATER
+    return str(error.strerror), "what this user may read", "correct the path or its permissions"
+
+
 class InputError(ValueError, WrongInput):
     """`WHERE: found FOUND, expected EXPECTED; FIX`. `where` is a key, a file, an option or a row;
     empty where only the caller knows it."""

@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore
+from sfpo_megatron.checkpoints.store import (
+    RUN_STATE,
+    CheckpointError,
+    CheckpointStore,
+    Found,
+    named_at,
+)
+from sfpo_megatron.config.paths import NOT_DIRECTORIES
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.replacing import set_aside, sync_directory, write_durably
 from sfpo_megatron.outputs.directory import RunDirectory
 
@@ -167,27 +175,70 @@ def retire_metrics(directory: RunDirectory) -> None:
             set_aside(file, "previous", keeps_suffix=True)
 
 
-def outlook(directory: RunDirectory, store: CheckpointStore, *, resume: str, fresh: bool) -> str:
-    """What a start would do, in one line: by names alone, no checkpoint is read through.
+def refuse_other_reference(config: RunConfig, found: Found) -> None:
+    """The reference of the KL penalty is read from model.path at every start: CheckpointError where
+    a `train` would begin from other weights."""
+    if config.objective.kl.coef > 0:
+        raise CheckpointError(
+            f"checkpoint.resume: found {found.directory}, which gives its weights alone, with "
+            f"objective.kl.coef {config.objective.kl.coef:g}, expected weights from model.path: "
+            "the penalty's reference would be model.path, not what the run begins from; set "
+            "model.path to these weights (the hf/ that sft has written, or "
+            "tools/convert_megatron_to_hf.py makes it), or objective.kl.coef: 0"
+        )
 
-    CheckpointError where the start would refuse run.json.
+
+def not_of_the_run(directory: Path, run_id: str | None, record: RunRecord) -> CheckpointError:
+    """What to raise of a checkpoint in RUN that another run has written."""
+    of_whom = "the format before, without an id" if run_id is None else f"run {run_id}"
+    return CheckpointError(
+        f"{directory}: found a checkpoint of {of_whom}, expected one of run {record.run_id}, as "
+        "run.json says; move it away, or begin a run from it with --fresh "
+        f"checkpoint.resume={directory}"
+    )
+
+
+def outlook(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> str:
+    """What a `train` would do, in one line: by names alone, no checkpoint is read through.
+
+    CheckpointError where it would refuse to.
     """
+    directory, resume = RunDirectory.of(config.output_dir), config.checkpoint.resume
+    if config.debug.rollout_only:
+        return "makes rollouts only"
     steps = store.steps()
     newest = max(steps, default=0)
+    record = None if fresh else RunRecord.read(directory)
     if fresh:
+        _check_beginning(config)
         there = bool(steps) or directory.record.exists()
         return f"--fresh sets aside the run in {directory.path}" if there else "begins a new run"
-    record = RunRecord.read(directory)
     if kind_there(record, store) == "sft":
+        _check_beginning(config)
         return f"sets aside the warm start in {directory.path} and begins a new run"
-    if record is not None and steps:
-        if record.owns(run_id_of(steps[newest])):
-            return f"continues run {record.run_id} after step {newest}"
-        return f"is refused: {steps[newest]} is of another run than {record.run_id}"
-    if record is None and steps and resume == "auto":
-        run_id = run_id_of(steps[newest]) or "of the format before"
-        return f"continues run {run_id} after step {newest}"
-    from_there = "" if resume in ("auto", "never") else f" from {resume}"
+    if steps and (record is not None or resume == "auto"):
+        try:
+            run_id = run_id_of(steps[newest])
+        except CheckpointError as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            return f"continues before step {newest}, whose checkpoint is broken, if it can"
+        if record is not None and not record.owns(run_id):
+            raise not_of_the_run(steps[newest], run_id, record)
+        whose = record.run_id if record is not None else run_id or "of the format before"
+        return f"continues run {whose} after step {newest}"
+    store.refuse_unusable(begun=record is not None, resume=resume)
+    _check_beginning(config)
+    from_there = "" if resume in NOT_DIRECTORIES else f" from {resume}"
     if record is not None:
         return f"begins run {record.run_id} again{from_there}: it has no checkpoint"
     return f"begins a new run{from_there}"
+
+
+def _check_beginning(config: RunConfig) -> None:
+    """CheckpointError where a first start could not begin by checkpoint.resume."""
+    resume = config.checkpoint.resume
+    if resume not in NOT_DIRECTORIES:
+        found = named_at(Path(resume))
+        if not found.has_run_state or kind_of(found.directory) != "train":
+            refuse_other_reference(config, found)

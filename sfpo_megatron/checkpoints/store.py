@@ -173,6 +173,14 @@ class CheckpointStore:
             self.refuse_broken()
         return None
 
+    def refuse_unusable(self, *, begun: bool, resume: str) -> None:
+        """CheckpointError where a first start would pass over what is here. `begun`: RUN has a
+        record already."""
+        if begun or resume == "auto":
+            self.refuse_broken()  # an earlier start has renamed them: that is no new run
+        if not begun and resume == "auto":
+            self.refuse_others()  # whoever put it there wants to continue from it
+
     def refuse_others(self) -> None:
         """CheckpointError if there are checkpoints by others where a new run would begin."""
         if others := self.others():
@@ -267,6 +275,14 @@ def at(path: Path) -> Found:
 
     CheckpointError says what is not there or does not hold.
     """
+    found = named_at(path)
+    if (found.directory / manifest.NAME).is_file() and (problems := _faults(found.directory)):
+        raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
+    return found
+
+
+def named_at(path: Path) -> Found:
+    """The same by names alone: none of its files is read through."""
     directory = path
     if not (path / "metadata.json").is_file():
         directory = pointed_at(path) or path

@@ -10,9 +10,8 @@ from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.commands.starting import load
 from sfpo_megatron.config.load import ConfigError, dump_config
 from sfpo_megatron.config.origin import COMMAND_LINE
-from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.errors import may_pass
 from sfpo_megatron.host.torchrun import speaks
-from sfpo_megatron.outputs.directory import RunDirectory
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Check, and print; the exit code."""
+    """Check, and print; the exit code: 2, too, where `train` would refuse what is in output_dir."""
     if arguments.json and not arguments.data:
         raise ConfigError(
             COMMAND_LINE,
@@ -47,18 +46,10 @@ def check(arguments: argparse.Namespace) -> int:
         code = check_data(config, as_json=arguments.json)
     else:
         print(dump_config(config), end="")
-    if speaks():
-        print(f"train {_outlook(config, fresh=arguments.fresh)}", file=sys.stderr)
-    return code
-
-
-def _outlook(config: RunConfig, *, fresh: bool) -> str:
     try:
-        return outlook(
-            RunDirectory.of(config.output_dir),
-            store_of(config),
-            resume=config.checkpoint.resume,
-            fresh=fresh,
-        )
+        outcome = outlook(config, store_of(config), fresh=arguments.fresh)
     except CheckpointError as error:
-        return f"is refused: {error}"
+        outcome, code = f"is refused: {error}", 1 if may_pass(error) else 2
+    if speaks():
+        print(f"train {outcome}", file=sys.stderr)
+    return code

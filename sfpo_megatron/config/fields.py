@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.errors import InputError
@@ -11,6 +12,14 @@ from sfpo_megatron.plugins import Kind
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+_MEANT = {
+    **dict.fromkeys(("huggingface", "hugging_face", "hub", "datasets"), "hf"),
+    "json": "jsonl",
+    **dict.fromkeys(("gsm8k", "math_verify", "deepscaler", "prime_math", "accuracy"), "math"),
+    **dict.fromkeys(("ppo", "grpo", "vanilla", "clip"), "ppo_clip"),
+    **dict.fromkeys(("reinforce++", "reinforce_plus_plus"), "reinforce_pp"),
+}
+"""A value in a peer's config -> the name here that does the same."""
 MOST_PROCESSES = 1024
 """No machine has use for more of one kind: starting them would take it down."""
 
@@ -78,5 +87,9 @@ def known(section: DataclassInstance, kind: Kind, *names: str) -> None:
             entries = {f"{name}.{index}": entry for index, entry in enumerate(value)}
         for where, found in entries.items():
             if not kind.knows(found):
+                meant = [_MEANT[found.lower()]] if found.lower() in _MEANT else []
+                close = [n for n in meant if n in kind.names]
+                close = close or get_close_matches(found, kind.names, n=1)
                 fix = "choose one of these, or name your own"
+                fix = f"did you mean {close[0]}?" if close else fix
                 raise FieldError(where, found, kind.expected, fix)

@@ -20,6 +20,7 @@ from sfpo_megatron.config.paths import escape, is_path
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.config.typed import NUMBER_TEXT, build
 from sfpo_megatron.config.yaml_text import read_yaml
+from sfpo_megatron.errors import LATER, may_pass
 
 __all__ = ["ConfigError", "dump_config", "is_dumped", "load_config"]
 
@@ -49,7 +50,8 @@ def _text(path: Path) -> str:
         if isinstance(error, ConfigError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise _unreadable(path, reason, "correct the path or its permissions") from error
+        fix = LATER if may_pass(error) else "correct the path or its permissions"
+        raise _unreadable(path, reason, fix) from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

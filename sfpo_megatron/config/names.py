@@ -13,6 +13,13 @@ from sfpo_megatron.config.origin import join
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.types import Json
 
+
+def _table(text: str) -> dict[str, str]:
+    """Name in a peer's config -> our key."""
+    rows = (row.split(": ") for row in re.sub(r"\n +", " ", text).strip().splitlines())
+    return {name: key for key, names in rows for name in names.split()}
+
+
 _PEERS = """
 seed: random_seed global_seed train.seed grpo.seed
 output_dir: output_path save_path save_dir ckpt_path ckpt_dir default_local_dir checkpoint_dir
@@ -34,6 +41,14 @@ megatron.transformer.recompute_granularity: gradient_checkpointing recompute
 megatron.transformer: override_transformer_config
 megatron.ddp: distributed_data_parallel_config override_ddp_config
 megatron.optimizer: override_optimizer_config
+megatron.ddp.use_distributed_optimizer: use_distributed_optimizer
+megatron.ddp.overlap_grad_reduce: overlap_grad_reduce
+megatron.ddp.overlap_param_gather: overlap_param_gather
+megatron.ddp.grad_reduce_in_fp32: grad_reduce_in_fp32 accumulate_allreduce_grads_in_fp32
+megatron.optimizer.optimizer_cpu_offload: optimizer_cpu_offload param_offload optimizer_offload
+megatron.transformer.recompute_method: recompute_method
+megatron.transformer.recompute_num_layers: recompute_num_layers
+megatron.transformer.moe_grouped_gemm: moe_grouped_gemm
 train.num_steps: max_steps num_train_steps total_training_steps max_num_steps train_iters
     train_steps num_rollout total_steps
 train.num_epochs: epochs num_epochs total_epochs num_train_epochs max_epochs num_episodes
@@ -121,9 +136,9 @@ refit.transport: weight_sync_backend vllm_sync_backend update_weights_backend sy
 refit.bucket_bytes: update_weight_buffer_size
 refit.verify_every: check_weight_update_equal
 data.train: train_files train_file train_data dataset dataset_name prompt_data datasets
-    train_dataset dataset_path prompt_dataset
+    train_dataset dataset_path prompt_dataset input_key prompt_key label_key answer_key
 data.eval: val_files val_file val_data eval_files eval_file eval_dataset eval_prompt_data
-    test_files validation_files eval.dataset
+    test_files validation_files eval.dataset eval.data eval.files eval.path
 data.chat_template: apply_chat_template use_chat_template
 data.chat_template_args: chat_template_kwargs apply_chat_template_kwargs
 reward.function: reward_fn reward_funcs reward_func reward_model custom_reward_function rm_type
@@ -142,8 +157,10 @@ checkpoint.resume: resume_from_checkpoint resume_mode resume_from resume_path lo
 checkpoint.stop_before_walltime_s: checkpoint_must_save_by
 trace.steps: profile_steps profiler_steps profile_step_start
 trace.torch_profiler: profile use_pytorch_profiler
-tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard project_name
-    experiment_name trackers swanlab mlflow log_to
+tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard trackers swanlab mlflow
+    log_to
+tracking.project: project_name
+tracking.run_name: experiment_name wandb_run_name wandb_name
 debug.save_rollouts: save_debug_rollout_data
 debug.train_only: load_debug_rollout_data
 """
@@ -157,14 +174,42 @@ _IN_ROLLOUT: Mapping[str, str] = {
     "dp_size": "rollout.num_engines",
 }
 """Names that mean another key in a section about engines."""
+_IN_SOURCE: Mapping[str, str] = _table("""
+path: dataset_name dataset_path dataset dataset_id data_files data_file file files data_path repo_id
+config: name dataset_config dataset_config_name config_name subset subset_name
+split: dataset_split hf_split
+columns: prompt_column question_column answer_column input_key label_key prompt_key answer_key
+    question_key output_key response_key reference_key column_mapping
+weight: prob probability ratio dataset_weight sampling_weight
+size: max_samples num_samples limit
+reward: reward_fn rm_type verifier
+""")
+"""The same in one of data.train or data.eval."""
+_AMBIGUOUS: Mapping[str, tuple[str, ...]] = {
+    "train.batch_size": ("train.prompts_per_step", "train.minibatches_per_step"),
+    "train.max_epochs": ("train.num_epochs", "sfpo.num_fast_passes"),
+}
+"""What they would mean here, and what they mean in OpenRLHF."""
+_WHY_NOTHING: Mapping[str, str] = {
+    "all weights are trained": "lora lora_rank lora_alpha lora_r peft peft_config use_peft "
+    "target_modules",
+    "the trainer is Megatron-Core": "deepspeed zero_stage fsdp fsdp_config use_fsdp strategy "
+    "accelerate deepspeed_plugin",
+    "there is no critic, advantages are those of a group": "critic value_model critic_model "
+    "critic_pretrain vf_coef value_loss_coef gae_lambda gamma lam",
+    "the reference has the weights of model.path": "ref ref_model reference_model ref_model_path "
+    "ref_load sync_ref_model",
+    "responses are of the whole distribution, as the trainer's log-probs": "top_k min_p "
+    "repetition_penalty presence_penalty frequency_penalty",
+    "a response ends at an end-of-sequence token": "stop stop_strings stop_words stop_token_ids",
+    "the trainer and the engines choose it themselves": "attn_implementation attn_backend "
+    "attention_implementation use_flash_attn flash_attn use_flash_attention_2",
+    "a model's own code is never run": "trust_remote_code",
+}
+_NOTHING = {name: why for why, names in _WHY_NOTHING.items() for name in names.split()}
+"""What has no key here, and why."""
 _ROLLOUT_SECTIONS = ("rollout", "vllm", "generation", "engine")
 _MAX_SHOWN = 3
-
-
-def _table(text: str) -> dict[str, str]:
-    """Name in a peer's config -> our key."""
-    rows = (row.split(": ") for row in re.sub(r"\n +", " ", text).strip().splitlines())
-    return {name: key for key, names in rows for name in names.split()}
 
 
 PEERS: Mapping[str, str] = _table(_PEERS)
@@ -183,6 +228,8 @@ def did_you_mean(key: str, siblings: Iterable[str], inside: Json = None, *, othe
         return f"write {written}: {value}, with a space after the colon"
     if (close := _close(name, known, 0.9)) is not None:
         return close
+    if why := _NOTHING.get(_plain(name)):
+        return f"remove it: {why}"
     leaves = [[*above, name, *path] for path in _leaves(inside)]
     paths = leaves or [key.split(".")]
     ours = [target for path in paths for target in _of_ours(path[-1], path[:-1])]
@@ -199,6 +246,26 @@ def did_you_mean(key: str, siblings: Iterable[str], inside: Json = None, *, othe
             shown = list(dict.fromkeys(found))[:_MAX_SHOWN]
             return f"did you mean {' or '.join(shown)}?"
     return _close(name, known, 0.6) or otherwise
+
+
+def instead_of_word(text: str, options: Iterable[str], *, has_keys: bool) -> str | None:
+    """What may be meant by a word of a command line that is neither an option nor KEY=VALUE: one of
+    `options` (written as Python's names), or a key; None for no idea."""
+    written, _, value = text.lstrip("-+~").replace(":", "=", 1).partition("=")
+    name = ".".join(part.replace("-", "_") for part in written.split("."))
+    if text.startswith("-"):
+        if name in ("config", "config_file", "config_path"):
+            return "give the file alone"
+        if close := difflib.get_close_matches(name, list(options), n=1, cutoff=0.75):
+            return f"did you mean --{close[0].replace('_', '-')}?"
+    if not has_keys:
+        return None
+    above, _, last = name.rpartition(".")
+    top = {field.name for field in dataclasses.fields(RunConfig)}
+    if name in (_last_parts().get(last, ()) if above else top):
+        return f"write {name}={value or 'VALUE'}"
+    meant = did_you_mean(name, top, otherwise="")
+    return f"{meant} A key is set by KEY=VALUE" if meant else None
 
 
 def _close(name: str, known: set[str], cutoff: float) -> str | None:
@@ -224,7 +291,11 @@ def _of_peers(name: str, above: list[str]) -> list[str]:
     plain = _plain(name)
     if plain in _IN_ROLLOUT and any(part.split("_")[0] in _ROLLOUT_SECTIONS for part in above):
         return [_IN_ROLLOUT[plain]]
+    if above[:1] == ["data"] and above[-1].isdecimal() and plain in _IN_SOURCE:
+        return [_IN_SOURCE[plain]]
     below = f"{_plain(above[-1])}.{plain}" if above else plain
+    if below in _AMBIGUOUS:
+        return [*_AMBIGUOUS[below]]
     found = PEERS.get(below) or PEERS.get(plain) or PEERS.get(plain.lower())
     return [found] if found else []
 

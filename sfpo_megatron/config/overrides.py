@@ -78,6 +78,6 @@ def _index(items: list[Any], name: str, key: str) -> int:
             key,
             found=f"index {name!r} into a list of {len(items)}",
             expected=f"an index from 0 to {len(items) - 1}" if items else "a list with entries",
-            fix="use an index that is there, or override the whole list",
+            fix="use an index that is there, such as 0, or override the whole list",
         )
     return int(name)

@@ -10,6 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from sfpo_megatron.config.fields import FieldError
@@ -28,6 +29,23 @@ _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _MAX_INT = 2**63 - 1  # what torch and vLLM hold
 _FEW_TEXTS = {"checkpoint.resume": "write auto, never or a directory"}
 """What to write for a text that has few values, where YAML made something else of it."""
+_MAIN_KEY = {"model": "path", "parallel": "data", "reward": "function", "objective.kl": "coef"}
+"""Section -> the key that is meant where a value stands in its place."""
+_MEANT = {
+    "low_var_kl": "k3",
+    "kl": "k1",
+    "mse": "k2",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "fp8": "fp8_per_channel",
+    "colocate": "colocated",
+}
+"""A value in a peer's config -> the one here that means the same."""
+_OF_SOURCES = ("data.train", "data.eval")
+_KIND_OF = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+"""A suffix in a file's name -> the kind of source that reads it."""
 
 
 def build(cls: type[Section], tree: Any, key: str, source: Source) -> Section:
@@ -186,11 +204,13 @@ def _advice(value: Any, hint: Any, key: str, source: Source) -> str:
         return _with_space(value)
     if typing.get_origin(hint) is Literal:
         if isinstance(value, str):
-            close = difflib.get_close_matches(value, map(str, typing.get_args(hint)), n=1)
+            known, low = [str(one) for one in typing.get_args(hint)], value.lower()
+            close = [one for one in (_MEANT.get(low), low) if one in known]
+            close = close or difflib.get_close_matches(low, known, n=1)
             return f"did you mean {close[0]}?" if close else "use one of these"
         return "use one of these"
     if typing.get_origin(hint) is tuple and not isinstance(value, list):
-        return "write a list: [...]"
+        return _as_list(value, key)
     if key in source.comments:
         return "write the value before the #, which begins a comment, or the text in quotes"
     if hint is str:
@@ -238,7 +258,27 @@ def _as_keys(value: Any, key: str) -> str:
         return "remove the dashes: a section is keys, not a list"
     if not key:
         return "start from a config in examples/"
+    if isinstance(value, str) and key.rpartition(".")[0] in _OF_SOURCES:
+        return f"write {_as_source(value)}"
+    if key in _MAIN_KEY and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return f"write {{{_MAIN_KEY[key]}: {value}}}"
     return f"give it keys, or remove it for the defaults of {key}"
+
+
+def _as_list(value: Any, key: str) -> str:
+    """A list in place of the one thing that would be in it."""
+    if key in _OF_SOURCES and isinstance(value, str):
+        return f"write a list: [{_as_source(value)}]"
+    if isinstance(value, str):
+        return f"write a list: [{value}]"
+    return "write a list: [{...}]" if isinstance(value, dict) else "write a list: [...]"
+
+
+def _as_source(value: str) -> str:
+    """A source of prompts that somebody has named by its file, or by its name on the hub."""
+    suffixes = Path(value).suffixes
+    kind = next((kind for end, kind in _KIND_OF.items() if end in suffixes), "hf")
+    return f"{{source: {kind}, path: {value}}}"
 
 
 def _is_fused_key(value: str) -> bool:

@@ -187,9 +187,9 @@ def activation_bytes(
         unit = int(settings.get("recompute_num_layers") or 1)
         if settings.get("recompute_method") == "block":
             num_full = min(unit * of_chunks, num)
-            per_token = kept * num_full + whole * (num - num_full) / num
+            per_token = kept * num_full + whole * (num - num_full) / max(num, 1)
         else:
-            per_token, once = kept * -(-num // unit), whole / num * unit
+            per_token, once = kept * -(-num // unit), whole / max(num, 1) * unit
     final = _norm_bytes(shape.hidden_size, dtype, spec) / sequence if chunks[-1].last else 0.0
     return int(tokens * (in_flight / of_chunks * per_token + once + final))
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sfpo_megatron.config.rules.pipeline import LAYOUT, parts_of
 from sfpo_megatron.config.tree import ParallelConfig, RunConfig
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.shape import ModelShape
@@ -90,6 +91,8 @@ def _layers_of_chunks(shape: ModelShape, config: RunConfig) -> list[int]:
     (`get_num_layers_to_build`): each stage gets its number, divided by its chunks."""
     settings, pipeline = config.megatron.transformer, config.parallel.pipeline
     virtual = config.parallel.virtual_pipeline or 1
+    if layout := settings.get(LAYOUT):
+        return [part.count("t") for part in parts_of(layout)]
     # An embedding or a loss that counts as a layer; one is then missing where it is.
     embedding, loss = (
         bool(settings.get(f"account_for_{name}_in_pipeline_split"))

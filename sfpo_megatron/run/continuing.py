@@ -14,6 +14,8 @@ from sfpo_megatron.checkpoints.identity import (
     RunRecord,
     kind_of,
     kind_there,
+    not_of_the_run,
+    refuse_other_reference,
     retire_metrics,
     retire_run,
     run_id_of,
@@ -99,10 +101,8 @@ def decide(
         record = _record_of(found, kind)
         record.write(directory)
         return Start(found=found, run_id=record.run_id, said=_goes_on(record, found))
-    if not fresh and (record is not None or resume == "auto"):
-        store.refuse_broken()  # an earlier start has renamed them: that is no new run
-    if not fresh and record is None and resume == "auto":
-        store.refuse_others()  # whoever put it there wants to continue from it
+    if not fresh:
+        store.refuse_unusable(begun=record is not None, resume=resume)
     return _first_start(config, store, record, fresh=fresh, kind=kind)
 
 
@@ -121,11 +121,7 @@ def _continued(store: CheckpointStore, record: RunRecord, resume: str) -> Start:
     assert found is not None, "newest_good raises where all are broken"
     run_id = run_id_of(found.directory)
     if not record.owns(run_id):
-        raise CheckpointError(
-            f"{found.directory}: found a checkpoint of {_named(run_id)}, expected one of run "
-            f"{record.run_id}, as run.json says; move it away, or begin a run from it with --fresh "
-            f"checkpoint.resume={found.directory}"
-        )
+        raise not_of_the_run(found.directory, run_id, record)
     said = _goes_on(record, found)
     if resume != "auto":
         said += f" (checkpoint.resume={resume} was for its first start; --fresh sets it aside)"
@@ -146,7 +142,7 @@ def _first_start(
     if found is not None and found.has_run_state and kind_of(found.directory) != kind:
         found = dataclasses.replace(found, has_run_state=False)  # its weights alone
     if found is not None and not found.has_run_state and kind == "train":
-        _refuse_other_reference(config, found)
+        refuse_other_reference(config, found)
     own = found is not None and found.directory.resolve().parent == store.folder.resolve()
     if found is not None and own and found.has_run_state and not fresh:
         store.abandon_after(found.step)
@@ -162,19 +158,6 @@ def _first_start(
     return Start(found=found, run_id=record.run_id, said=said)
 
 
-def _refuse_other_reference(config: RunConfig, found: Found) -> None:
-    """The reference of the KL penalty is read from model.path at every start: CheckpointError where
-    the run would begin from other weights."""
-    if config.objective.kl.coef > 0:
-        raise CheckpointError(
-            f"checkpoint.resume: found {found.directory}, which gives its weights alone, with "
-            f"objective.kl.coef {config.objective.kl.coef:g}, expected weights from model.path: "
-            "the penalty's reference would be model.path, not what the run begins from; set "
-            "model.path to these weights (the hf/ that sft has written, or "
-            "tools/convert_megatron_to_hf.py makes it), or objective.kl.coef: 0"
-        )
-
-
 def _record_of(found: Found, kind: Kind) -> RunRecord:
     """The record of the run that wrote a checkpoint, where RUN has none."""
     run_id = run_id_of(found.directory)
@@ -183,10 +166,6 @@ def _record_of(found: Found, kind: Kind) -> RunRecord:
 
 def _goes_on(record: RunRecord, found: Found) -> str:
     return f"run {record.run_id} continues after step {found.step}"
-
-
-def _named(run_id: str | None) -> str:
-    return "the format before, without an id" if run_id is None else f"run {run_id}"
 
 
 def _restarted() -> str:

@@ -14,6 +14,7 @@ from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.paths import PathError, expand
+from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.nodes import LayoutError, check_engines, job_layout
@@ -25,7 +26,7 @@ from sfpo_megatron.slurm.walltime import format_time, parse_time
 DEFAULT_SAVE_BUDGET_S = 300
 
 
-class SlurmError(ValueError):
+class SlurmError(ValueError, WrongInput):
     """One option is wrong, or Slurm did not take the job."""
 
 
@@ -130,7 +131,7 @@ def slurm(options: argparse.Namespace) -> int:
             print(warning, file=sys.stderr)
         files = render(config, job, layout)
         if layout is not None:
-            plan = outlook(run, store_of(config), resume=config.checkpoint.resume, fresh=False)
+            plan = outlook(config, store_of(config), fresh=False)
             print(f"the job {plan}", file=sys.stderr)
             idle = layout.idle(config, nodes=job.nodes, gpus_per_node=job.gpus_per_node)
             if idle is not None:
@@ -140,7 +141,7 @@ def slurm(options: argparse.Namespace) -> int:
             print(files[script], end="")
             return 0
         number = submit(run, script, files)
-    except (CheckpointError, LayoutError, SubmitError, OSError) as error:
+    except (CheckpointError, LayoutError, SubmitError) as error:
         raise SlurmError(str(error)) from error
     print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0
@@ -168,9 +169,9 @@ def _env_file(options: argparse.Namespace) -> Path:
         env_file = Path(expand(options.env))
     except PathError as error:
         raise SlurmError(f"--env: {error}") from error
-    if not env_file.is_file():
-        raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
     try:
+        if not env_file.is_file():
+            raise SlurmError(f"--env: found no file {env_file}, expected your copy of env.sh")
         has_carriage_returns = b"\r\n" in env_file.read_bytes()
         read = subprocess.run(
             ["bash", "-n", "--", env_file], capture_output=True, timeout=TIMEOUT_S

@@ -114,7 +114,7 @@ FILE_CASES = {  # text after BASE -> (key, found, expected, fix)
         "sfpo.trigger", "'one-sided'", "one of one_sided, two_sided", "mean one_sided?"),
     "train: [1]": ("train", "[1]", "a section", "give it keys"),
     "train:": ("train", "null", "a section", "give it keys"),
-    "tracking: {sinks: console}": ("tracking.sinks", "'console'", "a list", "[...]"),
+    "tracking: {sinks: console}": ("tracking.sinks", "'console'", "a list", "[console]"),
     "tracking: {sinks: [comet]}": ("tracking.sinks.0", "'comet'", "console, jsonl", "choose one"),
     "seed: 4294967296": ("seed", "4294967296", "a number below 2**32", "take a smaller seed"),
     "debug: {save_rollouts: " + 256 * "a" + "}": (

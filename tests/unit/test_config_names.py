@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.load import ConfigError, load_config
-from sfpo_megatron.config.names import _IN_ROLLOUT, PEERS
+from sfpo_megatron.config.names import _AMBIGUOUS, _IN_ROLLOUT, _IN_SOURCE, _NOTHING, PEERS
 
 BASE = """\
 output_dir: r
@@ -36,6 +37,11 @@ SUGGESTED = {  # an override -> the key that is meant
     "data.train_batch_size=8": "train.prompts_per_step",
     "ppo_mini_batch_size=8": "train.minibatches_per_step",
     "train.epochs=3": "train.num_epochs",
+    "train.batch_size=8": "train.prompts_per_step or train.minibatches_per_step",
+    "train.max_epochs=1": "train.num_epochs or sfpo.num_fast_passes",
+    "rollout.batch_size=8": "train.prompts_per_step",
+    "rollout.n_samples_per_prompt=8": "train.group_size",
+    "megatron.use_distributed_optimizer=true": "megatron.ddp.use_distributed_optimizer",
     "trainer.total_epochs=3": "train.num_epochs",
     "train.max_steps=3": "train.num_steps",
     "lr_scheduler_type=cosine": "train.optimizer.lr_schedule",
@@ -97,9 +103,54 @@ def test_a_misspelling_goes_before_other_sections(tmp_path: Path) -> None:
 
 def test_every_suggestion_is_a_key() -> None:
     """And no key of ours at the top level is taken for a peer's."""
-    targets = {*PEERS.values(), *_IN_ROLLOUT.values()}
+    targets = {*PEERS.values(), *_IN_ROLLOUT.values(), *chain.from_iterable(_AMBIGUOUS.values())}
+    targets |= {f"data.train.N.{name}" for name in _IN_SOURCE.values()}
     sections = {name.rpartition(".")[0] for name in KEYS}
-    passed_on = ("rollout.engine_args.", "megatron.transformer.")
+    passed_on = ("rollout.engine_args.", "megatron.")
     for target in targets:
         assert target in KEYS or target in sections or target.startswith(passed_on), target
+    last_parts = {name.rpartition(".")[2] for name in KEYS}
     assert not {name for name in KEYS if "." not in name} & set(PEERS)
+    assert not last_parts & set(_NOTHING)
+
+
+SOURCES = {  # what stands at data.train, or in its first entry -> the fix
+    "data.train=openai/gsm8k": "write a list: [{source: hf, path: openai/gsm8k}]",
+    "data.train=[rows/a.jsonl.gz]": "write {source: jsonl, path: rows/a.jsonl.gz}",
+    "data.train=[rows/*.parquet]": "write {source: parquet, path: rows/*.parquet}",
+    "data.train={dataset_name: x}": "write a list: [{...}]",
+    "data.train.0.dataset_name=x": "did you mean path?",
+    "data.train.0.name=main": "did you mean config?",
+    "data.train.0.input_key=question": "did you mean columns?",
+    "data.train.0.source=huggingface": "did you mean hf?",
+    "data.prompt_key=question": "did you mean data.train?",
+    "eval.files=[a.jsonl]": "did you mean data.eval?",
+}
+
+
+@pytest.mark.parametrize("override", SOURCES)
+def test_words_for_data_sets(tmp_path: Path, override: str) -> None:
+    assert refusal(tmp_path, "", override).fix == SOURCES[override]
+
+
+VALUES = {
+    "model=Qwen/Qwen2.5-7B": "write {path: Qwen/Qwen2.5-7B}",
+    "parallel=8": "write {data: 8}",
+    "reward=math": "write {function: math}",
+    "objective.kl=0.01": "write {coef: 0.01}",
+    "objective.kl.estimator=low_var_kl": "did you mean k3?",
+    "objective.advantage=reinforce++": "did you mean reinforce_pp?",
+    "reward.function=gsm8k": "did you mean math?",
+    "reward.function=nothing_like_it": "choose one of these, or name your own",
+    "refit.transport=NCCL": "did you mean nccl?",
+    "tracking.sinks=wandb": "write a list: [wandb]",
+    "rollout.top_k=50": "remove it: responses are of the whole distribution, as the trainer's "
+    "log-probs",
+    "lora_rank=8": "remove it: all weights are trained",
+    "deepspeed=ds.json": "remove it: the trainer is Megatron-Core",
+}
+
+
+@pytest.mark.parametrize("override", VALUES)
+def test_values_and_names_of_peers(tmp_path: Path, override: str) -> None:
+    assert refusal(tmp_path, "", override).fix == VALUES[override]

@@ -24,9 +24,6 @@ FREE = tuple(f"{name}." for name, kind in KEYS.items() if kind == "section of an
 OURS_TOO = {"seed", "reward.num_workers", "--rollout.temperature"}
 """Names that are keys here too."""
 OTHERWISE = {
-    # In a config of ours these mean prompts_per_step and num_epochs.
-    "--train.batch_size",
-    "--train.max_epochs",
     "data.train.dataset_name",  # into our list of sources
 }
 

@@ -41,11 +41,13 @@ from sfpo_megatron.run.saving import read_run_state
 from tests.e2e import tiny
 
 
-def said(command: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+def said(
+    command: str, capsys: pytest.CaptureFixture[str], *options: str, exit_code: int = 0
+) -> str:
     """The line about the start."""
     if command == "slurm":
         options = ("--nodes=4", "--time=4:00:00", "--dry-run", *options)
-    assert cli.main([command, "run.yaml", *options]) == 0
+    assert cli.main([command, "run.yaml", *options]) == exit_code
     who = {"check": "train ", "slurm": "the job "}[command]
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith(who)]
     return line.removeprefix(who)
@@ -66,10 +68,41 @@ def test_check_and_slurm_say_which_run_it_will_be(
     if command == "check":
         assert said(command, capsys, "--fresh").startswith("--fresh sets aside the run in ")
         directory.record.write_text("{}")
-        assert said(command, capsys).startswith("is refused: ")
+        assert said(command, capsys, exit_code=2).startswith("is refused: ")
     directory.record.unlink()
     assert said(command, capsys) == f"continues run {RUN} after step 50"
     assert said(command, capsys, "checkpoint.resume=never") == "begins a new run"
+
+
+def test_what_a_start_would_refuse_ends_check_and_slurm(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights alone beside a KL penalty, whose reference would be model.path; a checkpoint of
+    another run; one that no run has written."""
+    job = ["slurm", "run.yaml", "--nodes=4", "--time=4:00:00", "--dry-run"]
+    weights = Path("weights")
+    weights.mkdir()
+    (weights / "metadata.json").write_text("{}")
+    begin = f"checkpoint.resume={weights}"
+    assert said("check", capsys, begin) == f"begins a new run from {weights}"
+    refused = said("check", capsys, begin, "objective.kl.coef=0.1", exit_code=2)
+    assert refused.startswith("is refused: checkpoint.resume: found weights, which gives its")
+    assert said("check", capsys, begin, "objective.kl.coef=0.1", "debug.rollout_only=true") == (
+        "makes rollouts only"
+    )
+    assert cli.main([*job, begin, "objective.kl.coef=0.1"]) == 2
+    assert "expected weights from model.path" in capsys.readouterr().err
+
+    folder = store_of(config).folder
+    folder.mkdir(parents=True)
+    weights.rename(folder / "step_0000001")
+    assert "that no run has written" in said("check", capsys, exit_code=2)
+    (folder / "step_0000001").rename(weights)
+    save(config, 50)
+    RunRecord.new(run_id="another").write(RunDirectory.of(config.output_dir))
+    assert "expected one of run another" in said("check", capsys, exit_code=2)
+    assert cli.main(job) == 2
+    assert "expected one of run another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--accept-data-change"]])

@@ -37,6 +37,7 @@ class Run:
             output_dir=str(self.directory.path),
             checkpoint=CheckpointConfig(resume=resume),
             debug=SimpleNamespace(rollout_only=rollout_only),
+            objective=SimpleNamespace(kl=SimpleNamespace(coef=0.0)),
         )
 
     @property
@@ -44,10 +45,18 @@ class Run:
         return store_of(self.config("auto"))
 
     def start(self, resume: str = "auto", *, fresh: bool = False) -> Start:
+        """Start; where `check` says beforehand that it is refused, it is, in the same words."""
+        try:
+            self.outlook(resume, fresh=fresh)
+        except CheckpointError as error:
+            with pytest.raises(CheckpointError) as caught:
+                decide(self.config(resume), self.store, fresh=fresh)
+            assert str(caught.value) == str(error)
+            raise
         return decide(self.config(resume), self.store, fresh=fresh)
 
     def outlook(self, resume: str = "auto", *, fresh: bool = False) -> str:
-        return outlook(self.directory, self.store, resume=resume, fresh=fresh)
+        return outlook(self.config(resume), self.store, fresh=fresh)
 
     def save(self, step: int, run_id: str | None) -> Path:
         aside = self.store.begin(step)
@@ -126,7 +135,8 @@ def test_a_checkpoint_of_another_run_is_refused(run: Run, foreign: str | None) -
     first = run.start()
     run.save(3, first.run_id)
     copied = run.save(6, foreign)
-    assert "is refused" in run.outlook()
+    with pytest.raises(CheckpointError, match=rf"step_0000006.*{first.run_id}.*--fresh"):
+        run.outlook()
     for resume in ("auto", "never", str(copied)):
         with pytest.raises(CheckpointError, match=rf"step_0000006.*{first.run_id}.*--fresh"):
             run.start(resume)

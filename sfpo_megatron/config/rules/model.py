@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.model_files import config_json, not_a_directory, pointers, weights
+from sfpo_megatron.config.rules.pipeline import pipeline_stages
 from sfpo_megatron.config.rules.problem import Problem as Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.mla import MLAShape
@@ -23,13 +24,6 @@ LATENT_DIMS_ON_CPU = (512, 64)
 VOCABULARY_PADDING = 64
 """Rows of an embedding are padded to a multiple (DEFAULT_VOCAB_PADDING_SIZE of vLLM's
 vocab_parallel_embedding.py), and divided over the ranks then."""
-
-_UNEVEN_STAGES = (
-    "num_layers_in_first_pipeline_stage",
-    "num_layers_in_last_pipeline_stage",
-    "account_for_embedding_in_pipeline_split",
-    "account_for_loss_in_pipeline_split",
-)
 
 
 def read_model(config: RunConfig) -> Iterator[Problem | ModelShape]:
@@ -135,20 +129,6 @@ def _not_dividing(size: int, name: str, number: int) -> Iterator[str]:
         yield f"a divisor of the model's {name} ({number})"
 
 
-def _by_pipeline(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
-    parallel, layers = config.parallel, shape.num_layers
-    if any(name in config.megatron.transformer for name in _UNEVEN_STAGES):
-        return  # Megatron checks what the user divided by hand
-    chunks = parallel.pipeline * (parallel.virtual_pipeline or 1)
-    if layers % chunks:
-        yield Problem(
-            "parallel.pipeline",
-            f"{parallel.pipeline} stages x {parallel.virtual_pipeline or 1} chunks",
-            f"a divisor of the model's num_hidden_layers ({layers})",
-            f"make pipeline x virtual_pipeline one of {_divisors(layers)}",
-        )
-
-
 def _head_dim(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
     if shape.mla is not None:
         yield from _latent_dims(config, shape.mla, on_cpu)
@@ -189,13 +169,9 @@ def _length(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Prob
         )
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-
-
 MODEL_RULES: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...] = (
     _by_tensor,
-    _by_pipeline,
+    pipeline_stages,
     _head_dim,
     _length,
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from sfpo_megatron.config.paths import looks_like_path
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.demo import RUN
-from sfpo_megatron.errors import may_pass
+from sfpo_megatron.errors import LATER, may_pass
 from sfpo_megatron.families.hf_config import HFConfig
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.safetensors_header import ModelFilesError, NotAFile, impostor, opened
@@ -23,7 +23,6 @@ from sfpo_megatron.outputs.directory import RunDirectory
 
 _KEY = "model.path"
 _DIRECTORY = "a Hugging Face model directory"
-_LATER = "start again when the file system is back"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -145,7 +144,7 @@ def weights(path: Path, shape: ModelShape) -> Iterator[Problem]:
         yield problem_of(error)
     except OSError as error:
         found = f"{error.strerror} at {error.filename}"
-        fix = _LATER if may_pass(error) else "change their permissions"
+        fix = LATER if may_pass(error) else "change their permissions"
         yield Problem(_KEY, found, "files that can be read", fix, cause=error)
     else:
         if files.left_alone:
@@ -165,7 +164,7 @@ def problem_of(error: ModelFilesError) -> Problem:
         _KEY,
         error.found,
         error.expected,
-        _LATER if may_pass(error) else error.fix,
+        LATER if may_pass(error) else error.fix,
         "error_when_training" if error.not_there else "error",
         cause=error,
     )
