@@ -127,6 +127,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def _instead_of(text: str, arguments: argparse.Namespace) -> str:
     options = [name for name in vars(arguments) if name not in _NO_OPTIONS]
     meant = instead_of_word(text, options, has_keys=hasattr(arguments, "overrides"))
+    if meant is None and text.startswith("--") and hasattr(arguments, "sbatch"):
+        return f"an option of sbatch itself is given as --sbatch={text}"
     return meant or "`sfpo-megatron COMMAND --help` lists its options"
 
 

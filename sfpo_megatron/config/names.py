@@ -205,6 +205,10 @@ _WHY_NOTHING: Mapping[str, str] = {
     "the trainer and the engines choose it themselves": "attn_implementation attn_backend "
     "attention_implementation use_flash_attn flash_attn use_flash_attention_2",
     "a model's own code is never run": "trust_remote_code",
+    "the model's config.json says it": "num_layers hidden_size num_attention_heads vocab_size "
+    "ffn_hidden_size num_query_groups seq_length max_position_embeddings",
+    "engines are always vLLM's": "use_vllm use_sglang inference_engine",
+    "every train step is logged": "logging_steps log_interval log_freq log_every logging_strategy",
 }
 _NOTHING = {name: why for why, names in _WHY_NOTHING.items() for name in names.split()}
 """What has no key here, and why."""

@@ -61,6 +61,10 @@ def test_a_file_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["train", "a.yaml", "--train.num-steps=3"], "KEY=VALUE; write train.num_steps=3"),
         (["train", "a.yaml", "--output-dir", "x"], "KEY=VALUE; write output_dir=VALUE"),
         (["train", "a.yaml", "train.num_steps:3"], "KEY=VALUE; write train.num_steps=3"),
+        (
+            ["slurm", "a.yaml", "--nodes=1", "--time=9", "--partition=h100"],
+            "an option of sbatch itself is given as --sbatch=--partition=h100",
+        ),
         (["train", "--config", "a.yaml"], "give the file alone"),
         (["train", "a.yaml", "--zzz"], "`sfpo-megatron COMMAND --help` lists its options"),
         (["doctor", "--hf-checkpoint"], "COMMAND --help` lists its options"),

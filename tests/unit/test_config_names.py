@@ -146,6 +146,8 @@ VALUES = {
     "tracking.sinks=wandb": "write a list: [wandb]",
     "rollout.top_k=50": "remove it: responses are of the whole distribution, as the trainer's "
     "log-probs",
+    "num-layers=24": "remove it: the model's config.json says it",
+    "logging_steps=1": "remove it: every train step is logged",
     "lora_rank=8": "remove it: all weights are trained",
     "deepspeed=ds.json": "remove it: the trainer is Megatron-Core",
 }

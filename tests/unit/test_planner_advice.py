@@ -16,7 +16,7 @@ from sfpo_megatron.config.load import load_config
 ROOT = Path(__file__).parents[2]
 SHORT = ("rollout.max_prompt_tokens=1024", "rollout.max_response_tokens=3000")
 RECOMPUTED = (
-    "megatron.transformer={num_layers_in_first_pipeline_stage: 12, recompute_modules: [mlp], "
+    "megatron.transformer={num_layers_in_first_pipeline_stage: 14, recompute_modules: [mlp], "
     "recompute_granularity: selective, moe_router_dtype: fp32}"
 )
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
