@@ -34,6 +34,8 @@ CHECKS_S = 5.0
 """For the conditions of a row, what its setup imports included, once the program has ended."""
 _MOST_CHARS = 16 << 20
 """Characters of a row's tests: a process that scores writes 64 MiB to a file and no more."""
+_MOST_ASKED = 8 << 20
+"""Characters of a response's conditions, with the program's values."""
 _FENCE = re.compile(r"^([ \t]*)```[ \t]*(\w*)", re.MULTILINE)
 _LABELS = ("", "python", "python3", "py")
 _WORDS = re.compile(r"\s+|\S+")
@@ -142,11 +144,12 @@ def passed(code: str, tests: list[Test], timeout_s: float) -> list[bool]:
     results = _tried(code, list(map(_trial, tests)), timeout_s, 4 * _longest_output(tests))
     verdicts = [False] * len(tests)
     checks: dict[int, str] = {}
-    modules = set[str]()
+    modules, room = set[str](), _MOST_ASKED
     for number, (test, result) in enumerate(zip(tests, results, strict=False)):
         if isinstance(test, Script):
             verdicts[number] = result.status == 0 and _same(result.output, test.stdout)
-        elif (check := test.on(result.values)) is not None:
+        elif (check := test.on(result.values)) is not None and len(check) <= room:
+            room -= len(check)
             checks[number] = f"bool({check})"
             modules |= {*test.modules, *(name for name in _OF_VALUES if f"{name}." in check)}
     asked = Trial(expressions=tuple(checks.values()), modules=tuple(modules))
@@ -188,11 +191,12 @@ def _hold(asked: Trial, shared: Setup) -> list[bool]:
     for together in _tried(shared.own, [asked], CHECKS_S):
         if together.status == 0:
             return [value == "True" for value in together.values]
-    alone = [replace(asked, expressions=(one,)) for one in ("True", *asked.expressions)]
+    alone = [replace(asked, expressions=(one,)) for one in asked.expressions]
     results = _tried(shared.own, alone, CHECKS_S)
-    if not results:
+    # A request of its own: what is asked has values of the program in it, which decide no more.
+    if not results and not _tried(shared.own, [replace(asked, expressions=("True",))], CHECKS_S):
         raise CannotBeJudged(f"a row's setup takes longer than {CHECKS_S:g} s:\n{shared.own}")
-    holds = [result.values == ("True",) for result in results[1:]]
+    holds = [result.values == ("True",) for result in results]
     return holds + [False] * (len(asked.expressions) - len(holds))
 
 

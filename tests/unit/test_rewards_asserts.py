@@ -169,6 +169,14 @@ def test_a_setup_that_raises_is_no_program_s_fault() -> None:
     assert verdicts("def f(n): return n", tests) == [False]
 
 
+def test_values_do_not_make_a_response_one_that_cannot_be_judged() -> None:
+    """Neither many that are long nor the first of them taking for ever."""
+    long_ = ["assert len(f(1)) == 900_000"] * 12
+    assert verdicts("def f(n): return 'x' * 900_000", list(long_)) == [True] * 9 + [False] * 3
+    slow = ["assert sum(range(f(1))) > 0", "assert f(1) == 10**12"]
+    assert verdicts("def f(n): return 10**12", list(slow)) == [False, False]
+
+
 def test_what_the_program_sees_of_an_assert() -> None:
     """Never what is expected."""
     for line, expressions in {
