@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from types import BuiltinFunctionType
 
-_OURS = frozenset(dir(builtins)) | {"math"}
+from sfpo_megatron.rewards.setups import PYTHON_S, BadTest, Setup
+
 _FUNCTIONS: dict[str, tuple[int, ...]] = {
     "map": (0,),
     "filter": (0,),
@@ -24,11 +26,16 @@ _FUNCTIONS: dict[str, tuple[int, ...]] = {
 }
 """Python's own functions, and which of their arguments are functions or classes."""
 _SORTING = frozenset({"sorted", "min", "max", "sort"})
-_VALUE = "value of the program "  # no identifier: a test cannot have it
-
-
-class BadTest(ValueError):
-    """A test that cannot be used: what was found, and what was expected."""
+_VALUE = "__value_of_the_program_"
+_SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_DATES = ("date", "datetime", "time", "timedelta")
+_CALLS = {
+    *("iter", "range", "set", "frozenset", "float", "complex", "bytearray"),
+    *("collections.deque", "fractions.Fraction", "decimal.Decimal"),
+    *(f"datetime.{kind}" for kind in _DATES),
+}
+"""What sandbox/trials.py writes values with, besides literals."""
+NO_SETUP = Setup()
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -37,19 +44,24 @@ class Assertion:
 
     expressions: tuple[str, ...]
     """What the program evaluates."""
-    check: ast.expr
+    names: frozenset[str]
+    """What these begin with: the program has to define it, or the setup."""
+    condition: str
     """The assert's condition, with the name `_VALUE N` in the place of expression N."""
+    modules: tuple[str, ...]
+    """Those of the standard library that the line speaks of."""
+    setup: Setup
 
     def on(self, values: Sequence[str | None]) -> str | None:
-        """The condition on these values, which are literals, as Python; None where one is none."""
-        literals = [_literal(value) for value in values]
-        present = [literal for literal in literals if literal is not None]
-        if len(present) < len(self.expressions):
+        """The condition on these values, as Python; None where one is none."""
+        texts = [value for value in values if value is not None and _is_value(value)]
+        if len(texts) < len(self.expressions):
             return None
-        return ast.unparse(_Filled(present).visit(copy.deepcopy(self.check)))
+        names = ", ".join(f"{_VALUE}{number}" for number in range(len(texts)))
+        return f"(lambda {names}: {self.condition})({', '.join(texts)})"
 
 
-def assertion(line: str) -> Assertion:
+def assertion(line: str, setup: Setup = NO_SETUP) -> Assertion:
     """The assert line, taken apart; BadTest for anything else."""
     try:
         (statement,) = ast.parse(line.strip()).body
@@ -57,32 +69,43 @@ def assertion(line: str) -> Assertion:
         raise BadTest(f"found {line!r}, expected one assert line ({error})") from None
     if not isinstance(statement, ast.Assert):
         raise BadTest(f"found {line!r}, expected one assert line")
-    bound = {
-        node.id if isinstance(node, ast.Name) else node.arg
-        for node in ast.walk(statement.test)
-        if isinstance(node, ast.arg)
-        or (isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load))
-    }
-    split = _Split(bound)
-    check = split.visit(statement.test)
-    assert isinstance(check, ast.expr)
+    test = statement.test
+    modules = _modules(test) - setup.names
+    split = _Split(PYTHON_S - setup.names | modules | setup.own_names, _assigned(test))
+    condition = split.visit(test)
+    if not split.expressions:
+        split.take_namesake(test)
     if not split.expressions:
         raise BadTest(f"found {line!r}, which calls nothing of the program")
-    return Assertion(expressions=tuple(split.expressions), check=check)
+    return Assertion(
+        expressions=tuple(split.expressions),
+        names=frozenset(split.names - setup.names),
+        condition=ast.unparse(condition),
+        modules=tuple(sorted(modules)),
+        setup=setup,
+    )
 
 
 class _Split(ast.NodeTransformer):
     """Takes out what begins with a name of the program."""
 
-    def __init__(self, bound: set[str]) -> None:
+    def __init__(self, own: Set[str], bound: Set[str]) -> None:
+        """`own`: names that are not the program's; `bound`: that the line itself gives."""
+        self._own = own
         self._bound = bound
         self.expressions: list[str] = []
+        self.names: set[str] = set()
 
     def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, _SCOPES):
+            outer, self._bound = self._bound, self._bound | _parameters(node)
+            node = self.generic_visit(node)
+            self._bound = outer
+            return node
         if not isinstance(node, ast.Call | ast.Attribute | ast.Subscript | ast.Name):
             return self.generic_visit(node)
         root = _root(node)
-        if root is None or root in _OURS or root in self._bound:
+        if root is None or root in self._own or root in self._bound:
             if isinstance(node, ast.Call):
                 self._check_functions(node)
             return self.generic_visit(node)
@@ -92,14 +115,32 @@ class _Split(ast.NodeTransformer):
                 f"found {ast.unparse(node)!r} in a comprehension or lambda, expected calls of the "
                 "program with values that stand in the line; write one test for each"
             )
-        self.expressions.append(ast.unparse(node))
+        return self._taken(ast.unparse(node), root)
+
+    def take_namesake(self, test: ast.expr) -> None:
+        """Take the program's own `sum` out of `assert sum(10, 15) == 6`: a call of what it has not
+        defined gives nothing."""
+        if not isinstance(test, ast.Compare) or not isinstance(test.left, ast.Call):
+            return
+        name = ast.unparse(test.left.func)
+        if isinstance(getattr(builtins, name, None), BuiltinFunctionType):
+            called = f"globals()[{name!r}]{ast.unparse(test.left).removeprefix(name)}"
+            test.left = self._taken(called, name)
+
+    def _taken(self, expression: str, root: str) -> ast.Name:
+        self.expressions.append(expression)
+        self.names.add(root)
         return ast.Name(id=f"{_VALUE}{len(self.expressions) - 1}", ctx=ast.Load())
 
     def _check_functions(self, call: ast.Call) -> None:
         """BadTest if Python's own function takes one of the program: only values leave it."""
         for argument in _functions(call):
-            for one in ast.walk(argument):
-                if isinstance(one, ast.Name) and one.id not in _OURS | self._bound:
+            nodes = list(ast.walk(argument))
+            given = set[str]().union(
+                *(_parameters(one) for one in nodes if isinstance(one, _SCOPES))
+            )
+            for one in nodes:
+                if isinstance(one, ast.Name) and one.id not in self._own | self._bound | given:
                     raise BadTest(
                         f"found {ast.unparse(call)!r}, which takes {one.id} as a function or class "
                         "of the program, expected its values; write [f(1), f(2)] for map(f, [1, 2])"
@@ -116,23 +157,28 @@ def _functions(call: ast.Call) -> list[ast.expr]:
     return given + [one.value for one in keys if one.arg == "key"]
 
 
-class _Filled(ast.NodeTransformer):
-    """Puts literals into the places."""
-
-    def __init__(self, literals: Sequence[ast.expr]) -> None:
-        self._literals = literals
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id.startswith(_VALUE):
-            return self._literals[int(node.id.removeprefix(_VALUE))]
-        return node
+def _modules(test: ast.expr) -> set[str]:
+    """Modules of the standard library, where an attribute of one is asked for."""
+    parts = (node.value for node in ast.walk(test) if isinstance(node, ast.Attribute))
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    return names & sys.stdlib_module_names
 
 
-class _Infinite(ast.NodeTransformer):
-    """Puts numbers for the names by which `repr` writes what no literal says."""
+def _assigned(test: ast.expr) -> set[str]:
+    """Names given by `:=`."""
+    found = (node.target for node in ast.walk(test) if isinstance(node, ast.NamedExpr))
+    return {target.id for target in found}
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(float(node.id)) if node.id in ("inf", "nan") else node
+
+def _parameters(scope: ast.AST) -> set[str]:
+    """Names that a lambda or a comprehension gives."""
+    if isinstance(scope, ast.Lambda):
+        return {node.arg for node in ast.walk(scope.args) if isinstance(node, ast.arg)}
+    targets = [
+        one.target for one in ast.iter_child_nodes(scope) if isinstance(one, ast.comprehension)
+    ]
+    nodes = (node for target in targets for node in ast.walk(target))
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 def _root(node: ast.AST) -> str | None:
@@ -147,24 +193,26 @@ def _root(node: ast.AST) -> str | None:
     return node.id
 
 
-def _is_iterable(node: ast.expr) -> bool:
-    """Whether it is `iter(...)` or `range(...)`, as sandbox/trials.py writes them."""
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in ("iter", "range")
-        and not node.keywords
-    )
-
-
-def _literal(value: str | None) -> ast.expr | None:
-    """What the program has given, if it is a literal, an iterator over one or a range."""
-    if value is None:
-        return None
+def _is_value(text: str) -> bool:
+    """Whether it is what sandbox/trials.py writes of a value, and nothing that could do more."""
     try:
-        found = _Infinite().visit(ast.parse(value, mode="eval").body)
-        for part in found.args if _is_iterable(found) else [found]:
-            ast.literal_eval(part)
-        return found if isinstance(found, ast.expr) else None
+        return _is_plain(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return None
+        return False
+
+
+def _is_plain(node: ast.expr | None) -> bool:
+    match node:
+        case ast.Constant():
+            return True
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant()):
+            return True
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return all(map(_is_plain, parts))
+        case ast.Dict(keys=keys, values=parts):
+            return all(map(_is_plain, [*keys, *parts]))
+        case ast.Call(func=ast.Attribute(value=ast.Dict() as dict_, attr=view), args=[]):
+            return view in ("keys", "values", "items") and not node.keywords and _is_plain(dict_)
+        case ast.Call(func=function, args=parts, keywords=[]):
+            return ast.unparse(function) in _CALLS and all(map(_is_plain, parts))
+    return False

@@ -15,7 +15,7 @@ from sfpo_megatron.sandbox.process import CannotServe, DidNotStart, LimitedProce
 
 SCRATCH = "sfpo-scoring-"
 """How the names of scratch directories begin."""
-KEEPS_THE_LIMIT = {"code": 3 * START_S + 2 * CHECKS_S + 4.0}
+KEEPS_THE_LIMIT = {"code": 5 * START_S + 4 * CHECKS_S + 4.0}
 """Built-in functions that run programs, and end those themselves when reward.timeout_s is over ->
 seconds that all else of them may take: interpreters are started and ended."""
 

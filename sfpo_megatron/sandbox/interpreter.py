@@ -53,6 +53,12 @@ class Trial:
 
     stdin: str = ""
     expressions: tuple[str, ...] = ()
+    setup: str = ""
+    """Code that runs before the expressions are evaluated."""
+    modules: tuple[str, ...] = ()
+    """Names of modules that the program finds imported."""
+    imports: tuple[str, ...] = ()
+    """More that are loaded before a program's time counts."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -77,16 +83,25 @@ def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
 
 
 def run_trials(
-    code: str, trials: Sequence[Trial], *, timeout_s: float, memory_bytes: int
+    code: str,
+    trials: Sequence[Trial],
+    *,
+    timeout_s: float,
+    memory_bytes: int,
+    output_bytes: int = OUTPUT_BYTES,
 ) -> list[TrialResult]:
     """Try `code` in one interpreter, each time in a fork of it; results of the first trials, as
-    many as have ended within the limit."""
+    many as have ended within the limit. DidNotStart also where it could not go on to the next."""
     all_trials: list[Json] = [asdict(trial) for trial in trials]
+    imports: list[Json] = [*sorted({x for one in trials for x in (*one.modules, *one.imports)})]
     given: dict[str, Json] = {"mode": "trials", "code": code, "trials": all_trials}
-    file_bytes = max([OUTPUT_BYTES, *(4 * len(trial.stdin) for trial in trials)])
+    given["imports"] = imports
+    file_bytes = max([output_bytes, *(4 * len(trial.stdin) for trial in trials)])
     with new_folder() as folder, _Begun() as begun:
         asked = request(begun.told(given), folder, timeout_s, memory_bytes, file_bytes)
-        _, lines = begun.ended(asked, folder, timeout_s, subprocess.PIPE, subprocess.DEVNULL)
+        status, lines = begun.ended(asked, folder, timeout_s, subprocess.PIPE, subprocess.DEVNULL)
+    if status:  # no program's: they run in forks of it
+        raise DidNotStart(f"an interpreter ended with {status} between two trials")
     results = []
     for line in lines.splitlines()[: len(trials)]:
         try:

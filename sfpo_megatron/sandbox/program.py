@@ -1,9 +1,10 @@
 """Run by an isolated interpreter: limits itself, then does with a program what stdin asks for.
 
 The first line of stdin is {"mode", "folder", "memory_bytes", "file_bytes", "cpu_s",
-"limits_processes", "outer_mounts", "begun", ...}; `mode` is the file beside this one that takes it
-from there, and the time when it does is written to descriptor `begun`. Standard library only, and
-of this package only files in this folder: the interpreter has no other path.
+"limits_processes", "outer_mounts", "imports", "begun", ...}; `mode` is the file beside this one
+that takes it from there, and the time when it does, its imports loaded, is written to descriptor
+`begun`. Standard library only, and of this package only files in this folder: the interpreter has
+no other path.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +31,9 @@ def main() -> int:
     names = (given["mode"], "privileges", "landlock", "mounts", "sockets")
     mode, *walls = map(_beside, names)  # while files can still be read
     limit(given, *walls)
+    for name in given.get("imports", ()):
+        with suppress(Exception):  # what needs it finds out
+            importlib.import_module(name)
     if "begun" in given:  # the same clock as the parent's
         os.write(given["begun"], b"%f\n" % time.monotonic())
         os.close(given["begun"])

@@ -1,28 +1,42 @@
 """Inside the isolated interpreter: a program tried again and again, each time in a fork.
 
-Given {"code", "trials": [{"stdin", "expressions"}, ...]}. A trial with expressions runs the code as
-a module and evaluates them in it, one without runs it as a script. Standard library only
-(`program.py`).
+Given {"code", "trials": [{"stdin", "expressions", "setup", "modules"}, ...]}. A trial with
+expressions runs the code as a module that has the modules, then the setup, and evaluates them in
+it; one without runs it as a script. Standard library only (`program.py`).
 
 out  a line for each trial that has ended: {"status", "output", "values": [text or null, ...]}
 """
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import json
 import os
 import signal
 import sys
-import threading
+import time
 from collections import deque
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
+from contextlib import suppress
+from enum import Enum
 from itertools import islice
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-_MOST_RESULTS = 8 << 20  # bytes of all lines
+_MOST_RESULTS = 64 << 20  # bytes of all lines
 _MOST_ITEMS = 100_000
 _Tried: TypeAlias = dict[str, int | str | list[str | None]]
+_DECIMAL_BITS = 10_000  # Python writes no number of over 4300 digits
+_CLOCK = ("hour", "minute", "second", "microsecond")
+_PARTS = {
+    "fractions.Fraction": ("numerator", "denominator"),
+    "datetime.date": ("year", "month", "day"),
+    "datetime.datetime": ("year", "month", "day", *_CLOCK),
+    "datetime.time": _CLOCK,
+    "datetime.timedelta": ("days", "seconds", "microseconds"),
+}
+"""What makes an object of these classes again."""
 
 
 def main(given: dict[str, Any]) -> int:
@@ -40,17 +54,21 @@ def main(given: dict[str, Any]) -> int:
 
 def _tried(code: str, trial: dict[str, Any], results: int) -> _Tried:
     stdin, output, values = (os.memfd_create("trial") for _ in range(3))
+    nothing = os.open(os.devnull, os.O_WRONLY)
     os.write(stdin, trial["stdin"].encode(errors="replace"))
     os.lseek(stdin, 0, os.SEEK_SET)
+    os.mkdir(folder := f"trial-{time.monotonic_ns()}")
     child = os.fork()
     if not child:
         os.close(results)
-        status = 1
-        try:
-            os.setpgid(0, 0)
-            status = _run(code, trial["expressions"], stdin, output, values)
-        finally:
-            os._exit(status)  # whatever it has put into atexit
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        for stream, descriptor in enumerate((stdin, output, nothing)):
+            os.dup2(descriptor, stream)
+        _standard_streams()
+        if trial["expressions"]:
+            _evaluate(code, trial, values)
+        _run(code)
     _, status = os.waitpid(child, 0)
     try:
         os.killpg(child, signal.SIGKILL)  # what it has left behind
@@ -61,76 +79,119 @@ def _tried(code: str, trial: dict[str, Any], results: int) -> _Tried:
         "output": _content(output),
         "values": _values(_content(values), len(trial["expressions"])),
     }
-    for descriptor in (stdin, output, values):
+    for descriptor in (stdin, output, nothing, values):
         os.close(descriptor)
     return found
 
 
-def _run(code: str, expressions: list[str], stdin: int, output: int, values: int) -> int:
-    """In the fork."""
-    os.dup2(stdin, 0)
-    os.dup2(output, 1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    module = ModuleType("program" if expressions else "__main__")
-    sys.modules[module.__name__] = module
-    status = 0
-    try:
-        exec(compile(code, "<program>", "exec"), module.__dict__)  # noqa: S102
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1 if error.code else 0
-    sys.stdout.flush()
-    for index, expression in enumerate(expressions):
+def _standard_streams() -> None:
+    """New ones, under the names too by which a program finds them when it has replaced them."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = open(descriptor, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _module(name: str) -> ModuleType:
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = os.path.abspath("program.py")
+    return module
+
+
+def _run(code: str) -> NoReturn:
+    """In the fork: as a script, which ends as Python does, with its threads, atexit and streams."""
+    exec(compile(code, "<program>", "exec"), _module("__main__").__dict__)  # noqa: S102
+    raise SystemExit  # `sys.exit` may be the program's
+
+
+def _evaluate(code: str, trial: dict[str, Any], values: int) -> NoReturn:
+    """In the fork: the expressions' values, in the program as a module. Names of Python itself are
+    Python's there, whatever the program calls so."""
+    names, own = _module("program").__dict__, dict(vars(builtins))
+    names.update((name, importlib.import_module(name)) for name in trial["modules"])
+    with suppress(SystemExit):
+        exec(compile(code, "<program>", "exec"), names)  # noqa: S102
+    exec(compile(trial["setup"], "<setup>", "exec"), names)  # noqa: S102
+    for index, expression in enumerate(trial["expressions"]):
         try:
-            value = written(eval(expression, module.__dict__))  # noqa: S307
+            value = written(eval(expression, names, own))  # noqa: S307
         except Exception:
             continue
         os.write(values, json.dumps([index, value]).encode() + b"\n")
-    return status
+    os._exit(0)  # it is a module: threads that it has started do not count
 
 
 def written(value: object) -> str:
-    """The value as Python that holds nothing but literals, `iter([...])` and `range(...)`;
+    """The value as Python that holds nothing but literals and calls of what is no program's;
     TypeError for one that cannot be written so."""
-    if isinstance(value, range):
+    if value is None or isinstance(value, bool | range):
         return repr(value)
-    if isinstance(value, KeysView | ValuesView | ItemsView):
-        return repr(plain(list(value)))
-    if isinstance(value, Iterator | deque):
+    if isinstance(value, int):
+        number = int(value)  # of a subclass too
+        return hex(number) if number.bit_length() > _DECIMAL_BITS else repr(number)
+    if isinstance(value, float):
+        text = repr(float(value))
+        return f"float({text!r})" if text[-1] in "fn" else text
+    if isinstance(value, complex):
+        return f"complex({written(value.real)}, {written(value.imag)})"
+    if isinstance(value, str):
+        return repr(str(value))
+    if isinstance(value, bytes):
+        return repr(bytes(value))
+    if isinstance(value, bytearray):
+        return f"bytearray({bytes(value)!r})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{written(key)}: {written(one)}' for key, one in value.items())}}}"
+    return _collection(value) or _of_a_class(value)
+
+
+def _collection(value: object) -> str | None:
+    if isinstance(value, list):
+        return f"[{_items(value)}]"
+    if isinstance(value, tuple):
+        return f"({_items(value)})"
+    if isinstance(value, set):
+        return f"set([{_items(value)}])"
+    if isinstance(value, frozenset):
+        return f"frozenset([{_items(value)}])"
+    if isinstance(value, deque):
+        return f"collections.deque([{_items(value)}])"
+    if isinstance(value, KeysView):
+        return f"{written(dict.fromkeys(value))}.keys()"
+    if isinstance(value, ItemsView):
+        return f"{written(dict(value))}.items()"
+    if isinstance(value, ValuesView):
+        return f"{written(dict(enumerate(value)))}.values()"
+    if isinstance(value, Iterator):
         items = list(islice(value, _MOST_ITEMS + 1))
         if len(items) > _MOST_ITEMS:
             raise TypeError("it goes on and on")
-        return f"iter({plain(items)!r})"
-    return repr(plain(value))
+        return f"iter([{_items(items)}])"
+    return None
 
 
-def plain(value: object) -> object:
-    """The value as the literals that it could be written with; TypeError for one that is none."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value)  # of a subclass too
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, complex):
-        return complex(value)
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, bytes):
-        return bytes(value)
-    if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return list(map(plain, value))
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
-    if isinstance(value, set | frozenset):
-        return set(map(plain, value))
-    raise TypeError(type(value).__name__)
+def _items(values: Iterable[object]) -> str:
+    return "".join(f"{written(value)}, " for value in values)
+
+
+def _of_a_class(value: Any) -> str:
+    """A number, a date or an array of a library; a dataclass or a member of an enumeration as its
+    name and what it is equal by."""
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in _PARTS and getattr(value, "tzinfo", None) is None:
+        return f"{name}({_items(getattr(value, part) for part in _PARTS[name])})"
+    if name == "decimal.Decimal":
+        return f"{name}({str(value)!r})"
+    if isinstance(value, Enum):
+        return written((kind.__qualname__, value.name))
+    if hasattr(kind, "__dataclass_fields__") and kind.__dataclass_params__.eq:
+        fields = sys.modules["dataclasses"].fields(kind)  # slow to import
+        parts = [getattr(value, field.name) for field in fields if field.compare]
+        return written((kind.__qualname__, *parts))
+    if callable(getattr(value, "tolist", None)):  # of NumPy, of torch, an array
+        return written(value.tolist())
+    raise TypeError(name)
 
 
 def _content(descriptor: int) -> str:

@@ -14,10 +14,7 @@ from pathlib import Path
 import pytest
 
 from sfpo_megatron.config.reward import RewardConfig
-from sfpo_megatron.data.references import References
-from sfpo_megatron.data.rows import Row
 from sfpo_megatron.rewards import code
-from sfpo_megatron.rewards.asserts import BadTest, assertion
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.scores import Score
 from sfpo_megatron.rewards.wire import WireProblem
@@ -111,6 +108,54 @@ def test_shares(pool: ScoringPool, tests: list[object], program: str, share: flo
     assert found.correct == (share == 1)
 
 
+SUM = "a, b = map(int, input().split())\n"
+UNUSUAL = {
+    "stdout that exit writes out": (
+        "import atexit, io, sys\nsys.stdout = io.StringIO()\n"
+        f"atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))\n{SUM}print(a + b)"
+    ),
+    "bytes that exit writes out": (
+        "import atexit, io, os, sys\nsys.stdin = io.BytesIO(os.read(0, 99))\n"
+        "input = lambda: sys.stdin.readline().decode()\nsys.stdout = io.BytesIO()\n"
+        "atexit.register(lambda: os.write(1, sys.stdout.getvalue()))\n"
+        f"{SUM}sys.stdout.write(b'%d' % (a + b))"
+    ),
+    "stdout under another name": (
+        f"import io, sys\nold, sys.stdout = sys.stdout, io.StringIO()\n{SUM}old.write(str(a + b))"
+    ),
+    "stdout wrapped": (
+        f"import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer)\n{SUM}print(a + b)"
+    ),
+    "stdout closed": f"import sys\n{SUM}print(a + b)\nsys.stdout.close()",
+    "no stdout": f"import sys\n{SUM}print(a + b)\nsys.stdout = None",
+    "a file left open": f"import os\n{SUM}out = os.fdopen(os.dup(1), 'w')\nout.write(str(a + b))",
+    "a finalizer": (
+        f"import weakref\n{SUM}class S: pass\ns = S()\nweakref.finalize(s, print, a + b)"
+    ),
+    "a pool of threads": (
+        "import concurrent.futures as c\n"
+        f"{SUM}print(c.ThreadPoolExecutor(2).submit(lambda: a + b).result())"
+    ),
+    "a file of its own": f"{SUM}open('x', 'x').write(str(a + b))\nprint(open('x').read())",
+    "the name of its file": f"import os\n{SUM}print(a + b if os.path.isabs(__file__) else 0)",
+    "input read twice": (
+        "import sys\nlines = sys.stdin.read() + sys.stdin.read()\n"
+        "print(sum(map(int, lines.split())))"
+    ),
+    "input by descriptor": "import os\nos.write(1, b'%d' % sum(map(int, os.read(0, 99).split())))",
+    "a loop to the end of input": (
+        "n = 0\nwhile True:\n  try: n += sum(map(int, input().split()))\n  except EOFError: break\n"
+        "print(n)"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", UNUSUAL.values(), ids=UNUSUAL)
+def test_programs_read_write_and_end_as_python_lets_them(pool: ScoringPool, program: str) -> None:
+    tests = [{"input": "3 4\n", "output": "7\n"}, {"input": "30 40\n", "output": "70\n"}]
+    assert score(pool, tests, program).reward == 1
+
+
 CHEATS = {
     "exits before the tests": "import os\nos._exit(0)",
     "exits in the test": "import os\ndef f(n): os._exit(0)",
@@ -157,6 +202,13 @@ CHEATS = {
         "class S(str):\n"
         "  __repr__ = lambda self: '__import__(\"os\")._exit(0)'\n"
         "  __str__ = lambda self: '2 == 2 or 4'\n"
+    ),
+    "kills what tries it": "import os\nos.kill(os.getppid(), 9)\ndef f(n): return 0",
+    "goes on as what tries it": (
+        "import builtins, os\nos._exit = lambda status: None\n"
+        "builtins.SystemExit, os.waitpid = ValueError, lambda *_: (0, 0)\n"
+        'line = b\'{"status": 0, "output": "2", "values": ["2"]}\'\n'
+        "import json\njson.dumps = lambda found: line.decode()\ndef f(n): return 0\n"
     ),
     "writes into what is read": (
         "import json, os\n"
@@ -243,91 +295,43 @@ def test_nothing_is_left_behind(pool: ScoringPool) -> None:
     assert not [path for path in commands if path.exists() and mark in path.read_text()]
 
 
+def test_an_output_may_be_as_long_as_what_is_expected() -> None:
+    text = "x" * 3_000_000
+    tests: list[object] = [{"input": "", "output": text}] * 4
+    program = "print('x' * 3_000_000)"
+    assert code.passed(program, code.tests_of(json.dumps(tests)), TIMEOUT_S) == [True] * 4
+
+
 @pytest.mark.parametrize(
-    ("response", "found"),
+    ("printed", "wanted", "is_same"),
     [
-        ("```python\na\n```\ntext\n```py\nb\nc\n```", "b\nc\n"),
-        ("```\na\n```", "a\n"),
-        ("```Python3\na\n```\n```json\n{}\n```", "a\n"),
-        ("```python\na\n```\n```python\nb", "a\n"),
-        ("  ```python\n  a\n  ```", "a\n"),
-        ("```python\na\n```\nOutput:\n```\n3\n```", "a\n"),
-        ("1. So:\n\n   ```python\n   if a:\n     b\n c\n   ```", "if a:\n  b\nc\n"),
-        ("a", None),
-        ("```cpp\na\n```", None),
-        ("", None),
+        ("0.30000000000000004", "0.3", True),
+        ("1e-3 x", "0.001 x", True),
+        (".5\n2", "0.50\n2", True),
+        ("3.1415930", "3.14159265", True),
+        ("3.14160", "3.14159265", False),
+        ("1234567.90", "1234567.89", False),
+        ("1000000000.5", "1000000000.25", True),
+        ("7", "7.0", True),
+        ("7.0", "7", False),
+        ("1000000000001.5 1000000000001", "1000000000001.5 1000000000000", False),
+        ("0.5 0.5", "0.5", False),
+        ("0.5  1.50", "0.5 1.5", False),
+        ("nan", "0.5", False),
+        ("1_0.5", "10.5", False),
+        ("v1.50", "v1.5", False),
     ],
 )
-def test_which_block_counts(response: str, found: str | None) -> None:
-    assert code.last_block(response) == found
+def test_decimals_may_be_written_and_rounded_otherwise(
+    printed: str, wanted: str, is_same: bool
+) -> None:
+    assert code._same(printed, wanted) == is_same
 
 
 def test_thinking_is_not_looked_at(pool: ScoringPool) -> None:
     response = f"<think>{block(DOUBLE)}</think>{block('print(1)')}"
     assert pool.score([(problem(RUNS), response)])[0].reward == 0
     assert pool.score([(problem(RUNS), f"<think>{block(DOUBLE)}")])[0].reward == 0
-
-
-def test_what_the_program_sees_of_an_assert() -> None:
-    """Never what is expected."""
-    for line, expressions in {
-        "assert f(2) == 4": ("f(2)",),
-        "assert abs(f(2) - g([1, f(3)])) < 1e-6": ("f(2)", "g([1, f(3)])"),
-        "assert sorted(f(2).x[0]) == [4]": ("f(2).x[0]",),
-        "assert all(x > 3 for x in f(2))": ("f(2)",),
-        "assert LIMIT == 4, 'no'": ("LIMIT",),
-        "assert len(LIMITS) == 4": ("LIMITS",),  # a name may be that of a value
-        "assert list(map(int, f(2))) == [4]": ("f(2)",),
-        "assert sorted(f(2), key=lambda pair: pair[1]) == [4]": ("f(2)",),
-        "assert isinstance(f(2), (int, float))": ("f(2)",),
-        "assert '-'.join(f(2)) == '4'": ("f(2)",),
-    }.items():
-        assert assertion(line).expressions == expressions
-    assert assertion("assert f(2) == [g(1), 4]").on(["[3]", "2"]) == "[3] == [2, 4]"
-    for value in (
-        None,
-        "open",
-        "f(1)",
-        "__import__('os')",
-        "[x for x in (1,)]",
-        "1 +",
-        "'a' 'b'+1",
-    ):
-        assert assertion("assert f(2) == 4").on([value]) is None
-
-
-@pytest.mark.parametrize(
-    ("answer", "why"),
-    [
-        ("4", "found no list with tests"),
-        ("[]", "found no list with tests"),
-        ("[", "found no JSON"),
-        ('["f(2) == 4"]', "test 0: found 'f(2) == 4', expected one assert line"),
-        ('["assert f(2) ="]', "test 0: found 'assert f(2) =', expected one assert line"),
-        ('["assert f(1)\\nassert f(2)"]', "expected one assert line"),
-        ('["assert f(1)", "assert 1 == 1"]', "test 1: found 'assert 1 == 1', which calls nothing"),
-        ('["assert all(f(x) for x in [1])"]', "found 'f(x)' in a comprehension or lambda"),
-        ('["assert list(map(f, [1])) == [1]"]', "'map(f, [1])', which takes f as a function or"),
-        ('["assert sum(filter(a.f, [1])) == 1"]', "which takes a as a function or class"),
-        ('["assert sorted([2, 1], key=f) == [1, 2]"]', "which takes f as a function or class"),
-        ('["assert max(g(1), key=f) == 2"]', "which takes f as a function or class"),
-        ('["assert isinstance(f(1), (int, Node))"]', "which takes Node as a function or class"),
-        ('["assert callable(f)"]', "write [f(1), f(2)] for map(f, [1, 2])"),
-        ('[{"input": "1"}]', "test 0: found {'input': '1'}, expected an assert line or input and"),
-        ('[{"input": 1, "output": "2"}]', "test 0: found"),
-        (json.dumps(["assert f()" + " " * (16 << 20)]), "characters, expected 16,777,216 or fewer"),
-    ],
-)
-def test_references_that_are_no_tests_are_named(answer: str, why: str) -> None:
-    reason = code.readable(answer)
-    assert reason is not None and why in reason
-    row = Row(id="0", where="rows.jsonl:1", question="Double it.", answer=answer)
-    fault = References(RewardConfig(function="code")).fault(row)
-    assert fault is not None and "rows.jsonl:1: found a reference that reward code" in str(fault)
-    good = json.dumps([*RUNS, *ASSERTS])
-    assert code.readable(good) is None
-    with pytest.raises(BadTest):
-        code.tests_of(answer)
 
 
 def test_what_is_explained() -> None:

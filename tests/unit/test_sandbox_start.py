@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from sfpo_megatron.rewards.judge import Judge
 from sfpo_megatron.rewards.pool import ScoringPool
 from sfpo_megatron.rewards.wire import WireProblem
 from sfpo_megatron.sandbox import interpreter
+from sfpo_megatron.sandbox.interpreter import Trial
+from sfpo_megatron.sandbox.isolation import isolation
 from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import DidNotStart
 from sfpo_megatron.tools import ToolError
@@ -41,10 +44,8 @@ def test_the_time_of_a_program_begins_with_it(slow_start: None) -> None:
 
 def test_the_time_of_a_row_s_tests_begins_with_the_program(slow_start: None) -> None:
     tests = ["assert f(1) == 2", {"input": "", "output": ""}]
-    assert code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(tests)), 0.5) == [
-        True,
-        True,
-    ]
+    found = code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(tests)), 0.9)
+    assert found == [True, True]
 
 
 def test_a_request_is_longer_than_a_pipe_holds(slow_start: None) -> None:
@@ -76,6 +77,32 @@ def test_an_interpreter_that_ends_before_its_program_is_no_program_s_fault(
         python("6 * 7", timeout_s=5.0)
     with pytest.raises(CannotBeJudged, match="an interpreter ended with 1"):
         code.passed("def f(n): return 2 * n", code.tests_of('["assert f(1) == 2"]'), 5.0)
+
+
+def test_a_fork_that_is_refused_is_no_program_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory or processes are left once the first tests have been tried."""
+    bootstrap = (
+        "import os, sys; sys.path.insert(0, os.path.dirname(sys.argv[1])); import program\n"
+        "fork, left = os.fork, [1]\n"
+        "def refused():\n  if not left: raise BlockingIOError\n  left.pop()\n  return fork()\n"
+        "os.fork = refused; sys.argv[0] = sys.argv[1]; sys.exit(program.main())"
+    )
+    tests = code.tests_of('["assert f(1) == 2", "assert f(2) == 4"]')
+    whole = interpreter.command()
+    refusing = [
+        *isolation().command,
+        sys.executable,
+        "-I",
+        "-c",
+        bootstrap,
+        str(interpreter._BOOTSTRAP),
+    ]
+    monkeypatch.setattr(interpreter, "command", lambda: refusing)
+    with pytest.raises(DidNotStart, match="an interpreter ended with 1 between two trials"):
+        interpreter.run_trials("", [Trial(), Trial()], timeout_s=5.0, memory_bytes=512 << 20)
+    started = iter([refusing])
+    monkeypatch.setattr(interpreter, "command", lambda: next(started, whole))
+    assert code.passed("def f(n): return 2 * n", tests, 5.0) == [True, True]
 
 
 @pytest.mark.parametrize("num_faults", [1, 2, 9])
@@ -148,7 +175,7 @@ def test_more_descriptors_than_select_takes() -> None:
 
 def test_conditions_are_tried_together_and_one_by_one_where_that_does_not_end() -> None:
     many = [f"assert f({number}) == {2 * number}" for number in range(300)]
-    assert all(code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(many)), 5.0))
+    assert all(code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(many)), 60.0))
     slow = ["assert f(1) == 2", "assert sum(range(f(10**10))) > 0", "assert f(3) == 6"]
-    found = code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(slow)), 5.0)
+    found = code.passed("def f(n): return 2 * n", code.tests_of(json.dumps(slow)), 60.0)
     assert found[0] and not found[1]

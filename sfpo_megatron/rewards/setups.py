@@ -1,0 +1,89 @@
+"""What the assert lines of a row take for granted: imports, helpers, objects that they speak of.
+
+All of it runs behind the program. What needs nothing of the program runs also where conditions are
+asked, and its names mean that there: `np.allclose(f(2), [4])` is no word of the program's.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+PYTHON_S = frozenset(dir(builtins))
+"""Names of Python itself."""
+
+
+class BadTest(ValueError):
+    """A test that cannot be used: what was found, and what was expected."""
+
+
+@dataclass(kw_only=True, frozen=True, slots=True)
+class Setup:
+    """A row's setup."""
+
+    code: str = ""
+    """The whole."""
+    own: str = ""
+    """What needs nothing of the program."""
+    own_names: frozenset[str] = frozenset()
+    """Names that this binds."""
+    names: frozenset[str] = frozenset()
+    """Names that the whole binds."""
+    modules: tuple[str, ...] = ()
+    """What it imports."""
+
+
+def setup(code: str) -> Setup:
+    """The code, taken apart; BadTest for what cannot be run here."""
+    try:
+        statements = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadTest(f"found the setup {code!r}, expected Python ({error})") from None
+    names, own_names = set[str](), set[str]()
+    own: list[ast.stmt] = []
+    modules = tuple(module for statement in statements for module in _imported(statement))
+    for module in modules:
+        if find_spec(module.partition(".")[0]) is None:
+            raise BadTest(f"found a setup that imports {module}, which is not installed here")
+    for statement in statements:
+        nodes = list(ast.walk(statement))
+        bound = {name for node in nodes for name in _bound(node)}
+        read = {node.id for node in nodes if isinstance(node, ast.Name)} - bound
+        names |= bound
+        if read <= PYTHON_S | own_names:
+            own.append(statement)
+            own_names |= bound
+        else:
+            own_names -= bound
+    return Setup(
+        code=code,
+        own="\n".join(map(ast.unparse, own)),
+        own_names=frozenset(own_names),
+        names=frozenset(names),
+        modules=modules,
+    )
+
+
+def _imported(statement: ast.stmt) -> Iterator[str]:
+    if isinstance(statement, ast.ImportFrom):
+        if statement.level or statement.names[0].name == "*":
+            raise BadTest(
+                f"found {ast.unparse(statement)!r} in a setup, expected names of a module"
+            )
+        yield str(statement.module)
+    elif isinstance(statement, ast.Import):
+        yield from (alias.name for alias in statement.names)
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name.partition(".")[0]
