@@ -37,7 +37,7 @@ from sfpo_megatron.config.rules.passed_through import (
 from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
-from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
+from sfpo_megatron.config.rules.saved_rollouts import read_rollouts, saved_rollouts
 from sfpo_megatron.config.rules.sgd import sgd
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.tracking import sink_libraries
@@ -335,5 +335,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     rows,
     outputs,
     saved_rollouts,
+    read_rollouts,
     checkpoints,
 )
