@@ -25,6 +25,7 @@ from sfpo_megatron.config.rules.gpu_settings import gpu_settings
 from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.low_precision import low_precision
 from sfpo_megatron.config.rules.machine import machine
+from sfpo_megatron.config.rules.megatron_demands import megatron_demands
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.old_logprobs import old_logprobs
 from sfpo_megatron.config.rules.one_model import one_model
@@ -120,6 +121,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     yield from low_precision(config, on_cpu)
     for rule in _RULES:
         yield from rule(config)
+    yield from megatron_demands(config, on_cpu)
     for item in read_model(config):
         if isinstance(item, Problem):
             yield item

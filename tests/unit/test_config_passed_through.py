@@ -167,7 +167,8 @@ def test_main_params_in_other_dtypes(here: Path) -> None:
     aware = "megatron.optimizer={{use_precision_aware_optimizer: true, main_params_dtype: {}}}"
     with pytest.raises(ConfigError, match=r"main_params_dtype: found 'float16', expected float32"):
         run_check(aware.format("float16"), "model.dtype=bfloat16")
-    assert run_check(aware.format("float32"), "model.dtype=bfloat16") == []
+    (warning,) = run_check(aware.format("float32"), "model.dtype=bfloat16")
+    assert "no TransformerEngine in this Python" in warning
 
 
 def test_the_optimizers_are_those_of_the_shards() -> None:
@@ -255,14 +256,14 @@ def test_fields_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("'Optional[dict[str, int]]'", [None, {}], ["x", 1]),
         ("Tuple[int, int]", [[1, 2]], ["x", 1]),
         ("SomeClass | None", [None, {}, "x", 1], []),
-        ("torch.dtype", ["float32", 1], []),
+        ("torch.dtype", ["float32", "bfloat16", "float8_e4m3fn"], ["fp32", "x", "", 1, None]),
         ("Callable[[int], str]", ["x", 1], []),
         ("Literal[A.b, 'c']", ["c", "d"], []),
         ("not ( valid", ["x", 1], []),
     ],
 )
 def test_types(annotation: str, good: list[object], bad: list[object]) -> None:
-    """What cannot be told (classes, names) is accepted."""
+    """What cannot be told (classes, names of them) is accepted."""
     assert all(accepts(annotation, value) for value in good)
     assert not any(accepts(annotation, value) for value in bad)
 
