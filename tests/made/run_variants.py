@@ -85,7 +85,7 @@ GOOD: dict[str, list[Any]] = {
     "megatron.transformer": [
         FULL | {"recompute_method": "uniform", "recompute_num_layers": 1},
         FULL | {"recompute_method": "block", "recompute_num_layers": 2},
-        *(SELECTIVE, SELECTIVE | {"recompute_modules": ["core_attn", "layernorm"]}),
+        *(SELECTIVE, SELECTIVE | {"recompute_modules": ["core_attn", "mlp"]}),
         *({"bias_activation_fusion": False}, {"masked_softmax_fusion": False}, {}),
         *({"fp32_residual_connection": True}, {"attention_softmax_in_fp32": True}),
     ],

@@ -112,6 +112,11 @@ def test_instances_of_the_ranks(here: Path) -> None:
             "megatron.optimizer.use_precision_aware_optimizer",
         ),
         ("megatron.transformer.cpu_offloading=true", "megatron.transformer.cpu_offloading"),
+        (
+            "megatron.transformer={recompute_granularity: selective, "
+            "recompute_modules: [mlp, layernorm]}",
+            "megatron.transformer.recompute_modules",
+        ),
     ],
 )
 def test_without_transformer_engine(
@@ -119,7 +124,7 @@ def test_without_transformer_engine(
 ) -> None:
     """A warning on a login node, which may have none where the job has one."""
     (warning,) = run_check(override)
-    assert f"{key}: found te" in warning or f"{key}: found true" in warning
+    assert any(f"{key}: found {found}, and no" in warning for found in ("te", "true", "layernorm"))
     assert "no TransformerEngine in this Python" in warning and "install gpu" in warning
     with pytest.raises(ConfigError, match="no TransformerEngine"):
         run_check(override, for_training=True)

@@ -14,6 +14,8 @@ from sfpo_megatron.config.tree import RunConfig
 _TRANSFORMER, _OPTIMIZER = "megatron.transformer", "megatron.optimizer"
 _DTYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 """Fields of OptimizerConfig that are float32 but for the precision-aware optimizer."""
+_WITHOUT_OUTPUT = ("layernorm", "moe_act", "mla_up_proj")
+"""Modules whose recompute asks TransformerEngine about FP8 (CheckpointWithoutOutput, random.py)."""
 _LOSS_SCALE = {
     "min_loss_scale": 1.0,
     "initial_loss_scale": 2.0**16,
@@ -34,9 +36,13 @@ def transformer_engine(config: RunConfig) -> Iterator[Problem]:
     if find_spec("transformer_engine") is not None:
         return
     megatron = config.megatron
+    modules = megatron.transformer.get("recompute_modules") or ()
+    kept = [name for name in _WITHOUT_OUTPUT if name in modules]
+    is_selective = megatron.transformer.get("recompute_granularity") == "selective"
     asked = {
         "model.transformer_impl": ("te", config.model.transformer_impl == "te"),
         f"{_TRANSFORMER}.cpu_offloading": ("true", megatron.transformer.get("cpu_offloading")),
+        f"{_TRANSFORMER}.recompute_modules": (", ".join(kept), is_selective and kept),
         f"{_OPTIMIZER}.use_precision_aware_optimizer": (
             "true",
             megatron.optimizer.get("use_precision_aware_optimizer"),
