@@ -25,6 +25,7 @@ from sfpo_megatron.config.rules.gpu_settings import gpu_settings
 from sfpo_megatron.config.rules.length import length
 from sfpo_megatron.config.rules.low_precision import low_precision
 from sfpo_megatron.config.rules.machine import machine
+from sfpo_megatron.config.rules.megatron_demands import megatron_demands
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.old_logprobs import old_logprobs
 from sfpo_megatron.config.rules.one_model import one_model
@@ -42,7 +43,7 @@ from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.recompute import recompute
 from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
-from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
+from sfpo_megatron.config.rules.saved_rollouts import read_rollouts, saved_rollouts
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.tracking import sink_libraries
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -124,6 +125,7 @@ def _problems(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterat
     yield from low_precision(config, on_cpu)
     for rule in _RULES:
         yield from rule(config)
+    yield from megatron_demands(config, on_cpu)
     for item in read_model(config):
         if isinstance(item, Problem):
             yield item
@@ -313,5 +315,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     rows,
     outputs,
     saved_rollouts,
+    read_rollouts,
     checkpoints,
 )

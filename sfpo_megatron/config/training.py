@@ -93,7 +93,8 @@ class TrainConfig:
         at_least(self, 1, "stop_after_skipped_steps", "stop_after_zero_reward_steps")
         at_least(self, 0, "collapsed_entropy")
         at_least(self, 2, "group_size")
-        positive(self, "control_timeout_s", "max_logprob_diff")
+        at_least(self, 1, "control_timeout_s")  # ranks have to meet in it
+        positive(self, "max_logprob_diff")
         if self.prompts_per_step % self.minibatches_per_step:
             raise FieldError(
                 "prompts_per_step",

@@ -140,7 +140,7 @@ class SFPOConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "num_fast_passes", "stop_step")
         within(self, 0.0, 1.0, "alpha")
-        at_least(self, 2, "entropy_window")
+        within(self, 2, 1_000_000, "entropy_window")
         at_least(self, 1, "entropy_patience")
         at_least(self, 0, "entropy_warmup_steps")
         positive(self, "entropy_relative_threshold")

@@ -26,7 +26,7 @@ Section = TypeVar("Section", bound="DataclassInstance")
 # YAML 1.1 reads `1e-6` (no dot) as a string; a float field takes it for what it means.
 NUMBER_TEXT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.A)
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
-_MAX_INT = 2**63 - 1  # what torch and vLLM hold
+_MAX_INT, _MAX_FLOAT = 2**63 - 1, 3.4e38  # what torch and vLLM hold
 _FEW_TEXTS = {"checkpoint.resume": "write auto, never or a directory"}
 """What to write for a text that has few values, where YAML made something else of it."""
 _MAIN_KEY = {"model": "path", "parallel": "data", "reward": "function", "objective.kl": "coef"}
@@ -143,6 +143,13 @@ def _number(value: Any, hint: type, key: str, source: Source) -> int | float | N
         )
     if hint is int:
         return value if isinstance(value, int) else None
+    if math.isfinite(value) and abs(value) > _MAX_FLOAT:
+        raise source.error(
+            key,
+            found=f"{value:g}",
+            expected=f"a number below {_MAX_FLOAT:g}, as float32 has them",
+            fix="write a smaller one",
+        )
     return float(value) if math.isfinite(value) else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -30,6 +31,8 @@ _ATOMS: Mapping[str, tuple[type, ...]] = {
     "set": (list,),
     "None": (type(None),),
 }
+_DTYPE = re.compile(r"(b?float|u?int)\d+(_\w+)?")
+"""Names that torch has dtypes of."""
 
 
 @cache
@@ -54,6 +57,8 @@ def fields_of(module: str, cls: str) -> Mapping[str, str] | None:
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             annotation = ast.unparse(item.annotation)
+            if isinstance(item.value, ast.Constant) and item.value.value is None:
+                annotation += "" if accepts(annotation, None) else " | None"  # as in x: int = None
             if not annotation.startswith(("ClassVar", "typing.ClassVar")):
                 fields[item.target.id] = annotation
     return fields
@@ -85,6 +90,8 @@ def _accepts(node: ast.expr, value: Json) -> bool:
         return isinstance(value, known)
     if isinstance(node, ast.Subscript):
         return _accepts_subscript(node, value)
+    if ast.unparse(node) == "torch.dtype":
+        return isinstance(value, str) and _DTYPE.fullmatch(value) is not None
     return True
 
 

@@ -24,7 +24,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from sfpo_megatron.config.rules.low_precision import FORMATS
+from sfpo_megatron.config.rules.passed_through import shown
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.errors import InputError
 from sfpo_megatron.families.megatron_args import latent_fields
 from sfpo_megatron.families.rope import inverse_frequencies
 from sfpo_megatron.families.shape import ModelShape
@@ -37,24 +39,39 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def overridden(section: str, cls: type, fields: dict[str, Any], extra: dict[str, Any]) -> Any:
-    """`cls(**fields)` with the user's `megatron.<section>` on top; unknown names are refused. A
-    field of type torch.dtype takes the dtype's name."""
+    """`cls(**fields)` with the user's `megatron.<section>` on top; InputError for unknown names and
+    for what the class refuses. A field of type torch.dtype takes the dtype's name."""
     known = {field.name: field.type for field in dataclasses.fields(cls)}
     given = dict(extra)
     for name, value in extra.items():
         if name not in known:
-            raise ValueError(
-                f"megatron.{section}.{name}: found a name that {cls.__name__} of this "
-                "megatron-core does not have, expected one of its fields; check the spelling"
+            raise InputError(
+                f"megatron.{section}.{name}",
+                f"a name that {cls.__name__} of this megatron-core does not have",
+                "one of its fields",
+                "check the spelling",
             )
         if known[name] == torch.dtype and isinstance(value, str):
             given[name] = getattr(torch, value, None)
             if not isinstance(given[name], torch.dtype):
-                raise ValueError(
-                    f"megatron.{section}.{name}: found {value!r}, expected the name of a torch "
-                    "dtype, such as bfloat16; check the spelling"
+                raise InputError(
+                    f"megatron.{section}.{name}",
+                    repr(value),
+                    "the name of a torch dtype, such as bfloat16",
+                    "check the spelling",
                 )
-    return cls(**{**fields, **given})
+    try:
+        return cls(**{**fields, **given})
+    except Exception as error:  # whatever its own checks raise
+        if not extra:
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(
+            f"megatron.{section}",
+            shown(extra),
+            f"what {cls.__name__} of this megatron-core takes ({why})",
+            "correct the settings",
+        ) from error
 
 
 def transformer_config(

@@ -1,12 +1,15 @@
-"""What `check` takes, trains: twenty of the generated config.json files, one step of each.
+"""What `check` takes, trains: twenty of the generated config.json files, and twenty of the
+generated run.yaml files, each in a run of its own.
 
 No engine: made-up rollouts. Not exercised: the others of them, and engines on them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +19,22 @@ import digits
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
+from made.run_variants import BASE, Changes, key_changes, run_yaml, write_files
 from made.variants import configs, write_weights
 
+from sfpo_megatron.config.check import check_config
+from sfpo_megatron.config.load import ConfigError, load_config
 from sfpo_megatron.families.shape import UnsupportedModel, model_shape
 
 pytestmark = pytest.mark.full
 NUM = 20
+ALIKE_EACH_TIME = settings(
+    max_examples=600,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def drawn(folder: Path) -> list[Path]:
@@ -30,13 +43,7 @@ def drawn(folder: Path) -> list[Path]:
     tokenizer = tiny.make_model(folder / "tokenizer", vocabulary=digits.VOCABULARY)
     digits.save_rollouts(folder / "rollouts.safetensors", num_steps=1)
 
-    @settings(
-        max_examples=200,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @ALIKE_EACH_TIME
     @given(configs())
     def draw(config: dict[str, Any]) -> None:
         text = json.dumps(config, sort_keys=True)
@@ -80,3 +87,56 @@ def test_what_check_takes_trains(tmp_path: Path) -> None:
             shape = json.loads((config.parent / "model/config.json").read_text())
             failed[json.dumps(shape)] = output
     assert not failed, os.linesep.join(f"{shape}\n{output}" for shape, output in failed.items())
+
+
+# ---- run.yaml ----------------------------------------------------------------------------------
+
+OF_A_STEP = ("model", "megatron", "train", "sfpo", "objective", "checkpoint", "trace", "rollout")
+"""Sections that make a train step another one."""
+
+
+def drawn_runs(folder: Path) -> list[Path]:
+    """Folders of run.yaml files that `check` takes, no two of which change the same sections."""
+    found: dict[frozenset[str], Path] = {}
+    model = tiny.make_model(folder / "model", vocabulary=digits.VOCABULARY)
+    unchanged = load_config(None, [f"{key}={json.dumps(BASE[key])}" for key in BASE])
+
+    @ALIKE_EACH_TIME
+    @given(key_changes())
+    def draw(changes: Changes) -> None:
+        if len(found) == NUM:
+            return
+        place = folder / str(len(found))
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        write_files(place, model)
+        (place / "run.yaml").write_text(run_yaml(changes, saved=True))
+        with contextlib.chdir(place), contextlib.suppress(ConfigError):
+            config = load_config("run.yaml")
+            check_config(config, file="run.yaml", for_training=True)
+            sections = frozenset(
+                name for name in OF_A_STEP if getattr(config, name) != getattr(unchanged, name)
+            )
+            if sections:
+                found.setdefault(sections, place)
+
+    draw()
+    assert len(found) == NUM
+    return list(found.values())
+
+
+def test_what_check_takes_of_run_configs_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values anywhere in run.yaml, of which `check` has nothing to say."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    failed = {}
+    for place in drawn_runs(tmp_path):
+        monkeypatch.chdir(place)
+        config = load_config("run.yaml")
+        process = digits.start_train(Path("run.yaml"), environment={"OMP_NUM_THREADS": "1"})
+        output, _ = process.communicate(timeout=240)
+        last = f"step {config.train.steps}/{config.train.steps}"
+        if process.returncode or ("console" in config.tracking.sinks and last not in output):
+            failed[(place / "run.yaml").read_text()] = output
+    assert not failed, os.linesep.join(f"{text}\n{output}" for text, output in failed.items())

@@ -107,6 +107,15 @@ FILE_CASES = {  # text after BASE -> (key, found, expected, fix)
     "train: {num_steps: true}": ("train.num_steps", "True", "an integer", "correct"),
     "train: {optimizer: {lr: tiny}}": ("train.optimizer.lr", "'tiny'", "finite number", "correct"),
     "train: {optimizer: {lr: .inf}}": ("train.optimizer.lr", "inf", "finite number", "correct"),
+    # Doubles that float32 does not have: torch raised where the loss was computed.
+    "objective: {clip_high: 1e39}": (
+        "objective.clip_high", "1e+39", "below 3.4e+38, as float32 has", "a smaller one"),
+    "sfpo: {entropy_zscore_threshold: -3.5e38}": (
+        "sfpo.entropy_zscore_threshold", "-3.5e+38", "below 3.4e+38", "a smaller one"),
+    "sfpo: {entropy_window: 1000001}": (
+        "sfpo.entropy_window", "1000001", "[2, 1e+06]", "move entropy_window"),
+    "train: {control_timeout_s: 0.5}": (
+        "train.control_timeout_s", "0.5", "a number >= 1", "set control_timeout_s to 1 or more"),
     "train: {optimizer: {betas: [0.9]}}": (
         "train.optimizer.betas", "[0.9]", "a list of 2", "correct"),
     "sfpo: {latch: 1}": ("sfpo.latch", "1 (int)", "true or false", "write true or false"),

@@ -256,14 +256,14 @@ def test_fields_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("'Optional[dict[str, int]]'", [None, {}], ["x", 1]),
         ("Tuple[int, int]", [[1, 2]], ["x", 1]),
         ("SomeClass | None", [None, {}, "x", 1], []),
-        ("torch.dtype", ["float32", 1], []),
+        ("torch.dtype", ["float32", "bfloat16", "float8_e4m3fn"], ["fp32", "x", "", 1, None]),
         ("Callable[[int], str]", ["x", 1], []),
         ("Literal[A.b, 'c']", ["c", "d"], []),
         ("not ( valid", ["x", 1], []),
     ],
 )
 def test_types(annotation: str, good: list[object], bad: list[object]) -> None:
-    """What cannot be told (classes, names) is accepted."""
+    """What cannot be told (classes, names of them) is accepted."""
     assert all(accepts(annotation, value) for value in good)
     assert not any(accepts(annotation, value) for value in bad)
 

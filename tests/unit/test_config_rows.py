@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from made.batches import make_batch
 from made.configs import FOR_A_GPU, run_check
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import devices
 from sfpo_megatron.config.rules.parquet_footer import num_rows
+from sfpo_megatron.run.saved_rollouts import RolloutSaver
 
 MATH = "reward.function=math"
 
@@ -22,6 +25,13 @@ def jsonl(num: int, name: str = "rows.jsonl") -> str:
     row = json.dumps({"prompt": "1 + 1", "answer": "2"})
     Path(name).write_text("\n\n".join([row] * num) + "\n \n" + ("" if num else "\n"))
     return f"{{source: jsonl, path: {name}}}"
+
+
+def saved_step() -> tuple[str, ...]:
+    """A run on the saved rollouts of one train step."""
+    lengths = (torch.ones(2, dtype=torch.int64) for _ in range(2))
+    RolloutSaver("saved").add(1, make_batch(*lengths))
+    return ("debug.train_only=saved", "train.num_steps=1")
 
 
 def too_few(*overrides: str) -> ConfigError:
@@ -67,8 +77,7 @@ def test_what_cannot_be_counted_is_not_refused(here: Path) -> None:
     own = "{source: 'mine:rows'}"
     assert run_check(f"data.train=[{own}, {jsonl(1)}]", MATH, for_training=True) == []
     few = (f"data.train=[{jsonl(3)}]", MATH)
-    Path("saved").write_bytes(b"")
-    assert run_check(*few, "debug.train_only=saved", for_training=True) == []
+    assert run_check(*few, *saved_step(), for_training=True) == []
     for command in ({"fills_batches": False}, {"only_reads": True}):
         (warning,) = run_check(*few, for_training=True, **command)
         assert "train.prompts_per_step" in warning
@@ -177,8 +186,7 @@ def test_engines_elsewhere_and_none(
     run = {"on_cpu": False, "for_training": True}
     colocated = "rollout.placement=colocated"
     assert run_check(*engines, colocated, **run) == []
-    Path("saved").write_bytes(b"")
-    assert run_check(*engines, "debug.train_only=saved", **run) == []
+    assert run_check(*engines, *saved_step(), **run) == []
     assert run_check(*engines, world_size=2, **run) == []
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert run_check(*engines, **run) == []

@@ -1,12 +1,14 @@
-"""debug.save_rollouts replaces its file whole: never one that is somebody else's.
+"""debug.save_rollouts replaces its file whole: never one that is somebody else's; of what
+debug.train_only reads, `check` says what the run would stumble over.
 
-Not exercised: a folder of another user's (root may write anywhere).
+Not exercised: a folder of another user's (root may write anywhere); token ids past the vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from made.configs import run_config
 from safetensors.torch import save_file
 
 from sfpo_megatron.config.rules.problem import Problem
-from sfpo_megatron.config.rules.saved_rollouts import saved_rollouts
+from sfpo_megatron.config.rules.saved_rollouts import read_rollouts, saved_rollouts
 from sfpo_megatron.config.tree import DebugConfig
 from sfpo_megatron.run.saved_rollouts import RolloutSaver
 
@@ -78,3 +80,68 @@ def test_the_file_that_is_read(tmp_path: Path) -> None:
     for file in (tmp_path / "rollouts", tmp_path / "link"):
         (problem,) = problems(file, tmp_path / "rollouts")
         assert problem.found.endswith("which is debug.train_only")
+
+
+# ---- debug.train_only --------------------------------------------------------------------------
+
+
+def said(file: Path, **train: Any) -> list[str]:
+    debug = {"train_only": str(file)}
+    found = list(read_rollouts(run_config(output_dir=str(file.parent), debug=debug, train=train)))
+    assert all(problem.level == "error_when_filling" for problem in found)
+    return [f"{problem.key}: {problem.message}" for problem in found]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Two train steps of six rollouts, the longest of 9 tokens."""
+    saver = RolloutSaver(str(tmp_path / "rollouts.safetensors"))
+    for step in (1, 2):
+        saver.add(step, make_batch(torch.tensor([1, 2, 3, 4, 5, 6]), torch.full((6,), 3)))
+    return tmp_path / "rollouts.safetensors"
+
+
+def test_saved_rollouts_that_fit(saved: Path) -> None:
+    for minibatches in (1, 2, 3, 6):
+        sizes = {"prompts_per_step": 6, "minibatches_per_step": minibatches}
+        assert said(saved, num_steps=2, max_tokens_per_microbatch=9, **sizes) == []
+    assert said(saved, num_steps=1, microbatch_size=1, max_tokens_per_microbatch=8) == []
+
+
+def test_saved_rollouts_end_before_the_run(saved: Path) -> None:
+    (line,) = said(saved, num_steps=2**62)
+    assert line == (
+        f"train.num_steps: found {2**62} with 2 train steps in {str(saved)!r}, expected step 3 "
+        "among them; set train.num_steps=2, or save more rollouts"
+    )
+
+
+def test_saved_rollouts_of_the_end_of_a_run(tmp_path: Path) -> None:
+    """A run that was resumed and saved into another file; one that has begun goes on with it."""
+    saver = RolloutSaver(str(tmp_path / "rollouts"))
+    saver.add(3, make_batch(torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64)))
+    (line,) = said(tmp_path / "rollouts", num_steps=3)
+    assert "expected step 1 among them; name another file" in line
+    (tmp_path / "run.json").touch()
+    assert said(tmp_path / "rollouts", num_steps=3) == []
+    assert "expected step 4" in said(tmp_path / "rollouts", num_steps=4)[0]
+
+
+def test_saved_rollouts_that_cannot_be_cut(saved: Path) -> None:
+    lines = said(saved, num_steps=1, minibatches_per_step=4, max_tokens_per_microbatch=8)
+    assert lines == [
+        "train.minibatches_per_step: found 4 with the 6 rollouts in train step 1 of "
+        f"{str(saved)!r}, expected a divisor of their number; change it, or save rollouts by this "
+        "config",
+        "train.max_tokens_per_microbatch: found 8 with a rollout of 9 tokens in train step 1 of "
+        f"{str(saved)!r}, expected room for each rollout; set it to 9 or more",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"my notes", b'{"prompt": "1 + 1 ="}\n'])
+def test_what_is_no_file_of_rollouts(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine").write_bytes(content)
+    (line,) = said(tmp_path / "mine")
+    assert line.startswith("debug.train_only: found ") and str(tmp_path / "mine") in line
+    save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model")
+    assert "a safetensors file that is no rollouts" in said(tmp_path / "model")[0]

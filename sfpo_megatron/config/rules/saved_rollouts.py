@@ -1,18 +1,22 @@
-"""Rule of check.py about the file of debug.save_rollouts: it is rewritten whole. No torch."""
+"""Rules of check.py about files of rollouts: that of debug.save_rollouts is rewritten whole, that
+of debug.train_only has all that the run trains on. No torch."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.families.safetensors_header import ModelFilesError, read_header
+from sfpo_megatron.families.safetensors_header import ModelFilesError, TensorEntry, read_header
+from sfpo_megatron.outputs.directory import RunDirectory
 
-_KEY = "debug.save_rollouts"
+_KEY, _READ_KEY = "debug.save_rollouts", "debug.train_only"
+_NAME_ANOTHER = "name a file that debug.save_rollouts has written"
 Level = Literal["error_when_training", "error_when_writing"]
 _TENSOR = re.compile(r"\d+\.[a-z_]+")  # STEP.NAME
 
@@ -51,12 +55,93 @@ def _in_its_place(file: Path) -> str | None:
         names = read_header(file)
     except ModelFilesError:
         return f"a file that is no rollouts at {str(file)!r}"
+    return (
+        None if _are_rollouts(names) else f"a safetensors file that is no rollouts at {str(file)!r}"
+    )
+
+
+def _are_rollouts(names: Iterable[str]) -> bool:
+    """Whether these tensors are those of `RolloutSaver`."""
     steps = {name.partition(".")[0] for name in names}
     ours = all(_TENSOR.fullmatch(name) for name in names)
-    if not (names and ours and all(f"{step}.numbers" in names for step in steps)):
-        return f"a safetensors file that is no rollouts at {str(file)!r}"
-    return None
+    return bool(steps) and ours and all(f"{step}.numbers" in names for step in steps)
 
 
 def _refused(found: str, expected: str, level: Level = "error_when_writing") -> Problem:
     return Problem(_KEY, found, expected, "choose another file", level)
+
+
+# ---- debug.train_only --------------------------------------------------------------------------
+
+
+def read_rollouts(config: RunConfig) -> Iterator[Problem]:
+    """Whether the file that is trained on has each train step, in rollouts that can be cut as the
+    section train says."""
+    text = config.debug.train_only
+    if text is None or not Path(text).is_file():  # `files.outputs` says so
+        return
+    file, num_steps = Path(text), config.train.num_steps
+    try:
+        tensors = read_header(file)
+    except ModelFilesError as error:
+        yield _unusable(_READ_KEY, error.found, "rollouts", _NAME_ANOTHER)
+        return
+    if not _are_rollouts(tensors):
+        found = f"a safetensors file that is no rollouts at {text!r}"
+        yield _unusable(_READ_KEY, found, "rollouts", _NAME_ANOTHER)
+        return
+    # A run that has begun may be past the first ones.
+    first = num_steps if RunDirectory.of(config.output_dir).record.exists() else 1
+    if num_steps is None or first is None:
+        return  # `length` refuses epochs of saved rollouts
+    saved = {int(name.partition(".")[0]) for name in tensors}
+    if missing := next((n for n in range(first, num_steps + 1) if n not in saved), None):
+        fix = f"set train.num_steps={missing - 1}" if missing > 1 else "name another file"
+        yield _unusable(
+            "train.num_steps",
+            f"{num_steps} with {len(saved)} train steps in {text!r}",
+            f"step {missing} among them",
+            f"{fix}, or save more rollouts",
+        )
+        return
+    for step in range(first, num_steps + 1):
+        yield from _cut(config, file, step, tensors)
+
+
+def _cut(
+    config: RunConfig, file: Path, step: int, tensors: dict[str, TensorEntry]
+) -> Iterator[Problem]:
+    """Whether the rollouts of a step make minibatches, and each has room in a microbatch."""
+    train, context = config.train, config.parallel.context
+    names = (f"{step}.prompt_lengths", f"{step}.response_lengths")
+    prompts, responses = (_numbers(file, tensors.get(name)) for name in names)
+    where = f"train step {step} of {str(file)!r}"
+    if len(prompts) % train.minibatches_per_step:
+        yield _unusable(
+            "train.minibatches_per_step",
+            f"{train.minibatches_per_step} with the {len(prompts)} rollouts in {where}",
+            "a divisor of their number",
+            "change it, or save rollouts by this config",
+        )
+    longest = max(map(sum, zip(prompts, responses, strict=False)), default=0)
+    if train.microbatch_size is None and train.max_tokens_per_microbatch * context < longest:
+        yield _unusable(
+            "train.max_tokens_per_microbatch",
+            f"{train.max_tokens_per_microbatch} with a rollout of {longest} tokens in {where}",
+            "room for each rollout",
+            f"set it to {-(-longest // context)} or more",
+        )
+
+
+def _numbers(file: Path, entry: TensorEntry | None) -> array[int]:
+    """The values of an int64 tensor; none if there is none."""
+    found: array[int] = array("q")
+    if entry is not None and entry.dtype == "I64":
+        with file.open("rb") as stream:
+            stream.seek(entry.first_byte)
+            found.frombytes(stream.read(entry.num_bytes))
+    return found
+
+
+def _unusable(key: str, found: str, expected: str, fix: str) -> Problem:
+    return Problem(key, found, expected, fix, "error_when_filling")

@@ -1,0 +1,196 @@
+"""What Megatron-Core demands of its settings, said before it is imported: it would itself, but only
+once the run has started (`__post_init__` of its configs; mcore/model.py has the rest). No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from sfpo_megatron.config.rules.low_precision import INSTALL_TE
+from sfpo_megatron.config.rules.problem import Problem
+from sfpo_megatron.config.tree import RunConfig
+
+_TRANSFORMER, _OPTIMIZER = "megatron.transformer", "megatron.optimizer"
+_DTYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+"""Fields of OptimizerConfig that are float32 but for the precision-aware optimizer."""
+_WITHOUT_OUTPUT = ("layernorm", "moe_act", "mla_up_proj")
+"""Modules whose recompute asks TransformerEngine about FP8 (CheckpointWithoutOutput, random.py)."""
+_LOSS_SCALE = {
+    "min_loss_scale": 1.0,
+    "initial_loss_scale": 2.0**16,
+    "loss_scale_window": 1,
+    "hysteresis": 1,
+}
+"""Fields of OptimizerConfig about a scale that moves; the two scales with their defaults here."""
+
+
+def _number(settings: Mapping[str, Any], name: str, otherwise: float) -> float:
+    """A setting whose type `passed_through` has looked at, where Megatron-Core is installed."""
+    value = settings.get(name, otherwise)
+    return value if isinstance(value, int | float) else otherwise
+
+
+def transformer_engine(config: RunConfig) -> Iterator[Problem]:
+    """Whether it is here, where layers or the optimizer are to be its own."""
+    if find_spec("transformer_engine") is not None:
+        return
+    megatron = config.megatron
+    modules = megatron.transformer.get("recompute_modules") or ()
+    kept = [name for name in _WITHOUT_OUTPUT if name in modules]
+    is_selective = megatron.transformer.get("recompute_granularity") == "selective"
+    asked = {
+        "model.transformer_impl": ("te", config.model.transformer_impl == "te"),
+        f"{_TRANSFORMER}.cpu_offloading": ("true", megatron.transformer.get("cpu_offloading")),
+        f"{_TRANSFORMER}.recompute_modules": (", ".join(kept), is_selective and kept),
+        f"{_OPTIMIZER}.use_precision_aware_optimizer": (
+            "true",
+            megatron.optimizer.get("use_precision_aware_optimizer"),
+        ),
+    }
+    for key, (found, is_asked) in asked.items():
+        if is_asked:
+            yield Problem(
+                key,
+                f"{found}, and no TransformerEngine in this Python",
+                "nothing that TransformerEngine alone has",
+                f"remove it, or {INSTALL_TE}",
+                "error_when_training",
+            )
+
+
+def recompute(config: RunConfig) -> Iterator[Problem]:
+    """Whether full recompute knows which layers, and selective one names none."""
+    given = config.megatron.transformer
+    granularity, layers = given.get("recompute_granularity"), given.get("recompute_num_layers")
+    if granularity == "full" and given.get("recompute_method") is None:
+        yield Problem(
+            f"{_TRANSFORMER}.recompute_method",
+            "nothing with recompute_granularity: full",
+            "uniform (all layers, in chunks of recompute_num_layers) or block (the first "
+            "recompute_num_layers)",
+            "set recompute_method: uniform and recompute_num_layers: 1",
+        )
+    elif granularity == "full" and _number(given, "recompute_num_layers", 0) < 1:
+        yield Problem(
+            f"{_TRANSFORMER}.recompute_num_layers",
+            "nothing with recompute_granularity: full" if layers is None else str(layers),
+            "1 or more layers",
+            "set recompute_num_layers: 1",
+        )
+    elif granularity == "selective" and layers is not None:
+        yield Problem(
+            f"{_TRANSFORMER}.recompute_num_layers",
+            f"{layers} with recompute_granularity: selective",
+            "null: modules are recomputed in every layer",
+            "remove it, or set recompute_granularity: full",
+        )
+
+
+def precision_aware(config: RunConfig) -> Iterator[Problem]:
+    """Whether lower precisions of the optimizer's tensors have the optimizer that keeps them."""
+    given = config.megatron.optimizer
+    if not given.get("use_precision_aware_optimizer"):
+        for name in _DTYPES:
+            if (dtype := given.get(name, "float32")) != "float32":
+                yield Problem(
+                    f"{_OPTIMIZER}.{name}",
+                    f"{dtype} without use_precision_aware_optimizer",
+                    "float32",
+                    "remove it, or set use_precision_aware_optimizer: true beside it",
+                )
+    elif not config.megatron.ddp.get("use_distributed_optimizer", True):
+        yield Problem(
+            "megatron.ddp.use_distributed_optimizer",
+            f"false with {_OPTIMIZER}.use_precision_aware_optimizer",
+            "true: its shards alone are kept in lower precision",
+            "remove one of the two",
+        )
+
+
+def offload(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
+    """Whether there is a device that the optimizer could leave."""
+    if on_cpu and config.megatron.optimizer.get("optimizer_cpu_offload"):
+        yield Problem(
+            f"{_OPTIMIZER}.optimizer_cpu_offload",
+            "true without a CUDA device",
+            "false: the optimizer is in host memory",
+            "remove it here",
+            "error_when_training",
+        )
+
+
+def loss_scale(config: RunConfig) -> Iterator[Problem]:
+    """Whether the scale of float16's loss is one, and moves."""
+    given = config.megatron.optimizer
+    names = ["loss_scale"] if given.get("loss_scale") else []
+    if config.model.dtype == "float16" and not names:
+        names = [*_LOSS_SCALE]
+    for name in names:
+        if _number(given, name, 1) <= 0:
+            yield Problem(
+                f"{_OPTIMIZER}.{name}", f"{given[name]}", "a number > 0", "raise or remove it"
+            )
+    lowest, first = (_number(given, n, _LOSS_SCALE[n]) for n in list(_LOSS_SCALE)[:2])
+    if len(names) > 1 and lowest > first > 0:
+        yield Problem(
+            f"{_OPTIMIZER}.min_loss_scale",
+            f"{lowest:g}",
+            f"at most initial_loss_scale ({first:g})",
+            "lower it, or raise initial_loss_scale",
+        )
+
+
+def graphs(config: RunConfig) -> Iterator[Problem]:
+    """Whether packs, each of another length, are to be captured."""
+    given = config.megatron.transformer
+    for name in ("enable_cuda_graph", "cuda_graph_impl"):
+        if given.get(name) in (True, "local"):
+            yield Problem(
+                f"{_TRANSFORMER}.{name}",
+                f"{given[name]}",
+                "no CUDA graphs: packed microbatches have all lengths",
+                "remove it",
+            )
+
+
+def stages(config: RunConfig) -> Iterator[Problem]:
+    """Whether the first or the last of several stages is meant."""
+    for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
+        found = config.megatron.transformer.get(name)
+        if found is not None and config.parallel.pipeline == 1:
+            yield Problem(
+                f"{_TRANSFORMER}.{name}",
+                f"{found} with parallel.pipeline 1",
+                "null with one stage, which has all layers",
+                "remove it",
+            )
+
+
+def instances(config: RunConfig) -> Iterator[Problem]:
+    """Whether the data-parallel ranks can be dealt to optimizer instances."""
+    name = "num_distributed_optimizer_instances"
+    found, data = int(_number(config.megatron.ddp, name, 1)), config.parallel.data
+    ranks = None if data is None else data * config.parallel.context
+    if found < 1 or (ranks is not None and ranks % found):
+        yield Problem(
+            f"megatron.ddp.{name}",
+            f"{found}" if ranks is None else f"{found} with {ranks} data-parallel ranks",
+            "a divisor of their number",
+            "set it to 1, or change parallel.data",
+        )
+
+
+def megatron_demands(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
+    """All of these."""
+    for rule in (
+        transformer_engine,
+        recompute,
+        stages,
+        graphs,
+        precision_aware,
+        loss_scale,
+        instances,
+    ):
+        yield from rule(config)
+    yield from offload(config, on_cpu)
