@@ -12,8 +12,6 @@ from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 
 _TRANSFORMER, _OPTIMIZER = "megatron.transformer", "megatron.optimizer"
-_DTYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
-"""Fields of OptimizerConfig that are float32 but for the precision-aware optimizer."""
 _WITHOUT_OUTPUT = ("layernorm", "moe_act", "mla_up_proj")
 """Modules whose recompute asks TransformerEngine about FP8 (CheckpointWithoutOutput, random.py)."""
 _LOSS_SCALE = {
@@ -32,7 +30,7 @@ def _number(settings: Mapping[str, Any], name: str, otherwise: float) -> float:
 
 
 def transformer_engine(config: RunConfig) -> Iterator[Problem]:
-    """Whether it is here, where layers or the optimizer are to be its own."""
+    """Whether it is here, where layers are to be its own."""
     if find_spec("transformer_engine") is not None:
         return
     megatron = config.megatron
@@ -43,10 +41,6 @@ def transformer_engine(config: RunConfig) -> Iterator[Problem]:
         "model.transformer_impl": ("te", config.model.transformer_impl == "te"),
         f"{_TRANSFORMER}.cpu_offloading": ("true", megatron.transformer.get("cpu_offloading")),
         f"{_TRANSFORMER}.recompute_modules": (", ".join(kept), is_selective and kept),
-        f"{_OPTIMIZER}.use_precision_aware_optimizer": (
-            "true",
-            megatron.optimizer.get("use_precision_aware_optimizer"),
-        ),
     }
     for key, (found, is_asked) in asked.items():
         if is_asked:
@@ -57,55 +51,6 @@ def transformer_engine(config: RunConfig) -> Iterator[Problem]:
                 f"remove it, or {INSTALL_TE}",
                 "error_when_training",
             )
-
-
-def recompute(config: RunConfig) -> Iterator[Problem]:
-    """Whether full recompute knows which layers, and selective one names none."""
-    given = config.megatron.transformer
-    granularity, layers = given.get("recompute_granularity"), given.get("recompute_num_layers")
-    if granularity == "full" and given.get("recompute_method") is None:
-        yield Problem(
-            f"{_TRANSFORMER}.recompute_method",
-            "nothing with recompute_granularity: full",
-            "uniform (all layers, in chunks of recompute_num_layers) or block (the first "
-            "recompute_num_layers)",
-            "set recompute_method: uniform and recompute_num_layers: 1",
-        )
-    elif granularity == "full" and _number(given, "recompute_num_layers", 0) < 1:
-        yield Problem(
-            f"{_TRANSFORMER}.recompute_num_layers",
-            "nothing with recompute_granularity: full" if layers is None else str(layers),
-            "1 or more layers",
-            "set recompute_num_layers: 1",
-        )
-    elif granularity == "selective" and layers is not None:
-        yield Problem(
-            f"{_TRANSFORMER}.recompute_num_layers",
-            f"{layers} with recompute_granularity: selective",
-            "null: modules are recomputed in every layer",
-            "remove it, or set recompute_granularity: full",
-        )
-
-
-def precision_aware(config: RunConfig) -> Iterator[Problem]:
-    """Whether lower precisions of the optimizer's tensors have the optimizer that keeps them."""
-    given = config.megatron.optimizer
-    if not given.get("use_precision_aware_optimizer"):
-        for name in _DTYPES:
-            if (dtype := given.get(name, "float32")) != "float32":
-                yield Problem(
-                    f"{_OPTIMIZER}.{name}",
-                    f"{dtype} without use_precision_aware_optimizer",
-                    "float32",
-                    "remove it, or set use_precision_aware_optimizer: true beside it",
-                )
-    elif not config.megatron.ddp.get("use_distributed_optimizer", True):
-        yield Problem(
-            "megatron.ddp.use_distributed_optimizer",
-            f"false with {_OPTIMIZER}.use_precision_aware_optimizer",
-            "true: its shards alone are kept in lower precision",
-            "remove one of the two",
-        )
 
 
 def offload(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
@@ -167,30 +112,8 @@ def stages(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def instances(config: RunConfig) -> Iterator[Problem]:
-    """Whether the data-parallel ranks can be dealt to optimizer instances."""
-    name = "num_distributed_optimizer_instances"
-    found, data = int(_number(config.megatron.ddp, name, 1)), config.parallel.data
-    ranks = None if data is None else data * config.parallel.context
-    if found < 1 or (ranks is not None and ranks % found):
-        yield Problem(
-            f"megatron.ddp.{name}",
-            f"{found}" if ranks is None else f"{found} with {ranks} data-parallel ranks",
-            "a divisor of their number",
-            "set it to 1, or change parallel.data",
-        )
-
-
 def megatron_demands(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
     """All of these."""
-    for rule in (
-        transformer_engine,
-        recompute,
-        stages,
-        graphs,
-        precision_aware,
-        loss_scale,
-        instances,
-    ):
+    for rule in (transformer_engine, stages, graphs, loss_scale):
         yield from rule(config)
     yield from offload(config, on_cpu)

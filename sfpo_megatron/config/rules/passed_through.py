@@ -118,8 +118,6 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "overlap_param_gather": "megatron.ddp.overlap_param_gather",
     },
 }
-_DTYPES = (*("float32", "bfloat16", "float16", "float64", "uint8", "float8_e4m3fn", "float8_e5m2"),)
-"""Names of torch's, as `mcore.model.overridden` takes them."""
 
 
 def passed_through(config: RunConfig) -> Iterator[Problem]:
@@ -158,13 +156,6 @@ def _unlike_the_fields(section: str, settings: dict[str, Any]) -> Iterator[Probl
                 f"a name that {cls} of the installed {package} does not have",
                 "one of its fields",
                 did_you_mean(key, fields, value, otherwise="check the spelling"),
-            )
-        elif fields[name] == "torch.dtype" and value not in _DTYPES:
-            yield Problem(
-                key,
-                repr(value),
-                "the name of a torch dtype, such as bfloat16",
-                "correct the value",
             )
         elif package == "vllm" and value is None:
             continue  # its annotations leave out the null of many defaults
