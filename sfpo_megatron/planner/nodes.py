@@ -6,7 +6,9 @@ rest generate; what fits on one node shares it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.errors import InputError
@@ -27,34 +29,27 @@ class JobLayout:
     def world_size(self) -> int:
         return self.train_nodes * self.ranks_per_node
 
-    def idle(self, config: RunConfig, *, nodes: int, gpus_per_node: int) -> str | None:
-        """What to say of GPUs that nobody would use; None without any."""
-        rollout = config.rollout
-        num = nodes * gpus_per_node
-        used = self.world_size + config.num_engine_gpus
-        if used >= num:
-            return None
-        # Colocated engines have to be on all of the ranks' GPUs.
-        more = f"and rollout.num_engines to {num // rollout.tensor_parallel}, "
-        return (
-            f"{num - used} of the {num} GPUs would stay idle; set parallel.data to null, which "
-            f"takes what is left, {more if rollout.placement == 'colocated' else ''}or ask for "
-            "fewer nodes"
-        )
-
 
 def job_layout(
     config: RunConfig, *, nodes: int, gpus_per_node: int, train_nodes: int | None = None
 ) -> JobLayout:
-    """`train_nodes`: None takes all nodes when colocated, else as few as the ranks need (or, with
-    parallel.data null, as many as the engines leave). Raises LayoutError where they do not fit."""
+    """`train_nodes`: None takes all nodes when colocated, else as few as hold the ranks, the same
+    number on each (or, with parallel.data null, as many as the engines leave). Raises LayoutError
+    where they do not fit."""
     parallel = config.parallel
     engine_gpus = config.num_engine_gpus
     colocated = config.rollout.placement == "colocated"
+    if train_nodes is not None and train_nodes > nodes:
+        raise LayoutError(
+            "--train-nodes",
+            str(train_nodes),
+            f"at most the {nodes} of --nodes",
+            "lower it or take more nodes",
+        )
     check_engines(config, nodes=nodes, gpus_per_node=gpus_per_node)
     if parallel.data is not None:
         world = parallel.data * parallel.model_size
-        train_nodes = train_nodes or (nodes if colocated else -(-world // gpus_per_node))
+        train_nodes = train_nodes or (nodes if colocated else _even_nodes(world, gpus_per_node))
     elif nodes == 1 and not colocated:
         train_nodes, world = 1, gpus_per_node - engine_gpus
     else:
@@ -75,6 +70,73 @@ def job_layout(
             "take more nodes or fewer engines, or set rollout.placement: colocated",
         )
     return JobLayout(train_nodes=train_nodes, ranks_per_node=ranks)
+
+
+def _even_nodes(world: int, gpus_per_node: int) -> int:
+    """The fewest nodes that hold `world` ranks, the same number on each."""
+    nodes = max(-(-world // gpus_per_node), 1)
+    while world % nodes:
+        nodes += 1
+    return nodes
+
+
+def least_nodes(config: RunConfig, *, gpus_per_node: int) -> int:
+    """The fewest nodes that `job_layout` takes; `parallel.data` must be a number. Raises
+    LayoutError where no number of them would do."""
+    world = (config.parallel.data or 1) * config.parallel.model_size
+    train_nodes = _even_nodes(world, gpus_per_node)
+    nodes = train_nodes + engine_nodes(
+        config,
+        gpus_per_node=gpus_per_node,
+        train_nodes=train_nodes,
+        ranks_per_node=world // train_nodes,
+    )
+    job_layout(config, nodes=nodes, gpus_per_node=gpus_per_node)
+    return nodes
+
+
+def idle_advice(
+    config: RunConfig, *, nodes: int, gpus_per_node: int, train_nodes: int | None = None
+) -> str | None:
+    """What to say of GPUs that nobody would use in such a job; None without any. Raises LayoutError
+    as `job_layout`."""
+    layout = job_layout(config, nodes=nodes, gpus_per_node=gpus_per_node, train_nodes=train_nodes)
+    num = nodes * gpus_per_node
+    idle = num - layout.world_size - config.num_engine_gpus
+    if idle <= 0:
+        return None
+
+    def left(other: RunConfig, nodes: int = nodes) -> float:
+        """GPUs that nobody would use then; infinite where no such job is laid out, or one of fewer
+        ranks."""
+        try:
+            found = job_layout(
+                other, nodes=nodes, gpus_per_node=gpus_per_node, train_nodes=train_nodes
+            )
+        except LayoutError:
+            return math.inf
+        if found.world_size < layout.world_size:
+            return math.inf
+        return nodes * gpus_per_node - found.world_size - other.num_engine_gpus
+
+    def ways() -> Iterator[str]:
+        size, colocated = config.rollout.tensor_parallel, config.rollout.placement == "colocated"
+        if left(replace(config, parallel=replace(config.parallel, data=None))) < idle:
+            # Colocated engines have to be on all of the ranks' GPUs.
+            more = f", and rollout.num_engines to {num // size}" if colocated else ""
+            yield f"set parallel.data to null, which takes what is left{more}"
+        fewest = min(range(1, nodes), key=lambda fewer: left(config, fewer), default=nodes)
+        if left(config, fewest) < idle:
+            yield f"ask for {fewest} nodes" if fewest > 1 else "ask for 1 node"
+        beside = (gpus_per_node - layout.ranks_per_node) // size * layout.train_nodes
+        engines = beside + gpus_per_node // size * (nodes - layout.train_nodes)
+        if left(replace(config, rollout=replace(config.rollout, num_engines=engines))) < idle:
+            yield f"raise rollout.num_engines to {engines}"
+
+    advice = (
+        ", or ".join(ways()) or "set parallel or rollout.tensor_parallel to sizes that fill a node"
+    )
+    return f"{idle} of the {num} GPUs would stay idle; {advice}"
 
 
 def engine_nodes(
@@ -124,7 +186,8 @@ def _check(config: RunConfig, world: int, train_nodes: int, nodes: int, gpus_per
         raise LayoutError(
             "--nodes",
             str(nodes),
-            f"at least the {train_nodes} that {world} ranks take on {gpus_per_node} GPUs each",
+            f"at least the {train_nodes} that {world} ranks take, as many on each and at most "
+            f"{gpus_per_node}",
             "take more nodes or a smaller layout",
         )
     if world % train_nodes or world // train_nodes > gpus_per_node:

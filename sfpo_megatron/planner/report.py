@@ -15,7 +15,7 @@ from sfpo_megatron.planner import hardware
 from sfpo_megatron.planner.hardware import GIB, USABLE_MEMORY, Gpu
 from sfpo_megatron.planner.layouts import fits, fullest, recommend
 from sfpo_megatron.planner.memory import engine_memory, num_params, rank_memory
-from sfpo_megatron.planner.nodes import LayoutError, check_engines, engine_nodes, job_layout
+from sfpo_megatron.planner.nodes import LayoutError, idle_advice, job_layout, least_nodes
 from sfpo_megatron.planner.time import Workload, active_params, num_gpus, step_seconds
 
 _FORMULAS = {
@@ -56,13 +56,13 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     """The whole text: memory, seconds, and another layout where this one does not fit."""
     config = with_data(config, nodes)
     gpus, engines = num_gpus(config), config.num_engine_gpus
-    train_nodes = -(-gpus // GPUS_PER_NODE)
-    together = train_nodes + engine_nodes(
-        config,
-        gpus_per_node=GPUS_PER_NODE,
-        train_nodes=train_nodes,
-        ranks_per_node=-(-gpus // train_nodes),
-    )
+    faults, idle, together = list(_engine_faults(shape, config, gpu)), None, ""
+    try:
+        together = f": {least_nodes(config, gpus_per_node=GPUS_PER_NODE)} nodes"
+        if nodes is not None:
+            idle = idle_advice(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE)
+    except LayoutError as error:
+        faults.append(f"does not fit: {error}")
     roles = f"train, {engines} generate" if engines else "train"
     if _colocated(config):
         roles = "train and generate in turn"
@@ -71,7 +71,7 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     lines = [
         f"{shape.family}: {num_params(shape) / 1e9:.2f}B params, {active_params(shape) / 1e9:.2f}B "
         "for a token",
-        f"{gpus} {gpu.name} {roles}: {together} nodes",
+        f"{gpus} {gpu.name} {roles}{together}",
         *_epochs(config),
         "",
         *_memory_table(shape, config, gpu, stage),
@@ -79,15 +79,6 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         *_seconds_table(shape, config, gpu, work),
         "",
     ]
-    faults, idle = list(_engine_faults(shape, config, gpu)), None
-    try:
-        if nodes is None:
-            check_engines(config, nodes=together, gpus_per_node=GPUS_PER_NODE)
-        else:
-            layout = job_layout(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE)
-            idle = layout.idle(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE)
-    except LayoutError as error:
-        faults.append(f"does not fit: {error}")
     lines += [*faults, *_ranks_without_rollouts(config)]
     if idle is not None:
         lines.append(idle)

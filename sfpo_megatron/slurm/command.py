@@ -17,7 +17,7 @@ from sfpo_megatron.config.paths import PathError, expand
 from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.planner.nodes import LayoutError, check_engines, job_layout
+from sfpo_megatron.planner.nodes import LayoutError, check_engines, idle_advice, job_layout
 from sfpo_megatron.slurm.more_options import check_more
 from sfpo_megatron.slurm.render import SIGNAL_MARGIN_S, TEMPLATES, Job, render
 from sfpo_megatron.slurm.submit import TIMEOUT_S, SubmitError, submit
@@ -52,7 +52,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="nodes with trainer ranks; default: all when engines are colocated, else as few as "
-        "the ranks need; with parallel.data null, what the engines leave",
+        "hold the same number of ranks each; with parallel.data null, what the engines leave",
     )
     command.add_argument("--env", metavar="FILE", help="your copy of launch/slurm/env.sh")
     command.add_argument(
@@ -133,7 +133,12 @@ def slurm(options: argparse.Namespace) -> int:
         if layout is not None:
             plan = outlook(config, store_of(config), fresh=False)
             print(f"the job {plan}", file=sys.stderr)
-            idle = layout.idle(config, nodes=job.nodes, gpus_per_node=job.gpus_per_node)
+            idle = idle_advice(
+                config,
+                nodes=job.nodes,
+                gpus_per_node=job.gpus_per_node,
+                train_nodes=options.train_nodes,
+            )
             if idle is not None:
                 print(f"warning: {idle}", file=sys.stderr)
         script = f"{job.script}.sbatch"

@@ -123,7 +123,7 @@ def test_advice_on_idle_gpus_can_be_followed(
     assert main(["plan", str(run), "--nodes", "2"]) == 0
     assert (
         "8 of the 16 GPUs would stay idle; set parallel.data to null, which takes what is left, "
-        "and rollout.num_engines to 8, or ask for fewer nodes\n"
+        "and rollout.num_engines to 8, or ask for 1 node\n"
     ) in capsys.readouterr().out
     advice = ["parallel.data=null", "rollout.num_engines=8"]
     assert main(["plan", str(run), "--nodes", "2", *advice]) == 0

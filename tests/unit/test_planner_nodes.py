@@ -13,7 +13,7 @@ from sfpo_megatron.cli import main
 from sfpo_megatron.config.tree import DebugConfig, ParallelConfig, RunConfig
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.models import QWEN2_5_1_5B
-from sfpo_megatron.planner.nodes import JobLayout, LayoutError, job_layout
+from sfpo_megatron.planner.nodes import JobLayout, LayoutError, idle_advice, job_layout, least_nodes
 from sfpo_megatron.planner.report import report, with_data
 from sfpo_megatron.planner.scaling import base_config
 
@@ -34,6 +34,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any], int, int | None, tuple[
     "engine nodes of their own": ({"data": None}, {"num_engines": 9}, 4, None, (2, 8)),
     "tp 4 engines": ({"data": None}, {"num_engines": 4, "tensor_parallel": 4}, 4, None, (2, 8)),
     "as few nodes as the ranks need": ({"data": 12}, {}, 4, None, (2, 6)),
+    "the same number of ranks on each": ({"data": 9}, {"num_engines": 7}, 4, None, (3, 3)),
     "colocated": ({"data": None}, {"placement": "colocated"}, 4, None, (4, 8)),
     "colocated, all given": ({"data": 16}, {"placement": "colocated"}, 4, None, (4, 4)),
     "spread": ({"data": 4}, {}, 4, 4, (4, 1)),
@@ -57,8 +58,7 @@ def test_idle_gpus_are_counted() -> None:
         ({"data": 8}, {"placement": "colocated", "tensor_parallel": 2}, 24, 16),
     ):
         loaded = run_of(parallel, rollout)
-        layout = job_layout(loaded, nodes=4, gpus_per_node=8)
-        said = layout.idle(loaded, nodes=4, gpus_per_node=8)
+        said = idle_advice(loaded, nodes=4, gpus_per_node=8)
         assert said is None if not idle else f"{idle} of the 32 GPUs" in str(said)
         assert (f"rollout.num_engines to {engines}, or" in str(said)) == (engines is not None)
 
@@ -69,6 +69,7 @@ def test_idle_gpus_are_counted() -> None:
         ({"data": 32}, {}, None, "found 2, expected at least the 4 that 32 ranks take"),
         ({"data": 16}, {}, None, "found 2 nodes of 8 GPUs, expected 3: 16 GPUs train, 1 generate"),
         ({"data": 3}, {}, 2, "found 3 ranks on 2 training nodes, expected the same number on each"),
+        ({"data": None}, {}, 3, "--train-nodes: found 3, expected at most the 2 of --nodes"),
         ({"data": 12}, {}, 1, "found 12 ranks on 1 training nodes, expected the same number"),
         (
             {"data": None, "tensor": 3},
@@ -99,12 +100,89 @@ def test_layouts_that_do_not_fit(
         job_layout(loaded, nodes=2, gpus_per_node=8, train_nodes=train_nodes)
 
 
+def test_one_node_has_no_second_to_train_on() -> None:
+    with pytest.raises(LayoutError, match="--train-nodes: found 2, expected at most the 1 of"):
+        job_layout(run_of({"data": None}, {}), nodes=1, gpus_per_node=8, train_nodes=2)
+
+
+BIG = {"tensor": 8, "pipeline": 2, "sequence": True}
+ENGINES = {"num_engines": 3, "tensor_parallel": 4}
+NULL = "set parallel.data to null, which takes what is left"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "rollout", "nodes", "train_nodes", "advice"),
+    [
+        # All is taken but what one more engine would fill; on three nodes no 16 ranks are left.
+        ({"data": None, **BIG}, ENGINES, 4, None, "raise rollout.num_engines to 4"),
+        # What five nodes leave is no multiple of 16.
+        (
+            {"data": 1, **BIG},
+            ENGINES,
+            5,
+            None,
+            "ask for 4 nodes, or raise rollout.num_engines to 6",
+        ),
+        (
+            {"data": 3},
+            {"num_engines": 2},
+            1,
+            None,
+            f"{NULL}, or raise rollout.num_engines to 5",
+        ),
+        # Sixteen ranks are not on three nodes as many on each, on two they are.
+        (
+            {"data": 16},
+            {"placement": "colocated"},
+            4,
+            None,
+            f"{NULL}, and rollout.num_engines to 32, or ask for 2 nodes",
+        ),
+        ({"data": None}, {}, 3, 1, "ask for 2 nodes, or raise rollout.num_engines to 16"),
+        (
+            {"data": None},
+            {"num_engines": 2, "tensor_parallel": 3},
+            2,
+            None,
+            "set parallel or rollout.tensor_parallel to sizes that fill a node",
+        ),
+    ],
+)
+def test_advice_on_idle_gpus(
+    parallel: dict[str, Any],
+    rollout: dict[str, Any],
+    nodes: int,
+    train_nodes: int | None,
+    advice: str,
+) -> None:
+    said = idle_advice(
+        run_of(parallel, rollout), nodes=nodes, gpus_per_node=8, train_nodes=train_nodes
+    )
+    assert str(said).partition("would stay idle; ")[2] == advice
+
+
+@pytest.mark.parametrize("placement", ["dedicated", "colocated"])
+def test_the_least_nodes_are_those_of_a_job(placement: str) -> None:
+    """Whatever the ranks' number; `plan` says that they fit."""
+    for data, engines in ((9, 7), (9, 9), (12, 4), (11, 1), (1, 20), (7, 1)):
+        run = run_of({"data": data}, {"placement": placement, "num_engines": engines})
+        least = least_nodes(run, gpus_per_node=8)
+        assert job_layout(run, nodes=least, gpus_per_node=8).world_size == data
+        for nodes in range(1, least):
+            with pytest.raises(LayoutError):
+                job_layout(run, nodes=nodes, gpus_per_node=8)
+        assert f": {least} nodes\n" in report(QWEN2_5_1_5B, run, H100, None)
+    for engines, expected in ((7, 3), (9, 3)):
+        run = run_of({"data": 9}, {"placement": placement, "num_engines": engines})
+        assert least_nodes(run, gpus_per_node=8) == expected
+
+
 @pytest.mark.parametrize(
     ("parallel", "rollout", "nodes", "said"),
     [
         # Engines that fill part of a node leave the rest of it idle: 24 ranks, not 26.
         ({"data": None}, {"num_engines": 6}, 4, "24 h100-80gb train, 6 generate: 4 nodes\n"),
-        ({"data": None}, {"num_engines": 6}, 4, "2 of the 32 GPUs would stay idle; set"),
+        ({"data": None}, {"num_engines": 6}, 4, "2 of the 32 GPUs would stay idle; raise"),
         # Six ranks of each node leave an engine of four no place on either.
         ({"data": 12}, {"tensor_parallel": 4}, None, "12 h100-80gb train, 4 generate: 3 nodes\n"),
         ({"data": 12}, {"tensor_parallel": 4}, 2, "does not fit: --nodes: found 2 nodes of 8 GPUs"),
