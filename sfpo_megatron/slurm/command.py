@@ -14,6 +14,7 @@ from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.paths import PathError, expand
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -105,7 +106,7 @@ def slurm(options: argparse.Namespace) -> int:
                 train_nodes=options.train_nodes,
             )
         else:
-            check_engines(config, nodes=options.nodes, gpus_per_node=options.gpus_per_node)
+            check_engines(_alone(config), nodes=options.nodes, gpus_per_node=options.gpus_per_node)
         job = Job(
             script=options.job,
             nodes=options.nodes,
@@ -150,6 +151,13 @@ def slurm(options: argparse.Namespace) -> int:
         raise SlurmError(str(error)) from error
     print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0
+
+
+def _alone(config: RunConfig) -> RunConfig:
+    """The run as `eval` starts it: engines alone, whatever its trainer would do with them."""
+    rollout = dataclasses.replace(config.rollout, placement="dedicated")
+    debug = dataclasses.replace(config.debug, train_only=None)
+    return dataclasses.replace(config, rollout=rollout, debug=debug)
 
 
 def _check_counts(options: argparse.Namespace) -> None:

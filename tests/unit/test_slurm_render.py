@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made.configs import run_config, write_run
@@ -149,6 +150,26 @@ def test_evaluation_script(config: Callable[..., Path], capsys: pytest.CaptureFi
     assert sruns(script).keys() == {"ray", "eval"}
     assert "--signal" not in script and "torch.distributed.run" not in script
     assert not re.search(r"@[A-Z_]+@", script)
+
+
+@pytest.mark.parametrize(
+    "alone", [{"rollout": {"placement": "colocated"}}, {"debug": {"train_only": "saved"}}]
+)
+@pytest.mark.parametrize(("engines", "code"), [(32, 0), (33, 2)])
+def test_an_evaluations_engines_are_counted_wherever_the_run_has_them(
+    config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    alone: dict[str, Any],
+    engines: int,
+    code: int,
+) -> None:
+    """`eval` starts them without a trainer."""
+    Path("saved").write_text("{}")
+    given = {**alone, "rollout": {**alone.get("rollout", {}), "num_engines": engines}}
+    run = config(**given, parallel={"data": None})
+    assert cli.main(["slurm", str(run), *OPTIONS, "--job=eval", "--dry-run"]) == code
+    found = "--nodes: found 4, expected at least the 5 that 33 engines of 1 GPUs take"
+    assert (found in capsys.readouterr().err) == (code == 2)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
