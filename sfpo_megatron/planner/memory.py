@@ -92,7 +92,7 @@ def rank_memory(
     asleep = refit = 0
     if config.rollout.placement == "colocated":
         host += total * dtype + main + moments  # as mcore/offload.py: not grads, not the snapshot
-        weights = num_params(shape) * weight_bytes(config) // config.rollout.tensor_parallel
+        weights = engine_bytes(shape, config) // config.rollout.tensor_parallel
         asleep, refit = AWAY_BYTES, weights + config.refit.bucket_bytes
     return RankMemory(
         params=total * dtype,
@@ -318,8 +318,16 @@ def num_params(shape: ModelShape) -> int:
     return sum(param.numel for param in params_of(shape, ParallelConfig(), whole))
 
 
+def engine_bytes(shape: ModelShape, config: RunConfig) -> int:
+    """Bytes of an engine's weights on all of its GPUs. vLLM quantizes linears: the embedding and
+    the head stay in the model's dtype."""
+    ends = shape.padded_vocab_size(1) * shape.hidden_size * (1 if shape.tied_embeddings else 2)
+    inner = num_params(shape) - ends
+    return inner * weight_bytes(config) + ends * DTYPE_BYTES[config.model.dtype]
+
+
 def weight_bytes(config: RunConfig) -> int:
-    """Bytes of one of an engine's weights."""
+    """Bytes of a weight of one of an engine's linears."""
     given = config.rollout.quantization or config.rollout.engine_args.get("quantization")
     return 1 if given else DTYPE_BYTES[config.model.dtype]
 
@@ -327,7 +335,7 @@ def weight_bytes(config: RunConfig) -> int:
 def engine_memory(shape: ModelShape, config: RunConfig, gpu_bytes: int) -> EngineMemory:
     """vLLM takes `gpu_memory_utilization` of the GPU: weights, then keys and values."""
     tensor, dtype = config.rollout.tensor_parallel, DTYPE_BYTES[config.model.dtype]
-    weights = num_params(shape) * weight_bytes(config) // tensor
+    weights = engine_bytes(shape, config) // tensor
     if shape.mla is not None:
         per_token = (shape.mla.kv_rank + shape.mla.rope_dim) * dtype * shape.num_layers
     else:

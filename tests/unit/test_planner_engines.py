@@ -10,7 +10,8 @@ import pytest
 
 from sfpo_megatron.config.tree import DebugConfig, ParallelConfig, RunConfig
 from sfpo_megatron.planner.hardware import GPUS
-from sfpo_megatron.planner.models import LLAMA_70B, QWEN2_5_1_5B
+from sfpo_megatron.planner.memory import engine_memory, num_params
+from sfpo_megatron.planner.models import DEEPSEEK_671B, LLAMA_70B, QWEN2_5_1_5B
 from sfpo_megatron.planner.report import report
 from sfpo_megatron.planner.scaling import base_config
 from sfpo_megatron.planner.time import Workload, step_seconds
@@ -49,6 +50,21 @@ def test_an_engine_has_room_for_its_weights_and_a_rollout(
     # A run on saved rollouts starts no engine.
     saved = config(**given, gpu_memory_utilization=share, debug=DebugConfig(train_only="x"))
     assert "an engine" not in report(LLAMA_70B, saved, H100, None)
+
+
+def test_the_ends_of_a_quantized_engine_are_not_quantized() -> None:
+    """DeepSeek-V3: 671.03B weights, 129,280 x 7168 of them in the embedding and in the head each.
+    Tied, Qwen2.5 1.5B has its 151,936 x 1536 once."""
+    for shape, tensor, weights, ends in (
+        (DEEPSEEK_671B, 8, 671_026_404_352, 2 * 129_280 * 7168),
+        (QWEN2_5_1_5B, 1, 1_543_714_304, 151_936 * 1536),
+    ):
+        assert num_params(shape) == weights
+        run = config(tensor_parallel=tensor, quantization="fp8_per_channel")
+        quantized = engine_memory(shape, run, H100.memory_bytes).weights
+        assert quantized == (weights + ends) // tensor
+        whole = engine_memory(shape, config(tensor_parallel=tensor), H100.memory_bytes).weights
+        assert whole == 2 * weights // tensor
 
 
 def test_an_engine_stays_on_one_node() -> None:
