@@ -139,7 +139,11 @@ requeue_after_failure() {  # WHY
   [[ ! -f $file ]] || read -r count last < "$file" || true
   [[ $count =~ ^[0-9]+$ && $last == "$(checkpoint)" ]] || count=0
   count=$((count + 1))
-  echo "$count $(checkpoint)" > "$file" || say "$file cannot be written: the next count is wrong"
+  # Aside first: a full disk would leave nothing of the count before.
+  if ! { echo "$count $(checkpoint)" > "$file.new" && mv -fT "$file.new" "$file"; }; then
+    say "$file cannot be written: all restarts of this job count as failures"
+    count=$((${SLURM_RESTART_COUNT:-0} + 1))
+  fi
   ((count < MAX_FAILURES)) || fail "$1; $count failures in a row without a new checkpoint"
   requeue "$1 (failure $count of $MAX_FAILURES)"
 }

@@ -26,6 +26,7 @@ from sfpo_megatron.host.processes import (
 )
 from sfpo_megatron.host.scratch import remove_tree
 from sfpo_megatron.host.temporary import NoTemporaryFolder, temporary_folder
+from sfpo_megatron.outputs.stopping import STOPPED_EXIT_CODE
 
 LIMIT_S = 22.0  # above what closing takes (launch.SHUTDOWN_TIMEOUT_S and more), below 30 s in all
 _POLL_S = 0.05
@@ -37,8 +38,9 @@ _SIGNALS = (*_ENDING, signal.SIGUSR1)
 
 
 def supervise(work: Callable[[], int], *, ask: Ask | None = None) -> int:
-    """Call `work` in a process of its own; its exit code, or 128 + N where signal N has ended it.
-    Whoever calls this ends with that code: no signal has an effect any more.
+    """Call `work` in a process of its own; its exit code, or 128 + N where signal N has ended it;
+    but for Ctrl-C, 0 and 85 stay. Whoever calls this ends with that code: no signal has an effect
+    any more.
 
     `work` takes SIGINT, which it gets once, as the order to end. `ask`: what the first SIGTERM and
     each SIGUSR1 do instead, where it does not return False.
@@ -146,10 +148,11 @@ class _Front:
             name = signal.Signals(-code).name
             _say(f"error: pid {pid}, which led the run, was killed by {name}")
             return 1
-        if by is not None and (code < 0 or code == 128 + signal.SIGINT):
+        if by is None or (code in (0, STOPPED_EXIT_CODE) and by != signal.SIGINT):
+            return code  # it had got to its end, or saved: a job script goes by that
+        if code < 0 or code == 128 + signal.SIGINT:
             _say(f"error: stopped by {by.name}")
-            return 128 + by
-        return 128 + by if by == signal.SIGINT else code
+        return 128 + by
 
 
 def _say(line: str) -> None:

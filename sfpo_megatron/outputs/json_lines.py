@@ -55,6 +55,16 @@ class Lines:
         # Not buffered: a line is one write, so that a reader who follows the file never sees half
         # of one, and nothing is held back that a later flush could add to a line cut short.
         self._file = path.open("ab", buffering=0)
+        self._cut_half_line()
+
+    def _cut_half_line(self) -> None:
+        """What a kill has left would swallow the next line."""
+        with self._path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                self._file.truncate(file.read().rfind(b"\n") + 1)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one object. OSError: the file ends before it."""

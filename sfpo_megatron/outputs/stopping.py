@@ -65,7 +65,8 @@ def request_on_signal(
     def take(signum: int, frame: FrameType | None) -> None:
         if is_ours():
             asked = signal.Signals(signum)
-            if not request(directory, asked):
+            alone = "known to this rank alone: rank 0 saves and stops, another goes on"
+            if not request(directory, asked, otherwise=alone):
                 _unwritten.setdefault(directory.stop_file, (asked.name, time.time()))
         else:
             signal.signal(signum, signal.SIG_DFL)
@@ -75,9 +76,12 @@ def request_on_signal(
         signal.signal(signum, take)
 
 
-def request(directory: RunDirectory, signum: signal.Signals) -> bool:
+def request(
+    directory: RunDirectory, signum: signal.Signals, *, otherwise: str = "not passed on"
+) -> bool:
     """Ask the run in `directory` to stop; the first who asks is named. False where that cannot be
-    written, and a line says so: raised in a signal handler, the error would end what goes on."""
+    written, and a line says so, and what the signal is `otherwise`: raised in a signal handler, the
+    error would end what goes on."""
     file = directory.stop_file
     try:
         if not file.exists():
@@ -88,7 +92,7 @@ def request(directory: RunDirectory, signum: signal.Signals) -> bool:
         if os.path.exists(file):  # on a full disk, and enough
             return True
         with suppress(OSError):  # not print: the handler may have interrupted one
-            os.write(2, f"warning: {file}: {error}: {signum.name} is not passed on\n".encode())
+            os.write(2, f"warning: {file}: {error}: {signum.name} is {otherwise}\n".encode())
         return False
 
 

@@ -172,13 +172,17 @@ class CheckpointWriter:
             self._mark_if_best(directory)
 
     def _mark_if_best(self, directory: Path) -> None:
-        """Mark this checkpoint if it is better than the one that is marked: the best evaluation of
-        all may have been at a step that was not saved."""
-        value, marked = self._value_of(directory), self._store.best
-        then = self._value_of(marked) if marked is not None else None
-        if value is not None and (then is None or value > then):
-            self._store.mark_best(directory)
-            self._best.marked = step_of(directory), value
+        """Mark this checkpoint if it is better than the one that is marked, or the best that is
+        there if none is: the best evaluation of all may have been at a step that was not saved."""
+        marked = self._store.best  # None also where that has broken
+        paths = self._store.steps().values() if marked is None else (marked, directory)
+        values = {path: v for path in paths if (v := self._value_of(path)) is not None}
+        if values:
+            best = max(values, key=lambda path: values[path])  # the first of equals
+            if best != marked:
+                self._store.mark_best(best)
+            # Also where an earlier start has set the mark, which a kill then made this one forget.
+            self._best.marked = step_of(best), values[best]
 
     def _value_of(self, directory: Path) -> float | None:
         """What was found at a checkpoint, by the checkpoint itself or later."""

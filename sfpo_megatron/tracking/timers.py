@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 import torch
@@ -36,8 +36,13 @@ class Timers:
         try:
             with doing(name, **details):
                 yield
-        finally:
+        except BaseException:
+            with suppress(RuntimeError):  # CUDA's next error would hide its first
+                self._phases.append((f"time/{name}_s", start, _mark()))
+            raise
+        else:
             self._phases.append((f"time/{name}_s", start, _mark()))
+        finally:
             self._observe_memory()
             self._open.pop()
 

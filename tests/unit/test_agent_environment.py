@@ -23,6 +23,7 @@ from made.tool_templates import tool_tokenizer
 
 from sfpo_megatron.config.rules.agent import agent as agent_rule
 from sfpo_megatron.plugins import PluginError
+from sfpo_megatron.rollout.endpoint.session import Session
 from sfpo_megatron.rollout.environments.agent import AgentEnvironment
 from sfpo_megatron.rollout.episodes import Episode
 from sfpo_megatron.rollout.errors import RolloutError
@@ -233,7 +234,20 @@ def test_cancelling_an_episode_ends_its_agent(tokenizer: Any) -> None:
         asyncio.run(asyncio.wait_for(cancelled(), 30))
 
 
-def test_cancelling_an_episode_frees_the_engines(tokenizer: Any) -> None:
+@pytest.mark.parametrize("when", ["agent plays", "session closes"])
+def test_cancelling_an_episode_frees_the_engines(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Also where the agent has ended without a turn, and what the model says is waited for."""
+    closes = threading.Event()
+    close = Session.close
+
+    async def closing(session: Session) -> None:
+        closes.set()
+        await close(session)
+
+    monkeypatch.setattr(Session, "close", closing)
+
     class Endless(Says):
         is_cancelled = False
 
@@ -246,14 +260,15 @@ def test_cancelling_an_episode_frees_the_engines(tokenizer: Any) -> None:
 
     async def cancelled() -> None:
         episode = asyncio.create_task(environment.run(PROMPT, says, 3))
-        while not says.asked:
+        while not (says.asked if when == "agent plays" else closes.is_set()):
             await asyncio.sleep(0.01)
         episode.cancel()
         while not says.is_cancelled:
             await asyncio.sleep(0.01)
 
     says = Endless(tokenizer)
-    with environment_of(tokenizer, "number") as environment:
+    agent = "number" if when == "agent plays" else "impatient"
+    with environment_of(tokenizer, agent) as environment:
         asyncio.run(asyncio.wait_for(cancelled(), 30))
 
 

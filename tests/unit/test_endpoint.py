@@ -291,6 +291,20 @@ def test_a_stream_says_the_same(endpoint: Endpoint, tokenizer: Any) -> None:
     asyncio.run(talk())
 
 
+def test_a_session_that_has_ended_begins_no_turn(endpoint: Endpoint, tokenizer: Any) -> None:
+    """A request whose body comes late: its key was looked up while the episode ran."""
+
+    async def talk() -> None:
+        says = Says(tokenizer, f"a{END}")
+        async with client_of(endpoint, says) as client:
+            await endpoint.thread.start(client.session.close())
+            status, body = await client.post({"messages": [user("1")]})
+            assert status == 410 and "has ended" in body["error"]["message"]
+            assert not says.asked and not client.session.unread
+
+    asyncio.run(talk())
+
+
 def test_a_template_that_cannot_be_appended_to_is_refused_at_the_start() -> None:
     with pytest.raises(DataError, match="ends the assistant's turn with"):
         ChatTemplates(tool_tokenizer(), {}, [0])

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from sfpo_megatron.outputs.directory import RunDirectory
+from sfpo_megatron.outputs.json_lines import read_lines
 from sfpo_megatron.outputs.metrics import cut_metrics, read_metrics
 from sfpo_megatron.outputs.plot import plot
 from sfpo_megatron.outputs.report.reading import ReportError, read_run
 from sfpo_megatron.outputs.shown import shown
+from sfpo_megatron.outputs.starts import note_start
 from sfpo_megatron.outputs.table import summary_table
 
 NUM_STEPS, ROLLOUTS, GATE_CLOSES = 80, 256, 48
@@ -236,6 +238,19 @@ def test_cut_metrics_drops_what_it_cannot_read_alone(tmp_path: Path) -> None:
     path.write_bytes(b"".join((good, *broken, good, b'{"step": 3}\n', b'{"step": 2}')))
     cut_metrics(path, 2)
     assert path.read_bytes() == good * 2
+
+
+@pytest.mark.parametrize("lines", [b"", b'{"run_id": "a"}\n'])
+def test_half_a_line_of_a_killed_start_swallows_no_other(tmp_path: Path, lines: bytes) -> None:
+    run = RunDirectory.of(tmp_path)
+    run.environment.write_bytes(lines + b'{"run_id": "a", "after_st')
+    note_start(run, run_id="b", after_step=1)
+    found = run.environment.read_bytes()
+    assert found.startswith(lines + b'{"run_id": "b", "after_step": 1, ')
+    read = list(read_lines(run.environment, is_written=False))
+    assert [line.content["run_id"] for line in read][-1] == "b"
+    note_start(run, run_id="c", after_step=2)
+    assert run.environment.read_bytes().startswith(found)
 
 
 def test_broken_metrics_end_no_run_that_has_ended(tmp_path: Path) -> None:

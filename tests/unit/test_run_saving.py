@@ -8,90 +8,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made.configs import run_config
+from made.saved_runs import Saved, continued
 
-from sfpo_megatron.checkpoints.store import Found, store_of
-from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.checkpoints.store import Found
 from sfpo_megatron.outputs.stopping import OutOfTime, StopRun
 from sfpo_megatron.rollout.errors import FleetLost
-from sfpo_megatron.run import saving
-from sfpo_megatron.run.checkpoints import Checkpoints
-from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.saving import read_run_state
-
-
-class Saved:
-    """A run of 5 train steps that saves every second one."""
-
-    def __init__(
-        self,
-        folder: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        *,
-        found: Found | None = None,
-        **checkpoint: Any,
-    ) -> None:
-        """`found`: the checkpoint that the run continues from."""
-        self.config: RunConfig = run_config(
-            output_dir=str(folder),
-            train={"num_steps": 5},
-            checkpoint={"every": 2, "keep_last": 9, **checkpoint},
-        )
-        self.events: list[str] = []
-        self.best = Best()
-        self.begun, self.took = list[bool](), list[float]()
-        self.stop = SimpleNamespace(
-            reason=None, steps_begin=lambda: self.begun.append(True), saved=self.took.append
-        )
-        self.writing = SimpleNamespace(finish=dict, is_done=True, seconds=0.0)
-        self.store = store_of(self.config)
-        monkeypatch.setattr(saving.checkpoint, "begin_save", self.begin_save)
-        for load in ("load", "load_weights"):
-            monkeypatch.setattr(saving.checkpoint, load, lambda policy, directory: None)
-        control: Any = SimpleNamespace(
-            rank=0,
-            all_gather_json=lambda value: [value],
-            broadcast_json=lambda value: value,
-        )
-        opened: Any = SimpleNamespace(
-            start=SimpleNamespace(found=found, run_id="abcdef012345"),
-            ends=SimpleNamespace(stop=self.stop, best=self.best, feed=self),
-            progress=self.events.append,
-            important=self.events.append,
-            store=self.store,
-        )
-        policy: Any = SimpleNamespace(control=control)
-        self.engines: Any = SimpleNamespace(
-            hold=self.note("hold"),
-            to_trainer=self.note("to trainer"),
-            end=self.note("end"),
-            refit=lambda weight_version: None,
-        )
-        kept: Any = {"best": self.best, "data": self}
-        self.checkpoints = Checkpoints(self.config, opened, policy, self.engines, kept)
-
-    def note(self, event: str) -> Callable[..., None]:
-        return lambda *step: self.events.append(event)
-
-    def hand_back(self, step: int) -> None:
-        self.events.append(f"hand back {step}")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rollouts": {}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def begin_save(self, policy: Any, directory: Path, *, step: int, form: str) -> Any:
-        self.events.append(f"save {step}")
-        (directory / "metadata.json").write_text("{}")
-        return self.writing
 
 
 def test_saved_every_so_often_and_after_the_last_step(
@@ -158,15 +84,6 @@ def test_a_stop_before_the_first_step_leaves_nothing_to_save(
     run.checkpoints.give_up(StopRun("SIGUSR1", step=1, begun=False))
     assert "stopped by SIGUSR1 before the first train step: nothing to save" in run.events[-1]
     assert not run.store.steps()
-
-
-def continued(run: Saved, folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Saved:
-    """The next start of `run`, from its newest checkpoint."""
-    (step, directory), *_ = reversed(run.store.steps().items())
-    found = Found(directory=directory, step=step, has_run_state=True)
-    again = Saved(folder, monkeypatch, found=found, **more)
-    assert again.checkpoints.resume() == step
-    return again
 
 
 def test_every_checkpoint_says_whose_weights_the_run_began_with(
@@ -398,3 +315,40 @@ def test_a_held_out_loss_that_is_not_finite_can_be_saved(
     run.best.observe(3, float("inf"))
     run.checkpoints.save_now(2)
     assert run.best.step == 2 and run.store.best == run.store.steps()[2]
+
+
+def test_a_mark_is_remembered_where_a_kill_came_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start makes the same evaluation, and finds the mark set: nothing on the disk says
+    what was found there. The best of all is not saved; retention keeps the best that is."""
+    more: dict[str, Any] = {"keep_best": True, "keep_last": 1}
+    run = Saved(tmp_path, monkeypatch, **more)
+    run.checkpoints.resume()
+    run.checkpoints.save_now(2)
+    for _ in range(2):
+        run = continued(run, tmp_path, monkeypatch, **more)
+        run.best.observe(2, 0.6)
+        run.checkpoints.evaluated(2)
+        assert run.best.marked == (2, 0.6)
+    run.best.observe(3, 0.7)
+    run.best.observe(4, 0.5)
+    run.checkpoints.save_now(4)
+    assert list(run.store.steps()) == [2, 4] and run.store.best == run.store.steps()[2]
+
+
+@pytest.mark.parametrize(("first", "second", "wanted"), [(0.8, 0.5, 2), (0.5, 0.8, 3)])
+def test_where_the_best_has_broken_the_best_of_the_others_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: float, second: float, wanted: int
+) -> None:
+    """Not the one that the next start continues from, whatever it is."""
+    run = Saved(tmp_path, monkeypatch, keep_best=True)
+    run.checkpoints.resume()
+    for step, accuracy in ((2, first), (3, second), (4, 0.9)):
+        run.best.observe(step, accuracy)
+        run.checkpoints.save_now(step)
+    steps = run.store.steps()
+    steps[4].rename(steps[4].with_name(f"{steps[4].name}.broken-1"))
+    again = continued(run, tmp_path, monkeypatch, keep_best=True)
+    assert again.store.best == steps[wanted]
+    assert again.best.marked == (wanted, 0.8)

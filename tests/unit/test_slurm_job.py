@@ -25,12 +25,12 @@ scontrol() {{ [[ $2 == hostnames ]] && echo node-1 || echo "RequeueExit = 85"; }
 """
 
 
-def bash(script: str, run: Path, job: int) -> subprocess.CompletedProcess[str]:
+def bash(script: str, run: Path, job: int, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", BEGIN + script, "bash", str(run), str(job)],
         capture_output=True,
         text=True,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **environment},
         timeout=20,
     )
 
@@ -74,6 +74,26 @@ def test_a_failure_is_requeued_whatever_else_fails(tmp_path: Path, broken: str) 
     (tmp_path / "slurm").mkdir()
     done = bash(f"{broken}\nrequeue_after_failure 'it fell'", tmp_path, 7)
     assert done.returncode == 85 and "it fell (failure 1 of 3)" in done.stdout, done.stderr
+
+
+def test_failures_that_cannot_be_counted_are_restarts(tmp_path: Path) -> None:
+    """A folder that cannot be written: the job would be requeued for ever."""
+    codes = []
+    (tmp_path / "slurm/failures.7").mkdir(parents=True)
+    for restart in range(3):
+        done = bash("requeue_after_failure fell", tmp_path, 7, SLURM_RESTART_COUNT=str(restart))
+        codes.append(done.returncode)
+    assert codes == [85, 85, 1], done.stderr
+    assert "all restarts of this job count as failures" in done.stdout
+
+
+def test_a_full_disk_leaves_the_count_before(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/failures.7").write_text("2 none\n")
+    (tmp_path / "slurm/failures.7.new").symlink_to("/dev/full")
+    done = bash("requeue_after_failure fell", tmp_path, 7)
+    assert done.returncode == 85 and "failures.7 cannot be written" in done.stdout
+    assert (tmp_path / "slurm/failures.7").read_text() == "2 none\n"
 
 
 def test_a_token_that_cannot_be_removed_leaves_the_exit_code(tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def test_a_request_that_cannot_be_written_ends_nothing(
 
 
 @pytest.mark.usefixtures("handlers")
-def test_rank_0_hears_of_a_request_that_cannot_be_written(tmp_path: Path, clock: Clock) -> None:
+def test_rank_0_hears_of_a_request_that_cannot_be_written(
+    tmp_path: Path, clock: Clock, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Under plain torchrun no process in front ends the run instead."""
     (tmp_path / "run").touch()
     directory = RunDirectory(tmp_path / "run")
@@ -172,6 +174,9 @@ def test_rank_0_hears_of_a_request_that_cannot_be_written(tmp_path: Path, clock:
     assert watch.reason is None
     os.kill(os.getpid(), signal.SIGTERM)
     assert watch.reason == "SIGTERM"
+    assert capfd.readouterr().err.endswith(
+        ": SIGTERM is known to this rank alone: rank 0 saves and stops, another goes on\n"
+    )
     watch.check()
     clock.now += 61
     with pytest.raises(OutOfTime, match="SIGTERM"):

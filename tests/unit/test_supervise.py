@@ -41,7 +41,8 @@ def work():
     child = subprocess.Popen(sleep, start_new_session=True)  # as Ray's are
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(os.path.join(tempfile.gettempdir(), "s" * 64))
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    code = int(mode) if mode.isdecimal() else 130
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(code))
     try:
         return go_on(child)
     finally:
@@ -69,8 +70,8 @@ sys.exit(module.supervise(work, ask=ask if asked else None))
 """
 
 
-def full(parameter: object) -> ParameterSet:
-    return pytest.param(parameter, marks=pytest.mark.full)
+def full(*parameters: object) -> ParameterSet:
+    return pytest.param(*parameters, marks=pytest.mark.full)
 
 
 @pytest.fixture
@@ -168,6 +169,29 @@ def test_other_signals_end_it_as_well_twice_too(folder: Path, name: str) -> None
         assert process.returncode == 128 + signal.Signals[name]
         assert err == f"error: stopped by {name}\n"
         assert len(processes) == 2 and nothing_is_left(folder, processes)
+
+
+@pytest.mark.parametrize(
+    ("name", "ended", "code"),
+    [
+        ("SIGTERM", 1, 143),
+        ("SIGTERM", 85, 85),
+        full("SIGTERM", 0, 0),
+        full("SIGHUP", 2, 129),
+        ("SIGINT", 85, 130),
+        full("SIGINT", 0, 130),
+        full("SIGINT", 1, 130),
+    ],
+)
+def test_the_signal_is_the_exit_code_but_for_an_end_that_a_job_goes_by(
+    folder: Path, name: str, ended: int, code: int
+) -> None:
+    """The work had saved, or was done, when it heard of the end; Ctrl-C is 130 all the same."""
+    with supervised(folder, str(ended)) as process:
+        started(folder)
+        process.send_signal(signal.Signals[name])
+        _, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (code, "")
 
 
 def test_hangups_are_nothing_under_nohup(folder: Path) -> None:

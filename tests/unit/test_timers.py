@@ -85,3 +85,19 @@ def test_a_phase_takes_what_its_kernels_take(monkeypatch: pytest.MonkeyPatch) ->
             "time/passes_s": 40.0,
         }
     assert timers.take() == {}
+
+
+def test_what_ends_a_phase_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After CUDA's first error every call raises another, the end mark too."""
+    stream = Stream()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", stream.event)
+    timers = Timers()
+
+    def fails(**_: bool) -> Event:
+        raise RuntimeError("CUDA error: the next one")
+
+    with pytest.raises(ValueError, match="the cause"), timers("step"), timers("passes"):
+        monkeypatch.setattr(torch.cuda, "Event", fails)
+        raise ValueError("the cause")
+    assert timers.take() == {}

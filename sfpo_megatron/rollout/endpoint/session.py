@@ -28,6 +28,8 @@ from sfpo_megatron.rollout.environments.tool_calls import BadCall, ToolCall, cal
 from sfpo_megatron.rollout.episodes import Episode, Generate
 from sfpo_megatron.rollout.sampling import Completion
 
+_ENDED = "the episode has ended"
+
 
 @dataclass(kw_only=True, eq=False, slots=True)
 class Turn:
@@ -104,6 +106,8 @@ class Session:
         """The model's turn after `request`, recorded; ApiError for a request without one. A turn
         that nobody awaits any more is not recorded, as no reward was given for it: it is kept for
         the client that asks the same again."""
+        if self._is_closed:  # since its key was looked up: the body came late
+            raise ApiError(_ENDED, status=410)
         number, self._num_requests = self._num_requests, self._num_requests + 1
         call = self._retried(request, is_awaited) or self._begun(request, is_awaited)
         completion = await self._completion(call)
@@ -255,7 +259,7 @@ class Session:
     async def _completion(self, call: _Call) -> Completion:
         await asyncio.wait({call.completion})  # a client that goes does not end it
         if self._is_closed:
-            raise ApiError("the episode has ended", status=410)
+            raise ApiError(_ENDED, status=410)
         try:
             return call.completion.result()
         except Exception:

@@ -82,19 +82,20 @@ class EndpointEnvironment(ABC):
             max_response_tokens=generate.context_tokens - len(prompt.token_ids),
         )
         sampling = Sampling(temperature=generate.temperature, top_p=generate.top_p)
-        with self._endpoint.serving(session, sampling) as key:
-            agent = self._agents.start(self.play(key, prompt, seed))
-            ends: set[asyncio.Future[Any]] = {agent, session.failed}
-            try:
-                await asyncio.wait(
-                    ends, timeout=self._args.timeout_s, return_when=asyncio.FIRST_COMPLETED
-                )
-            except asyncio.CancelledError:
-                session.abandon()
-                raise
-            finally:
-                in_time = not agent.cancel()
-        await session.close()
+        try:
+            with self._endpoint.serving(session, sampling) as key:
+                agent = self._agents.start(self.play(key, prompt, seed))
+                ends: set[asyncio.Future[Any]] = {agent, session.failed}
+                try:
+                    await asyncio.wait(
+                        ends, timeout=self._args.timeout_s, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    in_time = not agent.cancel()
+            await session.close()
+        except asyncio.CancelledError:
+            session.abandon()
+            raise
         if session.failed.done():
             session.failed.result()  # raises what the engines did
         return self._recorded(session, agent, in_time=in_time)
