@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from sfpo_megatron.rewards import matrices, numbers
 from sfpo_megatron.rewards.hostile import refused
-from sfpo_megatron.rewards.notation import all_but, plain
+from sfpo_megatron.rewards.notation import all_but, plain, without_ordinals
 from sfpo_megatron.rewards.quantities import GROUPED, Value, quantity, value_of
 from sfpo_megatron.rewards.splitting import balanced, split
 
@@ -132,6 +132,14 @@ def readings(text: str) -> tuple[Answer, ...]:
     spelled = plain(text)
     if not spelled or refused(spelled) is not None:
         return ()
+    number = without_ordinals(spelled).strip()
+    if number != spelled:  # `2nd` may be a product too
+        return (*_spelled_readings(number, text), *_spelled_readings(spelled, text))
+    return _spelled_readings(spelled, text)
+
+
+def _spelled_readings(spelled: str, text: str) -> tuple[Answer, ...]:
+    """All ways to read one spelling of the text."""
     if number := numbers.read(spelled):
         found: list[Answer] = [Value(exact=number.value, written=number.written)]
         if GROUPED.fullmatch(spelled) and ",0" not in spelled:  # `100,200` may be two numbers
