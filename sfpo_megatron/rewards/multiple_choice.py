@@ -105,6 +105,20 @@ _CLAIMED = re.compile(
     re.IGNORECASE,
 )
 """`since C is correct`, `because the correct option is C`"""
+_BESIDE = (
+    re.compile(
+        r"(?:(?i:option|choice) )?[(\[]?(?P<letter>[A-Z])[)\]]?(?:, | \()(?P<text>[^()]+)\)?"
+    ),
+    re.compile(r"(?P<text>[^()]+?)(?:, | \()(?:(?i:option|choice) )?[(\[]?(?P<letter>[A-Z])[)\]]*"),
+)
+"""`B, Paris`, `Paris (B)`"""
+_GOES_ON = re.compile(r"[.,;](?!\S)|\s+(?:is|are|was|were)\b")
+"""Behind an option's text: `Paris is the capital`"""
+_DOUBTED = re.compile(
+    r"\b(?:no|not|never|nor|or|also|either|wait|actually|but|however|instead|maybe|perhaps|wrong"
+    r"|incorrect|false|unsure|whether|if)\b|n't\b|\?",
+    re.IGNORECASE,
+)
 _NUMERAL = re.compile(r"[0-9]|\\(?:frac|sqrt|pi)")
 _SO = re.compile(r"^(?:so|thus|hence|therefore)\b,?\s+", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]+)\*\*(?!\w)")
@@ -170,15 +184,33 @@ def _right(answer: str, letter: str, text: str, options: Mapping[str, str]) -> b
         return True
     marked = _MARKED.fullmatch(answer)
     if marked is None:
-        return False
+        besides = filter(None, (form.fullmatch(answer) for form in _BESIDE))
+        return bool(text) and any(
+            one["letter"] == letter and _same(one["text"], text, options) for one in besides
+        )
     rest = (marked["rest"] or "").strip()
     if (marked["bare"] or "").islower() or _letter(marked) != letter:
         return False
     if rest and text:  # else it may be the letter of one option and the text of another
-        return _same(rest, text, options)
+        return _same(rest, text, options) or _is_about(rest, letter, text, options)
     if marked["dashed"] and _NOT.search(rest):  # `B - Paris, not correct`
         return False
     return not (_ANOTHER.search(rest) or _REFUTED.match(rest) or _claims_another(rest, letter))
+
+
+def _is_about(rest: str, letter: str, text: str, options: Mapping[str, str]) -> bool:
+    """Whether a sentence about the option's text, and no other's, stands behind its letter."""
+    begin = plain(text).casefold()
+    tail = rest[len(begin) :]
+    if not rest.casefold().startswith(begin) or not _GOES_ON.match(tail) or _DOUBTED.search(tail):
+        return False
+    words = f" {_key(tail)} ".casefold()
+    others = {one: other for one, other in options.items() if one != letter}
+    return not any(
+        re.search(rf"(?<!\w){re.escape(_key(other).casefold())}(?!\w)", words)
+        or re.search(rf"\b{re.escape(one)}\b", tail)
+        for one, other in others.items()
+    )
 
 
 def _letter(marked: re.Match[str]) -> str:

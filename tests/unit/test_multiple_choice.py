@@ -189,6 +189,32 @@ def test_two_letters_or_another_s_text_are_no_choice(said: str) -> None:
     assert multiple_choice.score(said, row) == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("The correct answer is B. Paris is the capital of France.", True),
+        ("The answer is B) Paris, which is the capital of France.", True),
+        ("The answer is B. Paris. It has the Louvre.", True),
+        ("The answer is B (Paris).", True),
+        ("The answer is option B, Paris.", True),
+        ("So the answer is Paris, option B.", True),
+        ("Hence the answer is Paris (B).", True),
+        ("The answer is B. London is the capital", False),
+        ("The answer is B. Paris is not the capital", False),
+        ("The answer is B. Paris, or A", False),
+        ("The answer is B. Paris. C is right", False),
+        ("The answer is B. Paris is smaller than London", False),
+        ("The answer is B. Parisian food", False),
+        ("The answer is B (London).", False),
+        ("The answer is London, option B", False),
+        ("The answer is Paris (A)", False),
+    ],
+)
+def test_the_letter_stands_beside_its_own_text(said: str, right: bool) -> None:
+    assert multiple_choice.score(said, problem("B", choices=CAPITALS)) == right
+    assert multiple_choice.score(said, problem("D", choices=CAPITALS)) == 0
+
+
 def test_the_text_of_an_option_may_be_a_verdict() -> None:
     statements = ["I", "I is correct", "Only II is correct", "I and not II"]
     assert multiple_choice.score(
