@@ -65,8 +65,8 @@ _LISTED = re.compile(r"\b[A-Z][)\]]?\s*(?:[,/&]|\b(?:or|and)\b)\s*$")
 """Before a letter: `option A or option B`"""
 _NOT = re.compile(
     r"\b(?:not|never|cannot|neither|nor|wrong|incorrect|false|rather than|instead of|"
-    r"if|unless|whether|doubt|suppose|assume|mistake|no longer|hardly|barely)\b|n't\b"
-    r"|\b(?:least|worst|second|next|another|other|alternative)[\s-]+(?:\w+\s+)?"
+    r"if|unless|whether|doubt|suppose|assume|mistake|distractor|no longer|hardly|barely)\b|n't\b"
+    r"|\b(?:least|worst|bad|second|next|another|other|alternative)[\s-]+(?:\w+\s+)?"
     r"(?:answer|choice|option)\b",
     re.IGNORECASE,
 )

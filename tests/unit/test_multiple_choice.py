@@ -59,6 +59,8 @@ CAPITALS = ["London", "Paris", "Rome", "Berlin"]
         "Another option is B.",
         "A common mistake is choosing option B",
         "It no longer matches option B",
+        "The only distractor is option B.",
+        "The only bad choice is B.",
     ],
 )
 def test_a_letter_that_is_taken_back_is_not_chosen(response: str) -> None:
