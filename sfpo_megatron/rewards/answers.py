@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from sfpo_megatron.rewards import matrices, numbers
 from sfpo_megatron.rewards.hostile import refused
-from sfpo_megatron.rewards.notation import all_but, plain
+from sfpo_megatron.rewards.notation import all_but, plain, without_ordinals
 from sfpo_megatron.rewards.quantities import GROUPED, Value, quantity, value_of
 from sfpo_megatron.rewards.splitting import balanced, split
 
@@ -91,12 +91,13 @@ _CUP = re.compile(r"\\cup(?![A-Za-z])")
 _CONJUNCTION = re.compile(r"(?:and|\\land|\\wedge)$")
 _WITHOUT = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])")
 _ALL_REALS = re.compile(r"\\reals|(?:the set of )?(?:all )?real numbers?|all reals", re.IGNORECASE)
+_VARIABLE = r"(?:[A-Za-z]|\\(?!pi\b|infty\b)[a-z]+ ?)(?:_\{?\w+\}?)?"
 _NAME = re.compile(
     r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
     r"\|[A-Z]{2}\||\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}|"
     r"[A-Z](?:_\{?\w+\}?)? ?: ?[A-Z](?:_\{?\w+\}?)?|"
     r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\^\{?-1\}?)?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
-    r"(?:[A-Za-z]+ )+[A-Za-z]+|\([A-Za-z](?:_\{?\w+\}?)?(?:, ?[A-Za-z](?:_\{?\w+\}?)?)+\))"
+    rf"(?:[A-Za-z]+ )+[A-Za-z]+|\({_VARIABLE}(?:, ?{_VARIABLE})+\))"
 )
 _MONTH_DAY = r"(?:0?[1-9]|[12][0-9]|3[01])"
 _DATE = re.compile(
@@ -107,8 +108,8 @@ _LETTERS = re.compile("(?!pi$)[A-Za-z]{2,}")
 _FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
 """Letters that are set as a word, and not as a product of variables."""
 _SET_VALUE = re.compile(rf"=\s*{_FONTED.pattern}[\s$]*$")
-_IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}")
-"""An ordering, the vertices of a polygon, a Roman numeral: as a product any order would do."""
+_IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}|TF|FT")
+"""An ordering, vertices, a Roman numeral, true and false: as a product any order would do."""
 _OPERATOR = re.compile(r"\\[A-Za-z]|[\^_+*/]")
 _WORD = re.compile("[A-Za-z]+")
 _CHOICE = re.compile(
@@ -132,6 +133,14 @@ def readings(text: str) -> tuple[Answer, ...]:
     spelled = plain(text)
     if not spelled or refused(spelled) is not None:
         return ()
+    number = without_ordinals(spelled).strip()
+    if number != spelled:  # `2nd` may be a product too
+        return (*_spelled_readings(number, text), *_spelled_readings(spelled, text))
+    return _spelled_readings(spelled, text)
+
+
+def _spelled_readings(spelled: str, text: str) -> tuple[Answer, ...]:
+    """All ways to read one spelling of the text."""
     if number := numbers.read(spelled):
         found: list[Answer] = [Value(exact=number.value, written=number.written)]
         if GROUPED.fullmatch(spelled) and ",0" not in spelled:  # `100,200` may be two numbers

@@ -35,10 +35,28 @@ _MARKED = re.compile(
 )
 _LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
 """`2`, `(2)`, `2. green`: of a row whose choices have numbers for labels."""
-_IS = r"(?:is|was|(?:would|must|should) be)(?:\s+(?:therefore|thus|hence|then|clearly|indeed)\b,?)?"
+_IS = (
+    r"(?:is|was|(?:would|must|should) be)"
+    r"(?:\s+(?:therefore|thus|hence|then|clearly|indeed|definitely|probably|(?:most )?likely)\b,?)?"
+)
 _ANSWER_IS = re.compile(rf"\banswer\s*(?:\b{_IS}\b\s*[:：]?|[:：])\s*", re.IGNORECASE)
-_CHOICE_IS = re.compile(rf"\b(?:answer|choice|option)\b(?:\s+{_IS})?\s*[:：]?\s*", re.IGNORECASE)
+_CHOICE_IS = re.compile(
+    rf"\b(?:answer|choice|option)\b(?P<is>\s+{_IS}\s*[:：]?|\s*[:：])?\s*", re.IGNORECASE
+)
 """Looked for where no answer "is"."""
+_LED = re.compile(
+    r"(?:(?:^|[.!?:;]|\b(?:is|be|choos\w+|chose|select\w*|pick\w*|match\w*|fits?|go(?:ing)? with"
+    r"|correspond\w* (?:to|with)|consistent with|so|thus|hence|therefore|then|leav(?:es|ing)|only"
+    rf"|{_IS})\b)|(?P<aside>[,(–—-]|\b(?:and|but|while|because|since)\b))"
+    r"[\s,*(]*(?:(?:only|the|my|final|correct|right|best)\s+)*$",
+    re.IGNORECASE,
+)
+"""Before an `option B` that is chosen: `Paris, option B` is, `A is better than option B` is not."""
+_DISCARDED = re.compile(
+    r"\b(?:eliminat\w*|rul\w* out|exclud\w*|reject\w*|contradict\w*|refut\w*|than|over|unlike"
+    r"|except)\b",
+    re.IGNORECASE,
+)
 _I_CHOOSE = re.compile(
     r"\b(?:I|we)(?:\s+(?:will|would)|['’](?:ll|d))?\s+(?:choose|select|pick|go with)\s+",
     re.IGNORECASE,
@@ -47,7 +65,9 @@ _LISTED = re.compile(r"\b[A-Z][)\]]?\s*(?:[,/&]|\b(?:or|and)\b)\s*$")
 """Before a letter: `option A or option B`"""
 _NOT = re.compile(
     r"\b(?:not|never|cannot|neither|nor|wrong|incorrect|false|rather than|instead of|"
-    r"if|unless|whether|doubt|suppose|assume)\b|n't\b",
+    r"if|unless|whether|doubt|suppose|assume|mistake|distractor|no longer|hardly|barely)\b|n't\b"
+    r"|\b(?:least|worst|bad|second|next|another|other|alternative)[\s-]+(?:\w+\s+)?"
+    r"(?:answer|choice|option)\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -67,13 +87,40 @@ _IS_RIGHT = re.compile(
 )
 """`(B) is the correct answer`"""
 _REASON = re.compile(
-    r",?\s+(?:(?:because|since)\b(?!.*\b(?:no|wait|actually|but|however|instead)\b)[^.!?]*"
-    r"|(?:and\s+)?(?:not|rather than|instead of)\s+"
-    r"(?:(?:option|choice)\s+)?[(\[]?(?-i:[A-Z])[)\]]?)$",
+    r"[.,]?\s+(?:(?:because|since)\b"
+    r"(?!.*\b(?:no|wait|actually|but|however|instead|either|unsure|whether)\b)[^.!?]*"
+    r"|(?:and\s+)?(?:not|rather than|instead of|over)\s+"
+    r"(?:(?:option|choice)\s+)?[(\[]?(?-i:[A-Z])[)\]]?"
+    r"|I hope (?:it|this|that) (?:is correct|helps))$",
     re.DOTALL | re.IGNORECASE,
 )
 """Behind a letter: `B, because A is too small`, `B, not A`"""
+_BY_LETTER = re.compile(r"(?i:\b(?:because|since))\s+[(\[]?[A-Z][)\]]?$")
+_CLAIMED = re.compile(
+    r"\b(?-i:(?P<first>[A-Z]))[)\]]?\s+(?:is|must be|seems)\s+(?:(?:the|most|best|only)\s+)*"
+    r"(?:(?:correct|right|true|best)\b(?=\s*(?:$|[,.;:!?)]|(?:answer|option|choice|one)\b))"
+    r"|(?:answer|option|choice)\b)"
+    rf"|\b(?:answer|option|choice|one)\s+{_IS}\s+(?:(?:option|choice)\s+)?[(\[]?"
+    r"(?-i:(?P<last>[A-Z]))\b",
+    re.IGNORECASE,
+)
+"""`since C is correct`, `because the correct option is C`"""
+_BESIDE = (
+    re.compile(
+        r"(?:(?i:option|choice) )?[(\[]?(?P<letter>[A-Z])[)\]]?(?:, | \()(?P<text>[^()]+)\)?"
+    ),
+    re.compile(r"(?P<text>[^()]+?)(?:, | \()(?:(?i:option|choice) )?[(\[]?(?P<letter>[A-Z])[)\]]*"),
+)
+"""`B, Paris`, `Paris (B)`"""
+_GOES_ON = re.compile(r"[.,;](?!\S)|\s+(?:is|are|was|were)\b")
+"""Behind an option's text: `Paris is the capital`"""
+_DOUBTED = re.compile(
+    r"\b(?:no|not|never|nor|or|also|either|wait|actually|but|however|instead|maybe|perhaps|wrong"
+    r"|incorrect|false|unsure|whether|if)\b|n't\b|\?",
+    re.IGNORECASE,
+)
 _NUMERAL = re.compile(r"[0-9]|\\(?:frac|sqrt|pi)")
+_SO = re.compile(r"^(?:so|thus|hence|therefore)\b,?\s+", re.IGNORECASE)
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]+)\*\*(?!\w)")
 """`**B**`, also before a full stop; `2**3` is none."""
 _ANOTHER = re.compile(
@@ -93,7 +140,8 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
     if answer is None or refused(answer) is not None:
         return 0.0
     answer = plain(answer)
-    if len(answer) == 1 and _enclosed(shown) is not None:  # a line may end in the article `a`
+    is_text = _key(answer) in map(_key, options.values())
+    if len(answer) == 1 and not is_text and _enclosed(shown) is not None:  # else the article `a`
         answer = answer.upper()
     said = _phrasings(answer, options)
     return float(any(_right(one, letter, text, options) for one in said))
@@ -102,16 +150,32 @@ def score(response: str, prompt: Problem, *, thinking: str = STRIP) -> float:
 def _phrasings(answer: str, options: Mapping[str, str]) -> Iterator[str]:
     """A choice as it is said, then without the reason and the verdict behind it."""
     yield answer
-    if _key(answer) in map(_key, options.values()):  # `P and not Q` may be one, and `P` another
+    if _is_any(answer, options):  # `P and not Q` may be one, and `P` another
         return
-    short = _REASON.sub("", answer)
+    short = _without_reason(answer)
     yield short
-    if verdict := _IS_RIGHT.fullmatch(short):
+    if (verdict := _IS_RIGHT.fullmatch(short)) and not _BY_LETTER.search(verdict["choice"]):
         yield verdict["choice"]
 
 
+def _without_reason(answer: str) -> str:
+    """Without what is said for it, unless that is said for another letter."""
+    reason = _REASON.search(answer)
+    if reason is None:
+        return answer
+    short = answer[: reason.start()]
+    return answer if _claims_another(reason.group(), short) else short
+
+
+def _claims_another(text: str, short: str) -> bool:
+    letters = (one["first"] or one["last"] for one in _CLAIMED.finditer(text))
+    return any(not re.search(rf"\b{letter}\b", short) for letter in letters)
+
+
 def _right(answer: str, letter: str, text: str, options: Mapping[str, str]) -> bool:
-    if text and _key(answer) == _key(text):
+    if answer in options and answer.isalpha():  # a label, though it be another option's text
+        return answer == letter
+    if text and _is_spelled(answer, text, options):
         return True
     if (label := _LABEL.fullmatch(answer)) and label[1] in options:
         rest = label[2].strip()
@@ -120,15 +184,33 @@ def _right(answer: str, letter: str, text: str, options: Mapping[str, str]) -> b
         return True
     marked = _MARKED.fullmatch(answer)
     if marked is None:
-        return False
+        besides = filter(None, (form.fullmatch(answer) for form in _BESIDE))
+        return bool(text) and any(
+            one["letter"] == letter and _same(one["text"], text, options) for one in besides
+        )
     rest = (marked["rest"] or "").strip()
     if (marked["bare"] or "").islower() or _letter(marked) != letter:
         return False
     if rest and text:  # else it may be the letter of one option and the text of another
-        return _same(rest, text, options)
+        return _same(rest, text, options) or _is_about(rest, letter, text, options)
     if marked["dashed"] and _NOT.search(rest):  # `B - Paris, not correct`
         return False
-    return not _ANOTHER.search(rest) and not _REFUTED.match(rest)
+    return not (_ANOTHER.search(rest) or _REFUTED.match(rest) or _claims_another(rest, letter))
+
+
+def _is_about(rest: str, letter: str, text: str, options: Mapping[str, str]) -> bool:
+    """Whether a sentence about the option's text, and no other's, stands behind its letter."""
+    begin = plain(text).casefold()
+    tail = rest[len(begin) :]
+    if not rest.casefold().startswith(begin) or not _GOES_ON.match(tail) or _DOUBTED.search(tail):
+        return False
+    words = f" {_key(tail)} ".casefold()
+    others = {one: other for one, other in options.items() if one != letter}
+    return not any(
+        re.search(rf"(?<!\w){re.escape(_key(other).casefold())}(?!\w)", words)
+        or re.search(rf"\b{re.escape(one)}\b", tail)
+        for one, other in others.items()
+    )
 
 
 def _letter(marked: re.Match[str]) -> str:
@@ -138,11 +220,24 @@ def _letter(marked: re.Match[str]) -> str:
 
 def _same(found: str, text: str, options: Mapping[str, str]) -> bool:
     """Whether it is an option's text; a number may be written otherwise, if no other is meant."""
-    if _key(found) == _key(text):
+    if _is_spelled(found, text, options):
         return True
-    if not _NUMERAL.search(text) or _key(found) in map(_key, options.values()):
+    if not _NUMERAL.search(text) or _is_any(found, options):
         return False
     return [one for one in {text, *options.values()} if _same_number(one, found)] == [text]
+
+
+def _is_spelled(found: str, text: str, options: Mapping[str, str]) -> bool:
+    """Whether it is the text, in any case if the texts of no two options differ by that."""
+    key, keys = _key(found), {_key(one) for one in (text, *options.values())}
+    if key not in keys:
+        keys, key = {one for one in keys if one.casefold() == key.casefold()}, _key(text)
+        return keys == {key}
+    return key == _key(text)
+
+
+def _is_any(found: str, options: Mapping[str, str]) -> bool:
+    return _key(found).casefold() in (_key(one).casefold() for one in options.values())
 
 
 def _same_number(text: str, found: str) -> bool:
@@ -182,8 +277,10 @@ def _why(answer: str, options: Mapping[str, str]) -> str | None:
 def _reference(answer: str, options: Mapping[str, str]) -> tuple[str, str]:
     """The letter and the text, "" if the row does not say."""
     spelled = plain(last_boxed(answer) or answer)
+    if spelled in options and spelled.isalpha():
+        return spelled, options[spelled]
     for letter, text in options.items():
-        if _key(text) == _key(spelled):
+        if _is_spelled(spelled, text, options):
             return letter, text
     if (label := _LABEL.fullmatch(spelled)) and label[1] in options:
         return label[1], options[label[1]]
@@ -223,21 +320,31 @@ def chosen(text: str) -> str | None:
     if said is not None:
         return said
     line = _BOLD.sub(r"\1", text.strip().rsplit("\n", 1)[-1][-_LINE_CHARS:]).strip()
-    short = _REASON.sub("", line.rstrip(".!* "))
+    short = _without_reason(line.rstrip(".!* "))
     verdict = _IS_RIGHT.fullmatch(short)
     if verdict and (
         _MARKED.fullmatch(verdict["choice"]) or not _CHOICE_IS.search(verdict["choice"])
     ):
         return short
-    kinds = ([*cue.finditer(line)] for cue in (_ANSWER_IS, _CHOICE_IS, _I_CHOOSE))
-    cues = next(filter(None, kinds), [])
-    end = cues[-1].end() if cues else 0
-    if cues and (
-        _NOT.search(_CLAUSE.split(line[:end].rstrip(": "))[-1])
-        or _LISTED.search(line, 0, cues[-1].start())
+    kinds = (cue.finditer(line) for cue in (_ANSWER_IS, _CHOICE_IS, _I_CHOOSE))
+    cues = next(filter(None, ([one for one in kind if _is_cue(one)] for kind in kinds)), [])
+    if not cues:
+        return _SO.sub("", line).strip("* ") or None
+    end = cues[-1].end()
+    if _NOT.search(_CLAUSE.split(line[:end].rstrip(": "))[-1]) or _LISTED.search(
+        line, 0, cues[-1].start()
     ):
         return None
     return line[end:].strip("* ") or None
+
+
+def _is_cue(found: re.Match[str]) -> bool:
+    """Whether what follows is chosen: not so in `A is better than option B`."""
+    if found.re is not _CHOICE_IS or found["is"]:
+        return True
+    before = found.string[: found.start()]
+    led = _LED.search(before)
+    return led is not None and not (led["aside"] and _DISCARDED.search(before))
 
 
 def _enclosed(text: str) -> str | None:
@@ -247,4 +354,5 @@ def _enclosed(text: str) -> str | None:
 
 
 def _key(text: str) -> str:
-    return re.sub(r"[\s.]+", " ", plain(text)).strip().casefold()
+    """Without the points of abbreviations; one beside a digit counts, as case does."""
+    return re.sub(r"(?:\s|(?<![0-9])\.(?![0-9])|\.$)+", " ", plain(text)).strip()

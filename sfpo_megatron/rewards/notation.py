@@ -157,10 +157,6 @@ _RULES = tuple(
         (r"(?<=\d)\s*[pP]\.\s?[mM](?:\.|(?![A-Za-z]))", " pm"),
         (r"(?:(?<=:[0-5]\d)\s*|(?<=\d)\s+)(?:AM|am)(?![A-Za-z])", " am"),
         (r"(?:(?<=:[0-5]\d)\s*|(?<=\d)\s+)(?:PM|pm)(?![A-Za-z])", " pm"),
-        # `9th`, `9^{th}`: the number.
-        *((rf"(?<={digit})\s*(?:\^?\{{\s*{end}\s*\}}|\^?\s*{end})(?![A-Za-z])", " ")
-          for digit, end in (("1", "st"), ("2", "nd"), ("3", "rd"), ("[04-9]", "th"),
-                             ("1[1-3]", "th"))),
         # `4\sqrt{2} (\approx 5.66)`
         (r"(?<=\S)\s*\(\s*(?:or\s+)?(?:\\approx(?![A-Za-z])|(?:approximately|approx\.?|about|roughly)"
          r"(?![A-Za-z]))\s*([^()]*)\)\s*$", r" \\approx \1"),
@@ -176,11 +172,17 @@ _LEAD = re.compile(
     r"(?:最终)?答案\s*[是为為]?\s*:?|答え\s*は?\s*:?|정답\s*은?\s*:?|ответ\s*:?)\s*",
     re.IGNORECASE,
 )
+_ORDINAL = re.compile(
+    r"(?<![\w.^])(?P<number>(?:[0-9]+/)?[0-9][0-9,]*)\s*\^?\s*\{?\s*(?P<ending>st|nd|rd|th)\s*\}?"
+    r"(?![A-Za-z])"
+)
+_WORDS = re.compile(r"(?:[0-9]+(?![0-9A-Za-z])|[A-Za-z]{2,}(?![A-Za-z0-9])|[ ,;])*")
 _EXCEPT = re.compile(
     r"(?:(?:(?:[A-Za-z] ?\\in ?)?\\reals ?[,|]? ?)?(?P<name>\\?[A-Za-z]+(?:_\w)?) ?\\ne(?![A-Za-z])"
     r"|(?:\\reals|(?i:(?:all )?real numbers?)(?: x)?) (?:except|other than|excluding)(?: for)?)"
     r" *(?P<points>[^=<>|]+)"
 )
+_OR = re.compile(r"\bor\b|\\(?:lor|vee)(?![A-Za-z])")
 _PARAMETER = re.compile(
     r"(?P<rest>.*?)\s*(?:[,;:|]|\(|(?:for|where|with)(?:\s+(?:all|any|some|every))?\s)?\s*"
     r"(?=.*(?:\\in|integer))(?:(?:any )?integers? )?"
@@ -224,10 +226,24 @@ def _of_k(text: str) -> str:
     return rest if re.search(r"(?<![A-Za-z\\])k(?![A-Za-z])", rest) else name.sub("k", rest)
 
 
+def without_ordinals(text: str) -> str:
+    """`9th`, `2^{nd} day`, `1/6th` as the numbers; `2nd` beside other signs is a product."""
+    numbers = _ORDINAL.sub(_number_of, text)
+    return numbers if numbers != text and _WORDS.fullmatch(re.sub("[0-9]+/", "", numbers)) else text
+
+
+def _number_of(ordinal: re.Match[str]) -> str:
+    number, is_teen = ordinal["number"], ordinal["number"][-2:-1] == "1"
+    ending = "th" if is_teen else {"1": "st", "2": "nd", "3": "rd"}.get(number[-1], "th")
+    return f"{number} " if ordinal["ending"] == ending else ordinal.group()
+
+
 def all_but(text: str) -> str:
     r"""`x \ne \pm 2`, `real numbers except 2` as a difference of sets; other text as it is."""
     found = _EXCEPT.fullmatch(text)
     if found is None:
+        return text
+    if found["name"] and _OR.search(found["points"]):  # `x \ne 2 or x \ne 3` holds for every x
         return text
     again = rf"(?<![A-Za-z\\]){re.escape(found['name'] or 'x')} ?\\ne(?![A-Za-z])"
     points = re.sub(again, "", found["points"]).replace(" and ", ",")

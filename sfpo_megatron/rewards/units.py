@@ -11,8 +11,10 @@ import re
 _NAMES = """
 meter metre meters metres m | centimeter centimetre centimeters centimetres cm
 millimeter millimetre millimeters millimetres mm | kilometer kilometre kilometers kilometres km
-decimeter decimetre dm | inch inches in | foot feet ft | yard yards yd | mile miles mi
-gram grams g | kilogram kilograms kg kilos | milligram milligrams mg | pound pounds lb lbs
+megameter megametre megameters megametres Mm | decimeter decimetre dm
+inch inches in | foot feet ft | yard yards yd | mile miles mi
+gram grams g | kilogram kilograms kg kilos | milligram milligrams mg
+megagram megagrams Mg | pound pounds lb lbs
 ounce ounces oz | ton tons | tonne tonnes
 second seconds sec secs s | minute minutes min mins | hour hours hr hrs h | day days
 week weeks | month months | year years yr yrs

@@ -40,6 +40,27 @@ CAPITALS = ["London", "Paris", "Rome", "Berlin"]
         "I would not choose B.",
         "B - Paris, not correct.",
         "B - Paris isn't right.",
+        "The answer is B because C is correct",
+        "B, since the correct option is C",
+        "B, since it is either B or C",
+        "B because I am unsure whether it is B, C or D",
+        "The answer is (B) Paris, since C is the right answer",
+        "A is better than option B.",
+        "I chose A over option B",
+        "Only A is correct, which refutes option B",
+        "This rules out option B.",
+        "We can eliminate choice B.",
+        "We can eliminate Paris (option B).",
+        "We can eliminate Paris, option B.",
+        "This contradicts option B.",
+        "The worst option is B.",
+        "The least likely answer is B",
+        "The second-best answer is B.",
+        "Another option is B.",
+        "A common mistake is choosing option B",
+        "It no longer matches option B",
+        "The only distractor is option B.",
+        "The only bad choice is B.",
     ],
 )
 def test_a_letter_that_is_taken_back_is_not_chosen(response: str) -> None:
@@ -55,6 +76,21 @@ def test_a_letter_that_is_taken_back_is_not_chosen(response: str) -> None:
         "The answer: (B)",
         "The answer must be B.",
         "(B) Vitamin C.",
+        "The answer is B because B is correct",
+        "B because A is not correct",
+        "B, since C is the wrong answer",
+        "B, because vitamin C is the right vitamin",
+        "The capital is Paris, so option B.",
+        "It is Paris (option B).",
+        "It must be Paris, option B.",
+        "This corresponds to option B",
+        "Option A is wrong and option B is right",
+        "Eliminating A, C and D leaves option B.",
+        "The object least likely to float is option B.",
+        "I choose B over A",
+        "The answer is most likely B",
+        "Therefore, B.",
+        "Final Answer: The final answer is B. I hope it is correct.",
     ],
 )
 def test_a_letter_beside_others_is_chosen(response: str) -> None:
@@ -155,6 +191,32 @@ def test_two_letters_or_another_s_text_are_no_choice(said: str) -> None:
     assert multiple_choice.score(said, row) == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("The correct answer is B. Paris is the capital of France.", True),
+        ("The answer is B) Paris, which is the capital of France.", True),
+        ("The answer is B. Paris. It has the Louvre.", True),
+        ("The answer is B (Paris).", True),
+        ("The answer is option B, Paris.", True),
+        ("So the answer is Paris, option B.", True),
+        ("Hence the answer is Paris (B).", True),
+        ("The answer is B. London is the capital", False),
+        ("The answer is B. Paris is not the capital", False),
+        ("The answer is B. Paris, or A", False),
+        ("The answer is B. Paris. C is right", False),
+        ("The answer is B. Paris is smaller than London", False),
+        ("The answer is B. Parisian food", False),
+        ("The answer is B (London).", False),
+        ("The answer is London, option B", False),
+        ("The answer is Paris (A)", False),
+    ],
+)
+def test_the_letter_stands_beside_its_own_text(said: str, right: bool) -> None:
+    assert multiple_choice.score(said, problem("B", choices=CAPITALS)) == right
+    assert multiple_choice.score(said, problem("D", choices=CAPITALS)) == 0
+
+
 def test_the_text_of_an_option_may_be_a_verdict() -> None:
     statements = ["I", "I is correct", "Only II is correct", "I and not II"]
     assert multiple_choice.score(
@@ -190,3 +252,51 @@ def test_the_text_of_an_option_may_be_a_number(
     response: str, letter: str, choices: object, right: bool
 ) -> None:
     assert multiple_choice.score(response, problem(letter, choices=choices)) == right
+
+
+@pytest.mark.parametrize(
+    ("choices", "response", "right"),
+    [
+        (["BB", "Bb", "bb"], "bb", "C"),
+        (["BB", "Bb", "bb"], "Bb", "B"),
+        (["BB", "Bb", "bb"], "bB", ""),
+        (["BB", "Bb", "bb"], "A. bb", ""),
+        (["x", "X"], r"\boxed{x}", "A"),
+        ([".5", "5", "50"], "5", "B"),
+        ([".5", "5", "50"], ".5", "A"),
+        ([".5", "5", "50"], "0.5", "A"),
+        (["5 mW", "5 MW"], "5 MW", "B"),
+        (["U.S.A.", "U.K."], "U.S.A", "A"),
+        (["paris", "rome"], "PARIS.", "A"),
+        (["A", "C", "G", "T"], "C", "C"),
+        (["A", "C", "G", "T"], "G", "C"),
+        (["A", "C", "G", "T"], "B. C", "B"),
+    ],
+)
+def test_a_text_that_is_close_to_another_s_is_that_option_alone(
+    choices: list[str], response: str, right: str
+) -> None:
+    letters = "ABCD"[: len(choices)]
+    scored = [multiple_choice.score(response, problem(one, choices=choices)) for one in letters]
+    assert scored == [one == right for one in letters]
+
+
+@pytest.mark.parametrize(
+    ("choices", "reference", "letter"),
+    [
+        (["BB", "Bb", "bb"], "bb", "C"),
+        ([".5", "5", "50"], "5", "B"),
+        (["A", "C", "G", "T"], "C", "C"),
+        (["A", "C", "G", "T"], "T", "D"),
+        (["Paris", "Rome"], "rome.", "B"),
+    ],
+)
+def test_a_reference_is_its_label_or_its_own_text(
+    choices: list[str], reference: str, letter: str
+) -> None:
+    assert multiple_choice.score(f"The answer is {letter}", problem(reference, choices=choices))
+    others = set("ABCD"[: len(choices)]) - {letter}
+    assert not any(
+        multiple_choice.score(f"The answer is {one}", problem(reference, choices=choices))
+        for one in others
+    )
