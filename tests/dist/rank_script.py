@@ -32,6 +32,7 @@ def run(mode: str, folder: Path) -> bool:
     (folder / f"pids_{rank}").write_text(f"{os.getpid()} {child.pid}")
     try:
         act(mode, rank, dist, folder)
+        dist.destroy_process_group()  # as a run does: gloo's threads may abort a Python that ends
         return mode in ("stop", "stop_slowly")
     finally:
         if mode != "kill":
