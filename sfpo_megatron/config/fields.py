@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _MEANT = {
+    "low_var_kl": "k3",
+    "kl": "k1",
+    "mse": "k2",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "fp8": "fp8_per_channel",
+    "colocate": "colocated",
     **dict.fromkeys(("huggingface", "hugging_face", "hub", "datasets"), "hf"),
     "json": "jsonl",
     **dict.fromkeys(("gsm8k", "math_verify", "deepscaler", "prime_math", "accuracy"), "math"),
     **dict.fromkeys(("ppo", "grpo", "vanilla", "clip"), "ppo_clip"),
     **dict.fromkeys(("reinforce++", "reinforce_plus_plus"), "reinforce_pp"),
 }
-"""A value in a peer's config -> the name here that does the same."""
+"""A value in a peer's config -> the one here that means the same."""
 MOST_PROCESSES = 1024
 """No machine has use for more of one kind: starting them would take it down."""
 
@@ -78,6 +87,15 @@ def first_repeated(names: Iterable[str]) -> str | None:
     return None
 
 
+def nearest(found: str, choices: Sequence[str], *, otherwise: str) -> str:
+    """What to write for a value that is none of `choices`: the one that a peer's config calls so,
+    or that is spelled nearly so; `otherwise` where there is none."""
+    low = found.lower()
+    close = [one for one in (_MEANT.get(low, low), low) if one in choices]
+    close = close or get_close_matches(low, choices, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
+
+
 def known(section: DataclassInstance, kind: Kind, *names: str) -> None:
     """Each field names what is built in, or a user's own as `package.module:name`."""
     for name in names:
@@ -87,9 +105,5 @@ def known(section: DataclassInstance, kind: Kind, *names: str) -> None:
             entries = {f"{name}.{index}": entry for index, entry in enumerate(value)}
         for where, found in entries.items():
             if not kind.knows(found):
-                meant = [_MEANT[found.lower()]] if found.lower() in _MEANT else []
-                close = [n for n in meant if n in kind.names]
-                close = close or get_close_matches(found, kind.names, n=1)
-                fix = "choose one of these, or name your own"
-                fix = f"did you mean {close[0]}?" if close else fix
+                fix = nearest(found, kind.names, otherwise="choose one of these, or name your own")
                 raise FieldError(where, found, kind.expected, fix)

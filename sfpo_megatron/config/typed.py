@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 import math
 import re
 import types
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
-from sfpo_megatron.config.fields import FieldError
+from sfpo_megatron.config.fields import FieldError, nearest
 from sfpo_megatron.config.names import did_you_mean
 from sfpo_megatron.config.origin import Source, join
 from sfpo_megatron.config.paths import PathError, expand, is_path
@@ -31,18 +30,6 @@ _FEW_TEXTS = {"checkpoint.resume": "write auto, never or a directory"}
 """What to write for a text that has few values, where YAML made something else of it."""
 _MAIN_KEY = {"model": "path", "parallel": "data", "reward": "function", "objective.kl": "coef"}
 """Section -> the key that is meant where a value stands in its place."""
-_MEANT = {
-    "low_var_kl": "k3",
-    "kl": "k1",
-    "mse": "k2",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "fp8": "fp8_per_channel",
-    "colocate": "colocated",
-}
-"""A value in a peer's config -> the one here that means the same."""
 _OF_SOURCES = ("data.train", "data.eval")
 _KIND_OF = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 """A suffix in a file's name -> the kind of source that reads it."""
@@ -211,10 +198,8 @@ def _advice(value: Any, hint: Any, key: str, source: Source) -> str:
         return _with_space(value)
     if typing.get_origin(hint) is Literal:
         if isinstance(value, str):
-            known, low = [str(one) for one in typing.get_args(hint)], value.lower()
-            close = [one for one in (_MEANT.get(low), low) if one in known]
-            close = close or difflib.get_close_matches(low, known, n=1)
-            return f"did you mean {close[0]}?" if close else "use one of these"
+            choices = [str(one) for one in typing.get_args(hint)]
+            return nearest(value, choices, otherwise="use one of these")
         return "use one of these"
     if typing.get_origin(hint) is tuple and not isinstance(value, list):
         return _as_list(value, key)

@@ -15,7 +15,7 @@ import pytest
 from made.configs import run_check
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.rules import megatron_demands
+from sfpo_megatron.config.rules import low_precision
 from sfpo_megatron.errors import InputError
 
 FULL = {"recompute_granularity": "full"}
@@ -124,7 +124,7 @@ def test_without_transformer_engine(
     assert "no TransformerEngine in this Python" in warning and "install gpu" in warning
     with pytest.raises(ConfigError, match="no TransformerEngine"):
         run_check(override, for_training=True)
-    monkeypatch.setattr(megatron_demands, "find_spec", lambda name: name)
+    monkeypatch.setattr(low_precision, "find_spec", lambda name: name)
     assert run_check(override, for_training=True) == []
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
-from sfpo_megatron.config.rules.low_precision import INSTALL_TE
+from sfpo_megatron.config.rules.low_precision import without_te
 from sfpo_megatron.config.rules.model import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import ModelShape
@@ -40,13 +39,9 @@ def context_parallel(config: RunConfig) -> Iterator[Problem]:
             "1 (the torch attention keeps a sequence on one rank)",
             "set it to 1, or model.transformer_impl to te",
         )
-    elif find_spec("transformer_engine") is None:
-        yield Problem(
-            "parallel.context",
-            f"{found}, and no TransformerEngine in this Python",
-            "1 without TransformerEngine",
-            f"set it to 1, or {INSTALL_TE}",
-            "error_when_training",
+    else:
+        yield from without_te(
+            "parallel.context", found, "1 without TransformerEngine", "set it to 1"
         )
 
 

@@ -37,11 +37,20 @@ def low_precision(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
                 f"{remove} here",
                 "error_when_training",
             )
-        elif find_spec("transformer_engine") is None:
-            yield Problem(
-                key,
-                f"{found}, and no TransformerEngine in this Python",
-                "null without TransformerEngine, which alone computes in it",
-                f"{remove}, or {INSTALL_TE}",
-                "error_when_training",
+        else:
+            yield from without_te(
+                key, found, "null without TransformerEngine, which alone computes in it", remove
             )
+
+
+def without_te(key: str, found: str | int, expected: str, fix: str) -> Iterator[Problem]:
+    """What to say of a setting that takes TransformerEngine, where it is not installed: a login
+    node may have none where the job will have one."""
+    if find_spec("transformer_engine") is None:
+        yield Problem(
+            key,
+            f"{found}, and no TransformerEngine in this Python",
+            expected,
+            f"{fix}, or {INSTALL_TE}",
+            "error_when_training",
+        )

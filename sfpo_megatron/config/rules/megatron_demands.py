@@ -4,10 +4,9 @@ once the run has started (`__post_init__` of its configs; mcore/model.py has the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
-from sfpo_megatron.config.rules.low_precision import INSTALL_TE
+from sfpo_megatron.config.rules.low_precision import without_te
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 
@@ -31,8 +30,6 @@ def _number(settings: Mapping[str, Any], name: str, otherwise: float) -> float:
 
 def transformer_engine(config: RunConfig) -> Iterator[Problem]:
     """Whether it is here, where layers are to be its own."""
-    if find_spec("transformer_engine") is not None:
-        return
     megatron = config.megatron
     modules = megatron.transformer.get("recompute_modules") or ()
     kept = [name for name in _WITHOUT_OUTPUT if name in modules]
@@ -44,12 +41,8 @@ def transformer_engine(config: RunConfig) -> Iterator[Problem]:
     }
     for key, (found, is_asked) in asked.items():
         if is_asked:
-            yield Problem(
-                key,
-                f"{found}, and no TransformerEngine in this Python",
-                "nothing that TransformerEngine alone has",
-                f"remove it, or {INSTALL_TE}",
-                "error_when_training",
+            yield from without_te(
+                key, found, "nothing that TransformerEngine alone has", "remove it"
             )
 
 

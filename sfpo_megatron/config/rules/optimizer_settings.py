@@ -4,9 +4,8 @@ which it would say itself once engines have started and the model is loaded. No 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
-from sfpo_megatron.config.rules.low_precision import INSTALL_TE
+from sfpo_megatron.config.rules.low_precision import without_te
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 
@@ -70,14 +69,8 @@ def _precision_aware(config: RunConfig) -> Iterator[Problem]:
                 "float32",
                 "set sfpo.moments: keep: only fp32 moments are put back or zeroed",
             )
-    if find_spec("transformer_engine") is None:  # whose version is asked, whatever is offloaded
-        yield Problem(
-            key,
-            "true, and no TransformerEngine in this Python",
-            "false without TransformerEngine, whose FusedAdam alone can be",
-            f"remove it, or {INSTALL_TE}",
-            "error_when_training",
-        )
+    expected = "false without TransformerEngine, whose FusedAdam alone can be"
+    yield from without_te(key, "true", expected, "remove it")  # its version is asked in any case
 
 
 def _lower_dtypes(config: RunConfig) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
@@ -104,18 +104,19 @@ def read_rollouts(config: RunConfig) -> Iterator[Problem]:
             f"{fix}, or save more rollouts",
         )
         return
-    for step in range(first, num_steps + 1):
-        yield from _cut(config, file, step, tensors)
+    with file.open("rb") as stream:
+        for step in range(first, num_steps + 1):
+            yield from _cut(config, stream, step, tensors)
 
 
 def _cut(
-    config: RunConfig, file: Path, step: int, tensors: dict[str, TensorEntry]
+    config: RunConfig, stream: BinaryIO, step: int, tensors: dict[str, TensorEntry]
 ) -> Iterator[Problem]:
     """Whether the rollouts of a step make minibatches, and each has room in a microbatch."""
     train, context = config.train, config.parallel.context
     names = (f"{step}.prompt_lengths", f"{step}.response_lengths")
-    prompts, responses = (_numbers(file, tensors.get(name)) for name in names)
-    where = f"train step {step} of {str(file)!r}"
+    prompts, responses = (_numbers(stream, tensors.get(name)) for name in names)
+    where = f"train step {step} of {config.debug.train_only!r}"
     if len(prompts) % train.minibatches_per_step:
         yield _unusable(
             "train.minibatches_per_step",
@@ -133,13 +134,12 @@ def _cut(
         )
 
 
-def _numbers(file: Path, entry: TensorEntry | None) -> array[int]:
+def _numbers(stream: BinaryIO, entry: TensorEntry | None) -> array[int]:
     """The values of an int64 tensor; none if there is none."""
     found: array[int] = array("q")
     if entry is not None and entry.dtype == "I64":
-        with file.open("rb") as stream:
-            stream.seek(entry.first_byte)
-            found.frombytes(stream.read(entry.num_bytes))
+        stream.seek(entry.first_byte)
+        found.frombytes(stream.read(entry.num_bytes))
     return found
 
 
