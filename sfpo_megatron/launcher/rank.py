@@ -169,7 +169,7 @@ def install_signal_handlers(rank: int, *, asks: bool = False) -> None:
 def _unwind(signum: int, frame: FrameType | None) -> None:
     for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the closing short
         signal.signal(again, _under_way)
-    # The first one is heard of. A thread that a later one wakes while Python ends aborts it.
+    # The first one is heard of already: later ones begin no second watch of the closing.
     signal.set_wakeup_fd(-1)
     raise Unwound(128 + signum)
 
