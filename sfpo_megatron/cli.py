@@ -338,6 +338,9 @@ def _run(
             from sfpo_megatron.mcore.setup import init_distributed, shut_down
 
             capabilities = init_distributed(config)  # before anything imports megatron
+            from sfpo_megatron.mcore.settings import hold_to_megatron
+
+            hold_to_megatron(config, capabilities)
             if command == "sft":
                 from sfpo_megatron.sft import run
             else:

@@ -139,7 +139,8 @@ class PlainModel(torch.nn.Module):
     fp32 weights."""
 
     def __init__(self, config: RunConfig, policy: Policy, device: torch.device) -> None:
-        from sfpo_megatron.mcore.model import build_chunks, transformer_config
+        from sfpo_megatron.mcore.model import build_chunks
+        from sfpo_megatron.mcore.settings import transformer_config
         from sfpo_megatron.mcore.weights import load_hf_weights
 
         super().__init__()

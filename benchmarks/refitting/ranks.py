@@ -115,7 +115,8 @@ def make_source(config: RunConfig) -> Any:
     capabilities = init_distributed(config)
     from sfpo_megatron.families.shape import model_shape, read_hf_config
     from sfpo_megatron.mcore.control import ControlGroup
-    from sfpo_megatron.mcore.model import build_chunks, transformer_config
+    from sfpo_megatron.mcore.model import build_chunks
+    from sfpo_megatron.mcore.settings import transformer_config
     from sfpo_megatron.mcore.weights import load_hf_weights
     from sfpo_megatron.resharding.source import MegatronWeightSource
 

@@ -13,6 +13,7 @@ ones are removed once a newer one has been verified. No torch; rank 0 alone writ
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -104,6 +105,14 @@ class CheckpointStore:
         sync_directory(self.folder)
         self._point(directory)
         return directory
+
+    def recover(self) -> None:
+        """Give a replaced checkpoint its name back where a kill came before the new one had it."""
+        with _readable(self.folder):
+            for path in reversed(paths_in(self.folder)):
+                there = path.with_suffix("")
+                if _REPLACED.fullmatch(path.name) and not os.path.lexists(there):
+                    path.rename(there)
 
     def _point(self, directory: Path) -> None:
         write_durably(self.folder / LATEST, directory.name + "\n")

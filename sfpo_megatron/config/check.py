@@ -43,7 +43,11 @@ from sfpo_megatron.config.rules.plugins import own_code
 from sfpo_megatron.config.rules.recompute import recompute
 from sfpo_megatron.config.rules.rewards import server
 from sfpo_megatron.config.rules.rows import rows
-from sfpo_megatron.config.rules.saved_rollouts import read_rollouts, saved_rollouts
+from sfpo_megatron.config.rules.saved_rollouts import (
+    read_rollouts,
+    rollout_tokens,
+    saved_rollouts,
+)
 from sfpo_megatron.config.rules.tokenizer import tokenizer_fits
 from sfpo_megatron.config.rules.tracking import sink_libraries
 from sfpo_megatron.config.rules.transports import transport_of_device, transports
@@ -288,6 +292,7 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
     engine_arguments_on,
     engine_reading,
     tokenizer_fits,
+    rollout_tokens,
 )
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _batch,

@@ -191,14 +191,13 @@ def _wrap(
     config: RunConfig, tconfig: TransformerConfig, chunks: list[GPTModel]
 ) -> list[DistributedDataParallel]:
     """Wrap in Float16Module where params are bf16 or fp16, then in DistributedDataParallel."""
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.distributed import DistributedDataParallel
     from megatron.core.transformer.module import Float16Module
 
     from sfpo_megatron.mcore.experts import exact_choice_biases
-    from sfpo_megatron.mcore.model import overridden
+    from sfpo_megatron.mcore.settings import ddp_config
 
-    fields = {"use_distributed_optimizer": True, "grad_reduce_in_fp32": True}
-    ddp_config = overridden("ddp", DistributedDataParallelConfig, fields, config.megatron.ddp)
+    settings = ddp_config(config)
     wrapped = []
     for index, chunk in enumerate(chunks):
         if torch.cuda.is_available():
@@ -207,7 +206,7 @@ def _wrap(
             with exact_choice_biases(chunk):
                 chunk = Float16Module(tconfig, chunk)
         wrapped.append(
-            DistributedDataParallel(tconfig, ddp_config, chunk, disable_bucketing=index > 0)
+            DistributedDataParallel(tconfig, settings, chunk, disable_bucketing=index > 0)
         )
     return wrapped
 
@@ -219,34 +218,14 @@ def _build_optimizer(
     schedule: LRSchedule,
 ) -> MegatronOptimizer:
     from megatron.core.distributed import finalize_model_grads
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer import get_megatron_optimizer
 
     from sfpo_megatron.mcore.finite_gradients import skip_non_finite
-    from sfpo_megatron.mcore.model import overridden
+    from sfpo_megatron.mcore.settings import optimizer_config
 
-    section = config.train.optimizer
-    fields = {
-        "optimizer": "adam",
-        "lr": schedule.peak,
-        "min_lr": schedule.lowest,  # the scheduler takes it from the param groups
-        "adam_beta1": section.betas[0],
-        "adam_beta2": section.betas[1],
-        "adam_eps": section.eps,
-        "weight_decay": section.weight_decay,
-        "clip_grad": section.clip_grad,
-        "params_dtype": tconfig.params_dtype,
-        "bf16": tconfig.bf16,
-        "fp16": tconfig.fp16,
-        "use_distributed_optimizer": chunks[0].ddp_config.use_distributed_optimizer,
-        "overlap_param_gather": chunks[0].ddp_config.overlap_param_gather,
-        # A constant scale of 1 turns on Megatron's own check: a step with non-finite gradients is
-        # skipped on every rank instead of writing NaN into the weights. fp16 needs a dynamic scale;
-        # from Megatron's default start of 2^32 it would skip the first 16 steps to find its way.
-        "loss_scale": None if tconfig.fp16 else 1.0,
-        "initial_loss_scale": 2.0**16,
-    }
-    optimizer_config = overridden("optimizer", OptimizerConfig, fields, config.megatron.optimizer)
-    optimizer = get_megatron_optimizer(optimizer_config, chunks)
+    rates = {"lr": schedule.peak, "min_lr": schedule.lowest}  # the scheduler reads them there
+    settings = optimizer_config(config, tconfig, chunks[0].ddp_config, rates)
+    optimizer = get_megatron_optimizer(settings, chunks)
     skip_non_finite(optimizer)
     for group in optimizer.param_groups:
         if "fused" in group:  # torch's Adam; Megatron has no setting for it
@@ -270,7 +249,8 @@ def build_policy(
 ) -> Policy:
     """Build the model with the weights of `model_path`, DDP, optimizer, schedule. Collective."""
     from sfpo_megatron.mcore.aux_losses import AuxLosses
-    from sfpo_megatron.mcore.model import build_chunks, transformer_config
+    from sfpo_megatron.mcore.model import build_chunks
+    from sfpo_megatron.mcore.settings import transformer_config
     from sfpo_megatron.mcore.shards import MainParamShards
     from sfpo_megatron.mcore.weights import load_hf_weights
 

@@ -26,7 +26,8 @@ from sfpo_megatron.families.operations import dtype_of, split
 from sfpo_megatron.families.rule import Rule
 from sfpo_megatron.families.table import hf_shapes, rules_of
 from sfpo_megatron.mcore.groups import tensor_parallel_group
-from sfpo_megatron.mcore.model import DTYPES, named_params
+from sfpo_megatron.mcore.model import named_params
+from sfpo_megatron.mcore.settings import DTYPES
 from sfpo_megatron.mcore.setup import Policy
 from sfpo_megatron.resharding.checksums import checksum
 from sfpo_megatron.resharding.plan import Holder, Piece, even_dim, pieces_of, plan_refit

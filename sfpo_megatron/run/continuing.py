@@ -83,6 +83,7 @@ def decide(
         if fresh:
             retire_run(directory, store)
         return Start(found=None, run_id="", said="rollouts only")
+    store.recover()
     record = None if fresh else RunRecord.read(directory)
     there = None if fresh else kind_there(record, store)
     if there == "sft" and kind == "train":

@@ -104,7 +104,7 @@ def test_formats_that_were_never_trained_in_are_said_to_be(bench: Workbench, nam
 
     from sfpo_megatron.config.rules.model import model_of
     from sfpo_megatron.host import unverified
-    from sfpo_megatron.mcore.model import transformer_config
+    from sfpo_megatron.mcore.settings import transformer_config
 
     unverified.log_unverified.cache_clear()
     capabilities = dataclasses.replace(bench.capabilities, cuda=True)

@@ -30,6 +30,8 @@ from sfpo_megatron.host import spans
 LOG = "warm.log"
 MOST_ROLLOUTS = 64
 """Rollouts of a train step above which none are made up."""
+MOST_PASSES = 20
+"""Fast passes above which no step is made."""
 MOST_ROWS = 1000
 """Rows above which no source is read."""
 
@@ -91,6 +93,8 @@ def with_rollouts(config: RunConfig) -> RunConfig | None:
     import digits
 
     given, debug = config.train, config.debug
+    if config.sfpo.num_fast_passes > MOST_PASSES:
+        return None
     if debug.train_only is not None:
         return config
     if debug.rollout_only or given.prompts_per_step * given.group_size > MOST_ROLLOUTS:

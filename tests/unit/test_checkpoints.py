@@ -310,6 +310,36 @@ def test_retention_removes_nothing_of_others(tmp_path: Path) -> None:
     assert manifest.faults(elsewhere) == [] and all(path.is_dir() for path in others)
 
 
+def test_a_kill_between_two_checkpoints_of_a_step_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is replaced has lost its name, and the new one has none yet."""
+    store = make_store(tmp_path)
+    first = add(store, 1)
+    content = {path.name: path.read_bytes() for path in first.iterdir()}
+
+    def kill(path: Path, target: Path) -> None:
+        if path.name.startswith(".writing-"):
+            raise KeyboardInterrupt
+        os.rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            add(store, 1)
+    assert not first.exists()
+    again = make_store(tmp_path)
+    again.recover()
+    found = again.newest_good(pytest.fail)
+    assert found is not None and found.directory == first
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == content
+    add(again, 1)
+    again.recover()
+    assert list(again.steps()) == [1], "one that has been replaced stays so"
+    again.prune()
+    assert not [path.name for path in tmp_path.iterdir() if "replaced" in path.name]
+
+
 @pytest.mark.parametrize("has_notes", [False, True])
 def test_a_kill_during_retention_leaves_nothing_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_notes: bool

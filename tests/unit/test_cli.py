@@ -14,7 +14,9 @@ import pytest
 from made.configs import write_run
 
 from sfpo_megatron import __version__, cli
+from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
+from sfpo_megatron.errors import InputError
 from sfpo_megatron.outputs.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -311,3 +313,30 @@ def test_wheel_alone_gives_help_check_and_a_job_script(here: Path) -> None:
     locked = next(line for line in outputs[4].splitlines() if "--require-hashes" in line)
     assert Path(locked.split()[-1]).is_relative_to(site) and Path(locked.split()[-1]).is_file()
     assert not Path("run").exists(), "a dry run writes nothing"
+
+
+def test_what_only_megatron_refuses_is_said_before_the_run_opens(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines would have begun to start, and RUN to be written."""
+    from sfpo_megatron import sft, trainer
+    from sfpo_megatron.mcore import setup
+    from sfpo_megatron.mcore.capabilities import Capabilities
+
+    found = Capabilities(
+        cuda=False, transformer_engine=None, apex=False, layers="local", adam="torch"
+    )
+    monkeypatch.setattr(setup, "init_distributed", lambda config: found)
+    for module in (trainer, sft):
+        monkeypatch.setattr(module, "run", lambda *rest, **named: pytest.fail("it was opened"))
+    settings = 'megatron.transformer={"overlap_moe_expert_parallel_comm": true}'
+    config = load_config("run.yaml", [settings])
+    check_config(config, file="run.yaml")
+    for command in ("train", "sft"):
+        with pytest.raises(InputError) as caught:
+            cli._run(command, config, "quiet", fresh=False, accept_data_change=False)
+        assert str(caught.value).startswith(
+            "megatron.transformer: found {'overlap_moe_expert_parallel_comm': True}, expected what "
+            "TransformerConfig of this megatron-core takes (AssertionError: "
+        )
+    assert sorted(path.name for path in here.iterdir()) == ["model", "run.yaml"]

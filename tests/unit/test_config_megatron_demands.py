@@ -149,7 +149,7 @@ class Picky:
 
 
 def test_what_only_megatron_knows_ends_the_run_in_a_line() -> None:
-    from sfpo_megatron.mcore.model import overridden
+    from sfpo_megatron.mcore.settings import overridden
 
     assert overridden("ddp", Picky, {"size": 0}, {"size": 2}).size == 2
     with pytest.raises(InputError) as caught:

@@ -1,11 +1,12 @@
 """debug.save_rollouts replaces its file whole: never one that is somebody else's; of what
 debug.train_only reads, `check` says what the run would stumble over.
 
-Not exercised: a folder of another user's (root may write anywhere); token ids past the vocabulary.
+Not exercised: a folder of another user's (root may write anywhere).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,18 @@ from typing import Any
 import pytest
 import torch
 from made.batches import make_batch
-from made.configs import run_config
-from safetensors.torch import save_file
+from made.configs import run_check, run_config, write_run
+from safetensors.torch import load_file, save_file
 
+from sfpo_megatron.config.load import ConfigError
+from sfpo_megatron.config.rules import saved_rollouts as rules
 from sfpo_megatron.config.rules.problem import Problem
-from sfpo_megatron.config.rules.saved_rollouts import read_rollouts, saved_rollouts
+from sfpo_megatron.config.rules.saved_rollouts import (
+    read_rollouts,
+    saved_rollouts,
+)
 from sfpo_megatron.config.tree import DebugConfig
+from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.run.saved_rollouts import RolloutSaver
 
 
@@ -145,3 +152,28 @@ def test_what_is_no_file_of_rollouts(tmp_path: Path, content: bytes) -> None:
     assert line.startswith("debug.train_only: found ") and str(tmp_path / "mine") in line
     save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model")
     assert "a safetensors file that is no rollouts" in said(tmp_path / "model")[0]
+
+
+def test_tokens_that_the_model_does_not_have(
+    saved: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be an IndexError in the embedding, or on a GPU the end of its context."""
+    monkeypatch.setattr(rules, "_AT_ONCE", 4)  # a token of a later part, too
+    monkeypatch.chdir(saved.parent)
+    shape = model_shape(read_hf_config(str(model_dir())))
+    write_run(debug={"train_only": str(saved)}, train={"num_steps": 2, "prompts_per_step": 6})
+    assert not [line for line in run_check() if "token" in line and "train_only" in line]
+    tensors = load_file(saved)
+    for bad in (shape.vocab_size, -1):
+        tensors["2.token_ids"][-1] = bad
+        save_file(tensors, saved)
+        with pytest.raises(ConfigError) as caught:
+            run_check(for_training=True)
+        assert str(caught.value).endswith(
+            f"debug.train_only: found token {bad} in train step 2 of {str(saved)!r}, expected "
+            f"tokens below {shape.vocab_size}, the rows of the embedding in model; save the "
+            "rollouts with this model"
+        )
+    tensors["2.token_ids"][-1] = shape.vocab_size - 1
+    save_file(tensors, saved)
+    run_check()

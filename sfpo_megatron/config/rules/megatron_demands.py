@@ -1,5 +1,5 @@
 """What Megatron-Core demands of its settings, said before it is imported: it would itself, but only
-once the run has started (`__post_init__` of its configs; mcore/model.py has the rest). No torch."""
+once the ranks have started (`__post_init__` of its configs, mcore/settings.py). No torch."""
 
 from __future__ import annotations
 

@@ -13,12 +13,14 @@ from typing import BinaryIO, Literal
 from sfpo_megatron.config.rules.problem import Problem
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.safetensors_header import ModelFilesError, TensorEntry, read_header
+from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.outputs.directory import RunDirectory
 
 _KEY, _READ_KEY = "debug.save_rollouts", "debug.train_only"
 _NAME_ANOTHER = "name a file that debug.save_rollouts has written"
 Level = Literal["error_when_training", "error_when_writing"]
 _TENSOR = re.compile(r"\d+\.[a-z_]+")  # STEP.NAME
+_AT_ONCE = 2**20  # numbers of a tensor that are held at a time
 
 
 def saved_rollouts(config: RunConfig) -> Iterator[Problem]:
@@ -134,13 +136,47 @@ def _cut(
         )
 
 
+def rollout_tokens(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
+    """A rule like `MODEL_RULES`: whether each token has a row in the model's embedding."""
+    text = config.debug.train_only
+    if text is None or not Path(text).is_file():
+        return
+    try:
+        tensors = read_header(Path(text))
+    except ModelFilesError:
+        return  # `read_rollouts` says so
+    with Path(text).open("rb") as stream:
+        for name, entry in tensors.items():
+            step, _, what = name.partition(".")
+            if what != "token_ids" or not step.isdigit():
+                continue
+            for part in _parts(stream, entry):
+                if bad := next((n for n in part if not 0 <= n < shape.vocab_size), None):
+                    yield _unusable(
+                        _READ_KEY,
+                        f"token {bad} in train step {step} of {text!r}",
+                        f"tokens below {shape.vocab_size}, the rows of the embedding in "
+                        f"{config.model.path}",
+                        "save the rollouts with this model",
+                    )
+                    return
+
+
 def _numbers(stream: BinaryIO, entry: TensorEntry | None) -> array[int]:
     """The values of an int64 tensor; none if there is none."""
     found: array[int] = array("q")
-    if entry is not None and entry.dtype == "I64":
-        stream.seek(entry.first_byte)
-        found.frombytes(stream.read(entry.num_bytes))
+    for part in _parts(stream, entry) if entry is not None else ():
+        found.extend(part)
     return found
+
+
+def _parts(stream: BinaryIO, entry: TensorEntry) -> Iterator[array[int]]:
+    """The values of an int64 tensor, `_AT_ONCE` at a time; none of one of another dtype."""
+    for first in range(0, entry.num_bytes if entry.dtype == "I64" else 0, 8 * _AT_ONCE):
+        stream.seek(entry.first_byte + first)
+        part: array[int] = array("q")
+        part.frombytes(stream.read(min(8 * _AT_ONCE, entry.num_bytes - first)))
+        yield part
 
 
 def _unusable(key: str, found: str, expected: str, fix: str) -> Problem:
