@@ -139,6 +139,19 @@ def idle_advice(
     return f"{idle} of the {num} GPUs would stay idle; {advice}"
 
 
+def crossing_advice(config: RunConfig, layout: JobLayout) -> str | None:
+    """What to say of tensor-parallel groups that are not each on one node; None without any. Ranks
+    of a group are neighbours, so that they are where the size divides a node's ranks."""
+    size, ranks = config.parallel.tensor, layout.ranks_per_node
+    if ranks % size == 0:
+        return None
+    return (
+        f"groups of parallel.tensor {size} lie across nodes of {ranks} ranks, and every layer "
+        f"waits for the network; take one that divides {ranks}, and a larger parallel.pipeline for "
+        "the memory"
+    )
+
+
 def engine_nodes(
     config: RunConfig, *, gpus_per_node: int, train_nodes: int = 0, ranks_per_node: int = 0
 ) -> int:

@@ -15,7 +15,13 @@ from sfpo_megatron.planner import hardware
 from sfpo_megatron.planner.hardware import GIB, USABLE_MEMORY, Gpu
 from sfpo_megatron.planner.layouts import fits, fullest, recommend
 from sfpo_megatron.planner.memory import engine_memory, num_params, rank_memory
-from sfpo_megatron.planner.nodes import LayoutError, idle_advice, job_layout, least_nodes
+from sfpo_megatron.planner.nodes import (
+    LayoutError,
+    crossing_advice,
+    idle_advice,
+    job_layout,
+    least_nodes,
+)
 from sfpo_megatron.planner.time import Workload, active_params, num_gpus, step_seconds
 
 _FORMULAS = {
@@ -56,11 +62,14 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
     """The whole text: memory, seconds, and another layout where this one does not fit."""
     config = with_data(config, nodes)
     gpus, engines = num_gpus(config), config.num_engine_gpus
-    faults, idle, together = list(_engine_faults(shape, config, gpu)), None, ""
+    faults, advice, together = list(_engine_faults(shape, config, gpu)), list[str | None](), ""
     try:
-        together = f": {least_nodes(config, gpus_per_node=GPUS_PER_NODE)} nodes"
+        least = least_nodes(config, gpus_per_node=GPUS_PER_NODE)
+        together = f": {least} node{'s' * (least > 1)}"
+        layout = job_layout(config, nodes=nodes or least, gpus_per_node=GPUS_PER_NODE)
+        advice = [crossing_advice(config, layout)]
         if nodes is not None:
-            idle = idle_advice(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE)
+            advice.append(idle_advice(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE))
     except LayoutError as error:
         faults.append(f"does not fit: {error}")
     roles = f"train, {engines} generate" if engines else "train"
@@ -79,9 +88,7 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         *_seconds_table(shape, config, gpu, work),
         "",
     ]
-    lines += [*faults, *_ranks_without_rollouts(config)]
-    if idle is not None:
-        lines.append(idle)
+    lines += [*faults, *_ranks_without_rollouts(config), *filter(None, advice)]
     if fits(memory, gpu):
         lines += [] if faults else [f"fits: stage {stage} needs the most"]
         return "\n".join(lines) + "\n"

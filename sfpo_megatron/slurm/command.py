@@ -18,7 +18,13 @@ from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.outputs.directory import RunDirectory
-from sfpo_megatron.planner.nodes import LayoutError, check_engines, idle_advice, job_layout
+from sfpo_megatron.planner.nodes import (
+    LayoutError,
+    check_engines,
+    crossing_advice,
+    idle_advice,
+    job_layout,
+)
 from sfpo_megatron.slurm.more_options import check_more
 from sfpo_megatron.slurm.render import SIGNAL_MARGIN_S, TEMPLATES, Job, render
 from sfpo_megatron.slurm.submit import TIMEOUT_S, SubmitError, submit
@@ -140,8 +146,8 @@ def slurm(options: argparse.Namespace) -> int:
                 gpus_per_node=job.gpus_per_node,
                 train_nodes=options.train_nodes,
             )
-            if idle is not None:
-                print(f"warning: {idle}", file=sys.stderr)
+            for advice in filter(None, (idle, crossing_advice(config, layout))):
+                print(f"warning: {advice}", file=sys.stderr)
         script = f"{job.script}.sbatch"
         if options.dry_run:
             print(files[script], end="")

@@ -317,7 +317,7 @@ def test_engines_that_share_the_trainers_gpus() -> None:
 def test_report_of_shared_gpus() -> None:
     run = colocated(config(data=None, tensor=2, sequence=True), gpu_memory_utilization=0.8)
     text = report(QWEN2_5_7B, run, H100, 1)
-    assert "8 h100-80gb train and generate in turn: 1 nodes" in text
+    assert "8 h100-80gb train and generate in turn: 1 node\n" in text
     assert "handover" in text and "asleep" in text and "\nfits: " in text
     text = report(QWEN2_5_7B, colocated(config(data=8), gpu_memory_utilization=0.98), H100, 1)
     assert "does not fit: rollout.gpu_memory_utilization 0.98" in text and "\nfits: " not in text
@@ -361,7 +361,7 @@ def test_command(
     assert main(["plan", str(run), "--nodes", "1", "rollout.num_engines=2"]) == 0
     assert time.process_time() - begun < 1.0
     text = capsys.readouterr().out
-    assert "6 h100-80gb train, 2 generate: 1 nodes" in text
+    assert "6 h100-80gb train, 2 generate: 1 node\n" in text
     for word in ("main params", "snapshot", "activations by recompute", "reposition", "fits"):
         assert word in text
     assert main(["plan", str(run), "model.path=owner/name"]) == 2

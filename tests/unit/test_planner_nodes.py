@@ -13,7 +13,14 @@ from sfpo_megatron.cli import main
 from sfpo_megatron.config.tree import DebugConfig, ParallelConfig, RunConfig
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.models import QWEN2_5_1_5B
-from sfpo_megatron.planner.nodes import JobLayout, LayoutError, idle_advice, job_layout, least_nodes
+from sfpo_megatron.planner.nodes import (
+    JobLayout,
+    LayoutError,
+    crossing_advice,
+    idle_advice,
+    job_layout,
+    least_nodes,
+)
 from sfpo_megatron.planner.report import report, with_data
 from sfpo_megatron.planner.scaling import base_config
 
@@ -161,6 +168,29 @@ def test_advice_on_idle_gpus(
     assert str(said).partition("would stay idle; ")[2] == advice
 
 
+@pytest.mark.parametrize(
+    ("parallel", "gpus_per_node", "advice"),
+    [
+        ({"tensor": 8, "data": 1}, 8, None),
+        ({"tensor": 2, "pipeline": 4, "data": 2}, 8, None),
+        ({"tensor": 8, "data": 2}, 4, "parallel.tensor 8 lie across nodes of 4 ranks"),
+        ({"tensor": 16, "data": 1}, 8, "one that divides 8, and a larger parallel.pipeline"),
+        ({"tensor": 6, "data": 4}, 8, "parallel.tensor 6 lie across nodes of 8 ranks"),
+        ({"tensor": 6, "data": 1}, 8, None),
+    ],
+)
+def test_advice_on_groups_across_nodes(
+    parallel: dict[str, Any], gpus_per_node: int, advice: str | None
+) -> None:
+    run = run_of(parallel, {})
+    nodes = least_nodes(run, gpus_per_node=gpus_per_node)
+    layout = job_layout(run, nodes=nodes, gpus_per_node=gpus_per_node)
+    said = crossing_advice(run, layout)
+    assert said is None if advice is None else advice in str(said)
+    if gpus_per_node == 8:
+        assert ("lie across nodes" in report(QWEN2_5_1_5B, run, H100, None)) == (said is not None)
+
+
 @pytest.mark.parametrize("placement", ["dedicated", "colocated"])
 def test_the_least_nodes_are_those_of_a_job(placement: str) -> None:
     """Whatever the ranks' number; `plan` says that they fit."""
@@ -171,7 +201,8 @@ def test_the_least_nodes_are_those_of_a_job(placement: str) -> None:
         for nodes in range(1, least):
             with pytest.raises(LayoutError):
                 job_layout(run, nodes=nodes, gpus_per_node=8)
-        assert f": {least} nodes\n" in report(QWEN2_5_1_5B, run, H100, None)
+        nodes = "1 node" if least == 1 else f"{least} nodes"
+        assert f": {nodes}\n" in report(QWEN2_5_1_5B, run, H100, None)
     for engines, expected in ((7, 3), (9, 3)):
         run = run_of({"data": 9}, {"placement": placement, "num_engines": engines})
         assert least_nodes(run, gpus_per_node=8) == expected
