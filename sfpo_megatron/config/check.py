@@ -32,6 +32,7 @@ from sfpo_megatron.config.rules.one_model import one_model
 from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.optimizer_settings import (
     data_parallel_settings,
+    learning_rates,
     optimizer_settings,
 )
 from sfpo_megatron.config.rules.passed_through import (
@@ -306,6 +307,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     transports,
     passed_through,
     optimizer_settings,
+    learning_rates,
     data_parallel_settings,
     recompute,
     one_model,

@@ -159,3 +159,21 @@ def test_what_megatron_asserts_of_recompute(here: Path, settings: Settings) -> N
 def test_recompute_without_granularity_is_a_warning(here: Path) -> None:
     warnings = run_check("megatron.transformer={recompute_method: uniform}")
     assert ["so that nothing is recomputed" in warning for warning in warnings] == [True]
+
+
+def test_learning_rates_that_adam_cannot_mean(here: Path) -> None:
+    def said(*overrides: str) -> list[str]:
+        return [line for line in run_check(*overrides) if ".lr: " in line]
+
+    assert said("train.optimizer.lr=0.1", "sft.lr=0.1") == []
+    (line,) = said("train.optimizer.lr=5")
+    assert line == (
+        "warning: run.yaml: train.optimizer.lr: found 5, expected at most 0.1 with Adam, which "
+        "moves every weight by about as much; write a smaller one, such as 1.0e-6"
+    )
+    assert len(said("train.optimizer.lr=1", "sft.lr=1.0")) == 2
+    sgd = (
+        override("optimizer", {"optimizer": "sgd"}),
+        "megatron.ddp.use_distributed_optimizer=false",
+    )
+    assert said("train.optimizer.lr=1", *sgd) == []

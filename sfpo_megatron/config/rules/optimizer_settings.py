@@ -11,6 +11,7 @@ from sfpo_megatron.config.tree import RunConfig
 
 _AWARE, _OFFLOAD = "use_precision_aware_optimizer", "optimizer_cpu_offload"
 _SHARDED = "use_distributed_optimizer"
+_HIGHEST_LR = 0.1
 _DTYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
@@ -30,6 +31,22 @@ def optimizer_settings(config: RunConfig) -> Iterator[Problem]:
             "false",
             f"set megatron.ddp.{_SHARDED}=false: Megatron shards no SGD",
         )
+
+
+def learning_rates(config: RunConfig) -> Iterator[Problem]:
+    """Whether they can be meant for Adam, whose steps are about as long in every weight."""
+    if config.megatron.optimizer.get("optimizer", "adam") != "adam":
+        return
+    rates = {"train.optimizer.lr": config.train.optimizer.lr, "sft.lr": config.sft.lr}
+    for key, lr in rates.items():
+        if lr > _HIGHEST_LR:
+            yield Problem(
+                key,
+                f"{lr:g}",
+                f"at most {_HIGHEST_LR:g} with Adam, which moves every weight by about as much",
+                "write a smaller one, such as 1.0e-6",
+                "warning",
+            )
 
 
 def _is_sharded(config: RunConfig) -> bool:
