@@ -33,7 +33,12 @@ from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import EngineLoad
 from sfpo_megatron.rollout.root_cause import EngineLog, how_ended
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
-from sfpo_megatron.rollout.vllm_arguments import completion_of, engine_args, sampling_params
+from sfpo_megatron.rollout.vllm_arguments import (
+    completion_of,
+    engine_args,
+    sampling_params,
+    usage_context,
+)
 
 T = TypeVar("T")
 Memory: TypeAlias = Literal["weights", "kv_cache"]
@@ -76,6 +81,7 @@ class Engine:
         if self._config.refit.transport == "ipc":
             os.environ.update(variables("engine", "ipc"))
         begin_stage("importing vLLM")
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         begin_stage("starting its processes")
@@ -86,7 +92,10 @@ class Engine:
         try:
             check_shared_memory(self._config)
             listen = [lambda vllm_config, index: self._listener]
-            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=listen)
+            context = usage_context(on_cpu=current_platform.is_cpu())
+            self._llm = AsyncLLM.from_engine_args(
+                arguments, usage_context=context, stat_loggers=listen
+            )
             self._children = active_children()
         except RuntimeError as error:  # "See root cause above", which is in this engine's log
             sys.stderr.flush()
