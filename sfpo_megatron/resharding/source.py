@@ -112,7 +112,10 @@ class MegatronWeightSource:
             region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
             grouped = self._grouped(self._rules[take.rule], take.piece)
             shape = grouped.shape if take.piece.groups > 1 else region.shape
-            region.view(shape).copy_(grouped, non_blocking=True)
+            into = region.view(shape)
+            # torch puts a slice in place on the host, from memory of its own, and would not wait
+            # for the device to have written that; nor does CUDA have to (pageable memory).
+            into.copy_(grouped, non_blocking=into.is_contiguous())
 
     def checksum(self, index: int) -> int:
         """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
