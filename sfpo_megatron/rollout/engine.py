@@ -81,21 +81,17 @@ class Engine:
         if self._config.refit.transport == "ipc":
             os.environ.update(variables("engine", "ipc"))
         begin_stage("importing vLLM")
-        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         begin_stage("starting its processes")
-        arguments = engine_args(self._config, self._model_path)
-        self._sleeps = arguments.enable_sleep_mode
+        given = engine_args(self._config, self._model_path)
+        self._sleeps = given.enable_sleep_mode
         if self._sleeps:
             log_unverified("sleep mode")
         try:
             check_shared_memory(self._config)
-            listen = [lambda vllm_config, index: self._listener]
-            context = usage_context(on_cpu=current_platform.is_cpu())
-            self._llm = AsyncLLM.from_engine_args(
-                arguments, usage_context=context, stat_loggers=listen
-            )
+            listen, context = [lambda vllm_config, index: self._listener], usage_context()
+            self._llm = AsyncLLM.from_engine_args(given, stat_loggers=listen, usage_context=context)
             self._children = active_children()
         except RuntimeError as error:  # "See root cause above", which is in this engine's log
             sys.stderr.flush()

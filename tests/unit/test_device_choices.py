@@ -110,16 +110,19 @@ def test_an_engine_on_an_h100_runs_as_many_requests_as_vllm_has_it_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By vLLM's own table of defaults. On a CPU they stay those that AsyncLLM falls back to."""
+    from vllm import platforms
     from vllm.engine import arg_utils
 
+    on_cpu = usage_context()
     h100 = SimpleNamespace(
         get_device_total_memory=lambda: 80 * 2**30,
         get_device_name=lambda: "NVIDIA H100 80GB HBM3",
         is_tpu=lambda: False,
         is_cpu=lambda: False,
     )
-    monkeypatch.setattr(arg_utils, "current_platform", h100)
+    for module in (platforms, arg_utils):
+        monkeypatch.setattr(module, "current_platform", h100)
     tokens, requests = arg_utils.EngineArgs.get_batch_defaults(1)
-    on_gpu, on_cpu = (usage_context(on_cpu=each) for each in (False, True))
+    on_gpu = usage_context()
     assert (requests[on_gpu], tokens[on_gpu]) == (1024, 16384)
     assert on_cpu not in requests and on_cpu not in tokens

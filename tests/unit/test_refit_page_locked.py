@@ -115,27 +115,18 @@ def test_memory_that_cannot_be_locked_is_slower_and_no_error(
 def test_a_slice_is_put_in_place_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row-parallel weight's columns: torch gathers them in pageable memory first, and copies from
     there at once if it is not to wait. Rows go straight into the page-locked buffer."""
-    from sfpo_megatron.families.rule import Rule
-    from sfpo_megatron.resharding.plan import Piece, Take
-    from sfpo_megatron.resharding.source import MegatronWeightSource
+    from sfpo_megatron.resharding.source import put
 
-    waited: list[tuple[int, bool]] = []
+    waited: list[bool] = []
     copy = Tensor.copy_
 
     def recorded(self: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-        waited.append((self.stride(0), not non_blocking))
+        waited.append(not non_blocking)
         return copy(self, source, non_blocking)
 
-    source = object.__new__(MegatronWeightSource)
-    source._params = {"w": torch.nn.Parameter(torch.arange(16.0).view(4, 4))}
-    source._rules = [Rule(megatron="w", hf=("w",))]
-    source._takes = {}
-    for dim in (0, 1):
-        piece = Piece(part=0, dim=dim, start=4, stop=8, groups=1, source_start=0, source_stop=4)
-        source._takes[dim] = [Take(tensor=dim, rule=0, rank=0, piece=piece, num_bytes=64)]
-    rows, columns = torch.zeros(8, 4), torch.zeros(4, 8)
     monkeypatch.setattr(Tensor, "copy_", recorded)
-    source.write(0, rows)
-    source.write(1, columns)
-    assert waited == [(4, False), (8, True)]
-    assert torch.equal(rows[4:], columns[:, 4:]) and rows[4:].sum() == 120
+    piece, rows, columns = torch.arange(16.0).view(4, 4), torch.zeros(8, 4), torch.zeros(4, 8)
+    put(piece, into=rows.narrow(0, 4, 4))
+    put(piece, into=columns.narrow(1, 4, 4))
+    assert waited == [False, True]
+    assert torch.equal(rows[4:], piece) and torch.equal(columns[:, 4:], piece)
