@@ -63,6 +63,7 @@ STAGES = (
         name="training",
         limit_s=75,
         module="training:run",
+        needs=("safetensors",),  # holds the model of every stage that trains
         features=("plain-trainer", "bf16", "nccl"),
     ),
     Stage(
@@ -80,14 +81,26 @@ STAGES = (
         small=("--budget-s", "0.1"),
         features=("logprobs",),
     ),
-    Stage(name="offload", limit_s=35, module="offloading:run", features=("offload",)),
+    Stage(
+        name="offload",
+        limit_s=35,
+        module="offloading:run",
+        needs=("safetensors",),
+        features=("offload",),
+    ),
     Stage(name="ipc", limit_s=25, module="ipc_bucket:run"),
-    Stage(name="fork", limit_s=35, module="forked_writer:run", features=("checkpoint-async",)),
+    Stage(
+        name="fork",
+        limit_s=35,
+        module="forked_writer:run",
+        needs=("safetensors",),
+        features=("checkpoint-async",),
+    ),
     Stage(
         name="te",
         limit_s=80,
         module="te:run",
-        needs=("transformer_engine",),
+        needs=("transformer_engine", "safetensors"),
         features=("te",),
     ),
     Stage(

@@ -112,7 +112,7 @@ class MegatronWeightSource:
             region = target.narrow(take.piece.dim, take.piece.start, _length(take.piece))
             grouped = self._grouped(self._rules[take.rule], take.piece)
             shape = grouped.shape if take.piece.groups > 1 else region.shape
-            region.view(shape).copy_(grouped, non_blocking=True)
+            put(grouped, into=region.view(shape))
 
     def checksum(self, index: int) -> int:
         """Checksum of this rank's pieces of tensor `index`; the ranks' sums add up, mod 2^64."""
@@ -260,3 +260,10 @@ def _ask_holders(
 
 def _length(piece: Piece) -> int:
     return piece.stop - piece.start
+
+
+def put(piece: Tensor, *, into: Tensor) -> None:
+    """Copy a piece, on CUDA without a wait for it, unless `into` is a slice: from a device torch
+    fills pageable memory of its own and copies on from there, before it is full if nobody waits
+    (`copy_kernel_cuda` in ATen/native/cuda/Copy.cu; CUDA does not promise to wait by itself)."""
+    into.copy_(piece, non_blocking=into.is_contiguous())

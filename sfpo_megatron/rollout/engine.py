@@ -33,7 +33,12 @@ from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
 from sfpo_megatron.rollout.reports import EngineLoad
 from sfpo_megatron.rollout.root_cause import EngineLog, how_ended
 from sfpo_megatron.rollout.sampling import Completion, GenerationSettings
-from sfpo_megatron.rollout.vllm_arguments import completion_of, engine_args, sampling_params
+from sfpo_megatron.rollout.vllm_arguments import (
+    completion_of,
+    engine_args,
+    sampling_params,
+    usage_context,
+)
 
 T = TypeVar("T")
 Memory: TypeAlias = Literal["weights", "kv_cache"]
@@ -79,14 +84,14 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         begin_stage("starting its processes")
-        arguments = engine_args(self._config, self._model_path)
-        self._sleeps = arguments.enable_sleep_mode
+        given = engine_args(self._config, self._model_path)
+        self._sleeps = given.enable_sleep_mode
         if self._sleeps:
             log_unverified("sleep mode")
         try:
             check_shared_memory(self._config)
-            listen = [lambda vllm_config, index: self._listener]
-            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=listen)
+            listen, context = [lambda vllm_config, index: self._listener], usage_context()
+            self._llm = AsyncLLM.from_engine_args(given, stat_loggers=listen, usage_context=context)
             self._children = active_children()
         except RuntimeError as error:  # "See root cause above", which is in this engine's log
             sys.stderr.flush()

@@ -73,6 +73,19 @@ def sleep_arguments(config: RunConfig, is_available: bool) -> dict[str, bool]:
     return {"enable_sleep_mode": sleeps, "sleep_mode_offload_cudagraph": sleeps}
 
 
+def usage_context() -> Any:
+    """By which of its defaults vLLM bounds the requests that run at a time and the tokens of a step
+    (`get_batch_defaults` in vllm/engine/arg_utils.py), where `rollout.engine_args` names no bound.
+
+    On a GPU those of its offline class: 1024 requests and 16384 tokens on an H100. For what an
+    AsyncLLM calls itself it has none, and takes 128 and 2048 whatever the device is.
+    """
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+
+    return UsageContext.ENGINE_CONTEXT if current_platform.is_cpu() else UsageContext.LLM_CLASS
+
+
 def _shape_of(model_path: str) -> ModelShape | None:
     """The shape that config.json names; None for a hub id."""
     if not (Path(model_path) / "config.json").is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ def pin(buffer: Tensor, *, owner: object, key: str, found: str, instead: str) ->
         )
     )
     if code:
+        _forget_error()
         raise RuntimeError(
             f"{key}: found {found}, but {buffer.nbytes} bytes of host memory cannot be page-locked "
             f"(CUDA error {code}); free host memory or set {key}={instead}"
@@ -50,3 +52,11 @@ def pin(buffer: Tensor, *, owner: object, key: str, found: str, instead: str) ->
 
     # At exit the driver lets go of everything by itself, in an order of its own.
     weakref.finalize(owner, unpin).atexit = False
+
+
+def _forget_error() -> None:
+    """Use up the refusal, which CUDA's runtime keeps for this thread's next look for errors: that
+    of the next kernel that torch starts, which would raise it as its own
+    (C10_CUDA_KERNEL_LAUNCH_CHECK; torch's binding of cudaHostRegister leaves it there)."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device="cuda")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfpo_megatron.sfpo import SlowSnapshot, sfpo_step
 from sfpo_megatron.snapshots.host import HostSnapshot
+from sfpo_megatron.snapshots.pinning import host_buffer, pin
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,3 +139,13 @@ def test_host_memory_is_given_back_with_the_snapshot() -> None:
     del snapshot, copy
     gc.collect()
     assert not host.is_pinned()
+
+
+def test_a_refused_page_locking_is_not_the_next_kernels_error() -> None:
+    """CUDA refuses to lock what is locked, and keeps that for the thread's next look for errors."""
+    buffer, owners = host_buffer(MIB), [AdamShards(), AdamShards()]
+    setting = {"key": "a.key", "found": "this", "instead": "that"}
+    pin(buffer, owner=owners[0], **setting)
+    with pytest.raises(RuntimeError, match="cannot be page-locked"):
+        pin(buffer, owner=owners[1], **setting)
+    assert torch.ones(4, device="cuda").sum() == 4

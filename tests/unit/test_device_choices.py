@@ -5,6 +5,7 @@ Not exercised: what the choices save; TransformerEngine (tests/dist/test_te_spec
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -19,7 +20,7 @@ from sfpo_megatron.mcore.device_choices import (
     pack_multiple,
     seqlen_bound,
 )
-from sfpo_megatron.rollout.vllm_arguments import sleep_arguments
+from sfpo_megatron.rollout.vllm_arguments import sleep_arguments, usage_context
 
 
 def found(*, cuda: bool, layers: Literal["te", "local"]) -> Capabilities:
@@ -103,3 +104,25 @@ def test_graphs_leave_with_an_engine_that_sleeps(
         "enable_sleep_mode": sleeps,
         "sleep_mode_offload_cudagraph": sleeps,
     }
+
+
+def test_an_engine_on_an_h100_runs_as_many_requests_as_vllm_has_it_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By vLLM's own table of defaults. On a CPU they stay those that AsyncLLM falls back to."""
+    from vllm import platforms
+    from vllm.engine import arg_utils
+
+    on_cpu = usage_context()
+    h100 = SimpleNamespace(
+        get_device_total_memory=lambda: 80 * 2**30,
+        get_device_name=lambda: "NVIDIA H100 80GB HBM3",
+        is_tpu=lambda: False,
+        is_cpu=lambda: False,
+    )
+    for module in (platforms, arg_utils):
+        monkeypatch.setattr(module, "current_platform", h100)
+    tokens, requests = arg_utils.EngineArgs.get_batch_defaults(1)
+    on_gpu = usage_context()
+    assert (requests[on_gpu], tokens[on_gpu]) == (1024, 16384)
+    assert on_cpu not in requests and on_cpu not in tokens

@@ -81,9 +81,15 @@ def test_what_is_missing_is_named(runs: pytest.MonkeyPatch) -> None:
     assert (row.status, row.error) == ("left out", "needs no_such_package")
 
 
-def test_snapshots_need_what_makes_their_model() -> None:
+def test_stages_need_what_makes_their_model() -> None:
     needs = {stage.name: stage.needs for stage in STAGES}
     assert needs["snapshots"] == ("transformers",)
+    makers = {"training", "offload", "fork", "te"}
+    assert {name for name, packages in needs.items() if "safetensors" in packages} == makers
+    for stage in STAGES:  # by what they import: a file of weights, which `tiny` makes
+        if stage.module:
+            name = f"benchmarks.device_stages.{stage.module.partition(':')[0]}"
+            assert hasattr(importlib.import_module(name), "tiny") == (stage.name in makers)
 
 
 def test_the_file_is_whole_after_every_row(tmp_path: Path) -> None:

@@ -96,9 +96,37 @@ def test_memory_that_cannot_be_locked_is_slower_and_no_error(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Nor of the kernel that comes next, as which torch would take what CUDA keeps of it."""
+
+    def next_kernel(*size: int, device: str) -> None:
+        calls.append(f"kernel on {device}")
+        raise RuntimeError("CUDA error: out of memory")
+
     refuses = SimpleNamespace(cudaHostRegister=lambda *_: 2)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: refuses)
+    monkeypatch.setattr(torch, "zeros", next_kernel)
     with caplog.at_level(logging.WARNING):
         assert SharedBuffer(file, 64).bytes.nbytes == 64
+    assert calls == ["kernel on cuda"]
     (record,) = caplog.records
     assert "refit will be slower: refit.transport: found shm, but 64 bytes" in record.getMessage()
+
+
+def test_a_slice_is_put_in_place_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row-parallel weight's columns: torch gathers them in pageable memory first, and copies from
+    there at once if it is not to wait. Rows go straight into the page-locked buffer."""
+    from sfpo_megatron.resharding.source import put
+
+    waited: list[bool] = []
+    copy = Tensor.copy_
+
+    def recorded(self: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        waited.append(not non_blocking)
+        return copy(self, source, non_blocking)
+
+    monkeypatch.setattr(Tensor, "copy_", recorded)
+    piece, rows, columns = torch.arange(16.0).view(4, 4), torch.zeros(8, 4), torch.zeros(4, 8)
+    put(piece, into=rows.narrow(0, 4, 4))
+    put(piece, into=columns.narrow(1, 4, 4))
+    assert waited == [False, True]
+    assert torch.equal(rows[4:], piece) and torch.equal(columns[:, 4:], piece)
