@@ -28,11 +28,17 @@ _FUNCTIONS: dict[str, tuple[int, ...]] = {
 _SORTING = frozenset({"sorted", "min", "max", "sort"})
 _VALUE = "__value_of_the_program_"
 _SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_ASKING = {
+    *("startswith", "endswith", "issubset", "issuperset", "isdisjoint", "__eq__", "__contains__"),
+}
+"""Methods of Python's values that are given what is expected, and say whether it is so."""
 _DATES = ("date", "datetime", "time", "timedelta")
 _CALLS = {
     *("iter", "range", "set", "frozenset", "float", "complex", "bytearray"),
-    *("collections.deque", "fractions.Fraction", "decimal.Decimal"),
-    *(f"datetime.{kind}" for kind in _DATES),
+    "__import__('collections').deque",
+    "__import__('fractions').Fraction",
+    "__import__('decimal').Decimal",
+    *(f"__import__('datetime').{kind}" for kind in _DATES),
 }
 """What sandbox/trials.py writes values with, besides literals."""
 NO_SETUP = Setup()
@@ -70,6 +76,8 @@ def assertion(line: str, setup: Setup = NO_SETUP) -> Assertion:
     if not isinstance(statement, ast.Assert):
         raise BadTest(f"found {line!r}, expected one assert line")
     test = statement.test
+    if isinstance(test, ast.Tuple) and test.elts:
+        raise BadTest(f"found {line!r}, which holds whatever is in its brackets; remove them")
     modules = _modules(test) - setup.names
     split = _Split(PYTHON_S - setup.names | modules | setup.own_names, _assigned(test))
     condition = split.visit(test)
@@ -182,11 +190,13 @@ def _parameters(scope: ast.AST) -> set[str]:
 
 
 def _root(node: ast.AST) -> str | None:
-    """The name that `a.b(c)[d]` begins with."""
+    """The name that `a.b(c)[d]` begins with; None of what asks for more than a value."""
     while not isinstance(node, ast.Name):
         if isinstance(node, ast.Call):
             node = node.func
-        elif isinstance(node, ast.Attribute | ast.Subscript):
+        elif isinstance(node, ast.Attribute | ast.Subscript) and (
+            getattr(node, "attr", "") not in _ASKING
+        ):
             node = node.value
         else:
             return None

@@ -36,14 +36,12 @@ CHECKS_S = 5.0
 _MOST_CHARS = 16 << 20
 """Characters of a row's tests: a process that scores writes 64 MiB to a file and no more."""
 _MOST_ASKED = 8 << 20
-"""Characters of a response's conditions, with the program's values."""
+"""Characters of a response's values: all of them are parsed."""
 _FENCE = re.compile(r"^([ \t]*)```[ \t]*(\w*)", re.MULTILINE)
 _LABELS = ("", "python", "python3", "py")
 _WORDS = re.compile(r"\s+|\S+")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-6
-_OF_VALUES = ("collections", "datetime", "decimal", "fractions")
-"""Modules of the classes that values may be of (`sandbox/trials.py`)."""
 _EXPECTED = 'a JSON list of {"input": TEXT, "output": TEXT}, {"setup": TEXT} and assert lines'
 
 
@@ -149,10 +147,12 @@ def passed(code: str, tests: list[Test], timeout_s: float) -> list[bool]:
     for number, (test, result) in enumerate(zip(tests, results, strict=False)):
         if isinstance(test, Script):
             verdicts[number] = result.status == 0 and _same(result.output, test.stdout)
-        elif (check := test.on(result.values)) is not None and len(check) <= room:
-            room -= len(check)
+            continue
+        num_chars = sum(len(value) for value in result.values if value is not None)
+        if num_chars <= room and (check := test.on(result.values)) is not None:
+            room -= num_chars
             checks[number] = f"bool({check})"
-            modules |= {*test.modules, *(name for name in _OF_VALUES if f"{name}." in check)}
+            modules.update(test.modules)
     asked = Trial(expressions=tuple(checks.values()), modules=tuple(modules))
     for number, holds in zip(checks, _hold(asked, shared), strict=True):
         verdicts[number] = holds

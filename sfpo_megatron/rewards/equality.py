@@ -46,6 +46,8 @@ _LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{5}| [A-Za-z]{2,} ")
 """Words."""
 _LONGEST_PRODUCT = 5
 _ROMAN = re.compile("[IVXLCDM]{3,}", re.IGNORECASE)
+_LEFT_OUT = {"", "{}", "()", "[]"}
+"""Brackets that may be missing; those of `[2, 5)` say what no comma does, nor a colon."""
 _BETWEEN_STATEMENTS = {r"\implies", r"\iff", r"\in"}
 """Signs whose sides are no terms of an equation, to be moved across."""
 
@@ -189,15 +191,14 @@ def _chains(reference: Answer, found: Answer) -> bool:
 
 def _is_congruence(found: Chain) -> bool:
     """`2^{10} \\equiv 2 \\pmod 7`, whose sides leave one remainder."""
-    *others, last = [side for side in found.sides if isinstance(side, Value)]
+    sides = [side for side in found.sides if isinstance(side, Value)]
+    if len(sides) < len(found.sides):
+        return False
+    *others, last = sides
     modulus = int(last.unit.removeprefix("mod ")) if last.unit.startswith("mod ") else 0
-    return (
-        modulus > 0
-        and len(others) + 1 == len(found.sides)
-        and all(
-            isinstance(one.exact, Fraction) and (one.exact - last.exact) % modulus == 0
-            for one in others
-        )
+    return modulus > 0 and all(
+        isinstance(one.exact, Fraction) and (one.exact - last.exact) % modulus == 0
+        for one in others
     )
 
 
@@ -303,7 +304,7 @@ def _groups(reference: Answer, found: Answer) -> bool:
         return _in_order(reference.items, found.items) or _in_proportion(reference, found)
     one, other_ = reference.opening + reference.closing, found.opening + found.closing
     one, other_ = one.replace("u", ""), other_.replace("u", "")
-    if one and other_ and one != other_:
+    if one != other_ and not ("" in (one, other_) and {one, other_} <= _LEFT_OUT):
         return False
     if one == other_ == "{}":
         return _any_order(_distinct(reference.items), _distinct(found.items))

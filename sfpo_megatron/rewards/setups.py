@@ -11,6 +11,7 @@ import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from symtable import SymbolTable, symtable
 
 PYTHON_S = frozenset(dir(builtins))
 """Names of Python itself."""
@@ -40,6 +41,7 @@ def setup(code: str) -> Setup:
     """The code, taken apart; BadTest for what cannot be run here."""
     try:
         statements = ast.parse(code).body
+        compile(code, "<setup>", "exec")  # a `return` outside of functions too
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadTest(f"found the setup {code!r}, expected Python ({error})") from None
     names, own_names = set[str](), set[str]()
@@ -49,9 +51,9 @@ def setup(code: str) -> Setup:
         if find_spec(module.partition(".")[0]) is None:
             raise BadTest(f"found a setup that imports {module}, which is not installed here")
     for statement in statements:
-        nodes = list(ast.walk(statement))
-        bound = {name for node in nodes for name in _bound(node)}
-        read = {node.id for node in nodes if isinstance(node, ast.Name)} - bound
+        table = symtable(ast.unparse(statement), "<setup>", "exec")
+        bound = set(_bound(table))
+        read = set(_read(table)) - bound
         names |= bound
         if read <= PYTHON_S | own_names:
             own.append(statement)
@@ -78,12 +80,21 @@ def _imported(statement: ast.stmt) -> Iterator[str]:
         yield from (alias.name for alias in statement.names)
 
 
-def _bound(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        yield node.id
-    elif isinstance(node, ast.arg):
-        yield node.arg
-    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.alias):
-        yield node.asname or node.name.partition(".")[0]
+def _bound(table: SymbolTable) -> Iterator[str]:
+    """Names that it gives the module: not a function's own, such as its arguments."""
+    is_module = table.get_type() == "module"
+    for symbol in table.get_symbols():
+        if (symbol.is_assigned() or symbol.is_imported()) and (is_module or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _bound(inner)
+
+
+def _read(table: SymbolTable) -> Iterator[str]:
+    """Names of the module, or of Python, that it reads."""
+    is_module = table.get_type() == "module"
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (is_module or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from _read(inner)

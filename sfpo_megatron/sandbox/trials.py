@@ -155,7 +155,7 @@ def _collection(value: object) -> str | None:
     if isinstance(value, frozenset):
         return f"frozenset([{_items(value)}])"
     if isinstance(value, deque):
-        return f"collections.deque([{_items(value)}])"
+        return f"__import__('collections').deque([{_items(value)}])"
     if isinstance(value, KeysView):
         return f"{written(dict.fromkeys(value))}.keys()"
     if isinstance(value, ItemsView):
@@ -180,9 +180,10 @@ def _of_a_class(value: Any) -> str:
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _PARTS and getattr(value, "tzinfo", None) is None:
-        return f"{name}({_items(getattr(value, part) for part in _PARTS[name])})"
+        parts = _items(getattr(value, part) for part in _PARTS[name])
+        return f"__import__({kind.__module__!r}).{kind.__qualname__}({parts})"
     if name == "decimal.Decimal":
-        return f"{name}({str(value)!r})"
+        return f"__import__('decimal').Decimal({str(value)!r})"
     if isinstance(value, Enum):
         return written((kind.__qualname__, value.name))
     if hasattr(kind, "__dataclass_fields__") and kind.__dataclass_params__.eq:

@@ -111,6 +111,11 @@ DIVIDED: tuple[tuple[int, int | None, dict[str, Any]], ...] = (
     (2, 2, {LAYOUT: "E(tttttttt|)*3t*8L"}),
     (2, 2, {LAYOUT: "Et*10|t*11|t*11L"}),
     (2, None, {LAYOUT: "Et*10|t*11|t*11L"}),
+    (2, None, {LAYOUT: [["Embedding", *["decoder"] * 16], [*["decoder "] * 16, "LOSS"]]}),
+    (2, None, {LAYOUT: [["embedding", *["decoder"] * 16], [*["decoder"] * 15, "loss"]]}),
+    (2, None, {LAYOUT: [["embedding", *["decoder"] * 32], "loss"]}),
+    (2, None, {LAYOUT: [16, 16]}),
+    (2, None, {LAYOUT: [None, ["embedding"]]}),
 )
 
 
@@ -138,11 +143,12 @@ def test_what_megatron_cannot_divide_is_refused(
 
 def test_what_megatron_finds_out_later_is_refused_too() -> None:
     """32 layers: a stage with fewer than none, three stages that no setting makes uneven, and a
-    layout with more chunks than parallel.virtual_pipeline says."""
+    layout with more chunks than parallel.virtual_pipeline says, or longer than memory."""
     chunks = {LAYOUT: "E(tttttttt|)*3t*8L"}
+    endless = {LAYOUT: "E(t*99999999999|)*99999999999t*" + "9" * 5000}
     for pipeline, settings in (
         *((2, {FIRST: 40}), (3, {LOSS: False}), (3, {FIRST: None})),
-        (2, chunks),
+        *((2, chunks), (2, endless)),
     ):
         assert list(pipeline_stages(run_of(pipeline, None, settings), LLAMA_8B, False))
 

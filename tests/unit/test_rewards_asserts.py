@@ -161,6 +161,59 @@ def test_a_setup_is_what_lines_take_for_granted() -> None:
     assert isinstance(test, code.Assertion) and test.names == {"f"}
 
 
+def test_names_inside_a_setup_s_functions_are_not_the_setup_s() -> None:
+    """Its arguments, say: the program's `f` may be called like one."""
+    setup = (
+        "def close(f, b):\n  max = abs(f - b)\n  return max < 1e-6\nones = [g for g in (1,)]\n"
+        "def twice(n): return 2 * f(n)\ndef begin():\n  global BEGUN\n  BEGUN = 1"
+    )
+    hold = {
+        "assert close(f(2), 3)": True,
+        "assert g(1) == max(ones)": True,
+        "assert twice(2) == 6": True,
+        "assert close(f(2), 4)": False,
+    }
+    program = "def f(n): return n + 1\ndef g(n): return n"
+    assert dict(zip(hold, verdicts(program, [{"setup": setup}, *hold]), strict=True)) == hold
+    (test, *_) = code.tests_of(json.dumps([{"setup": setup}, "assert f(1) == 2"]))
+    assert isinstance(test, code.Assertion)
+    assert test.setup.names == {"close", "ones", "twice", "begin", "BEGUN"}
+    assert test.setup.own_names == test.setup.names - {"twice"}
+
+
+def test_a_setup_may_import_a_class_by_the_name_of_its_module() -> None:
+    setup = "from datetime import datetime, timedelta\ncollections = decimal = fractions = None"
+    program = (
+        "import collections as c, datetime as d, decimal as e, fractions as r\ndef f(x): return x"
+    )
+    hold = {
+        "assert f(d.datetime(2020, 2, 29)) == datetime(2020, 2, 29)": True,
+        "assert f(d.datetime(2020, 2, 29)) == datetime(2020, 2, 28)": False,
+        "assert f([d.timedelta(1)]) == [timedelta(hours=24)]": True,
+        "assert len(f(c.deque([1]))) == 1": True,
+        "assert f(e.Decimal('0.5')) == f(r.Fraction(1, 2))": True,
+    }
+    assert dict(zip(hold, verdicts(program, [{"setup": setup}, *hold]), strict=True)) == hold
+
+
+def test_no_object_of_the_program_says_whether_it_is_expected() -> None:
+    program = (
+        "class Yes:\n  def __getattr__(self, name): return lambda *_: True\n"
+        "def f(n): return Yes()\ndef g(n): return f'{n}th'"
+    )
+    hold = {
+        "assert f(2).startswith('2')": False,
+        "assert f(2).x.endswith('th') == True": False,
+        "assert f(2).issubset({2})": False,
+        "assert f(2).__eq__(2)": False,
+        "assert g(2).startswith('2') and g(2).upper().endswith('TH')": True,
+        "assert g(2).startswith('3')": False,
+        "assert not g(2).startswith(g(3))": True,
+        "assert set(g(2)).issubset('2th')": True,
+    }
+    assert dict(zip(hold, verdicts(program, list(hold)), strict=True)) == hold
+
+
 def test_a_setup_that_raises_is_no_program_s_fault() -> None:
     tests = [{"setup": ""}, {"setup": "x = 1 / 0"}, "assert f(1) == 1"]
     with pytest.raises(CannotBeJudged, match="setup raises where no program is:\nx = 1 / 0"):
@@ -197,6 +250,7 @@ def test_what_the_program_sees_of_an_assert() -> None:
         "assert [datetime.date(2020, 1, 2)] == f(2)": ("f(2)",),
         "assert any(token.isdigit() for token in f(2))": ("f(2)",),
         "assert sum(10, 15) == 6": ("globals()['sum'](10, 15)",),
+        "assert f(2).x.startswith('4')": ("f(2).x",),
     }.items():
         assert assertion(line).expressions == expressions
     names = [f"__value_of_the_program_{number}" for number in range(2)]
@@ -216,7 +270,9 @@ def test_what_the_program_sees_of_an_assert() -> None:
         "{**{}}.keys()",
         "{1: 2}.pop(1)",
         "open('x')",
-        "datetime.date.today()",
+        "datetime.date(2020, 1, 2)",
+        "__import__('datetime').date.today()",
+        "__import__('os').system('ls')",
     ):
         assert assertion("assert f(2) == 4").on([value]) is None
 
@@ -240,6 +296,8 @@ def test_what_the_program_sees_of_an_assert() -> None:
         ('["assert callable(f)"]', "write [f(1), f(2)] for map(f, [1, 2])"),
         ('[{"setup": "import math"}]', "found no tests, or a setup that is no text"),
         ('[{"setup": 1}, "assert f()"]', "found no tests, or a setup that is no text"),
+        ('[{"setup": "return"}, "assert f()"]', "found the setup 'return', expected Python"),
+        ('["assert (f(1) == 2, 1)"]', "which holds whatever is in its brackets; remove them"),
         ('[{"setup": "import"}, "assert f()"]', "found the setup 'import', expected Python"),
         ('[{"setup": "import nil.x"}, "assert f()"]', "imports nil.x, which is not installed here"),
         ('[{"setup": "from os import *"}, "assert f()"]', "expected names of a module"),

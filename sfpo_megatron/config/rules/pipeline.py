@@ -15,17 +15,26 @@ _SECTION = "megatron.transformer"
 _ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
 _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
 _LETTERS = {"embedding": "E", "decoder": "t", "loss": "L"}
+_MOST_TIMES = 1000
+"""Repeats of a part of a layout that are written out: no model has as many layers."""
 
 
 def parts_of(layout: Any) -> list[str]:
     """The parts of a layout, in the model's order, one for each chunk of each stage: E for the
     embedding, t for a layer, L for the loss, as PipelineParallelLayerLayout reads them."""
     if isinstance(layout, list):
-        return ["".join(_LETTERS.get(str(name).strip(), "?") for name in part) for part in layout]
+        rows = [part if isinstance(part, list) else ["?"] for part in layout]
+        names = [[str(name).strip().lower() for name in row] for row in rows]
+        return ["".join(_LETTERS.get(name, "?") for name in row) for row in names]
     text = str(layout).replace(",", "")
     for repeated in (r"\(([^)]+)\)\*(\d+)", r"(.)\*(\d+)"):
-        text = re.sub(repeated, lambda found: found[1] * int(found[2]), text)
+        text = re.sub(repeated, _written_out, text)
     return text.split("|")
+
+
+def _written_out(repeated: re.Match[str]) -> str:
+    digits = repeated[2][:9]  # Python reads no number of thousands of them
+    return repeated[1] * min(int(digits), _MOST_TIMES)
 
 
 def pipeline_stages(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
