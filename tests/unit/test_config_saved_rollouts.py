@@ -60,7 +60,12 @@ def test_files_of_others(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["model.embed_tokens.weight"], ["1.numbers", "lm_head.weight"], ["1.weight"], []]
+    "names",
+    [
+        *(["model.embed_tokens.weight"], ["1.numbers", "lm_head.weight"], ["1.weight"], []),
+        *(["01.numbers"], [f"{'9' * 5000}.numbers"]),
+    ],
+    ids=lambda names: " ".join(names)[:40],
 )
 def test_safetensors_of_others(tmp_path: Path, names: list[str]) -> None:
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "model.safetensors")

@@ -19,7 +19,7 @@ from sfpo_megatron.outputs.directory import RunDirectory
 _KEY, _READ_KEY = "debug.save_rollouts", "debug.train_only"
 _NAME_ANOTHER = "name a file that debug.save_rollouts has written"
 Level = Literal["error_when_training", "error_when_writing"]
-_TENSOR = re.compile(r"\d+\.[a-z_]+")  # STEP.NAME
+_TENSOR = re.compile(r"(?:0|[1-9][0-9]{0,17})\.[a-z_]+")  # STEP.NAME
 _AT_ONCE = 2**20  # numbers of a tensor that are held at a time
 
 
