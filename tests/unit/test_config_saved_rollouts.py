@@ -163,7 +163,7 @@ def test_tokens_that_the_model_does_not_have(
     saved: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be an IndexError in the embedding, or on a GPU the end of its context."""
-    monkeypatch.setattr(rules, "_AT_ONCE", 4)  # a token of a later part, too
+    monkeypatch.setattr(rules, "AT_ONCE", 4)  # a token of a later part, too
     monkeypatch.chdir(saved.parent)
     shape = model_shape(read_hf_config(str(model_dir())))
     write_run(debug={"train_only": str(saved)}, train={"num_steps": 2, "prompts_per_step": 6})
