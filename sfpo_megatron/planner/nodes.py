@@ -74,10 +74,8 @@ def job_layout(
 
 def _even_nodes(world: int, gpus_per_node: int) -> int:
     """The fewest nodes that hold `world` ranks, the same number on each."""
-    nodes = max(-(-world // gpus_per_node), 1)
-    while world % nodes:
-        nodes += 1
-    return nodes
+    on_each = range(min(world, gpus_per_node), 0, -1)
+    return world // next(ranks for ranks in on_each if world % ranks == 0)
 
 
 def least_nodes(config: RunConfig, *, gpus_per_node: int) -> int:
@@ -125,12 +123,13 @@ def idle_advice(
             # Colocated engines have to be on all of the ranks' GPUs.
             more = f", and rollout.num_engines to {num // size}" if colocated else ""
             yield f"set parallel.data to null, which takes what is left{more}"
-        fewest = min(range(1, nodes), key=lambda fewer: left(config, fewer), default=nodes)
-        if left(config, fewest) < idle:
+        fewer = range(-(-layout.world_size // gpus_per_node), nodes)
+        if fewest := next((n for n in fewer if left(config, n) < idle), 0):
             yield f"ask for {fewest} nodes" if fewest > 1 else "ask for 1 node"
         beside = (gpus_per_node - layout.ranks_per_node) // size * layout.train_nodes
         engines = beside + gpus_per_node // size * (nodes - layout.train_nodes)
-        if left(replace(config, rollout=replace(config.rollout, num_engines=engines))) < idle:
+        more_engines = replace(config.rollout, num_engines=max(engines, 1))
+        if left(replace(config, rollout=more_engines)) < idle:
             yield f"raise rollout.num_engines to {engines}"
 
     advice = (

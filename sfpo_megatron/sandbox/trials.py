@@ -180,8 +180,8 @@ def _of_a_class(value: Any) -> str:
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _PARTS and getattr(value, "tzinfo", None) is None:
-        parts = _items(getattr(value, part) for part in _PARTS[name])
-        return f"__import__({kind.__module__!r}).{kind.__qualname__}({parts})"
+        arguments = _items(getattr(value, part) for part in _PARTS[name])
+        return f"__import__({kind.__module__!r}).{kind.__qualname__}({arguments})"
     if name == "decimal.Decimal":
         return f"__import__('decimal').Decimal({str(value)!r})"
     if isinstance(value, Enum):

@@ -60,7 +60,12 @@ def test_files_of_others(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["model.embed_tokens.weight"], ["1.numbers", "lm_head.weight"], ["1.weight"], []]
+    "names",
+    [
+        *(["model.embed_tokens.weight"], ["1.numbers", "lm_head.weight"], ["1.weight"], []),
+        *(["01.numbers"], [f"{'9' * 5000}.numbers"]),
+    ],
+    ids=lambda names: " ".join(names)[:40],
 )
 def test_safetensors_of_others(tmp_path: Path, names: list[str]) -> None:
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "model.safetensors")
@@ -158,7 +163,7 @@ def test_tokens_that_the_model_does_not_have(
     saved: Path, model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be an IndexError in the embedding, or on a GPU the end of its context."""
-    monkeypatch.setattr(rules, "_AT_ONCE", 4)  # a token of a later part, too
+    monkeypatch.setattr(rules, "AT_ONCE", 4)  # a token of a later part, too
     monkeypatch.chdir(saved.parent)
     shape = model_shape(read_hf_config(str(model_dir())))
     write_run(debug={"train_only": str(saved)}, train={"num_steps": 2, "prompts_per_step": 6})

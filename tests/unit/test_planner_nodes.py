@@ -56,6 +56,23 @@ def test_layouts(name: str) -> None:
     assert layout == JobLayout(train_nodes=expected[0], ranks_per_node=expected[1])
 
 
+def test_layouts_of_any_size_are_found_at_once() -> None:
+    """A prime number of ranks, one on each node; a job with more nodes than it needs."""
+    prime = run_of({"data": 2**31 - 1}, {})
+    assert least_nodes(prime, gpus_per_node=8) == 2**31 - 1
+    said = idle_advice(run_of({"data": 9}, {}), nodes=10**9, gpus_per_node=8)
+    assert "or ask for 3 nodes, or" in str(said)
+
+
+def test_no_advice_is_to_have_no_engine() -> None:
+    """An engine needs all GPUs of a node, and a rank is on it."""
+    run = run_of({"data": 1}, {"placement": "colocated", "tensor_parallel": 4})
+    said = idle_advice(run, nodes=1, gpus_per_node=4)
+    assert said is not None and said.endswith(
+        "null, which takes what is left, and rollout.num_engines to 1"
+    )
+
+
 def test_idle_gpus_are_counted() -> None:
     """Four nodes of 8: all train in turn with engines, or 12 train and one generates."""
     for parallel, rollout, idle, engines in (

@@ -19,8 +19,8 @@ from sfpo_megatron.outputs.directory import RunDirectory
 _KEY, _READ_KEY = "debug.save_rollouts", "debug.train_only"
 _NAME_ANOTHER = "name a file that debug.save_rollouts has written"
 Level = Literal["error_when_training", "error_when_writing"]
-_TENSOR = re.compile(r"\d+\.[a-z_]+")  # STEP.NAME
-_AT_ONCE = 2**20  # numbers of a tensor that are held at a time
+_TENSOR = re.compile(r"(?:0|[1-9][0-9]{0,17})\.[a-z_]+")  # STEP.NAME
+AT_ONCE = 2**20  # numbers of a tensor that are held at a time
 
 
 def saved_rollouts(config: RunConfig) -> Iterator[Problem]:
@@ -171,11 +171,11 @@ def _numbers(stream: BinaryIO, entry: TensorEntry | None) -> array[int]:
 
 
 def _parts(stream: BinaryIO, entry: TensorEntry) -> Iterator[array[int]]:
-    """The values of an int64 tensor, `_AT_ONCE` at a time; none of one of another dtype."""
-    for first in range(0, entry.num_bytes if entry.dtype == "I64" else 0, 8 * _AT_ONCE):
+    """The values of an int64 tensor, `AT_ONCE` at a time; none of one of another dtype."""
+    for first in range(0, entry.num_bytes if entry.dtype == "I64" else 0, 8 * AT_ONCE):
         stream.seek(entry.first_byte + first)
         part: array[int] = array("q")
-        part.frombytes(stream.read(min(8 * _AT_ONCE, entry.num_bytes - first)))
+        part.frombytes(stream.read(min(8 * AT_ONCE, entry.num_bytes - first)))
         yield part
 
 
