@@ -264,10 +264,12 @@ def test_what_costs_time_or_memory_is_bounded(brief: ScoringPool, program: str) 
     assert brief.worker_pids == pids, "it cost the scoring process"
 
 
-def test_tests_that_ended_in_time_count(brief: ScoringPool) -> None:
+def test_tests_that_ended_in_time_count() -> None:
+    """Within a limit that a busy machine keeps, too."""
     program = "n = int(input())\nwhile n == 21: pass\nprint(2 * n)"
-    assert score(brief, RUNS, program).reward == pytest.approx(2 / 3)
-    assert score(brief, RUNS, DOUBLE).reward == 1
+    with ScoringPool(RewardConfig(function="code", timeout_s=3.0, num_workers=1)) as pool:
+        assert score(pool, RUNS, program).reward == pytest.approx(2 / 3)
+        assert score(pool, RUNS, DOUBLE).reward == 1
 
 
 @pytest.mark.skipif(landlock.abi() < 4, reason="the kernel has no Landlock 4")
