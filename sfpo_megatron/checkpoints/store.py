@@ -210,8 +210,9 @@ class CheckpointStore:
 
     def abandon_after(self, step: int) -> None:
         """Go back to `step`: keep newer checkpoints, but do not continue from them."""
-        for newer, directory in self.steps().items():
-            if newer > step:
+        replaced = (path for path in paths_in(self.folder) if _REPLACED.fullmatch(path.name))
+        for directory in (*self.steps().values(), *replaced):  # `recover` would bring those back
+            if step_of(directory) > step:
                 set_aside(directory, "abandoned")
 
     def retire(self) -> Path | None:
@@ -223,7 +224,7 @@ class CheckpointStore:
 
 def step_of(directory: Path) -> int:
     """The train step after which a checkpoint was written, by its name."""
-    return int(directory.name.partition("_")[2])
+    return int(directory.stem.partition("_")[2])
 
 
 def _is_ours(directory: Path) -> bool:

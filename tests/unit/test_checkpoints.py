@@ -340,6 +340,20 @@ def test_a_kill_between_two_checkpoints_of_a_step_loses_neither(
     assert not [path.name for path in tmp_path.iterdir() if "replaced" in path.name]
 
 
+def test_a_replaced_checkpoint_is_abandoned_with_the_one_in_its_place(tmp_path: Path) -> None:
+    """Where a kill came before retention had removed it."""
+    store = make_store(tmp_path)
+    add(store, 1)
+    set_aside(add(store, 2), "replaced")
+    aside = store.begin(2)
+    (aside / RUN_STATE).write_text(json.dumps({"step": 2}))
+    store.commit(aside, 2, {})  # and no retention
+    store.abandon_after(1)
+    again = make_store(tmp_path)
+    again.recover()
+    assert list(again.steps()) == [1]
+
+
 @pytest.mark.parametrize("has_notes", [False, True])
 def test_a_kill_during_retention_leaves_nothing_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_notes: bool
