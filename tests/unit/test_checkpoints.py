@@ -341,7 +341,7 @@ def test_a_kill_between_two_checkpoints_of_a_step_loses_neither(
 
 
 def test_a_replaced_checkpoint_is_abandoned_with_the_one_in_its_place(tmp_path: Path) -> None:
-    """Where a kill came before retention had removed it."""
+    """A kill came before retention had removed it."""
     store = make_store(tmp_path)
     add(store, 1)
     set_aside(add(store, 2), "replaced")
