@@ -58,12 +58,14 @@ class Stage:
     """Keys of tools/verified_features.txt that it shows."""
 
 
+_TRAINS = ("safetensors",)
+"""What a stage needs that trains: its model is in a file of that form."""
 STAGES = (
     Stage(
         name="training",
         limit_s=75,
         module="training:run",
-        needs=("safetensors",),  # holds the model of every stage that trains
+        needs=_TRAINS,
         features=("plain-trainer", "bf16", "nccl"),
     ),
     Stage(
@@ -85,7 +87,7 @@ STAGES = (
         name="offload",
         limit_s=35,
         module="offloading:run",
-        needs=("safetensors",),
+        needs=_TRAINS,
         features=("offload",),
     ),
     Stage(name="ipc", limit_s=25, module="ipc_bucket:run"),
@@ -93,14 +95,14 @@ STAGES = (
         name="fork",
         limit_s=35,
         module="forked_writer:run",
-        needs=("safetensors",),
+        needs=_TRAINS,
         features=("checkpoint-async",),
     ),
     Stage(
         name="te",
         limit_s=80,
         module="te:run",
-        needs=("transformer_engine", "safetensors"),
+        needs=("transformer_engine", *_TRAINS),
         features=("te",),
     ),
     Stage(

@@ -85,6 +85,11 @@ class CheckpointStore:
         with _readable(self.folder):
             return [path for path in paths_in(self.folder) if _BROKEN in path.name]
 
+    def _replaced(self) -> list[Path]:
+        """Those whose name another of the same step has taken, or was about to take."""
+        with _readable(self.folder):
+            return [path for path in paths_in(self.folder) if _REPLACED.fullmatch(path.name)]
+
     def begin(self, step: int) -> Path:
         """Make an empty directory to write a checkpoint into; what an ended run left is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,9 +114,9 @@ class CheckpointStore:
     def recover(self) -> None:
         """Give a replaced checkpoint its name back where a kill came before the new one had it."""
         with _readable(self.folder):
-            for path in reversed(paths_in(self.folder)):
+            for path in reversed(self._replaced()):
                 there = path.with_suffix("")
-                if _REPLACED.fullmatch(path.name) and not os.path.lexists(there):
+                if not os.path.lexists(there):
                     path.rename(there)
 
     def _point(self, directory: Path) -> None:
@@ -139,7 +144,7 @@ class CheckpointStore:
         newest = directories[-self._keep_last :]
         kept = {*newest, self.best if self._keep_best else None}
         leaving = [path for path in directories if path not in kept]
-        leaving += (path for path in self.folder.iterdir() if _REPLACED.fullmatch(path.name))
+        leaving += self._replaced()
         if newest and (problems := _faults(newest[-1], drop_cache=True)):
             raise CheckpointError(
                 f"checkpoint {newest[-1].name} does not hold what was written: {problems[0]}; "
@@ -210,8 +215,8 @@ class CheckpointStore:
 
     def abandon_after(self, step: int) -> None:
         """Go back to `step`: keep newer checkpoints, but do not continue from them."""
-        replaced = (path for path in paths_in(self.folder) if _REPLACED.fullmatch(path.name))
-        for directory in (*self.steps().values(), *replaced):  # `recover` would bring those back
+        # `recover` would bring the replaced ones back.
+        for directory in (*self.steps().values(), *self._replaced()):
             if step_of(directory) > step:
                 set_aside(directory, "abandoned")
 

@@ -24,7 +24,7 @@ def optimizer_settings(config: RunConfig) -> Iterator[Problem]:
         yield from _lower_dtypes(config)
     if given.get(_OFFLOAD):
         yield from _offloaded(config)
-    if given.get("optimizer", "adam") == "sgd" and _is_sharded(config):
+    if _kind(config) == "sgd" and _is_sharded(config):
         yield Problem(
             f"megatron.ddp.{_SHARDED}",
             "true with megatron.optimizer.optimizer: sgd",
@@ -35,7 +35,7 @@ def optimizer_settings(config: RunConfig) -> Iterator[Problem]:
 
 def learning_rates(config: RunConfig) -> Iterator[Problem]:
     """Whether they can be meant for Adam, whose steps are about as long in every weight."""
-    if config.megatron.optimizer.get("optimizer", "adam") != "adam":
+    if _kind(config) != "adam":
         return
     rates = {"train.optimizer.lr": config.train.optimizer.lr, "sft.lr": config.sft.lr}
     for key, lr in rates.items():
@@ -49,13 +49,18 @@ def learning_rates(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def _kind(config: RunConfig) -> str:
+    """What it is called in megatron.optimizer: `optimizer_modes` says what that may be."""
+    return str(config.megatron.optimizer.get("optimizer", "adam"))
+
+
 def _is_sharded(config: RunConfig) -> bool:
     return bool(config.megatron.ddp.get(_SHARDED, True))
 
 
 def _precision_aware(config: RunConfig) -> Iterator[Problem]:
     given, key = config.megatron.optimizer, f"megatron.optimizer.{_AWARE}"
-    kind = given.get("optimizer", "adam")
+    kind = _kind(config)
     if kind != "adam":
         yield Problem(
             key,
@@ -111,7 +116,7 @@ def _offloaded(config: RunConfig) -> Iterator[Problem]:
             "bfloat16 params",
             "set model.dtype: bfloat16: Megatron-Core cannot offload fp32 params",
         )
-    if given.get("optimizer", "adam") == "sgd":
+    if _kind(config) == "sgd":
         yield Problem(
             key,
             "true with megatron.optimizer.optimizer: sgd",

@@ -76,21 +76,29 @@ def _refused(found: str, expected: str, level: Level = "error_when_writing") -> 
 # ---- debug.train_only --------------------------------------------------------------------------
 
 
+def _to_read(text: str | None) -> dict[str, TensorEntry] | str | None:
+    """The tensors of the rollouts to train on, or what the file is instead; None where there is no
+    file, which `files.outputs` says."""
+    if text is None or not Path(text).is_file():
+        return None
+    try:
+        tensors = read_header(Path(text))
+    except ModelFilesError as error:
+        return error.found
+    if not _are_rollouts(tensors):
+        return f"a safetensors file that is no rollouts at {text!r}"
+    return tensors
+
+
 def read_rollouts(config: RunConfig) -> Iterator[Problem]:
     """Whether the file that is trained on has each train step, in rollouts that can be cut as the
     section train says."""
-    text = config.debug.train_only
-    if text is None or not Path(text).is_file():  # `files.outputs` says so
+    text, num_steps = config.debug.train_only, config.train.num_steps
+    tensors = _to_read(text)
+    if isinstance(tensors, str):
+        yield _unusable(_READ_KEY, tensors, "rollouts", _NAME_ANOTHER)
         return
-    file, num_steps = Path(text), config.train.num_steps
-    try:
-        tensors = read_header(file)
-    except ModelFilesError as error:
-        yield _unusable(_READ_KEY, error.found, "rollouts", _NAME_ANOTHER)
-        return
-    if not _are_rollouts(tensors):
-        found = f"a safetensors file that is no rollouts at {text!r}"
-        yield _unusable(_READ_KEY, found, "rollouts", _NAME_ANOTHER)
+    if text is None or tensors is None:
         return
     # A run that has begun may be past the first ones.
     first = num_steps if RunDirectory.of(config.output_dir).record.exists() else 1
@@ -106,7 +114,7 @@ def read_rollouts(config: RunConfig) -> Iterator[Problem]:
             f"{fix}, or save more rollouts",
         )
         return
-    with file.open("rb") as stream:
+    with open(text, "rb") as stream:
         for step in range(first, num_steps + 1):
             yield from _cut(config, stream, step, tensors)
 
@@ -139,16 +147,13 @@ def _cut(
 def rollout_tokens(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iterator[Problem]:
     """A rule like `MODEL_RULES`: whether each token has a row in the model's embedding."""
     text = config.debug.train_only
-    if text is None or not Path(text).is_file():
-        return
-    try:
-        tensors = read_header(Path(text))
-    except ModelFilesError:
-        return  # `read_rollouts` says so
-    with Path(text).open("rb") as stream:
+    tensors = _to_read(text)
+    if text is None or not isinstance(tensors, dict):
+        return  # `read_rollouts` says why
+    with open(text, "rb") as stream:
         for name, entry in tensors.items():
             step, _, what = name.partition(".")
-            if what != "token_ids" or not step.isdigit():
+            if what != "token_ids":
                 continue
             for part in _parts(stream, entry):
                 if bad := next((n for n in part if not 0 <= n < shape.vocab_size), None):
