@@ -174,7 +174,7 @@ class EngineFeed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved state."""
-        if "prompts" in state:  # not of a checkpoint by debug.train_only, which draws none
+        if "prompts" in state:  # not where debug.train_only alone has trained, which draws none
             self._prompts.load_state_dict(state["prompts"])
         if not self._prompts.has_changed:  # else its ids may be other rows'
             self._history.load_state_dict(state.get("history", {}))  # versions before had none

@@ -56,7 +56,7 @@ def hold_to_data(
     engine starts; what is to be said of an accepted change, empty without one. `state`: its
     run_state.json. DataError if they differ and that is not accepted."""
     cursor = state["data"].get("prompts")
-    if cursor is None:  # made by debug.train_only: no prompt has been drawn
+    if cursor is None:  # debug.train_only alone has trained: no prompt has been drawn
         return ""
     # Those of the format before have no names; ids, and the fingerprint, were made of these.
     cursor |= source_names_of(state["config"]) | cursor

@@ -52,6 +52,7 @@ class SavedFeed(EnginelessFeed):
         self._path = path
         self._tensors = load_file(path)
         self.metrics = {"time/generate_s": 0.0, "time/reward_s": 0.0}
+        self._of_engines: dict[str, Any] = {}
 
     def collect(self, step: int, refit: Callable[[], None]) -> RolloutBatch:
         """The batch that was saved as train step `step`; there is no engine to refit."""
@@ -69,6 +70,13 @@ class SavedFeed(EnginelessFeed):
                 f"{self._path}, expected what this version saves; save the rollouts again"
             )
         return from_tensors(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run had come in its prompts, which it may go on with in engines."""
+        return self._of_engines
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._of_engines = {key: state[key] for key in ("prompts", "history") if key in state}
 
 
 class Saver(Protocol):

@@ -234,6 +234,23 @@ def test_the_saver_of_a_resumed_run_keeps_the_step_it_resumed_from(tmp_path: Pat
         saved.collect(3, lambda: None)
 
 
+def test_a_stretch_on_saved_rollouts_keeps_the_place_in_the_prompts(tmp_path: Path) -> None:
+    """Engines, debug.train_only, engines: but for the batches that were taken in ahead."""
+    lengths, file = torch.ones(2, dtype=torch.int64), str(tmp_path / "rollouts.safetensors")
+    RolloutSaver(file).add(1, make_batch(lengths, lengths.clone()))
+    by_engines = {
+        "prompts": {"epoch": 1, "place": 3},
+        "history": {"sums/0": [1, 2]},
+        "held": {"7": {}},
+        "samples": {"7": []},
+        "rollouts": {"7.rewards": torch.ones(2)},
+    }
+    saved = SavedFeed(file)
+    assert saved.state_dict() == {}
+    saved.load_state_dict(by_engines)
+    assert saved.state_dict() == {key: by_engines[key] for key in ("prompts", "history")}
+
+
 def test_the_saver_of_a_new_run_keeps_what_stands_there(tmp_path: Path) -> None:
     """Another run's rollouts, as NAME.previous-N; a name that is free is left free."""
     lengths = torch.ones(2, dtype=torch.int64)
