@@ -78,6 +78,11 @@ def _even_nodes(world: int, gpus_per_node: int) -> int:
     return world // next(ranks for ranks in on_each if world % ranks == 0)
 
 
+def is_on_one_node(size: int, *, world: int, gpus_per_node: int) -> bool:
+    """Whether each group of `size` consecutive of `world` ranks is on one node, laid out so."""
+    return world // _even_nodes(world, gpus_per_node) % size == 0
+
+
 def least_nodes(config: RunConfig, *, gpus_per_node: int) -> int:
     """The fewest nodes that `job_layout` takes; `parallel.data` must be a number. Raises
     LayoutError where no number of them would do."""

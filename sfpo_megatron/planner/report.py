@@ -67,9 +67,9 @@ def report(shape: ModelShape, config: RunConfig, gpu: Gpu, nodes: int | None) ->
         least = least_nodes(config, gpus_per_node=GPUS_PER_NODE)
         together = f": {least} node{'s' * (least > 1)}"
         layout = job_layout(config, nodes=nodes or least, gpus_per_node=GPUS_PER_NODE)
-        advice = [crossing_advice(config, layout)]
         if nodes is not None:
             advice.append(idle_advice(config, nodes=nodes, gpus_per_node=GPUS_PER_NODE))
+        advice.append(crossing_advice(config, layout))
     except LayoutError as error:
         faults.append(f"does not fit: {error}")
     roles = f"train, {engines} generate" if engines else "train"

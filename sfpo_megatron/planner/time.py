@@ -21,6 +21,7 @@ from sfpo_megatron.planner.memory import (
     rank_memory,
     weight_bytes,
 )
+from sfpo_megatron.planner.nodes import is_on_one_node
 from sfpo_megatron.planner.params import buffers_of, unlike_stages
 
 
@@ -145,13 +146,13 @@ def _sweep_seconds(
     layers = shape.num_layers / parallel.pipeline
     crossings = (2 + recompute) if backward else 1
     volume = 2 * 2 * (tensor - 1) / tensor * shape.hidden_size * dtype
-    waiting = crossings * own * layers * volume / _bandwidth(gpu, tensor)
+    waiting = crossings * own * layers * volume / _bandwidth(gpu, config, tensor)
     if shape.moe is not None and parallel.expert > 1:
         # Their ranks are neighbours, whatever `tensor` is: Megatron deals them out apart.
         experts = parallel.expert * parallel.expert_tensor
         share = (parallel.expert - 1) / parallel.expert / tensor
         volume = 2 * shape.moe.experts_per_token * shape.hidden_size * dtype * share
-        waiting += crossings * own * layers * volume / _bandwidth(gpu, experts)
+        waiting += crossings * own * layers * volume / _bandwidth(gpu, config, experts)
     minibatches = config.train.minibatches_per_step
     microbatches = max(own / microbatch_tokens(config, length), minibatches)  # one in each at least
     chunks = microbatches * (parallel.virtual_pipeline or 1)
@@ -159,10 +160,10 @@ def _sweep_seconds(
     return (compute + waiting) * (1 + bubble)
 
 
-def _bandwidth(gpu: Gpu, ranks: int) -> float:
-    """Bytes a second of a collective over `ranks` consecutive GPUs."""
-    peak = gpu.link_bytes_per_s if ranks <= GPUS_PER_NODE else gpu.network_bytes_per_s
-    return hardware.LINK_SHARE * peak
+def _bandwidth(gpu: Gpu, config: RunConfig, ranks: int) -> float:
+    """Bytes a second of a collective over `ranks` consecutive GPUs of the trainer."""
+    near = is_on_one_node(ranks, world=num_gpus(config), gpus_per_node=GPUS_PER_NODE)
+    return hardware.LINK_SHARE * (gpu.link_bytes_per_s if near else gpu.network_bytes_per_s)
 
 
 def _held(shape: ModelShape, config: RunConfig) -> tuple[int, int]:
@@ -183,7 +184,7 @@ def _optimizer_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu) -> float:
         adam = 8 * owned / hardware.PCIE_BYTES_PER_S
     grads = 0.0 if ddp.get("overlap_grad_reduce") else 4.0
     gather = 0.0 if ddp.get("overlap_param_gather") else dtype
-    bandwidth = _bandwidth(gpu, num_gpus(config))
+    bandwidth = _bandwidth(gpu, config, num_gpus(config))
     return adam + params * (grads + gather) / bandwidth
 
 
@@ -195,7 +196,7 @@ def _reposition_seconds(shape: ModelShape, config: RunConfig, gpu: Gpu) -> float
         copies += 8 * owned / hbm + 12 * owned / hbm  # theta_1; and read twice, beside theta_0
     if config.sfpo.snapshot == "host":
         copies += 4 * owned / hardware.PCIE_BYTES_PER_S  # back; the way out is beside a pass
-    gather = params * DTYPE_BYTES[config.model.dtype] / _bandwidth(gpu, num_gpus(config))
+    gather = params * DTYPE_BYTES[config.model.dtype] / _bandwidth(gpu, config, num_gpus(config))
     return copies + gather
 
 
@@ -232,7 +233,8 @@ class Decoder:
     """What an engine's decoding steps cost, in seconds."""
 
     dense_s: float
-    """Reading all weights but the routed experts', and what a step costs without any work."""
+    """Reading all weights but the routed experts' and an embedding that is no head, of which a
+    token takes one row; and what a step costs without any work."""
     experts_s: float
     """Reading all routed experts."""
     idle_share: float
@@ -265,13 +267,17 @@ def decoder(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Decoder:
         experts *= moe.num_experts * 3 * moe.ffn_size * shape.hidden_size
         experts *= shape.num_layers - moe.num_dense_layers
         idle = 1 - moe.experts_per_token / moe.num_experts
+    rows = (
+        0.0 if shape.tied_embeddings else DTYPE_BYTES[config.model.dtype] / rollout.tensor_parallel
+    )
+    rows *= shape.vocab_size * shape.hidden_size
     hbm = hardware.HBM_SHARE * gpu.hbm_bytes_per_s
     overhead = hardware.DECODE_STEP_S
     if rollout.engine_args.get("enforce_eager"):
         overhead += hardware.EAGER_LAYER_S * shape.num_layers
     computing = 2 * active_params(shape) / (rollout.tensor_parallel * gpu.flops)
     return Decoder(
-        dense_s=overhead + (memory.weights - experts) / hbm,
+        dense_s=overhead + (memory.weights - rows - experts) / hbm,
         experts_s=experts / hbm,
         idle_share=idle,
         context_s=memory.kv_bytes_per_token / hbm,

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from sfpo_megatron.config.tree import DebugConfig, ParallelConfig, RunConfig
+from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.planner.hardware import GPUS
 from sfpo_megatron.planner.memory import engine_memory, num_params
 from sfpo_megatron.planner.models import DEEPSEEK_671B, LLAMA_70B, QWEN2_5_1_5B
 from sfpo_megatron.planner.report import report
 from sfpo_megatron.planner.scaling import base_config
-from sfpo_megatron.planner.time import Workload, step_seconds
+from sfpo_megatron.planner.time import Workload, decoder, step_seconds
 
 ROOT = Path(__file__).parents[2]
 H100 = GPUS["h100-80gb"]
@@ -103,3 +104,34 @@ def test_ranks_beyond_the_rollouts_make_nothing_quicker() -> None:
         "\n480 of 512 data-parallel ranks would have no rollout of a minibatch (32): lower "
         "parallel.data, or train.minibatches_per_step\n"
     ) in report(QWEN2_5_1_5B, of(512), H100, None)
+
+
+@pytest.mark.parametrize("shape", [QWEN2_5_1_5B, LLAMA_70B], ids=["tied", "untied"])
+def test_a_decoding_step_reads_one_row_of_an_embedding(shape: ModelShape) -> None:
+    """All of a head, whether it is the embedding too or not."""
+    run = config(tensor_parallel=8)
+    tied, untied = (
+        decoder(dataclasses.replace(shape, tied_embeddings=is_tied), run, H100).dense_s
+        for is_tied in (True, False)
+    )
+    assert tied == pytest.approx(untied, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "crosses"),
+    [
+        ({"tensor": 8, "data": 4}, False),
+        ({"tensor": 16, "data": 1}, True),
+        ({"tensor": 3, "data": 4}, False),  # two nodes of six ranks
+        ({"tensor": 6, "data": 4}, True),  # three nodes of eight
+        ({"tensor": 6, "data": 1}, False),
+    ],
+)
+def test_layers_wait_for_the_network_where_groups_lie_across_nodes(
+    parallel: dict[str, int], crosses: bool
+) -> None:
+    run = dataclasses.replace(base_config(), parallel=ParallelConfig(**parallel))
+    work = Workload.guessed(run)
+    slow = dataclasses.replace(H100, network_bytes_per_s=1e9)
+    usual, slower = (step_seconds(QWEN2_5_1_5B, run, gpu, work).logprobs for gpu in (H100, slow))
+    assert (slower > 2 * usual) if crosses else slower == usual
