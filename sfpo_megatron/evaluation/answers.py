@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sfpo_megatron.config.reward import RewardChoice, RewardConfig
 from sfpo_megatron.rewards.boxes import last_boxed
+from sfpo_megatron.rewards.choice_cues import chosen
 from sfpo_megatron.rewards.last_number import last_number
-from sfpo_megatron.rewards.multiple_choice import chosen
 from sfpo_megatron.rewards.tagged import tagged
 from sfpo_megatron.rewards.thinking import visible
 

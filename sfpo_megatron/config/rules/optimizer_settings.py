@@ -37,14 +37,17 @@ def learning_rates(config: RunConfig) -> Iterator[Problem]:
     """Whether they can be meant for Adam, whose steps are about as long in every weight."""
     if _kind(config) != "adam":
         return
-    rates = {"train.optimizer.lr": config.train.optimizer.lr, "sft.lr": config.sft.lr}
-    for key, lr in rates.items():
+    rates = (
+        ("train.optimizer.lr", config.train.optimizer.lr, "1.0e-6"),
+        ("sft.lr", config.sft.lr, "1.0e-5"),
+    )
+    for key, lr, usual in rates:
         if lr > _HIGHEST_LR:
             yield Problem(
                 key,
                 f"{lr:g}",
                 f"at most {_HIGHEST_LR:g} with Adam, which moves every weight by about as much",
-                "write a smaller one, such as 1.0e-6",
+                f"write a smaller one, such as {usual}",
                 "warning",
             )
 
