@@ -5,8 +5,9 @@
 docs/outputs.md has the metrics, from where they are declared. docs/processes.md has the layers,
 from the tables that tests/unit/test_layering.py checks imports against; what a room is comes from
 its docstring; and the environment variables of host/variables.py. examples/demo/README.md and
-docs/images/demo.svg have the demo's accuracies, from benchmarks/results/demo.json. A unit test
-fails when one of them is stale.
+docs/images/demo.svg have the demo's accuracies, from benchmarks/results/demo.json;
+docs/coming-from.md has a step beside TRL's, from vs_trl.json there. A unit test fails when one of
+them is stale.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tools import demo_curve  # noqa: E402
 PACKAGE = ROOT / "sfpo_megatron"
 LAYERING = ROOT / "tests/unit/test_layering.py"
 DEMO = ROOT / "benchmarks/results/demo.json"
+VS_TRL = ROOT / "benchmarks/results/vs_trl.json"
 
 
 class Stale(ValueError):
@@ -47,6 +49,7 @@ def pages() -> dict[Path, str]:
         ("docs/processes.md", "layers"): layers(),
         ("docs/processes.md", "variables"): variable_table(),
         ("examples/demo/README.md", "demo"): demo(result),
+        ("docs/coming-from.md", "beside-trl"): beside_trl(json.loads(VS_TRL.read_text("utf-8"))),
     }
     found = {ROOT / "docs/images/demo.svg": demo_curve.svg(result)}
     for (page, name), made in tables.items():
@@ -62,6 +65,38 @@ def with_table(text: str, name: str, table: str, *, page: str) -> str:
     if found != 1:
         raise Stale(f"{page}: found {found} times <!-- {name}: --> to <!-- /{name} -->, expected 1")
     return marked.sub(lambda match: f"{match[1]}\n{table}\n{match[2]}", text)
+
+
+# ---- TRL ------------------------------------------------------------------------------------
+
+
+def beside_trl(result: dict[str, Any]) -> str:
+    """Seconds a step in each case, then seconds to an accuracy, and what they were made with."""
+    rows = [
+        "| A train step | TRL, s | here, s | TRL / here | aimed at | passes, of peak | TRL's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in result["cases"]:
+        cells = (
+            case["says"],
+            f"{case['trl_s']:.2f}",
+            f"{case['ours_s']:.2f}",
+            f"{case['ratio']:.2f}",
+            f"{case['least_ratio']:g}",
+            f"{case['passes_of_peak']:.0%}",
+            f"{case['trl_passes_of_peak']:.0%}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    rows += ["", "| Until it answers equally well | Learning rate | Seconds |", "|---|---|---|"]
+    for arm in result["accuracy_medians"]:
+        passes = "one pass" if arm["sweeps"] == 1 else f"{arm['sweeps']} passes"
+        who = f"TRL, {passes} over a batch" if arm["trainer"] == "TRL" else "SFPO, K = 3"
+        told = "never" if arm["seconds"] is None else f"{arm['seconds']:.0f}"
+        rows.append(f"| {who} | {arm['lr']:g} | {told}, median of {arm['seeds']} seeds |")
+    peak = f"GEMM peak {result['gemm_flops'] / 1e9:.0f} GFLOP/s"
+    versions = ", ".join(f"{name} {version}" for name, version in result["trl"].items())
+    made = f"{result['hardware']}, {peak}, commit {result['commit'][:7]}, {versions}"
+    return "\n".join([*rows, "", f"({made}.)"])
 
 
 # ---- layers ---------------------------------------------------------------------------------

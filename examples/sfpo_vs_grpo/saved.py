@@ -79,6 +79,11 @@ def read(file: Path) -> Outcome:
             f"{file}: found {error}, expected a line of JSON about the run, then one a step or an "
             "evaluation; restore the file, or remove it to run the cell again"
         ) from error
+    return outcome(about, lines)
+
+
+def outcome(about: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Outcome:
+    """A run of these lines of evaluations and train steps."""
     return Outcome(
         about=about,
         evals=tuple((line["rollouts"], line["accuracy"]) for line in lines if "accuracy" in line),

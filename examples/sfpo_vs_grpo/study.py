@@ -137,8 +137,7 @@ def time_arms(study: Study, task: str, rounds: int) -> None:
         words += [f"model.path={model}", f"output_dir={folder}"]
         if command("train", HERE / study.tasks[task]["config"], words, folder / "log"):
             raise Unfinished(f"{arm} failed: see {folder / 'log'}")
-        lines = tuple(saved.trimmed(folder / "metrics.jsonl"))
-        run = saved.Outcome(about={}, evals=(), train=lines)
+        run = saved.outcome({}, list(saved.trimmed(folder / "metrics.jsonl")))
         found[arm].append(costs.a_rollout(run))
         print(f"round {number + 1}: {arm} {1000 * found[arm][-1]:.2f} ms a rollout", flush=True)
     about = {"num_steps": timing.NUM_STEPS, "commit": commit(), "hardware": machine()}
