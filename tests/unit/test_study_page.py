@@ -160,8 +160,8 @@ def test_cost_of_a_rollout_is_timed_in_turns_where_it_was(
 def test_arms_are_timed_in_turns(
     modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each round begins with another arm; the first step of a run does not count. The commands are
-    not run here: metrics are left in their place."""
+    """Each round begins with another arm; the first step of a run does not count, nor does the
+    evaluation before it. The commands are not run here: metrics are left in their place."""
     cells, study = modules["cells"], modules["study"]
     confirm(cells)
     monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
@@ -173,7 +173,8 @@ def test_arms_are_timed_in_turns(
         assert changed.train.num_steps == 16 and not changed.eval.every
         begun.append(log.parent.name)
         log.parent.mkdir(parents=True)
-        lines = [
+        lines: list[dict[str, float]] = [{"step": 0, "eval/accuracy": 0.25}]
+        lines += [
             {"step": step, "num_rollouts": 128 * step, "time/step_s": 9.0 if step == 1 else 1.28}
             for step in (1, 2, 3)
         ]
