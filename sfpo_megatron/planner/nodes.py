@@ -29,6 +29,10 @@ class JobLayout:
     def world_size(self) -> int:
         return self.train_nodes * self.ranks_per_node
 
+    def keeps_together(self, size: int) -> bool:
+        """Whether every group of `size` neighbouring ranks is on one node."""
+        return self.ranks_per_node % size == 0
+
 
 def job_layout(
     config: RunConfig, *, nodes: int, gpus_per_node: int, train_nodes: int | None = None
@@ -49,7 +53,9 @@ def job_layout(
     check_engines(config, nodes=nodes, gpus_per_node=gpus_per_node)
     if parallel.data is not None:
         world = parallel.data * parallel.model_size
-        train_nodes = train_nodes or (nodes if colocated else _even_nodes(world, gpus_per_node))
+        train_nodes = train_nodes or (
+            nodes if colocated else densest(world, gpus_per_node).train_nodes
+        )
     elif nodes == 1 and not colocated:
         train_nodes, world = 1, gpus_per_node - engine_gpus
     else:
@@ -72,27 +78,22 @@ def job_layout(
     return JobLayout(train_nodes=train_nodes, ranks_per_node=ranks)
 
 
-def _even_nodes(world: int, gpus_per_node: int) -> int:
-    """The fewest nodes that hold `world` ranks, the same number on each."""
+def densest(world: int, gpus_per_node: int) -> JobLayout:
+    """`world` ranks on the fewest nodes that hold them, the same number on each."""
     on_each = range(min(world, gpus_per_node), 0, -1)
-    return world // next(ranks for ranks in on_each if world % ranks == 0)
-
-
-def is_on_one_node(size: int, *, world: int, gpus_per_node: int) -> bool:
-    """Whether each group of `size` consecutive of `world` ranks is on one node, laid out so."""
-    return world // _even_nodes(world, gpus_per_node) % size == 0
+    ranks = next(ranks for ranks in on_each if world % ranks == 0)
+    return JobLayout(train_nodes=world // ranks, ranks_per_node=ranks)
 
 
 def least_nodes(config: RunConfig, *, gpus_per_node: int) -> int:
     """The fewest nodes that `job_layout` takes; `parallel.data` must be a number. Raises
     LayoutError where no number of them would do."""
-    world = (config.parallel.data or 1) * config.parallel.model_size
-    train_nodes = _even_nodes(world, gpus_per_node)
-    nodes = train_nodes + engine_nodes(
+    layout = densest((config.parallel.data or 1) * config.parallel.model_size, gpus_per_node)
+    nodes = layout.train_nodes + engine_nodes(
         config,
         gpus_per_node=gpus_per_node,
-        train_nodes=train_nodes,
-        ranks_per_node=world // train_nodes,
+        train_nodes=layout.train_nodes,
+        ranks_per_node=layout.ranks_per_node,
     )
     job_layout(config, nodes=nodes, gpus_per_node=gpus_per_node)
     return nodes
@@ -144,10 +145,10 @@ def idle_advice(
 
 
 def crossing_advice(config: RunConfig, layout: JobLayout) -> str | None:
-    """What to say of tensor-parallel groups that are not each on one node; None without any. Ranks
-    of a group are neighbours, so that they are where the size divides a node's ranks."""
+    """What to say of tensor-parallel groups, whose ranks are neighbours, that are not each on one
+    node; None without any."""
     size, ranks = config.parallel.tensor, layout.ranks_per_node
-    if ranks % size == 0:
+    if layout.keeps_together(size):
         return None
     return (
         f"groups of parallel.tensor {size} lie across nodes of {ranks} ranks, and every layer "

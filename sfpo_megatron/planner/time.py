@@ -21,7 +21,7 @@ from sfpo_megatron.planner.memory import (
     rank_memory,
     weight_bytes,
 )
-from sfpo_megatron.planner.nodes import is_on_one_node
+from sfpo_megatron.planner.nodes import densest
 from sfpo_megatron.planner.params import buffers_of, unlike_stages
 
 
@@ -70,14 +70,17 @@ class StepSeconds:
 
 def active_params(shape: ModelShape) -> float:
     """Elements that a token is multiplied with: no embedding, the chosen experts, the head."""
-    total = num_params(shape)
-    head = shape.vocab_size * shape.hidden_size
-    total -= head if not shape.tied_embeddings else 0
+    total = num_params(shape) - _looked_up(shape)
     moe = shape.moe
     if moe is not None:
         idle = (moe.num_experts - moe.experts_per_token) * 3 * moe.ffn_size * shape.hidden_size
         total -= idle * (shape.num_layers - moe.num_dense_layers)
     return float(total)
+
+
+def _looked_up(shape: ModelShape) -> int:
+    """Elements of an embedding that is no head: a token takes one row of it."""
+    return 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
 
 
 def forward_flops(shape: ModelShape, length: float) -> float:
@@ -162,7 +165,7 @@ def _sweep_seconds(
 
 def _bandwidth(gpu: Gpu, config: RunConfig, ranks: int) -> float:
     """Bytes a second of a collective over `ranks` consecutive GPUs of the trainer."""
-    near = is_on_one_node(ranks, world=num_gpus(config), gpus_per_node=GPUS_PER_NODE)
+    near = densest(num_gpus(config), GPUS_PER_NODE).keeps_together(ranks)
     return hardware.LINK_SHARE * (gpu.link_bytes_per_s if near else gpu.network_bytes_per_s)
 
 
@@ -267,10 +270,7 @@ def decoder(shape: ModelShape, config: RunConfig, gpu: Gpu) -> Decoder:
         experts *= moe.num_experts * 3 * moe.ffn_size * shape.hidden_size
         experts *= shape.num_layers - moe.num_dense_layers
         idle = 1 - moe.experts_per_token / moe.num_experts
-    rows = (
-        0.0 if shape.tied_embeddings else DTYPE_BYTES[config.model.dtype] / rollout.tensor_parallel
-    )
-    rows *= shape.vocab_size * shape.hidden_size
+    rows = _looked_up(shape) * DTYPE_BYTES[config.model.dtype] / rollout.tensor_parallel
     hbm = hardware.HBM_SHARE * gpu.hbm_bytes_per_s
     overhead = hardware.DECODE_STEP_S
     if rollout.engine_args.get("enforce_eager"):
