@@ -95,7 +95,7 @@ _VARIABLE = r"(?:[A-Za-z]|\\(?!pi\b|infty\b)[a-z]+ ?)(?:_\{?\w+\}?)?"
 _NAME = re.compile(
     r"(?:\\(?:vec|overrightarrow|overline|hat|bar)\{?[A-Za-z ]+\}?|\\(?:angle|triangle) ?[A-Z]+|"
     r"\|[A-Z]{2}\||\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}|"
-    r"[A-Z](?:_\{?\w+\}?)? ?: ?[A-Z](?:_\{?\w+\}?)?|"
+    r"[A-Z](?:_\{?\w+\}?)? ?: ?[A-Z](?:_\{?\w+\}?)?|(?:[A-Zf-h]|\\phi ?)'*\(-?[0-9]+\)|"
     r"\\?[A-Za-z]+'?(?:_(?:\{[^{}]*\}|\w))?(?:\^\{?-1\}?)?(?:\((?:[A-Za-z](?:, ?[A-Za-z])*)\))?|"
     rf"(?:[A-Za-z]+ )+[A-Za-z]+|\({_VARIABLE}(?:, ?{_VARIABLE})+\))"
 )

@@ -112,7 +112,7 @@ class _Split(ast.NodeTransformer):
             return node
         if not isinstance(node, ast.Call | ast.Attribute | ast.Subscript | ast.Name):
             return self.generic_visit(node)
-        root = _root(node)
+        root = _root(_awaited(node) or node)
         if root is None or root in self._own or root in self._bound:
             if isinstance(node, ast.Call):
                 self._check_functions(node)
@@ -187,6 +187,13 @@ def _parameters(scope: ast.AST) -> set[str]:
     ]
     nodes = (node for target in targets for node in ast.walk(target))
     return {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def _awaited(node: ast.AST) -> ast.expr | None:
+    """What `asyncio.run` takes: a coroutine is no value, and is run where the program is."""
+    if isinstance(node, ast.Call) and len(node.args) == 1:
+        return node.args[0] if ast.unparse(node.func) == "asyncio.run" else None
+    return None
 
 
 def _root(node: ast.AST) -> str | None:

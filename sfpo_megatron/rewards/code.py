@@ -37,10 +37,13 @@ _MOST_CHARS = 16 << 20
 """Characters of a row's tests: a process that scores writes 64 MiB to a file and no more."""
 _MOST_ASKED = 8 << 20
 """Characters of a response's values: all of them are parsed."""
-_FENCE = re.compile(r"^([ \t]*)```[ \t]*(\w*)", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,})[ \t]*(\w*)", re.MULTILINE)
+_DEEPER = 3
+"""Columns by which a fence may stand deeper than the one that it closes (CommonMark): those in a
+docstring stand deeper, and close nothing."""
 _LABELS = ("", "python", "python3", "py")
 _WORDS = re.compile(r"\s+|\S+")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(\d+(?:\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-6
 _EXPECTED = 'a JSON list of {"input": TEXT, "output": TEXT}, {"setup": TEXT} and assert lines'
 
@@ -67,21 +70,33 @@ def program_of(text: str, tests: Sequence[Test]) -> str | None:
     what a program prints; without the margin of its fence. A block that defines less of what the
     tests call than one before it, which shows how that is used, is none. None where there is none.
     """
+    found = _blocks(text, _DEEPER) or _blocks(text, len(text))
+    blocks = found.get(True) or found.get(False, [])
+    names = {name for test in tests if isinstance(test, Assertion) for name in test.names}
+    return max(reversed(blocks), key=lambda block: _num_defined(block, names), default=None)
+
+
+def _blocks(text: str, deeper: int) -> dict[bool, list[str]]:
+    """Blocks that are closed, by a fence at most `deeper` columns behind their own, by whether they
+    are named as Python; without the margin of their fence."""
     found, opened = dict[bool, list[str]](), None
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
-        elif not fence[2]:
-            margin, label = opened.groups()
+        elif _closes(fence, opened, deeper):
+            margin, _, label = opened.groups()
             if label.lower() in _LABELS:
                 block = text[text.find("\n", opened.end()) + 1 : fence.start()]
                 indent = rf"^[ \t]{{0,{len(margin)}}}"
                 stripped = re.sub(indent, "", block, flags=re.MULTILINE)
                 found.setdefault(label != "", []).append(stripped)
             opened = None
-    blocks = found.get(True) or found.get(False, [])
-    names = {name for test in tests if isinstance(test, Assertion) for name in test.names}
-    return max(reversed(blocks), key=lambda block: _num_defined(block, names), default=None)
+    return found
+
+
+def _closes(fence: re.Match[str], opened: re.Match[str], deeper: int) -> bool:
+    column, own = (len(one[1].expandtabs(4)) for one in (fence, opened))
+    return not fence[3] and len(fence[2]) >= len(opened[2]) and column <= own + deeper
 
 
 def _num_defined(block: str, names: Iterable[str]) -> int:

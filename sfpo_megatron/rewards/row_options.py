@@ -16,17 +16,35 @@ from sfpo_megatron.types import Json
 MARKED = re.compile(
     r"(?:(?:option|choice|answer)\s+)?"
     r"(?:(?P<bare>[A-Z])|(?:[(\[{]+\s*(?P<bracketed>[A-Z])\s*[)\]}]+[.:]?|(?P<marked>[A-Z])\s*[).:]"
-    r"|(?-i:(?P<dashed>[A-Z]))\s+-+(?=\s))(?:\s+(?P<rest>.*))?)",
+    r"|(?-i:(?P<dashed>[A-Z]))\s+-+(?=\s))"
+    r"(?:(?:\s+|(?<=[)\]}])|(?<=[.:])(?-i:(?=[^\sA-Za-z]|[A-Z][a-z])))(?P<rest>.*))?)",
     re.DOTALL | re.IGNORECASE,
 )
-"""`B`, `(B)`, `B. Paris`, `option B`."""
+"""`B`, `(B)`, `B. Paris`, `B)21`, `option B`; `D.C.` is none."""
 LABEL = re.compile(r"\(?\s*([0-9]{1,2})\s*(?:[).:]|$)\s*(.*)", re.DOTALL)
 """`2`, `(2)`, `2. green`: of a row whose choices have numbers for labels."""
 _NUMERAL = re.compile(r"[0-9]|\\(?:frac|sqrt|pi)")
 
 
 def options_of(choices: Json) -> dict[str, str]:
-    """Label -> text, of a row's `choices`; empty if it has none."""
+    """Label -> text, of a row's `choices`; empty if it has none. `["A)21", "B)22"]` is 21 and 22:
+    no text says its own label where all do."""
+    options = _as_they_stand(choices)
+    texts = [_behind(label, text) for label, text in options.items()]
+    return dict(zip(options, texts, strict=True)) if all(texts) else options
+
+
+def _behind(label: str, text: str) -> str:
+    """What stands behind an option's own label; "" where its text does not begin with that. A
+    point behind a number may be the decimal one."""
+    end = r"[)\].:]" if label.isalpha() else r"(?:[)\]]|[.:](?=\s))"
+    found = re.fullmatch(
+        rf"\s*[(\[]?\s*{re.escape(label)}\s*{end}[.:]?(.*)", text, re.DOTALL | re.IGNORECASE
+    )
+    return found[1].strip() if found else ""
+
+
+def _as_they_stand(choices: Json) -> dict[str, str]:
     if isinstance(choices, Mapping):
         texts, labels = choices.get("text"), choices.get("label")
         if isinstance(texts, Sequence) and isinstance(labels, Sequence):

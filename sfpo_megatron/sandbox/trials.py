@@ -13,6 +13,7 @@ import builtins
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -135,7 +136,7 @@ def written(value: object) -> str:
     if isinstance(value, complex):
         return f"complex({written(value.real)}, {written(value.imag)})"
     if isinstance(value, str):
-        return repr(str(value))
+        return repr(str.__str__(value))  # of a member of an enumeration of texts its own
     if isinstance(value, bytes):
         return repr(bytes(value))
     if isinstance(value, bytearray):
@@ -176,7 +177,7 @@ def _items(values: Iterable[object]) -> str:
 
 def _of_a_class(value: Any) -> str:
     """A number, a date or an array of a library; a dataclass or a member of an enumeration as its
-    name and what it is equal by."""
+    name and what it is equal by; a match as what is true, and equals nothing."""
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _PARTS and getattr(value, "tzinfo", None) is None:
@@ -184,6 +185,8 @@ def _of_a_class(value: Any) -> str:
         return f"__import__({kind.__module__!r}).{kind.__qualname__}({arguments})"
     if name == "decimal.Decimal":
         return f"__import__('decimal').Decimal({str(value)!r})"
+    if isinstance(value, re.Match):
+        return written(("re.Match", value.span()))
     if isinstance(value, Enum):
         return written((kind.__qualname__, value.name))
     if hasattr(kind, "__dataclass_fields__") and kind.__dataclass_params__.eq:

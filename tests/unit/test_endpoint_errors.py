@@ -36,13 +36,13 @@ def tokenizer() -> Any:
     [
         ({"temperature": 0.0}, "temperature", "found 0.0, expected 0.7, the run's"),
         ({"top_p": 1}, "top_p", "expected 0.9"),
-        ({"n": 2}, "n", "found 2, expected none or 1"),
+        ({"n": 2}, "n", "found 2, expected nothing or 1"),
         ({"stop": ["\n"]}, "stop", r'found ["\n"]'),
-        ({"seed": 1}, "seed", "expected none"),
+        ({"seed": 1}, "seed", "expected nothing"),
         ({"top_k": 5}, "top_k", "not supported; leave it out"),
-        ({"top_logprobs": 3}, "top_logprobs", "expected none or 0"),
+        ({"top_logprobs": 3}, "top_logprobs", "expected nothing or 0"),
         ({"response_format": {"type": "json_object"}}, "response_format", "text"),
-        ({"tool_choice": "required"}, "tool_choice", "auto"),
+        ({"tool_choice": "none", "tools": [1]}, "tool_choice", 'nothing or "auto"'),
         ({"max_tokens": 0}, "max_tokens", "a whole number >= 1"),
         ({"max_tokens": True}, "max_tokens", "a whole number >= 1"),
         ({"stream": 1}, "stream", "expected bool"),
@@ -84,7 +84,7 @@ def test_a_wrong_request_is_told_why(
             assert error["param"] == param and error["type"] == "invalid_request_error"
             assert message in error["message"]
             assert not client.session.turns
-            await client.say([user("1")], temperature=0.7, top_p=0.9, n=1, stop=None, seed=None)
+            await client.say([user("1")], temperature=0.7, top_p=0.9, stop=None, tool_choice="none")
 
     asyncio.run(talk())
 

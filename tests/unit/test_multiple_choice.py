@@ -300,3 +300,37 @@ def test_a_reference_is_its_label_or_its_own_text(
         multiple_choice.score(f"The answer is {one}", problem(reference, choices=choices))
         for one in others
     )
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["A)21", "B)21.5", "C)22"],
+        ["(A)21", "(B)21.5", "(C)22"],
+        ["A. 21", "B. 21.5", "C. 22"],
+        {"a": "a.21", "b": "b.21.5", "c": "c.22"},
+    ],
+)
+@pytest.mark.parametrize(
+    "said", ["B", "21.5", r"\boxed{B) 21.5}", "B)21.5", "The answer is (B)21.5", "B. 21.50"]
+)
+def test_options_may_come_with_their_own_letters(choices: object, said: str) -> None:
+    """`options` of AQuA-RAT and AGIEval are such."""
+    for reference in ("B", "B)21.5", "21.5"):
+        assert multiple_choice.score(said, problem(reference, choices=choices))
+    assert not multiple_choice.score(said, problem("A", choices=choices))
+
+
+def test_a_letter_that_a_text_begins_with_is_its_own_where_not_all_have_theirs() -> None:
+    names = ["A. Smith", "C. Jones", "B. Brown"]
+    assert multiple_choice.score(r"\boxed{C. Jones}", problem("B", choices=names))
+    assert not multiple_choice.score("Smith", problem("A", choices=names))
+    numbers = {"label": ["1", "2"], "text": ["1.5", "2.5"]}
+    assert multiple_choice.score("1.5", problem("1", choices=numbers))
+
+
+def test_the_points_of_an_abbreviation_mark_no_letter() -> None:
+    states = ["Ohio", "D.C.", "Iowa", "U.S."]
+    assert multiple_choice.score("The answer is D.C.", problem("B", choices=states))
+    assert not multiple_choice.score("The answer is D.C.", problem("D", choices=states))
+    assert not multiple_choice.score("D.C.", problem("D"))

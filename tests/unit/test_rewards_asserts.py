@@ -14,6 +14,7 @@ from sfpo_megatron.rewards.asserts import assertion
 from sfpo_megatron.rewards.setups import BadTest
 
 TIMEOUT_S = 60.0
+DOCSTRING = 'def f():\n    """\n    ```py\n    f()\n    ```\n    """\n'
 
 
 def verdicts(program: str, tests: list[object]) -> list[bool]:
@@ -32,6 +33,9 @@ def verdicts(program: str, tests: list[object]) -> list[bool]:
         ("1. So:\n\n   ```python\n   if a:\n     b\n c\n   ```", "if a:\n  b\nc\n"),
         ("a", None),
         ("```cpp\na\n```", None),
+        ('```py\ndef f():\n    """\n    ```py\n    f()\n    ```\n    """\n```', DOCSTRING),
+        ("```py\na\n    ```", "a\n"),
+        ("````py\na = 1\n```\nb\n````", "a = 1\n```\nb\n"),
         ("", None),
     ],
 )
@@ -63,7 +67,7 @@ def test_a_block_that_shows_the_use_of_another_is_no_program(blocks: list[str], 
 def test_values_are_what_they_are_in_python() -> None:
     """Also numbers, dates and collections of the library, arrays, and what has equal parts."""
     program = """
-import array, collections, datetime, decimal, enum, fractions, math
+import array, asyncio, collections, datetime, decimal, enum, fractions, math, re
 import dataclasses as d
 
 @d.dataclass
@@ -71,6 +75,8 @@ class P:
     x: int
     seen: list = d.field(default_factory=list, compare=False)
 C = enum.Enum("C", "A B")
+T = enum.Enum("T", {"A": "red"}, type=str)
+async def later(x): return x
 class Own:
     def __eq__(self, other): return True
     def __len__(self): return 0
@@ -109,6 +115,13 @@ f = eval
         "assert f('P(1)') == P(2)": False,
         "assert f('C.A') == C.A": True,
         "assert f('C.A') == C.B": False,
+        "assert f('T.A') == 'red' and f('[T.A]') == [T.A]": True,
+        'assert f(\'re.match("a", "ab")\') and f(\'re.match("a", "ab")\') is not None': True,
+        'assert not f(\'re.match("a", "b")\')': True,
+        'assert f(\'re.match("a", "ab")\') == True': False,
+        "assert asyncio.run(later(3)) == 3 and asyncio.run(later([4]))[0] == 4": True,
+        "assert asyncio.run(later(3)) == 4": False,
+        "assert f('later(3)')": False,
         "assert f('Own()') == 1": False,
         "assert len(f('Own()')) == 0": False,
         "assert f('deep()')": False,

@@ -322,6 +322,7 @@ def test_an_output_may_be_as_long_as_what_is_expected() -> None:
         ("nan", "0.5", False),
         ("1_0.5", "10.5", False),
         ("v1.50", "v1.5", False),
+        pytest.param(f"{'1' * 1_000_000}x", "1.5", False, id="a million digits and a letter"),
     ],
 )
 def test_decimals_may_be_written_and_rounded_otherwise(

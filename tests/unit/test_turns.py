@@ -334,3 +334,26 @@ def test_a_conversation_without_tools() -> None:
     told = "\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n"
     assert said == f"3{END}{told}7{END}"
     assert episode.metrics["stop_answered"] == 1 and episode.metrics["turns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"Says.respond returned None, expected Told\(messages"),
+        ("higher", "returned 'higher', expected Told"),
+        ([{"role": "user", "content": "higher"}], "expected Told"),
+        (Told(messages=[{}]), "a Told with {} among its messages"),
+        (Told(messages=[{"content": "higher"}]), 'expected {"role": ..., "content": ...}'),
+    ],
+)
+def test_what_respond_may_not_return_is_named(returned: Any, message: str) -> None:
+    """With the class's name: an episode would else end in the loop's own lines."""
+
+    class Says(Conversation):
+        async def respond(self, prompt: Prompt, turns: Sequence[str]) -> Any:
+            return returned
+
+    tokenizer = tool_tokenizer()
+    model = Model(tokenizer, "3" + END)
+    with pytest.raises(TypeError, match=message):
+        asyncio.run(Says(tokenizer).run(PROMPT, model, 3))  # type: ignore[arg-type]

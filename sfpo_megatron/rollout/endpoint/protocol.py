@@ -108,6 +108,8 @@ def parse_request(body: bytes, sampling: Sampling) -> ChatRequest:
     if is_deeper(tree, MOST_DEEP):
         raise ApiError(f"the body is nested deeper than {MOST_DEEP} lists and objects")
     given = {key: value for key, value in tree.items() if value is not None}
+    if not given.get("tools") and given.get("tool_choice") == "none":
+        del given["tool_choice"]  # the protocol's own default where there are no tools
     for key, value in given.items():
         _check_parameter(key, value)
     _check_sampling(given, sampling)
@@ -132,7 +134,7 @@ def _check_parameter(key: str, value: Any) -> None:
             f"{key}: not supported; leave it out", param=key, code="unsupported_parameter"
         )
     if not any(value == neutral for neutral in _NEUTRAL[key]):
-        allowed = " or ".join(["none", *map(json.dumps, _NEUTRAL[key])])
+        allowed = " or ".join(["nothing", *map(json.dumps, _NEUTRAL[key])])
         raise ApiError(
             f"{key}: found {_shown(value)}, expected {allowed}: what is trained on is drawn from "
             "the policy as it is, one choice at a time",

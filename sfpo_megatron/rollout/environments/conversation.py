@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from sfpo_megatron.data.errors import shorten
 from sfpo_megatron.data.turns import Message, TurnTemplate
+from sfpo_megatron.plugins import Foreign
 from sfpo_megatron.rollout.episodes import Episode, Generate
 from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.types import Prompt
@@ -79,7 +81,7 @@ class Conversation(ABC):
             turns.append(self._text(completion.token_ids))
             if not completion.finished:
                 return self._ended("length", prompt, episode, turns, counts)
-            told = await self.respond(prompt, tuple(turns))
+            told = self._checked(await self.respond(prompt, tuple(turns)))
             episode = replace(episode, turn_rewards=episode.turn_rewards + told.reward)
             for name, value in told.counts.items():
                 counts[name] = counts.get(name, 0.0) + value
@@ -94,6 +96,22 @@ class Conversation(ABC):
             if used >= generate.context_tokens:
                 return self._ended("length", prompt, unanswered, turns, counts)
             episode = episode.told(tokens)
+
+    def _checked(self, told: Foreign) -> Told:
+        """What `respond` returned; TypeError for what is no `Told`, before it fails elsewhere."""
+        name = f"{type(self).__name__}.respond"
+        if not isinstance(told, Told):
+            raise TypeError(
+                f"{name} returned {shorten(told)}, expected Told(messages=[...]), or Told() "
+                "where the last turn was the answer"
+            )
+        for message in told.messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise TypeError(
+                    f"{name} returned a Told with {shorten(message)} among its messages, "
+                    'expected {"role": ..., "content": ...}'
+                )
+        return told
 
     def _text(self, token_ids: Sequence[int]) -> str:
         ended = bool(token_ids) and token_ids[-1] in self._stops
