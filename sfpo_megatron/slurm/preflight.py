@@ -25,7 +25,7 @@ from sfpo_megatron.host.addresses import gloo_fault, is_loopback, own_address
 from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.outputs.starts import DISTRIBUTIONS, versions
 
-_WAIT_S = 60.0
+_WAIT_S = 300.0  # a container's image is unpacked at another pace on each node
 _MAX_SKEW_S = 30.0
 _MIN_SHM_BYTES = 1 << 30
 

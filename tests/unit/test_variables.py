@@ -171,7 +171,8 @@ def test_the_job_scripts_set_what_the_table_says() -> None:
     exported = re.findall(r"(?m)^\s*export (.+)$", scripts())
     names = {word.partition("=")[0] for line in exported for word in line.split()}
     # What the job hands to its own parts.
-    own = {"GPUS_PER_NODE", "TRAIN_NODES", "RANKS_PER_NODE", "LOGS", "HEAD_ADDRESS", "RAY_PORT"}
+    own = {"GPUS_PER_NODE", "TRAIN_NODES", "RANKS_PER_NODE", "LOGS", "RAY_PORT"}
+    own |= {"HEAD_ADDRESS", "NODE_ADDRESSES"}
     found_names = {name for name in names if not name.startswith(OURS)} - own
     assert found_names <= KNOWN | {"RAY_AUTH_TOKEN_PATH"}
 
