@@ -50,6 +50,8 @@ read_env_left() {  # STATUS
   exit 1
 }
 
+# Leaves IN_CONTAINER, which stands in front of every command of a step.
+#
 # A last line like `[[ -e FILE ]] && source FILE` leaves 1 behind and is no failure; what the
 # interpreter could not read is, and a `return` with a code.
 read_env_end() {  # STATUS
@@ -65,5 +67,12 @@ read_env_end() {  # STATUS
   fi
   unset IFS
   cd "$SFPO_ENV_DIR" || exit 1
+  IN_CONTAINER=()
+  [[ ! -v CONTAINER_SRUN ]] || IN_CONTAINER+=("${CONTAINER_SRUN[@]}")
+  [[ ! -v CONTAINER_EXEC ]] || IN_CONTAINER+=("${CONTAINER_EXEC[@]}")
+  # pyxis begins in the image's directory, where a config's relative paths lead nowhere. Where this
+  # one is not mounted bash says so, and goes on: a config may have none.
+  # shellcheck disable=SC2016  # the container expands it
+  ((${#IN_CONTAINER[@]} == 0)) || IN_CONTAINER+=(bash -c 'cd "$0"; exec "$@"' "$PWD")
   set -euo pipefail
 }

@@ -1,10 +1,8 @@
 # shellcheck shell=bash
 # What every job script begins with, and how it ends. Sourced; in: RUN, CONFIG, GPUS_PER_NODE,
-# SFPO_PYTHON, MAX_FAILURES and what env.sh sets.
+# SFPO_PYTHON, MAX_FAILURES, IN_CONTAINER and what env.sh sets.
 
 # An env.sh of an older release, or a short one of the user's own, need not set all there is.
-[[ -v CONTAINER_SRUN ]] || CONTAINER_SRUN=()
-[[ -v CONTAINER_EXEC ]] || CONTAINER_EXEC=()
 : "${SFPO_MIN_GB_S_IN_NODE:=200}" "${SFPO_MIN_GB_S_BETWEEN_NODES:=20}"
 : "${SFPO_RAY_OBJECT_STORE_BYTES:=2000000000}"
 
@@ -15,7 +13,6 @@ fail() { say "error: $*" >&2; exit 1; }
 # The steps of a job share its devices: without --overlap, --gres and --mem=0 a second one would wait
 # for the first for ever. One task a node is not bound to one core.
 SHARED=(--ntasks-per-node=1 --overlap --gres="gpu:$GPUS_PER_NODE" --mem=0 --cpu-bind=none)
-IN_CONTAINER=("${CONTAINER_SRUN[@]}" "${CONTAINER_EXEC[@]}")
 
 begin() {
   local end node addresses=()
