@@ -16,6 +16,7 @@ from sfpo_megatron.slurm.bandwidth import rounds, slow_nodes
 
 GOOD: dict[str, Any] = {
     "gpus": ["NVIDIA H100 80GB HBM3, 570.1"] * 8,
+    "cores": 8,
     "shm_bytes": 1 << 40,
     "clock": 1000.0,
     "address": "10.0.0.1",
@@ -42,6 +43,11 @@ def test_good_nodes_have_no_fault() -> None:
             "c: found GPU and driver NVIDIA H100 80GB HBM3, 550.9, expected NVIDIA H100 80GB HBM3, "
             "570.1 as on most nodes",
         ),
+        (
+            {"cores": 1},
+            "c: found 1 usable cores, expected one for each of its 8 GPUs or more; ask for them "
+            "(--sbatch=--cpus-per-task=N)",
+        ),
         ({"shm_bytes": 64 << 20}, "c: found 64 MiB free in /dev/shm, expected 1024 or more"),
         (
             {"address": "127.0.1.1"},
@@ -66,7 +72,7 @@ def test_the_bad_node_is_named(changes: dict[str, Any], expected: str) -> None:
 def test_this_machine_reports_itself() -> None:
     one = preflight.report()
     assert one["same"]["torch"] != "none" and one["same"]["sfpo-megatron"] != "none"
-    assert one["shm_bytes"] > 0
+    assert one["shm_bytes"] > 0 and one["cores"] > 0
     json.dumps(one)
 
 
