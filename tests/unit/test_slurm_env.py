@@ -103,6 +103,7 @@ ALLOCATION = {
     "SLURM_DISTRIBUTION": "cyclic",
     "SLURM_STEP_ID": "4",
     "SLURM_GPUS_PER_TASK": "1",
+    "SLURM_GPUS_PER_NODE": "h100:8",  # with --gres=gpu:8 of a step srun refuses it
     "SRUN_CPUS_PER_TASK": "3",
     "SBATCH_TIMELIMIT": "1",
     "SBATCH_NO_REQUEUE": "1",

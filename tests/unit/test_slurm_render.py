@@ -113,7 +113,9 @@ def ray_cluster(
     was started."""
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "python").write_text(f'#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES;$*" > {folder}/seen\n')
+    (programs / "python").write_text(
+        f'#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES;$*" > {folder}/seen\n'
+    )
     (programs / "python").chmod(0o755)
     for name in ("bash", "awk", "cut", "hostname", "rm", "seq", "sleep", "touch"):
         (programs / name).symlink_to(str(shutil.which(name)))
