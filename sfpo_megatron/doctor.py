@@ -14,6 +14,7 @@ from sfpo_megatron.host.addresses import gloo_fault, own_address
 from sfpo_megatron.host.gpus import VISIBLE, driver
 from sfpo_megatron.host.hardware import huge_pages, infiniband, limits, nvlinks
 from sfpo_megatron.host.home import can_be_written
+from sfpo_megatron.host.shortage import total_memory
 from sfpo_megatron.outputs.starts import DISTRIBUTIONS, versions
 from sfpo_megatron.sandbox.isolation import isolation
 
@@ -78,10 +79,11 @@ def _not_imported(error: Exception) -> str:
 
 
 def _machine() -> dict[str, str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    usable = min(total_memory() or memory, memory)  # less in a container or a Slurm job
     facts = {
         "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
-        "memory": f"{memory:.1f} GiB",
+        "memory": f"{usable / _GIB:.1f} usable of {memory / _GIB:.1f} GiB",
         "huge pages": huge_pages(),
         "limits": limits(),
         "compiler": _compiler(),

@@ -15,8 +15,8 @@ forget_the_submitter() {
     "${!SLURM_THREADS@}" "${!SLURM_WAIT@}" "${!SLURM_OVER@}" "${!SLURM_EX@}" \
     SLURM_ACCOUNT SLURM_CONSTRAINT SLURM_CORE_SPEC SLURM_CPUS_PER_GPU SLURM_CPUS_PER_TASK \
     SLURM_CPU_FREQ_REQ SLURM_DEPENDENCY SLURM_DIST_PLANESIZE SLURM_DISTRIBUTION SLURM_EPILOG \
-    SLURM_GPUS SLURM_GPUS_PER_SOCKET SLURM_GPUS_PER_TASK SLURM_GRES SLURM_HINT SLURM_HOSTFILE \
-    SLURM_IMMEDIATE SLURM_KILL_BAD_EXIT SLURM_LABELIO SLURM_MULTI_PROG SLURM_NETWORK \
+    SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_SOCKET SLURM_GPUS_PER_TASK SLURM_GRES \
+    SLURM_HINT SLURM_HOSTFILE SLURM_IMMEDIATE SLURM_KILL_BAD_EXIT SLURM_LABELIO SLURM_MULTI_PROG SLURM_NETWORK \
     SLURM_NO_KILL SLURM_NPROCS SLURM_OPEN_MODE SLURM_PARTITION SLURM_PROLOG SLURM_QOS \
     SLURM_REQ_SWITCH SLURM_RESERVATION SLURM_RESV_PORTS SLURM_SPREAD_JOB SLURM_TASK_EPILOG \
     SLURM_TASK_PROLOG SLURM_TIMELIMIT SLURM_TIME_FORMAT SLURM_UNBUFFEREDIO SLURM_WCKEY \
@@ -50,6 +50,8 @@ read_env_left() {  # STATUS
   exit 1
 }
 
+# Leaves IN_CONTAINER, which stands in front of every command of a step.
+#
 # A last line like `[[ -e FILE ]] && source FILE` leaves 1 behind and is no failure; what the
 # interpreter could not read is, and a `return` with a code.
 read_env_end() {  # STATUS
@@ -65,5 +67,12 @@ read_env_end() {  # STATUS
   fi
   unset IFS
   cd "$SFPO_ENV_DIR" || exit 1
+  IN_CONTAINER=()
+  [[ ! -v CONTAINER_SRUN ]] || IN_CONTAINER+=("${CONTAINER_SRUN[@]}")
+  [[ ! -v CONTAINER_EXEC ]] || IN_CONTAINER+=("${CONTAINER_EXEC[@]}")
+  # pyxis begins in the image's directory, where a config's relative paths lead nowhere. Where this
+  # one is not mounted bash says so, and goes on: a config may have none.
+  # shellcheck disable=SC2016  # the container expands it
+  ((${#IN_CONTAINER[@]} == 0)) || IN_CONTAINER+=(bash -c 'cd "$0"; exec "$@"' "$PWD")
   set -euo pipefail
 }

@@ -18,9 +18,9 @@ export RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 # export NCCL_IB_HCA=mlx5
 
 # --- container (optional) ------------------------------------------------------------------------
-# Flags of srun for pyxis/enroot:
-# CONTAINER_SRUN=(--container-image=/shared/sfpo.sqsh --container-mounts=/shared --no-container-mount-home)
-# or a command in front of every command, for apptainer:
+# Flags of srun for pyxis/enroot, the node's /tmp among them, where Ray and the run meet:
+# CONTAINER_SRUN=(--container-image=/shared/sfpo.sqsh --container-mounts=/shared,/tmp --no-container-mount-home)
+# or a command in front of every command, for apptainer (which has /tmp by default):
 # CONTAINER_EXEC=(apptainer exec --nv --bind /shared /shared/sfpo.sif)
 CONTAINER_SRUN=()
 CONTAINER_EXEC=()

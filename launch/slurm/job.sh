@@ -1,10 +1,8 @@
 # shellcheck shell=bash
 # What every job script begins with, and how it ends. Sourced; in: RUN, CONFIG, GPUS_PER_NODE,
-# SFPO_PYTHON, MAX_FAILURES and what env.sh sets.
+# SFPO_PYTHON, MAX_FAILURES, IN_CONTAINER and what env.sh sets.
 
 # An env.sh of an older release, or a short one of the user's own, need not set all there is.
-[[ -v CONTAINER_SRUN ]] || CONTAINER_SRUN=()
-[[ -v CONTAINER_EXEC ]] || CONTAINER_EXEC=()
 : "${SFPO_MIN_GB_S_IN_NODE:=200}" "${SFPO_MIN_GB_S_BETWEEN_NODES:=20}"
 : "${SFPO_RAY_OBJECT_STORE_BYTES:=2000000000}"
 
@@ -15,16 +13,20 @@ fail() { say "error: $*" >&2; exit 1; }
 # The steps of a job share its devices: without --overlap, --gres and --mem=0 a second one would wait
 # for the first for ever. One task a node is not bound to one core.
 SHARED=(--ntasks-per-node=1 --overlap --gres="gpu:$GPUS_PER_NODE" --mem=0 --cpu-bind=none)
-IN_CONTAINER=("${CONTAINER_SRUN[@]}" "${CONTAINER_EXEC[@]}")
 
 begin() {
-  local end
+  local end node addresses=()
   ATTEMPT=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
   LOGS=$RUN/slurm/logs/$ATTEMPT
   mkdir -p "$LOGS" || fail_for_now "$LOGS cannot be made"
   mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   ((${#NODES[@]})) || fail_for_now "scontrol does not name the nodes"
-  HEAD_ADDRESS=$(address_of "${NODES[0]}") || true
+  for node in "${NODES[@]}"; do  # here, as no container has scontrol; `-`: the node asks itself
+    addresses+=("$(address_of "$node" || true)")
+    [[ -n ${addresses[-1]} ]] || addresses[-1]=-
+  done
+  [[ ${addresses[0]} != - ]] || addresses[0]=$(own_address) || true
+  HEAD_ADDRESS=${addresses[0]} NODE_ADDRESSES=${addresses[*]}
   [[ -n $HEAD_ADDRESS ]] || fail_for_now "${NODES[0]} has no address"
   RAY_PORT=$((20000 + SLURM_JOB_ID % 5000 * 2))  # below the ports that the kernel gives out
   MASTER_PORT=$((RAY_PORT + 1))
@@ -35,7 +37,8 @@ begin() {
     # Nothing instead of a time would be midnight to date.
     SLURM_JOB_END_TIME=$(date -d "${end:-unknown}" +%s 2>/dev/null) || true
   fi
-  export SFPO_PYTHON LOGS HEAD_ADDRESS RAY_PORT SFPO_RAY_OBJECT_STORE_BYTES SLURM_JOB_END_TIME
+  export SFPO_PYTHON LOGS HEAD_ADDRESS NODE_ADDRESSES RAY_PORT SFPO_RAY_OBJECT_STORE_BYTES
+  export SLURM_JOB_END_TIME
   trap 'rm -f "$LOGS/ray-token" || true' EXIT  # the exit code stays the script's
   say "job $ATTEMPT on ${NODES[*]}; logs: $LOGS"
 }

@@ -10,6 +10,7 @@ import errno
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,10 @@ _KV_CACHE = (
     "raise rollout.gpu_memory_utilization or rollout.tensor_parallel, or lower "
     "rollout.max_prompt_tokens, rollout.max_response_tokens"
 )
+_ROOT = Path("/")
+_USAGE_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+_USAGE_V2 = ("memory.max", "memory.current")
+"""Files of a control group, by the version of its hierarchy."""
 ENGINE_ADVICE = (
     "lower rollout.engine_args.max_num_seqs or rollout.gpu_memory_utilization, or raise "
     "rollout.tensor_parallel"
@@ -178,36 +183,51 @@ def killed_by(signum: int, phase: str | None) -> str:
     return f"{killed}; the kernel does that when memory runs out: if it did, {line}"
 
 
-def total_memory() -> int | None:
-    """Bytes that this process and its siblings may use: the machine's or the container's."""
-    machine = _meminfo("MemTotal")
-    limit = _cgroup("memory.max")
-    return machine if limit is None else min(limit, machine or limit)
+def total_memory(root: Path = _ROOT) -> int | None:
+    """Bytes that this process and its siblings may use: the machine's, or less in a container or a
+    Slurm job. `root` stands in for / wherever files are read."""
+    sizes = [_meminfo("MemTotal", root), *(limit for limit, _ in _limits(root))]
+    return min((size for size in sizes if size is not None), default=None)
 
 
-def free_memory() -> int | None:
+def free_memory(root: Path = _ROOT) -> int | None:
     """Bytes of them that are left."""
-    machine, limit, used = _meminfo("MemAvailable"), _cgroup("memory.max"), None
-    if limit is not None and (used := _cgroup("memory.current")) is not None:
-        return min(max(0, limit - used), machine if machine is not None else limit)
-    return machine
+    left = [max(0, limit - used) for limit, used in _limits(root)]
+    sizes = [_meminfo("MemAvailable", root), *left]
+    return min((size for size in sizes if size is not None), default=None)
 
 
-def _meminfo(name: str) -> int | None:
+def _meminfo(name: str, root: Path) -> int | None:
     try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        text = (root / "proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return None
     match = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 
 
-def _cgroup(name: str) -> int | None:
-    """None without a limit, and where control groups are of the first version."""
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, bytes in use) of the control groups with a limit that this process is in: its own
+    and those around it, for Slurm limits the step or the job, and a container sees its own alone as
+    the outermost. Without a limit the file of the second version has a word, that of the first a
+    number beyond every machine's memory."""
     try:
-        return int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        names = _USAGE_V1 if controllers else _USAGE_V2
+        inner = base / own.strip("/")
+        for group in (inner, *inner.parents):
+            with suppress(OSError, ValueError):
+                limit, used = (int((group / name).read_text(encoding="ascii")) for name in names)
+                yield limit, used
+            if group == base:
+                break
 
 
 def in_gib(num_bytes: int) -> str:

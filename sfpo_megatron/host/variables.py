@@ -205,7 +205,8 @@ COMPUTED: tuple[Computed, ...] = (
         _ACTORS, "VLLM_RPC_BASE_PATH", "its sockets are in its own folder", "host/temporary.py"
     ),
     Computed(
-        ("launcher", "rank"), "HOME", "a folder that can be written, with LOGNAME and USER",
+        ("launcher", "rank", *_ACTORS), "HOME",
+        "a folder that can be written, with LOGNAME and USER",
         "host/home.py",
     ),
     Computed(("job",), "RAY_ADDRESS", "the job's Ray cluster", "train.sbatch"),

@@ -75,7 +75,10 @@ def job_layout(
             "together",
             "take more nodes or fewer engines, or set rollout.placement: colocated",
         )
-    return JobLayout(train_nodes=train_nodes, ranks_per_node=ranks)
+    layout = JobLayout(train_nodes=train_nodes, ranks_per_node=ranks)
+    if colocated and config.debug.train_only is None:
+        _check_shared(config, layout)
+    return layout
 
 
 def densest(world: int, gpus_per_node: int) -> JobLayout:
@@ -188,6 +191,20 @@ def check_engines(config: RunConfig, *, nodes: int, gpus_per_node: int) -> None:
             f"at least the {needed} that {rollout.num_engines} engines of "
             f"{rollout.tensor_parallel} GPUs take",
             "take more nodes or fewer engines",
+        )
+
+
+def _check_shared(config: RunConfig, layout: JobLayout) -> None:
+    """Raise LayoutError where rollout/placement.py would once the job runs: an engine has the GPUs
+    of neighbouring ranks, all on one node."""
+    size, ranks = config.rollout.tensor_parallel, layout.ranks_per_node
+    if layout.train_nodes > 1 and not layout.keeps_together(size):
+        raise LayoutError(
+            "rollout.tensor_parallel",
+            f"{size} with rollout.placement: colocated and {ranks} ranks on each of "
+            f"{layout.train_nodes} nodes",
+            f"a divisor of {ranks}: an engine is on the GPUs of ranks of one node",
+            "change it, parallel or the number of nodes",
         )
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sfpo_megatron.host.home import provide_home
 from sfpo_megatron.host.variables import forget, variables
 
 ActorRole: TypeAlias = Literal["controller", "engine"]
@@ -19,8 +20,9 @@ def actor_variables(role: ActorRole, *, on_gpu: bool, is_restart: bool = False) 
 
 
 def enter_actor(log_file: Path) -> None:
-    """First thing in an actor: forget what Ray's workers inherit of trainer rank 0 alone, and write
-    to `log_file` instead of the console."""
+    """First thing in an actor: forget what Ray's workers inherit of trainer rank 0 alone, write to
+    `log_file` instead of the console, and have a home folder: in a cluster that others started no
+    process of ours has provided one on this node. NoHome where it cannot."""
     forget("engine")  # as a controller does
     log_file.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -29,3 +31,5 @@ def enter_actor(log_file: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    if (said := provide_home()) is not None:
+        print(said, flush=True)

@@ -50,6 +50,21 @@ def slow_nodes(pairs: Mapping[tuple[int, int], float], least: float) -> dict[int
     return slow
 
 
+def complaints(
+    nodes: Sequence[str], slow: Mapping[int, float], *, least: float, where: str, variable: str
+) -> list[str]:
+    """A line for each node in `slow`, by its number. Where all nodes are, the limit may be what is
+    wrong: links differ from cluster to cluster."""
+    advice = "leave it out with sbatch --exclude=NODE"
+    if len(slow) == len(nodes):
+        advice = f"set {variable} in env.sh if the cluster has no faster links, or {advice}"
+    return [
+        f"{nodes[node]}: found {speed:.3g} GB/s in an all-reduce {where}, expected {least:g} or "
+        f"more; {advice}"
+        for node, speed in slow.items()
+    ]
+
+
 def bus_gb_s(group: dist.ProcessGroup | None, size: int, device: torch.device) -> float:
     """GB/s by NCCL's measure: bytes / seconds * 2 (n-1) / n. Collective in `group`."""
     buffer = torch.zeros(_BYTES[device.type] // 4, device=device)
@@ -133,19 +148,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dist.destroy_process_group()
     if me != 0:
         return 0
-    lines = [
-        f"{options.nodes[node[0]]}: found {speed:.3g} GB/s in an all-reduce of its GPUs, expected "
-        f"{options.in_node:g} or more"
-        for node, speed in inside.items()
-        if speed < options.in_node
-    ]
-    lines += [
-        f"{options.nodes[node]}: found {speed:.3g} GB/s in an all-reduce with its neighbours, "
-        f"expected {options.between_nodes:g} or more"
-        for node, speed in slow_nodes(pairs, options.between_nodes).items()
-    ]
+    lines = complaints(
+        options.nodes,
+        {node[0]: speed for node, speed in inside.items() if speed < options.in_node},
+        least=options.in_node,
+        where="of its GPUs",
+        variable="SFPO_MIN_GB_S_IN_NODE",
+    )
+    lines += complaints(
+        options.nodes,
+        slow_nodes(pairs, options.between_nodes),
+        least=options.between_nodes,
+        where="with its neighbours",
+        variable="SFPO_MIN_GB_S_BETWEEN_NODES",
+    )
     for line in lines:
-        print(f"preflight: {line}; leave it out with sbatch --exclude=NODE", file=sys.stderr)
+        print(f"preflight: {line}", file=sys.stderr)
     for name, speeds in (("inside nodes", inside.values()), ("between nodes", pairs.values())):
         if speeds:
             print(f"all-reduce {name}: {min(speeds):.3g} to {max(speeds):.3g} GB/s", flush=True)

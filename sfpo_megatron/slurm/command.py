@@ -100,7 +100,7 @@ def slurm(options: argparse.Namespace) -> int:
     run = RunDirectory.of(config.output_dir)
     config = dataclasses.replace(config, output_dir=str(run.path))
     _check_counts(options)
-    _check_more_sbatch(options.sbatch)
+    _check_more_sbatch(options)
     env_file = _env_file(options)
     try:
         layout = None
@@ -173,9 +173,9 @@ def _check_counts(options: argparse.Namespace) -> None:
             raise SlurmError(f"--{name.replace('_', '-')}: found {value}, expected 1 or more")
 
 
-def _check_more_sbatch(options: list[str]) -> None:
+def _check_more_sbatch(options: argparse.Namespace) -> None:
     try:
-        check_more(options)
+        check_more(options.sbatch, gpus_per_node=options.gpus_per_node)
     except ValueError as error:
         raise SlurmError(f"--sbatch: {error}") from error
 

@@ -25,7 +25,7 @@ from sfpo_megatron.host.addresses import gloo_fault, is_loopback, own_address
 from sfpo_megatron.host.replacing import replacing
 from sfpo_megatron.outputs.starts import DISTRIBUTIONS, versions
 
-_WAIT_S = 60.0
+_WAIT_S = 300.0  # a container's image is unpacked at another pace on each node
 _MAX_SKEW_S = 30.0
 _MIN_SHM_BYTES = 1 << 30
 
@@ -34,6 +34,8 @@ class Report(TypedDict):
     """What a node is like."""
 
     gpus: list[str]
+    cores: int
+    """Number of cores that a step of the job may use."""
     shm_bytes: int
     clock: float
     address: str
@@ -49,6 +51,7 @@ def report() -> Report:
     head, installed = os.environ.get("HEAD_ADDRESS"), versions()
     return {
         "gpus": _gpus(),
+        "cores": len(os.sched_getaffinity(0)),
         "shm_bytes": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         "clock": time.time(),
         "address": own_address(peer=head),
@@ -79,6 +82,11 @@ def faults(reports: Mapping[str, Report], *, num_gpus: int) -> list[str]:
     for node, one in reports.items():
         if len(one["gpus"]) != num_gpus:
             found.append(f"{node}: found {len(one['gpus'])} GPUs, expected {num_gpus}")
+        if one["cores"] < num_gpus:
+            found.append(
+                f"{node}: found {one['cores']} usable cores, expected one for each of its "
+                f"{num_gpus} GPUs or more; ask for them (--sbatch=--cpus-per-task=N)"
+            )
         if one["shm_bytes"] < _MIN_SHM_BYTES:
             mib = one["shm_bytes"] >> 20
             found.append(f"{node}: found {mib} MiB free in /dev/shm, expected 1024 or more")

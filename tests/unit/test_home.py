@@ -99,3 +99,33 @@ def test_a_home_that_others_could_write_is_refused(tmp_path: Path) -> None:
     done = child(None, TMPDIR=str(tmp_path))
     assert done.returncode == 1
     assert "is not this user's alone" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+ACTOR = """
+import os, sys
+from pathlib import Path
+from sfpo_megatron.rollout.actor_variables import enter_actor
+enter_actor(Path(sys.argv[1]))
+print(os.environ["HOME"])
+"""
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_an_actor_has_a_home_on_its_own_node(tmp_path: Path, usable: bool) -> None:
+    """Ray's workers have the one of whoever started Ray, which a compute node may show read-only:
+    vLLM and Triton would raise."""
+    log, given = tmp_path / "logs/engine-0.log", str(tmp_path) if usable else "/proc"
+    done = subprocess.run(
+        [sys.executable, "-c", ACTOR, str(log)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": given, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    *said, home = log.read_text().splitlines()
+    own = str(tmp_path / f"sfpo-home-{os.getuid()}")
+    assert home == (given if usable else own)
+    assert [line.partition(";")[0] for line in said] == (
+        [] if usable else ["HOME: found /proc, which cannot be written"]
+    )

@@ -225,7 +225,7 @@ def test_the_script_and_the_container_install_the_locked_set(tmp_path: Path) -> 
     assert wet == f"{ROOT} -m sfpo_megatron.commands.install gpu --pip"
     assert checkout.endswith(f"--no-deps --no-build-isolation -e {ROOT}")
     container = (ROOT / "launch/slurm/container/Dockerfile").read_text()
-    assert "requirements/gpu.sh" in container
+    assert container.index("requirements/gpu.sh --pip") < container.index("compileall -q -j 0")
     (base,) = re.findall(r"^FROM \S+cuda:(\d+\.\d+)\S*-devel", container, re.M)
     assert versions(GPU_LOCK)["cuda-toolkit"].startswith(base), "torch's CUDA is another"
     for package in ("python3.12-dev", "gcc", "g++"):

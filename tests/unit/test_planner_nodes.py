@@ -44,6 +44,13 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any], int, int | None, tuple[
     "the same number of ranks on each": ({"data": 9}, {"num_engines": 7}, 4, None, (3, 3)),
     "colocated": ({"data": None}, {"placement": "colocated"}, 4, None, (4, 8)),
     "colocated, all given": ({"data": 16}, {"placement": "colocated"}, 4, None, (4, 4)),
+    "colocated, engines of four": (
+        {"data": 8, "tensor": 2},
+        {"placement": "colocated", "tensor_parallel": 4},
+        4,
+        None,
+        (4, 4),
+    ),
     "spread": ({"data": 4}, {}, 4, 4, (4, 1)),
 }
 
@@ -111,6 +118,14 @@ def test_idle_gpus_are_counted() -> None:
         # Two of the sixteen GPUs are left on each node: no engine of four has a place.
         ({"data": 12}, {"tensor_parallel": 4}, None, "expected 3: 12 GPUs train, 4 generate"),
         ({}, {"tensor_parallel": 16}, None, "rollout.tensor_parallel: found 16, expected at most"),
+        # The second of three engines would share memory with two ranks of each node.
+        (
+            {"data": 6, "tensor": 2},
+            {"placement": "colocated", "tensor_parallel": 4, "num_engines": 3},
+            None,
+            "rollout.tensor_parallel: found 4 with rollout.placement: colocated and 6 ranks on "
+            "each of 2 nodes, expected a divisor of 6",
+        ),
     ],
 )
 def test_layouts_that_do_not_fit(
@@ -260,6 +275,9 @@ def test_what_no_job_takes_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_run_on_saved_rollouts_has_all_nodes() -> None:
+    shared = run_of({"data": 6, "tensor": 2}, {"placement": "colocated", "tensor_parallel": 4})
+    shared = dataclasses.replace(shared, debug=DebugConfig(train_only="x"))
+    assert job_layout(shared, nodes=2, gpus_per_node=8).ranks_per_node == 6
     run = run_of({"data": None}, {"num_engines": 8})
     run = dataclasses.replace(run, debug=DebugConfig(train_only="x"))
     assert with_data(run, 2).parallel.data == 16

@@ -15,7 +15,13 @@ import torch
 
 from sfpo_megatron.data.errors import BadRowsError, DataError
 from sfpo_megatron.host.phases import Phase, doing, phase_of, record_phases, recorded_phase
-from sfpo_megatron.host.shortage import ENGINE_ADVICE, MemoryShortage, killed_by, total_memory
+from sfpo_megatron.host.shortage import (
+    ENGINE_ADVICE,
+    MemoryShortage,
+    free_memory,
+    killed_by,
+    total_memory,
+)
 from sfpo_megatron.launcher.failures import first_failure, write_error_file
 from sfpo_megatron.launcher.rank import message_line
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -84,6 +90,68 @@ def test_real_ones_of_a_cpu() -> None:
         bytearray(1 << 60)
     assert MemoryShortage.of(pythons.value) is not None
     assert MemoryShortage.of(OSError(errno.ENOMEM, "Cannot allocate memory")) is not None
+
+
+MEMINFO = f"MemTotal: {64 << 20} kB\nMemFree: 1 kB\nMemAvailable: {60 << 20} kB\n"
+STEP = "system.slice/slurmstepd.scope/job_7/step_0"
+NO_LIMIT_V1 = (1 << 63) - 4096
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "total", "free"),
+    [
+        ("0::/\n", {}, 64 * GIB, 60 * GIB),
+        ("0::/\n", {"memory.max": "max", "memory.current": 0}, 64 * GIB, 60 * GIB),
+        ("0::/\n", {"memory.max": 8 * GIB, "memory.current": 3 * GIB}, 8 * GIB, 5 * GIB),
+        (  # Slurm's own limit is the job's; the step has none
+            f"0::/{STEP}/user/task_0\n",
+            {
+                f"{STEP}/memory.max": "max",
+                f"{STEP}/memory.current": GIB,
+                f"{Path(STEP).parent}/memory.max": 16 * GIB,
+                f"{Path(STEP).parent}/memory.current": 15 * GIB,
+            },
+            16 * GIB,
+            GIB,
+        ),
+        (
+            "9:name=systemd:/\n5:cpu,memory:/slurm/job_7\n0::/\n",
+            {
+                "memory/slurm/job_7/memory.limit_in_bytes": 4 * GIB,
+                "memory/slurm/job_7/memory.usage_in_bytes": 5 * GIB,
+                "memory/slurm/memory.limit_in_bytes": NO_LIMIT_V1,
+                "memory/slurm/memory.usage_in_bytes": 5 * GIB,
+            },
+            4 * GIB,
+            0,
+        ),
+        (  # a container whose group is mounted in place of the root
+            "4:memory:/docker/0123\n",
+            {
+                "memory/memory.limit_in_bytes": 2 * GIB,
+                "memory/memory.usage_in_bytes": GIB,
+            },
+            2 * GIB,
+            GIB,
+        ),
+    ],
+)
+def test_memory_is_what_slurm_or_a_container_allows(
+    tmp_path: Path, groups: str, files: dict[str, int | str], total: int, free: int
+) -> None:
+    """By files as the kernel writes them, of control groups of both versions."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(MEMINFO)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, value in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{value}\n")
+    assert (total_memory(tmp_path), free_memory(tmp_path)) == (total, free)
+
+
+def test_memory_that_nothing_tells_of_is_unknown(tmp_path: Path) -> None:
+    assert (total_memory(tmp_path), free_memory(tmp_path)) == (None, None)
 
 
 def test_what_is_something_else() -> None:

@@ -27,10 +27,13 @@ env
 """
 
 
-def read_env(folder: Path, text: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def read_env(
+    folder: Path, text: str, then: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """`then`: what the script does next."""
     (folder / "env.sh").write_text(text)
     return subprocess.run(
-        ["bash", "-c", SCRIPT, "bash", str(folder)],
+        ["bash", "-c", SCRIPT + then, "bash", str(folder)],
         capture_output=True,
         text=True,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), **variables},
@@ -100,6 +103,7 @@ ALLOCATION = {
     "SLURM_DISTRIBUTION": "cyclic",
     "SLURM_STEP_ID": "4",
     "SLURM_GPUS_PER_TASK": "1",
+    "SLURM_GPUS_PER_NODE": "h100:8",  # with --gres=gpu:8 of a step srun refuses it
     "SRUN_CPUS_PER_TASK": "3",
     "SBATCH_TIMELIMIT": "1",
     "SBATCH_NO_REQUEUE": "1",
@@ -128,6 +132,28 @@ def test_the_job_forgets_the_allocation_it_was_submitted_from(tmp_path: Path) ->
 def test_env_sh_may_set_such_variables(tmp_path: Path) -> None:
     done = read_env(tmp_path, "export SLURM_HINT=nomultithread\n", SLURM_HINT="multithread")
     assert "SLURM_HINT=nomultithread" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "then", "expected"),
+    [
+        ("", "", "{here}"),
+        ("CONTAINER_SRUN=() CONTAINER_EXEC=()\n", "", "{here}"),
+        ("CONTAINER_EXEC=(env -C /)\n", "", "{here}"),
+        ("CONTAINER_SRUN=(env) CONTAINER_EXEC=(-C /)\n", "", "{here}"),
+        ("CONTAINER_EXEC=(env -C /)\n", 'mv "$1" "$1.away"\n', "/"),  # not mounted there
+    ],
+)
+def test_a_container_begins_where_the_job_does(
+    tmp_path: Path, text: str, then: str, expected: str
+) -> None:
+    """pyxis begins in the image's own directory: relative paths of the config led nowhere."""
+    here = tmp_path / "a b"
+    here.mkdir()
+    done = read_env(here, text, f'{then}"${{IN_CONTAINER[@]}}" pwd')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == expected.format(here=here)
+    assert ("No such file or directory" in done.stderr) == bool(then)
 
 
 def test_nothing_of_an_allocation_is_handed_to_sbatch() -> None:

@@ -45,6 +45,16 @@ def test_no_two_ports_of_neighbouring_jobs_are_one(tmp_path: Path) -> None:
     assert len(set(ports)) == len(ports) and all(1024 < port < 32768 for port in ports)
 
 
+def test_every_node_hears_its_address_from_the_batch_script(tmp_path: Path) -> None:
+    """A step may run in a container, where Slurm cannot be asked. The third node's own name is all
+    that is known of it."""
+    nodes = "scontrol() { printf 'node-%s\\n' 1 2 3; }\n"
+    addresses = 'address_of() { [[ $1 != node-3 ]] || return 1; echo "10.0.0.${1#node-}"; }\n'
+    show = 'begin > /dev/null\necho "$HEAD_ADDRESS; $(printenv NODE_ADDRESSES)"'
+    done = bash(nodes + addresses + show, tmp_path, 7)
+    assert done.stdout == "10.0.0.1; 10.0.0.1 10.0.0.2 -\n", done.stderr
+
+
 def test_failures_in_a_row_end_a_job(tmp_path: Path) -> None:
     """The third in a row without a new checkpoint; a checkpoint between them begins again."""
     codes = []
@@ -132,7 +142,7 @@ def test_an_end_of_the_job_that_squeue_does_not_tell_is_none(tmp_path: Path) -> 
     [
         ("mkdir() { return 1; }", "/logs/7.0 cannot be made"),
         ("scontrol() { [[ $2 != hostnames ]]; }", "scontrol does not name the nodes"),
-        ("address_of() { return 1; }", "node-1 has no address"),
+        ("address_of() { return 1; }; own_address() { return 1; }", "node-1 has no address"),
         ("head() { return 1; }", "Ray's token cannot be written"),
         ("begin > /dev/null; LOGS=/nowhere; begin() { :; }", "Ray's token cannot be written"),
     ],

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from sfpo_megatron.slurm import preflight
-from sfpo_megatron.slurm.bandwidth import rounds, slow_nodes
+from sfpo_megatron.slurm.bandwidth import complaints, rounds, slow_nodes
 
 GOOD: dict[str, Any] = {
     "gpus": ["NVIDIA H100 80GB HBM3, 570.1"] * 8,
+    "cores": 8,
     "shm_bytes": 1 << 40,
     "clock": 1000.0,
     "address": "10.0.0.1",
@@ -42,6 +43,11 @@ def test_good_nodes_have_no_fault() -> None:
             "c: found GPU and driver NVIDIA H100 80GB HBM3, 550.9, expected NVIDIA H100 80GB HBM3, "
             "570.1 as on most nodes",
         ),
+        (
+            {"cores": 1},
+            "c: found 1 usable cores, expected one for each of its 8 GPUs or more; ask for them "
+            "(--sbatch=--cpus-per-task=N)",
+        ),
         ({"shm_bytes": 64 << 20}, "c: found 64 MiB free in /dev/shm, expected 1024 or more"),
         (
             {"address": "127.0.1.1"},
@@ -66,7 +72,7 @@ def test_the_bad_node_is_named(changes: dict[str, Any], expected: str) -> None:
 def test_this_machine_reports_itself() -> None:
     one = preflight.report()
     assert one["same"]["torch"] != "none" and one["same"]["sfpo-megatron"] != "none"
-    assert one["shm_bytes"] > 0
+    assert one["shm_bytes"] > 0 and one["cores"] > 0
     json.dumps(one)
 
 
@@ -116,6 +122,20 @@ def test_one_slow_pair_names_both() -> None:
     assert slow_nodes(pairs, 20.0) == {2: 3.0, 3: 3.0}
     assert slow_nodes({(0, 1): 3.0}, 20.0) == {0: 3.0, 1: 3.0}
     assert slow_nodes({(0, 1): 30.0}, 20.0) == {}
+
+
+@pytest.mark.parametrize(("num_slow", "names_limit"), [(0, False), (1, False), (3, True)])
+def test_where_all_nodes_are_slow_the_limit_is_named(num_slow: int, names_limit: bool) -> None:
+    """Such as nodes with 100 Gbit/s, or without NVLink: nobody would be left."""
+    slow = {node: 11.5 + node for node in range(num_slow)}
+    limit = "SFPO_MIN_GB_S_BETWEEN_NODES"
+    lines = complaints("abc", slow, least=20.0, where="with its neighbours", variable=limit)
+    assert len(lines) == num_slow and all("--exclude=NODE" in line for line in lines)
+    assert all((f"set {limit} in env.sh if" in line) == names_limit for line in lines)
+    if slow:
+        assert lines[0].startswith(
+            "a: found 11.5 GB/s in an all-reduce with its neighbours, expected 20 or more; "
+        )
 
 
 def test_a_driver_that_torch_cannot_use_ends_the_job_before_anything_is_measured(

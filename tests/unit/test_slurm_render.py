@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -72,6 +71,7 @@ def test_what_the_script_has_to_say(
         assert f"\n{line}" in script
     steps = sruns(script)
     assert steps.keys() == {"ray", "train"}
+    assert 'bash "$RUN/slurm/ray_cluster.sh" beside ' in steps["train"]
     for name in steps:
         for flag in ("--overlap", '--gres="gpu:$GPUS_PER_NODE"', "--mem=0"):
             assert flag in steps[name], (name, flag)
@@ -104,50 +104,11 @@ def test_colocated_engines_are_on_every_node(
     assert "expected engines on all 32 devices" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("node", "trainer", "devices"),
-    [
-        (0, {"TRAIN_NODES": "2", "RANKS_PER_NODE": "8"}, ""),  # all of them train
-        (1, {"TRAIN_NODES": "2", "RANKS_PER_NODE": "6"}, "6,7"),
-        (2, {"TRAIN_NODES": "2", "RANKS_PER_NODE": "6"}, "0,1,2,3,4,5,6,7"),
-        (0, {}, "0,1,2,3,4,5,6,7"),  # an evaluation
-    ],
-)
-def test_ray_hands_out_only_what_no_rank_has(
-    tmp_path: Path, node: int, trainer: dict[str, str], devices: str
-) -> None:
-    """By running a node's part with a Python that only writes down how it was started."""
-    for program, text in {
-        "scontrol": "echo NodeAddr=127.0.0.1",
-        "python": f'echo "$CUDA_VISIBLE_DEVICES;$*" > {tmp_path}/started',
-    }.items():
-        (tmp_path / program).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / program).chmod(0o755)
-    with socket.create_server(("127.0.0.1", 0)) as head:
-        environment = {
-            "PATH": f"{tmp_path}:/usr/bin:/bin",
-            "SLURM_NODEID": str(node),
-            "SLURMD_NODENAME": "n",
-            "SLURM_JOB_ID": "1",
-            "LOGS": str(tmp_path),
-            "SFPO_PYTHON": str(tmp_path / "python"),
-            "SFPO_RAY_OBJECT_STORE_BYTES": "1",
-            "HEAD_ADDRESS": "127.0.0.1",
-            "RAY_PORT": str(head.getsockname()[1]),
-            "GPUS_PER_NODE": "8",
-            "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",  # as Slurm sets it
-        }
-        command = ["bash", str(TEMPLATES / "ray_cluster.sh"), "node"]
-        subprocess.run(command, env=environment | trainer, timeout=30, capture_output=True)
-    seen, _, arguments = (tmp_path / "started").read_text().partition(";")
-    assert seen == devices
-    assert "start --block" in arguments and "--num-gpus" not in arguments
-
-
 def test_evaluation_script(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Engines on all nodes, no trainer, no time kept for a save."""
     script = rendered(config(rollout={"num_engines": 32}), capsys, "--job=eval", "--time=5")
     assert sruns(script).keys() == {"ray", "eval"}
+    assert 'bash "$RUN/slurm/ray_cluster.sh" beside ' in sruns(script)["eval"]
     assert "--signal" not in script and "torch.distributed.run" not in script
     assert not re.search(r"@[A-Z_]+@", script)
 

@@ -171,12 +171,16 @@ def test_the_job_scripts_set_what_the_table_says() -> None:
     exported = re.findall(r"(?m)^\s*export (.+)$", scripts())
     names = {word.partition("=")[0] for line in exported for word in line.split()}
     # What the job hands to its own parts.
-    own = {"GPUS_PER_NODE", "TRAIN_NODES", "RANKS_PER_NODE", "LOGS", "HEAD_ADDRESS", "RAY_PORT"}
+    own = {"GPUS_PER_NODE", "TRAIN_NODES", "RANKS_PER_NODE", "LOGS", "RAY_PORT"}
+    own |= {"HEAD_ADDRESS", "NODE_ADDRESSES"}
     found_names = {name for name in names if not name.startswith(OURS)} - own
     assert found_names <= KNOWN | {"RAY_AUTH_TOKEN_PATH"}
 
 
 def test_the_container_has_what_the_job_has() -> None:
+    """But for what a user may set: with pyxis an image's values go before those of the job."""
     text = (SLURM / "container/Dockerfile").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^ENV (OMP_\S+ .+)$", text, re.M)
-    assert dict(word.split("=") for word in line.split()) == variables("job", environ={})
+    (line,) = re.findall(r"^ENV (RAY_\S+ .+)$", text, re.M)
+    users = {row.name for row in TABLE if "job" in row.roles and row.yields}
+    job = {k: v for k, v in variables("job", environ={}).items() if k not in users}
+    assert dict(word.split("=") for word in line.split()) == job
