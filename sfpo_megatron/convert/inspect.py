@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError
-from sfpo_megatron.convert.checkpoint_keys import weights
+from sfpo_megatron.checkpoints.weight_keys import weights
 from sfpo_megatron.convert.locate import Located, hf_files, locate
 from sfpo_megatron.convert.to_hf import MegatronWeights
 from sfpo_megatron.convert.torch_dist import TorchDistReader
