@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.weight_keys import weight_places
-from sfpo_megatron.convert.locate import Located, hf_files, locate
+from sfpo_megatron.convert.locate import Located, companions_of, locate
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import (
@@ -21,7 +21,7 @@ from sfpo_megatron.families.hf_files import (
 )
 from sfpo_megatron.families.operations import split
 from sfpo_megatron.families.rule import Rule
-from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
+from sfpo_megatron.families.shape import ModelShape
 from sfpo_megatron.families.table import hf_shapes
 from sfpo_megatron.outputs.aside import writing
 
@@ -84,8 +84,7 @@ def megatron_to_hf(
     """Write `out`, whole or not at all. `hf`: directory of the model's config.json and
     tokenizer, where they are not found beside the checkpoint. `overwrite`: as in `writing`."""
     found = locate(checkpoint)
-    companions = hf or hf_files(found)
-    shape = model_shape(read_hf_config(companions))
+    companions, shape = companions_of(found, hf)
     inputs = (checkpoint, found.directory, companions)
     with writing(out, tool=TOOL, inputs=inputs, overwrite=overwrite) as aside:
         source = MegatronWeights(found.directory, shape)
