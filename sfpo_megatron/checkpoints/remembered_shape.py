@@ -45,9 +45,10 @@ def state_in(checkpoint: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def hold_to_shape(checkpoint: Path, shape: ModelShape, hf: Path) -> None:
-    """CheckpointError where the run that wrote `checkpoint` had another model than that of the
-    config.json in `hf`: one of the same sizes would be taken for it, and compute otherwise."""
+def hold_to_shape(checkpoint: Path, shape: ModelShape, hf: Path, *, fix: str) -> None:
+    """CheckpointError, with `fix`, where the run that wrote `checkpoint` had another model than
+    `shape`, which the config.json in `hf` says: one of the same sizes would be taken for it, and
+    compute otherwise."""
     known = state_in(checkpoint).get(KEY)
     then = known.get("shape") if isinstance(known, dict) else None
     if not isinstance(then, dict):
@@ -55,5 +56,5 @@ def hold_to_shape(checkpoint: Path, shape: ModelShape, hf: Path) -> None:
     for name, before, value in differences(then, remembered(shape)):
         raise CheckpointError(
             f"{hf}/config.json: found {name} {value}, expected {before} as the run that wrote "
-            f"{checkpoint} had it; give the directory of its own config.json with --hf"
+            f"{checkpoint} had it; {fix}"
         )

@@ -53,7 +53,8 @@ def companions_of(found: Located, hf: Path | None) -> tuple[Path, ModelShape]:
     shape of that model. CheckpointError where the run that wrote the checkpoint had another."""
     directory = hf or hf_files(found)
     shape = model_shape(read_hf_config(directory))
-    hold_to_shape(found.directory, shape, directory)
+    fix = "give the directory of its own config.json with --hf"
+    hold_to_shape(found.directory, shape, directory, fix=fix)
     return directory, shape
 
 

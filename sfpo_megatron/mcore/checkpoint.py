@@ -29,10 +29,9 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sfpo_megatron.checkpoints.store import CheckpointError, Format
-from sfpo_megatron.checkpoints.torch_records import read_metadata
+from sfpo_megatron.checkpoints.torch_records import read_metadata, tensor_sizes
 from sfpo_megatron.checkpoints.weight_keys import weight_places
 from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.mcore import optimizer_state
@@ -84,10 +83,8 @@ def load(policy: Policy, directory: Path) -> None:
 def load_weights(policy: Policy, directory: Path) -> None:
     """The model params alone, of a checkpoint by Megatron-LM or by us; the optimizer starts from
     them anew. CheckpointError where it has other weights than the model. Collective."""
-    entries = read_metadata(directory / ".metadata").state_dict_metadata
-    tensors = {key: e for key, e in entries.items() if isinstance(e, TensorStorageMetadata)}
     # Megatron would drop what the model has not, and fill up a short vocabulary with zeros.
-    weight_places(directory, policy.shape, {key: tuple(e.size) for key, e in tensors.items()})
+    weight_places(directory, policy.shape, tensor_sizes(directory))
     _read(policy, directory, _model_state(policy))
     policy.shards.take_from_model()
 

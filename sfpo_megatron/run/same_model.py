@@ -11,8 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.checkpoints.remembered_shape import KEY, differences, remembered
+from sfpo_megatron.checkpoints.remembered_shape import (
+    KEY,
+    differences,
+    hold_to_shape,
+    remembered,
+)
 from sfpo_megatron.checkpoints.store import CheckpointError, Found
+from sfpo_megatron.checkpoints.torch_records import tensor_sizes
+from sfpo_megatron.checkpoints.weight_keys import weight_places
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.families.weight_files import weight_files
@@ -88,3 +95,13 @@ def hold_to_model(
             f"{found.directory.name} was written, expected the same: they are the reference of "
             "objective.kl; restore them, or set objective.kl.coef to 0"
         )
+
+
+def hold_weights_to_model(config: RunConfig, found: Found) -> None:
+    """CheckpointError where a run would begin from weights alone, by Megatron-LM or by a warm
+    start, that are not those of the model in model.path."""
+    path = Path(config.model.path)
+    shape = model_shape(read_hf_config(path))
+    weight_places(found.directory, shape, tensor_sizes(found.directory))
+    fix = "set model.path to the model of that run"
+    hold_to_shape(found.directory, shape, path, fix=fix)
