@@ -46,7 +46,7 @@ def test_the_model_of_the_run_that_wrote_it(tmp_path: Path, models: tuple[Path, 
 
 
 def test_a_model_that_has_moved(tmp_path: Path, models: tuple[Path, Path]) -> None:
-    """Where the newest start of the run found it, if it is the same."""
+    """It is taken from where the newest start of the run found it, if it is the same."""
     then, _ = models
     run = Run(tmp_path / "run", then=then, now=tmp_path / "moved")
     then.rename(tmp_path / "moved")

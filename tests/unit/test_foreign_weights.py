@@ -41,7 +41,7 @@ def test_weights_of_the_model_and_of_others(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_warm_start_of_another_model(tmp_path: Path) -> None:
-    """Of the same sizes: every tensor fits, and it computes otherwise."""
+    """It has the same sizes: every tensor fits, and it computes otherwise."""
     model, other = make_hf(tmp_path / "model"), make_hf(tmp_path / "other", rope_theta=1e4)
     hf_to_megatron(model, tmp_path / "megatron", ParallelConfig())
     release = tmp_path / "megatron/release"

@@ -13,7 +13,7 @@ from sfpo_megatron.families.shape import model_shape
 
 @pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
 def test_no_dropout(architecture: str) -> None:
-    """Where the checkpoint is silent, --use-checkpoint-args leaves the 0.1 of its command line."""
+    """--use-checkpoint-args leaves the 0.1 of its command line where the checkpoint is silent."""
     of_experts = OF_EXPERTS.get(architecture, {})
     config = {**TINY, "tie_word_embeddings": False, "architectures": [architecture], **of_experts}
     arguments = megatron_lm_args(model_shape(config), ParallelConfig(), dtype="bfloat16")
