@@ -306,8 +306,6 @@ def named_at(path: Path) -> Found:
             f"{path}: found no checkpoint, expected a directory with metadata.json, or a folder "
             f"with `{LATEST}` or {MEGATRON_TRACKER}; correct checkpoint.resume"
         )
-    if (directory / manifest.NAME).is_file() and (problems := _faults(directory)):
-        raise CheckpointError(f"{problems[0]}; choose another checkpoint for checkpoint.resume")
     return Found(
         directory=directory,
         step=_step_in(directory),

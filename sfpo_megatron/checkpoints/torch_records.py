@@ -55,3 +55,10 @@ def read_metadata(path: Path) -> Any:
             "checkpoints of unknown origin, or save it again"
         ) from error
     return found
+
+
+def tensor_sizes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor of a torch_dist directory. CheckpointError as of
+    `read_metadata`."""
+    entries = read_metadata(checkpoint / ".metadata").state_dict_metadata
+    return {key: tuple(entry.size) for key, entry in entries.items() if hasattr(entry, "size")}

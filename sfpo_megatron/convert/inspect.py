@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError
-from sfpo_megatron.convert.checkpoint_keys import weights
-from sfpo_megatron.convert.locate import Located, hf_files, locate
+from sfpo_megatron.checkpoints.weight_keys import weights
+from sfpo_megatron.convert.locate import Located, companions_of, locate
 from sfpo_megatron.convert.to_hf import MegatronWeights
 from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import HFCheckpoint
@@ -152,5 +152,5 @@ def _tensors(path: Path, hf: Path | None) -> Iterator[tuple[str, Tensor]]:
             for name, part in zip(rule.hf, source.parts(rule), strict=True)
         )
     found = locate(path)
-    shape = model_shape(read_hf_config(hf or hf_files(found)))
+    _, shape = companions_of(found, hf)
     return MegatronWeights(found.directory, shape).tensors(None)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import yaml
 
+from sfpo_megatron.checkpoints.remembered_shape import hold_to_shape, state_in
 from sfpo_megatron.checkpoints.store import (
     LATEST,
     MEGATRON_TRACKER,
@@ -17,6 +18,7 @@ from sfpo_megatron.checkpoints.store import (
 )
 from sfpo_megatron.config.paths import expand
 from sfpo_megatron.convert.torch_dist import is_torch_dist
+from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
 from sfpo_megatron.outputs.directory import RunDirectory
 
 HF_FILES = "hf"
@@ -46,28 +48,58 @@ def locate(path: Path) -> Located:
     )
 
 
+def companions_of(found: Located, hf: Path | None) -> tuple[Path, ModelShape]:
+    """The directory with the model's config.json and tokenizer, `hf` or where it is found, and the
+    shape of that model. CheckpointError where the run that wrote the checkpoint had another."""
+    directory = hf or hf_files(found)
+    shape = model_shape(read_hf_config(directory))
+    fix = "give the directory of its own config.json with --hf"
+    hold_to_shape(found.directory, shape, directory, fix=fix)
+    return directory, shape
+
+
 def hf_files(found: Located) -> Path:
     """The directory with the model's config.json: put there by the converter, or the model.path of
-    the run that the checkpoint belongs to. CheckpointError if there is neither."""
+    the run that wrote the checkpoint. CheckpointError if there is neither."""
     directory = found.directory
     for folder in (directory, directory.parent):
         if (folder / HF_FILES / "config.json").is_file():
             return folder / HF_FILES
+    # The checkpoint's own word first: since --fresh, config.yaml may be another run's.
+    own = _own_model_path(directory)
+    if own is not None and (own / "config.json").is_file():
+        return own
     for folder in directory.parents[:2]:
         written = RunDirectory(folder).config
         if written.is_file():
             path = _model_path(written)
             if (path / "config.json").is_file():
                 return path
-            raise CheckpointError(
-                f"{written}: found model.path {str(path)!r} without a config.json in {Path.cwd()}, "
-                "expected the model of the run; start where the run was started, or give the "
-                "directory of config.json and tokenizer with --hf"
-            )
+            raise _no_model(written, path)
+    if own is not None:
+        raise _no_model(directory / RUN_STATE, own)
     raise CheckpointError(
         f"{directory}: found no {HF_FILES}/config.json beside it and no run's config.yaml, "
         "expected the model's config.json and tokenizer; give their directory with --hf"
     )
+
+
+def _no_model(file: Path, path: Path) -> CheckpointError:
+    """What to raise where the model.path that `file` names is not there."""
+    return CheckpointError(
+        f"{file}: found model.path {str(path)!r} without a config.json in {Path.cwd()}, "
+        "expected the model of the run; start where the run was started, or give the "
+        "directory of config.json and tokenizer with --hf"
+    )
+
+
+def _own_model_path(checkpoint: Path) -> Path | None:
+    """The model.path in the config that a checkpoint holds, expanded already; None in one by
+    others."""
+    match state_in(checkpoint):
+        case {"config": {"model": {"path": str(path)}}}:
+            return Path(path)
+    return None
 
 
 def _model_path(written: Path) -> Path:

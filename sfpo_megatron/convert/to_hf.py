@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfpo_megatron.checkpoints.store import CheckpointError
-from sfpo_megatron.convert.checkpoint_keys import Place, find, weights
-from sfpo_megatron.convert.locate import Located, hf_files, locate
+from sfpo_megatron.checkpoints.weight_keys import weight_places
+from sfpo_megatron.convert.locate import Located, companions_of, locate
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistReader
 from sfpo_megatron.families.hf_files import (
@@ -22,8 +21,8 @@ from sfpo_megatron.families.hf_files import (
 )
 from sfpo_megatron.families.operations import split
 from sfpo_megatron.families.rule import Rule
-from sfpo_megatron.families.shape import ModelShape, model_shape, read_hf_config
-from sfpo_megatron.families.table import hf_shapes, rules_of
+from sfpo_megatron.families.shape import ModelShape
+from sfpo_megatron.families.table import hf_shapes
 from sfpo_megatron.outputs.aside import writing
 
 TOOL = "convert_megatron_to_hf"
@@ -37,40 +36,8 @@ class MegatronWeights:
 
     def __init__(self, directory: Path, shape: ModelShape) -> None:
         self._reader, self._shape = TorchDistReader(directory), shape
-        self._places: list[tuple[Rule, list[Place]]] = []
-        tensors, missing = self._reader.tensors, []
-        for rule in rules_of(shape):
-            places = find(rule, tensors)
-            if places is None:
-                missing.append(rule.megatron)
-                continue
-            self._places.append((rule, places))
-        used = {place.key for _, places in self._places for place in places}
-        unknown = sorted(set(weights(tensors)) - used)
-        for problem, names in (("no key for", missing), ("no rule for key", unknown)):
-            if names:
-                raise CheckpointError(
-                    f"{directory}: found {problem} {', '.join(names[:5])} ({len(names)} in all), "
-                    f"expected the tensors of a {shape.family} model; is it this config.json's?"
-                )
-        for rule, places in self._places:
-            self._check_shape(directory, rule, places)
-
-    def _check_shape(self, directory: Path, rule: Rule, places: list[Place]) -> None:
-        moe, leading = self._shape.moe, len(places[0].index)
-        counts = {"layer": self._shape.num_layers, "expert": moe.num_experts if moe else 0}
-        parts = hf_shapes(rule, self._shape)
-        rows, *rest = sum(part[0] for part in parts), *parts[0][1:]
-        shapes = [self._reader.tensors[place.key].shape for place in places]
-        found = sum(shape[leading] for shape in shapes)
-        if rule.kind == "vocab":
-            found = min(found, rows)  # padding is cut
-        expected = (*(counts[axis] for axis in places[0].axes), rows, *rest)
-        if (*shapes[0][:leading], found, *shapes[0][leading + 1 :]) != expected:
-            raise CheckpointError(
-                f"{directory}: {places[0].key}: found shape {shapes[0]}, expected {expected} from "
-                "config.json; is it this config.json's checkpoint?"
-            )
+        sizes = {key: entry.shape for key, entry in self._reader.tensors.items()}
+        self._places = weight_places(directory, shape, sizes)
 
     def specs(self, dtype: torch.dtype | None) -> list[TensorMeta]:
         """Every tensor, in the order of `tensors`."""
@@ -117,8 +84,7 @@ def megatron_to_hf(
     """Write `out`, whole or not at all. `hf`: directory of the model's config.json and
     tokenizer, where they are not found beside the checkpoint. `overwrite`: as in `writing`."""
     found = locate(checkpoint)
-    companions = hf or hf_files(found)
-    shape = model_shape(read_hf_config(companions))
+    companions, shape = companions_of(found, hf)
     inputs = (checkpoint, found.directory, companions)
     with writing(out, tool=TOOL, inputs=inputs, overwrite=overwrite) as aside:
         source = MegatronWeights(found.directory, shape)

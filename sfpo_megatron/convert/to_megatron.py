@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sfpo_megatron.checkpoints.store import MEGATRON_TRACKER
+from sfpo_megatron.checkpoints.weight_keys import numbered, stacked
 from sfpo_megatron.config.tree import ParallelConfig
-from sfpo_megatron.convert.checkpoint_keys import numbered, stacked
 from sfpo_megatron.convert.locate import HF_FILES
 from sfpo_megatron.convert.progress import Progress
 from sfpo_megatron.convert.torch_dist import TorchDistWriter

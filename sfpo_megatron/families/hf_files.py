@@ -153,7 +153,9 @@ def copy_companions(source: Path, out: Path, dtype: str | None) -> None:
     """Everything beside the weights that loads with them: config.json (with `dtype`, if given, and
     without multi-token prediction), tokenizer, chat template, generation config."""
     for file in companions(source):
-        shutil.copyfile(file, out / file.name)
+        copy = out / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
     if left_out := dead_links(source):
         log.warning("%s: left out, links to nothing: %s", source, ", ".join(left_out))
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))

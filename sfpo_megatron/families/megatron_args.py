@@ -40,6 +40,9 @@ def megatron_lm_args(shape: ModelShape, parallel: ParallelConfig, *, dtype: str)
         qk_layernorm=shape.qk_norm,
         add_qkv_bias=shape.qkv_bias,
         add_bias_linear=False,
+        # Else --use-checkpoint-args leaves Megatron-LM's own, 0.1.
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
         untie_embeddings_and_output_weights=not shape.tied_embeddings,
         num_experts=moe.num_experts if moe else None,
         moe_ffn_hidden_size=moe.ffn_size if moe else None,

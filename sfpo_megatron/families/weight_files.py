@@ -21,6 +21,7 @@ from sfpo_megatron.families.safetensors_header import (
     TensorEntry,
     read_header,
 )
+from sfpo_megatron.outputs.exported import WEIGHTS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,7 +29,6 @@ LOAD_FORMAT = "sfpo_listed"
 """What vLLM calls a loader of this listing (resharding/transports/first_weights.py)."""
 _NEVER = re.compile(r"consolidated.*|adapter_.*|optimizer.*", re.I)
 """Stems of *.safetensors that are no Hugging Face weights of the whole model."""
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
 _SHOWN = 5
 
@@ -171,7 +171,7 @@ def _left_alone(directory: Path, names: set[str]) -> Iterator[str]:
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.name == "original" and path.is_dir():
             yield "original/"
-        elif path.suffix in _WEIGHTS and path.name not in names:
+        elif path.suffix in WEIGHTS and path.name not in names:
             yield path.name
 
 

@@ -28,9 +28,11 @@ from megatron.core.dist_checkpointing.mapping import (
     is_main_replica,
 )
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+from torch.distributed.checkpoint import CheckpointException
 
 from sfpo_megatron.checkpoints.store import CheckpointError, Format
-from sfpo_megatron.checkpoints.torch_records import read_metadata
+from sfpo_megatron.checkpoints.torch_records import read_metadata, tensor_sizes
+from sfpo_megatron.checkpoints.weight_keys import weight_places
 from sfpo_megatron.host.listing import paths_in
 from sfpo_megatron.mcore import optimizer_state
 from sfpo_megatron.mcore.megatron_lm import megatron_lm_extras
@@ -80,7 +82,9 @@ def load(policy: Policy, directory: Path) -> None:
 
 def load_weights(policy: Policy, directory: Path) -> None:
     """The model params alone, of a checkpoint by Megatron-LM or by us; the optimizer starts from
-    them anew. Collective."""
+    them anew. CheckpointError where it has other weights than the model. Collective."""
+    # Megatron would drop what the model has not, and fill up a short vocabulary with zeros.
+    weight_places(directory, policy.shape, tensor_sizes(directory))
     _read(policy, directory, _model_state(policy))
     policy.shards.take_from_model()
 
@@ -104,7 +108,8 @@ def _read(policy: Policy, directory: Path, state: ShardedStateDict) -> StateDict
         _drop_extra_state(policy, state[name], directory)
     try:
         loaded = dist_checkpointing.load(state, str(directory))
-    except (KeyError, CheckpointingException) as error:
+    except (KeyError, CheckpointingException, CheckpointException) as error:
+        # The last is no Exception: nothing above would catch it.
         raise CheckpointError(
             f"{directory}: does not fit this model ({_first_line(error)}); resume with the "
             "model.path of the run that was saved, or set the run aside with --fresh"
@@ -128,6 +133,8 @@ def _drop_extra_state(policy: Policy, model: ShardedStateDict, directory: Path) 
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error, _ = error.failures[min(error.failures)]
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
 
 

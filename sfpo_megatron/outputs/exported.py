@@ -11,7 +11,13 @@ from sfpo_megatron.outputs.owned import MARKER
 
 RUN_TOOL = "sfpo-megatron run"
 """The name in the marker of RUN/hf."""
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"),
+    *(".onnx", ".onnx_data", ".ot"),
+)
+"""Ends of the names of files with weights of whatever framework, or with an optimizer's state."""
+_TEMPLATES = "additional_chat_templates"
+"""Folder of the chat templates that have names, as transformers saves them (`tool_use`...)."""
 _WRITTEN = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
@@ -29,12 +35,14 @@ def dead_links(source: Path) -> list[str]:
 def _beside_weights(source: Path) -> list[Path]:
     return [
         file
-        for file in sorted(source.iterdir())
-        if file.name != MARKER and not any(file.match(pattern) for pattern in _WEIGHT_FILES)
+        for file in (*sorted(source.iterdir()), *sorted((source / _TEMPLATES).glob("*.jinja")))
+        if file.name != MARKER and not file.name.removesuffix(".index.json").endswith(WEIGHTS)
     ]
 
 
 def exported_names(model: Path) -> Callable[[str], bool]:
-    """Whether the export of a run of `model` writes a file of this name."""
-    copied = {file.name for file in companions(model)} if model.is_dir() else set()
+    """Whether the export of a run of `model` writes a file of this name, relative to its folder."""
+    copied = set()
+    if model.is_dir():
+        copied = {str(file.relative_to(model)) for file in companions(model)}
     return lambda name: name in copied or any(fnmatch(name, pattern) for pattern in _WRITTEN)

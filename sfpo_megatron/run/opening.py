@@ -39,7 +39,7 @@ from sfpo_megatron.run.feed import EngineFeed, Feed
 from sfpo_megatron.run.held_out import EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.length import said_length, train_length
 from sfpo_megatron.run.same_data import held_to, read_data
-from sfpo_megatron.run.same_model import hold_to_model
+from sfpo_megatron.run.same_model import hold_to_model, hold_weights_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.run.sinks import begin_tracing, open_sinks
@@ -149,6 +149,8 @@ def open_run(
                 if data is not None:
                     data, changed = held_to(data, config, continued, accept_data_change)
                     said += changed
+            elif start.found is not None:
+                hold_weights_to_model(config, start.found)
             tracker = open_sinks(given, config, start, closing, num_steps=num_steps, said=said)
             ends = _main_ends(config, start, devices, closing, tracker, data, trace)
         opened = OpenedRun(

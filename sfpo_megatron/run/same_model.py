@@ -6,25 +6,27 @@ policy of a KL term, which is read from model.path at every start.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sfpo_megatron.checkpoints.remembered_shape import (
+    KEY,
+    differences,
+    hold_to_shape,
+    remembered,
+)
 from sfpo_megatron.checkpoints.store import CheckpointError, Found
+from sfpo_megatron.checkpoints.torch_records import tensor_sizes
+from sfpo_megatron.checkpoints.weight_keys import weight_places
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.families.shape import model_shape, read_hf_config
 from sfpo_megatron.families.weight_files import weight_files
 
-KEY = "model"
-"""The key in run_state.json; the versions before had none."""
 BEGAN_FROM = "began_from"
 """The key of the checkpoint whose weights alone the run began with; null where those were
 model.path's."""
-_NO_FUNCTION = ("max_position", "max_context", "num_mtp_layers")
-"""Fields of ModelShape that change no log-prob."""
 _SPOTS, _SPOT_BYTES = 16, 4096
 
 
@@ -32,15 +34,13 @@ def print_of(model_path: str) -> dict[str, Any] | None:
     """What a checkpoint remembers of a model directory; None where it cannot be read."""
     directory = Path(model_path)
     try:
-        shape = dataclasses.asdict(model_shape(read_hf_config(directory)))
+        shape = remembered(model_shape(read_hf_config(directory)))
         digest = hashlib.sha256()
         for file in weight_files(directory).paths:
             _sample(file, digest)
     except (OSError, ValueError):
         return None
-    function = {name: value for name, value in shape.items() if name not in _NO_FUNCTION}
-    found: dict[str, Any] = json.loads(json.dumps(function))  # as it is read back
-    return {"shape": found, "weights": digest.hexdigest()}
+    return {"shape": shape, "weights": digest.hexdigest()}
 
 
 def origin_of(model_path: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def hold_to_model(
     then, now = state.get(KEY), print_of(config.model.path)
     if then is None or now is None:
         return
-    for name, before, value in _differences(then["shape"], now["shape"]):
+    for name, before, value in differences(then["shape"], now["shape"]):
         raise CheckpointError(
             f"model.path: found {name} {value} in {config.model.path}/config.json, expected "
             f"{before} as in {found.directory.name}; restore it, or begin a new run from the "
@@ -97,11 +97,11 @@ def hold_to_model(
         )
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of what both have: another version may have other fields."""
-    for name in then.keys() & now.keys():
-        before, value = then[name], now[name]
-        if isinstance(before, dict) and isinstance(value, dict):
-            yield from _differences(before, value)
-        elif before != value:
-            yield name, before, value
+def hold_weights_to_model(config: RunConfig, found: Found) -> None:
+    """CheckpointError where a run would begin from weights alone, by Megatron-LM or by a warm
+    start, that are not those of the model in model.path."""
+    path = Path(config.model.path)
+    shape = model_shape(read_hf_config(path))
+    weight_places(found.directory, shape, tensor_sizes(found.directory))
+    fix = "set model.path to the model of that run"
+    hold_to_shape(found.directory, shape, path, fix=fix)

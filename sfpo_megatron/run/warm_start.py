@@ -25,7 +25,7 @@ from sfpo_megatron.run.engineless import EnginelessFeed
 from sfpo_megatron.run.length import said_length, sft_length
 from sfpo_megatron.run.opening import OpenedRun, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
-from sfpo_megatron.run.same_model import hold_to_model
+from sfpo_megatron.run.same_model import hold_to_model, hold_weights_to_model
 from sfpo_megatron.run.saved_rollouts import share
 from sfpo_megatron.run.saving import read_run_state
 from sfpo_megatron.run.sinks import open_sinks
@@ -160,6 +160,8 @@ def _held_to_checkpoint(
 ) -> list[str]:
     """What is to be said of a change; it is refused before anything in output_dir is replaced."""
     if (found := start.continued) is None:
+        if start.found is not None:
+            hold_weights_to_model(config, start.found)
         return []
     state, directory = read_run_state(found.directory), RunDirectory.of(config.output_dir)
     hold_to_model(config, found, state, with_reference=False)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from harness import DP2, EP2, PP2, PP2DP2, TE1, TE_PP2, TE_SP2, TP1, TP2, VPP2, Layout, on_ranks
@@ -330,6 +331,29 @@ def test_megatron_lm_format(bench: Workbench) -> None:
     assert_equal(bench.hf_weights(fresh), weights)
     bench.one_pass(fresh, bench.prepared(fresh))()  # lr 0: the main params are the loaded ones
     assert_equal(bench.hf_weights(fresh), weights)
+
+
+@on_ranks(TP1)
+def test_of_another_model(bench: Workbench) -> None:
+    """Biases or a head that the model has not are not dropped; upstream's exception for a key that
+    is not there, which is no Exception, is ours."""
+    from sfpo_megatron.checkpoints.store import CheckpointError
+    from sfpo_megatron.mcore.checkpoint import load_weights
+
+    saved = {name: save(bench, trained(bench, model=name), f"as-{name}") for name in OTHERS}
+    for model, other, found in OTHER_WEIGHTS:
+        with pytest.raises(CheckpointError, match=found):
+            load_weights(bench.policy(model), saved[other])
+    with pytest.raises(CheckpointError, match=r"does not fit this model \(.*output_layer.weight"):
+        load(bench.policy("qwen2_untied"), saved["qwen2_tied"])
+
+
+OTHERS = ("qwen2_tied", "qwen2_untied")
+OTHER_WEIGHTS = [
+    ("llama_tied", "qwen2_tied", "no rule for key .*linear_qkv.bias"),
+    ("qwen2_tied", "qwen2_untied", "no rule for key output_layer.weight"),
+    ("qwen2_untied", "qwen2_tied", "no key for output_layer.weight"),
+]
 
 
 @on_ranks(TP1, DP2, fraction=[0.5, 1.0], only=["TP1-1.0", "DP2-0.5"])

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from sfpo_megatron.checkpoints import manifest
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError, CheckpointStore, at
+from sfpo_megatron.checkpoints.store import (
+    RUN_STATE,
+    CheckpointError,
+    CheckpointStore,
+    at,
+    named_at,
+)
 
 
 def make_store(folder: Path, *steps: int) -> CheckpointStore:
@@ -100,3 +106,18 @@ def test_a_manifest_is_of_all_files_or_is_not_written(
             store.commit(aside, 5, {})
     assert not store.steps()
     assert set(manifest.read_manifest(store.commit(aside, 5, {}))) == {"metadata.json", "more/data"}
+
+
+def test_a_checkpoint_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a start; not at all by `check`, which takes it by its name: it may have terabytes."""
+    make_store(tmp_path, 5)
+    opened, weights, read = Path.open, tmp_path / "step_0000005/__0_0.distcp", []
+
+    def count(self: Path, *arguments: object, **named: object) -> object:
+        read.extend([self] if self == weights else [])
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", count)
+    found = named_at(tmp_path)
+    assert (found.step, read) == (5, [])
+    assert (at(tmp_path), read) == (found, [weights])

@@ -20,8 +20,8 @@ from made.models import OF_EXPERTS, TINY, UNTIED
 from safetensors.torch import load_file
 
 from sfpo_megatron.checkpoints.store import CheckpointError
+from sfpo_megatron.checkpoints.weight_keys import find, stacked
 from sfpo_megatron.config.tree import ParallelConfig
-from sfpo_megatron.convert.checkpoint_keys import find, stacked
 from sfpo_megatron.convert.inspect import describe
 from sfpo_megatron.convert.locate import locate
 from sfpo_megatron.convert.to_hf import megatron_to_hf

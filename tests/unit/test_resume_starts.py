@@ -21,7 +21,7 @@ from made.run_states import RUN, save
 
 from sfpo_megatron import cli, trainer
 from sfpo_megatron.checkpoints.identity import RunRecord
-from sfpo_megatron.checkpoints.store import CheckpointError, store_of
+from sfpo_megatron.checkpoints.store import CheckpointError, Found, store_of
 from sfpo_megatron.config.changes import changes
 from sfpo_megatron.config.checkpoint import CheckpointConfig
 from sfpo_megatron.config.tree import DataConfig, DataSource, DebugConfig, RunConfig
@@ -32,7 +32,7 @@ from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.stopping import NoStop
 from sfpo_megatron.run import ends, opening, same_data
 from sfpo_megatron.run.checkpoints import Checkpoints
-from sfpo_megatron.run.continuing import decide, prepare_output
+from sfpo_megatron.run.continuing import Start, decide, prepare_output
 from sfpo_megatron.run.feed import EngineFeed
 from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.learner import Learner
@@ -292,6 +292,27 @@ def test_the_option_reaches_the_data_before_an_engine_starts(
     assert asked == [accept]
     assert [file.read_text() for file in (directory.config, directory.metrics)] == before
     assert not directory.environment.exists(), "nothing in RUN is replaced by a refused start"
+
+
+def test_foreign_weights_are_looked_at_before_an_engine_starts(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Found(directory=tmp_path / "release", step=0, has_run_state=False)
+    start, held = Start(found=found, run_id="a", said=""), []
+
+    def hold(_: RunConfig, found: Found) -> None:
+        held.append(found)
+        raise Stop
+
+    monkeypatch.setattr(opening, "ControlGroup", lambda _: SimpleNamespace(rank=0))
+    monkeypatch.setattr(opening, "find", lambda *_, **__: start)
+    monkeypatch.setattr(opening, "hold_weights_to_model", hold)
+    monkeypatch.setattr(trainer, "objective_of", lambda config: None)
+    capabilities: Any = None
+    with pytest.raises(Stop):
+        trainer.run(on_one_sum(config, tmp_path), capabilities, accept_data_change=False)
+    assert held == [found]
+    assert not RunDirectory.of(config.output_dir).environment.exists()
 
 
 def test_the_other_ranks_wait_for_rank_0_at_the_end(

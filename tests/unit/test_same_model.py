@@ -13,11 +13,11 @@ import torch
 from made.configs import run_config
 from safetensors.torch import save_file
 
+from sfpo_megatron.checkpoints.remembered_shape import KEY
 from sfpo_megatron.checkpoints.store import CheckpointError, Found
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.run.same_model import (
     BEGAN_FROM,
-    KEY,
     carried_over,
     hold_to_model,
     origin_of,

@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 
 from sfpo_megatron import cli, sft
 from sfpo_megatron.checkpoints.identity import Kind, RunRecord
+from sfpo_megatron.checkpoints.remembered_shape import KEY
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.tree import RunConfig, SFTConfig
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run import warm_start
 from sfpo_megatron.run.continuing import decide, prepare_output
-from sfpo_megatron.run.same_model import KEY, print_of
+from sfpo_megatron.run.same_model import print_of
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
