@@ -48,6 +48,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     # A TypeError in the first pass; in TransformerEngine's first layer; in the first schedule.
     ("transformer", {"overlap_moe_expert_parallel_comm": True}, "plans the layers", "remove it"),
     ("transformer", {"tp_comm_overlap": True}, "buffers are of one size", "remove it"),
+    ("transformer", {"fused_single_qkv_rope": True}, "takes no packs", "remove it"),
     ("transformer", {"hybrid_context_parallel": True}, "own data loader", "remove it"),
     ("transformer", {"hierarchical_context_parallel_sizes": [2, 2]}, "null: its groups", "remove"),
     ("transformer", {"init_model_with_meta_device": True}, "only Megatron-FSDP", "remove it"),

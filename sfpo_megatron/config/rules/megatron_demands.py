@@ -28,6 +28,7 @@ _OF_ANOTHER_LOOP = {
     f"{_TRANSFORMER}.tp_comm_overlap": "its buffers are of one size, and packs have all lengths",
     f"{_TRANSFORMER}.hybrid_context_parallel": "its schedule wants Megatron-LM's own data loader",
     f"{_TRANSFORMER}.hierarchical_context_parallel_sizes": "its groups of ranks are not made here",
+    f"{_TRANSFORMER}.fused_single_qkv_rope": "its kernel takes no packs, as all microbatches are",
     f"{_TRANSFORMER}.init_model_with_meta_device": "only Megatron-FSDP gives such weights memory",
     f"{_OPTIMIZER}.optimizer_cuda_graph": "Megatron-LM's training script captures the step",
 }
