@@ -101,7 +101,7 @@ def test_a_step_that_nobody_captures() -> None:
 
 
 def test_groups_of_microbatches(here: Path) -> None:
-    """Of fewer than there are stages no schedule can be made; `mcore.batches` makes whole groups of
+    """No schedule can be made of fewer than there are stages; `mcore.batches` makes whole groups of
     more."""
     name = "megatron.transformer.microbatch_group_size_per_vp_stage"
     interleaved = ("parallel.pipeline=2", "parallel.virtual_pipeline=2", "model.dtype=float32")

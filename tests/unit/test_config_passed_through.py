@@ -154,7 +154,7 @@ def test_another_function_in_a_newer_release(name: str, value: object) -> None:
     ],
 )
 def test_weights_that_no_table_has(here: Path, name: str, instead: str) -> None:
-    """Of megatron-core 0.19: a KeyError, or tensors of other sizes, where the model is loaded."""
+    """In megatron-core 0.19: a KeyError, or other sizes of tensors, where the model is loaded."""
     with pytest.raises(ConfigError) as caught:
         run_check(f"{CORE}.{name}=true")
     assert caught.value.key == f"{CORE}.{name}" and instead in caught.value.fix
