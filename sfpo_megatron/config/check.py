@@ -28,7 +28,7 @@ from sfpo_megatron.config.rules.machine import machine
 from sfpo_megatron.config.rules.megatron_demands import megatron_demands
 from sfpo_megatron.config.rules.model import MODEL_RULES, Problem, read_model
 from sfpo_megatron.config.rules.old_logprobs import old_logprobs
-from sfpo_megatron.config.rules.one_model import one_model
+from sfpo_megatron.config.rules.one_model import fused_rope, one_model
 from sfpo_megatron.config.rules.optimizer_modes import optimizer_modes
 from sfpo_megatron.config.rules.optimizer_settings import (
     data_parallel_settings,
@@ -289,6 +289,7 @@ _OF_MODEL: tuple[Callable[[RunConfig, ModelShape, bool], Iterator[Problem]], ...
     *MODEL_RULES,
     auxiliary_losses,
     experts_of_model,
+    fused_rope,
     transport_of_device,
     engine_arguments_on,
     engine_reading,

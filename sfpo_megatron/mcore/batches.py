@@ -42,7 +42,14 @@ def batch_layout(config: RunConfig, policy: Policy, num_minibatches: int) -> Bat
         max_tokens=config.train.max_tokens_per_microbatch,
         microbatch_size=config.train.microbatch_size,
         pad_multiple=math.lcm(pad_multiple_of(config), pack_multiple(policy.capabilities)),
-        microbatch_multiple=parallel.pipeline if parallel.virtual_pipeline else 1,
+        microbatch_multiple=_group_of_microbatches(config) if parallel.virtual_pipeline else 1,
         equal_lengths=parallel.pipeline > 1,
         attention_break_even=policy.shape.attention_break_even,
     )
+
+
+def _group_of_microbatches(config: RunConfig) -> int:
+    """Microbatches that the interleaved schedule takes together: it refuses fewer, and a remainder
+    of fewer than there are stages (schedules.py)."""
+    given = config.megatron.transformer.get("microbatch_group_size_per_vp_stage")
+    return int(given or config.parallel.pipeline)

@@ -56,6 +56,11 @@ def build_chunks(
     Collective where embeddings are tied across pipeline stages (Megatron compares them).
     """
     virtual = config.virtual_pipeline_model_parallel_size
+    scaling = shape.rope_scaling if shape.mla is None else None  # latent attention scales by itself
+    if scaling is not None and scaling.kind == "yarn":
+        # SelfAttention multiplies cosines and sines by 0.1 ln(this) + 1 where the config has it:
+        # looked up in each forward, from 0.19 on once, where the layer is made.
+        config.yarn_rotary_scaling_factor = scaling.factor
     chunks = []
     for index in range(virtual or 1):
         stage = index if virtual else None
@@ -77,7 +82,7 @@ def build_chunks(
                 vp_stage=stage,
             )
         )
-        if shape.rope_scaling is not None and shape.mla is None:  # that scales by itself
+        if scaling is not None:
             _scale_rope(chunks[-1], shape)
         if fuse_gradients:
             fuse_weight_gradients(chunks[-1].modules())
@@ -89,9 +94,6 @@ def _scale_rope(model: GPTModel, shape: ModelShape) -> None:
     frequencies = inverse_frequencies(shape.head_dim, shape.rope_base, shape.rope_scaling)
     rope = model.rotary_pos_emb
     rope.inv_freq = rope.inv_freq.new_tensor(frequencies)
-    if shape.rope_scaling is not None and shape.rope_scaling.kind == "yarn":
-        # SelfAttention multiplies cosines and sines by 0.1 ln(this) + 1 where the config has it.
-        model.config.yarn_rotary_scaling_factor = shape.rope_scaling.factor
 
 
 def unwrapped(chunk: torch.nn.Module) -> GPTModel:

@@ -206,4 +206,8 @@ def optimizer_config(
         "loss_scale": None if transformer.fp16 else 1.0,
         "initial_loss_scale": 2.0**16,
     }
-    return overridden("optimizer", OptimizerConfig, fields, config.megatron.optimizer)
+    given = dict(config.megatron.optimizer)
+    if not given.get("loss_scale"):
+        # Null and 0, Megatron's words for no constant scale, would take the check away as well.
+        given.pop("loss_scale", None)
+    return overridden("optimizer", OptimizerConfig, fields, given)

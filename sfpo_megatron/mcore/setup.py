@@ -146,11 +146,10 @@ _ADVISERS = (
 
 def order_kernels(config: RunConfig, environ: MutableMapping[str, str] = os.environ) -> None:
     """Have kernels start in the order they are queued in where collectives of tensor or context
-    parallelism are to overlap with GEMMs; not with that of experts, which wants many queues. Before
-    anything asks for a device: CUDA reads the variable once."""
+    parallelism are to overlap with GEMMs. Before anything asks for a device: CUDA reads the
+    variable once."""
     parallel = config.parallel
-    many_queues = config.megatron.transformer.get("overlap_moe_expert_parallel_comm", False)
-    if (parallel.tensor > 1 or parallel.context > 1) and not many_queues:
+    if parallel.tensor > 1 or parallel.context > 1:
         settle("rank", "ordered kernels", environ=environ)
 
 

@@ -60,9 +60,10 @@ def test_latent_attention_logits_equal_transformers(bench: Workbench, model: str
     check_logits(bench, model, 1e-4)
 
 
-@on_ranks(TP1, TP2, SP2, PP2, TP2PP2, only=[], model=MORE_MODELS)
+@on_ranks(TP1, TP2, SP2, PP2, TP2PP2, only=["TP1-qwen3yarn_tied"], model=MORE_MODELS)
 def test_windows_and_scaled_rope(bench: Workbench, model: str) -> None:
-    """In `make test` test_convert.py holds these at TP2 x PP2."""
+    """In `make test` test_convert.py holds most of these at TP2 x PP2; not yarn, whose attention
+    factor is handed to Megatron by a name that releases read at other times."""
     check_logits(bench, model, 1e-4)
 
 

@@ -39,6 +39,14 @@ def test_without_the_distributed_optimizer(bench: Workbench, kind: str) -> None:
     _is_skipped_and_counted(bench, policy)
 
 
+@on_ranks(TP1, scale=[None, 0.0])
+def test_without_a_loss_scale(bench: Workbench, scale: float | None) -> None:
+    """Megatron's own words for none: without a grad scaler nothing would look at the gradients."""
+    policy = bench.policy(dtype="bfloat16", optimizer={"loss_scale": scale})
+    assert float(policy.optimizer.get_loss_scale()) == 1
+    _is_skipped_and_counted(bench, policy)
+
+
 def _is_skipped_and_counted(bench: Workbench, policy: Policy) -> None:
     minibatches = bench.prepared(policy)
     run_pass = bench.one_pass(policy, minibatches)

@@ -97,7 +97,7 @@ GOOD: dict[str, list[Any]] = {
     ],
     "megatron.optimizer": [
         *({"loss_scale": 1024.0}, {"initial_loss_scale": 4096.0}, {"log_num_zeros_in_grad": True}),
-        *({"optimizer_cpu_offload": True, "pin_cpu_grads": False}, {"min_lr": 0.0}, {}),
+        *({"optimizer_cpu_offload": True, "pin_cpu_grads": False}, {"loss_scale": None}, {}),
         *({"use_precision_aware_optimizer": True}, {"optimizer": "sgd"}, {"hysteresis": 1}),
         {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"},
         *({"decoupled_weight_decay": False}, {"loss_scale_window": 2.0}),

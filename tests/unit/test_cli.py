@@ -329,14 +329,14 @@ def test_what_only_megatron_refuses_is_said_before_the_run_opens(
     monkeypatch.setattr(setup, "init_distributed", lambda config: found)
     for module in (trainer, sft):
         monkeypatch.setattr(module, "run", lambda *rest, **named: pytest.fail("it was opened"))
-    settings = 'megatron.transformer={"overlap_moe_expert_parallel_comm": true}'
+    settings = 'megatron.transformer={"delay_wgrad_compute": true}'
     config = load_config("run.yaml", [settings])
     check_config(config, file="run.yaml")
     for command in ("train", "sft"):
         with pytest.raises(InputError) as caught:
             cli._run(command, config, "quiet", fresh=False, accept_data_change=False)
         assert str(caught.value).startswith(
-            "megatron.transformer: found {'overlap_moe_expert_parallel_comm': True}, expected what "
+            "megatron.transformer: found {'delay_wgrad_compute': True}, expected what "
             "TransformerConfig of this megatron-core takes (AssertionError: "
         )
     assert sorted(path.name for path in here.iterdir()) == ["model", "run.yaml"]

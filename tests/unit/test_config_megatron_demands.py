@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made.configs import run_check
+from made.configs import run_check, run_config
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import low_precision
+from sfpo_megatron.config.rules.megatron_demands import loop
 from sfpo_megatron.errors import InputError
 
 FULL = {"recompute_granularity": "full"}
@@ -44,6 +45,13 @@ REFUSED: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     ("transformer", {"cuda_graph_impl": "local"}, "found local, expected no CUDA", "remove it"),
     ("transformer", {"num_layers_in_first_pipeline_stage": 1}, "pipeline 1", "remove it"),
     ("transformer", {"num_layers_in_last_pipeline_stage": 1}, "pipeline 1", "remove it"),
+    # A TypeError in the first pass; in TransformerEngine's first layer; in the first schedule.
+    ("transformer", {"overlap_moe_expert_parallel_comm": True}, "plans the layers", "remove it"),
+    ("transformer", {"tp_comm_overlap": True}, "buffers are of one size", "remove it"),
+    ("transformer", {"fused_single_qkv_rope": True}, "takes no packs", "remove it"),
+    ("transformer", {"hybrid_context_parallel": True}, "own data loader", "remove it"),
+    ("transformer", {"hierarchical_context_parallel_sizes": [2, 2]}, "null: its groups", "remove"),
+    ("transformer", {"init_model_with_meta_device": True}, "only Megatron-FSDP", "remove it"),
 )
 
 
@@ -75,6 +83,33 @@ def test_a_scale_that_moves(here: Path, settings: dict[str, Any], found: str) ->
     assert run_check(given) == []
     constant = f"megatron.optimizer={json.dumps(settings | {'loss_scale': 8.0})}"
     assert run_check(constant, "model.dtype=float16") == []
+
+
+def test_a_scale_that_moves_overflows_on_its_way(here: Path) -> None:
+    check, half = "megatron.ddp.check_for_nan_in_grad=true", "model.dtype=float16"
+    with pytest.raises(ConfigError) as caught:
+        run_check(check, half)
+    assert caught.value.key == "megatron.ddp.check_for_nan_in_grad"
+    assert run_check(check) == [] == run_check(check, half, "megatron.optimizer.loss_scale=8")
+
+
+def test_a_step_that_nobody_captures() -> None:
+    """By the rule itself: the setting is megatron-core 0.19's."""
+    (problem,) = loop(run_config(megatron={"optimizer": {"optimizer_cuda_graph": True}}))
+    assert problem.key == "megatron.optimizer.optimizer_cuda_graph"
+    assert "false: Megatron-LM's training script captures" in problem.expected
+
+
+def test_groups_of_microbatches(here: Path) -> None:
+    """No schedule can be made of fewer than there are stages; `mcore.batches` makes whole groups of
+    more."""
+    name = "megatron.transformer.microbatch_group_size_per_vp_stage"
+    interleaved = ("parallel.pipeline=2", "parallel.virtual_pipeline=2", "model.dtype=float32")
+    with pytest.raises(ConfigError) as caught:
+        run_check(f"{name}=1", *interleaved)
+    assert caught.value.key == name and "1 with parallel.pipeline 2" in caught.value.found
+    for fine in ((f"{name}=4", *interleaved), (f"{name}=1", "parallel.pipeline=2")):
+        run_check(*fine)
 
 
 def test_shards_of_lower_precision(here: Path) -> None:

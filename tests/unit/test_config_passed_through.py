@@ -12,10 +12,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from made.configs import run_check
+from made.configs import run_check, run_config
+from made.signatures import read
 
 from sfpo_megatron.config.load import ConfigError
-from sfpo_megatron.config.rules.one_model import AS_IN_THE_MODEL
+from sfpo_megatron.config.rules.one_model import AS_IN_THE_MODEL, one_model
 from sfpo_megatron.config.rules.optimizer_modes import OPTIMIZERS
 from sfpo_megatron.config.rules.passed_through import CLASSES
 from sfpo_megatron.config.upstream import accepts, fields_of
@@ -64,7 +65,10 @@ REFUSED = {  # override -> key, found, expected, fix
     "megatron.optimizer.decoupled_lr=1e-5": ("decoupled_lr", "1e-05", "no such", "told apart"),
     "megatron.optimizer.decoupled_min_lr=0.1": (
         "decoupled_min_lr", "0.1", "no such key", "cannot be told apart"),
-    "megatron.optimizer.min_lr=small": ("min_lr", "'small'", "float", "correct"),
+    "megatron.optimizer.min_lr=1e-7": (
+        "min_lr", "1e-07", "no such key", "set train.optimizer.lr_floor"),
+    "megatron.optimizer.min_loss_scale=small": ("min_loss_scale", "'small'", "float", "correct"),
+    f"{CORE}.pipeline_dtype=float32": ("pipeline_dtype", "'float32'", "no such", "set model.dtype"),
 }  # fmt: skip
 
 
@@ -121,7 +125,39 @@ def test_engines_load_what_the_trainer_reads(here: Path, format: str) -> None:
 
 
 def test_the_names_are_megatrons() -> None:
-    assert set(AS_IN_THE_MODEL) <= set(fields_of(*CLASSES[CORE]) or {})
+    """Those of one release or the other, by the tables of what they have."""
+    key = "megatron.core.transformer:MLATransformerConfig"
+    tables = [read("megatron-core", version)[key] for version in ("0.16.1", "0.19.2")]
+    known = {field.partition("=")[0] for fields in tables for field in fields}
+    assert set(AS_IN_THE_MODEL) <= known
+    assert {"use_mup", "hidden_dropout"} <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("use_mup", True), ("moe_mlp_glu_interleave_size", 32), ("moe_router_force_biased", 0.1)],
+)
+def test_another_function_in_a_newer_release(name: str, value: object) -> None:
+    """use_mup divides the logits of attention by head_dim, not by its root, at any width. By the
+    rule itself: the release that is installed may not have the field."""
+    (problem,) = one_model(run_config(megatron={"transformer": {name: value}}))
+    assert problem.key == f"{CORE}.{name}" and problem.level == "error"
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("moe_single_grouped_weight", "no table of names"),
+        ("mla_down_proj_fusion", "no table of names"),
+        ("use_grouped_gemm_for_shared_expert", "no table of names"),
+        ("gtp_weight_remat_size", "parallel.tensor"),
+    ],
+)
+def test_weights_that_no_table_has(here: Path, name: str, instead: str) -> None:
+    """In megatron-core 0.19: a KeyError, or other sizes of tensors, where the model is loaded."""
+    with pytest.raises(ConfigError) as caught:
+        run_check(f"{CORE}.{name}=true")
+    assert caught.value.key == f"{CORE}.{name}" and instead in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -185,7 +221,7 @@ ACCEPTED = (
     f"{CORE}={{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 1}}",
     f"{CORE}={{moe_aux_loss_coeff: 1e-3, init_method_std: 1, recompute_granularity: selective}}",
     "megatron.ddp={overlap_grad_reduce: true, bucket_size: 1000, align_param_gather: 0}",
-    "megatron.optimizer={min_lr: 1e-6, loss_scale: null, optimizer: adam}",
+    "megatron.optimizer={sgd_momentum: 1, loss_scale: null, optimizer: adam}",
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from made.configs import run_config
 
-from sfpo_megatron.config.tree import MegatronConfig, ParallelConfig
+from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.host.variables import COMPUTED, TABLE, Role, forget, settle, variables
 from sfpo_megatron.mcore.setup import order_kernels
 from sfpo_megatron.rollout.actor_variables import actor_variables
@@ -78,26 +78,19 @@ def test_an_actor_forgets_what_is_a_ranks_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parallel", "transformer", "expected"),
+    ("parallel", "expected"),
     [
-        ({}, {}, None),
-        ({"data": 4, "pipeline": 2}, {}, None),
-        ({"tensor": 2}, {}, "1"),
-        ({"tensor": 2, "sequence": True}, {}, "1"),
-        ({"context": 2}, {}, "1"),
-        ({"expert": 2}, {}, None),
-        ({"tensor": 2, "expert": 2}, {"overlap_moe_expert_parallel_comm": True}, None),
+        ({}, None),
+        ({"data": 4, "pipeline": 2}, None),
+        ({"tensor": 2}, "1"),
+        ({"tensor": 2, "sequence": True}, "1"),
+        ({"context": 2}, "1"),
+        ({"expert": 2}, None),
     ],
 )
-def test_kernels_are_ordered_by_the_layout(
-    parallel: dict[str, int], transformer: dict[str, bool], expected: str | None
-) -> None:
+def test_kernels_are_ordered_by_the_layout(parallel: dict[str, int], expected: str | None) -> None:
     """The rule of megatron/training/arguments.py for Hopper; megatron-core alone does not look."""
-    config = replace(
-        run_config(),
-        parallel=ParallelConfig(**parallel),
-        megatron=MegatronConfig(transformer=transformer),
-    )
+    config = replace(run_config(), parallel=ParallelConfig(**parallel))
     environ: dict[str, str] = {}
     order_kernels(config, environ)
     assert environ.get(ORDERED) == expected

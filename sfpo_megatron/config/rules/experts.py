@@ -49,13 +49,15 @@ def experts_of_model(config: RunConfig, shape: ModelShape, on_cpu: bool) -> Iter
             "set it to 1: gloo cannot gather the differing numbers of tokens of its ranks",
             "error_when_training",
         )
-    if "sinkhorn" in str(config.megatron.transformer.get("moe_router_load_balancing_type")):
-        yield Problem(
-            "megatron.transformer.moe_router_load_balancing_type",
-            "sinkhorn",
-            "none, aux_loss, seq_aux_loss or global_aux_loss",
-            "choose another: the engine would route tokens otherwise",
-        )
+    yield from _equal_numbers_of_tokens(config)
+    for kind in ("sinkhorn", "quantile_balancing"):  # the second: megatron-core 0.19
+        if kind in str(config.megatron.transformer.get("moe_router_load_balancing_type")):
+            yield Problem(
+                "megatron.transformer.moe_router_load_balancing_type",
+                kind,
+                "none, aux_loss, seq_aux_loss or global_aux_loss",
+                "choose another: the engine would route tokens otherwise",
+            )
 
 
 def _divisible(config: RunConfig, moe: MoEShape) -> Iterator[Problem]:
@@ -67,6 +69,23 @@ def _divisible(config: RunConfig, moe: MoEShape) -> Iterator[Problem]:
             yield Problem(
                 key, str(size), f"a divisor of the model's {name} ({total})", "choose another size"
             )
+
+
+def _equal_numbers_of_tokens(config: RunConfig) -> Iterator[Problem]:
+    """Dispatchers that take as many tokens from every expert-parallel rank: the one that gathers
+    (`MoEAllGatherTokenDispatcher`), and HybridEP's unless it pads. Two ranks' packs are unequal."""
+    given, expert = config.megatron.transformer, config.parallel.expert
+    kind, pads = given.get("moe_token_dispatcher_type"), "moe_hybridep_pad_uneven_dispatch_inputs"
+    is_hybrid = kind == "flex" and given.get("moe_flex_dispatcher_backend") == "hybridep"
+    if expert > 1 and (kind == "allgather" or (is_hybrid and not given.get(pads))):
+        where = f"{kind} over hybridep" if is_hybrid else kind
+        instead = f", or set {pads}: true (megatron-core 0.19)" if is_hybrid else ""
+        yield Problem(
+            "megatron.transformer.moe_token_dispatcher_type",
+            f"{where} with parallel.expert {expert}",
+            "alltoall: packs of two ranks have unequal numbers of tokens, and it wants equal ones",
+            f"remove it: alltoall is the default{instead}",
+        )
 
 
 def _with_loss_scale(config: RunConfig) -> Iterator[Problem]:

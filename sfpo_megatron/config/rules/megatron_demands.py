@@ -22,6 +22,19 @@ _LOSS_SCALE = {
 """Fields of OptimizerConfig about a scale that moves; the two scales with their defaults here."""
 
 
+_OF_ANOTHER_LOOP = {
+    f"{_TRANSFORMER}.overlap_moe_expert_parallel_comm": "its schedule wants a forward step that "
+    "plans the layers one by one (combined_1f1b.py)",
+    f"{_TRANSFORMER}.tp_comm_overlap": "its buffers are of one size, and packs have all lengths",
+    f"{_TRANSFORMER}.hybrid_context_parallel": "its schedule wants Megatron-LM's own data loader",
+    f"{_TRANSFORMER}.hierarchical_context_parallel_sizes": "its groups of ranks are not made here",
+    f"{_TRANSFORMER}.fused_single_qkv_rope": "its kernel takes no packs, as all microbatches are",
+    f"{_TRANSFORMER}.init_model_with_meta_device": "only Megatron-FSDP gives such weights memory",
+    f"{_OPTIMIZER}.optimizer_cuda_graph": "Megatron-LM's training script captures the step",
+}
+"""Setting -> what it asks of the loop around the model, which this one does not do."""
+
+
 def _number(settings: Mapping[str, Any], name: str, otherwise: float) -> float:
     """A setting whose type `passed_through` has looked at, where Megatron-Core is installed."""
     value = settings.get(name, otherwise)
@@ -69,6 +82,13 @@ def loss_scale(config: RunConfig) -> Iterator[Problem]:
             yield Problem(
                 f"{_OPTIMIZER}.{name}", f"{given[name]}", "a number > 0", "raise or remove it"
             )
+    if len(names) > 1 and config.megatron.ddp.get("check_for_nan_in_grad"):
+        yield Problem(
+            "megatron.ddp.check_for_nan_in_grad",
+            "true with model.dtype float16 and a loss scale that moves",
+            "false: the scale is found by steps that overflow, and this would end the run at one",
+            "remove it (such steps are skipped), or set a constant megatron.optimizer.loss_scale",
+        )
     lowest, first = (_number(given, n, _LOSS_SCALE[n]) for n in list(_LOSS_SCALE)[:2])
     if len(names) > 1 and lowest > first > 0:
         yield Problem(
@@ -92,6 +112,16 @@ def graphs(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def loop(config: RunConfig) -> Iterator[Problem]:
+    """Whether a setting is one that Megatron-LM's training script has to do something for."""
+    sections = {_TRANSFORMER: config.megatron.transformer, _OPTIMIZER: config.megatron.optimizer}
+    for key, why in _OF_ANOTHER_LOOP.items():
+        section, _, name = key.rpartition(".")
+        if found := sections[section].get(name):
+            off = "null" if name.endswith("sizes") else "false"
+            yield Problem(key, f"{found}", f"{off}: {why}", "remove it")
+
+
 def stages(config: RunConfig) -> Iterator[Problem]:
     """Whether the first or the last of several stages is meant."""
     for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
@@ -103,10 +133,19 @@ def stages(config: RunConfig) -> Iterator[Problem]:
                 "null with one stage, which has all layers",
                 "remove it",
             )
+    size, name = config.parallel.pipeline, "microbatch_group_size_per_vp_stage"
+    group = config.megatron.transformer.get(name)
+    if config.parallel.virtual_pipeline and isinstance(group, int) and group < size:
+        yield Problem(
+            f"{_TRANSFORMER}.{name}",
+            f"{group} with parallel.pipeline {size}",
+            f"{size} or more: the interleaved schedule works on a microbatch a stage at a time",
+            "raise or remove it",
+        )
 
 
 def megatron_demands(config: RunConfig, on_cpu: bool) -> Iterator[Problem]:
     """All of these."""
-    for rule in (transformer_engine, stages, graphs, loss_scale):
+    for rule in (transformer_engine, loop, stages, graphs, loss_scale):
         yield from rule(config)
     yield from offload(config, on_cpu)

@@ -93,14 +93,29 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         ),
         "moe_router_bias_update_rate": "nothing: the bias is a buffer that no optimizer holds, "
         "which SFPO could not reposition; it stays as the model has it",
-        "moe_use_legacy_grouped_gemm": "nothing: its stacked weights are in no table of names",
+        **dict.fromkeys(
+            (
+                *("moe_use_legacy_grouped_gemm", "moe_single_grouped_weight"),
+                *("mla_down_proj_fusion", "use_grouped_gemm_for_shared_expert"),
+            ),
+            "nothing: its stacked or fused weights are in no table of names",
+        ),
+        **dict.fromkeys(
+            (
+                *("tensor_parallel_num_weight_shards", "gtp_weight_remat_size"),
+                *("expert_tensor_parallel_num_weight_shards", "expert_gtp_weight_remat_size"),
+            ),
+            "parallel.tensor: weights are cut over tensor-parallel ranks alone",
+        ),
         "params_dtype": "model.dtype",
+        "pipeline_dtype": "model.dtype",
         "bf16": "model.dtype",
         "fp16": "model.dtype",
         "transformer_impl": "model.transformer_impl",
     },
     "megatron.optimizer": {
         "lr": "train.optimizer.lr",
+        "min_lr": "train.optimizer.lr_floor",
         "weight_decay": "train.optimizer.weight_decay",
         "adam_beta1": "train.optimizer.betas",
         "adam_beta2": "train.optimizer.betas",
