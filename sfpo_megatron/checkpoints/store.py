@@ -227,7 +227,7 @@ class CheckpointStore:
         return set_aside(self.folder, _RETIRED) if there else None
 
     def where(self, path: Path) -> Path:
-        """Where `path` leads now. What was in this folder has moved along with it since `retire`:
+        """What `path` has become. What was in this folder has moved along with it since `retire`:
         a run that goes back to one of its own checkpoints is started by a path that it moves."""
         real, folder = (Path(os.path.realpath(one)) for one in (path, self.folder))
         if _checkpoint_in(path) is not None or not real.is_relative_to(folder):
