@@ -138,6 +138,15 @@ class EntropyGate:
         return mean + (min(rise, self._relative * mean) if self._relative and mean > 0 else rise)
 
     @property
+    def low_bound(self) -> float | None:
+        """The highest entropy below the mean that crosses; None before the window is full, and
+        unless the gate is two-sided."""
+        bound = self.bound
+        if bound is None or self.baseline is None or not self._two_sided:
+            return None
+        return 2 * self.baseline.mean - bound
+
+    @property
     def is_flat(self) -> bool:
         """Whether the window shows neither a trend, its newer half being within two standard errors
         of its older half, nor a jump, the newest entropy being within three deviations of the

@@ -210,11 +210,11 @@ def outlook(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> str:
     newest = max(steps, default=0)
     record = None if fresh else RunRecord.read(directory)
     if fresh:
-        _check_beginning(config)
+        _check_beginning(config, store)
         there = bool(steps) or directory.record.exists()
         return f"--fresh sets aside the run in {directory.path}" if there else "begins a new run"
     if kind_there(record, store) == "sft":
-        _check_beginning(config)
+        _check_beginning(config, store)
         return f"sets aside the warm start in {directory.path} and begins a new run"
     if steps and (record is not None or resume == "auto"):
         try:
@@ -228,17 +228,17 @@ def outlook(config: RunConfig, store: CheckpointStore, *, fresh: bool) -> str:
         whose = record.run_id if record is not None else run_id or "of the format before"
         return f"continues run {whose} after step {newest}"
     store.refuse_unusable(begun=record is not None, resume=resume)
-    _check_beginning(config)
+    _check_beginning(config, store)
     from_there = "" if resume in NOT_DIRECTORIES else f" from {resume}"
     if record is not None:
         return f"begins run {record.run_id} again{from_there}: it has no checkpoint"
     return f"begins a new run{from_there}"
 
 
-def _check_beginning(config: RunConfig) -> None:
+def _check_beginning(config: RunConfig, store: CheckpointStore) -> None:
     """CheckpointError where a first start could not begin by checkpoint.resume."""
     resume = config.checkpoint.resume
     if resume not in NOT_DIRECTORIES:
-        found = named_at(Path(resume))
+        found = named_at(store.where(Path(resume)))
         if not found.has_run_state or kind_of(found.directory) != "train":
             refuse_other_reference(config, found)

@@ -36,7 +36,7 @@ RUN_STATE = "run_state.json"
 _PREFIX: dict[Format, str] = {"native": "step", "megatron_lm": "iter"}
 _NAME = re.compile(r"(step|iter)_(\d{7,})")
 _REPLACED = re.compile(rf"{_NAME.pattern}\.replaced-\d+")
-_ASIDE, _REMOVING, _BROKEN = ".writing-", ".removing-", ".broken-"
+_ASIDE, _REMOVING, _BROKEN, _RETIRED = ".writing-", ".removing-", ".broken-", "previous"
 
 
 class CheckpointError(RuntimeError):
@@ -224,7 +224,20 @@ class CheckpointStore:
         """Rename the folder if it has checkpoints of an earlier run, broken ones too; returns its
         new path."""
         there = self.steps() or self._broken()
-        return set_aside(self.folder, "previous") if there else None
+        return set_aside(self.folder, _RETIRED) if there else None
+
+    def where(self, path: Path) -> Path:
+        """What `path` has become. What was in this folder has moved along with it since `retire`:
+        a run that goes back to one of its own checkpoints is started by a path that it moves."""
+        real, folder = (Path(os.path.realpath(one)) for one in (path, self.folder))
+        if _checkpoint_in(path) is not None or not real.is_relative_to(folder):
+            return path
+        retired = re.compile(rf"{re.escape(folder.name)}\.{_RETIRED}-(\d+)")
+        with _readable(folder.parent):
+            found = [retired.fullmatch(there.name) for there in paths_in(folder.parent)]
+        names = sorted((match for match in found if match), key=lambda match: -int(match[1]))
+        moved = (folder.with_name(match[0]) / real.relative_to(folder) for match in names)
+        return next((there for there in moved if _checkpoint_in(there) is not None), path)
 
 
 def step_of(directory: Path) -> int:
@@ -298,10 +311,8 @@ def at(path: Path) -> Found:
 
 def named_at(path: Path) -> Found:
     """The same by names alone: none of its files is read through."""
-    directory = path
-    if not (path / "metadata.json").is_file():
-        directory = pointed_at(path) or path
-    if not (directory / "metadata.json").is_file():
+    directory = _checkpoint_in(path)
+    if directory is None:
         raise CheckpointError(
             f"{path}: found no checkpoint, expected a directory with metadata.json, or a folder "
             f"with `{LATEST}` or {MEGATRON_TRACKER}; correct checkpoint.resume"
@@ -311,6 +322,12 @@ def named_at(path: Path) -> Found:
         step=_step_in(directory),
         has_run_state=(directory / RUN_STATE).is_file(),
     )
+
+
+def _checkpoint_in(path: Path) -> Path | None:
+    """The checkpoint that is `path`, or that this folder points at; None where there is none."""
+    there = path if (path / "metadata.json").is_file() else pointed_at(path)
+    return there if there is not None and (there / "metadata.json").is_file() else None
 
 
 def _step_in(directory: Path) -> int:

@@ -202,8 +202,8 @@ class EvalConfig:
     max_response_tokens: int | None = None
     """Generation stops here; null for rollout.max_response_tokens."""
     stop_at: float | None = None
-    """End the run, saved and exported, once an evaluation's accuracy has reached this; null for
-    never."""
+    """End the run, saved and exported, once an evaluation's accuracy (of several sources, their
+    average) has reached this; null for never."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "every")

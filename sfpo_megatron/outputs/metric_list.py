@@ -250,9 +250,9 @@ TRAIN_STEP = (
     Metric(
         "num_reissued",
         "rollouts",
-        "Rollouts asked for again so far, because their engine was lost.",
+        "Rollouts asked for again since this start, because their engine was lost.",
     ),
-    Metric("num_engine_restarts", "engines", "Engines restarted so far."),
+    Metric("num_engine_restarts", "engines", "Engines restarted since this start of the run."),
 )
 """A line a train step of `train`."""
 

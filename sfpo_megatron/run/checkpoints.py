@@ -82,8 +82,8 @@ class Checkpoints:
         after, 0 for a new run."""
         with span("resume"):
             step = self._load()
-        self._writer.saved_step = self._resumed_step = step
-        self.evaluated(step)  # a kill may have come between its checkpoint and the mark
+        self._resumed_step = step
+        self._writer.resumed(step)
         self._stop.steps_begin()  # from here on there is something to save
         return step
 

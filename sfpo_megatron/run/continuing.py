@@ -23,6 +23,7 @@ from sfpo_megatron.checkpoints.identity import (
 from sfpo_megatron.checkpoints.store import CheckpointError, CheckpointStore, Found, store_of
 from sfpo_megatron.checkpoints.store import at as checkpoint_at
 from sfpo_megatron.config.load import dump_config, is_dumped
+from sfpo_megatron.config.paths import NOT_DIRECTORIES
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.replacing import replacing, set_aside
 from sfpo_megatron.mcore.control import ControlGroup
@@ -139,7 +140,7 @@ def _first_start(
 ) -> Start:
     """By checkpoint.resume. `record`: of a run that ended before its first checkpoint."""
     directory, resume = RunDirectory.of(config.output_dir), config.checkpoint.resume
-    found = None if resume in ("auto", "never") else checkpoint_at(Path(resume))
+    found = None if resume in NOT_DIRECTORIES else checkpoint_at(store.where(Path(resume)))
     if found is not None and found.has_run_state and kind_of(found.directory) != kind:
         found = dataclasses.replace(found, has_run_state=False)  # its weights alone
     if found is not None and not found.has_run_state and kind == "train":

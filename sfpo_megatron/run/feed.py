@@ -17,6 +17,7 @@ from torch import Tensor
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import PromptStream
 from sfpo_megatron.data.selective import History, NoHistory, ZeroVarianceHistory
+from sfpo_megatron.run.continuing import warn
 from sfpo_megatron.run.metrics import rollout_metrics
 from sfpo_megatron.run.samples import SamplePicker
 from sfpo_megatron.run.saved_rollouts import from_tensors, tensors_of, to_tensors
@@ -180,8 +181,16 @@ class EngineFeed:
             self._history.load_state_dict(state.get("history", {}))  # versions before had none
         samples = state.get("samples", {})  # versions before had none
         for step, metrics in state.get("held", {}).items():
+            batch = from_tensors(tensors_of(step, state["rollouts"]))
+            if not self._has_our_size(batch):
+                warn(
+                    f"train step {step}: its {batch.num_rollouts} rollouts (groups of "
+                    f"{batch.group_size}) were begun under another train.prompts_per_step or "
+                    "train.group_size: they are let go, and other prompts take their place"
+                )
+                continue
             self._held[int(step)] = _Received(
-                batch=from_tensors(tensors_of(step, state["rollouts"])),
+                batch=batch,
                 metrics=metrics,
                 samples=tuple(Sample.from_json(one) for one in samples.get(step, ())),
             )
@@ -213,6 +222,10 @@ class EngineFeed:
                 max_response_tokens=rollout.max_response_tokens,
             )
         )
+
+    def _has_our_size(self, batch: RolloutBatch) -> bool:
+        size, train = batch.group_size, self._config.train
+        return (size, batch.num_rollouts) == (train.group_size, train.prompts_per_step * size)
 
     def _check(self, step: int, batch: RolloutBatch, staleness: int) -> None:
         train, allowed = self._config.train, self._config.rollout.async_steps

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.data.prompts import source_of
@@ -26,10 +28,23 @@ class HeldOutRollout(NamedTuple):
     parts: Mapping[str, float]
 
 
+class Evaluations(TypedDict):
+    """What a checkpoint has of `Best`."""
+
+    asked: str
+    """`Best.asked`; empty where it is not known, or nothing was evaluated since."""
+    found: Sequence[float]
+    """Train step and value of the best, of the marked one where there is one, of the newest."""
+
+
 class Best:
     """The best evaluation of the run so far, and the newest; part of every checkpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: str = "") -> None:
+        """`asked`: `Evaluation.asked`; accuracies of anything else compare with none of these."""
+        self.asked = asked
+        self.has_forgotten = False
+        """Whether the run had evaluations, of something else, before it was continued."""
         self._found: tuple[int, float] | None = None
         self._newest: tuple[int, float] | None = None
         self.marked: tuple[int, float] | None = None
@@ -61,17 +76,25 @@ class Best:
         if self._found is None or value > self._found[1]:
             self._found = step, value
 
-    def state_dict(self) -> tuple[float, ...] | None:
-        """(train step, value) of the best, of the marked one where there is one, and of the newest;
-        None before the first evaluation."""
+    def state_dict(self) -> Evaluations | None:
+        """What a checkpoint keeps; None before the first evaluation."""
         if self._found is None or self._newest is None:
             return None
-        return *self._found, *(self.marked or ()), *self._newest
+        found = *self._found, *(self.marked or ()), *self._newest
+        return {"asked": self.asked, "found": found}
 
-    def load_state_dict(self, state: Sequence[float] | None) -> None:
-        """Continue at a saved state; versions before saved the best alone, or no marked one."""
-        state = state or ()
-        pairs = [(int(state[at]), state[at + 1]) for at in range(0, len(state), 2)]
+    def load_state_dict(self, state: Evaluations | list[float] | None) -> None:
+        """Continue at a saved state; versions before saved numbers alone, of the best or without a
+        marked one."""
+        then: Evaluations = {"asked": "", "found": ()}
+        if isinstance(state, list):
+            then["found"] = state
+        elif state is not None:
+            then = state
+        self.has_forgotten = bool(self.asked and then["asked"] not in ("", self.asked))
+        self.asked = self.asked or then["asked"]
+        found = () if self.has_forgotten else then["found"]
+        pairs = [(int(found[at]), found[at + 1]) for at in range(0, len(found), 2)]
         self._found = pairs[0] if pairs else None
         self._newest = pairs[-1] if pairs else None
         self.marked = pairs[1] if pairs[2:] else None
@@ -80,6 +103,10 @@ class Best:
 class Evaluation(Protocol):
     """Rank 0's end of an evaluation."""
 
+    @property
+    def asked(self) -> str:
+        """`print_of` what is evaluated; empty where nothing is."""
+
     def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
         """Metrics of the weights after train step `step`; `refit` sends restarted engines the
         current weights."""
@@ -87,6 +114,8 @@ class Evaluation(Protocol):
 
 class NoEvaluation:
     """Another rank than 0, or a run without engines."""
+
+    asked = ""
 
     def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
         """Never called: `Engines.evaluate` returns before, or rank 0 does the work."""
@@ -100,6 +129,7 @@ class EngineEvaluation:
         self._config = config
         self._client = client
         self._prompts = prompts
+        self.asked = print_of(config, prompts)
 
     def __call__(self, step: int, refit: Callable[[], None]) -> dict[str, float]:
         """avg@n over the prompts at `eval.temperature`, and of each source of data.eval where there
@@ -120,6 +150,23 @@ class EngineEvaluation:
             for rollout in self._client.collect(request.id, refit)
         ]
         return {"step": step, **eval_metrics(rollouts)}
+
+
+def print_of(config: RunConfig, prompts: Sequence[Prompt]) -> str:
+    """One value for what an accuracy hangs on besides the weights: the held-out prompts, their
+    rewards, and how they are sampled. Neither names of files nor `eval.n` are part of it. Empty
+    without prompts."""
+    if not prompts:
+        return ""
+    settings = [
+        *(config.eval.temperature, config.eval.top_p, config.eval_response_tokens),
+        *(config.rollout.environment, config.rollout.environment_args, config.reward.thinking),
+    ]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for prompt in prompts:
+        rewards = [(one.name, one.weight) for one in config.reward.summands(prompt.reward)]
+        digest.update(repr((prompt.token_ids, prompt.answer, rewards)).encode())
+    return digest.hexdigest()[:16]
 
 
 def is_due(config: RunConfig, step: int) -> bool:

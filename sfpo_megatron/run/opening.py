@@ -36,9 +36,10 @@ from sfpo_megatron.run.ends import Fleet, MainEnds, NoFleet, NoRefit, WeightSend
 from sfpo_megatron.run.engineless import NoFeed
 from sfpo_megatron.run.engines import Engines, is_colocated
 from sfpo_megatron.run.feed import EngineFeed, Feed
-from sfpo_megatron.run.held_out import EngineEvaluation, Evaluation, NoEvaluation
+from sfpo_megatron.run.held_out import Best, EngineEvaluation, Evaluation, NoEvaluation
 from sfpo_megatron.run.length import said_length, train_length
 from sfpo_megatron.run.same_data import held_to, read_data
+from sfpo_megatron.run.same_gate import closed_by_others
 from sfpo_megatron.run.same_model import hold_to_model, hold_weights_to_model
 from sfpo_megatron.run.saved_rollouts import NoSaver, RolloutSaver, SavedFeed
 from sfpo_megatron.run.saving import read_run_state
@@ -142,16 +143,21 @@ def open_run(
         if is_main:
             num_steps, num_epochs = config.train.steps, given.train.num_epochs
             said = [f"run {RunDirectory.of(config.output_dir).path}: {num_steps} train steps"]
+            warnings: Iterable[str] = ()
             if num_epochs is not None:
                 said.append(said_length(num_epochs, num_prompts, num_steps, "prompts"))
             if (continued := start.continued) is not None:  # refused before anything is replaced
-                hold_to_model(config, continued, read_run_state(continued.directory))
+                state = read_run_state(continued.directory)
+                hold_to_model(config, continued, state)
+                warnings = closed_by_others(config, state)
                 if data is not None:
                     data, changed = held_to(data, config, continued, accept_data_change)
                     said += changed
             elif start.found is not None:
                 hold_weights_to_model(config, start.found)
             tracker = open_sinks(given, config, start, closing, num_steps=num_steps, said=said)
+            for warning in warnings:
+                tracker.important(warning)
             ends = _main_ends(config, start, devices, closing, tracker, data, trace)
         opened = OpenedRun(
             config=config,
@@ -212,6 +218,7 @@ def _main_ends(
         feed=feed,
         saver=RolloutSaver(saved, up_to_step=start.continued_step) if saved else NoSaver(),
         evaluation=evaluation,
+        best=Best(evaluation.asked),
         trace=trace,
     )
 

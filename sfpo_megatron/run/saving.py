@@ -61,9 +61,9 @@ def read_run_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def evaluated(directory: Path) -> float | None:
-    """What an evaluation at the step of a checkpoint has found; None without one."""
-    best = Best()
+def evaluated(directory: Path, asked: str) -> float | None:
+    """What an evaluation that `asked` the same has found at a checkpoint's step; else None."""
+    best = Best(asked)
     try:
         state = read_run_state(directory)
         best.load_state_dict(state.get("best"))
@@ -109,6 +109,7 @@ class CheckpointWriter:
         self._policy = policy
         self._store = store
         self._best, self._took = best, took
+        best.asked = policy.control.broadcast_json(best.asked)  # all ranks decide alike by it
         self._written_s = self._pruned_s = 0.0
         self._progress, self._warn = progress, warn
         self._is_main = policy.control.rank == 0
@@ -164,6 +165,13 @@ class CheckpointWriter:
                     self._clean_up()
             self.saved_step = one.step
 
+    def resumed(self, step: int) -> None:
+        """Note that the run goes on after train step `step`, 0 for a new one. Not collective."""
+        self.saved_step = step
+        if self._best.has_forgotten:
+            self._progress("evaluations before asked something else: none counts as the best")
+        self.evaluated(step)  # a kill may have come between its checkpoint and the mark
+
     def evaluated(self, step: int) -> None:
         """Mark the checkpoint of train step `step` if its evaluation is known by now, and is the
         best: a stop had cut it off, or a kill the mark. Not collective."""
@@ -187,7 +195,7 @@ class CheckpointWriter:
     def _value_of(self, directory: Path) -> float | None:
         """What was found at a checkpoint, by the checkpoint itself or later."""
         later = self._best.value_at(step_of(directory))
-        return later if later is not None else evaluated(directory)
+        return later if later is not None else evaluated(directory, self._best.asked)
 
     def close(self) -> None:
         """Bring what is being written to its end."""

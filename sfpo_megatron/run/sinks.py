@@ -28,7 +28,11 @@ def open_sinks(
     """Make the directory ready, open the sinks, and say what begins. `given`: the config as it was,
     with epochs where `config` has steps; `eval_every`: where it is not that of `eval`; `said`: the
     first lines. Rank 0 alone."""
-    directory = prepare_output(given, up_to_step=start.continued_step)
+    directory = RunDirectory.of(config.output_dir)
+    found = start.continued
+    # The lines of what has run here are not those that lead up to another run's checkpoint.
+    own = found is not None and found.directory.resolve().parent == directory.checkpoints.resolve()
+    prepare_output(given, up_to_step=start.continued_step if own else 0)
     note_start(directory, run_id=start.run_id, after_step=start.continued_step)
     tracker = closing.enter_context(
         Tracker(

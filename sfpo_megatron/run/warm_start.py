@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sfpo_megatron.rollout.sampling import stop_token_ids
 from sfpo_megatron.run.continuing import Start, find
 from sfpo_megatron.run.ends import stop_watch
 from sfpo_megatron.run.engineless import EnginelessFeed
+from sfpo_megatron.run.held_out import Best
 from sfpo_megatron.run.length import said_length, sft_length
 from sfpo_megatron.run.opening import OpenedRun, other_ends
 from sfpo_megatron.run.same_data import date_then, hold_to_data
@@ -103,6 +105,7 @@ def open_warm_start(
                 stop=stop_watch(config),
                 tracker=tracker,
                 feed=ExampleFeed(examples, config.sft.examples_per_step),
+                best=Best(_print_of(examples.held_out)),
             )
         yield WarmStart(
             opened=OpenedRun(
@@ -153,6 +156,12 @@ def _open_sinks(
     )
     tracker.progress(examples.summary)
     return tracker
+
+
+def _print_of(held_out: Iterable[SFTExample]) -> str:
+    """One value for what the held-out loss is taken on; empty where nothing is held out."""
+    found = [(one.prompt_ids, one.response_ids, one.learned) for one in held_out]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else ""
 
 
 def _held_to_checkpoint(

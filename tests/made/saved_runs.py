@@ -26,16 +26,17 @@ class Saved:
         monkeypatch: pytest.MonkeyPatch,
         *,
         found: Found | None = None,
+        asked: str = "",
         **checkpoint: Any,
     ) -> None:
-        """`found`: the checkpoint that the run continues from."""
+        """`found`: the checkpoint that the run continues from; `asked`: what it evaluates."""
         self.config: RunConfig = run_config(
             output_dir=str(folder),
             train={"num_steps": 5},
             checkpoint={"every": 2, "keep_last": 9, **checkpoint},
         )
         self.events: list[str] = []
-        self.best = Best()
+        self.best = Best(asked)
         self.begun, self.took = list[bool](), list[float]()
         self.stop = SimpleNamespace(
             reason=None, steps_begin=lambda: self.begun.append(True), saved=self.took.append

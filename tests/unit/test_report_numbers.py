@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from made.report_runs import ROLLOUTS, write_report_run
 
+from sfpo_megatron.config.tree import SFPOConfig
 from sfpo_megatron.gate import EntropyGate
 from sfpo_megatron.outputs.report.arms import drift_profile, grouped, over_seeds
 from sfpo_megatron.outputs.report.curves import Curves, curves_of, thinned
@@ -80,6 +82,37 @@ def test_the_curves_are_of_the_runs_own_gate(tmp_path: Path) -> None:
     train = curves_of(run_of(tmp_path / "run", lines, sfpo=sfpo)).train
     assert train["z"] == [None] * 4 + [pytest.approx(5.0), pytest.approx(6.0), pytest.approx(-13)]
     assert train["bound"] == [None] * 4 + [pytest.approx(2.31)] * 2 + [pytest.approx(2.65 * 1.1)]
+    assert "low_bound" not in train
+
+
+@pytest.mark.parametrize("relative", [None, 0.02])
+def test_a_two_sided_gate_closes_below_a_bound_too(tmp_path: Path, relative: float | None) -> None:
+    """The paper's Algorithm 1: a fall counts, and with patience the window waits for one."""
+    entropies = [2.0, 2.01, 2.02, 1.9, 1.8, 1.99, 2.2, 2.0, 1.7]
+    lines: list[dict[str, Any]] = [
+        {"step": step, "num_rollouts": 8, "loss": 0.0, "entropy": entropy}
+        for step, entropy in enumerate(entropies, start=1)
+    ]
+    config = SFPOConfig(
+        trigger="two_sided",
+        entropy_window=3,
+        entropy_zscore_threshold=1.3,
+        entropy_relative_threshold=relative,
+        entropy_patience=2,
+        latch=False,
+    )
+    train = curves_of(run_of(tmp_path / "run", lines, sfpo=asdict(config))).train
+    own, seen, falls = EntropyGate.of(config), [], []
+    for entropy in entropies:
+        own.observe(entropy)
+        seen.append((own.zscore, own.bound))
+        mean = own.baseline.mean if own.baseline is not None else -math.inf
+        far = relative is not None and entropy <= (1 - relative) * mean
+        falls.append(far or (own.zscore is not None and own.zscore <= -1.3))
+    assert list(zip(train["z"], train["bound"], strict=True)) == seen
+    lows = zip(entropies, train["low_bound"], strict=True)
+    beyond = [low is not None and entropy <= low for entropy, low in lows]
+    assert beyond == falls and any(falls) and not all(falls)
 
 
 def test_phases_make_up_the_step(tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def a_checkpoints(config: RunConfig) -> tuple[Checkpoints, list[str]]:
     def note(name: str) -> Callable[..., None]:
         return lambda *_, **__: asked.append(name)
 
-    control = SimpleNamespace(rank=0, all_gather_json=lambda value: [value])
+    control = SimpleNamespace(
+        rank=0, all_gather_json=lambda value: [value], broadcast_json=lambda value: value
+    )
     policy: Any = SimpleNamespace(control=control)
     engines: Any = SimpleNamespace(hold=note("hold"), to_trainer=note("to_trainer"))
     opened: Any = SimpleNamespace(

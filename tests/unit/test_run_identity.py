@@ -223,6 +223,33 @@ def test_fresh_from_an_older_checkpoint_of_its_own(run: Run) -> None:
     assert second.found.step == 2 and second.run_id != first.run_id
 
 
+@pytest.mark.parametrize("fresh", [True, False], ids=["typed again", "restarted"])
+@pytest.mark.parametrize("name", ["step_0000002", ""], ids=["one", "the newest in the folder"])
+def test_a_run_that_went_back_begins_again_by_the_same_path(
+    run: Run, fresh: bool, name: str
+) -> None:
+    """It was killed before its first checkpoint, while it wrote that, and what it began from has
+    moved along with the run that it set aside."""
+    first = run.start()
+    run.save(2, first.run_id)
+    there = str(run.store.folder / name)
+    second = run.start(there, fresh=True)
+    run.store.begin(4)
+    assert not run.outlook(there, fresh=fresh).startswith("is refused")
+    again = run.start(there, fresh=fresh)
+    assert again.found == second.found
+    assert (again.run_id == second.run_id) is not fresh
+
+
+def test_a_path_that_leads_nowhere_is_looked_for_where_it_has_moved_alone(run: Run) -> None:
+    first = run.start()
+    run.save(2, first.run_id)
+    run.start(fresh=True)
+    for path in (run.store.folder / "step_0000003", run.directory.path / "step_0000002"):
+        with pytest.raises(CheckpointError, match="found no checkpoint"):
+            run.start(str(path), fresh=True)
+
+
 @pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
 def test_a_restart_with_fresh_continues(
     run: Run, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

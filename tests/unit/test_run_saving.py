@@ -206,6 +206,26 @@ def test_the_best_of_those_that_are_saved_is_marked(
     assert [path and path.name[-1] for path in marked] == ["2", "4", "4", "4"]
 
 
+def test_what_other_questions_have_found_is_no_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on with harder ones: what it had found on the easy ones is never reached."""
+    more: dict[str, Any] = {"keep_best": True, "keep_last": 1}
+    easy = Saved(tmp_path, monkeypatch, asked="easy", **more)
+    easy.checkpoints.resume()
+    easy.best.observe(2, 0.9)
+    easy.checkpoints.save_now(2)
+    hard = continued(easy, tmp_path, monkeypatch, asked="hard", **more)
+    assert any("asked something else" in event for event in hard.events)
+    assert hard.best.value is None and hard.store.best == hard.store.steps()[2]
+    for step, accuracy in ((4, 0.2), (6, 0.1)):
+        hard.best.observe(step, accuracy)
+        hard.checkpoints.save_now(step)
+    assert list(hard.store.steps()) == [4, 6] and hard.store.best == hard.store.steps()[4]
+    again = continued(hard, tmp_path, monkeypatch, asked="hard", **more)
+    assert again.best.value == 0.2 and not any("asked" in event for event in again.events)
+
+
 def test_an_evaluation_made_up_for_marks_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +314,7 @@ def test_the_best_of_the_version_before_is_known(
     run.checkpoints.save_now(2)
     file = run.store.steps()[2] / "run_state.json"
     state = json.loads(file.read_text())
-    file.write_text(json.dumps(state | {"best": state["best"][:2]}))
+    file.write_text(json.dumps(state | {"best": state["best"]["found"][:2]}))
     run.best.observe(3, 0.9)
     for step, accuracy, wanted in ((4, 0.4, 2), (5, 0.6, 5)):
         run.best.observe(step, accuracy)

@@ -279,13 +279,13 @@ def test_a_resumed_run_knows_its_best_evaluation() -> None:
     resumed.observe(7, 0.6)
     assert resumed.step == 7
     resumed.observe(8, 0.1)
-    assert resumed.state_dict() == (7, 0.6, 8, 0.1)
+    assert resumed.state_dict() == {"asked": "", "found": (7, 0.6, 8, 0.1)}
     assert [resumed.value_at(step) for step in (8, 7, 6)] == [0.1, 0.6, None]
     resumed.marked = 6, 0.5
     resumed.load_state_dict(json.loads(json.dumps(resumed.state_dict())))
-    assert resumed.state_dict() == (7, 0.6, 6, 0.5, 8, 0.1)
+    assert resumed.state_dict() == {"asked": "", "found": (7, 0.6, 6, 0.5, 8, 0.1)}
     resumed.load_state_dict([3, 0.5])  # by the version before
-    assert resumed.state_dict() == (3, 0.5, 3, 0.5)
+    assert resumed.state_dict() == {"asked": "", "found": (3, 0.5, 3, 0.5)}
     resumed.load_state_dict(None)
     assert resumed.step is None and resumed.value_at(3) is None
 

@@ -22,10 +22,12 @@ from sfpo_megatron.checkpoints.identity import Kind, RunRecord
 from sfpo_megatron.checkpoints.remembered_shape import KEY
 from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.tree import RunConfig, SFTConfig
+from sfpo_megatron.data.sft import SFTExample
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.run import warm_start
 from sfpo_megatron.run.continuing import decide, prepare_output
 from sfpo_megatron.run.same_model import print_of
+from sfpo_megatron.tracking.tracker import NoTracker
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -171,6 +173,36 @@ def test_a_warm_start_continues_as_the_same_model(
     with pytest.raises(CheckpointError, match=r"found norm_eps 0\.5 .*as in step_0000002"):
         start()
     assert told == [["the same data"]], "nothing in RUN is replaced by a start that is refused"
+
+
+def test_held_out_losses_on_other_examples_do_not_compare(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `Best` holds them to says what the loss is taken on, and nothing where nothing is."""
+    control = SimpleNamespace(
+        rank=0,
+        broadcast_json=lambda value=None: value,
+        broadcast=lambda value: value,
+        barrier=lambda: None,
+    )
+    for name, stand_in in {
+        "ControlGroup": lambda _: control,
+        "sft_length": lambda config, *_: config,
+        "_open_sinks": lambda *_: NoTracker(),
+    }.items():
+        monkeypatch.setattr(warm_start, name, stand_in)
+
+    def asked(*learned: int) -> str:
+        held_out = tuple(
+            SFTExample(prompt_ids=(1,), response_ids=(token,), learned=(True,)) for token in learned
+        )
+        examples = SimpleNamespace(epoch_size=8, held_out=held_out, stream=None)
+        monkeypatch.setattr(warm_start, "read_examples", lambda *_, **__: examples)
+        with warm_start.open_warm_start(replace(config, sft=SFTConfig()), fresh=True) as warm:
+            return warm.opened.ends.best.asked
+
+    assert asked() == ""
+    assert asked(2, 3) == asked(2, 3) != asked(2, 4) != ""
 
 
 @pytest.mark.parametrize("has", ["checkpoints", "a record", "both"])

@@ -97,7 +97,7 @@ def curves_of(run: Run) -> Curves:
     # Of a step without fast passes too, whose only pass is pass_1.
     train["ppo_kl"] = _column(lines, "ppo_kl")
     scores = gate_scores(train["entropy"], _gate(run))
-    train["z"], train["bound"] = scores.z, scores.bound
+    train |= {"z": scores.z, "bound": scores.bound, "low_bound": scores.low_bound}
     phases = _add_phases(train, run)
     return Curves(
         train={name: column for name, column in train.items() if _has_values(column)},
@@ -118,6 +118,7 @@ def _gate(run: Run) -> EntropyGate:
         window=max(2, int(number("entropy_window", 30))),
         zscore_threshold=number("entropy_zscore_threshold", 1.0),
         relative_threshold=finite(setting(run.config, "sfpo.entropy_relative_threshold")),
+        two_sided=setting(run.config, "sfpo.trigger") == "two_sided",
         patience=max(1, int(number("entropy_patience", 1))),
         window_excludes_newest=setting(run.config, "sfpo.entropy_window_excludes_newest") is True,
         warmup_steps=int(number("entropy_warmup_steps", 0)),

@@ -135,6 +135,7 @@ def _run(run: Run, curves: Curves) -> dict[str, Any]:
         "num_passes": curves.num_passes,
         "close_step": curves.close_step,
         "steps_a_row": curves.steps_a_row,
+        "two_sided": setting(run.config, "sfpo.trigger") == "two_sided",
         # A config may be written by hand, and JSON has no infinity, no date.
         **{
             name: _shorter(finite(setting(run.config, f"sfpo.entropy_{key}")), _AXIS_DIGITS)

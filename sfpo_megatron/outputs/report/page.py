@@ -18,6 +18,7 @@ from sfpo_megatron.outputs.report.document import Document, Target, to_json
 from sfpo_megatron.outputs.report.html import Markup, element, joined, text
 from sfpo_megatron.outputs.report.tables import (
     arms_table,
+    begun_late,
     config_tables,
     count,
     duration,
@@ -185,8 +186,8 @@ def _run_choice(document: Document) -> Markup:
 
 def _summary(document: Document) -> Markup:
     if len(document.runs) > 1:
-        return joined(arms_table(document), runs_table(document))
-    return _tiles(document)
+        return joined(arms_table(document), runs_table(document), *begun_late(document))
+    return joined(_tiles(document), *begun_late(document))
 
 
 def _tiles(document: Document) -> Markup:

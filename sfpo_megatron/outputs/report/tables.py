@@ -45,6 +45,22 @@ def runs_table(document: Document) -> Markup:
     return table("Runs; accuracy is held out", header, rows, words=2)
 
 
+def begun_late(document: Document) -> Iterator[Markup]:
+    """What is to be said of runs whose first line is of a later step: the axes of their costs do
+    not begin at one point."""
+    for run, curves in zip(document.runs, document.curves, strict=True):
+        first = curves.train.get("step", [None])[0]
+        if first is not None and first > 1:
+            yield element(
+                "p",
+                text(
+                    f"The lines of {run.name} begin at train step {count(first)}. Its rollouts are "
+                    "counted from the beginning of the run whose checkpoint it goes on from, its "
+                    "seconds and backward passes from that step."
+                ),
+            )
+
+
 def gate_said(run: Run, curves: Curves) -> str:
     """When the gate closed."""
     if curves.num_passes <= 1:
