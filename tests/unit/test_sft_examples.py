@@ -388,6 +388,7 @@ def test_a_template_that_cannot_be_learned_from(case: str, template: Any, tmp_pa
     with pytest.raises(DataError, match=said) as refused:
         SFTExamples(config_of(tmp_path, rows), tokenizer)
     assert str(refused.value).startswith(f"{tmp_path}/rows.jsonl:1: found ")
+    assert ("let {% generation %} in" in str(refused.value)) == ("{% generation" in text)
     more = [*rows, {"prompt": "1", "answer": "2"}]
     assert len(SFTExamples(config_of(tmp_path, more, data=SKIP), tokenizer)) == 1
 
