@@ -7,18 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from sfpo_megatron.config.reward import RewardChoice
 from sfpo_megatron.config.tree import RunConfig
-from sfpo_megatron.data.prompts import eval_prompts, source_of
-from sfpo_megatron.data.tokenize import load_tokenizer
+from sfpo_megatron.data.prompts import source_of
 from sfpo_megatron.evaluation import report
 from sfpo_megatron.evaluation.answers import answer_of
 from sfpo_megatron.evaluation.models import Model, as_files
-from sfpo_megatron.evaluation.records import Record, Records
+from sfpo_megatron.evaluation.problems import Problems, problems_of
+from sfpo_megatron.evaluation.records import DATE, Record, Records
 from sfpo_megatron.evaluation.request import Request
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.outputs.directory import RunDirectory
@@ -35,9 +34,8 @@ def run(request: Request) -> None:
     directory = RunDirectory.of(request.config.output_dir)
     found: dict[str, Mapping[str, Sequence[Record]]] = {}
     with open_screen("quiet" if request.quiet else "lines", sys.stderr):
-        for model in request.models:
-            folder = directory.eval / model.slug
-            found[model.name] = _records_of(model, request.config, folder, fresh=request.fresh)
+        for asked in problems_of(request, directory.eval):
+            found[asked.model.name] = _records_of(asked, fresh=request.fresh)
     results = report.results(found)
     report.write(directory.eval, results)
     for name, records in found.items():
@@ -49,14 +47,13 @@ def run(request: Request) -> None:
         print(f"\n{report.table(results)}\nwritten: {directory.eval}", file=sys.stderr, flush=True)
 
 
-def _records_of(
-    model: Model, config: RunConfig, folder: Path, *, fresh: bool
-) -> dict[str, list[Record]]:
-    """All rollouts of a model, of which those that are kept in `folder` are not made again; `fresh`
-    sets them aside."""
-    config = replace(config, model=replace(config.model, path=str(model.hf)))
-    prompts = list(eval_prompts(config, load_tokenizer(config.model.path)))
-    settings = settings_of(model, config, prompts)
+def _records_of(asked: Problems, *, fresh: bool) -> dict[str, list[Record]]:
+    """All rollouts of a model, of which those that are kept in its folder are not made again;
+    `fresh` sets them aside."""
+    model, config, folder, prompts = asked.model, asked.config, asked.folder, asked.prompts
+    if asked.said:
+        screen().text(f"{model.name}: {asked.said}")
+    settings = settings_of(model, config, prompts, date=asked.date)
     with Records(folder, settings, n=config.eval.n, fresh=fresh) as records:
         if records.previous is not None:
             screen().text(f"{folder}: set aside as {records.previous.name}")
@@ -125,8 +122,10 @@ def _record(config: RunConfig, prompt: Prompt, rollout: Rollout) -> Record:
     }
 
 
-def settings_of(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What the records depend on."""
+def settings_of(
+    model: Model, config: RunConfig, prompts: Sequence[Prompt], *, date: str | None = None
+) -> dict[str, Any]:
+    """What the records depend on. `date`: that which the prompts print, kept for another start."""
     rollout, reward = config.rollout, config.reward
     return {
         "model": str(model.checkpoint or model.hf),
@@ -148,6 +147,7 @@ def settings_of(model: Model, config: RunConfig, prompts: Sequence[Prompt]) -> d
         "reward_url": reward.http.url,
         "prompts": _digest(repr([(p.id, p.token_ids, p.answer) for p in prompts])),
         "metadata": _digest("\n".join(_plain(dict(p.metadata)) for p in prompts)),
+        **({DATE: date} if date else {}),
     }
 
 

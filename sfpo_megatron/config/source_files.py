@@ -28,6 +28,8 @@ _NO_LINES = {
 """First bytes of files that have no lines of JSON in UTF-8 -> what they are."""
 
 
+_OPENED = (b"[", b"{", b"[{")
+"""First lines of JSON that is indented: each line of such a file would be a bad row."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -61,6 +63,9 @@ def lines_in(file: BufferedReader) -> Iterable[bytes]:
     for first, what in _NO_LINES.items():
         if head.startswith(first):
             raise NoLines(what)
+    line, broken, _ = head.removeprefix(_BOM).partition(b"\n")
+    if broken and line.strip() in _OPENED:
+        raise NoLines("one value of JSON over several lines")
     return gzip.open(file) if head.startswith(_GZIP) else file
 
 

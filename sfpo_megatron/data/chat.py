@@ -219,10 +219,12 @@ class Chat:
         return written.strip() in (text.strip(), self._decoded(self._tokens(text.strip())).strip())
 
     def _refused(self, where: str, found: str) -> DataError:
+        mend = "mark them in the template with {% generation %}"
+        if self._is_marked:
+            mend = "let {% generation %} in the template hold a turn's text and its end alone"
         return DataError(
             where,
             found=found,
             expected="a template that writes the assistant's turns as they are, earlier ones too",
-            fix="mark them in the template with {% generation %}, give the row as prompt and "
-            "completion, or set data.on_bad_row=skip",
+            fix=f"{mend}, give the row as prompt and completion, or set data.on_bad_row=skip",
         )

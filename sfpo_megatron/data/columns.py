@@ -104,9 +104,13 @@ def row_of(
                          fix="correct or remove the row", kind="no conversation")  # fmt: skip
     system, history, question = conversation
     answer = given if isinstance(given, str) else number_text(given) or ""
-    blank = _blank("prompt", prompt, question, where) or _blank("answer", given, answer, where)
-    if blank is not None:
-        return blank
+    for name, item, text in (("prompt", prompt, question), ("answer", given, answer)):
+        if not text.strip():
+            missing = _blank(name, item, where)
+            if not absent(item):
+                return missing
+            # A column that is null says no more than one that is not there.
+            return _unrewarded(value, missing, layout, row_id, columns, left_out)
     metadata = _metadata(value, columns, layout)
     if system:
         metadata[SYSTEM] = system
@@ -151,10 +155,8 @@ def _missing(
     return None
 
 
-def _blank(name: str, item: Cell, text: str, where: str) -> DataError | None:
+def _blank(name: str, item: Cell, where: str) -> DataError:
     """What is wrong with a prompt or an answer whose text is nothing but spaces."""
-    if text.strip():
-        return None
     kind = f"without {name}" if absent(item) else f"with an unusable {name}"
     found, fix = f"{name} = {shorten(item)}", f"correct {name!r}"
     return DataError(where, found=found, expected=_TEXT[name], fix=fix, kind=kind)
@@ -184,9 +186,10 @@ def _unrewarded(
     left_out: tuple[str, ...],
 ) -> Row | DataError:
     """The row of a record without a reference, for `sft` alone; `missing` if it teaches nothing."""
-    asked = not isinstance(_at(value, layout.prompt), _Missing)
+    prompt = _at(value, layout.prompt)
+    asked = not (isinstance(prompt, _Missing) or absent(prompt))
     completed = asked and value.get(COMPLETION) is not None
-    if not completed and MESSAGES not in value:
+    if not completed and value.get(MESSAGES) is None:
         return missing
     if (fault := template_fault(value, missing.where)) is not None:
         return fault

@@ -149,7 +149,7 @@ def records(path: Path) -> Iterator[Record]:
 
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
             for record in records_of(batches):
-                if isinstance(record, UnicodeDecodeError):
+                if isinstance(record, ValueError):
                     raise record
                 yield record
         elif path.name.endswith((".jsonl", ".jsonl.gz")):

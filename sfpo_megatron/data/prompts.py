@@ -209,12 +209,15 @@ def eval_prompts(
     *,
     now: str | None = None,
     bad: BadRows | None = None,
+    renderer: Renderer | None = None,
 ) -> PromptTable:
     """The held-out prompts, the same for every run seed so that runs can be compared; rows that
-    repeat are asked again, as their file says. `now` and `bad` as for `PromptStream`."""
+    repeat are asked again, as their file says. `now` and `bad` as for `PromptStream`; `renderer`:
+    one that prints a date already, in place of `now`."""
     found = BadRows(config.data.on_bad_row) if bad is None else bad
     rows = [row for row, _ in rows_of(config, "eval", found)]
-    renderer, tokens = Renderer(config, tokenizer, now), Tokens(config, tokenizer)
+    renderer = renderer or Renderer(config, tokenizer, now)
+    tokens = Tokens(config, tokenizer)
     prompts = tokenized_prompts(rows, config, tokens, renderer, found)
     if bad is None:
         found.settle()

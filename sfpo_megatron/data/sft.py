@@ -65,7 +65,8 @@ class SFTExamples:
                 fix="set eos_token in tokenizer_config.json",
             )
         self._config, self._tokenizer = config, tokenizer
-        self._stop_ids = {tokenizer.eos_token_id, *stop_ids}
+        self._eos_id = int(tokenizer.eos_token_id)
+        self._stop_ids = {self._eos_id, *stop_ids}
         self._limit, self._limit_key = _limit(config, max_context)
         kept_back: list[Row] = []
         tokenize = partial(self._tokenized, kept_back)
@@ -121,6 +122,13 @@ class SFTExamples:
             )
         yield from found
 
+    def _ended(self, token_ids: list[int]) -> tuple[int, ...]:
+        """A text to learn, with the end-of-sequence token behind it unless it ends a generation by
+        itself: nothing is generated behind that."""
+        if token_ids and token_ids[-1] in self._stop_ids:
+            return tuple(token_ids)
+        return (*token_ids, self._eos_id)
+
     def _tokenized(
         self,
         kept_back: list[Row],
@@ -174,7 +182,7 @@ class SFTExamples:
                 response, learned = marked.token_ids[first:], marked.learned[first:]
             elif row.id in prompts:
                 prompt = prompts[row.id]
-                response = (*answer_of[row.id], tokenizer.eos_token_id)
+                response = self._ended(answer_of[row.id])
                 learned = (True,) * len(response)
             else:
                 continue  # reported as a bad row

@@ -90,17 +90,14 @@ def pass_at(k: int, n: int, num_correct: int) -> float:
 
 def majority(samples: Sequence[Sample]) -> float:
     """Whether the most frequent answer is correct; among equally frequent ones, the share of them
-    that is. Samples without an answer do not vote. An answer is correct as its first sample is."""
-    votes = Counter(sample.answer for sample in samples if sample.answer is not None)
+    that is. Samples without an answer do not vote. One text with two verdicts (`B. Rome` and `B`,
+    of which the vote is the letter) is two answers."""
+    votes = Counter((one.answer, one.correct) for one in samples if one.answer is not None)
     if not votes:
         return 0.0
-    verdicts: dict[str, bool] = {}
-    for sample in samples:
-        if sample.answer is not None:
-            verdicts.setdefault(sample.answer, sample.correct)
     most = max(votes.values())
-    tied = [answer for answer, number in votes.items() if number == most]
-    return sum(verdicts[answer] for answer in tied) / len(tied)
+    tied = [correct for (_, correct), number in votes.items() if number == most]
+    return sum(tied) / len(tied)
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -24,6 +24,9 @@ from sfpo_megatron.outputs.aside import one_writer
 from sfpo_megatron.outputs.owned import NotOurs
 from sfpo_megatron.types import Json
 
+SETTINGS = "settings.json"
+DATE = "date"
+"""Key of the settings: the time that the chat template has printed."""
 PATIENCE_S = 20.0
 """How long a directory that another process holds is tried again."""
 _POLL_S = 0.1
@@ -49,6 +52,20 @@ class EvaluationError(ValueError):
 
 def _is(value: Json, types: tuple[type, ...]) -> bool:
     return isinstance(value, types) and (bool in types or not isinstance(value, bool))
+
+
+def settings_in(directory: Path) -> dict[str, Any] | None:
+    """What the records of a directory were made with; None where there are none. EvaluationError
+    for a file that says nothing."""
+    path = directory / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: found {error}, expected an object of JSON; move it away"
+        ) from error
 
 
 class Records:
@@ -134,27 +151,21 @@ class Records:
             self.problems[str(problem)] = list(samples)
 
     def _check_settings(self) -> None:
-        path = self._directory / "settings.json"
-        if path.exists():
-            try:
-                then = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise EvaluationError(
-                    f"{path}: found {error}, expected an object of JSON; move it away"
-                ) from error
-            found = list(self._differences(then))
-            if found:
-                raise EvaluationError(
-                    f"{self._directory}: found records made with {' and '.join(found)}, expected "
-                    "the same settings; choose another --out, or set them aside with --fresh"
-                )
-        else:
-            write_durably(path, json.dumps(self._settings, indent=1) + "\n")
+        then = settings_in(self._directory)
+        if then is None:
+            text = json.dumps(self._settings, indent=1) + "\n"
+            write_durably(self._directory / SETTINGS, text)
+        elif found := list(self._differences(then)):
+            raise EvaluationError(
+                f"{self._directory}: found records made with {' and '.join(found)}, expected "
+                "the same settings; choose another --out, or set them aside with --fresh"
+            )
 
     def _differences(self, then: Mapping[str, Any]) -> Iterator[str]:
         """How the settings of the records differ, those apart that their version did not keep."""
-        now = self._settings
-        changed = sorted(k for k in then if then[k] != now.get(k))
+        # The date is in the prompts, and versions before did not keep it.
+        now = {key: value for key, value in self._settings.items() if key != DATE}
+        changed = sorted(k for k in then if k != DATE and then[k] != now.get(k))
         if changed:
             what = ", ".join(f"{k} {then[k]!r} -> {now.get(k)!r}" for k in changed)
             yield f"other settings ({what})"

@@ -40,7 +40,13 @@ def by_source(problems: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, l
             for record in records
         ]
         found.setdefault(records[0]["source"], {})[problem] = samples
-    return found
+    return found if len(found) == 1 else {_apart(source): one for source, one in found.items()}
+
+
+def _apart(source: str) -> str:
+    """Its name beside the figures of several sources: one that is called as these are is `all#0`,
+    and no source is called so by itself."""
+    return f"{source}#0" if source in (ALL, AVERAGE) else source
 
 
 def results(models: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, Any]:

@@ -21,7 +21,16 @@ from sfpo_megatron.rewards.shown import shown
 from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation
 
-__all__ = ["explain", "last_boxed", "read_as", "readable", "same_answer", "score", "warm_up"]
+__all__ = [
+    "explain",
+    "last_boxed",
+    "read_as",
+    "readable",
+    "reference_as",
+    "same_answer",
+    "score",
+    "warm_up",
+]
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -42,8 +51,14 @@ def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explana
         "found": answer,
         "read": [] if answer is None else read_as(answer),
         "reference": prompt.answer,
-        "reference_read": [shown(one) for one in reference],
+        "reference_read": reference_as(prompt.answer),
     }
+
+
+def reference_as(answer: str) -> list[str]:
+    """Every way in which a reference is read: by its boxes, or what follows its last `####`.
+    ValueError for one that is none."""
+    return [shown(one) for one in _reference(answer)]
 
 
 def read_as(answer: str) -> list[str]:

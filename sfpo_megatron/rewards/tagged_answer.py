@@ -41,7 +41,7 @@ def explain(response: str, prompt: Problem, *, thinking: str = STRIP) -> Explana
         "found": found,
         "read": math.read_as(", ".join(boxes(found)) or found) if found else [],
         "reference": reference,
-        "reference_read": math.read_as(reference),
+        "reference_read": [] if math.readable(reference) else math.reference_as(reference),
     }
 
 

@@ -39,6 +39,8 @@ def row(value: dict[str, Any], **more: Any) -> Row | DataError:
         (b"PK\x03\x04", "a zip archive"),
         (b"PAR1", "a parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a git-lfs pointer"),
+        (json.dumps([json.loads(LINE)] * 2, indent=1).encode(), "JSON over several lines"),
+        (b'\xef\xbb\xbf{\r\n  "data": []\r\n}\r\n', "JSON over several lines"),
     ],
 )
 def test_what_has_no_lines_is_said_of_the_file(tmp_path: Path, content: bytes, what: str) -> None:
@@ -168,3 +170,54 @@ def test_a_response_in_another_encoding_is_a_bad_line() -> None:
     with pytest.raises(ValueError, match="expected UTF-8"):
         text_of(line)
     assert json.loads(text_of("\ufeff{}".encode())) == {}
+
+
+def test_a_column_of_json_has_its_values(tmp_path: Path) -> None:
+    """The library datasets keeps a column of several types so. Its text would be another prompt,
+    with quotation marks, and another answer. Not exercised: Arrow before 19, which has no such
+    type."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    turns = [{"role": "user", "content": "1 + 1 ="}]
+    prompts = ["6 * 7 =", turns, [{"role": "user", "content": [{"type": "text", "text": "2 ="}]}]]
+    answers = [r"\frac{1}{2}", 2, 0.1000000000000000055]
+    texts = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.json_())])
+    table = pyarrow.table(
+        {
+            "prompt": pyarrow.array(list(map(json.dumps, prompts)), pyarrow.json_()),
+            "answer": pyarrow.array(list(map(json.dumps, answers)), pyarrow.json_()),
+            "of_turns": pyarrow.array([[{"role": "user", "content": '"hi"'}]] * 3).cast(
+                pyarrow.list_(texts)
+            ),
+            "more": pyarrow.array(['{"a": [1, "x"]}', None, "null"], pyarrow.json_()),
+        }
+    )
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    found = [one for one in read(tmp_path / "rows.parquet") if isinstance(one, Row)]
+    assert [one.question for one in found] == ["6 * 7 =", "1 + 1 =", "2 ="]
+    assert [one.answer for one in found] == [r"\frac{1}{2}", "2", "0.1"]
+    assert [one.metadata["more"] for one in found] == [{"a": [1, "x"]}, None, None]
+    assert found[0].metadata["of_turns"] == [{"role": "user", "content": "hi"}]
+    columns = {"prompt": "of_turns", "answer": "answer"}
+    first = read(tmp_path / "rows.parquet", columns=columns)[0]
+    assert isinstance(first, Row) and first.question == "hi"
+
+
+def test_a_column_of_json_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    prompts = pyarrow.array(['"6 * 7 ="', "6 * 7 ="], pyarrow.json_())
+    parquet.write_table(
+        pyarrow.table({"prompt": prompts, "answer": ["42", "42"]}), tmp_path / "rows.parquet"
+    )
+    good, bad = read(tmp_path / "rows.parquet")
+    assert isinstance(good, Row) and isinstance(bad, DataError) and bad.kind == "not JSON"
+    assert "rows.parquet:2: found prompt = '6 * 7 =' in a column of JSON" in str(bad)
+
+
+def test_a_file_without_a_column_that_can_be_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": [b"x"]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"data.train.0.path: found no column.*, of image, expec"):
+        read(tmp_path / "rows.parquet")

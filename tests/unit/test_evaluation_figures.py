@@ -58,6 +58,7 @@ def test_large_n_stays_exact() -> None:
         ((1, 0, 0), "abc", 1 / 3),
         ((0, 0, 1), "--a", 1.0),  # those without an answer do not vote
         ((0, 0), "--", 0.0),
+        ((0, 1, 1, 0), "aaab", 1.0),  # one text, once with another that makes it wrong
     ],
 )
 def test_majority(verdicts: tuple[int, ...], answers: str, expected: float) -> None:
@@ -69,7 +70,12 @@ def test_majority(verdicts: tuple[int, ...], answers: str, expected: float) -> N
     [
         ("math", r"\boxed{1} so \boxed{ 2 }", "2"),
         ("math", "2", None),
-        ("multiple_choice", "The answer is (E).", "(E)."),
+        ("multiple_choice", "The answer is (E).", "E"),
+        ("multiple_choice", "The answer is E. Paris, because D is a river.", "E"),
+        ("multiple_choice", "(e) is the correct answer", "E"),
+        ("multiple_choice", r"\boxed{\text{E) 42}}", "E"),
+        ("multiple_choice", "<answer>A man</answer>", "Aman"),
+        ("multiple_choice", "The answer is Paris", "Paris"),
         ("multiple_choice", r"\boxed{E}", "E"),
         ("multiple_choice", "<think>D</think>", None),
         ("last_number", "1 and 2.0", "2"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sfpo_megatron.evaluation.records import EvaluationError, Record, Records
+from sfpo_megatron.evaluation.records import EvaluationError, Record, Records, settings_in
 from sfpo_megatron.host.replacing import set_aside
 
 SETTINGS = {"model": "m", "n": 3, "temperature": 1.0}
@@ -189,3 +189,19 @@ def test_a_record_without_what_the_figures_need_is_named(
         records.require_figures()
     with opened(tmp_path) as again:
         assert len(again.problems["a"]) == 3
+
+
+def test_the_date_is_kept_and_compared_by_the_prompts_alone(tmp_path: Path) -> None:
+    """Records of versions that kept none go on, too."""
+    assert settings_in(tmp_path / "m") is None
+    with opened(tmp_path, date="2026-01-31T23:59:00") as records:
+        records.add(problem("a"))
+    found = settings_in(tmp_path / "m")
+    assert found is not None and found["date"] == "2026-01-31T23:59:00"
+    for date in ({}, {"date": "2026-02-01T00:01:00"}):
+        with opened(tmp_path, **date) as again:
+            assert list(again.problems) == ["a"]
+    with opened(tmp_path / "old"):
+        pass
+    with opened(tmp_path / "old", date="2026-02-01T00:01:00") as again:
+        assert again.problems == {}

@@ -47,6 +47,18 @@ def test_sources_all_of_them_and_their_average() -> None:
     assert found["x"]["truncated"] == 3 / 8
 
 
+def test_a_source_that_is_called_as_all_of_them_keeps_its_figures() -> None:
+    """A file all.jsonl beside others."""
+    problems = records("all", (T, T)) | records("x", (F, F), (T, F)) | records("average", (F, F))
+    found = report.results({"a": problems, "b": problems})
+    assert found["models"]["a"]["all"]["num_problems"] == 4
+    assert found["models"]["a"]["all#0"]["accuracy"] == 1.0
+    assert found["models"]["a"]["average"]["accuracy"] == pytest.approx((1 + 1 / 4) / 3)
+    assert found["models"]["a"]["average#0"]["num_problems"] == 1
+    assert list(found["differences"]["b"]) == ["all#0", "x", "average#0", "all"]
+    assert list(report.results({"m": records("all", (T, T))})["models"]["m"]) == ["all"]
+
+
 def test_one_source_is_not_said_twice() -> None:
     found = report.results({"m": records("x", (T, F))})
     assert list(found["models"]["m"]) == ["x"] and found["differences"] == {}

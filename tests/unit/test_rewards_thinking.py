@@ -251,6 +251,15 @@ def test_tagged_answer(answer: str, response: str, right: int) -> None:
     assert tagged_answer.score(response, problem(answer)) == right
 
 
+def test_a_worked_solution_as_a_tagged_reference() -> None:
+    """GSM8K's and MATH's: said to be read as it is compared."""
+    for answer, read in (("48/2 is 24.\n#### 72", "72"), (r"$x$, so \boxed{\frac12}.", "1/2")):
+        right = f"<answer>{read}</answer>"
+        assert tagged_answer.score(right, problem(answer)) == 1
+        assert tagged_answer.explain(right, problem(answer))["reference_read"] == [read]
+    assert tagged_answer.explain("", problem("$ $"))["reference_read"] == []
+
+
 CHOICES = ["12", "24", "36 cm", r"\frac{1}{2}", "none of these"]
 
 

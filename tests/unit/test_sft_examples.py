@@ -38,6 +38,7 @@ def only(examples: SFTExamples) -> SFTExample:
 ONE_TURN: dict[str, tuple[dict[str, Any], str]] = {
     "the completion": ({"completion": "1 + 2 is 3.", "answer": "3"}, "1 + 2 is 3."),
     "without an answer": ({"completion": "It is 3."}, "It is 3."),
+    "a null answer": ({"completion": "It is 3.", "answer": None, "messages": None}, "It is 3."),
     "a message": ({"completion": [{"role": "assistant", "content": "It is 3."}]}, "It is 3."),
     "a message in parts": (
         {"completion": [{"role": "assistant", "content": [{"type": "text", "text": "It is 3."}]}]},
@@ -314,7 +315,10 @@ def test_a_turn_in_parts_of_text_is_their_text(template: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("more", "text"),
-    [({}, "3"), ({"completion": None}, "3"), ({"completion": "It is 3."}, "It is 3.")],
+    [
+        *[({}, "3"), ({"completion": None}, "3"), ({"completion": "It is 3."}, "It is 3.")],
+        *[({"answer": None}, "3"), ({"answer": " ", "prompt": None}, "3")],
+    ],
 )
 def test_messages_beside_a_prompt(
     more: dict[str, Any], text: str, template: Any, tmp_path: Path
@@ -384,6 +388,7 @@ def test_a_template_that_cannot_be_learned_from(case: str, template: Any, tmp_pa
     with pytest.raises(DataError, match=said) as refused:
         SFTExamples(config_of(tmp_path, rows), tokenizer)
     assert str(refused.value).startswith(f"{tmp_path}/rows.jsonl:1: found ")
+    assert ("let {% generation %} in" in str(refused.value)) == ("{% generation" in text)
     more = [*rows, {"prompt": "1", "answer": "2"}]
     assert len(SFTExamples(config_of(tmp_path, more, data=SKIP), tokenizer)) == 1
 

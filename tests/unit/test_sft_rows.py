@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from made.configs import run_config
-from made.conversations import CHATML, TEMPLATES, chat, config_of, rows_of
+from made.conversations import CHATML, ENDS, TEMPLATES, chat, config_of, rows_of
 
 from sfpo_megatron.config.tree import DataSource
-from sfpo_megatron.data import DataError, SFTExamples
+from sfpo_megatron.data import DataError, PromptStream, SFTExamples
 
 SKIP = {"on_bad_row": "skip"}
 
@@ -211,3 +211,26 @@ def test_a_completion_with_a_date_beside_its_content(tokenizer: Any, tmp_path: P
     source = DataSource(source="parquet", path=str(file))
     with pytest.raises(DataError, match=r"rows.parquet.*:1: found a completion that JSON cannot"):
         SFTExamples(run_config(data={"train": (source,)}), tokenizer)
+
+
+@pytest.mark.parametrize(("end", "added"), [("", 1), ("<|endoftext|>", 0), (ENDS, 0)])
+def test_a_text_that_ends_a_generation_is_ended_once(
+    end: str, added: int, template: Any, tmp_path: Path
+) -> None:
+    """Many sets of prompts and completions bring the token along."""
+    tokenizer = template(CHATML)
+    config = config_of(tmp_path, [{"prompt": "1 + 2 =", "completion": f"3{end}"}])
+    stop_ids = tokenizer.convert_tokens_to_ids([ENDS])
+    (example,) = SFTExamples(config, tokenizer, stop_ids=stop_ids).next_batch(1)
+    (three,) = tokenizer("3", add_special_tokens=False)["input_ids"]
+    ends = [tokenizer.eos_token_id] if added else tokenizer.convert_tokens_to_ids([end])
+    assert example.response_ids == (three, *ends)
+
+
+def test_a_null_answer_is_for_sft_alone(tokenizer: Any, tmp_path: Path) -> None:
+    """Every row of a table has the column."""
+    rows = [*rows_of(1), {"prompt": "2 + 2 =", "completion": "It is 4.", "answer": None}]
+    assert len(SFTExamples(config_of(tmp_path, rows), tokenizer)) == 2
+    with pytest.raises(DataError, match=r"rows.jsonl:2: found answer = None") as raised:
+        PromptStream(config_of(tmp_path, rows), tokenizer)
+    assert raised.value.kind == "without answer"
