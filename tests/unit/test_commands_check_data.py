@@ -218,7 +218,7 @@ def test_fewer_prompts_than_a_step_draws(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_what_cannot_be_read_at_all(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_of(jsonl("mine", ["{"] * 30))
+    run_of(jsonl("mine", ["{]"] * 30))
     assert cli.main(["check", "run.yaml", "--data", "--json"]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "30 bad rows (30 not JSON)" in printed.err

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from made.configs import run_check
 from made.models import LATENT, LLAMA3_ROPE, MOE
-from made.rope_forms import YARN
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import ConfigError
@@ -160,23 +159,6 @@ CASES = {
         "megatron.transformer.moe_router_load_balancing_type", "sinkhorn", "aux_loss",
         "route tokens otherwise",
         "megatron.transformer.moe_router_load_balancing_type=sinkhorn", **MOE),
-    "gathered_tokens_of_unequal_packs": case(
-        "megatron.transformer.moe_token_dispatcher_type", "allgather with parallel.expert 2",
-        "wants equal ones", "alltoall is the default",
-        "megatron.transformer.moe_token_dispatcher_type=allgather", "parallel.data=2",
-        "parallel.expert=2", **MOE),
-    "dispatched_tokens_of_unequal_packs": case(
-        "megatron.transformer.moe_token_dispatcher_type",
-        "flex over hybridep with parallel.expert 2", "wants equal ones", "uneven_dispatch_inputs",
-        "megatron.transformer={moe_token_dispatcher_type: flex, "
-        "moe_flex_dispatcher_backend: hybridep}", "parallel.data=2", "parallel.expert=2", **MOE),
-    "fused_rope_without_its_factor": case(
-        "megatron.transformer.apply_rope_fusion", "attention factor 1.139", "leaves the factor out",
-        "remove it", "megatron.transformer.apply_rope_fusion=true", rope_parameters=YARN),
-    "routing_by_a_bias_of_the_trainer": case(
-        "megatron.transformer.moe_router_load_balancing_type", "quantile_balancing", "aux_loss",
-        "route tokens otherwise",
-        "megatron.transformer.moe_router_load_balancing_type=quantile_balancing", **MOE),
     "dense_layers_among_experts": case(
         "model.path", "mlp_only_layers [0]", "experts in every layer", "choose",
         **MOE, mlp_only_layers=[0]),

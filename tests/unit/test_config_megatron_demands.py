@@ -7,12 +7,15 @@ Not exercised: the rest of what its configs assert.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made.configs import run_check, run_config
+from made.models import MOE
+from made.rope_forms import YARN
 
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import low_precision
@@ -53,6 +56,50 @@ REFUSED: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     ("transformer", {"hierarchical_context_parallel_sizes": [2, 2]}, "null: its groups", "remove"),
     ("transformer", {"init_model_with_meta_device": True}, "only Megatron-FSDP", "remove it"),
 )
+
+DISPATCHER, BALANCING = "moe_token_dispatcher_type", "moe_router_load_balancing_type"
+HYBRID = {DISPATCHER: "flex", "moe_flex_dispatcher_backend": "hybridep"}
+OF_MODEL: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    # key, found and expected; settings; the model's config.json
+    "gathered_tokens": (
+        DISPATCHER,
+        "found allgather with parallel.expert 2, expected alltoall",
+        {DISPATCHER: "allgather"},
+        MOE,
+    ),
+    "dispatched_tokens": (
+        DISPATCHER,
+        "found flex over hybridep with parallel.expert 2, expected alltoall",
+        HYBRID,
+        MOE,
+    ),
+    "a_bias_of_the_trainer": (
+        BALANCING,
+        "found quantile_balancing, expected none, aux_loss",
+        {BALANCING: "quantile_balancing"},
+        MOE,
+    ),
+    "fused_rope_without_its_factor": (
+        "apply_rope_fusion",
+        "found true with a model of attention factor 1.139, expected false",
+        {"apply_rope_fusion": True},
+        {"rope_parameters": YARN},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_MODEL)
+def test_refused_of_a_model(here: Path, model_dir: Callable[..., Path], name: str) -> None:
+    """Unequal packs, tokens routed otherwise than by the engine, embeddings turned otherwise."""
+    key, said, settings, model = OF_MODEL[name]
+    for file in (here / "model").iterdir():
+        file.unlink()
+    model_dir(**model)
+    ranks = ("parallel.data=2", "parallel.expert=2") if model is MOE else ()
+    with pytest.raises(ConfigError) as caught:
+        run_check(f"megatron.transformer={json.dumps(settings)}", *ranks)
+    assert caught.value.key == f"megatron.transformer.{key}" and said in str(caught.value)
+    assert "remove it" in caught.value.fix or "choose another" in caught.value.fix
 
 
 @pytest.mark.parametrize(("section", "settings", "found", "fix"), REFUSED)
