@@ -173,7 +173,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _ORDINAL = re.compile(
-    r"(?<![\w.^])(?P<number>(?:[0-9]+/)?[0-9][0-9,]*)\s*\^?\s*\{?\s*(?P<ending>st|nd|rd|th)\s*\}?"
+    r"(?<![\w.^])(?P<number>(?:[0-9]+/)?[0-9][0-9,]*+)\s*\^?\s*\{?\s*(?P<ending>st|nd|rd|th)\s*\}?"
     r"(?![A-Za-z])"
 )
 _WORDS = re.compile(r"(?:[0-9]+(?![0-9A-Za-z])|[A-Za-z]{2,}(?![A-Za-z0-9])|[ ,;])*")
