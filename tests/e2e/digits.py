@@ -122,10 +122,11 @@ def start_train(
 def train(
     config: Path,
     *overrides: str,
-    timeout_s: float = 240,
+    timeout_s: float = 480,
     environment: dict[str, str] | None = None,
 ) -> str:
-    """Run to the end; the output, or an AssertionError with it."""
+    """Run to the end; the output, or an AssertionError with it. `timeout_s`: a run that hangs; the
+    longest takes 190 s beside another suite."""
     process = start_train(config, *overrides, environment=environment)
     try:
         output, _ = process.communicate(timeout=timeout_s)
