@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfpo_megatron.checkpoints.store import RUN_STATE, CheckpointError
+from sfpo_megatron.checkpoints.store import CheckpointError, state_in
 from sfpo_megatron.families.shape import ModelShape
 
 KEY = "model"
@@ -33,16 +33,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
             yield from differences(before, value)
         elif before != value:
             yield name, before, value
-
-
-def state_in(checkpoint: Path) -> dict[str, Any]:
-    """run_state.json of a checkpoint; empty where there is none that can be understood, as of a
-    checkpoint by Megatron-LM."""
-    try:
-        state = json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 def hold_to_shape(checkpoint: Path, shape: ModelShape, hf: Path, *, fix: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sfpo_megatron.checkpoints import manifest
 from sfpo_megatron.config.tree import RunConfig
@@ -330,11 +330,21 @@ def _checkpoint_in(path: Path) -> Path | None:
     return there if there is not None and (there / "metadata.json").is_file() else None
 
 
+def state_in(checkpoint: Path) -> dict[str, Any]:
+    """run_state.json of a checkpoint; empty where there is none that can be understood, as of a
+    checkpoint by Megatron-LM."""
+    try:
+        state = json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def _step_in(directory: Path) -> int:
     """The train step by run_state.json, as a copy may have any name; else by the name, or 0."""
     try:
-        return int(json.loads((directory / RUN_STATE).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(state_in(directory)["step"])
+    except (ValueError, KeyError, TypeError):
         return step_of(directory) if _NAME.fullmatch(directory.name) else 0
 
 

@@ -8,13 +8,14 @@ from typing import Literal
 
 import yaml
 
-from sfpo_megatron.checkpoints.remembered_shape import hold_to_shape, state_in
+from sfpo_megatron.checkpoints.remembered_shape import hold_to_shape
 from sfpo_megatron.checkpoints.store import (
     LATEST,
     MEGATRON_TRACKER,
     RUN_STATE,
     CheckpointError,
     pointed_at,
+    state_in,
 )
 from sfpo_megatron.config.paths import expand
 from sfpo_megatron.convert.torch_dist import is_torch_dist
