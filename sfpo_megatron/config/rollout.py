@@ -56,7 +56,8 @@ class RolloutConfig:
     """fp8_per_channel: the engine quantizes what it is sent, online; the trainer keeps its dtype
     (set objective.importance_sampling against the mismatch)."""
     timeout_s: float = 600.0
-    """An engine with work that makes no step for this long is ended and restarted."""
+    """An engine with work that makes no step for this long is ended and restarted; engines that
+    are not ready after it end the run's start."""
     max_restarts: int = 3
     """Engines restarted in the whole run before it stops."""
     gpu_memory_utilization: float = 0.6

@@ -69,19 +69,20 @@ class ControllerCalls:
         doing: str,
         *,
         timeout_s: float | None = _CALL_S,
+        advice: str = "",
         request_id: str = "",
     ) -> T:
-        """The answer to `call`. The controller is asked now and then how far it is, with request
-        `request_id` if the call is about one; without a limit, it has to answer that."""
+        """The answer to `call`; `advice`: what to do if it takes too long. The controller is asked
+        now and then how far it is, with request `request_id` if the call is about one; without a
+        limit, it has to answer that."""
         began = asked = time.monotonic()
         ping: Awaitable[FleetProgress] | None = None
         while not ray.wait([call], timeout=_POLL_S)[0]:
             self._on_poll()
             now = time.monotonic()
             if timeout_s is not None and now > began + timeout_s:
-                raise RolloutError(
-                    f"no answer after {timeout_s:g} s {doing}; logs: {self._directory.logs}"
-                )
+                too_long = f"no answer after {timeout_s:g} s {doing}{advice}"
+                raise RolloutError(f"{too_long}; logs: {self._directory.logs}")
             if ping is None and now > asked + (_WATCHED_S if progress.is_observed() else _PING_S):
                 ping, asked = self.controller.progress.remote(request_id), now
             elif ping is not None and ray.wait([ping], timeout=0)[0]:

@@ -37,6 +37,7 @@ from sfpo_megatron.types import Rollout
 
 T = TypeVar("T")
 _START_S = 600.0
+_MORE_TIME = " (rollout.timeout_s: raise it where they load for longer)"
 _SHUTDOWN_S = 12.0
 _LIST_S = 5.0
 
@@ -79,7 +80,8 @@ class RolloutClient:
 
     def wait_ready(self, timeout_s: float = _START_S) -> None:
         """Return when every engine can generate; raises what kept one from starting."""
-        self.calls.wait(self.calls.starting, "starting the engines", timeout_s=timeout_s)
+        started = self.calls.starting
+        self.calls.wait(started, "starting the engines", timeout_s=timeout_s, advice=_MORE_TIME)
         self.learn_processes()
 
     def submit(self, request: RolloutRequest) -> None:

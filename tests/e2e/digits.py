@@ -60,7 +60,7 @@ def write_config(folder: Path, model_path: Path, /, **changes: Any) -> Path:
             "max_tokens_per_microbatch": 256,
             "optimizer": {"lr": 1.0e-3},
         },
-        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "timeout_s": 120},
+        "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "timeout_s": 300},
         "data": {
             "train": [{"source": "jsonl", "path": str(data)}],
             "eval": [{"source": "jsonl", "path": str(held_out)}],

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made.configs import run_config
 from ray.exceptions import RayError
 
 from sfpo_megatron.host.progress import forget_observer, observe_progress
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.rollout import calls
+from sfpo_megatron.rollout import client as clients
+from sfpo_megatron.rollout.errors import RolloutError
 from sfpo_megatron.rollout.reports import FleetProgress, RolloutCount
 from sfpo_megatron.rollout.sync_client import WeightSyncClient
 
@@ -110,6 +113,19 @@ def test_nobody_is_asked_where_nobody_watches() -> None:
     made = calls_to(controller)
     assert made.wait(Call("rollouts", 20), "x", timeout_s=None) == "rollouts"
     assert controller.asked == []
+
+
+@pytest.mark.usefixtures("waiting")
+def test_engines_that_load_for_too_long_name_the_key_that_gives_them_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clients, "atexit", SimpleNamespace(register=lambda f: None))
+    controller: Any = Controller([progress(0, 0)])
+    controller.start = SimpleNamespace(remote=lambda: Call(None, 10_000))
+    client = clients.RolloutClient(run_config(), lambda **versions: controller, owns_cluster=False)
+    said = r"^no answer after 60 s starting the engines \(rollout\.timeout_s: raise it .*; logs: "
+    with pytest.raises(RolloutError, match=said):
+        client.wait_ready(60.0)
 
 
 @pytest.mark.usefixtures("waiting")
