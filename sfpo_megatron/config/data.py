@@ -43,8 +43,8 @@ class DataSource:
     reward: Annotated[str, REWARD] | tuple[WeightedReward, ...] | None = None
     """Scores the responses to this source's prompts; null for reward.function."""
     weight: float = 1.0
-    """How often its prompts are drawn beside those of the other sources: of the heaviest source an
-    epoch draws all, of one with half its weight another half in each epoch."""
+    """How often the source's prompts are drawn, relative to other sources: an epoch has all prompts
+    of the heaviest, half of those of a source of half that weight, the other half in the next."""
 
     def __post_init__(self) -> None:
         known(self, SOURCE, "source")
@@ -95,8 +95,8 @@ class DataConfig:
     """Rows that cannot be used (malformed, too long, a reference that the reward cannot read): end
     with a report of them, or skip and count them."""
     skip_zero_variance: bool = False
-    """Pass over prompts whose last groups had all rewards equal, the more of them the more often:
-    selective rollouts (GRESO, arXiv 2506.02177). They stay in the data, and come again."""
+    """Skip a prompt with a probability that grows with the number of its last groups whose rewards
+    were all equal (GRESO, arXiv 2506.02177). No prompt leaves the data."""
     zero_variance_target: float = 0.25
     """Share of such groups that skip_zero_variance aims at, among those generated; a third of it
     for solved prompts, two thirds for failed ones."""

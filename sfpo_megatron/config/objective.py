@@ -31,7 +31,7 @@ class KLConfig:
     """Penalty on KL(policy || reference); the reference has the weights of model.path."""
 
     coef: float = 0.0
-    """Its weight; 0 turns it off, and then no reference is kept."""
+    """Weight of the KL term; 0: there is none, and no reference policy is kept."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """With d = log of reference / policy: -d, d^2 / 2, or exp(d) - 1 - d."""
     where: Literal["loss", "reward"] = "loss"

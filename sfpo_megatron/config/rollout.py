@@ -59,7 +59,7 @@ class RolloutConfig:
     """An engine with work that makes no step for this long is ended and restarted; engines that
     are not ready after it end the run's start."""
     max_restarts: int = 3
-    """Engines restarted in the whole run before it stops."""
+    """Engines that one start of the run restarts before it stops, and as often the controller."""
     gpu_memory_utilization: float = 0.6
     """Share of a GPU's memory that an engine may take."""
     reproducible: bool = False

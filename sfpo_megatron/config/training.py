@@ -138,7 +138,7 @@ class SFTConfig:
     lr: float = 1.0e-3
     """Peak learning rate."""
     lr_schedule: Schedule = "cosine"
-    """Its course after the warm-up, as in train.optimizer."""
+    """The learning rate after the warm-up, as in train.optimizer."""
     lr_warmup_steps: int | None = None
     """Optimizer steps of linear warm-up from 0; null for a tenth of all."""
     lr_floor: float = 0.0
@@ -149,8 +149,8 @@ class SFTConfig:
     """Optimizer steps between measurements of the held-out loss, also taken before the first and
     after the last; 0 for none. The best one's checkpoint is kept (checkpoint.keep_best)."""
     holdout: float = 0.0
-    """Share of the questions of data.train that the held-out loss is taken on, and nothing learned
-    from; 0 takes the rows of data.eval."""
+    """Share of data.train's questions that are not learned from: the held-out loss is theirs; 0:
+    that of the rows of data.eval."""
     stop_after_skipped_steps: int | None = 10
     """Stop the warm start, saved, after so many steps in a row without a finite loss, or whose
     optimizer step was skipped; as train.stop_after_skipped_steps."""

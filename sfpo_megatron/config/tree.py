@@ -50,8 +50,8 @@ class ParallelConfig:
     """How the trainer's ranks are laid out: data x tensor x pipeline x context of them."""
 
     data: int | None = 1
-    """Data-parallel size; null takes what the ranks leave that torchrun or Slurm has started:
-    their number / (tensor x pipeline x context)."""
+    """Data-parallel size; null: the number of ranks that torchrun or Slurm has started / (tensor x
+    pipeline x context)."""
     tensor: int = 1
     """Tensor-parallel size."""
     pipeline: int = 1
@@ -113,8 +113,8 @@ class SFPOConfig:
     entropy_zscore_threshold: float = 1.0
     """The gate closes at z >= this."""
     entropy_relative_threshold: float | None = None
-    """It also closes where entropy is above the window's mean by this share of it; null for z
-    alone."""
+    """The gate also closes where entropy is above its window's mean by this share of that mean;
+    null: by the z-score alone."""
     entropy_patience: int = 1
     """Train steps in a row that have to cross a threshold; the window waits for them."""
     entropy_window_excludes_newest: bool = False

@@ -55,8 +55,8 @@ def held_out() -> Iterator[str]:
     yield (
         "Reading SkyRL's layouts showed a fault of the model, which is mended: the ranks that "
         "share experts are neighbours whatever the tensor-parallel size is, so eight of them are "
-        "in one node. It took SkyRL's third row from -82% to -90%. The share of the peak for "
-        "experts on H20 was then chosen anew, by verl's row above (30% before)."
+        "in one node. The mend took the error of SkyRL's third row from -82% to -90%. The share "
+        "of the peak for experts on H20 was then chosen anew, by verl's row above (30% before)."
     )
     yield ""
     yield from _table(HELD_OUT)
@@ -128,7 +128,8 @@ def measured(file: Path) -> Iterator[str]:
     result = json.loads(file.read_text())
     alone, beside = result["rows"]
     yield (
-        f"Real runs, held to the same sum ({result['hardware']}, one trainer rank and one engine, "
+        "Steps of real runs against the sum that a simulated step is made of "
+        f"({result['hardware']}, one trainer rank and one engine, "
         "`benchmarks/overlap.py`): the step is predicted from phases that were measured."
     )
     yield ""

@@ -114,7 +114,8 @@ def _cost(options: Options) -> Iterator[str]:
     yield (
         f"The quickest layout that fits on H100 80 GB ({QUANTIZED}: H200 141 GB), K = 3, 1024 "
         "prompts x 16, responses of 2048 tokens on average, 4 minibatches, microbatches of 8192 "
-        "tokens. Snapshot: GiB on the device. Passes: seconds of K + 1 and of one."
+        "tokens. The snapshot is in GiB on the device; the last column has the seconds of all "
+        "K + 1 passes and of one."
     )
     yield ""
     yield "| Model | GPUs | Layout | GiB a rank | Snapshot | Reposition, s | Passes, s |"
@@ -148,9 +149,10 @@ def _behind_generation(options: Options) -> Iterator[str]:
         "(planner/simulate.py), 16384 responses of "
         f"log-normal length (sigma {SPREAD:g}), {_WORK.mean_response:g} tokens on average once "
         "they are cut at the limit. "
-        "Behind: the passes that are over when generation is, beside it with "
-        "`rollout.async_steps: 1`; from 4 on K = 3 costs no time. async 0, async 1: a step of "
-        "K = 3 by one of K = 0, that is, SFPO's by GRPO's."
+        "The column Behind says how many passes fit beside generation with "
+        "`rollout.async_steps: 1`: from 4 on, K = 3 costs no time. The columns async 0 and async 1 "
+        "have the seconds of a step with K = 3 divided by those with K = 0, which are SFPO's and "
+        "GRPO's."
     )
     yield ""
     yield "| Model | GPUs | Limit | Generation, s | A pass, s | Behind | async 0 | async 1 |"
