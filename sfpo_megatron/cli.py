@@ -116,10 +116,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"found {given}, expected CONFIG, a YAML file, before KEY=VALUE")
         arguments.overrides = [text for text in words if _is_override(text)]
         stray = [text for text in words if not _is_override(text)]
-    if stray:
+    if stray:  # an option before what may be its value
+        first = next((text for text in stray if text.startswith("-")), stray[0])
         parser.error(
-            f"found {stray[0]!r}, expected an option of the command or KEY=VALUE; "
-            f"{_instead_of(stray[0], arguments)}"
+            f"found {first!r}, expected an option of the command or KEY=VALUE; "
+            f"{_instead_of(first, arguments)}"
         )
     return arguments
 
@@ -133,13 +134,12 @@ def _instead_of(text: str, arguments: argparse.Namespace) -> str:
 
 
 def _config_among(words: list[str]) -> str | None:
-    """CONFIG, which may stand behind overrides; a file may have = in its name."""
+    """CONFIG, which may stand behind overrides; a file may have = in its name. Of several words it
+    is the one that is a file: another may belong to an option that there is not."""
     if words and os.path.isfile(words[0]):
         return words[0]
-    for text in words:
-        if not _OVERRIDE.match(text) and not text.startswith("-"):
-            return text
-    return None
+    others = [text for text in words if not _OVERRIDE.match(text) and not text.startswith("-")]
+    return next((text for text in others if os.path.isfile(text)), others[0] if others else None)
 
 
 def _is_override(text: str) -> bool:

@@ -130,6 +130,7 @@ rollout.engine_args.max_num_seqs: max_num_seqs
 rollout.engine_args.max_num_batched_tokens: max_num_batched_tokens
 rollout.environment: custom_generate_function_path agent_func_path
 rollout.temperature: rollout_temperature
+rollout.top_p: rollout_top_p
 rollout.oversample: over_sampling_batch_size batch_multiplier
 rollout.max_rounds: dynamic_sampling_max_gen_batches max_num_gen_batches
 refit.transport: weight_sync_backend vllm_sync_backend update_weights_backend sync_backend
@@ -139,6 +140,7 @@ data.train: train_files train_file train_data dataset dataset_name prompt_data d
     train_dataset dataset_path prompt_dataset input_key prompt_key label_key answer_key
 data.eval: val_files val_file val_data eval_files eval_file eval_dataset eval_prompt_data
     test_files validation_files eval.dataset eval.data eval.files eval.path
+data.on_bad_row: filter_overlong_prompts truncation
 data.chat_template: apply_chat_template use_chat_template
 data.chat_template_args: chat_template_kwargs apply_chat_template_kwargs
 reward.function: reward_fn reward_funcs reward_func reward_model custom_reward_function rm_type
@@ -148,6 +150,9 @@ eval.every: eval_interval eval_steps test_freq eval_freq val_period eval_every e
     val_interval eval.steps
 eval.n: n_samples_per_eval_prompt eval_n val_n eval_num_samples val_kwargs.n
     eval.n_samples_per_prompt val_num_generations_per_prompt num_generations_eval
+eval.temperature: val_kwargs.temperature eval_temperature val_temperature
+eval.top_p: val_kwargs.top_p eval_top_p val_top_p
+eval.max_response_tokens: eval_max_response_len val_kwargs.max_tokens
 eval.stop_at: stop_at_validation_threshold
 checkpoint.every: save_interval save_steps save_freq save_every save_period checkpoint_interval
 checkpoint.keep_last: save_total_limit max_ckpt_to_keep max_actor_ckpt_to_keep max_ckpt_num
@@ -163,8 +168,10 @@ tracking.project: project_name
 tracking.run_name: experiment_name wandb_run_name wandb_name
 debug.save_rollouts: save_debug_rollout_data
 debug.train_only: load_debug_rollout_data
+debug.rollout_only: debug_rollout_only
 """
-"""Our key, and after it what peers call it; `kl.use_loss` only below a section of that name."""
+"""Our key, and after it what peers call it; one with a dot, such as `kl.use_loss`, only below a
+section of that name."""
 _IN_ROLLOUT: Mapping[str, str] = {
     "tensor_parallel_size": "rollout.tensor_parallel",
     "tensor_model_parallel_size": "rollout.tensor_parallel",

@@ -135,8 +135,8 @@ class SFTConfig:
     max_tokens: int | None = None
     """Tokens of a whole example; a longer one is a bad row (data.on_bad_row). null: as many as a
     microbatch takes and the model has positions for."""
-    lr: float = 1.0e-3
-    """Peak learning rate."""
+    lr: float = 1.0e-5
+    """Peak learning rate; small random models take 1e-3 or more."""
     lr_schedule: Schedule = "cosine"
     """The learning rate after the warm-up, as in train.optimizer."""
     lr_warmup_steps: int | None = None

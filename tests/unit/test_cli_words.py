@@ -38,6 +38,18 @@ def test_every_order(command: str) -> None:
                 assert arguments.world_size == 2 and arguments.fresh
 
 
+def test_the_config_is_the_word_that_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind an option that there is not, whose value is another word."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("")
+    with pytest.raises(SystemExit):
+        cli.parse(["check", "--n-samples-per-prompt", "8", "a.yaml"])
+    said = capsys.readouterr().err
+    assert "found '--n-samples-per-prompt'" in said and "did you mean train.group_size?" in said
+
+
 def test_a_file_with_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lr=3.yaml").write_text("")

