@@ -50,6 +50,7 @@ class EntropyGate:
     judged before the window is full. `latch` keeps the gate closed for good. To be decided on one
     rank and broadcast: ranks that branch apart hang each other.
 
+    zscore_threshold: None for none; without a relative_threshold either, entropy closes nothing.
     warmup_steps: so many entropies are let pass at first, unseen.
     window_excludes_newest: the window is of the entropies before the newest one. Among them it
     could not be more than sqrt(window - 1) deviations away.
@@ -60,7 +61,7 @@ class EntropyGate:
         self,
         *,
         window: int = 30,
-        zscore_threshold: float = 1.0,
+        zscore_threshold: float | None = 1.0,
         two_sided: bool = False,
         latch: bool = True,
         stop_step: int | None = None,
@@ -131,16 +132,21 @@ class EntropyGate:
 
     @property
     def bound(self) -> float | None:
-        """The lowest entropy above the mean that crosses; None before the window is full."""
+        """The lowest entropy above the mean that crosses; None before the window is full, and where
+        none does."""
         if self.baseline is None:
             return None
-        mean, rise = self.baseline.mean, self._threshold * self.baseline.std
-        return mean + (min(rise, self._relative * mean) if self._relative and mean > 0 else rise)
+        mean, rises = self.baseline.mean, list[float]()
+        if self._threshold is not None:
+            rises.append(self._threshold * self.baseline.std)
+        if self._relative and mean > 0:
+            rises.append(self._relative * mean)
+        return mean + min(rises) if rises else None
 
     @property
     def low_bound(self) -> float | None:
-        """The highest entropy below the mean that crosses; None before the window is full, and
-        unless the gate is two-sided."""
+        """The highest entropy below the mean that crosses; None where `bound` is, and unless the
+        gate is two-sided."""
         bound = self.bound
         if bound is None or self.baseline is None or not self._two_sided:
             return None
@@ -190,4 +196,4 @@ class EntropyGate:
             z, rise = abs(z), abs(rise)
         # No share of nothing: a policy that is certain stays so without a rise.
         rises = self._relative is not None and rise >= self._relative * mean > 0
-        return z >= self._threshold or rises
+        return rises or (self._threshold is not None and z >= self._threshold)

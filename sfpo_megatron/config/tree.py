@@ -110,8 +110,9 @@ class SFPOConfig:
     """Position of the weights between the snapshot (0) and the fast point (1)."""
     entropy_window: int = 30
     """Train steps whose entropy the gate's z-score is taken over, the newest included."""
-    entropy_zscore_threshold: float = 1.0
-    """The gate closes at z >= this."""
+    entropy_zscore_threshold: float | None = 1.0
+    """The gate closes at z >= this; null: at no z, which without entropy_relative_threshold leaves
+    it open."""
     entropy_relative_threshold: float | None = None
     """The gate also closes where entropy is above its window's mean by this share of that mean;
     null: by the z-score alone."""

@@ -108,6 +108,7 @@ def test_a_gate_that_cannot_close(here: Path) -> None:
     assert "sfpo.entropy_zscore_threshold: found 1.74 with entropy_window 4" in warning
     assert "at most sqrt(4 - 1) = 1.73" in warning
     assert run_check(high[0], "sfpo.entropy_zscore_threshold=1.73") == []
+    assert run_check(high[0], "sfpo.entropy_zscore_threshold=null") == [], "that is said"
     assert run_check(*high, "sfpo.entropy_window_excludes_newest=true") == []
     assert run_check(*high, "sfpo.entropy_relative_threshold=0.1") == []
     assert run_check(*high, "sfpo.num_fast_passes=0") == []

@@ -67,6 +67,9 @@ OPEN, SHUT = True, False
         ({"window_excludes_newest": True}, [1.0, *RISE], [OPEN] * 5 + [SHUT]),
         ({"window_excludes_newest": True, "zscore_threshold": 9.0}, UP, [OPEN] * 5 + [SHUT]),
         ({"zscore_threshold": 9.0}, UP, [OPEN] * 6),  # z of 4 values is at most sqrt(3)
+        ({"zscore_threshold": None}, RISE, [OPEN] * 5),
+        ({"zscore_threshold": None, "stop_step": 3}, RISE, [OPEN] * 2 + [SHUT] * 3),
+        ({"zscore_threshold": None, "relative_threshold": 0.14}, SOME, [OPEN] * 4 + [SHUT]),
         # 1.2 is 14% above its window's mean of 1.05, 20% above that of the others.
         ({"zscore_threshold": 9.0, "relative_threshold": 0.14}, SOME, [OPEN] * 4 + [SHUT]),
         ({"zscore_threshold": 9.0, "relative_threshold": 0.15}, SOME, [OPEN] * 5),

@@ -85,6 +85,25 @@ def test_the_curves_are_of_the_runs_own_gate(tmp_path: Path) -> None:
     assert "low_bound" not in train
 
 
+@pytest.mark.parametrize("relative", [None, 0.1])
+def test_a_gate_without_a_zscore_closes_by_the_share_alone(
+    tmp_path: Path, relative: float | None
+) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": step, "num_rollouts": 8, "loss": 0.0, "entropy": entropy}
+        for step, entropy in enumerate([2.0, 2.2, 2.6], start=1)
+    ]
+    sfpo = {
+        "entropy_window": 2,
+        "entropy_zscore_threshold": None,
+        "entropy_relative_threshold": relative,
+    }
+    train = curves_of(run_of(tmp_path / "run", lines, sfpo=sfpo)).train
+    assert train["z"] == [None, pytest.approx(1.0), pytest.approx(1.0)]
+    bounds = [None, pytest.approx(2.1 * 1.1), pytest.approx(2.4 * 1.1)]
+    assert train.get("bound") == (bounds if relative else None)
+
+
 @pytest.mark.parametrize("relative", [None, 0.02])
 def test_a_two_sided_gate_closes_below_a_bound_too(tmp_path: Path, relative: float | None) -> None:
     """The paper's Algorithm 1: a fall counts, and with patience the window waits for one."""

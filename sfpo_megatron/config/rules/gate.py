@@ -20,17 +20,18 @@ def gate(config: RunConfig) -> Iterator[Problem]:
             f"fewer than the run's train steps ({steps})",
             "shorten the warm-up: the gate would see no entropy at all",
         )
-    highest = math.sqrt(sfpo.entropy_window - 1)
+    highest, threshold = math.sqrt(sfpo.entropy_window - 1), sfpo.entropy_zscore_threshold
     if (
-        sfpo.entropy_zscore_threshold > highest
+        threshold is not None
+        and threshold > highest
         and not sfpo.entropy_window_excludes_newest
         and sfpo.entropy_relative_threshold is None
     ):
         yield Problem(
             "sfpo.entropy_zscore_threshold",
-            f"{sfpo.entropy_zscore_threshold:g} with entropy_window {sfpo.entropy_window}",
+            f"{threshold:g} with entropy_window {sfpo.entropy_window}",
             f"at most sqrt({sfpo.entropy_window} - 1) = {highest:.3g}",
             "inside its own window no entropy is farther from the mean, so the gate never closes; "
-            "lower it, or set sfpo.entropy_window_excludes_newest=true",
+            "lower it, or set sfpo.entropy_window_excludes_newest=true; null where that is meant",
             "warning",
         )

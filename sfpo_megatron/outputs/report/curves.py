@@ -116,13 +116,21 @@ def _gate(run: Run) -> EntropyGate:
 
     return EntropyGate(
         window=max(2, int(number("entropy_window", 30))),
-        zscore_threshold=number("entropy_zscore_threshold", 1.0),
+        zscore_threshold=zscore_threshold(run),
         relative_threshold=finite(setting(run.config, "sfpo.entropy_relative_threshold")),
         two_sided=setting(run.config, "sfpo.trigger") == "two_sided",
         patience=max(1, int(number("entropy_patience", 1))),
         window_excludes_newest=setting(run.config, "sfpo.entropy_window_excludes_newest") is True,
         warmup_steps=int(number("entropy_warmup_steps", 0)),
     )
+
+
+def zscore_threshold(run: Run) -> float | None:
+    """The gate's; None where the run's config has null, the default where it has none."""
+    section = setting(run.config, "sfpo")
+    name = "entropy_zscore_threshold"
+    found = section.get(name, 1.0) if isinstance(section, dict) else 1.0
+    return None if found is None else _number(found, 1.0)
 
 
 def _axes(lines: Sequence[Mapping[str, Any]]) -> dict[str, Column]:

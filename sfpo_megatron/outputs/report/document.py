@@ -21,6 +21,7 @@ from sfpo_megatron.outputs.report.curves import (
     mean,
     running_mean,
     thinned,
+    zscore_threshold,
 )
 from sfpo_megatron.outputs.report.reading import Run, setting
 from sfpo_megatron.outputs.report.samples import shown_samples
@@ -136,12 +137,12 @@ def _run(run: Run, curves: Curves) -> dict[str, Any]:
         "close_step": curves.close_step,
         "steps_a_row": curves.steps_a_row,
         "two_sided": setting(run.config, "sfpo.trigger") == "two_sided",
+        "threshold": _shorter(zscore_threshold(run), _AXIS_DIGITS),
         # A config may be written by hand, and JSON has no infinity, no date.
         **{
             name: _shorter(finite(setting(run.config, f"sfpo.entropy_{key}")), _AXIS_DIGITS)
             for name, key in (
                 ("window", "window"),
-                ("threshold", "zscore_threshold"),
                 ("relative", "relative_threshold"),
                 ("patience", "patience"),
             )

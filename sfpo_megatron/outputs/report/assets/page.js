@@ -129,18 +129,21 @@ function oneRun(run) {
 
 function gate(host, run, mean) {
   const rules = run.close_step ? [{ x: run.close_step, label: `gate closes, step ${run.close_step}` }] : [];
-  const [window, threshold] = [run.window ?? 30, run.threshold ?? 1];
+  const [window, threshold] = [run.window ?? 30, run.threshold];
   const hasGate = run.num_passes > 1;
-  const relative = run.relative ? `, or ${percent(run.relative)} ${run.two_sided ? "from" : "above"} the mean` : "";
+  const relative = run.relative && `${percent(run.relative)} ${run.two_sided ? "from" : "above"} the mean`;
+  const either = (z) => [threshold !== null && z, relative].filter(Boolean).join(", or ");
+  const ways = either(`mean ${run.two_sided ? "±" : "+"} ${threshold} standard deviations of the last ${window} steps`);
   const patience = run.patience > 1 ? `, ${run.patience} steps in a row, while the window waits` : "";
   const bounds = (hasGate ? [["bound", ""], ...(run.two_sided ? [["low_bound", "-"]] : [])] : [])
-    .map(([name, sign]) => line(run, name, `closes here (z = ${sign}${threshold}${relative})`, "--warn", { dash: true }));
+    .map(([name, sign]) => line(run, name, `closes here (${either(`z = ${sign}${threshold}`)})`, "--warn", { dash: true }));
   chart(host, { title: "Entropy and the gate", x: STEPS, y: { label: "nats a token, in the slow correction", format: plain }, rules: hasGate ? rules : [],
     series: [line(run, "entropy", "entropy", "--arm-0"), ...bounds],
-    note: (hasGate ? `The gate closes when the entropy reaches mean ${run.two_sided ? "±" : "+"} ${threshold} standard deviations of the last ${window} steps${relative}${patience}${run.train.bound ? "" : ", which are not there yet"}.` : "There are no fast passes, so no gate.") + mean });
+    note: (!hasGate ? "There are no fast passes, so no gate." : !ways ? "Entropy does not close the gate."
+      : `The gate closes when the entropy reaches ${ways}${patience}${run.train.bound ? "" : ", which are not there yet"}.`) + mean });
   if (!hasGate) return;
   chart(host, { title: "z-score of the entropy", x: STEPS, y: { label: `over a window of ${window} steps`, format: plain }, rules,
-    levels: [1, ...(run.two_sided ? [-1] : [])].map((side) => ({ y: side * threshold, label: `threshold ${side * threshold}` })), series: [line(run, "z", "z", "--arm-2")],
+    levels: (threshold === null ? [] : run.two_sided ? [1, -1] : [1]).map((side) => ({ y: side * threshold, label: `threshold ${side * threshold}` })), series: [line(run, "z", "z", "--arm-2")],
     note: `None before the window is full.${mean}` });
 }
 
