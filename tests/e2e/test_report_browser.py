@@ -119,6 +119,42 @@ def test_a_pointer_reads_a_chart_that_has_just_been_made(
     assert chromium.complaints == []
 
 
+@pytest.mark.parametrize(
+    ("threshold", "relative", "said", "line"),
+    [
+        (3.0, None, "reaches mean + 3 standard deviations of the last 30 steps.", "(z = 3)"),
+        (
+            3.0,
+            0.1,
+            "mean + 3 standard deviations of the last 30 steps, or 10% above the mean.",
+            "(z = 3, or 10% above the mean)",
+        ),
+        (None, 0.1, "The gate closes when the entropy reaches 10% above", "(10% above the mean)"),
+        (None, None, "Entropy does not close the gate.", None),
+    ],
+)
+def test_it_is_said_when_the_gate_closes(
+    chromium: Browser,
+    tmp_path: Path,
+    threshold: float | None,
+    relative: float | None,
+    said: str,
+    line: str | None,
+) -> None:
+    sfpo = {
+        "num_fast_passes": 3,
+        "entropy_zscore_threshold": threshold,
+        "entropy_relative_threshold": relative,
+    }
+    run = write_report_run(tmp_path / "run", num_steps=40, sfpo=sfpo)
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "run.html")]) == 0
+    chromium.complaints.clear()
+    chromium.open(tmp_path / "run.html", width=1280)
+    text = chromium.value("document.querySelector('main').innerText")
+    assert said in text and chromium.complaints == []
+    assert "closes here" not in text if line is None else f"closes here {line}" in text
+
+
 def test_a_run_is_chosen(chromium: Browser, pages: dict[str, Path]) -> None:
     """The sections of one run follow; a chart's data comes as a table when it is asked for."""
     chromium.open(pages["arms"], width=1280)
