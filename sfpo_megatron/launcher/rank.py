@@ -77,6 +77,9 @@ def run_rank(
     except (DirectoryRefused, NoTemporaryFolder) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    finally:
+        if rank == 0:  # nothing is left to unwind: Python's own clean-up would print a traceback
+            _let_pass()
 
 
 def _run(
@@ -167,11 +170,15 @@ def install_signal_handlers(rank: int, *, asks: bool = False) -> None:
 
 
 def _unwind(signum: int, frame: FrameType | None) -> None:
-    for again in (signal.SIGTERM, signal.SIGINT):  # a second one must not cut the closing short
-        signal.signal(again, _under_way)
+    _let_pass()  # a second one must not cut the closing short
     # The first one is heard of already: later ones begin no second watch of the closing.
     signal.set_wakeup_fd(-1)
     raise Unwound(128 + signum)
+
+
+def _let_pass() -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _under_way)
 
 
 def _under_way(signum: int, frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ import sys
 # As sfpo_megatron/__main__.py does before what takes long.
 signal.signal(signal.SIGINT, lambda signum, frame: sys.exit(128 + signum))
 
+import atexit  # noqa: E402
 import os  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
@@ -45,6 +46,10 @@ def act(mode: str, rank: int, dist: object, folder: Path) -> None:
 
     barrier()
     if mode == "ok":
+        return
+    if mode == "signal_at_exit":  # as torchrun's, where another rank has died
+        if rank == 0:
+            atexit.register(os.kill, os.getpid(), signal.SIGTERM)
         return
     if mode == "config":
         raise ConfigError("file", "key", found="a", expected="b", fix="c")

@@ -108,6 +108,7 @@ def listening_addresses(processes: list[int]) -> set[str]:
     ("mode", "exit_code", "line"),
     [
         pytest.param("ok", 0, "", marks=pytest.mark.full),
+        ("signal_at_exit", 0, ""),
         ("raise", 1, "error: rank 1: ValueError: two lines (traceback: "),
         pytest.param("config", 2, "error: file: key: found a, ", marks=pytest.mark.full),
         pytest.param("kill", 1, "error: rank 1 (pid ", marks=pytest.mark.full),
