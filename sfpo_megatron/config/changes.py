@@ -6,22 +6,24 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-_FREE = (  # they do not bear on the course of a run
+WITHOUT_BEARING = (
     "output_dir",
     "checkpoint",
     "tracking",
+    "trace",
+    "debug",
     "train.num_steps",
     "train.num_epochs",
     "sft.num_steps",
     "sft.num_epochs",
-    "debug",
 )
+"""Keys and sections that do not bear on the course of a run, a warm start's included."""
 
 
 def changes(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, then, now) of every setting that bears on the course of a run and is another now;
     `then` and `now`: configs as plain trees."""
-    if key in _FREE:
+    if key in WITHOUT_BEARING:
         return
     if isinstance(then, dict) and isinstance(now, dict):
         for name in {**then, **now}:

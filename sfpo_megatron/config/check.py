@@ -92,14 +92,16 @@ def check_config(
     `fills_batches`: it makes whole batches of rollouts, as neither `sft` nor `eval` does; None: if
     it is for training and not `only_reads`.
     `only_reads`: RUN/hf will not be written, so that what is there is no matter.
-    `on_cpu`: where it will run; None for a machine like this one.
+    `on_cpu`: what the other machines are where it will run; None for this one, on which what it
+    lacks is an error where the run starts now.
     """
+    is_here = on_cpu is None
     if fills_batches is None:
         fills_batches = for_training and not only_reads
     is_warm_start = for_training and not (fills_batches or only_reads)
     warnings = []
     rules = [_problems(config, world_size, not has_cuda() if on_cpu is None else on_cpu)]
-    if on_cpu is None:
+    if is_here:
         rules.append(machine(config))
     for problem in chain(*rules):
         if problem.level == "error_when_writing" and only_reads:
@@ -109,6 +111,7 @@ def check_config(
         if (
             problem.level in ("error", "error_when_writing", "error_when_rewarding")
             or (problem.level == "error_when_training" and for_training)
+            or (problem.level == "error_here" and for_training and is_here)
             or (problem.level == "error_when_filling" and fills_batches)
         ):
             raise ConfigError(

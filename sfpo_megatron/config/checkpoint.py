@@ -14,8 +14,8 @@ class CheckpointConfig:
     (docs/checkpoints.md)."""
 
     every: int = 50
-    """Train steps between checkpoints; the last step gets one too. 0: none, and SIGTERM ends the
-    run where it stands."""
+    """Train steps between checkpoints; the last step gets one too. 0: none, and SIGTERM or SIGUSR1
+    ends the run where it stands."""
     keep_last: int = 2
     """Checkpoints that are kept; an older one goes once a newer one has been verified."""
     keep_best: bool = True
@@ -33,7 +33,7 @@ class CheckpointConfig:
     must_save_within_s: float | None = None
     """Seconds from a stop request to the end of the save. If the running generation or passes would
     take longer, the step is given up and redone when the run is resumed. null: as long as the step
-    takes."""
+    takes; in a job by `sfpo-megatron slurm`, its --save-budget."""
     stop_before_walltime_s: float | None = None
     """Stop this long before the end of the Slurm job (SLURM_JOB_END_TIME); null: do not look."""
 

@@ -32,9 +32,8 @@ LIMIT_S = 22.0  # above what closing takes (launch.SHUTDOWN_TIMEOUT_S and more),
 _POLL_S = 0.05
 Ask = Callable[[signal.Signals], bool]
 """Asks the run to save and end; False where it cannot hear of that."""
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _ASKING = (signal.SIGTERM, signal.SIGUSR1)
-_SIGNALS = (*_ENDING, signal.SIGUSR1)
+_SIGNALS = (*_ASKING, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def supervise(work: Callable[[], int], *, ask: Ask | None = None) -> int:
@@ -43,7 +42,7 @@ def supervise(work: Callable[[], int], *, ask: Ask | None = None) -> int:
     any more.
 
     `work` takes SIGINT, which it gets once, as the order to end. `ask`: what the first SIGTERM and
-    each SIGUSR1 do instead, where it does not return False.
+    each SIGUSR1 do instead, where it does not return False; without it they are orders as well.
     """
     front = _Front(ask)
     try:
@@ -107,7 +106,7 @@ class _Front:
         self._new: list[signal.Signals] = []
         self._ended_by: signal.Signals | None = None
         self._deadline = float("inf")
-        for signum in {*_ENDING, *self._asking}:
+        for signum in _SIGNALS:  # SIGUSR1 too: its default would end this process without a word
             # nohup ignores hangups; Ctrl-C counts also where a shell has put us in the background.
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
                 signal.signal(signum, lambda number, _: self._new.append(signal.Signals(number)))
@@ -121,7 +120,7 @@ class _Front:
                 end_descendants(grace_s=0.0)
             time.sleep(_POLL_S)
         end_descendants()  # only what a killed process has left
-        for signum in _ENDING:
+        for signum in _SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         late = [signum for signum in self._new if signum not in self._asking]
         self._ended_by = next(filter(None, [self._ended_by, *late]), None)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from sfpo_megatron.checkpoints.identity import outlook
@@ -14,17 +15,20 @@ from sfpo_megatron.checkpoints.store import CheckpointError, store_of
 from sfpo_megatron.config.check import check_config
 from sfpo_megatron.config.load import load_config
 from sfpo_megatron.config.paths import PathError, expand
+from sfpo_megatron.config.rules.model import model_of
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.errors import WrongInput
 from sfpo_megatron.host.gpus import GPUS_PER_NODE
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.planner.nodes import (
+    JobLayout,
     LayoutError,
     check_engines,
     crossing_advice,
     idle_advice,
     job_layout,
 )
+from sfpo_megatron.planner.saving import saving_advice
 from sfpo_megatron.slurm.more_options import check_more
 from sfpo_megatron.slurm.render import SIGNAL_MARGIN_S, TEMPLATES, Job, render
 from sfpo_megatron.slurm.submit import TIMEOUT_S, SubmitError, submit
@@ -67,7 +71,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="SECONDS",
         help="what a run that is asked to stop may take to save (default: "
-        f"checkpoint.must_save_within_s, else {DEFAULT_SAVE_BUDGET_S})",
+        "checkpoint.must_save_within_s, else checkpoint.stop_before_walltime_s, at least "
+        f"{DEFAULT_SAVE_BUDGET_S})",
     )
     command.add_argument(
         "--max-failures",
@@ -102,6 +107,9 @@ def slurm(options: argparse.Namespace) -> int:
     _check_counts(options)
     _check_more_sbatch(options)
     env_file = _env_file(options)
+    save_budget_s = _save_budget_s(options, config)
+    if options.job == "train":
+        config = _saved_within(save_budget_s, config)
     try:
         layout = None
         if options.job == "train":
@@ -120,8 +128,7 @@ def slurm(options: argparse.Namespace) -> int:
             gpus_per_node=options.gpus_per_node,
             work_dir=Path.cwd(),
             python=sys.executable,
-            save_budget_s=options.save_budget
-            or math.ceil(config.checkpoint.must_save_within_s or DEFAULT_SAVE_BUDGET_S),
+            save_budget_s=save_budget_s,
             max_failures=options.max_failures,
             accept_data_change=options.accept_data_change,
             env_file=env_file,
@@ -133,20 +140,14 @@ def slurm(options: argparse.Namespace) -> int:
             file=options.config,
             world_size=layout.world_size if layout else None,
             for_training=layout is not None,
-            on_cpu=False,  # of the nodes; the job checks again, there
+            on_cpu=False,  # nodes have GPUs; the job looks there for what this machine lacks
         ):
             print(warning, file=sys.stderr)
         files = render(config, job, layout)
         if layout is not None:
             plan = outlook(config, store_of(config), fresh=False)
             print(f"the job {plan}", file=sys.stderr)
-            idle = idle_advice(
-                config,
-                nodes=job.nodes,
-                gpus_per_node=job.gpus_per_node,
-                train_nodes=options.train_nodes,
-            )
-            for advice in filter(None, (idle, crossing_advice(config, layout))):
+            for advice in filter(None, _advice(options, config, layout)):
                 print(f"warning: {advice}", file=sys.stderr)
         script = f"{job.script}.sbatch"
         if options.dry_run:
@@ -157,6 +158,57 @@ def slurm(options: argparse.Namespace) -> int:
         raise SlurmError(str(error)) from error
     print(f"submitted job {number}: {run.slurm / script}; its log: {run.slurm / f'{number}.out'}")
     return 0
+
+
+def _save_budget_s(options: argparse.Namespace, config: RunConfig) -> int:
+    """Seconds that Slurm leaves the run to stop and save: those that the config counts on."""
+    checkpoint, given = config.checkpoint, options.save_budget
+    limit = checkpoint.must_save_within_s
+    if given is None:
+        asked_early = max(checkpoint.stop_before_walltime_s or 0, DEFAULT_SAVE_BUDGET_S)
+        return math.ceil(limit or asked_early)
+    if limit is not None and limit > given and options.job == "train":
+        raise SlurmError(
+            f"--save-budget: found {given} with checkpoint.must_save_within_s {limit:g}, expected "
+            f"{math.ceil(limit)} or more: the run would count on time that Slurm does not leave "
+            "it; raise it or leave it out, or lower that key"
+        )
+    return int(given)
+
+
+def _saved_within(save_budget_s: int, config: RunConfig) -> RunConfig:
+    """The run as it has to stop in a job: a step that the budget is too short for is given up. One
+    that went on would be ended by Slurm, without a save and without a requeue."""
+    checkpoint = config.checkpoint
+    if checkpoint.every == 0 or checkpoint.must_save_within_s is not None:
+        return config
+    checkpoint = dataclasses.replace(checkpoint, must_save_within_s=float(save_budget_s))
+    return dataclasses.replace(config, checkpoint=checkpoint)
+
+
+def _advice(
+    options: argparse.Namespace, config: RunConfig, layout: JobLayout
+) -> Iterator[str | None]:
+    """What is worth a warning of a job that trains."""
+    yield idle_advice(
+        config,
+        nodes=options.nodes,
+        gpus_per_node=options.gpus_per_node,
+        train_nodes=options.train_nodes,
+    )
+    yield crossing_advice(config, layout)
+    if not config.saves_state:
+        key = "debug.rollout_only" if config.debug.rollout_only else "checkpoint.every"
+        found = "true" if config.debug.rollout_only else "0"
+        yield (
+            f"{key}: found {found}, expected a run that saves: this one ends with the job's time, "
+            "and begins again at step 1 where the job is requeued"
+        )
+        return
+    data = layout.world_size // config.parallel.model_size
+    config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=data))
+    shape = model_of(config, file=options.config)
+    yield saving_advice(shape, config, job_s=parse_time(options.time))
 
 
 def _alone(config: RunConfig) -> RunConfig:

@@ -67,7 +67,7 @@ def test_help_of_slurm_names_the_defaults(capsys: pytest.CaptureFixture[str]) ->
         cli.main(["slurm", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "with parallel.data null, what the engines leave" in text
-    assert "(default: checkpoint.must_save_within_s, else 300)" in text
+    assert "(default: checkpoint.must_save_within_s, else checkpoint.stop_" in text
 
 
 def test_check_prints_a_config_that_loads(here: Path) -> None:

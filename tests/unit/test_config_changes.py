@@ -26,7 +26,7 @@ def test_changed_settings_are_listed_but_not_those_that_do_not_matter(config: An
     assert list(changes(then, config())) == []
     now = config(
         "train.optimizer.lr=1e-3", "train.num_steps=7", "output_dir=s", "checkpoint.every=1",
-        "data.train.0.size=5", "train.optimizer.betas=[0.9,0.99]",
+        "data.train.0.size=5", "train.optimizer.betas=[0.9,0.99]", "trace.steps=[2]",
     )  # fmt: skip
     found = {key: (old, new) for key, old, new in changes(then, now)}
     assert found.keys() == {"train.optimizer.lr", "train.optimizer.betas", "data.train"}

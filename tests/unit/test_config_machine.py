@@ -29,7 +29,7 @@ def test_shared_memory_for_the_engines_ring_buffers(
     problems = list(rules.machine(config))
     assert len(problems) == refused
     if refused:
-        assert problems[0].level == "error_when_training"
+        assert problems[0].level == "error_here"
         assert "64 MiB free in /dev/shm" in problems[0].found or free_mib == 239
         with pytest.raises(RuntimeError, match=r"rollout.tensor_parallel: found 2 .*--shm-size"):
             rules.check_shared_memory(config)

@@ -15,6 +15,7 @@ import pytest
 from made.configs import run_check, run_config
 from made.signatures import read
 
+from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules.one_model import AS_IN_THE_MODEL, one_model
 from sfpo_megatron.config.rules.optimizer_modes import OPTIMIZERS
@@ -178,17 +179,20 @@ def test_modes_of_the_optimizer_that_sfpo_refuses(here: Path, key: str, value: o
 
 
 @pytest.mark.parametrize("setting", ["fp8=hybrid", "fp8=e4m3", "fp4=e2m1"])
-def test_formats_that_only_transformer_engine_computes_in(here: Path, setting: str) -> None:
+def test_formats_that_only_transformer_engine_computes_in(
+    here: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Megatron-Core without it computes in model.dtype, as if nothing had been asked for.
 
     Not exercised here: a machine that has it.
     """
     local = "model.transformer_impl=local"
     for_gpus = ("rollout.gpu_memory_utilization=0.9", "model.dtype=bfloat16")
+    monkeypatch.setattr(check, "has_cuda", lambda: True)
     for words, overrides, arguments in (
         ("without a CUDA device", (), {"on_cpu": True, "for_training": True}),
         ("with model.transformer_impl local", (local,), {"on_cpu": False}),
-        ("and no TransformerEngine in this", for_gpus, {"on_cpu": False, "for_training": True}),
+        ("and no TransformerEngine in this", for_gpus, {"for_training": True}),
     ):
         with pytest.raises(ConfigError, match=words) as caught:
             run_check(f"{CORE}.{setting}", *overrides, **arguments)

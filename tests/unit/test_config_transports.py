@@ -10,6 +10,7 @@ import pytest
 from made.configs import run_check, run_config
 from made.models import MOE
 
+from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import transports
 from sfpo_megatron.config.rules.engines import colocated
@@ -78,8 +79,11 @@ def test_m2n_without_its_package(
 ) -> None:
     model_dir()
     monkeypatch.setattr(transports, "find_spec", lambda name: None)
+    monkeypatch.setattr(check, "has_cuda", lambda: True)
     with pytest.raises(ConfigError, match="install nccl-extensions"):
-        run_check(M2N, on_cpu=False, for_training=True)
+        run_check(M2N, for_training=True)
+    elsewhere = run_check(M2N, on_cpu=False, for_training=True)
+    assert any("install nccl-extensions" in warning for warning in elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +107,14 @@ def test_m2n_goes_by_the_nccl_that_is_there(
     model_dir()
     monkeypatch.setattr(transports, "find_spec", lambda name: object())
     monkeypatch.setattr(transports, "nccl_version", lambda: version)
+    monkeypatch.setattr(check, "has_cuda", lambda: True)
     if found is None:
-        run_check(M2N, on_cpu=False, for_training=True)
+        run_check(M2N, for_training=True)
         return
     with pytest.raises(
         ConfigError, match=rf"found nccl_m2n with {found}.*2\.30\.5 or newer.*SO_PATH"
     ):
-        run_check(M2N, on_cpu=False, for_training=True)
+        run_check(M2N, for_training=True)
 
 
 @pytest.mark.parametrize(

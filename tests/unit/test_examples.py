@@ -109,6 +109,16 @@ def test_the_readme_says_what_plan_does(
     assert found == pytest.approx(expected, abs=0.6)
 
 
+@pytest.mark.parametrize("name", sorted({*BILLIONS} - {*PAPER, "smollm2"}))
+def test_a_job_saves_every_two_hours(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their READMEs submit them to Slurm: what comes after the last checkpoint may be lost."""
+    monkeypatch.chdir(ROOT)
+    file = f"examples/{name}/config.yaml"
+    assert load_config(file).checkpoint.every * planned([file], capsys)[-1] <= 2 * 3600
+
+
 def test_the_page_on_slurm_says_what_plan_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,16 @@ def test_another_setting_is_another_arm_and_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_written_beside_a_run_sets_no_arm_apart(tmp_path: Path) -> None:
+    """Traces, like checkpoints and evaluations."""
+    assert arms_in(
+        tmp_path,
+        a={"seed": 0},
+        b={"seed": 1, "trace": {"steps": [2]}},
+        c={"seed": 2, "checkpoint": {"every": 1}, "eval": {"every": 3}},
+    ) == [("SFPO K=3 α=0.8", ["a", "b", "c"])]
+
+
 def test_two_models_are_two_arms(tmp_path: Path) -> None:
     """Each with its seeds; seeds of a warm start, a model each, are one (above)."""
     runs = {

@@ -159,7 +159,7 @@ def test_any_number_of_ctrl_c_at_any_moment(folder: Path, presses: int) -> None:
         assert (folder / "closed").exists() == (folder / "pids").exists()
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", full("SIGTERM"), full("SIGQUIT")])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", full("SIGTERM"), full("SIGQUIT")])
 def test_other_signals_end_it_as_well_twice_too(folder: Path, name: str) -> None:
     with supervised(folder) as process:
         processes = started(folder)

@@ -39,7 +39,7 @@ def agent(config: RunConfig) -> Iterator[Problem]:
             f"{rollout.environment}, and no package verifiers in this Python",
             "verifiers to play it with",
             "pip install 'sfpo-megatron[verifiers]'",
-            "error_when_training",
+            "error_here",
         )
     try:
         if is_agent:

@@ -59,7 +59,7 @@ def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> I
             f"{ranks} ranks",
             f"at most one on each of the {gpus} GPUs of this machine",
             "lower parallel.data, or start the ranks on more machines (sfpo-megatron slurm)",
-            "error_when_training",
+            "error_here",
         )
     elif (
         rollout.placement == "dedicated"
@@ -71,7 +71,7 @@ def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> I
             f"{rollout.num_engines} of {rollout.tensor_parallel} GPUs each beside {ranks} ranks",
             f"at most {gpus - ranks} GPUs, of the {gpus} of this machine",
             "set rollout.placement: colocated, or fewer engines or ranks",
-            "error_when_training",
+            "error_here",
         )
 
 

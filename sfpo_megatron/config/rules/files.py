@@ -37,7 +37,7 @@ def data(config: RunConfig) -> Iterator[Problem]:
             "parquet, and no pyarrow in this Python",
             "pyarrow to read it",
             "pip install pyarrow, or convert the file to jsonl",
-            "error_when_training",
+            "error_here",
         )
     if not config.data.eval:
         yield Problem(
@@ -82,7 +82,7 @@ def _files_of(source: DataSource, key: str) -> Iterator[Problem]:
             "hf, and no library datasets in this Python",
             "datasets to read it",
             "pip install 'sfpo-megatron[datasets]' (or datasets alone)",
-            "error_when_training",
+            "error_here",
         )
     if source.source not in ENDINGS:
         return

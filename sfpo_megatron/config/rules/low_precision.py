@@ -52,5 +52,5 @@ def without_te(key: str, found: str | int, expected: str, fix: str) -> Iterator[
             f"{found}, and no TransformerEngine in this Python",
             expected,
             f"{fix}, or {INSTALL_TE}",
-            "error_when_training",
+            "error_here",
         )

@@ -26,7 +26,7 @@ def machine(config: RunConfig) -> Iterator[Problem]:
             _found(config, free),
             _expected(needed),
             _FIX,
-            "error_when_training",
+            "error_here",
         )
 
 

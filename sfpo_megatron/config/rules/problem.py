@@ -17,11 +17,14 @@ class Problem:
     level: Literal[
         "error",
         "error_when_training",
+        "error_here",
         "error_when_filling",
         "error_when_writing",
         "error_when_rewarding",
         "warning",
     ] = "error"
+    """What it stops. error_here: what this machine lacks, its libraries, memory or devices, stops a
+    run that starts on it, and none that is on its way to others."""
     cause: Exception | None = None
     """What was raised where a file was read: a file system may be back by another start."""
 

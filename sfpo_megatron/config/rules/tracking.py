@@ -26,7 +26,7 @@ def sink_libraries(config: RunConfig) -> Iterator[Problem]:
                     f"{name}, and no library {library} in this Python",
                     f"{library} to write with",
                     f"pip install 'sfpo-megatron[{name}]', or leave {name} out",
-                    "error_when_training",
+                    "error_here",
                 )
                 break
 

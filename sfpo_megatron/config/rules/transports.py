@@ -129,7 +129,7 @@ def _libraries_of_m2n() -> Iterator[Problem]:
             "nccl_m2n without nccl-extensions",
             "the Python package nccl.m2n, which vLLM does not bring",
             f"install nccl-extensions and nccl4py, or {OURS}",
-            "error_when_training",
+            "error_here",
         )
         return
     version = nccl_version()
@@ -142,5 +142,5 @@ def _libraries_of_m2n() -> Iterator[Problem]:
             f"nccl_m2n with {found}",
             f"{'.'.join(map(str, _NCCL_OF_M2N))} or newer",
             f"set {LIBRARY} to the libnccl.so.2 that nccl-extensions was built with, or {OURS}",
-            "error_when_training",
+            "error_here",
         )

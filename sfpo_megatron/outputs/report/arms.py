@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sfpo_megatron.config.changes import WITHOUT_BEARING
 from sfpo_megatron.outputs.report.curves import AXES, Column, Curves, mean
 from sfpo_megatron.outputs.report.reading import ReportError, Run
 
 _MODEL = "model.path"
-_FREE = (
-    "seed",
-    "output_dir",
-    _MODEL,
-    "train.num_steps",
-    "train.num_epochs",
-    *(f"{section}." for section in ("checkpoint", "tracking", "debug", "eval", "sft")),
-)
+_FREE = (*WITHOUT_BEARING, "seed", _MODEL, "eval", "sft")
 """Keys and sections in which the runs of an arm may differ; the model, see `_by_model`."""
 _NAMED = {
     *("sfpo.num_fast_passes", "sfpo.alpha", "sfpo.trajectory"),
@@ -117,7 +111,7 @@ def _course(config: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in config.items()
-        if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE)
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
         # Without fast passes there is no reposition, and a gate has nothing to close.
         and not (plain and key.startswith("sfpo.") and key != "sfpo.num_fast_passes")
     }
