@@ -92,9 +92,9 @@ def equal(reference: Answer, found: Answer) -> bool:
 def _same_formula(reference: Answer, found: Answer) -> bool:
     """`2axy` and `2xya`: a run of letters that may be a word is a product beside other signs. One
     that is set as a word is none: `\\text{NE}` is `NE`, and not `EN`."""
-    for word, other in ((reference, found), (found, reference)):
-        if isinstance(word, Text) and word.is_set and isinstance(other, Value):
-            return not other.unit and word.cased == other.letters
+    for word, product in ((reference, found), (found, reference)):
+        if isinstance(word, Text) and word.is_set and isinstance(product, Value):
+            return word.cased == product.letters
     if isinstance(reference, Text) and isinstance(found, Text) and reference.words.isalpha():
         return False  # `eat` and `tea`
     one, other = _formula(reference), _formula(found)

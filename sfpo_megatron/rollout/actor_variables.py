@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Container, MutableMapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from sfpo_megatron.host.home import provide_home
 from sfpo_megatron.host.variables import forget, variables
@@ -20,9 +20,7 @@ def actor_variables(role: ActorRole, *, on_gpu: bool, is_restart: bool = False) 
     return variables(role, "gpu" if on_gpu else "cpu", start)
 
 
-def yield_to(
-    engine_args: Mapping[str, Any], environ: MutableMapping[str, str] = os.environ
-) -> None:
+def yield_to(engine_args: Container[str], environ: MutableMapping[str, str] = os.environ) -> None:
     """Take from an engine's process a variable that vLLM would let go before one of these (`Legacy
     setting` in vllm/platforms/cpu.py)."""
     if "kv_cache_memory_bytes" in engine_args:
