@@ -28,8 +28,9 @@ _ADVICE = {
     "save": "set checkpoint.async_save: false, or raise parallel.tensor or parallel.pipeline",
 }
 _KV_CACHE = (
-    "raise rollout.gpu_memory_utilization or rollout.tensor_parallel, or lower "
-    "rollout.max_prompt_tokens, rollout.max_response_tokens"
+    "raise rollout.gpu_memory_utilization (on CPU rollout.engine_args.kv_cache_memory_bytes: 1 GiB "
+    "unless it is set) or rollout.tensor_parallel, or lower rollout.max_prompt_tokens, "
+    "rollout.max_response_tokens"
 )
 _ROOT = Path("/")
 _USAGE_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -167,7 +168,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str, tuple[str, ...], str | None], ...] 
             r"less than requested memory for kv \(([\d.]+)()",
             "memory for keys and values on CPU",
             ("free_bytes", "total_bytes", "wanted_bytes"),
-            "lower the variable VLLM_CPU_KVCACHE_SPACE (GiB) or rollout.num_engines",
+            "lower rollout.engine_args.kv_cache_memory_bytes (or the variable "
+            "VLLM_CPU_KVCACHE_SPACE, GiB, if it is set), or rollout.num_engines",
         ),
     )
 )

@@ -109,7 +109,11 @@ TABLE: tuple[Variable, ...] = (
         for name in _TORCHRUN
     ),
     Variable(_ACTORS, "VLLM_CPU_OMP_THREADS_BIND", "nobind", "engines share cores with ranks"),
-    Variable(_ACTORS, "VLLM_CPU_KVCACHE_SPACE", "1", "GiB for keys and values"),
+    Variable(
+        _ACTORS, "VLLM_CPU_KVCACHE_SPACE", "1",
+        "GiB for keys and values on CPU, where `rollout.engine_args` has no "
+        "`kv_cache_memory_bytes`", yields=True,
+    ),
     # AsyncLLM's EngineCore is a process of its own whatever this says; on CPU it means just that.
     Variable(
         _ACTORS, "VLLM_ENABLE_V1_MULTIPROCESSING", "0",

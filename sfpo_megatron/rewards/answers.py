@@ -146,23 +146,26 @@ def _spelled_readings(spelled: str, text: str) -> tuple[Answer, ...]:
         if GROUPED.fullmatch(spelled) and ",0" not in spelled:  # `100,200` may be two numbers
             found.append(Group(items=tuple(map(_read, spelled.split(",")))))
         return tuple(found)
-    texts = [spelled]
     joined = GROUPED.sub(lambda number: number[1] + number[2].replace(",", ""), spelled)
-    if joined != spelled:
-        # In brackets `(100,200)` is a pair; outside, or beside commas with a space, 100200.
-        apart = spelled.startswith(("(", "[", "{", r"\{")) and ", " not in spelled
-        texts = [spelled] if apart else [joined]
-    read = [_read(text) for text in texts]
+    # In brackets `(100,200)` is a pair; outside, or beside commas with a space, 100200.
+    apart = spelled.startswith(("(", "[", "{", r"\{")) and ", " not in spelled
+    read = [_read(spelled if apart else joined)]
     first = read[0]
     if isinstance(first, Value) and first.unit and (product := value_of(spelled)):
         read.append(product)  # `5 m` may be five times m
     if isinstance(first, Value) and _LETTERS.fullmatch(spelled):
         word = Text(words=spelled, cased=spelled)  # in its case: `AB` is not `ab`
-        read = [word] if _FONTED.fullmatch(text.strip(" $")) else [*read, word]
-    if isinstance(first, Named) and isinstance(first.value, Text) and _SET_VALUE.search(text):
-        read[0] = replace(first, value=replace(first.value, is_set=True))
+        read = [_as_set(word)] if _FONTED.fullmatch(text.strip(" $.")) else [*read, word]
+    if isinstance(first, Named) and _SET_VALUE.search(text):
+        read[0] = replace(first, value=_as_set(first.value))
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
+
+
+def _as_set(word: Answer) -> Answer:
+    if isinstance(word, Value) and _LETTERS.fullmatch(word.letters):
+        word = Text(words=word.letters, cased=word.letters)
+    return replace(word, is_set=True) if isinstance(word, Text) else word
 
 
 def _read(text: str, depth: int = 0) -> Answer:
@@ -386,13 +389,9 @@ def _text(text: str) -> Text:
     runs = _WORD.findall(words)
     is_formula = (
         _OPERATOR.search(re.sub(r"(?<=[A-Za-z]{2})/(?=[A-Za-z]{2})", "", words))  # `Yes/No` is none
-        or not all(map(_is_plain_case, runs))
+        or not all(run.islower() or run.isupper() or run.istitle() for run in runs)
     )
     return Text(words=words if is_formula else words.casefold(), cased=words)
-
-
-def _is_plain_case(word: str) -> bool:
-    return word.islower() or word.isupper() or word.istitle()
 
 
 def _is_prose(text: str) -> bool:

@@ -90,7 +90,11 @@ def equal(reference: Answer, found: Answer) -> bool:
 
 
 def _same_formula(reference: Answer, found: Answer) -> bool:
-    """`2axy` and `2xya`: a run of letters that may be a word is a product beside other signs."""
+    """`2axy` and `2xya`: a run of letters that may be a word is a product beside other signs. One
+    that is set as a word is none: `\\text{NE}` is `NE`, and not `EN`."""
+    for word, product in ((reference, found), (found, reference)):
+        if isinstance(word, Text) and word.is_set and isinstance(product, Value):
+            return word.cased == product.letters
     if isinstance(reference, Text) and isinstance(found, Text) and reference.words.isalpha():
         return False  # `eat` and `tea`
     one, other = _formula(reference), _formula(found)
@@ -135,7 +139,8 @@ def _of_one_variable(reference: Named, found: Named) -> Answer | None:
     exact = as_sympy(found.value.exact)
     if sympy.Symbol(one[2]) in exact.free_symbols:
         return None
-    return replace(found.value, exact=exact.subs(sympy.Symbol(other[2]), sympy.Symbol(one[2])))
+    exact = exact.subs(sympy.Symbol(other[2]), sympy.Symbol(one[2]))
+    return replace(found.value, exact=exact, letters="")
 
 
 def _as_matrix(answer: Answer) -> Answer:
@@ -286,7 +291,7 @@ def _difference(chain: Chain) -> Expr | None:
 
 def _term(side: Answer) -> Answer:
     """The side of an equation, where `CD` is a length and no Roman numeral."""
-    if isinstance(side, Text) and side.words.isupper():
+    if isinstance(side, Text) and side.words.isupper() and not side.is_set:
         return value_of(side.words) or side
     return side
 

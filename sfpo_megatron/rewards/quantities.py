@@ -3,7 +3,7 @@ r"""A number or an expression with what stands behind it: a unit, percent, `mill
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,8 @@ class Value:
     written: Written | None = None
     unit: str = ""
     percent: bool = False
+    letters: str = field(default="", compare=False)
+    """A product of variables as it is written, which may be a word."""
 
 
 def quantity(text: str) -> Value | None:
@@ -123,7 +125,10 @@ def value_of(text: str) -> Value | None:
         return None
     if found.is_Rational:
         return Value(exact=Fraction(int(found.p), int(found.q)), written=_digits(text))
-    return Value(exact=found, written=_digits(text))
+    letters = text.replace(" ", "")
+    if not letters.isalpha():
+        letters = ""
+    return Value(exact=found, written=_digits(text), letters=letters)
 
 
 def _with_operators(text: str) -> Value | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Container, MutableMapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,6 +18,13 @@ def actor_variables(role: ActorRole, *, on_gpu: bool, is_restart: bool = False) 
     """Set for an actor before it imports anything."""
     start: Literal["restart", "first start"] = "restart" if is_restart else "first start"
     return variables(role, "gpu" if on_gpu else "cpu", start)
+
+
+def yield_to(engine_args: Container[str], environ: MutableMapping[str, str] = os.environ) -> None:
+    """Take from an engine's process a variable that vLLM would let go before one of these (`Legacy
+    setting` in vllm/platforms/cpu.py)."""
+    if "kv_cache_memory_bytes" in engine_args:
+        environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 
 def enter_actor(log_file: Path) -> None:

@@ -26,7 +26,7 @@ from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.host.variables import variables
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
-from sfpo_megatron.rollout.actor_variables import enter_actor
+from sfpo_megatron.rollout.actor_variables import enter_actor, yield_to
 from sfpo_megatron.rollout.engine_load import LoadListener
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
@@ -80,6 +80,7 @@ class Engine:
         """Load the model; returns when the engine can generate."""
         if self._config.refit.transport == "ipc":
             os.environ.update(variables("engine", "ipc"))
+        yield_to(self._config.rollout.engine_args)
         begin_stage("importing vLLM")
         from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -17,7 +17,9 @@ _WORKER_REPORTS = "sfpo_megatron.resharding.transports.receiving.WorkerReports"
 
 
 def engine_args(config: RunConfig, model_path: str) -> Any:
-    """vLLM's AsyncEngineArgs; `rollout.engine_args` goes before ours."""
+    """vLLM's AsyncEngineArgs; `rollout.engine_args` goes before ours. RuntimeError in another
+    version of vLLM than this package is for."""
+    require_transports()
     from vllm import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -63,6 +65,21 @@ def engine_args(config: RunConfig, model_path: str) -> Any:
     if rollout.reproducible:
         ours["enable_prefix_caching"] = False  # what it holds depends on the order of calls
     return AsyncEngineArgs(**(ours | rollout.engine_args))
+
+
+def require_transports() -> None:
+    """RuntimeError where vLLM has not what weights travel by: our plug-in only warns of it
+    (`register` in resharding/transports)."""
+    try:
+        from vllm.distributed.weight_transfer.factory import (
+            WeightTransferTrainerFactory,  # noqa: F401
+        )
+    except ImportError as error:
+        raise RuntimeError(
+            f"the installed vLLM cannot be an engine here ({error}): found another version than "
+            "this package is for; install that by `sfpo-megatron install cpu` or `gpu`, in an "
+            "environment of its own if something else needs the other"
+        ) from error
 
 
 def sleep_arguments(config: RunConfig, is_available: bool) -> dict[str, bool]:

@@ -32,6 +32,7 @@ START_S = 60.0
 """Seconds until a program begins, where hundreds are started at once. They are not the program's,
 whose time is counted from there."""
 _CPU_START_S = 2.0
+_LAST_CHARS = 500  # of what a failed start has printed
 _POLL_S, _LAST_S = 0.1, 0.5
 _LONGEST_S = 1e6  # at a time: `communicate` takes no more than fits the kernel's milliseconds
 _BOOTSTRAP = Path(__file__).with_name("program.py")
@@ -75,11 +76,13 @@ def run_program(code: str, *, timeout_s: float, memory_bytes: int) -> Ran:
     """Run `code` as a script in a folder of its own; DidNotStart."""
     given: dict[str, Json] = {"mode": "script", "code": code}
     with new_folder() as folder, tempfile.TemporaryFile() as output:
-        with _Begun() as begun:
-            asked = request(begun.told(given), folder, timeout_s, memory_bytes)
-            status, _ = begun.ended(asked, folder, timeout_s, output, subprocess.STDOUT)
-        output.seek(0)
-        return Ran(status=status, output=output.read().decode(errors="replace"))
+        try:
+            with _Begun() as begun:
+                asked = request(begun.told(given), folder, timeout_s, memory_bytes)
+                status, _ = begun.ended(asked, folder, timeout_s, output, subprocess.STDOUT)
+        except DidNotStart as error:
+            raise DidNotStart(f"{error}; it printed: {_printed(output)[-_LAST_CHARS:]}") from error
+        return Ran(status=status, output=_printed(output))
 
 
 def run_trials(
@@ -113,6 +116,11 @@ def run_trials(
             break
         results.append(result)
     return results
+
+
+def _printed(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")
 
 
 class _Begun:

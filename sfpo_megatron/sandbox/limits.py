@@ -43,17 +43,20 @@ def die_with(lifeline_fd: int) -> None:
         sys.exit(0)
 
 
-def limit_this_process(*, file_bytes: int) -> None:
-    """After the imports, so that the memory limit is counted from what they need."""
+def limit_this_process(*, file_bytes: int, programs_bytes: int = 0) -> None:
+    """After the imports, so that the memory limit is counted from what they need.
+    `programs_bytes`: memory of each program that it starts, which sets that limit for itself: the
+    kernel lets it set none above this process's hard one."""
     os.nice(5)
     with open("/proc/self/statm", encoding="ascii") as statm:
         in_use = int(statm.read().split()[0]) * resource.getpagesize()
-    for what, limit in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, file_bytes),
-        (resource.RLIMIT_AS, in_use + EXTRA_MEMORY_BYTES),
+    own_bytes = in_use + EXTRA_MEMORY_BYTES
+    for what, soft, hard in (
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
+        (resource.RLIMIT_AS, own_bytes, max(own_bytes, programs_bytes)),
     ):
-        resource.setrlimit(what, (limit, limit))
+        resource.setrlimit(what, (soft, hard))
 
 
 def allow_cpu_seconds(seconds: float) -> None:

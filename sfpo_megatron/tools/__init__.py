@@ -25,3 +25,8 @@ def require_number(name: str, value: Json, *, whole: bool = False) -> None:
 
 class ToolError(ValueError):
     """A tool refuses its arguments: what the model is told, without a traceback."""
+
+
+class NotBegun(ToolError):
+    """The machine did not begin a program: nothing that the model has written. It is told of one
+    that passes; one that stays ends the run (`pool.py`)."""

@@ -39,6 +39,12 @@ class ToolChoice:
         """Whether it is `python` in an interpreter that an episode keeps."""
         return self.name == "python" and self.settings.get("interpreter") == "persistent"
 
+    @property
+    def programs_bytes(self) -> int:
+        """Memory that `python` is set to give a program; 0 where nothing is set."""
+        memory_mib = self.settings.get("memory_mib") if self.name == "python" else None
+        return memory_mib << 20 if isinstance(memory_mib, int) else 0
+
     def load(self, *, timeout_s: float = 0.0) -> BoundTool:
         """The tool with its settings; PluginError if it does not take them. `timeout_s`: the limit
         of a call, for a function that has a setting of this name and keeps it itself."""

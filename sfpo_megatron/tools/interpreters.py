@@ -15,7 +15,7 @@ from contextvars import ContextVar
 
 from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import DidNotStart
-from sfpo_megatron.tools import ToolError
+from sfpo_megatron.tools import NotBegun, ToolError
 from sfpo_megatron.tools.declared import BoundTool
 from sfpo_megatron.tools.python import shown
 from sfpo_megatron.types import Json
@@ -49,7 +49,7 @@ class Seat:
                 try:
                     self._session.append(Session(memory_bytes=memory_mib << 20))
                 except (DidNotStart, OSError) as error:
-                    raise ToolError(f"no interpreter could be started ({error})") from error
+                    raise NotBegun(f"no interpreter could be started ({error})") from error
             (session,) = self._session
         ran = session.run(str(code), timeout_s=timeout_s)
         if session.is_open:

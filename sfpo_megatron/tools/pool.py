@@ -27,7 +27,7 @@ from sfpo_megatron.sandbox.process import (
     WorkerDied,
     WorkerTimeout,
 )
-from sfpo_megatron.tools import ToolError
+from sfpo_megatron.tools import NotBegun, ToolError
 from sfpo_megatron.tools.declared import ToolChoice
 from sfpo_megatron.tools.interpreters import Interpreters
 from sfpo_megatron.tools.worker import ToolReply
@@ -39,12 +39,14 @@ SCRATCH = "sfpo-tools-"
 _SEND_TIMEOUT_S = 60.0
 _GRACE_S = 3.0  # for a tool that keeps the limit itself
 _NUM_SEND_ATTEMPTS = 3
+_MOST_NOT_BEGUN = 16
 
 log = logging.getLogger(__name__)
 
 
 class ToolsFailed(RuntimeError):
-    """The processes do not start, or take no call: nothing that a model has done."""
+    """The processes do not start, or take no call, or begin no program: nothing that a model has
+    done."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)
@@ -71,6 +73,7 @@ class ToolPool:
         self._idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         self._workers: set[Worker] = set()
         self._interpreters: dict[str, Interpreters] = {}
+        self._num_not_begun: dict[str, int] = {}  # in a row
         remove_abandoned(SCRATCH)
         starting = [self._threads.submit(self._start) for _ in range(num_workers)]
         errors = [error for future in starting if (error := future.exception())]
@@ -108,13 +111,28 @@ class ToolPool:
         if name not in self._number:
             known = ", ".join(self._number) or "none"
             return ToolResult(text=f"unknown tool {name!r}; the tools are: {known}", failed=True)
-        if name in self._interpreters:
-            try:
-                return ToolResult(text=await self._interpreters[name].call(arguments))
-            except ToolError as error:
-                return ToolResult(text=str(error), failed=True)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._call, name, arguments)
+        try:
+            if name in self._interpreters:
+                result = ToolResult(text=await self._interpreters[name].call(arguments))
+            else:
+                loop = asyncio.get_running_loop()
+                result = await loop.run_in_executor(self._threads, self._call, name, arguments)
+        except NotBegun as error:
+            return self._not_begun(name, error)
+        except ToolError as error:
+            result = ToolResult(text=str(error), failed=True)
+        self._num_not_begun.pop(name, None)
+        return result
+
+    def _not_begun(self, name: str, error: NotBegun) -> ToolResult:
+        """What the model is told; ToolsFailed where no call in a row had a program begun."""
+        self._num_not_begun[name] = count = self._num_not_begun.get(name, 0) + 1
+        log.warning("a call of the tool %s: %s", name, error)
+        if count < _MOST_NOT_BEGUN:
+            return ToolResult(text=str(error), failed=True)
+        raise ToolsFailed(
+            f"{count} calls of the tool {name} in a row, and this machine began no program: {error}"
+        ) from error
 
     def close(self) -> None:
         """End the processes; calls that wait for one fail."""
@@ -155,6 +173,8 @@ class ToolPool:
             return _failed(name, took if timed_out else "crashed, or took more memory than it may")
         finally:
             self._idle.put(usable)
+        if reply.get("not_begun"):
+            raise NotBegun(reply["error"])
         if "error" in reply:
             return ToolResult(text=reply["error"], failed=True)
         return ToolResult(text=reply["result"])

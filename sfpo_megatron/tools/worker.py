@@ -4,7 +4,8 @@ Started by `pool.py` as `python -m sfpo_megatron.tools.worker LIFELINE_FD TIMEOU
 last is JSON: [[name, settings], ...]. It limits itself as a scoring process does.
 
 in   {"tool": INDEX, "arguments": {...}, "cpu_s": SECONDS}
-out  {"ready": true} or {"failed": reason} once, then {"result": text} or {"error": text} for a call
+out  {"ready": true} or {"failed": reason} once, then {"result": text} or {"error": text} for a
+     call, the latter with {"not_begun": true} where the machine began no program
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sfpo_megatron.sandbox.limits import (
     write_line,
 )
 from sfpo_megatron.sandbox.surroundings import Surroundings
-from sfpo_megatron.tools import ToolError
+from sfpo_megatron.tools import NotBegun, ToolError
 from sfpo_megatron.tools.declared import BoundTool, ToolChoice
 from sfpo_megatron.types import Json
 
@@ -53,6 +54,8 @@ class ToolReply(TypedDict, total=False):
     result: str
     error: str
     """Why there is none, for the model."""
+    not_begun: bool
+    """Whether that is `NotBegun`."""
 
 
 def main(lifeline_fd: int, timeout_s: float, choices: list[ToolChoice]) -> None:
@@ -71,7 +74,8 @@ def main(lifeline_fd: int, timeout_s: float, choices: list[ToolChoice]) -> None:
             return
         tools.append(tool)
     surroundings.restore()
-    limit_this_process(file_bytes=FILE_BYTES)
+    programs_bytes = max((choice.programs_bytes for choice in choices), default=0)
+    limit_this_process(file_bytes=FILE_BYTES, programs_bytes=programs_bytes)
     write_line(surroundings.results, {"ready": True})
     with open(surroundings.requests, "rb") as requests:
         for line in requests:
@@ -87,6 +91,8 @@ def answer(tool: BoundTool, arguments: Mapping[str, Json]) -> ToolReply:
     """What one call gives; an exception is an error that the model is told."""
     try:
         return {"result": tool.call(arguments)[:_MAX_RESULT_CHARS]}
+    except NotBegun as error:
+        return {"error": str(error), "not_begun": True}
     except ToolError as error:
         return {"error": str(error)}
     except BaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def shout(text: str, *, times: int = 1) -> str:
                 os.write(1, b"x" * 4096)
         case "memory":
             return str(len("x" * (1 << 33)))
+        case "map":
+            return str(len(mmap.mmap(-1, 1300 << 20)))
         case "long":
             return "y" * 300_000
         case "leave":

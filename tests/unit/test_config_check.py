@@ -283,7 +283,7 @@ CASES = {
         "rollout.engine_args.dtype", "'bfloat16'", "no such key here", "set model.dtype",
         "rollout.engine_args.dtype=bfloat16"),
     "remote_code": case(
-        "rollout.engine_args.trust_remote_code", "True", "no such key", "never run",
+        "rollout.engine_args.trust_remote_code", "True", "no such key", "remove it: a model's own",
         "rollout.engine_args.trust_remote_code=true"),
     "other_quantization": case(
         "rollout.engine_args.quantization", "'int8_w8a8'", "no such key", "silently wrong",
@@ -295,7 +295,8 @@ CASES = {
         "rollout.engine_args.enable_sleep_mode", "True", "no such key", "rollout.placement",
         "rollout.engine_args.enable_sleep_mode=true"),
     "owned_transformer_arg": case(
-        "megatron.transformer.num_layers", "2", "no such key", "the model's config.json",
+        "megatron.transformer.num_layers", "2", "no such key",
+        "remove it: the model's config.json says it",
         "megatron.transformer.num_layers=2"),
     "experts_of_the_model": case(
         "megatron.transformer.moe_router_topk", "4", "no such key", "the model's config.json",
@@ -306,7 +307,7 @@ CASES = {
         "megatron.transformer.moe_router_enable_expert_bias=true"),
     "expert_bias_update": case(
         "megatron.transformer.moe_router_bias_update_rate", "0.001", "no such key",
-        "a buffer that no optimizer holds",
+        "remove it: the bias is a buffer that no optimizer holds",
         "megatron.transformer.moe_router_bias_update_rate=0.001"),
     "latents_on_cpu": case(
         "model.path", "kv_lora_rank 256 and qk_rope_head_dim 64", "512 and 64 (vLLM on CPU)",

@@ -64,6 +64,8 @@ REFUSED = {  # override -> key, found, expected, fix
     "megatron.optimizer.learning_rate=1": (
         "learning_rate", "OptimizerConfig of", "one of", "did you mean train.optimizer.lr?"),
     "megatron.optimizer.decoupled_lr=1e-5": ("decoupled_lr", "1e-05", "no such", "told apart"),
+    f"{CORE}.moe_expert_capacity_factor=1.0": (
+        "moe_expert_capacity_factor", "1.0", "no such key", "remove it: the engine drops no token"),
     "megatron.optimizer.decoupled_min_lr=0.1": (
         "decoupled_min_lr", "0.1", "no such key", "cannot be told apart"),
     "megatron.optimizer.min_lr=1e-7": (

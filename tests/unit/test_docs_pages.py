@@ -16,6 +16,7 @@ import pytest
 
 from sfpo_megatron.config import reference
 from sfpo_megatron.config.tree import RunConfig
+from sfpo_megatron.rollout import endpoint
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sfpo_megatron"
@@ -116,7 +117,8 @@ def path_faults(code: str, page: Path) -> Iterator[str]:
 
 
 def test_paths_in_code_exist() -> None:
-    """A room's files that comments and docstrings name, such as config/rules/engines.py."""
+    """A room's files that comments and docstrings name, such as config/rules/engines.py, and pages
+    with their headings, such as docs/gpu.md#install. Whether a page speaks of it is not known."""
     rooms = "|".join([*OURS, *(path.name for path in PACKAGE.iterdir() if path.is_dir())])
     faults = []
     for file in (
@@ -128,7 +130,17 @@ def test_paths_in_code_exist() -> None:
         for named in re.findall(rf"(?<![\w/.-])(?:{rooms})/[\w/]+\.py\b", text):
             if not any((base / named).exists() for base in (ROOT, PACKAGE, file.parent)):
                 faults.append(f"{file.relative_to(ROOT)}: no file {named}")
+        for named, anchor in re.findall(r"(?<![\w/.-])(docs/[\w.-]+\.md)\b(?:#([\w-]+))?", text):
+            there = ROOT / named
+            if not there.exists() or (anchor and anchor not in anchors(there)):
+                faults.append(f"{file.relative_to(ROOT)}: no page {named} {anchor}")
     assert not faults
+
+
+def test_the_endpoint_names_the_page_of_its_protocol() -> None:
+    named = re.findall(r"docs/[\w-]+\.md", endpoint.__doc__ or "")
+    assert [ROOT / name for name in named] == [DOCS / "agents.md"]
+    assert "/v1/chat/completions" in (DOCS / "agents.md").read_text(encoding="utf-8")
 
 
 @functools.cache

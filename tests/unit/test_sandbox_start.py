@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from sfpo_megatron.sandbox.isolation import isolation
 from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import DidNotStart
 from sfpo_megatron.tools import ToolError
-from sfpo_megatron.tools.python import python
+from sfpo_megatron.tools.python import python, warm_up
 
 
 @pytest.fixture
@@ -77,6 +78,19 @@ def test_an_interpreter_that_ends_before_its_program_is_no_program_s_fault(
         python("6 * 7", timeout_s=5.0)
     with pytest.raises(CannotBeJudged, match="an interpreter ended with 1"):
         code.passed("def f(n): return 2 * n", code.tests_of('["assert f(1) == 2"]'), 5.0)
+    with pytest.raises(ToolError, match="its program began; it printed: unshare: fork failed"):
+        warm_up()
+
+
+def test_more_memory_than_the_machine_lets_a_process_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1 << 30, 1 << 30))
+    with pytest.raises(
+        ValueError, match=r"^memory_mib: found 1025, expected at most 1024, .*lower"
+    ):
+        warm_up(memory_mib=1025)
+    warm_up(memory_mib=1024)
 
 
 def test_a_fork_that_is_refused_is_no_program_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,11 +64,11 @@ VLLM_CPU = (
         ("CUDA error: out of memory\nCUDA kernel errors might be", None, None, None, None),
         ("NCCL error: Cuda failure 2 'out of memory'", None, None, None, None),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", None, None, None, None),
-        (VLLM_BLOCKS, None, None, None, "raise rollout.gpu_memory_utilization"),
+        (VLLM_BLOCKS, None, None, None, "on CPU rollout.engine_args.kv_cache_memory_bytes: 1 GiB"),
         (VLLM_LENGTH, 4 * GIB, 1.5 * GIB, None, "rollout.max_response_tokens"),
         (VLLM_START, round(71.2 * GIB), 5 * GIB, round(79.11 * GIB), "lower rollout.gpu_memory"),
         (VLLM_SHM, 160 * MIB, 64 * MIB, None, "--shm-size"),
-        (VLLM_CPU, 4 * GIB, 2 * GIB, 15 * GIB, "VLLM_CPU_KVCACHE_SPACE"),
+        (VLLM_CPU, 4 * GIB, 2 * GIB, 15 * GIB, "lower rollout.engine_args.kv_cache_memory_bytes"),
     ],
 )
 def test_what_the_messages_say(

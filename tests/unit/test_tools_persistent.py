@@ -19,7 +19,7 @@ from sfpo_megatron.sandbox.kept_interpreter import Session
 from sfpo_megatron.sandbox.process import CannotServe, DidNotStart
 from sfpo_megatron.tools import interpreters
 from sfpo_megatron.tools.declared import choices_of, schemas_of
-from sfpo_megatron.tools.pool import ToolPool, ToolResult
+from sfpo_megatron.tools.pool import ToolPool, ToolResult, ToolsFailed
 
 PERSISTENT = {"interpreter": "persistent", "timeout_s": 20.0}
 GONE = "; the next call gets a fresh interpreter, without what was defined]"
@@ -202,6 +202,27 @@ def test_an_interpreter_that_cannot_be_started_is_told_to_the_model(
     monkeypatch.setattr(interpreters, "Session", refuse)
     (result,) = episode(pool, "1")
     assert result.failed and f"no interpreter could be started ({error})" in result.text
+
+
+def test_an_interpreter_that_can_never_be_started_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that were told of in earlier episodes count too; one that starts begins the count
+    again."""
+
+    def refuse(**settings: object) -> Session:
+        raise DidNotStart("no namespace")
+
+    pool = pool_of(**PERSISTENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreters, "Session", refuse)
+        assert all(result.failed for result in episode(pool, *["1"] * 15))
+    assert texts(pool, "1") == ["1"]
+    monkeypatch.setattr(interpreters, "Session", refuse)
+    assert all(result.failed for result in episode(pool, *["1"] * 15))
+    with pytest.raises(ToolsFailed, match=r"^16 calls of the tool python .* \(no namespace\)$"):
+        episode(pool, "1")
+    pool.close()
 
 
 def test_a_session_is_closed_once() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from sfpo_megatron.config.fields import FieldError
 from sfpo_megatron.plugins import TOOL, PluginError
 from sfpo_megatron.sandbox.process import CannotServe
 from sfpo_megatron.tools.declared import choices_of, schemas_of
-from sfpo_megatron.tools.pool import ToolPool, ToolResult
+from sfpo_megatron.tools.pool import ToolPool, ToolResult, ToolsFailed
 
 OWN = own_tools.__name__
 SHOUT = f"{OWN}:shout"
@@ -99,6 +100,38 @@ def test_a_process_that_was_killed_while_it_was_idle_is_replaced(pool: ToolPool)
     assert gone(pid)
     assert call(pool, "shout", text="hi") == ToolResult(text="HIHI")
     assert pool.pids != [pid]
+
+
+def mapped(mib: int) -> str:
+    return f"import mmap\nlen(mmap.mmap(-1, {mib} << 20)) >> 20"
+
+
+@pytest.fixture
+def roomy() -> Iterator[ToolPool]:
+    """Programs may have more memory than the process that starts them takes for itself."""
+    made = pool_of("python", SHOUT, python={"memory_mib": 1536, "timeout_s": 20.0})
+    yield made
+    made.close()
+
+
+def test_a_program_has_the_memory_that_is_set_and_the_process_its_own(roomy: ToolPool) -> None:
+    assert call(roomy, "python", code=mapped(1200)) == ToolResult(text="1200")
+    assert "Cannot allocate memory" in call(roomy, "python", code=mapped(1600)).text
+    own = call(roomy, "shout", text="map")
+    assert own.failed and "Cannot allocate memory" in own.text
+
+
+def test_a_machine_that_begins_no_program_ends_the_run(roomy: ToolPool) -> None:
+    """Where it had begun some before: each call tells the model of it, up to a limit."""
+    assert call(roomy, "python", code="6*7") == ToolResult(text="42")
+    (pid,) = roomy.pids
+    resource.prlimit(pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    told = call(roomy, "python", code="6*7")
+    assert told.failed and told.text.startswith("an interpreter ended with 1 before its program b")
+    assert told.text.rstrip().endswith("ValueError: not allowed to raise maximum limit")
+    with pytest.raises(ToolsFailed, match=r"^16 calls of the tool python in a row"):
+        for _ in range(15):
+            assert call(roomy, "python", code="6*7").failed
 
 
 def test_calls_share_the_processes() -> None:

@@ -288,6 +288,11 @@ def test_limits() -> None:
     _, _, full = play(HERMES_SIX + END, context_tokens=room)
     assert full.metrics["stop_length"] == 1 and all(full.response_mask) and not full.finished
     assert full.scored_from == len(full.token_ids)
+    (_, _, begun) = play("4")
+    assert begun.metrics == {
+        "turns": 1, "tool_calls": 0, "tool_errors": 0,
+        "stop_answered": 0, "stop_turns": 0, "stop_length": 1,
+    }  # fmt: skip
     play(HERMES_SIX + END, "4", context_tokens=room + 1)
 
 

@@ -17,7 +17,7 @@ from made.configs import run_config
 from sfpo_megatron.config.tree import ParallelConfig
 from sfpo_megatron.host.variables import COMPUTED, TABLE, Role, forget, settle, variables
 from sfpo_megatron.mcore.setup import order_kernels
-from sfpo_megatron.rollout.actor_variables import actor_variables
+from sfpo_megatron.rollout.actor_variables import actor_variables, yield_to
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sfpo_megatron"
@@ -63,10 +63,20 @@ def test_a_users_value_stays_where_the_row_says_so() -> None:
     given = {"VLLM_LOGGING_LEVEL": "DEBUG", "OMP_NUM_THREADS": "4", ORDERED: "8"}
     engine = variables("engine", "first start", environ=given)
     assert (engine["VLLM_LOGGING_LEVEL"], engine["OMP_NUM_THREADS"]) == ("DEBUG", "1")
+    assert engine["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    controller = variables("controller", environ={"VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert variables("engine", environ=controller)["VLLM_CPU_KVCACHE_SPACE"] == "4"
     for role, name in (("launcher", "OMP_NUM_THREADS"), ("rank", ORDERED)):
         environ = dict(given)
         settle(role, "ordered kernels", environ=environ)
         assert environ[name] == given[name]
+
+
+def test_an_argument_of_the_engine_goes_before_a_variable() -> None:
+    for engine_args, left in (({"max_num_seqs": 4}, "4"), ({"kv_cache_memory_bytes": 9}, None)):
+        environ = {"VLLM_CPU_KVCACHE_SPACE": "4"}
+        yield_to(engine_args, environ)
+        assert environ.get("VLLM_CPU_KVCACHE_SPACE") == left
 
 
 def test_an_actor_forgets_what_is_a_ranks_alone() -> None:

@@ -36,20 +36,10 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "seed": "seed",
         "tensor_parallel_size": "rollout.tensor_parallel",
         "gpu_memory_utilization": "rollout.gpu_memory_utilization",
-        "logprobs_mode": "nothing: the trainer needs processed_logprobs",
-        "tokenizer_mode": "nothing: an engine gets token ids, and has no tokenizer",
-        "tokenizer_revision": "nothing: an engine gets token ids, and has no tokenizer",
         "revision": "model.path: a directory has one",
-        "code_revision": "nothing: a model's own code is never run",
         "hf_config_path": "model.path: the trainer reads the same config.json",
-        "runner": "nothing: an engine generates",
-        "convert": "nothing: an engine generates",
-        "enable_lora": "nothing: all weights are trained and sent",
         "data_parallel_size": "rollout.num_engines",
         "pipeline_parallel_size": "rollout.tensor_parallel: an engine has as many devices",
-        "nnodes": "nothing: an engine stays on one node",
-        "trust_remote_code": "nothing: a model's own code is never run",
-        "load_format": "nothing: an engine loads the files that the trainer reads",
         "weight_transfer_config": "refit.transport",
         "enable_sleep_mode": "rollout.placement: colocated engines sleep, dedicated ones do not",
         "quantization": "rollout.quantization: of the others, some read scales that no refit sends "
@@ -63,43 +53,6 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "expert_model_parallel_size": "parallel.expert",
         "expert_tensor_parallel_size": "parallel.expert_tensor",
         "sequence_parallel": "parallel.sequence",
-        "num_layers": "the model's config.json",
-        "hidden_size": "the model's config.json",
-        "num_attention_heads": "the model's config.json",
-        "num_moe_experts": "the model's config.json",
-        "moe_ffn_hidden_size": "the model's config.json",
-        "moe_layer_freq": "the model's config.json",
-        "moe_router_pre_softmax": "the model's config.json",
-        "moe_router_score_function": "the model's config.json",
-        "moe_router_topk": "the model's config.json",
-        "moe_shared_expert_intermediate_size": "the model's config.json",
-        "moe_expert_capacity_factor": "nothing: the engine drops no token",
-        **dict.fromkeys(
-            (
-                *(
-                    "moe_router_enable_expert_bias",
-                    "moe_router_group_topk",
-                    "moe_router_num_groups",
-                ),
-                *("moe_router_topk_scaling_factor", "multi_latent_attention", "q_lora_rank"),
-                *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
-                *("rotary_base", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
-                *("rotary_percent", "rotary_interleaved", "original_max_position_embeddings"),
-                *("beta_fast", "beta_slow", "ffn_hidden_size", "num_query_groups", "kv_channels"),
-                *("qk_layernorm", "add_qkv_bias", "layernorm_epsilon", "window_size"),
-                *("window_attn_skip_freq", "activation_func"),
-            ),
-            "the model's config.json",
-        ),
-        "moe_router_bias_update_rate": "nothing: the bias is a buffer that no optimizer holds, "
-        "which SFPO could not reposition; it stays as the model has it",
-        **dict.fromkeys(
-            (
-                *("moe_use_legacy_grouped_gemm", "moe_single_grouped_weight"),
-                *("mla_down_proj_fusion", "use_grouped_gemm_for_shared_expert"),
-            ),
-            "nothing: its stacked or fused weights are in no table of names",
-        ),
         **dict.fromkeys(
             (
                 *("tensor_parallel_num_weight_shards", "gtp_weight_remat_size"),
@@ -121,10 +74,6 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "adam_beta2": "train.optimizer.betas",
         "adam_eps": "train.optimizer.eps",
         "clip_grad": "train.optimizer.clip_grad",
-        **dict.fromkeys(
-            ("decoupled_lr", "decoupled_min_lr"),
-            "nothing: a checkpoint's groups cannot be told apart: a resume mixes rates",
-        ),
         "bf16": "model.dtype",
         "fp16": "model.dtype",
         "params_dtype": "model.dtype",
@@ -133,6 +82,55 @@ _OWNED_BY_US: dict[str, dict[str, str]] = {
         "overlap_param_gather": "megatron.ddp.overlap_param_gather",
     },
 }
+"""Section -> name -> the key that says it."""
+_NEVER_SET: dict[str, dict[str, str]] = {
+    "rollout.engine_args": {
+        "logprobs_mode": "the trainer needs processed_logprobs",
+        "tokenizer_mode": "an engine gets token ids, and has no tokenizer",
+        "tokenizer_revision": "an engine gets token ids, and has no tokenizer",
+        "code_revision": "a model's own code is never run",
+        "runner": "an engine generates",
+        "convert": "an engine generates",
+        "enable_lora": "all weights are trained and sent",
+        "nnodes": "an engine stays on one node",
+        "trust_remote_code": "a model's own code is never run",
+        "load_format": "an engine loads the files that the trainer reads",
+    },
+    "megatron.transformer": {
+        "moe_expert_capacity_factor": "the engine drops no token",
+        **dict.fromkeys(
+            (
+                *("num_layers", "hidden_size", "num_attention_heads", "num_moe_experts"),
+                *("moe_ffn_hidden_size", "moe_layer_freq", "moe_router_pre_softmax"),
+                *("moe_router_score_function", "moe_router_topk"),
+                *("moe_shared_expert_intermediate_size", "moe_router_enable_expert_bias"),
+                *("moe_router_group_topk", "moe_router_num_groups"),
+                *("moe_router_topk_scaling_factor", "multi_latent_attention", "q_lora_rank"),
+                *("kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
+                *("rotary_base", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
+                *("rotary_percent", "rotary_interleaved", "original_max_position_embeddings"),
+                *("beta_fast", "beta_slow", "ffn_hidden_size", "num_query_groups", "kv_channels"),
+                *("qk_layernorm", "add_qkv_bias", "layernorm_epsilon", "window_size"),
+                *("window_attn_skip_freq", "activation_func"),
+            ),
+            "the model's config.json says it",
+        ),
+        "moe_router_bias_update_rate": "the bias is a buffer that no optimizer holds, which SFPO "
+        "could not reposition; it stays as the model has it",
+        **dict.fromkeys(
+            (
+                *("moe_use_legacy_grouped_gemm", "moe_single_grouped_weight"),
+                *("mla_down_proj_fusion", "use_grouped_gemm_for_shared_expert"),
+            ),
+            "its stacked or fused weights are in no table of names",
+        ),
+    },
+    "megatron.optimizer": dict.fromkeys(
+        ("decoupled_lr", "decoupled_min_lr"),
+        "a checkpoint's groups cannot be told apart: a resume mixes rates",
+    ),
+}
+"""Section -> name -> why it stays as it is, and no key says it."""
 
 
 def passed_through(config: RunConfig) -> Iterator[Problem]:
@@ -144,15 +142,12 @@ def passed_through(config: RunConfig) -> Iterator[Problem]:
         "megatron.optimizer": config.megatron.optimizer,
     }
     for section, settings in given.items():
-        owned = _OWNED_BY_US.get(section, {})
+        owned, never = (table.get(section, {}) for table in (_OWNED_BY_US, _NEVER_SET))
+        fixes = {name: f"remove it and set {owner}" for name, owner in owned.items()}
+        fixes |= {name: f"remove it: {why}" for name, why in never.items()}
         for name, value in settings.items():
-            if name in owned:
-                yield Problem(
-                    f"{section}.{name}",
-                    repr(value),
-                    "no such key here",
-                    f"remove it and set {owned[name]}",
-                )
+            if name in fixes:
+                yield Problem(f"{section}.{name}", repr(value), "no such key here", fixes[name])
         if settings:
             yield from _unlike_the_fields(section, settings)
 

@@ -8,11 +8,14 @@ trainer ranks that do not send never pay for it.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from sfpo_megatron.families.weight_files import LOAD_FORMAT
 from sfpo_megatron.resharding.seams import Driver, SendingEnd, UpdateClient
 from sfpo_megatron.resharding.source_pass import Rendezvous, SourcePass
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = "sfpo_megatron.resharding.transports"
 _BACKENDS = {
@@ -24,9 +27,22 @@ _BACKENDS = {
 
 def register() -> None:
     """Make our backends and our loader known to vLLM by name; safe to call more than once in a
-    process. An engine's: the loader takes most of vLLM with it, layers and kernels."""
-    _register_backends()
-    _register_loader()
+    process. An engine's: the loader takes most of vLLM with it, layers and kernels.
+
+    A warning where this vLLM is another version, which has not what that takes: every vLLM process
+    of the environment calls this and would end with an exception, also those that are not ours. Our
+    engines find out for themselves (`rollout/vllm_arguments.py`)."""
+    try:
+        _register_backends()
+        _register_loader()
+    except Exception as error:  # a name, an attribute or an argument that is not there
+        what = f"{type(error).__name__}: {error}"
+        log.warning(
+            "sfpo_megatron has registered nothing with this vLLM, for which it is not made (%s); "
+            "its own engines cannot start here, others can",
+            what,
+        )
+        return
     _ask_for_amx()
 
 

@@ -37,7 +37,7 @@ class Told:
     reward: float = 0.0
     """Reward of the turn, added to that of the answer."""
     counts: Mapping[str, float] = field(default_factory=dict)
-    """Summed over the episode into its metrics."""
+    """Summed over the episode into its metrics (`Conversation.counted`)."""
 
 
 class Conversation(ABC):
@@ -47,6 +47,9 @@ class Conversation(ABC):
     """It gets data.chat_template_args, so that later turns are written as the prompt is."""
     role: ClassVar[str] = "user"
     """Who speaks between the model's turns."""
+    counted: ClassVar[tuple[str, ...]] = ()
+    """Names of `Told.counts` that an episode has 0 of until something is counted, also one whose
+    first turn was cut: a metric is a mean over the rollouts that have it."""
 
     def __init__(
         self,
@@ -73,7 +76,7 @@ class Conversation(ABC):
     async def run(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
         """One rollout."""
         episode, turns = Episode(), list[str]()
-        counts: dict[str, float] = {}
+        counts = dict.fromkeys(self.counted, 0.0)
         while True:
             begin = len(episode.token_ids)
             completion = await generate((*prompt.token_ids, *episode.token_ids))

@@ -23,6 +23,7 @@ class ToolEnvironment(Conversation):
     """`math_tool`, and the base of environments with tools of your own."""
 
     role: ClassVar[str] = "tool"
+    counted: ClassVar[tuple[str, ...]] = ("tool_calls", "tool_errors")
 
     def __init__(
         self,
