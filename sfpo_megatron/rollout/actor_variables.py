@@ -8,6 +8,7 @@ from collections.abc import Container, MutableMapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.home import provide_home
 from sfpo_megatron.host.variables import forget, variables
 
@@ -25,6 +26,13 @@ def yield_to(engine_args: Container[str], environ: MutableMapping[str, str] = os
     setting` in vllm/platforms/cpu.py)."""
     if "kv_cache_memory_bytes" in engine_args:
         environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+
+
+def settle(config: RunConfig) -> None:
+    """Set the variables of an engine's process that its config decides, before vLLM is imported."""
+    if config.refit.transport == "ipc":
+        os.environ.update(variables("engine", "ipc"))
+    yield_to(config.rollout.engine_args)
 
 
 def enter_actor(log_file: Path) -> None:

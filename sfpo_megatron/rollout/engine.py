@@ -7,7 +7,6 @@ process: constructing an engine reseeds and patches torch.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import sys
 from collections.abc import Coroutine
@@ -23,10 +22,9 @@ from sfpo_megatron.host.shortage import MemoryShortage
 from sfpo_megatron.host.spans import span
 from sfpo_megatron.host.start_stages import begin_stage
 from sfpo_megatron.host.unverified import log_unverified
-from sfpo_megatron.host.variables import variables
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
-from sfpo_megatron.rollout.actor_variables import enter_actor, yield_to
+from sfpo_megatron.rollout.actor_variables import enter_actor, settle
 from sfpo_megatron.rollout.engine_load import LoadListener
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
@@ -78,9 +76,7 @@ class Engine:
 
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
-        if self._config.refit.transport == "ipc":
-            os.environ.update(variables("engine", "ipc"))
-        yield_to(self._config.rollout.engine_args)
+        settle(self._config)
         begin_stage("importing vLLM")
         from vllm.v1.engine.async_llm import AsyncLLM
 

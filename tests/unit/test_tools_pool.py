@@ -122,7 +122,7 @@ def test_a_program_has_the_memory_that_is_set_and_the_process_its_own(roomy: Too
 
 
 def test_a_machine_that_begins_no_program_ends_the_run(roomy: ToolPool) -> None:
-    """Where it had begun some before: each call tells the model of it, up to a limit."""
+    """If it had begun some before, each call tells the model of it, up to a limit."""
     assert call(roomy, "python", code="6*7") == ToolResult(text="42")
     (pid,) = roomy.pids
     resource.prlimit(pid, resource.RLIMIT_AS, (1 << 30, 1 << 30))
