@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from sfpo_megatron.config.tree import RunConfig
 from sfpo_megatron.host.home import provide_home
-from sfpo_megatron.host.variables import forget, variables
+from sfpo_megatron.host.variables import forget, settle, variables
 
 ActorRole: TypeAlias = Literal["controller", "engine"]
 
@@ -28,10 +28,10 @@ def yield_to(engine_args: Container[str], environ: MutableMapping[str, str] = os
         environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 
-def settle(config: RunConfig) -> None:
+def settle_engine(config: RunConfig) -> None:
     """Set the variables of an engine's process that its config decides, before vLLM is imported."""
     if config.refit.transport == "ipc":
-        os.environ.update(variables("engine", "ipc"))
+        settle("engine", "ipc")
     yield_to(config.rollout.engine_args)
 
 

@@ -24,7 +24,7 @@ from sfpo_megatron.host.start_stages import begin_stage
 from sfpo_megatron.host.unverified import log_unverified
 from sfpo_megatron.outputs.directory import RunDirectory
 from sfpo_megatron.outputs.trace import record_spans
-from sfpo_megatron.rollout.actor_variables import enter_actor, settle
+from sfpo_megatron.rollout.actor_variables import enter_actor, settle_engine
 from sfpo_megatron.rollout.engine_load import LoadListener
 from sfpo_megatron.rollout.errors import EngineCallFailed, EngineDied, UpdateInterrupted
 from sfpo_megatron.rollout.lifeline import ActorProcesses, Lifeline
@@ -76,7 +76,7 @@ class Engine:
 
     async def start(self) -> None:
         """Load the model; returns when the engine can generate."""
-        settle(self._config)
+        settle_engine(self._config)
         begin_stage("importing vLLM")
         from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,8 +205,12 @@ def test_the_set_for_cpus_beside_a_gpu(
 def test_which_vllm_is_installed(
     names: list[str], is_for_cpus: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [SimpleNamespace(name=name) for name in names]
-    monkeypatch.setattr(devices.metadata, "distributions", lambda: iter(found))
+    def distribution(name: str) -> str:
+        if name not in names:
+            raise PackageNotFoundError(name)
+        return name
+
+    monkeypatch.setattr(devices.metadata, "distribution", distribution)
     assert devices.vllm_is_for_cpus() == is_for_cpus
 
 

