@@ -51,7 +51,7 @@ class Assertion:
     expressions: tuple[str, ...]
     """What the program evaluates."""
     names: frozenset[str]
-    """What these begin with: the program has to define it, or the setup."""
+    """What these begin with, and what the setup needs: names of the program."""
     condition: str
     """The assert's condition, with the name `_VALUE N` in the place of expression N."""
     modules: tuple[str, ...]
@@ -87,7 +87,7 @@ def assertion(line: str, setup: Setup = NO_SETUP) -> Assertion:
         raise BadTest(f"found {line!r}, which calls nothing of the program")
     return Assertion(
         expressions=tuple(split.expressions),
-        names=frozenset(split.names - setup.names),
+        names=frozenset(split.names - setup.names | setup.needs),
         condition=ast.unparse(condition),
         modules=tuple(sorted(modules)),
         setup=setup,

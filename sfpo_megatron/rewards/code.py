@@ -2,8 +2,9 @@
 
 A row's answer is a JSON list. An object {"input": TEXT, "output": TEXT} is a run of the program as
 a script; text is an assert line (`asserts.py`), {"setup": TEXT} what such lines take for granted
-(`setups.py`). Programs run in the sandbox of the tool `python`, and none of what is expected goes
-there.
+(`setups.py`), {"before": TEXT} what their program does; or it is in the form of a public data set
+(`dataset_tests.py`). Programs run in the sandbox of the tool `python`, and none of what is expected
+goes there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TypeAlias
 from sfpo_megatron.host.processes import adopt_orphans, descendants, send_signal
 from sfpo_megatron.rewards import CannotBeJudged, Problem
 from sfpo_megatron.rewards.asserts import NO_SETUP, Assertion, assertion
+from sfpo_megatron.rewards.dataset_tests import own_form
 from sfpo_megatron.rewards.setups import BadTest, Setup, setup
 from sfpo_megatron.rewards.thinking import STRIP, visible
 from sfpo_megatron.rewards.wire import Explanation
@@ -118,13 +120,22 @@ def tests_of(answer: str) -> list[Test]:
         raise BadTest(f"found no JSON ({error}), expected {_EXPECTED}") from None
     if len(answer) > _MOST_CHARS:
         raise BadTest(f"found {len(answer):,} characters, expected {_MOST_CHARS:,} or fewer")
+    items = own_form(items)
     if not isinstance(items, list) or not items:
         raise BadTest(f"found no list with tests, expected {_EXPECTED}")
-    before = [item for item in items if isinstance(item, dict) and item.keys() == {"setup"}]
-    if not all(isinstance(one["setup"], str) for one in before) or len(before) == len(items):
-        raise BadTest(f"found no tests, or a setup that is no text, expected {_EXPECTED}")
-    shared = setup("\n".join(one["setup"] for one in before))
-    tests = [item for item in items if item not in before]
+    given: dict[str, list[str]] = {"before": [], "setup": []}
+    tests = []
+    for item in items:
+        ((kind, code),) = item.items() if isinstance(item, dict) and len(item) == 1 else [("", "")]
+        if kind not in given:
+            tests.append(item)
+        elif isinstance(code, str):
+            given[kind].append(code)
+        else:
+            raise BadTest(f"found a {kind} that is no text, expected {_EXPECTED}")
+    if not tests:
+        raise BadTest(f"found no tests, expected {_EXPECTED}")
+    shared = setup(*("\n".join(given[kind]) for kind in ("setup", "before")))
     return [_test(number, item, shared) for number, item in enumerate(tests)]
 
 
@@ -188,6 +199,7 @@ def _trial(test: Test) -> Trial:
         return Trial(stdin=test.stdin)
     return Trial(
         expressions=test.expressions,
+        before=test.setup.before,
         setup=test.setup.code,
         modules=test.modules,
         imports=test.setup.modules,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from symtable import SymbolTable, symtable
@@ -34,26 +34,29 @@ class Setup:
     names: frozenset[str] = frozenset()
     """Names that the whole binds."""
     modules: tuple[str, ...] = ()
-    """What it imports."""
+    """What it imports, and what is before the program."""
+    needs: frozenset[str] = frozenset()
+    """Names of the program that it reads."""
+    before: str = ""
+    """What runs before the program, in its namespace."""
 
 
-def setup(code: str) -> Setup:
+def setup(code: str, before: str = "") -> Setup:
     """The code, taken apart; BadTest for what cannot be run here."""
-    try:
-        statements = ast.parse(code).body
-        compile(code, "<setup>", "exec")  # a `return` outside of functions too
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise BadTest(f"found the setup {code!r}, expected Python ({error})") from None
-    names, own_names = set[str](), set[str]()
+    statements = _statements(code)
+    names, own_names, needs = set[str](), set[str](), set[str]()
     own: list[ast.stmt] = []
-    modules = tuple(module for statement in statements for module in _imported(statement))
-    for module in modules:
-        if find_spec(module.partition(".")[0]) is None:
-            raise BadTest(f"found a setup that imports {module}, which is not installed here")
+    for statement in statements:
+        if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
+            raise BadTest(
+                f"found {ast.unparse(statement)!r} in a setup, expected names of a module"
+            )
+    modules = _imported([*statements, *_statements(before)])
     for statement in statements:
         table = symtable(ast.unparse(statement), "<setup>", "exec")
         bound = set(_bound(table))
         read = set(_read(table)) - bound
+        needs |= read - names - PYTHON_S
         names |= bound
         if read <= PYTHON_S | own_names:
             own.append(statement)
@@ -66,18 +69,35 @@ def setup(code: str) -> Setup:
         own_names=frozenset(own_names),
         names=frozenset(names),
         modules=modules,
+        needs=frozenset(needs),
+        before=before,
     )
 
 
-def _imported(statement: ast.stmt) -> Iterator[str]:
-    if isinstance(statement, ast.ImportFrom):
-        if statement.level or statement.names[0].name == "*":
-            raise BadTest(
-                f"found {ast.unparse(statement)!r} in a setup, expected names of a module"
-            )
-        yield str(statement.module)
-    elif isinstance(statement, ast.Import):
-        yield from (alias.name for alias in statement.names)
+def _statements(code: str) -> list[ast.stmt]:
+    try:
+        statements = ast.parse(code).body
+        compile(code, "<setup>", "exec")  # a `return` outside of functions too
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadTest(f"found the setup {code!r}, expected Python ({error})") from None
+    return statements
+
+
+def _imported(statements: Iterable[ast.stmt]) -> tuple[str, ...]:
+    found = list[str]()
+    for statement in statements:
+        if isinstance(statement, ast.ImportFrom):
+            if statement.level:
+                raise BadTest(
+                    f"found {ast.unparse(statement)!r} in a setup, expected names of a module"
+                )
+            found.append(str(statement.module))
+        elif isinstance(statement, ast.Import):
+            found += (alias.name for alias in statement.names)
+    for module in found:
+        if find_spec(module.partition(".")[0]) is None:
+            raise BadTest(f"found a setup that imports {module}, which is not installed here")
+    return tuple(found)
 
 
 def _bound(table: SymbolTable) -> Iterator[str]:

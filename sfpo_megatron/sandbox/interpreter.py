@@ -54,8 +54,10 @@ class Trial:
 
     stdin: str = ""
     expressions: tuple[str, ...] = ()
+    before: str = ""
+    """Code that runs before the program whose expressions are evaluated."""
     setup: str = ""
-    """Code that runs before the expressions are evaluated."""
+    """Code that runs between the two."""
     modules: tuple[str, ...] = ()
     """Names of modules that the program finds imported."""
     imports: tuple[str, ...] = ()

@@ -49,10 +49,10 @@ def _read(code: str) -> tuple[CodeType, CodeType | None]:
     """The program without a last line that is an expression, and that expression."""
     tree = ast.parse(code, _NAME)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    body = compile(tree, _NAME, "exec")
+    body = compile(tree, _NAME, "exec", dont_inherit=True)
     if not isinstance(last, ast.Expr):
         return body, None
-    return body, compile(ast.Expression(last.value), _NAME, "eval")
+    return body, compile(ast.Expression(last.value), _NAME, "eval", dont_inherit=True)
 
 
 def run(code: str, names: dict[str, object]) -> int:

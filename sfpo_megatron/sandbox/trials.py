@@ -1,8 +1,9 @@
 """Inside the isolated interpreter: a program tried again and again, each time in a fork.
 
-Given {"code", "trials": [{"stdin", "expressions", "setup", "modules"}, ...]}. A trial with
-expressions runs the code as a module that has the modules, then the setup, and evaluates them in
-it; one without runs it as a script. Standard library only (`program.py`).
+Given {"code", "trials": [{"stdin", "expressions", "before", "setup", "modules"}, ...]}. A trial
+with expressions runs the code as a module that has the modules and what is before it, then the
+setup, and evaluates them in it; one without runs it as a script. Standard library only
+(`program.py`).
 
 out  a line for each trial that has ended: {"status", "output", "values": [text or null, ...]}
 """
@@ -99,9 +100,14 @@ def _module(name: str) -> ModuleType:
     return module
 
 
+def _execute(code: str, name: str, names: dict[str, Any]) -> None:
+    """This file's own `from __future__` is none of theirs."""
+    exec(compile(code, f"<{name}>", "exec", dont_inherit=True), names)  # noqa: S102
+
+
 def _run(code: str) -> NoReturn:
     """In the fork: as a script, which ends as Python does, with its threads, atexit and streams."""
-    exec(compile(code, "<program>", "exec"), _module("__main__").__dict__)  # noqa: S102
+    _execute(code, "program", _module("__main__").__dict__)
     raise SystemExit  # `sys.exit` may be the program's
 
 
@@ -110,9 +116,10 @@ def _evaluate(code: str, trial: dict[str, Any], values: int) -> NoReturn:
     Python's there, whatever the program calls so."""
     names, own = _module("program").__dict__, dict(vars(builtins))
     names.update((name, importlib.import_module(name)) for name in trial["modules"])
+    _execute(trial["before"], "before", names)
     with suppress(SystemExit):
-        exec(compile(code, "<program>", "exec"), names)  # noqa: S102
-    exec(compile(trial["setup"], "<setup>", "exec"), names)  # noqa: S102
+        _execute(code, "program", names)
+    _execute(trial["setup"], "setup", names)
     for index, expression in enumerate(trial["expressions"]):
         try:
             value = written(eval(expression, names, own))  # noqa: S307

@@ -171,7 +171,7 @@ def test_a_setup_is_what_lines_take_for_granted() -> None:
     }
     assert dict(zip(hold, verdicts(program, [{"setup": setup}, *hold]), strict=True)) == hold
     test = code.tests_of(json.dumps([{"setup": setup}, "assert f(root) == np.pi"]))[0]
-    assert isinstance(test, code.Assertion) and test.names == {"f"}
+    assert isinstance(test, code.Assertion) and test.names == {"f", "Node"}
 
 
 def test_names_inside_a_setup_s_functions_are_not_the_setup_s() -> None:
@@ -307,8 +307,8 @@ def test_what_the_program_sees_of_an_assert() -> None:
         ('["assert max(g(1), key=f) == 2"]', "which takes f as a function or class"),
         ('["assert isinstance(f(1), (int, Node))"]', "which takes Node as a function or class"),
         ('["assert callable(f)"]', "write [f(1), f(2)] for map(f, [1, 2])"),
-        ('[{"setup": "import math"}]', "found no tests, or a setup that is no text"),
-        ('[{"setup": 1}, "assert f()"]', "found no tests, or a setup that is no text"),
+        ('[{"setup": "import math"}]', "found no tests, expected a JSON list"),
+        ('[{"setup": 1}, "assert f()"]', "found a setup that is no text"),
         ('[{"setup": "return"}, "assert f()"]', "found the setup 'return', expected Python"),
         ('["assert (f(1) == 2, 1)"]', "which holds whatever is in its brackets; remove them"),
         ('[{"setup": "import"}, "assert f()"]', "found the setup 'import', expected Python"),

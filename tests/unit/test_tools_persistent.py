@@ -59,6 +59,12 @@ def texts(pool: ToolPool, *programs: str) -> list[str]:
     return [result.text for result in results]
 
 
+def test_annotations_are_values_as_in_any_program(pool: ToolPool) -> None:
+    """The interpreter's own `from __future__` is none of the program's."""
+    (found,) = texts(pool, "class A:\n  x: int\nA.__annotations__")
+    assert found == "{'x': <class 'int'>}"
+
+
 def test_what_one_call_defines_the_next_one_has(pool: ToolPool) -> None:
     found = texts(
         pool,
