@@ -165,6 +165,8 @@ trace.torch_profiler: profile use_pytorch_profiler
 tracking.sinks: wandb report_to logger use_wandb wandb_project tensorboard trackers swanlab mlflow
     log_to
 tracking.project: project_name
+tracking.samples.every: log_val_generations log_completions
+tracking.samples.num_prompts: num_val_samples_to_print num_completions_to_print
 tracking.run_name: experiment_name wandb_run_name wandb_name
 debug.save_rollouts: save_debug_rollout_data
 debug.train_only: load_debug_rollout_data
@@ -203,7 +205,11 @@ _WHY_NOTHING: Mapping[str, str] = {
     "the trainer is Megatron-Core": "deepspeed zero_stage fsdp fsdp_config use_fsdp strategy "
     "accelerate deepspeed_plugin",
     "there is no critic, advantages are those of a group": "critic value_model critic_model "
-    "critic_pretrain vf_coef value_loss_coef gae_lambda gamma lam",
+    "critic_pretrain vf_coef value_loss_coef gae_lambda gamma lam critic_warmup",
+    "nodes are those of the job: slurm CONFIG --nodes N, or torchrun's": "nnodes num_nodes "
+    "actor_num_nodes critic_num_nodes ref_num_nodes reward_num_nodes n_nodes",
+    "an evaluation comes before the first step too (eval.every)": "val_before_train eval_on_start "
+    "val_at_start skip_eval_before_train eval_at_start",
     "the reference has the weights of model.path": "ref ref_model reference_model ref_model_path "
     "ref_load sync_ref_model",
     "responses are of the whole distribution, as the trainer's log-probs": "top_k min_p "
@@ -216,6 +222,7 @@ _WHY_NOTHING: Mapping[str, str] = {
     "ffn_hidden_size num_query_groups seq_length max_position_embeddings",
     "engines are always vLLM's": "use_vllm use_sglang inference_engine",
     "every train step is logged": "logging_steps log_interval log_freq log_every logging_strategy",
+    "ranks get equal work in any case": "balance_batch balance_data",
 }
 _NOTHING = {name: why for why, names in _WHY_NOTHING.items() for name in names.split()}
 """What has no key here, and why."""
@@ -244,15 +251,15 @@ def did_you_mean(key: str, siblings: Iterable[str], inside: Json = None, *, othe
     leaves = [[*above, name, *path] for path in _leaves(inside)]
     paths = leaves or [key.split(".")]
     ours = [target for path in paths for target in _of_ours(path[-1], path[:-1])]
+    peers = [target for path in leaves for target in _of_peers(path[-1], path[:-1])]
+    peers = peers or _of_peers(name, above)
+    if not peers and not ours:
+        for why in filter(None, (_NOTHING.get(_plain(path[-1])) for path in leaves)):
+            return f"remove it: {why}"
     # A section that is misspelt, `trian: {num_steps: 3}`, before all keys that end like it.
     nearly = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     misspelt = [s for s in nearly if any(target.startswith(f"{s}.") for target in ours)]
-    for found in (
-        [target for path in leaves for target in _of_peers(path[-1], path[:-1])],
-        _of_peers(name, above),
-        misspelt,
-        ours,
-    ):
+    for found in (peers, misspelt, ours):
         if found:
             shown = list(dict.fromkeys(found))[:_MAX_SHOWN]
             return f"did you mean {' or '.join(shown)}?"

@@ -28,6 +28,7 @@ from sfpo_megatron.outputs.holder import DirectoryRefused
 
 CLOSING_TIME_S = 10.0
 _PEERS_POLL_S = 0.5
+_UNWINDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def run_rank(
@@ -160,10 +161,10 @@ def message_line(error: BaseException, rank: int) -> str:
 
 
 def install_signal_handlers(rank: int, *, asks: bool = False) -> None:
-    """Rank 0 owns Ray: SIGTERM and SIGINT unwind it, so that `finally` blocks close the engines.
-    The other ranks own nothing outside themselves and die at once. `asks`: SIGTERM only asks to
-    stop, unless another rank is gone: then it is torchrun's way of ending the rest."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    """Rank 0 owns Ray: signals unwind it, so that `finally` blocks close the engines. The other
+    ranks own nothing outside themselves and die at once. `asks`: SIGTERM and SIGUSR1 only ask to
+    stop, unless another rank is gone: then SIGTERM is torchrun's way of ending the rest."""
+    for signum in _UNWINDING:
         signal.signal(signum, _unwind if rank == 0 else signal.SIG_DFL)
     if rank == 0:
         _exit_if_unwinding_hangs(asks)
@@ -177,7 +178,7 @@ def _unwind(signum: int, frame: FrameType | None) -> None:
 
 
 def _let_pass() -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in _UNWINDING:
         signal.signal(signum, _under_way)
 
 
@@ -202,7 +203,7 @@ def _exit_if_unwinding_hangs(asks: bool) -> None:
 
     def watch(keep_open: socket.socket = writer) -> None:
         while received := reader.recv(1):
-            if received[0] in (signal.SIGTERM, signal.SIGINT):
+            if received[0] in _UNWINDING and not (asks and received[0] == signal.SIGUSR1):
                 threading.Thread(target=end, args=(received[0],), daemon=True).start()
 
     threading.Thread(target=watch, name="exit-if-unwinding-hangs", daemon=True).start()

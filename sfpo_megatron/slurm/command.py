@@ -180,7 +180,7 @@ def _saved_within(save_budget_s: int, config: RunConfig) -> RunConfig:
     """The run as it has to stop in a job: a step that the budget is too short for is given up. One
     that went on would be ended by Slurm, without a save and without a requeue."""
     checkpoint = config.checkpoint
-    if checkpoint.every == 0 or checkpoint.must_save_within_s is not None:
+    if not config.saves_state or checkpoint.must_save_within_s is not None:
         return config
     checkpoint = dataclasses.replace(checkpoint, must_save_within_s=float(save_budget_s))
     return dataclasses.replace(config, checkpoint=checkpoint)

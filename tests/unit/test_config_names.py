@@ -97,6 +97,25 @@ def test_a_section_of_a_peer_is_told_by_its_keys(tmp_path: Path) -> None:
     assert error.fix == "did you mean train.optimizer.lr or train.group_size?"
 
 
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("trainer.nnodes=2", "nodes are those of the job"),
+        ("cluster.num_nodes=2", "nodes are those of the job"),
+        ("trainer.val_before_train=true", "an evaluation comes before the first step too"),
+        ("trainer.critic_warmup=0", "there is no critic"),
+        ("trainer.balance_batch=true", "ranks get equal work"),
+    ],
+)
+def test_what_a_section_of_a_peer_alone_has_and_we_do_not(
+    tmp_path: Path, override: str, why: str
+) -> None:
+    assert refusal(tmp_path, "", override).fix.startswith(f"remove it: {why}")
+    error = refusal(tmp_path, "trainer: {nnodes: 1, n_gpus_per_node: 8}")
+    assert error.fix == "did you mean parallel.data?"
+    assert refusal(tmp_path, "trian: {num_steps: 3, nnodes: 1}").fix == "did you mean train?"
+
+
 def test_a_dotted_key_of_a_file(tmp_path: Path) -> None:
     error = refusal(tmp_path, "train.num_steps: 3")
     assert "train.num_steps" in error.fix and error.line == 4

@@ -106,3 +106,20 @@ def test_a_message_that_cannot_be_read_is_none(tmp_path: Path) -> None:
         said, code = first_failure({rank: (7, 15)}, folder)
         assert said == f"error: rank {rank} (pid 15) ended with exit code 7 and no message"
         assert code == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unwinds_rank_0(signum: signal.Signals) -> None:
+    """SIGUSR1 too where nothing is saved: a job's end sends it to every process, and its default
+    would leave the engines."""
+    program = (
+        "import os, time\n"
+        "from sfpo_megatron.launcher.rank import install_signal_handlers\n"
+        "install_signal_handlers(0)\n"
+        f"try:\n  os.kill(os.getpid(), {int(signum)})\n  time.sleep(60)\n"
+        "finally:\n"
+        f"  os.kill(os.getpid(), {int(signum)})\n"
+        "  print('closed')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signum, "closed\n", "")

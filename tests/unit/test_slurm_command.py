@@ -95,6 +95,7 @@ def test_what_a_login_node_lacks_is_no_fault_of_the_config(
         (("checkpoint.stop_before_walltime_s=1800",), 1800.0, 1800),
         (("checkpoint.stop_before_walltime_s=20",), 300.0, 300),
         (("checkpoint.every=0",), None, 300),
+        (("debug.rollout_only=true", "debug.save_rollouts=saved"), None, 300),
         (("--job=eval",), None, 300),
     ],
 )
