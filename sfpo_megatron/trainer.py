@@ -41,14 +41,12 @@ def run(
     accept_data_change: bool = False,
 ) -> bool:
     """Train; True if the run was asked to stop before its last step. Called on every rank, after
-    `mcore.setup.init_distributed`, which gave `capabilities`: what Megatron finds missing has to be
-    settled before it is first imported. `fresh`: the run in output_dir is set aside.
-    `accept_data_change`: it may continue on data that has changed."""
+    `mcore.setup.init_distributed`, which gave `capabilities`. `fresh`: the run in output_dir is set
+    aside. `accept_data_change`: it may continue on data that has changed."""
     objective = objective_of(config)  # a user's code may fail to import: find out before any start
     ADVANTAGE.load(config.objective.advantage)
-    opening = open_run(config, fresh=fresh, accept_data_change=accept_data_change)
-    with opening as opened:  # engines start while Megatron sets up
-        config = opened.config  # its length is in steps now
+    with open_run(config, fresh=fresh, accept_data_change=accept_data_change) as opened:
+        config = opened.config  # its length is in steps now; engines start meanwhile
         opened.progress(capabilities.describe())
         with doing("build"):
             schedule = train_schedule(config.train)
@@ -102,8 +100,7 @@ def train(opened: OpenedRun, learner: Learner, engines: Engines, checkpoints: Ch
         ids, warn, save = opened.ends.feed.prompt_ids, opened.important, checkpoints.save_now
         learner.check(prepared, results, metrics, prompt_ids=ids, warn=warn, save=save)
         is_last = engines.evaluate_if_due(step)
-        is_stopped = checkpoints.after_step(step, is_last=is_last)
-        if is_last or is_stopped:
+        if (is_stopped := checkpoints.after_step(step, is_last=is_last)) or is_last:
             break
     return is_stopped
 
