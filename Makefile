@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell runs=; for python in python3.13 python3.12 python3.11; do
     if $$python $(INSTALL) --dry-run >/dev/null 2>&1; then echo $$python; exit; fi; \
     runs=$${runs:-$$python}; done; echo $$runs),python3)
 PYTHON312 ?= python3.12
-UV ?= $(shell command -v uv)
+UV ?= $(shell uv --version >/dev/null 2>&1 && command -v uv)
 VENV := .venv
 PY := $(VENV)/bin/python
 SFPO := $(VENV)/bin/sfpo-megatron

@@ -8,7 +8,7 @@
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if command -v uv > /dev/null && [[ " $* " != *" --pip "* ]]; then
+if uv --version > /dev/null 2>&1 && [[ " $* " != *" --pip "* ]]; then
   CHECKOUT=(uv pip install --python "$PYTHON")
 else
   CHECKOUT=("$PYTHON" -m pip install -q --disable-pip-version-check)

@@ -60,12 +60,24 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pip", action="store_true", help="use pip even where uv is found")
 
 
+def _uv() -> str | None:
+    """The path of uv if it runs: shims are there, and fail."""
+    path = shutil.which("uv")
+    if path is None:
+        return None
+    try:
+        runs = subprocess.run([path, "--version"], capture_output=True).returncode == 0
+    except OSError:
+        runs = False
+    return path if runs else None
+
+
 def install(arguments: argparse.Namespace) -> int:
     """Run or print the steps; the exit code: 0, or 1 with one line that says why."""
     try:
         expect_linux()
         lock = _lock(arguments.what)
-        uv = None if arguments.pip else shutil.which("uv")
+        uv = None if arguments.pip else _uv()
         steps = _steps(arguments.what, lock, uv)
         if arguments.dry_run:
             print("\n".join(f"# {step.what}\n{shlex.join(step.command)}" for step in steps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -87,9 +88,9 @@ class Tracker:
         """A sink must not end a run: what it raises is named once, and it gets nothing more."""
         try:
             yield
-        except failures() as error:
+        except (*failures(), CancelledError) as error:
             self._sinks = {other: sink for other, sink in self._sinks.items() if other != name}
-            why = " ".join(f"{type(error).__name__}: {error}".split())
+            why = " ".join(f"{type(error).__name__}: {_text(error)}".split())
             text = f"warning: tracking.sinks: {name} failed and gets nothing more ({why})"
             with suppress(OSError):  # the terminal may be gone: then there is nobody to tell
                 print(text, file=sys.stderr, flush=True)
@@ -99,6 +100,13 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # it is of a user's own class
+        return "its text cannot be had"
 
 
 class NoTracker:

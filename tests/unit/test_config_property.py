@@ -78,8 +78,8 @@ def is_refused(*command: str) -> bool:
     code, _, err = said(*command)
     if code == 0:
         return False
-    (line,) = [line for line in err.splitlines() if not line.startswith("warning: ")]
-    assert code == 2 and line.startswith("error: "), err
+    line, *more = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert code == 2 and line.startswith("error: ") and not more, err
     assert "found " in line and ", expected " in line and "; " in line, line
     return True
 

@@ -159,15 +159,18 @@ def test_on_windows_every_command_is_refused() -> None:
 
 def test_a_dry_run_prints_commands_of_pip_and_of_uv(tmp_path: Path) -> None:
     uv = program(tmp_path / "bin/uv", WORKS)
+    shim = program(tmp_path / "shims/uv", "#!/bin/sh\nexit 127\n")
     path = str(uv.parent)
-    by_uv, by_pip = (
+    by_uv, by_pip, by_shim = (
         installed("cpu", "--dry-run", PATH=path),
         installed("cpu", "--dry-run", "--pip", PATH=path),
+        installed("cpu", "--dry-run", PATH=str(shim.parent)),
     )
     without = installed("cpu", "--dry-run", patch=WITHOUT.format(("pip",)))
     first = {
         "uv": (by_uv, [str(uv), "pip", "install", "--python", sys.executable]),
         "pip": (by_pip, [sys.executable, "-m", "pip", "install"]),
+        "a uv that fails": (by_shim, [sys.executable, "-m", "pip", "install"]),
         "no pip": (without, [sys.executable, "-m", "ensurepip"]),
     }
     for name, (done, begins) in first.items():
@@ -235,7 +238,8 @@ def test_the_script_and_the_container_install_the_locked_set(tmp_path: Path) -> 
 def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> None:
     """uv records what it is asked for; torch is imported by this Python."""
     calls = tmp_path / "calls"
-    uv = program(tmp_path / "bin/uv", f'#!/bin/sh\necho "$*" >> {calls}\n')
+    runs = '#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
+    uv = program(tmp_path / "bin/uv", f'{runs}echo "$*" >> {calls}\n')
     done = installed("cpu", PATH=str(uv.parent))
     assert done.returncode == 0, done.stderr
     assert [line.split("/")[-1] for line in calls.read_text().splitlines()] == [OWN, "torch.txt"]
@@ -244,7 +248,7 @@ def test_the_steps_are_run_and_the_first_that_fails_is_named(tmp_path: Path) -> 
     )
     assert re.search(r"^torch \d", done.stdout, re.M)
     calls.unlink()
-    program(uv, f'#!/bin/sh\necho "$*" >> {calls}\nexit 7\n')
+    program(uv, f'{runs}echo "$*" >> {calls}\nexit 7\n')
     done = installed("cpu", PATH=str(uv.parent))
     assert done.returncode == 1
     assert (

@@ -224,21 +224,6 @@ def test_a_sink_that_raises_is_named_once_and_left_out(
         assert len(Recording.made[0].seen) == 4
 
 
-class Leaving(Recording):
-    """Calls sys.exit, which would end a run with code 0."""
-
-    def log(self, metrics: Any) -> None:
-        raise SystemExit(0)
-
-
-def test_a_sink_that_leaves_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = f"{__name__}:Leaving"
-    with Tracker(config_of(tmp_path, sinks=(name, "jsonl"))) as tracker:
-        tracker.log({"step": 1})
-    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1]
-    assert f"{name} failed and gets nothing more (SystemExit: 0)" in capsys.readouterr().err
-
-
 class Signalled(Recording):
     """Is at work when a signal comes."""
 
