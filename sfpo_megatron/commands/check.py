@@ -43,7 +43,8 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.data:
         from sfpo_megatron.commands.check_data import check_data
 
-        code = check_data(config, as_json=arguments.json)
+        if code := check_data(config, as_json=arguments.json):
+            return code  # whichever run it would be, it does not start
     else:
         print(dump_config(config), end="")
     try:

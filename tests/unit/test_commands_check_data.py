@@ -222,6 +222,7 @@ def test_what_cannot_be_read_at_all(here: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["check", "run.yaml", "--data", "--json"]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "30 bad rows (30 not JSON)" in printed.err
+    assert "begins a new run" not in printed.err, "no run begins"
 
 
 def test_json_is_for_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
