@@ -56,7 +56,7 @@ def request_on_signal(
     *signums: signal.Signals,
     is_ours: Callable[[], bool] = lambda: True,
 ) -> None:
-    """From now on these signals to this process are stop requests to the run in `directory`.
+    """Turn these signals to this process into stop requests to the run in `directory`.
 
     `is_ours`: whether that is the run of this process. If not, another run has the directory and
     must not hear of it: the signal ends this process.
