@@ -20,6 +20,7 @@ import pytest
 import tiny
 from digits import VOCABULARY
 from hypothesis import event, given, settings
+from hypothesis.internal.conjecture import providers
 from made import warm_run
 from made.run_variants import variants, write_files
 
@@ -50,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(place / "work")
         patch.setenv("HOME", str(place / "home"))
         patch.setattr("sfpo_megatron.config.check.has_cuda", lambda: False)
+        # Else examples depend on the source of whatever other files of tests have imported.
+        patch.setattr(providers, "_get_local_constants", providers.Constants)
         for name in ("RAY_ADDRESS", "SLURM_JOB_ID", "RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
         yield place / "work"
