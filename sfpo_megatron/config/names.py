@@ -253,9 +253,9 @@ def did_you_mean(key: str, siblings: Iterable[str], inside: Json = None, *, othe
     ours = [target for path in paths for target in _of_ours(path[-1], path[:-1])]
     peers = [target for path in leaves for target in _of_peers(path[-1], path[:-1])]
     peers = peers or _of_peers(name, above)
-    if not peers and not ours:
-        for why in filter(None, (_NOTHING.get(_plain(path[-1])) for path in leaves)):
-            return f"remove it: {why}"
+    nothing = [why for path in leaves if (why := _NOTHING.get(_plain(path[-1])))]
+    if nothing and not peers and not ours:
+        return f"remove it: {nothing[0]}"
     # A section that is misspelt, `trian: {num_steps: 3}`, before all keys that end like it.
     nearly = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     misspelt = [s for s in nearly if any(target.startswith(f"{s}.") for target in ours)]

@@ -123,20 +123,21 @@ def tests_of(answer: str) -> list[Test]:
     items = own_form(items)
     if not isinstance(items, list) or not items:
         raise BadTest(f"found no list with tests, expected {_EXPECTED}")
-    given: dict[str, list[str]] = {"before": [], "setup": []}
-    tests = []
-    for item in items:
-        ((kind, code),) = item.items() if isinstance(item, dict) and len(item) == 1 else [("", "")]
-        if kind not in given:
-            tests.append(item)
-        elif isinstance(code, str):
-            given[kind].append(code)
-        else:
-            raise BadTest(f"found a {kind} that is no text, expected {_EXPECTED}")
+    shared = setup(_code(items, "setup"), _code(items, "before"))
+    code = ({"setup"}, {"before"})
+    tests = [item for item in items if not (isinstance(item, dict) and item.keys() in code)]
     if not tests:
         raise BadTest(f"found no tests, expected {_EXPECTED}")
-    shared = setup(*("\n".join(given[kind]) for kind in ("setup", "before")))
     return [_test(number, item, shared) for number, item in enumerate(tests)]
+
+
+def _code(items: list[Json], kind: str) -> str:
+    """All code of this kind among the items of a row."""
+    found = [item[kind] for item in items if isinstance(item, dict) and item.keys() == {kind}]
+    texts = [code for code in found if isinstance(code, str)]
+    if len(texts) < len(found):
+        raise BadTest(f"found a {kind} that is no text, expected {_EXPECTED}")
+    return "\n".join(texts)
 
 
 def _test(number: int, item: Json, shared: Setup) -> Test:

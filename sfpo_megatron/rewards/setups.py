@@ -46,12 +46,7 @@ def setup(code: str, before: str = "") -> Setup:
     statements = _statements(code)
     names, own_names, needs = set[str](), set[str](), set[str]()
     own: list[ast.stmt] = []
-    for statement in statements:
-        if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
-            raise BadTest(
-                f"found {ast.unparse(statement)!r} in a setup, expected names of a module"
-            )
-    modules = _imported([*statements, *_statements(before)])
+    modules = (*_imported(statements), *_imported(_statements(before), takes_all=True))
     for statement in statements:
         table = symtable(ast.unparse(statement), "<setup>", "exec")
         bound = set(_bound(table))
@@ -83,11 +78,12 @@ def _statements(code: str) -> list[ast.stmt]:
     return statements
 
 
-def _imported(statements: Iterable[ast.stmt]) -> tuple[str, ...]:
+def _imported(statements: Iterable[ast.stmt], *, takes_all: bool = False) -> tuple[str, ...]:
+    """The modules; `takes_all`: `from m import *` is no fault, as the names are the program's."""
     found = list[str]()
     for statement in statements:
         if isinstance(statement, ast.ImportFrom):
-            if statement.level:
+            if statement.level or (statement.names[0].name == "*" and not takes_all):
                 raise BadTest(
                     f"found {ast.unparse(statement)!r} in a setup, expected names of a module"
                 )
