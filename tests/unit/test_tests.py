@@ -28,6 +28,7 @@ ALLOWED = {
     # Faults, and what no machine for tests has.
     "unit/test_addresses.py _address_of": "two networks",
     "unit/test_addresses.py _towards": "two networks",
+    "unit/test_config_property.py _get_local_constants": "examples without other files' constants",
     "unit/test_docs.py _field_docstrings": "a field without a docstring",
     "unit/test_owned.py _exchange": "a file system that cannot exchange two folders",
     "unit/test_temporary.py _ELSEWHERE": "a machine without a temporary folder",
