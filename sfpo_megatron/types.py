@@ -36,7 +36,7 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the verifier needs besides (reasoning_gym: its entry)."""
     reward: RewardChoice | None = None
-    """That of its source; None: reward.function."""
+    """Reward of its source; None: reward.function."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -28,8 +28,8 @@ def extra_bytes(
     pids: Mapping[str, int],
     held: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """By name, sampled every millisecond while `call` runs. `held`: by name, what counts as held
-    before instead of what is now."""
+    """Peaks by name, sampled every millisecond while `call` runs. `held`: by name, what counts as
+    held before instead of what is now."""
     now = {name: resident_bytes(pid) for name, pid in pids.items()}
     before, peak = now | dict(held or {}), dict(now)
     done = threading.Event()

@@ -31,7 +31,7 @@ class Runs:
 
     ours: list[OurStep] = field(default_factory=list)
     trl: dict[str, list[Step]] = field(default_factory=dict)
-    """By the name of their layout."""
+    """Rows by the name of their layout."""
 
 
 def take_turns(

@@ -90,7 +90,7 @@ class Study:
                 return lrs
 
     def best_lr(self, task: str, arm: str) -> float:
-        """That of the best score over the tuning seeds."""
+        """Setting of the best score over the tuning seeds."""
         seeds = self.settings["tuning_seeds"]
         return max(
             self.lrs(task, arm),

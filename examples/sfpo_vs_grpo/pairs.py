@@ -40,7 +40,7 @@ class PairedRatio:
 
 @dataclass(kw_only=True, frozen=True, slots=True)
 class Difference:
-    """By how much the first is above the second, in the mean over pairs."""
+    """Difference by which the first is above the second, in the mean over pairs."""
 
     value: float
     t_interval: tuple[float, float]

@@ -32,7 +32,7 @@ _BUILD = (
     "NVTE_BUILD_USE_NVIDIA_WHEELS=1",  # headers of the CUDA that torch brings, no toolkit
     "NVTE_WITH_NCCL_EP=0",  # its own exchange of experts, unused: it takes internals of NCCL
 )
-"""For the build of TransformerEngine's extension (build_tools/ in its source)."""
+"""Environment of the build of TransformerEngine's extension (build_tools/ in its source)."""
 _LOADED = (
     'import torch; print("torch", torch.__version__, "for CUDA", torch.version.cuda); '
     'torch.cuda.is_available() and __import__("transformer_engine.pytorch")'
@@ -191,8 +191,9 @@ def _pip_itself() -> list[Step]:
 
 
 def _expect_compiler(what: str) -> None:
-    """On CPU only pycosat, which reasoning-gym imports, has no wheel. On GPUs TransformerEngine's
-    extension has none either, and Triton compiles its launchers in every run."""
+    """Refuse a machine without the compilers that it needs. On CPU only pycosat, which
+    reasoning-gym imports, has no wheel. On GPUs TransformerEngine's extension has none either, and
+    Triton compiles its launchers in every run."""
     if what == "cpu" and importlib.util.find_spec("pycosat"):
         return
     compilers = {"a C compiler": os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"}

@@ -23,10 +23,10 @@ class CheckpointConfig:
     async_save: bool = False
     """Write in a process beside the training; the step waits for the copy to host memory only."""
     resume: str = "auto"
-    """For the first start of a run; one that has begun (run.json) continues from its newest good
-    checkpoint in any case, unless --fresh. auto: from the newest good checkpoint of output_dir, if
-    there is one; never: begin a new run (old checkpoints are kept under another name); else a
-    directory: a checkpoint, or a folder of them. One by Megatron-LM gives the weights."""
+    """How the first start of a run begins; one that has begun (run.json) continues from its newest
+    good checkpoint in any case, unless --fresh. auto: from the newest good checkpoint of
+    output_dir, if there is one; never: begin a new run (old checkpoints are kept under another
+    name); else a directory: a checkpoint, or a folder of them. One by Megatron-LM gives weights."""
     format: Literal["native", "megatron_lm"] = "native"
     """native: step_0000050/; megatron_lm: iter_0000050/ and latest_checkpointed_iteration.txt, with
     the arguments that Megatron-LM looks for. The tensors are the same."""

@@ -33,7 +33,7 @@ class KLConfig:
     coef: float = 0.0
     """Weight of the KL term; 0: there is none, and no reference policy is kept."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """With d = log of reference / policy: -d, d^2 / 2, or exp(d) - 1 - d."""
+    """Which estimate, with d = log of reference / policy: -d, d^2 / 2, or exp(d) - 1 - d."""
     where: Literal["loss", "reward"] = "loss"
     """loss: a term of every token, of the policy as it moves; reward: the sum over a rollout's
     tokens, before the update, is taken off its reward."""
@@ -104,7 +104,7 @@ class ObjectiveConfig:
     aggregation: Literal[
         "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_norm"
     ] = "token_mean"
-    """From token losses to the loss of a minibatch. Counts are over microbatches and data-parallel
+    """How token losses become a minibatch's loss. Counts are over microbatches and data-parallel
     ranks: sum / response tokens; mean over rollouts of their token means; of their token sums; of
     their token sums / rollout.max_response_tokens (Dr.GRPO)."""
     old_logprobs: Literal["trainer", "generator"] = "trainer"

@@ -80,7 +80,7 @@ def _check_layout(shape: ModelShape, parallel: ParallelConfig) -> None:
 
 
 def _padded(rule: Rule, whole: Tensor, shape: ModelShape, tensor: int) -> Tensor:
-    """With the zero rows that make the vocabulary divisible by `tensor`."""
+    """Add the zero rows that make the vocabulary divisible by `tensor`."""
     if rule.kind != "vocab" or (missing := shape.padded_vocab_size(tensor) - whole.shape[0]) == 0:
         return whole
     padded = whole.new_zeros(whole.shape[0] + missing, *whole.shape[1:])

@@ -44,7 +44,7 @@ class Row:
     unrewarded: DataError | None = None
     """Why no response can be rewarded: the row has no reference, and is for `sft` alone."""
     reward: RewardChoice | None = None
-    """That of its source; None: reward.function."""
+    """Reward of its source; None: reward.function."""
 
     def within(self, source: str, reward: RewardChoice | None) -> Row:
         """The same row, with the name of its source in its id, and the source's reward."""

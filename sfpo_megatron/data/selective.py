@@ -80,7 +80,7 @@ class ZeroVarianceHistory:
         return draw < self.probability(prompt_id)
 
     def probability(self, prompt_id: str) -> float:
-        """With which the prompt is drawn: 1 if it is new, or its last group had variance."""
+        """Chance that the prompt is drawn: 1 if it is new, or its last group had variance."""
         streak = self._streaks.get(prompt_id, 0)
         if streak == 0:
             return 1.0

@@ -28,7 +28,7 @@ def _no_number(name: str) -> NoReturn:
 
 
 STRICT = json.JSONDecoder(parse_float=_float, parse_constant=_no_number)
-"""Without NaN and Infinity, which Python writes and other readers refuse."""
+"""Refuses NaN and Infinity, which Python writes and other readers refuse."""
 
 
 def read_strict(text: str) -> Json:

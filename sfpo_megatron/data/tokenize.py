@@ -66,8 +66,8 @@ class Tokens:
             yield self._cut(token_ids) if self._before or self._behind else token_ids
 
     def _encoded(self, texts: list[str]) -> Iterable[list[int]]:
-        """By the backend of a fast tokenizer, which need not look for offsets, if the first texts
-        have the same ids in the tokenizer's own call."""
+        """Token ids by the backend of a fast tokenizer, which need not look for offsets, if the
+        first texts have the same ids in the tokenizer's own call."""
         if self._fast is None:
             few = texts[:_COMPARED]
             own = self._called(few)  # which sets the backend's padding and truncation, too
@@ -85,7 +85,7 @@ class Tokens:
         return list(call["input_ids"])
 
     def _cut(self, token_ids: list[int]) -> list[int]:
-        """Without the end token that the tokenizer adds, and with one beginning token."""
+        """Leave out the end token that the tokenizer adds, and keep one beginning token."""
         end = len(token_ids) - len(self._behind)
         if self._behind and token_ids[end:] == self._behind:
             token_ids = token_ids[:end]

@@ -12,8 +12,8 @@ _WHEELS = ("nvidia-nccl-cu13", "nvidia-nccl-cu12")  # torch's
 
 
 def nccl_version(environ: Mapping[str, str] = os.environ) -> tuple[int, ...] | None:
-    """By the library that VLLM_NCCL_SO_PATH names, which is loaded and asked; else by the wheel
-    that torch brings. None where neither says."""
+    """NCCL's version by the library that VLLM_NCCL_SO_PATH names, which is loaded and asked; else
+    by the wheel that torch brings. None where neither says."""
     if path := environ.get(LIBRARY):
         code = ctypes.c_int()
         try:

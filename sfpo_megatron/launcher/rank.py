@@ -115,8 +115,8 @@ def _run(
 
 
 def exit_code_of(error: BaseException) -> int:
-    """That of a command which this ended: whether another start could succeed. A hub or a file
-    system that is away may be back by then."""
+    """Exit code of a command which this ended: whether another start could succeed. A hub or a
+    file system that is away may be back by then."""
     return WRONG_INPUT_EXIT_CODE if isinstance(error, WrongInput) and not may_pass(error) else 1
 
 

@@ -100,7 +100,7 @@ class _Front:
     """What the process in front knows: who ordered the end, and when."""
 
     def __init__(self, ask: Ask | None) -> None:
-        """From now on no signal interrupts this process."""
+        """Take the signals: none interrupts this process any more."""
         self._ask = ask
         self._asking = set(_ASKING) if ask else set()
         self._new: list[signal.Signals] = []

@@ -1,4 +1,4 @@
-"""From a config to a policy ready to train: process groups, model, weights, DDP, optimizer.
+"""Makes a policy ready to train of a config: process groups, model, weights, DDP, optimizer.
 
 Call order:
 

@@ -184,7 +184,7 @@ class StopWatch:
         return who or self._file.name, when
 
     def steps_begin(self) -> None:
-        """From here on there is something to save."""
+        """Note that there is something to save from here on."""
         self._has_steps = True
 
     def saved(self, seconds: float) -> None:

@@ -23,9 +23,9 @@ class Gpu:
     """Peak of dense bf16, a second."""
     hbm_bytes_per_s: float
     link_bytes_per_s: float
-    """To another GPU of the node."""
+    """Rate to another GPU of the node."""
     network_bytes_per_s: float = 50e9
-    """To a GPU of another node: 400 Gbit/s each."""
+    """Rate to a GPU of another node: 400 Gbit/s each."""
     moe_mfu: float = 0.15
     """Share of the peak that training reaches where most of the work is in small experts."""
 

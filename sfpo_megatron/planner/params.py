@@ -124,7 +124,7 @@ def _layers_of_stages(layers: int, stages: int, settings: dict[str, Any]) -> lis
 def params_of(
     shape: ModelShape, parallel: ParallelConfig, chunk: Chunk, spec: Spec = "te"
 ) -> list[Param]:
-    """In the order of the module's parameters."""
+    """Parameters of a rank's chunk, in the order of the module's own."""
     tensor = parallel.tensor
     vocabulary = shape.padded_vocab_size(tensor) // tensor * shape.hidden_size
     tied = shape.tied_embeddings

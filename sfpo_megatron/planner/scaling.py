@@ -37,7 +37,7 @@ GPU, LARGER_GPU = GPUS["h100-80gb"], GPUS["h200-141gb"]
 QUANTIZED = "671B"
 """The model that eight GPUs hold only in FP8, and only the larger ones."""
 Options = dict[tuple[str, int], Option | None]
-"""By model and number of trainer GPUs; None where no layout fits."""
+"""Layouts by model and number of trainer GPUs; None where no layout fits."""
 _WORK = Workload(mean_prompt=200, mean_response=2048, longest_response=4096)
 _OVERLAP = Path(__file__).parents[2] / "benchmarks/results/overlap.json"
 

@@ -1,4 +1,4 @@
-r"""What an answer is: a number, an expression, a list, an interval, a relation, a choice, a text.
+r"""How the text of an answer is read, as the kinds of answer_kinds.py.
 
 `readings` gives every way in which a text can be read; two answers are equal if two of their
 readings are (`equality.py`). What cannot be read as mathematics is a `Text`, which equals the same
@@ -9,71 +9,16 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from dataclasses import replace
 
 from sfpo_megatron.rewards import matrices, numbers
+from sfpo_megatron.rewards.answer_kinds import Answer, Chain, Choice, Group, Matrix, Named, Text
 from sfpo_megatron.rewards.hostile import refused
 from sfpo_megatron.rewards.notation import all_but, plain, without_ordinals
 from sfpo_megatron.rewards.quantities import GROUPED, Value, quantity, value_of
 from sfpo_megatron.rewards.splitting import balanced, split
 
 MAX_ITEMS = 100
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Text:
-    """Words, or what could not be read; space does not count, nor case where it is prose.
-    `is_set`: in \\text{}, so that its letters are no factors."""
-
-    words: str
-    cased: str = field(compare=False)
-    is_set: bool = field(default=False, compare=False)
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Group:
-    """A list without brackets (both ""), a set, a tuple, an interval, a ratio (":"), a union
-    (`opening` "u"), a difference of sets ("-")."""
-
-    items: tuple[Answer, ...]
-    opening: str = ""
-    closing: str = ""
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Chain:
-    """Sides with `=`, an inequality or an implication between them."""
-
-    sides: tuple[Answer, ...]
-    signs: tuple[str, ...]
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Named:
-    """`x = 5`, `x \\in A`: a name and what it is."""
-
-    name: str
-    value: Answer
-    sign: str = "="
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Choice:
-    """`E`, `(E)`, `E. 42`: the letter of an option, and its text if it is there."""
-
-    letter: str
-    text: str = ""
-
-
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Matrix:
-    """Rows of a matrix, or of a vector."""
-
-    rows: tuple[tuple[Answer, ...], ...]
-
-
-Answer: TypeAlias = Value | Text | Group | Chain | Named | Choice | Matrix
 
 _SEPARATOR = re.compile(
     r",?\s*(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|[,;]|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
@@ -105,9 +50,8 @@ _DATE = re.compile(
 )
 """`2024-01-05`, `5/6/2020`: no difference and no quotient."""
 _LETTERS = re.compile("(?!pi$)[A-Za-z]{2,}")
-_FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{[^{}]*\}")
+_FONTED = re.compile(r"\\(?:text[a-z]*|mathrm|mbox|operatorname)\s*\{\s*([^{}]*?)\s*\}")
 """Letters that are set as a word, and not as a product of variables."""
-_SET_VALUE = re.compile(rf"=\s*{_FONTED.pattern}[\s$]*$")
 _IN_ORDER = re.compile("[A-Z]{3,}|[A-Z](?: [A-Z]){2,}|[IVXLCDM]{2}|TF|FT")
 """An ordering, vertices, a Roman numeral, true and false: as a product any order would do."""
 _OPERATOR = re.compile(r"\\[A-Za-z]|[\^_+*/]")
@@ -150,22 +94,32 @@ def _spelled_readings(spelled: str, text: str) -> tuple[Answer, ...]:
     # In brackets `(100,200)` is a pair; outside, or beside commas with a space, 100200.
     apart = spelled.startswith(("(", "[", "{", r"\{")) and ", " not in spelled
     read = [_read(spelled if apart else joined)]
-    first = read[0]
+    set_words = frozenset(_FONTED.findall(text))
+    first = read[0] = _as_set(read[0], set_words) if set_words else read[0]
     if isinstance(first, Value) and first.unit and (product := value_of(spelled)):
         read.append(product)  # `5 m` may be five times m
     if isinstance(first, Value) and _LETTERS.fullmatch(spelled):
-        word = Text(words=spelled, cased=spelled)  # in its case: `AB` is not `ab`
-        read = [_as_set(word)] if _FONTED.fullmatch(text.strip(" $.")) else [*read, word]
-    if isinstance(first, Named) and _SET_VALUE.search(text):
-        read[0] = replace(first, value=_as_set(first.value))
+        read.append(Text(words=spelled, cased=spelled))  # in its case: `AB` is not `ab`
     choice = _choice(spelled)
     return tuple([*read, choice] if choice else read)
 
 
-def _as_set(word: Answer) -> Answer:
-    if isinstance(word, Value) and _LETTERS.fullmatch(word.letters):
-        word = Text(words=word.letters, cased=word.letters)
-    return replace(word, is_set=True) if isinstance(word, Text) else word
+def _as_set(answer: Answer, words: frozenset[str]) -> Answer:
+    """The answer with each of these words as one, wherever in it they stand."""
+    match answer:
+        case Value(letters=word) if word in words and _LETTERS.fullmatch(word):
+            return Text(words=word, cased=word, is_set=True)
+        case Text(cased=word) if word in words:
+            return replace(answer, is_set=True)
+        case Named():
+            return replace(answer, value=_as_set(answer.value, words))
+        case Group():
+            return replace(answer, items=tuple(_as_set(item, words) for item in answer.items))
+        case Matrix():
+            rows = (tuple(_as_set(item, words) for item in row) for row in answer.rows)
+            return replace(answer, rows=tuple(rows))
+        case _:
+            return answer
 
 
 def _read(text: str, depth: int = 0) -> Answer:

@@ -125,7 +125,7 @@ def phrasings(answer: str, options: Mapping[str, str]) -> Iterator[str]:
 
 
 def _without_reason(answer: str) -> str:
-    """Without what is said for it, unless that is said for another letter."""
+    """Leave out what is said for it, unless that is said for another letter."""
     reason = _REASON.search(answer)
     if reason is None:
         return answer

@@ -34,7 +34,7 @@ from sfpo_megatron.types import Json
 
 MEMORY_BYTES = 512 << 20
 CHECKS_S = 5.0
-"""For the conditions of a row, what its setup imports included, once the program has ended."""
+"""Time for the conditions of a row, what its setup imports included, once the program has ended."""
 _MOST_CHARS = 16 << 20
 """Characters of a row's tests: a process that scores writes 64 MiB to a file and no more."""
 _MOST_ASKED = 8 << 20

@@ -13,17 +13,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards import values
-from sfpo_megatron.rewards.answers import (
-    FLIPPED,
-    Answer,
-    Chain,
-    Choice,
-    Group,
-    Matrix,
-    Named,
-    Text,
-    readings,
-)
+from sfpo_megatron.rewards.answer_kinds import Answer, Chain, Choice, Group, Matrix, Named, Text
+from sfpo_megatron.rewards.answers import FLIPPED, readings
 from sfpo_megatron.rewards.expressions import Unreadable, expression
 from sfpo_megatron.rewards.quantities import Value, value_of
 from sfpo_megatron.rewards.real_sets import same_set

@@ -66,7 +66,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def _spelled(text: str) -> str:
-    """With ASCII's digits and signs, the signs at their digits and a comma between thousands."""
+    """Spell it in ASCII's digits, the signs at their digits, a comma between thousands."""
     if not text.isascii():
         text = text.translate(_MINUS)
         text = "".join(char if char.isascii() else _digit(char) for char in text)

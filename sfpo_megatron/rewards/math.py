@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 
 from sfpo_megatron.rewards import Problem
-from sfpo_megatron.rewards.answers import Answer, Group, Named, readings
+from sfpo_megatron.rewards.answer_kinds import Answer, Group, Named
+from sfpo_megatron.rewards.answers import readings
 from sfpo_megatron.rewards.boxes import boxes, last_boxed
 from sfpo_megatron.rewards.equality import equal
 from sfpo_megatron.rewards.hostile import refused

@@ -214,7 +214,7 @@ def plain(text: str) -> str:
 
 
 def _of_k(text: str) -> str:
-    """Without the domain of its integer parameter, which is called k then."""
+    """Leave out the domain of its integer parameter, which is called k then."""
     named = len(text) < _MAX_CHARS and (r"\in" in text or "integer" in text)
     found = _PARAMETER.fullmatch(text) if named else None
     if found is None or re.search(r"[<>]|\\(?:le|ge|ne)(?![A-Za-z])", rest := found["rest"]):
@@ -251,7 +251,7 @@ def all_but(text: str) -> str:
 
 
 def _unfonted(text: str) -> str:
-    """With a space in place of each font's command and of its braces, however they are nested."""
+    """Put a space in place of each font's command and of its braces, however they are nested."""
     parts: list[str] = []
     of_fonts: list[bool] = []
     start = 0
@@ -294,7 +294,7 @@ def _one(char: str) -> str:
 
 
 def _undelimited(text: str) -> str:
-    """Without the marks of mathematics or emphasis around the whole of it."""
+    """Leave out the marks of mathematics or emphasis around the whole of it."""
     changed = True
     while changed:
         changed = False
@@ -313,7 +313,7 @@ def _undelimited(text: str) -> str:
 
 
 def _unpunctuated(text: str) -> str:
-    """Without the end of the sentence that it stood in."""
+    """Leave out the end of the sentence that it stood in."""
     while text.endswith((".", ",", ";", ":", " ?", "\\")):
         text = text[:-1].rstrip()
     return text.strip("\"'") if text[:1] in "\"'" else text

@@ -123,11 +123,11 @@ def value_of(text: str) -> Value | None:
         found = expression(text)
     except Unreadable:
         return None
-    if found.is_Rational:
-        return Value(exact=Fraction(int(found.p), int(found.q)), written=_digits(text))
     letters = text.replace(" ", "")
     if not letters.isalpha():
         letters = ""
+    if found.is_Rational:  # of letters too: `ii`
+        found = Fraction(int(found.p), int(found.q))
     return Value(exact=found, written=_digits(text), letters=letters)
 
 

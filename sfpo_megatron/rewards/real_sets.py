@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sfpo_megatron.rewards.answers import Answer, Group, Named
+from sfpo_megatron.rewards.answer_kinds import Answer, Group, Named
 from sfpo_megatron.rewards.quantities import Value
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from sfpo_megatron.rewards import numbers, values
-from sfpo_megatron.rewards.answers import Answer, Named
+from sfpo_megatron.rewards.answer_kinds import Answer, Named
 from sfpo_megatron.rewards.numbers import ENOUGH_DIGITS, Number, Written
 from sfpo_megatron.rewards.quantities import Value
 

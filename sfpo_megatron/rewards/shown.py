@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 
-from sfpo_megatron.rewards.answers import Answer, Chain, Choice, Group, Matrix, Named, Text
+from sfpo_megatron.rewards.answer_kinds import Answer, Chain, Choice, Group, Matrix, Named, Text
 from sfpo_megatron.rewards.quantities import Value
 
 _MAX_CHARS = 200

@@ -73,7 +73,7 @@ class WorkerPool:
         return [worker.pid for worker in self._workers if worker is not None]
 
     def score(self, requests: Sequence[Request]) -> list[list[Outcome]]:
-        """For each request an outcome for each of its items, in their order."""
+        """Outcomes of each request, one for each of its items, in their order."""
         outcomes: list[list[Outcome]] = [[] for _ in requests]
         pending: queue.SimpleQueue[tuple[int, int, int]] = queue.SimpleQueue()
         for number, request in enumerate(requests):

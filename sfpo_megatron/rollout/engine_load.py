@@ -54,7 +54,7 @@ class LoadListener:
         self._num_requests = 0
         self._queue_s = 0.0
         self._spans: list[tuple[float, float]] = []
-        """From when to when each request ran."""
+        """Begin and end of each request."""
 
     def take(self) -> EngineLoad:
         """The load since the last call."""

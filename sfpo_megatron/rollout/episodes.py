@@ -85,9 +85,9 @@ class Generate(Protocol):
     context_tokens: int
     """Most tokens of the prompt and the episode together."""
     temperature: float
-    """That of the request, an evaluation's own; 0 is greedy."""
+    """Temperature of the request, an evaluation's own; 0 is greedy."""
     top_p: float
-    """That of the request."""
+    """Nucleus of the request."""
 
     def __call__(
         self, token_ids: Sequence[int], *, seed: int | None = None, max_tokens: int | None = None

@@ -15,7 +15,7 @@ class RolloutTimes:
     """Seconds of a request, by what took them."""
 
     generate_s: float
-    """From submit to the last token."""
+    """Time between submit and the last token."""
     reward_s: float
     """Scoring that was left to do after the last token; the rest ran meanwhile."""
 

@@ -1,4 +1,4 @@
-"""From completions to scored rollouts, beside generation: a thread and the pool's processes."""
+"""Makes scored rollouts of completions, beside generation: a thread and the pool's processes."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ def cuts_tcp() -> bool:
 
 
 def restrict(*, readable: Iterable[str], writable: Iterable[str]) -> bool:
-    """For this process and its children: files below `readable` alone may be read and run, those
-    below `writable` changed too; no TCP and no signal to others where the kernel can. Whether the
-    kernel has Landlock; OSError where it refuses."""
+    """Confine this process and its children: files below `readable` alone may be read and run,
+    those below `writable` changed too; no TCP and no signal to others where the kernel can. Returns
+    whether the kernel has Landlock; OSError where it refuses."""
     version = abi()
     if not version:
         return False

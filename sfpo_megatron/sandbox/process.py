@@ -26,7 +26,7 @@ from sfpo_megatron.sandbox.waiting import ready
 
 Reply = TypeVar("Reply", bound=Mapping[str, object])
 START_TIMEOUT_S = 120.0
-"""For the imports of a verifier (reasoning_gym: 2 to 7 s on a busy machine)."""
+"""Time that the imports of a verifier may take (reasoning_gym: 2 to 7 s on a busy machine)."""
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent.parent)
 _CHUNK_BYTES = 1 << 16
 _LAST_CHUNKS = 16  # a pipe holds one

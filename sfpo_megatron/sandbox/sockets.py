@@ -40,7 +40,8 @@ def can_refuse() -> bool:
 
 
 def refuse() -> bool:
-    """For this process and its children; whether it can be had. OSError if the kernel refuses."""
+    """Confine this process and its children; False where it cannot be had. OSError if the kernel
+    refuses."""
     if not can_refuse():
         return False
     code = _filter(*_CALLS[platform.machine()])

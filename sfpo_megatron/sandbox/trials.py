@@ -106,13 +106,14 @@ def _execute(code: str, name: str, names: dict[str, Any]) -> None:
 
 
 def _run(code: str) -> NoReturn:
-    """In the fork: as a script, which ends as Python does, with its threads, atexit and streams."""
+    """Run the code, in the fork, as a script, which ends as Python does, with its threads, atexit
+    and streams."""
     _execute(code, "program", _module("__main__").__dict__)
     raise SystemExit  # `sys.exit` may be the program's
 
 
 def _evaluate(code: str, trial: dict[str, Any], values: int) -> NoReturn:
-    """In the fork: the expressions' values, in the program as a module. Names of Python itself are
+    """Evaluate the expressions, in the fork, in the program as a module. Names of Python itself are
     Python's there, whatever the program calls so."""
     names, own = _module("program").__dict__, dict(vars(builtins))
     names.update((name, importlib.import_module(name)) for name in trial["modules"])

@@ -43,7 +43,7 @@ class Now:
     span: str = ""
     label: str = "starting"
     since: float = 0.0
-    """By the monotonic clock."""
+    """Seconds of the monotonic clock."""
     unit: str = ""
     done: int = 0
     total: int = 0

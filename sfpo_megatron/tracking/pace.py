@@ -9,7 +9,7 @@ _RECENT = 9
 
 
 class Pace:
-    """By the medians of the last steps and evaluations."""
+    """Time left, by the medians of the last steps and evaluations."""
 
     def __init__(self, num_steps: int, eval_every: int) -> None:
         """`eval_every`: steps between evaluations, of which one more comes at the end; 0: that one

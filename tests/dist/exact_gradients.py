@@ -21,7 +21,7 @@ class ExactGradients:
     """Gradients of the whole batch as one minibatch."""
 
     gradient: dict[str, Tensor]
-    """By Hugging Face name, float64."""
+    """Gradients by Hugging Face name, float64."""
     old_logprobs: Tensor  # [sum R] float32
     response_mask: Tensor  # [sum R] bool
     loss: float

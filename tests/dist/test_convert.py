@@ -91,7 +91,7 @@ def sharded(policy: Policy) -> dict[str, object]:
 
 
 def load(policy: Policy, directory: Path) -> None:
-    """By Megatron, into params that are not a number before."""
+    """Megatron reads them, into params that are not a number before."""
     from megatron.core import dist_checkpointing
 
     from sfpo_megatron.mcore.model import named_params, unwrapped

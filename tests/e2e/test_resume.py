@@ -67,7 +67,7 @@ def assert_went_on(run: Path, straight: Path) -> None:
 
 
 def train(config: Path, overrides: tuple[str, ...], run: Path) -> str:
-    """To the end."""
+    """Runs to the end."""
     variables = environment(overrides)
     return digits.train(config, *overrides, f"output_dir={run}", environment=variables)
 

@@ -44,8 +44,8 @@ def saved_rollouts(reference: Path) -> dict[str, str]:
 
 
 def submit(lab: SlurmLab, config: Path, *options: str, job: str = "train", env: str = "") -> str:
-    """By the command that users run, on both nodes with one rank each; the job's id. `env`: more
-    lines of env.sh."""
+    """Submit by the command that users run, on both nodes with one rank each; the job's id.
+    `env`: more lines of env.sh."""
     env_file = config.parent / "env.sh"
     env_file.write_text((TEMPLATES / "env.sh").read_text() + ENV + env)
     done = lab.run(

@@ -109,7 +109,7 @@ def test_a_manifest_is_of_all_files_or_is_not_written(
 
 
 def test_a_checkpoint_is_read_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a start; not at all by `check`, which takes it by its name: it may have terabytes."""
+    """A start reads it; `check`, which takes it by its name, does not: it may have terabytes."""
     make_store(tmp_path, 5)
     opened, weights, read = Path.open, tmp_path / "step_0000005/__0_0.distcp", []
 

@@ -141,7 +141,7 @@ def test_a_scale_that_moves_overflows_on_its_way(here: Path) -> None:
 
 
 def test_a_step_that_nobody_captures() -> None:
-    """By the rule itself: the setting is megatron-core 0.19's."""
+    """The rule itself refuses: the setting is megatron-core 0.19's."""
     (problem,) = loop(run_config(megatron={"optimizer": {"optimizer_cuda_graph": True}}))
     assert problem.key == "megatron.optimizer.optimizer_cuda_graph"
     assert "false: Megatron-LM's training script captures" in problem.expected

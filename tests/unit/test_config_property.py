@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from typing import Any
 import pytest
 import tiny
 from digits import VOCABULARY
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis.internal.conjecture import providers
 from made import warm_run
-from made.run_variants import variants, write_files
+from made.run_variants import run_yaml, variants, write_files
 
 from sfpo_megatron import cli
 from sfpo_megatron.config.load import dump_config, load_config
@@ -32,6 +33,8 @@ from sfpo_megatron.mcore.schedule import sft_schedule, train_schedule
 from sfpo_megatron.plugins import ADVANTAGE, REWARD, SINK
 from sfpo_megatron.run.learner import objective_of
 
+BAD_ROWS = re.compile(r"[0-9]+ bad rows \(.+\)(?:, the first [0-9]+ above)?: ")
+"""How a report of several bad rows ends."""
 MOST_CPU_S = 20
 """What a command may compute on a config before it counts as hanging."""
 ENOUGH_ROWS = 1000
@@ -77,13 +80,18 @@ def said(*command: str) -> tuple[int, str, str]:
 
 
 def is_refused(*command: str) -> bool:
-    """Whether a command refuses, in the one line of all refusals; else it succeeds."""
+    """Whether a command refuses, in the one line of all refusals, or a line for each bad row and
+    one of all; else it succeeds."""
     code, _, err = said(*command)
     if code == 0:
         return False
-    line, *more = [line for line in err.splitlines() if not line.startswith("warning: ")]
-    assert code == 2 and line.startswith("error: ") and not more, err
-    assert "found " in line and ", expected " in line and "; " in line, line
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert code == 2 and lines and lines[0].startswith("error: "), err
+    if len(lines) > 1:
+        assert "--data" in command and BAD_ROWS.match(lines.pop()), err
+        assert all(line.removeprefix("error: ").startswith("data.") for line in lines), err
+    for line in lines:
+        assert "found " in line and ", expected " in line and "; " in line, line
     return True
 
 
@@ -104,6 +112,7 @@ def build(config: RunConfig) -> None:
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(text=variants())
+@example(text=run_yaml([("data.train.0", 91)]))  # several rows are bad
 def test_check_refuses_in_a_line_or_all_can_be_built(text: str, folder: Path) -> None:
     Path("run.yaml").write_bytes(text.encode())
     if is_refused("check", "run.yaml", "--world-size", "1"):

@@ -78,7 +78,7 @@ def test_a_conversation_is_one_sequence(endpoint: Endpoint, tokenizer: Any) -> N
 
 @pytest.mark.parametrize(("template", "call_format"), [(HERMES, "hermes"), (LLAMA, "llama")])
 def test_tool_calls_go_there_and_back(endpoint: Endpoint, template: str, call_format: str) -> None:
-    """By the openai package: arguments as text; the result is told as the template tells it."""
+    """The openai package gives arguments as text; the result is told as the template tells it."""
     tokenizer = tool_tokenizer(template)
     call = CALL if call_format == "hermes" else '{"name": "add", "parameters": {"a": 1, "b": "ü"}}'
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("sfpo_megatron", "tests", "tools", "benchmarks", "examples")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
-CONTINUES = re.compile(r"(Of|As|Whose|Where|See)\b")
+CONTINUES = re.compile(r"(Of|As|Whose|Where|See|That of)\b")
 
 
 def name(path: Path) -> str:

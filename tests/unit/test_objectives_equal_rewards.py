@@ -58,7 +58,7 @@ def test_each_group_by_itself(rewards: list[float], size: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_equal_after_shaping(kind: dict[str, Any]) -> None:
-    """By the overlong penalty, where siblings are equally long, and by a KL that is the same."""
+    """The overlong penalty of siblings that are equally long, and a KL that is the same."""
     batch = ragged(0, equal_lengths=11).batch
     rewards = torch.tensor([0.1, 0.9, 1 / 3, 0.7]).repeat_interleave(GROUP_SIZE)
     config = ObjectiveConfig(

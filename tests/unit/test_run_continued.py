@@ -45,7 +45,7 @@ class Client:
 
 
 def test_evaluations_of_other_questions_are_forgotten() -> None:
-    """By a start that evaluates; one on saved rollouts keeps them for the next."""
+    """A start that evaluates drops them; one on saved rollouts keeps them for the next."""
     easy = Best("easy")
     easy.observe(3, 0.9)
     kept = Best()

@@ -146,8 +146,8 @@ def test_devices_are_counted_once(section: dict[str, Any]) -> None:
 
 
 def test_mfu_is_model_flops_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the analytic count of the planner, which tests/unit/test_planner.py holds. What the peak
-    is does not change the count, which is logged without one too."""
+    """MFU is by the planner's analytic count, which tests/unit/test_planner.py holds. What the
+    peak is does not change the count, which is logged without one too."""
     monkeypatch.setattr(speed, "forward_flops", lambda shape, length: length * 1e12)
     batch, policy = batch_of([5, 9], [0.0] * 2), policy_of("bfloat16", 4)
     found = speed.speed_metrics(run_config(), policy, batch, TIMES, peak_flops=4e14)

@@ -200,7 +200,7 @@ def test_submitted_from_inside_an_allocation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By a stand-in for sbatch that only writes down its environment and its script's name."""
+    """A stand-in for sbatch only writes down its environment and its script's name."""
     program = tmp_path / "bin" / "sbatch"
     program.parent.mkdir()
     program.write_text(f'#!/bin/bash\necho 7\n{{ env; echo "$2"; }} > {tmp_path}/seen\n')

@@ -305,7 +305,7 @@ for way in ([], ["unshare", "--user", "--map-root-user", "--mount"]):
 
 @needs_mounts
 def test_a_program_that_is_root_there_cannot_make_mounts_writable_again(tmp_path: Path) -> None:
-    """By the call, by mount, or in a namespace inside of its own."""
+    """The call fails directly, by mount, and in a namespace inside of its own."""
     file = tmp_path / "metrics"
     file.write_text("x")
     file.chmod(0o640)

@@ -358,7 +358,7 @@ def test_neighbouring_seeds_of_a_generator_share_no_problems(tmp_path: Path) -> 
 
 
 def test_worked_solutions_of_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a function of one's own; a name that is none is said with the form that it should have."""
+    """One's own function writes them; a name that is none is said with the form it should have."""
     pytest.importorskip("reasoning_gym")
     monkeypatch.chdir(tmp_path)
     Path("steps.py").write_text("def steps(entry):\n    return entry['answer'] + '!'\n")

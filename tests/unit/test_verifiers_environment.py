@@ -163,7 +163,7 @@ def test_tasks_are_rows() -> None:
 
 
 def test_a_run_takes_these_rows() -> None:
-    """By the reward that the example names, which no answer of a model satisfies."""
+    """The reward that the example names takes them; no answer of a model satisfies it."""
     source = DataSource(
         source="sfpo_megatron.data.verifiers_tasks:rows", args={"name": "numbers", "num_tasks": 2}
     )

@@ -94,7 +94,7 @@ class MainParamShards:
             yield
 
     def before_step(self, callback: Callable[[], None]) -> None:
-        """From now on call `callback` once at the start of each optimizer step that is not skipped,
+        """Call `callback` from now on once at the start of each optimizer step that is not skipped,
         before main params change."""
         for optimizer in self._optimizers[:1]:  # a ChainedOptimizer steps them in this order
             optimizer.optimizer.register_step_pre_hook(lambda *_: callback())

@@ -42,7 +42,7 @@ def _params(stepper: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _states(stepper: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """In the order of the params, for those that have state."""
+    """States in the order of the params, for those that have one."""
     return [stepper.state[param] for param in _params(stepper) if stepper.state.get(param)]
 
 

@@ -27,7 +27,7 @@ class Arm:
     runs: tuple[int, ...]
     """Their places among the runs of the report."""
     is_plain: bool
-    """Without fast passes: what SFPO is compared with."""
+    """Whether it has no fast passes: what SFPO is compared with."""
 
 
 @dataclass(kw_only=True, frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Target:
 
     accuracy: float
     is_chosen: bool
-    """By the report, not by the user."""
+    """Whether the report chose it, not the user."""
     baseline: int
     """The arm that the others are compared with."""
     seeds: tuple[Reached, ...]

@@ -297,7 +297,7 @@ def _token(text: str, logprob: float) -> JsonObject:
 
 
 def _written(message: Message) -> JsonObject:
-    """With the arguments of calls as text, as the protocol has them."""
+    """Copy of a message whose calls have their arguments as text, as the protocol has them."""
     written = {**message, "content": message["content"] or None}
     if "tool_calls" in message:
         written["tool_calls"] = [

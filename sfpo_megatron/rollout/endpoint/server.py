@@ -60,7 +60,7 @@ class Endpoint:
         self._max_request_bytes = max_request_bytes
         self._sessions: dict[str, tuple[Session, Sampling]] = {}
         self.shared_key = _new_key()
-        """For clients that cannot have a key for each session (`also`)."""
+        """Key of clients that cannot have one for each session (`also`)."""
         self.thread = LoopThread("rollout-endpoint")
         """Runs all that sessions do."""
         self.base_url: str = self.thread.call(self._start(), timeout_s=_START_S)

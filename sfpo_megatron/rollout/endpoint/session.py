@@ -41,7 +41,7 @@ class Turn:
     parent: Turn | None
     """The one that it goes on from."""
     generate: Generate
-    """That of its branch."""
+    """Generation with the limits of its branch."""
     number: int
     """How many turns its branch has up to here."""
 
@@ -85,7 +85,7 @@ class Session:
         self._templates, self._generate, self._call_format = templates, generate, call_format
         self._max_response_tokens = max_response_tokens
         self.turns: list[Turn] = []
-        """In the order in which they ended; only ever added to."""
+        """All turns in the order in which they ended; only ever added to."""
         self.unread: Episode | None = None
         """The last turn that ended, whether a client still waited for it or not."""
         self.num_branches = 1

@@ -74,7 +74,7 @@ class EndpointEnvironment(ABC):
         self._endpoint.close()
 
     async def _episode(self, prompt: Prompt, generate: Generate, seed: int) -> Episode:
-        """In the endpoint's thread."""
+        """Runs in the endpoint's thread."""
         session = Session(
             self._templates,
             generate,
