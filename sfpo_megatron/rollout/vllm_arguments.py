@@ -92,7 +92,8 @@ def sleep_arguments(config: RunConfig, is_available: bool) -> dict[str, bool]:
 
 def usage_context() -> Any:
     """The class of use whose defaults bound the requests that run at a time and the tokens of a
-    step (`get_batch_defaults` in vllm/engine/arg_utils.py), where `rollout.engine_args` names no bound.
+    step (`get_batch_defaults` in vllm/engine/arg_utils.py), where `rollout.engine_args`
+    names no bound.
 
     On a GPU those of its offline class: 1024 requests and 16384 tokens on an H100. For what an
     AsyncLLM calls itself it has none, and takes 128 and 2048 whatever the device is.
