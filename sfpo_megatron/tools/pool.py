@@ -1,7 +1,7 @@
 """Calls tools in processes of their own, with a time limit for each call.
 
 What a model asks of a tool may hang it, flood it or crash it. So a tool runs in a process
-(`worker.py`) that is killed and replaced when a call takes longer than `timeout_s` or ends it; the
+(`runner.py`) that is killed and replaced when a call takes longer than `timeout_s` or ends it; the
 model is told, and all else goes on.
 """
 
@@ -30,7 +30,7 @@ from sfpo_megatron.sandbox.process import (
 from sfpo_megatron.tools import NotBegun, ToolError
 from sfpo_megatron.tools.declared import ToolChoice
 from sfpo_megatron.tools.interpreters import Interpreters
-from sfpo_megatron.tools.worker import ToolReply
+from sfpo_megatron.tools.runner import ToolReply
 from sfpo_megatron.types import Json
 
 Worker: TypeAlias = LimitedProcess[ToolReply]
@@ -150,7 +150,7 @@ class ToolPool:
         """Only in a thread of the pool: the process ends with the thread that has started it."""
         tools = json.dumps([[choice.name, dict(choice.settings)] for choice in self._choices])
         arguments = (str(self._timeout_s), tools)
-        module = "sfpo_megatron.tools.worker"
+        module = "sfpo_megatron.tools.runner"
         try:
             worker: Worker = LimitedProcess(module, arguments, scratch=SCRATCH, output=self._output)
         except DidNotStart as error:

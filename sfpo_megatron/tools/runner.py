@@ -1,6 +1,6 @@
 """The tool process: reads calls on stdin, and writes a line with what each gave.
 
-Started by `pool.py` as `python -m sfpo_megatron.tools.worker LIFELINE_FD TIMEOUT_S TOOLS`, whose
+Started by `pool.py` as `python -m sfpo_megatron.tools.runner LIFELINE_FD TIMEOUT_S TOOLS`, whose
 last is JSON: [[name, settings], ...]. It limits itself as a scoring process does.
 
 in   {"tool": INDEX, "arguments": {...}, "cpu_s": SECONDS}
