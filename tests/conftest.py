@@ -16,7 +16,7 @@ from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any test imports torch
 
-from made.models import MODEL_JSON
+from made.models import MODEL_JSON, TOKENIZER_JSON
 
 # nohup and a shell's background jobs ignore signals, and what is ignored stays so in each process
 # that a test starts. What a handler ignores does not.
@@ -65,7 +65,7 @@ def model_dir(tmp_path: Path) -> Callable[..., Path]:
         if weights:
             write_blank(folder / "model.safetensors", config)
         if tokenizer:
-            (folder / "tokenizer.json").write_text("{}")
+            (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
         return folder
 
     return make

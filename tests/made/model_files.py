@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from made.models import TOKENIZER_JSON
 from safetensors.torch import save_file
 
 from sfpo_megatron import cli
@@ -52,10 +53,10 @@ def random_tensors(seed: int = 0, **changes: Any) -> dict[str, torch.Tensor]:
 
 
 def write_config(folder: Path, **changes: Any) -> None:
-    """config.json and an empty tokenizer; a run.yaml beside the folder."""
+    """config.json and a tokenizer of one word; a run.yaml beside the folder."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
     (folder.parent / "run.yaml").write_text(json.dumps(RUN))
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from sfpo_megatron.families.known import SUPPORTED_ARCHITECTURES
 from sfpo_megatron.families.shape import model_shape
 
+TOKENIZER_JSON = '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+"""Text of the smallest tokenizer.json."""
 MODEL_JSON: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "hidden_act": "silu",

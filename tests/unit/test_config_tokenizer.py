@@ -77,7 +77,6 @@ FITTING: dict[str, dict[str, Any]] = {
         "tokenizer.json": tokenizer_json(),
         "generation_config.json": {"eos_token_id": [0, 100], "pad_token_id": None},
     },
-    "nothing_to_read": {"tokenizer.json": {}},
 }
 
 
@@ -142,7 +141,7 @@ def test_tokens_without_a_row_are_named(problems: Callable[..., list[Problem]], 
     assert expected in problem.found and "vocab_size (101)" in problem.expected
 
 
-NOT_READ = ("nothing_to_read", "unigram", "sparse_ids")
+NOT_READ = ("unigram", "sparse_ids")
 CLOSED_UP = ("the_last_row", "added")
 """tokenizers gives their tokens other ids than the file says; what it says is what is checked."""
 
@@ -192,7 +191,9 @@ BROKEN = {
     "a_list": {"tokenizer.json": []},
     "a_list_beside": {"tokenizer_config.json": ["a"]},
     "text_ids": {"tokenizer.json": {"model": {"vocab": {"a": "0"}}}},
-    "no_ids": {"tokenizer.json": {"added_tokens": ["<a>"]}},
+    "no_ids": {"tokenizer.json": tokenizer_json() | {"added_tokens": ["<a>"]}},
+    "an_empty_object": {"tokenizer.json": {}},
+    "no_words": {"tokenizer.json": {"model": {"type": "BPE", "vocab": {}}}},
     "generation": {"generation_config.json": "version https://git-lfs.github.com/spec/v1"},
 }
 

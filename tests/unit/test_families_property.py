@@ -18,6 +18,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made.models import TOKENIZER_JSON
 from made.readings import apart, auto_config, ours, theirs
 from made.variants import configs, write_weights
 
@@ -55,7 +56,7 @@ def verdict(config: dict[str, Any], num_files: int) -> str:
         model = folder / "model"
         model.mkdir()
         (model / "config.json").write_text(json.dumps(config))
-        (model / "tokenizer.json").write_text("{}")
+        (model / "tokenizer.json").write_text(TOKENIZER_JSON)
         try:
             shape = model_shape(config)
         except UnsupportedModel as error:

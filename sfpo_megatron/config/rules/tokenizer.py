@@ -81,7 +81,7 @@ def _vocabulary(file: Path) -> tuple[dict[str, int], dict[str, int]]:
         tokens = (item[0] if isinstance(item, list) and item else item for item in vocab)
         vocab = {str(token): place for place, token in enumerate(tokens)}
     own = {k: v for k, v in vocab.items() if _is_id(v)} if isinstance(vocab, dict) else {}
-    if not isinstance(vocab, dict) or len(own) < len(vocab):
+    if not isinstance(vocab, dict) or len(own) < len(vocab) or (file.is_file() and not own):
         found = f"no vocabulary under model.vocab of {file}"
         raise ModelFilesError(found, "tokens with their ids", _FIX)
     added: dict[str, int] = {}
