@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from sfpo_megatron.config.source_files import NoLines, is_blank, lines_in, text_of
+from sfpo_megatron.config.source_files import LINES, NoLines, is_blank, lines_in, text_of
 from sfpo_megatron.config.yaml_text import shorten
 from sfpo_megatron.data.values import json_only, number_text
 from sfpo_megatron.data.written_json import read_written
@@ -72,10 +72,7 @@ def _lines(file: BufferedReader, name: str, needs_answer: bool) -> Iterator[Line
                 if not is_blank(text):
                     yield _line(text, f"{name}:{number}", number, needs_answer)
     except (NoLines, OSError, EOFError, zlib.error) as error:
-        raise NoFile(
-            f"{name}: found {error}, expected lines of JSON in UTF-8, plain or packed with gzip; "
-            "convert or unpack it"
-        ) from error
+        raise NoFile(f"{name}: found {error}, expected {LINES}; convert or unpack it") from error
 
 
 def _line(text: bytes, where: str, number: int, needs_answer: bool) -> Line | BadLine:

@@ -24,13 +24,13 @@ _NO_LINES = {
     b"version https://git-lfs": "a git-lfs pointer, not the file",
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
+    b"[": "a JSON array",
+    b"<": "a web page or XML",
 }
 """First bytes of files that have no lines of JSON in UTF-8 -> what they are."""
-
-
-_OPENED = (b"[", b"{", b"[{")
-"""First lines of JSON that is indented: each line of such a file would be a bad row."""
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+LINES = "lines of JSON in UTF-8, plain or packed with gzip"
+NO_LINES_FIX = "convert or unpack it, or name the source that reads it"
 
 
 class NoLines(ValueError):
@@ -60,18 +60,21 @@ def lines_in(file: BufferedReader) -> Iterable[bytes]:
     """The lines of a file, unpacked if it is packed with gzip, which may be a pipe. NoLines for
     what has none; OSError, EOFError or zlib.error where it cannot be read to its end."""
     head = file.peek()
+    start = head.removeprefix(BOM).lstrip()
     for first, what in _NO_LINES.items():
-        if head.startswith(first):
+        if head.startswith(first) or start.startswith(first):
             raise NoLines(what)
-    line, broken, _ = head.removeprefix(_BOM).partition(b"\n")
-    if broken and line.strip() in _OPENED:
+    line, broken, _ = start.partition(b"\n")
+    if broken and line.strip() == b"{":
         raise NoLines("one value of JSON over several lines")
+    if not broken and b"}\r{" in line:
+        raise NoLines("lines that end in a carriage return alone")
     return gzip.open(file) if head.startswith(_GZIP) else file
 
 
 def is_blank(line: bytes) -> bool:
     """Whether a line holds nothing but white space, and a byte-order mark perhaps."""
-    return not line.removeprefix(_BOM).strip()
+    return not line.removeprefix(BOM).strip()
 
 
 def text_of(line: bytes) -> str:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 
-from sfpo_megatron.config.source_files import NoLines, is_blank, lines_in, text_of
+from sfpo_megatron.config.source_files import (
+    LINES,
+    NO_LINES_FIX,
+    NoLines,
+    is_blank,
+    lines_in,
+    text_of,
+)
 from sfpo_megatron.config.tree import DataSource
 from sfpo_megatron.data.columns import SHAPE, row_of
 from sfpo_megatron.data.errors import DataError, SourceError, shorten
@@ -27,8 +34,8 @@ def rows(source: DataSource, seed: int) -> Iterator[Row | DataError]:
             raise SourceError(
                 "path",
                 found=f"{str(file)!r}, {error}",
-                expected="lines of JSON in UTF-8, plain or packed with gzip",
-                fix="convert or unpack it, or name the source that reads it",
+                expected=LINES,
+                fix=NO_LINES_FIX,
             ) from error
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(

@@ -55,6 +55,22 @@ def test_three_rows_and_four_prompts_a_step(here: Path) -> None:
     assert run_check(f"data.train=[{jsonl(4)}]", *batch, for_training=True) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'[{"prompt": "1 + 1", "answer": "2"}]', "a JSON array"),
+        (b"<html></html>\n", "a web page or XML"),
+        (b"BZh91AY", "packed with bzip2"),
+    ],
+)
+def test_a_file_that_has_no_lines_is_named(here: Path, content: bytes, what: str) -> None:
+    """Neither its one line nor the batch is what is wrong."""
+    Path("rows.jsonl").write_bytes(content)
+    error = too_few("data.train=[{source: jsonl, path: rows.jsonl}]", MATH)
+    assert (error.key, error.found) == ("data.train.0.path", f"'rows.jsonl', {what}")
+    assert error.expected == "lines of JSON in UTF-8, plain or packed with gzip"
+
+
 def test_oversampling_takes_more(here: Path) -> None:
     more = ("rollout.oversample=1.5", "rollout.drop_groups=[zero_variance]")
     batch = ("train.prompts_per_step=4", MATH, *more)

@@ -39,7 +39,10 @@ def row(value: dict[str, Any], **more: Any) -> Row | DataError:
         (b"PK\x03\x04", "a zip archive"),
         (b"PAR1", "a parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a git-lfs pointer"),
-        (json.dumps([json.loads(LINE)] * 2, indent=1).encode(), "JSON over several lines"),
+        (json.dumps([json.loads(LINE)] * 2, indent=1).encode(), "a JSON array"),
+        (b"\xef\xbb\xbf" + json.dumps([json.loads(LINE)] * 9).encode(), "a JSON array"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page"),
+        ((LINE.strip() + "\r").encode() * 9, "lines that end in a carriage return alone"),
         (b'\xef\xbb\xbf{\r\n  "data": []\r\n}\r\n', "JSON over several lines"),
     ],
 )

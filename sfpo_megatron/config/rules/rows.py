@@ -10,7 +10,16 @@ from pathlib import Path
 
 from sfpo_megatron.config.rules.parquet_footer import num_rows
 from sfpo_megatron.config.rules.problem import Problem
-from sfpo_megatron.config.source_files import ENDINGS, NoLines, files_of, is_blank, lines_in
+from sfpo_megatron.config.source_files import (
+    BOM,
+    ENDINGS,
+    LINES,
+    NO_LINES_FIX,
+    NoLines,
+    files_of,
+    is_blank,
+    lines_in,
+)
 from sfpo_megatron.config.tree import DataSource, RunConfig
 
 MANY = 10**12
@@ -23,7 +32,17 @@ def rows(config: RunConfig) -> Iterator[Problem]:
     total: int | None = 0
     for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
         for index, source in enumerate(sources):
-            found = at_most(source, needed)
+            try:
+                found = _counted(source, needed)
+            except NoLines as error:
+                yield Problem(
+                    f"data.{part}.{index}.path",
+                    str(error),
+                    LINES,
+                    NO_LINES_FIX,
+                    "error_when_training",
+                )
+                found = None
             if found == 0:
                 yield Problem(
                     f"data.{part}.{index}.path",
@@ -49,6 +68,14 @@ def rows(config: RunConfig) -> Iterator[Problem]:
 
 def at_most(source: DataSource, enough: int) -> int | None:
     """Rows of a source, counted as far as `enough`; None where only reading it can tell."""
+    try:
+        return _counted(source, enough)
+    except NoLines:
+        return None
+
+
+def _counted(source: DataSource, enough: int) -> int | None:
+    """The same; NoLines for a file that has no rows at all."""
     if source.source == "reasoning_gym":
         return source.size
     if source.source not in ENDINGS:
@@ -58,8 +85,10 @@ def at_most(source: DataSource, enough: int) -> int | None:
     for path in files:
         try:
             found = num_rows(path) if source.source == "parquet" else _lines(path, enough)
-        except (OSError, EOFError, zlib.error, NoLines):
+        except (OSError, EOFError, zlib.error):
             return None
+        except NoLines as error:
+            raise NoLines(f"{str(path)!r}, {error}") from error
         if found is None:
             return None
         count += found
@@ -70,7 +99,13 @@ def at_most(source: DataSource, enough: int) -> int | None:
     return count if source.size is None else min(count, source.size)
 
 
-def _lines(path: Path, enough: int) -> int:
+def _lines(path: Path, enough: int) -> int | None:
+    """Lines of a file, None where the first is no object: the source says what it is."""
     with path.open("rb") as file:
         filled = (line for line in lines_in(file) if not is_blank(line))
-        return sum(1 for _ in islice(filled, enough))
+        first = next(filled, None)
+        if first is None:
+            return 0
+        if not first.removeprefix(BOM).lstrip().startswith(b"{"):
+            return None
+        return 1 + sum(1 for _ in islice(filled, enough - 1))
